@@ -1,0 +1,10 @@
+"""Asks a question of `search_spaces/` and answers it: `python run_sweep.py --space sinsr_loss_ratios`."""
+
+from __future__ import annotations
+
+import sys
+
+from sweeps.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main())

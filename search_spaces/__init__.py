@@ -1,0 +1,29 @@
+"""The questions, one file each: a module that defines `SPACE`. Adding a question is adding one file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from search_spaces.space import Choice, Distribution, Float, Int, Point, SearchSpace
+
+__all__ = ["Choice", "Distribution", "Float", "Int", "Point", "SearchSpace", "load", "names"]
+
+
+def names() -> list[str]:
+    """The names of all spaces, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "space")
+
+
+def load(name: str) -> SearchSpace:
+    """The space of that name.
+
+    Raises:
+        KeyError: there is none; the message lists those there are.
+    """
+    if name not in names():
+        raise KeyError(f"there is no space {name!r}; the spaces are: {', '.join(names())}")
+    space = importlib.import_module(f"search_spaces.{name}").SPACE
+    if space.name != name:
+        raise ValueError(f"search_spaces/{name}.py defines a space named {space.name!r}; it must be {name!r}")
+    return space

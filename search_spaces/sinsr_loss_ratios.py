@@ -1,0 +1,34 @@
+"""SinSR trains with three terms in the ratio 1:1:1. Is that the ratio to train with?
+
+A reproduction at reduced scale saw the inversion term dominate the sum and tried more weight on the ground truth.
+Only ratios matter to Adam, so the distillation weight stays at 1 and the two others are searched relative to it.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Float, Point, SearchSpace
+
+
+def _ratio(label: str, inversion: float, ground_truth: float, seeds: int = 1) -> Point:
+    return Point(label, {"sinsr.inversion": inversion, "sinsr.ground_truth": ground_truth}, seeds)
+
+
+SPACE = SearchSpace(
+    name="sinsr_loss_ratios",
+    question="In which ratio should SinSR weigh its distillation, inversion and ground-truth terms?",
+    method="sinsr",
+    parameters={
+        "sinsr.inversion": Float(0.01, 10.0, log=True),
+        "sinsr.ground_truth": Float(0.1, 30.0, log=True),
+    },
+    # distillation : inversion : ground truth. How far five seeds of the baseline fall apart is the yardstick; with
+    # three, even a difference of twelve standard deviations would be called luck in a third of the cases.
+    points=(
+        _ratio("1:1:1", 1.0, 1.0, seeds=5),
+        _ratio("1:1:2", 1.0, 2.0),
+        _ratio("1:0.1:10", 0.1, 10.0),
+    ),
+    fixed={"sinsr.distillation": 1.0},
+    objective="perceptual",
+    controls=("bicubic", "autoencoder", "teacher_1", "teacher_15"),
+)

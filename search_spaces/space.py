@@ -1,0 +1,125 @@
+"""What a question is made of: parameters with their distributions, points to try first, and what to compare with.
+
+Data only. Nothing here imports torch, Ray or Optuna, so that listing the spaces takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Float:
+    """A real number in [low, high], uniform or, with `log`, uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"Float({self.low}, {self.high}, log={self.log}): needs low < high, and low > 0 with log")
+
+    def contains(self, value: Value) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number in [low, high], both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"Int({self.low}, {self.high}, log={self.log}): needs low <= high, and low > 0 with log")
+
+    def contains(self, value: Value) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("Choice(()): needs at least one value")
+
+    def contains(self, value: Value) -> bool:
+        return value in self.values
+
+
+Distribution = Float | Int | Choice
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration to try before the search proposes its own.
+
+    `seeds` runs it that many times, with the sweep's seed, the next one, and so on: how far equal configurations fall
+    apart is what every other difference is measured against.
+    """
+
+    label: str
+    values: Mapping[str, Value]
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """One question.
+
+    Attributes:
+        name: the file's name, and what `--space` takes.
+        question: one sentence, ending in a question mark.
+        method: the method every trial trains, a name of `trainables.registry`.
+        parameters: dotted setting name -> distribution. What the search varies.
+        points: tried first, in order. The first one is the baseline that every answer compares with. Points are
+            never stopped early: a comparison needs both sides at the last step.
+        objective: the metric to search by: its full name, or "perceptual" for the perceptual metric of the sweep.
+        controls: reference rows of the leaderboard, names of `trainables.controls`.
+        fixed: dotted setting name -> value that this question needs different from the preset.
+    """
+
+    name: str
+    question: str
+    method: str
+    parameters: Mapping[str, Distribution]
+    points: tuple[Point, ...]
+    objective: str
+    controls: tuple[str, ...] = ()
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise ValueError(f"space {self.name}: needs at least one point, the baseline")
+        for point in self.points:
+            if set(point.values) != set(self.parameters):
+                raise ValueError(
+                    f"space {self.name}, point {point.label!r}: gives {sorted(point.values)}, "
+                    f"but the parameters are {sorted(self.parameters)}"
+                )
+            for name, value in point.values.items():
+                if not self.parameters[name].contains(value):
+                    raise ValueError(
+                        f"space {self.name}, point {point.label!r}: {name}={value!r} lies outside {self.parameters[name]}"
+                    )
+
+    @property
+    def baseline(self) -> Point:
+        return self.points[0]
+
+    @property
+    def queue(self) -> list[tuple[Point, int]]:
+        """The points as trials, (point, seed offset): every point once, then the repeats, so that a short sweep
+        sees every point before it sees one twice."""
+        rounds = max(point.seeds for point in self.points)
+        return [(point, k) for k in range(rounds) for point in self.points if k < point.seeds]

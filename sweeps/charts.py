@@ -1,0 +1,149 @@
+"""Small charts as inline SVG: numbers in, markup out. Colours are CSS classes of the page that shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 44
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: shown when the pointer is on it.
+        points: (x, y); those that are not finite, or not positive on a logarithmic axis, are left out.
+        css: its class, which gives it colour and weight.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    css: str = "other"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point of a scatter chart. `css` as in `Line`, with "hollow" for a ring."""
+
+    name: str
+    x: float
+    y: float
+    css: str = "other"
+
+
+class _Axis:
+    """Maps values to pixels and chooses ticks; logarithmic or linear."""
+
+    def __init__(self, values: Iterable[float], pixels: tuple[float, float], log: bool) -> None:
+        self.log = log
+        scaled = [math.log10(value) if log else value for value in values] or [0.0, 1.0]
+        low, high = min(scaled), max(scaled)
+        margin = 0.06 * (high - low) or (0.5 if log else abs(low) * 0.1 or 1.0)
+        self._low, self._high = low - margin, high + margin
+        self._pixels = pixels
+
+    def __call__(self, value: float) -> float:
+        part = ((math.log10(value) if self.log else value) - self._low) / (self._high - self._low)
+        return self._pixels[0] + part * (self._pixels[1] - self._pixels[0])
+
+    def ticks(self) -> list[float]:
+        """Round values inside the axis: decades, with some between where those are few; else about five."""
+        if self.log:
+            decades = range(math.floor(self._low), math.ceil(self._high) + 1)
+            for digits in ((1,), (1, 3), (1, 2, 5)):
+                found = [digit * 10.0**exponent for exponent in decades for digit in digits]
+                found = [tick for tick in found if self._low <= math.log10(tick) <= self._high]
+                if len(found) >= 3:
+                    return found
+        step = 10.0 ** math.floor(math.log10((self._high - self._low) / 4))
+        step *= next(factor for factor in (1, 2, 5, 10) if (self._high - self._low) / (factor * step) <= 6)
+        first, last = math.ceil(self._low / step), math.floor(self._high / step)
+        linear = [index * step for index in range(first, last + 1)]
+        return [10**tick for tick in linear] if self.log else linear
+
+
+def usable_on_log_axis(values: Sequence[float]) -> bool:
+    """Whether values are positive and span enough for a logarithmic axis to show them better."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= 5
+
+
+def line_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, log_y: bool = False, y_of: Sequence[Line] = ()
+) -> str:
+    """Lines over a common linear x axis.
+
+    Args:
+        y_of: further lines that the y axis must have room for, so that charts side by side share a scale.
+    """
+    shown = [Line(line.name, _clean(line.points, log_y), line.css) for line in lines]
+    room = [point for line in y_of for point in _clean(line.points, log_y)]
+    x = _Axis([point[0] for line in shown for point in line.points], (_LEFT, WIDTH - _RIGHT), log=False)
+    ys = [point[1] for line in shown for point in line.points] + [point[1] for point in room]
+    y = _Axis(ys, (HEIGHT - _BOTTOM, _TOP), log_y)
+    marks = []
+    for line in shown:
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.points)
+        css = escape(line.css)
+        marks.append(f'<polyline class="line {css}" points="{path}"><title>{escape(line.name)}</title></polyline>')
+        for a, b in line.points[-1:]:
+            title = escape(f"{line.name}: {b:.4g} at {a:g}")
+            marks.append(
+                f'<circle class="dot {css}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"><title>{title}</title></circle>'
+            )
+    return _svg(x, y, marks, x_label, y_label)
+
+
+def scatter(dots: Sequence[Dot], x_label: str, y_label: str, guides: Sequence[tuple[str, float]] = ()) -> str:
+    """Dots over an x axis that is logarithmic where that shows more.
+
+    Args:
+        guides: (name, y) of horizontal reference lines. One far outside the dots is left out rather than
+            allowed to squeeze them.
+    """
+    dots = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
+    spread = (max(ys) - min(ys)) if ys else 0.0
+    near = [(n, v) for n, v in guides if ys and min(ys) - 0.5 * spread <= v <= max(ys) + 0.5 * spread]
+    x = _Axis(xs, (_LEFT, WIDTH - _RIGHT), usable_on_log_axis(xs))
+    y = _Axis([*ys, *(value for _, value in near)], (HEIGHT - _BOTTOM, _TOP), log=False)
+    marks = []
+    for name, value in near:
+        height = y(value)
+        ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"'
+        marks.append(f'<line class="guide" {ends}/>')
+        marks.append(f'<text class="note" x="{_LEFT + 4}" y="{height - 4:.1f}">{escape(name)}</text>')
+    for dot in dots:
+        title = escape(f"{dot.name}: {dot.y:.4g} at {dot.x:.4g}")
+        marks.append(
+            f'<circle class="dot {escape(dot.css)}" cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="5">'
+            f"<title>{title}</title></circle>"
+        )
+    return _svg(x, y, marks, x_label, y_label)
+
+
+def _clean(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)]
+
+
+def _svg(x: _Axis, y: _Axis, marks: Sequence[str], x_label: str, y_label: str) -> str:
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    parts = []
+    for tick in y.ticks():
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
+    for tick in x.ticks():
+        parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 17}">{tick:.4g}</text>')
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    parts += marks
+    middle = (_LEFT + right) / 2
+    parts.append(f'<text class="label" text-anchor="middle" x="{middle}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
+    turned = f'transform="translate(13 {(bottom + _TOP) / 2}) rotate(-90)"'
+    parts.append(f'<text class="label" text-anchor="middle" {turned}>{escape(y_label)}</text>')
+    name = escape(f"{y_label} over {x_label}")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'

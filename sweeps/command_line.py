@@ -1,0 +1,122 @@
+"""Flags in, exit status out. Heavy packages are imported only once the flags are known to make sense."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from sweeps.settings import Perceptual, SweepSettings, resolve
+from trainables.errors import InputError
+
+EPILOG = """\
+examples:
+  python run_sweep.py --space sinsr_loss_ratios
+  python run_sweep.py --space sinsr_loss_ratios --dry-run
+  python run_sweep.py --space sinsr_loss_ratios --trials 6 --max-steps 120 --objective psnr
+  python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000
+exit status: 0 done, 1 no trial finished, 2 something in the input, 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Defaults are those of `SweepSettings`."""
+    flags = argparse.ArgumentParser(
+        prog="run_sweep.py",
+        description="Answers a question about training an image-restoration model, by training it many times.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = flags.add_argument_group("what to ask")
+    what.add_argument("--space", metavar="NAME", help="the question, a file of search_spaces/")
+    what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
+    what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
+    what.add_argument("--data", default="", metavar="FOLDER", help="photographs to use instead of the preset's")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
+    what.add_argument("--seed", type=int, default=0, help="of trials and search (0)")
+    budget = flags.add_argument_group("how long to search")
+    budget.add_argument("--trials", type=int, default=0, metavar="N", help="trials in all (the preset's)")
+    budget.add_argument(
+        "--max-steps", type=int, default=0, metavar="N", help="training steps of a trial (the preset's)"
+    )
+    budget.add_argument("--objective", default="", metavar="METRIC", help="metric to search by (the space's)")
+    budget.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
+    budget.add_argument(
+        "--reduction-factor", type=float, default=3.0, metavar="R", help="ASHA keeps the best 1/R at a rung (3)"
+    )
+    where = flags.add_argument_group("where to run")
+    where.add_argument("--results", default="results", metavar="DIR", help="where runs are kept (results)")
+    where.add_argument("--store", default="", metavar="DIR", help="where prepared data is kept (RESULTS/store)")
+    where.add_argument("--workers-per-trial", type=int, default=1, metavar="N", help="processes of a trial (1)")
+    where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="N", help="CPUs of a process (1)")
+    where.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="N", help="GPUs of a process (0)")
+    where.add_argument("--max-concurrent", type=int, default=0, metavar="N", help="trials at once (as many as fit)")
+    where.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
+    run = flags.add_argument_group("runs")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop; takes no resources")
+    run.add_argument("--resume", default="", metavar="RUN", help="continue an interrupted run, given its folder")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    flags = parser().parse_args(given)
+    try:
+        if flags.list:
+            print(_listing())
+            return 0
+        if flags.resume:
+            return _resume(flags, given)
+        if not flags.space:
+            raise InputError("--space is missing; --list shows the spaces")
+        question = resolve(_settings(flags))
+        if flags.dry_run:
+            from sweeps.plan import make_plan
+
+            print(make_plan(question).text())
+            return 0
+        from sweeps.sweep import start
+
+        return start(question)
+    except InputError as error:
+        print(f"run_sweep.py: error: {error}", file=sys.stderr)
+        return InputError.exit_status
+    except KeyboardInterrupt:
+        print("interrupted before the first trial started; nothing was left half-written", file=sys.stderr)
+        return 130
+
+
+def _settings(flags: argparse.Namespace) -> SweepSettings:
+    pairs = []
+    for text in flags.set:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as training.batch_size=4")
+        pairs.append((name, value))
+    values = {name: value for name, value in vars(flags).items() if name in SweepSettings.__dataclass_fields__}
+    return SweepSettings(**{**values, "set": tuple(pairs)})
+
+
+def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
+    """A run continues with the settings it was started with; only where it runs may change."""
+    allowed = ("--resume", "--address")
+    others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
+    if others:
+        raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
+    from sweeps.sweep import resume
+
+    return resume(flags.resume, flags.address)
+
+
+def _listing() -> str:
+    import search_spaces
+    from trainables.presets import PRESETS
+
+    spaces = {name: search_spaces.load(name).question for name in search_spaces.names()}
+    width = max(map(len, [*spaces, *PRESETS]))
+    lines = ["spaces (--space):", *(f"  {name:{width}}  {question}" for name, question in spaces.items())]
+    lines += ["presets (--preset):", *(f"  {name:{width}}  {p.purpose}" for name, p in PRESETS.items())]
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""The end of a sweep: the answer in words, the leaderboard, the winner's weights, where everything lies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from sweeps.compare import Answer, answer
+from sweeps.leaderboard import format_leaderboard, to_markdown
+from sweeps.plan import Plan
+from sweeps.progress import logger
+from sweeps.tables import Row, RunTables
+from trainables.checkpoint import SETTINGS, WEIGHTS
+
+_WIDTH = 118
+
+
+def finish(plan: Plan, folder: Path) -> int:
+    """Compares what there is and writes the answer; returns the exit status."""
+    tables = RunTables(folder).load()
+    rows = tables.leaderboard
+    trials = [row for row in rows if row["kind"] == "trial"]
+    baseline = plan.question.space.baseline.label
+    baseline_ids = [row["id"] for row in trials if row["label"] == baseline]
+    unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
+    result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction) if baseline_ids else None
+    _show(plan, rows, baseline_ids, result)
+    if unfinished or len(trials) < plan.question.trials:
+        logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
+        logger.info("continue with: %s", resume_line(folder))
+        return 130
+    if result is None or result.winner_id is None:
+        logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
+        return 1
+    winner = next(row for row in rows if row["id"] == result.winner_id)
+    _keep_best(folder, winner, plan, result)
+    _write_answer(folder, plan, rows, baseline_ids, result)
+    logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
+    logger.info("tables            %s", folder / "leaderboard.csv")
+    logger.info("report            %s", folder / "report" / "index.html")
+    logger.info("tensorboard --logdir %s", folder / "trials")
+    return 0
+
+
+def resume_line(folder: Path) -> str:
+    return f"{Path(sys.executable).name} run_sweep.py --resume {folder}"
+
+
+def _show(plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer | None) -> None:
+    winner = result.winner_id if result else None
+    table = format_leaderboard(rows, plan.objective, plan.direction, baseline_ids, winner, _WIDTH)
+    for line in ["", *table.splitlines(), "", *(result.sentences if result else ()), ""]:
+        logger.info("%s", line)
+
+
+def _keep_best(folder: Path, winner: Row, plan: Plan, result: Answer) -> None:
+    """best/: the winner's averaged weights, its settings and a card; replaced as a whole."""
+    source, target = folder / winner["checkpoint"], folder / "best"
+    working = folder / ".best"
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir()
+    for name in (WEIGHTS, SETTINGS):
+        shutil.copy2(source / name, working / name)
+    (working / "README.md").write_text(_card(winner, plan, result))
+    shutil.rmtree(target, ignore_errors=True)
+    working.rename(target)
+
+
+def _card(winner: Row, plan: Plan, result: Answer) -> str:
+    config = {name.removeprefix("config/"): value for name, value in winner.items() if name.startswith("config/")}
+    metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
+    trial = plan.question.trial
+    lines = [
+        f"# {trial.method}, {winner['id']} of {plan.question.space.name}",
+        "",
+        f"- Question: {plan.question.space.question}",
+        f"- Answer: {result.verdict}",
+        f"- Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
+        f"seed {winner['seed']}; exponentially averaged weights.",
+        f"- Searched: `{json.dumps(config)}`; everything else is in `{SETTINGS}`.",
+        f"- Validation means over {trial.pairs.validation_pairs} images: `{json.dumps(metrics)}`.",
+        f"- Starts from teacher `{trial.teacher.weights}`, works in the latents of autoencoder "
+        f"`{trial.autoencoder.weights}`; their licences apply.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_answer(folder: Path, plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer) -> None:
+    report = folder / "report"
+    report.mkdir(exist_ok=True)
+    table = to_markdown(rows, plan.objective, plan.direction, baseline_ids, result.winner_id)
+    text = "\n\n".join([f"# {plan.question.space.question}", "\n".join(result.sentences), table])
+    (report / "answer.md").write_text(text + "\n")

@@ -1,0 +1,217 @@
+"""The leaderboard as text: for a terminal or a log file, and as Markdown for documents.
+
+Finished trials and controls stand together, the best first; trials that ASHA stopped, that were interrupted
+or still run stand below them, since a value after fewer steps is not in the same race; failed trials end it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeps import wording
+from sweeps.wording import Row
+
+_UNFINISHED = ("running", "interrupted", "stopped", "failed")
+_MAX_LABEL = 22
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the leaderboard: its text, and whether it is a number (set flush right)."""
+
+    text: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard as cells, for whoever renders it.
+
+    Attributes:
+        header: column titles; metrics carry an arrow to the better side.
+        lines: one a row.
+        ids: whose row it is.
+        hidden: how many columns did not fit into the width asked for.
+    """
+
+    header: list[Cell]
+    lines: list[list[Cell]]
+    ids: list[str]
+    hidden: int = 0
+
+
+def board(
+    rows: Sequence[Row],
+    metric: str,
+    direction: str | None = None,
+    baseline_ids: Sequence[str] = (),
+    winner_id: str | None = None,
+) -> Board:
+    """Lay out the leaderboard: rank, id, label, status, steps, the objective, what varied, the other metrics.
+
+    The difference to the baseline is given for controls and for trials with as many steps as the baseline.
+
+    Args:
+        rows: rows of leaderboard.parquet.
+        metric: the objective.
+        direction: "max" or "min"; by default what the metric is known for.
+        baseline_ids: trials whose mean the objective's difference column refers to.
+        winner_id: the row to mark with a star.
+    """
+    larger = wording.is_larger_better(metric, direction)
+    varied = wording.varied_settings(rows)
+    others = [name for name in _metric_names(rows) if name != metric]
+    baseline = [row for row in rows if row["id"] in baseline_ids]
+    reference = _mean([row.get(metric) for row in baseline])
+    lengths = {row.get("steps") for row in baseline}
+
+    def cells(row: Row, mark: str) -> dict[str, Cell]:
+        """The row's cells by column title."""
+        control, value = row.get("kind") == "control", _number(row.get(metric))
+        found = {
+            "": Cell(mark, True),
+            "id": Cell(str(row["id"])),
+            "label": Cell(_clip(row.get("label") or "", _MAX_LABEL)),
+            "status": Cell(str(row.get("status", ""))),
+            "steps": Cell("" if control else str(row.get("steps", "")), True),
+            _titled(metric, larger): Cell(wording.metric_text(metric, value), True),
+        }
+        if reference is not None:
+            comparable = value is not None and (control or row.get("steps") in lengths)
+            delta = value - reference if value is not None and comparable else None
+            found["Δ baseline"] = Cell("" if delta is None else wording.metric_text(metric, delta, True), True)
+        settings = wording.settings_of(row)
+        for name, title in wording.short_names(varied).items():
+            title = wording.CONFIG + name if title in found else title  # a hyperparameter named "steps"
+            found[title] = Cell(wording.setting_text(settings.get(name)), True)
+        for name in others:
+            found[_titled(name)] = Cell(wording.metric_text(name, _number(row.get(name))), True)
+        if not any(row.get("label") for row in rows):
+            del found["label"]
+        return found
+
+    ranked = sorted(rows, key=lambda row: _place(row, metric, larger))
+    lines, rank = [], 0
+    for row in ranked:
+        done = row.get("status") == "finished" and _number(row.get(metric)) is not None
+        rank += done
+        place = str(rank) if done else "·" if row.get("kind") == "control" else ""
+        lines.append(list(cells(row, ("★" if row["id"] == winner_id else "") + place).values()))
+    header = [Cell(title, cell.number) for title, cell in cells({"id": ""}, "").items()]
+    return Board(header, lines, [str(row["id"]) for row in ranked])
+
+
+def format_leaderboard(
+    rows: Sequence[Row],
+    metric: str,
+    direction: str | None = None,
+    baseline_ids: Sequence[str] = (),
+    winner_id: str | None = None,
+    width: int = 110,
+) -> str:
+    """The leaderboard as a table of fixed width, without colours, so that a log file reads the same.
+
+    Columns that do not fit into `width` characters are left out from the right, and a last line says so.
+    Arguments are those of `board`.
+    """
+    table = _fitted(board(rows, metric, direction, baseline_ids, winner_id), width)
+    widths = _widths(table)
+    lines = [_line(table.header, widths), "  ".join("-" * size for size in widths)]
+    lines += [_line(cells, widths) for cells in table.lines]
+    notes = []
+    if winner_id in table.ids:
+        notes.append("★ winner")
+    if any(row.get("kind") == "control" for row in rows):
+        notes.append("· control, not trained here")
+    if baseline_ids:
+        notes.append("Δ against the mean of " + ", ".join(baseline_ids))
+    if table.hidden:
+        notes.append(f"{wording.count_text(table.hidden, 'more column')} in leaderboard.csv")
+    lines += textwrap.wrap("; ".join(notes), width)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def to_markdown(
+    rows: Sequence[Row],
+    metric: str,
+    direction: str | None = None,
+    baseline_ids: Sequence[str] = (),
+    winner_id: str | None = None,
+) -> str:
+    """The leaderboard as a Markdown table, the winner in bold. Arguments are those of `board`."""
+    table = board(rows, metric, direction, baseline_ids, winner_id)
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(texts) + " |"
+
+    def escaped(text: str) -> str:
+        return re.sub(r"([\\|*_`<\[])", r"\\\1", text)
+
+    lines = [line([escaped(cell.text) for cell in table.header])]
+    lines.append(line(["---:" if cell.number else "---" for cell in table.header]))
+    for name, cells in zip(table.ids, table.lines, strict=True):
+        texts = [escaped(cell.text) for cell in cells]
+        lines.append(line([f"**{text}**" if text and name == winner_id else text for text in texts]))
+    return "\n".join(lines)
+
+
+def _place(row: Row, metric: str, larger: bool) -> tuple[int, float, float]:
+    """Sort key: finished trials and controls by value; then the others, the farthest first."""
+    value = _number(row.get(metric))
+    loss = math.inf if value is None else -value if larger else value
+    status = row.get("status", "")
+    if status not in _UNFINISHED:
+        return 0, 0.0, loss
+    return (2 if status == "failed" else 1), -float(row.get("steps") or 0), loss
+
+
+def _metric_names(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the rows: known ones in their usual order, then others by name."""
+    present = {name for row in rows for name in row if name.startswith("val/") and row[name] is not None}
+    usual = [name for name in wording.METRICS if name in present]
+    return usual + sorted(present - set(usual))
+
+
+def _titled(metric: str, larger: bool | None = None) -> str:
+    if larger is None and metric in wording.METRICS:
+        larger = wording.is_larger_better(metric)
+    return wording.metric_title(metric) + ("" if larger is None else " ↑" if larger else " ↓")
+
+
+def _number(value: object) -> float | None:
+    return None if not isinstance(value, float | int) or math.isnan(value) else float(value)
+
+
+def _mean(values: Sequence[object]) -> float | None:
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _clip(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def _widths(table: Board) -> list[int]:
+    columns = zip(table.header, *table.lines, strict=True)
+    return [max(len(cell.text) for cell in column) for column in columns]
+
+
+def _fitted(table: Board, width: int) -> Board:
+    sizes = _widths(table)
+    count = len(sizes)
+    while count > 5 and sum(sizes[:count]) + 2 * (count - 1) > width:
+        count -= 1
+    lines = [cells[:count] for cells in table.lines]
+    return Board(table.header[:count], lines, table.ids, hidden=len(sizes) - count)
+
+
+def _line(cells: Sequence[Cell], widths: Sequence[int]) -> str:
+    padded = (
+        cell.text.rjust(size) if cell.number else cell.text.ljust(size)
+        for cell, size in zip(cells, widths, strict=True)
+    )
+    return "  ".join(padded)

@@ -1,0 +1,133 @@
+"""What a person sees while a sweep runs, on the terminal and in sweep.log."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.wording import metric_text
+
+logger = logging.getLogger("sweep")
+
+_SUMMARY_EVERY = 15.0
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Sends the sweep's lines to the terminal and appends them to a file; returns the file's handler."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+    if not logger.handlers:
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(form)
+        logger.addHandler(terminal)
+    file = logging.FileHandler(path)
+    file.setFormatter(form)
+    logger.addHandler(file)
+    return file
+
+
+@dataclass
+class _Trial:
+    name: str
+    given: bool
+    step: int = 0
+    first_step: int = 0
+    status: str = "running"
+    started: float = 0.0
+    last: float = 0.0
+
+
+class Progress:
+    """Follows the trials of one sweep and says what is left.
+
+    The estimate takes the steps a second of the last reports, and for trials that have not started the mean length of
+    those proposed ones that have ended; until one has, their full length, so that it errs on the long side.
+
+    Args:
+        concurrent: trials at once. given: how many of the trials are points of the space, which run to the end.
+    """
+
+    def __init__(self, trials: int, given: int, max_steps: int, concurrent: int, shown: tuple[str, ...]) -> None:
+        self.trials, self.given, self.max_steps = trials, given, max_steps
+        self.concurrent, self.shown = max(1, concurrent), shown
+        self._trials: dict[str, _Trial] = {}
+        self._rates: list[float] = []
+        self._last_summary = 0.0
+
+    def started(self, id: str, name: str, given: bool, step: int = 0) -> None:
+        known = self._trials.get(id)
+        now = time.monotonic()
+        self._trials[id] = _Trial(name, given, step, step, "running", now, now)
+        logger.info("%s %s %s", id, "starts" if known is None and not step else f"continues at step {step}", name)
+
+    def reported(self, id: str, step: int, metrics: Mapping[str, float]) -> None:
+        trial, now = self._trials[id], time.monotonic()
+        if step > trial.step:
+            self._rates = [*self._rates[-19:], (now - trial.last) / (step - trial.step)]
+        trial.step, trial.last = step, now
+        values = "  ".join(f"{name.removeprefix('val/')} {metric_text(name, metrics[name])}" for name in self.shown)
+        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, trial.name)
+        self.summary()
+
+    def ended(self, id: str, status: str, why: str = "") -> None:
+        trial = self._trials.setdefault(id, _Trial(id, False))
+        trial.status = status
+        logger.info("%s %s at step %d%s", id, status, trial.step, f": {why}" if why else "")
+        self.summary(force=True)
+
+    def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
+        """A trial that ended in an earlier run of the driver."""
+        self._trials[id] = _Trial(name, given, step, step, status)
+
+    def summary(self, force: bool = False) -> None:
+        """One line about the whole sweep, at most every quarter of a minute unless forced."""
+        now = time.monotonic()
+        if not force and now - self._last_summary < _SUMMARY_EVERY:
+            return
+        self._last_summary = now
+        counts: dict[str, int] = defaultdict(int)
+        for trial in self._trials.values():
+            counts[trial.status] += 1
+        running = ", ".join(f"{i} {t.step}/{self.max_steps}" for i, t in self._trials.items() if t.status == "running")
+        parts = [
+            f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
+            f"{counts['stopped']} of them stopped early by ASHA",
+            *([f"{counts['failed']} failed"] if counts["failed"] else []),
+            f"running: {running or 'none'}",
+        ]
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"about {duration(left)} left")
+        logger.info("%s", "; ".join(parts))
+
+    def seconds_left(self) -> float | None:
+        """The estimate; None before the first report."""
+        if not self._rates:
+            return None
+        running = [trial for trial in self._trials.values() if trial.status == "running"]
+        ended = [
+            trial for trial in self._trials.values() if trial.status in ("finished", "stopped") and not trial.given
+        ]
+        expected = statistics.fmean(trial.step for trial in ended) if ended else float(self.max_steps)
+        given_left = max(0, self.given - sum(trial.given for trial in self._trials.values()))
+        proposed_left = max(0, self.trials - len(self._trials) - given_left)
+        steps = given_left * self.max_steps + proposed_left * expected
+        for trial in running:
+            steps += max(self.max_steps - trial.step if trial.given else expected - trial.step, 0)
+        longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
+        # Rates are per process while all run: the last trial alone is not faster for having the machine to itself.
+        return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

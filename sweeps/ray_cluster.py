@@ -1,0 +1,94 @@
+"""Where a sweep runs: a Ray of its own on this machine, or a cluster that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from sweeps.settings import SweepSettings
+from trainables.errors import InputError
+from trainables.launch import Workers
+
+_ENVIRONMENT = {
+    # Train's controller looks for reports this often; its default of 2 s would be the length of a small step.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # The recorder writes tables and TensorBoard; Tune's own loggers would write a second, different set.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that failed reports why instead of a metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # How much a killed driver forgets: trials go on from the checkpoints it knew of.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store stays all but empty
+_NOT_SENT = [".venv", ".git", "results", "store", "tests", "docs", "**/__pycache__"]
+
+
+def workers(settings: SweepSettings) -> Workers:
+    return Workers(settings.workers_per_trial, settings.cpus_per_worker, settings.gpus_per_worker)
+
+
+@contextmanager
+def connected(settings: SweepSettings) -> Iterator[int]:
+    """A Ray to run on, let go of in the end; yields how many trials run at once.
+
+    Raises:
+        InputError: no cluster at the address, or one that cannot hold a single trial, with the numbers.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    root = Path(__file__).parent.parent
+    groups = settings.workers_per_trial > 1
+    try:
+        if settings.address:
+            ray.init(
+                address=settings.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"working_dir": str(root), "excludes": _NOT_SENT, "env_vars": _ENVIRONMENT},
+            )
+        else:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                # Train frees the resources of a stopped worker group through the dashboard's state API.
+                include_dashboard=groups,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except ConnectionError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
+    try:
+        # Tune tells of placement and of interrupts in its own words; the recorder does it in ours.
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield _trials_at_once(settings)
+    finally:
+        ray.shutdown()
+
+
+def _trials_at_once(settings: SweepSettings) -> int:
+    """How many trials the nodes hold, one node at a time for one worker, all together for groups."""
+    each = workers(settings).each
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = [min(int(node.get(name, 0) // amount) for name, amount in each.items()) for node in nodes]
+    fits = sum(slots) // settings.workers_per_trial
+    if fits < 1:
+        have = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}s" for name in each)
+        need = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
+        raise InputError(
+            f"--workers-per-trial {settings.workers_per_trial}: workers of {need} each do not fit; "
+            f"the {len(nodes)} nodes have {have} together"
+        )
+    return min(fits, settings.max_concurrent or fits)

@@ -1,0 +1,192 @@
+"""Writes down what trials do as they do it: tables, TensorBoard, the terminal. A Tune callback, on the driver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from ray.tune import Callback
+
+from search_spaces import Distribution
+from sweeps.progress import Progress
+from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
+from sweeps.tables import RunTables
+from sweeps.tensorboard import TensorBoardTrials
+from sweeps.wording import setting_text
+from trainables.checkpoint import GRID, PER_IMAGE
+from trainables.launch import CHECKPOINT_PATH, FAILED, LOSSES
+
+TABLED = ("val/", "loss/", "weighted/", "train/")
+
+
+@dataclass(frozen=True)
+class RecorderSettings:
+    """What the recorder of a run needs to know; plain, so that Tune can keep it with the run.
+
+    Attributes:
+        folder: the run's. metrics: all of them, the objective first. seed: of the sweep.
+        shown: metrics of a line on the terminal.
+    """
+
+    folder: str
+    metrics: tuple[str, ...]
+    parameters: Mapping[str, Distribution]
+    max_steps: int
+    trials: int
+    given: int
+    concurrent: int
+    seed: int
+    shown: tuple[str, ...]
+
+
+class Recorder(Callback):
+    """Keeps a run's files up to date. Tune pickles its callbacks with the run; what is open stays behind, and a
+    resumed driver opens the files anew."""
+
+    def __init__(self, settings: RecorderSettings) -> None:
+        self.settings = settings
+        self._ready = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "_ready": False}
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Opens the run's files, with what is in them; once."""
+        if self._ready:
+            return
+        settings = self.settings
+        self.tables = RunTables(settings.folder).load()
+        self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
+        self.progress = Progress(
+            settings.trials, settings.given, settings.max_steps, settings.concurrent, settings.shown
+        )
+        for row in self.tables.leaderboard:
+            if row["kind"] == "trial" and row["status"] not in ("running", "interrupted"):
+                self.progress.known(row["id"], row["label"], bool(row["label"]), row["steps"], row["status"])
+        self._ready = True
+
+    def control(
+        self, name: str, means: Mapping[str, float], per_image: Sequence[Mapping[str, Any]], grid: np.ndarray
+    ) -> None:
+        """A reference row."""
+        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
+        self.tables.add_per_image([{"id": name, "step": 0, **row} for row in per_image])
+        self.board.images(name, 0, "restored", grid)
+        self.board.hparams(name, {}, means, "control", step=0)
+        self.tables.flush(force=True)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        config, id = trial.config, trial.config[ID]
+        known = next((row for row in self.tables.leaderboard if row["id"] == id), None)
+        step = self._checkpoint_step(trial)
+        parameters = config[PARAMETERS]
+        self.tables.upsert_trial(
+            {
+                "id": id,
+                "kind": "trial",
+                "status": "running",
+                "label": config[LABEL],
+                "seed": self.settings.seed + config[SEED],
+                **{f"config/{name}": value for name, value in parameters.items()},
+            }
+        )
+        if known is not None:
+            self.board.restart(id, step)
+        self.board.hparams(id, self._hparams(config), {}, "running")
+        name = config[LABEL] or ", ".join(f"{k.split('.')[-1]} {setting_text(v)}" for k, v in parameters.items())
+        if config[SEED]:
+            name += f", seed {self.settings.seed + config[SEED]}"
+        self.progress.started(id, name, config[GIVEN], step)
+        self.tables.flush()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        id = trial.config[ID]
+        if FAILED in result:
+            return
+        values = {name: value for name, value in result.items() if name.startswith(TABLED)}
+        self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": result["time_total_s"], **values})
+        reports = [row for row in self.tables.history if row["id"] == id]
+        self.tables.upsert_trial(
+            {
+                "id": id,
+                "steps": result["step"],
+                "wall_seconds": result["time_total_s"],
+                "step_seconds": result["train/step_seconds"],
+                "busy_seconds": math.fsum(row["train/busy_seconds"] for row in reports),
+                **{name: value for name, value in values.items() if name.startswith("val/")},
+            }
+        )
+        self.board.losses(id, [(step, row) for step, row in result[LOSSES]])
+        scalars = {name: value for name, value in values.items() if name.startswith(("val/", "train/"))}
+        self.board.report(id, result["step"], scalars)
+        if CHECKPOINT_PATH in result:
+            self._look_into(id, Path(result[CHECKPOINT_PATH]), result["step"])
+        self.progress.reported(id, result["step"], values)
+        self.tables.flush()
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        with checkpoint.as_directory() as folder:
+            self._look_into(trial.config[ID], Path(folder))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        if FAILED in result:
+            self._end(trial, "failed", result[FAILED])
+        else:
+            self._end(trial, "finished" if result.get("step", 0) >= self.settings.max_steps else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "failed", _reason(trial))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            if not trial.is_finished() and ID in trial.config:
+                self._end(trial, "interrupted")
+        self.board.close()
+        self.tables.flush(force=True)
+
+    def _end(self, trial: Any, status: str, why: str = "") -> None:
+        id = trial.config[ID]
+        self.tables.upsert_trial({"id": id, "status": status, "error": why})
+        row = next(row for row in self.tables.leaderboard if row["id"] == id)
+        metrics = {name: row[name] for name in self.settings.metrics if row.get(name) is not None}
+        self.board.hparams(id, self._hparams(trial.config), metrics, status)
+        self.tables.flush(force=True)
+        self.progress.ended(id, status, why)
+
+    def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config[PARAMETERS], "seed": self.settings.seed + config[SEED]}
+
+    def _look_into(self, id: str, folder: Path, step: int | None = None) -> None:
+        """Takes the per-image metrics and the picture out of a checkpoint."""
+        rows = pq.read_table(folder / PER_IMAGE).to_pylist()
+        self.tables.add_per_image([{"id": id, **row} for row in rows])
+        step = rows[0]["step"] if step is None else step
+        self.board.images(id, step, "input | output | target", np.asarray(Image.open(folder / GRID)))
+        relative = folder.relative_to(self.settings.folder) if folder.is_relative_to(self.settings.folder) else folder
+        self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
+
+    def _checkpoint_step(self, trial: Any) -> int:
+        """The step a trial goes on from."""
+        if trial.checkpoint is None:
+            return 0
+        with trial.checkpoint.as_directory() as folder:
+            return int(pq.read_table(Path(folder) / PER_IMAGE, columns=["step"])["step"][0].as_py())
+
+
+def _reason(trial: Any) -> str:
+    """The last line of what a trial's process raised."""
+    error = trial.get_error() if hasattr(trial, "get_error") else None
+    lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "its process ended without a word"

@@ -1,0 +1,109 @@
+"""Who proposes trials and who stops them: Optuna's TPE and ASHA, through Ray Tune."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from search_spaces import Choice, Distribution, Float, SearchSpace
+from trainables.launch import FAILED
+
+PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
+"""Keys of a trial's Tune config: dotted name -> value; "t000"; the point's label; seed offset; a point of the space."""
+
+
+def optuna_distribution(distribution: Distribution) -> BaseDistribution:
+    """A space's distribution in Optuna's terms."""
+    if isinstance(distribution, Choice):
+        return CategoricalDistribution(distribution.values)
+    if isinstance(distribution, Float):
+        return FloatDistribution(distribution.low, distribution.high, log=distribution.log)
+    return IntDistribution(distribution.low, distribution.high, log=distribution.log)
+
+
+class SweepSearch(OptunaSearch):
+    """Optuna under Tune: the space's points first, in the order of its queue, then TPE.
+
+    A trial that was stopped early is told to Optuna as pruned, with the values it reported: its last value is that
+    of a short training and must not compete with those of whole ones.
+
+    Args:
+        journal: Optuna's storage file; optuna-dashboard opens it while the sweep runs.
+        max_steps: at which a trial is whole.
+    """
+
+    def __init__(
+        self, space: SearchSpace, metric: str, mode: str, seed: int, trials: int, max_steps: int, journal: Path
+    ) -> None:
+        self._queue = [(point.label, offset, dict(point.values)) for point, offset in space.queue[:trials]]
+        self._max_steps = max_steps
+        with warnings.catch_warnings():
+            # Multivariate sampling and the constant liar are marked experimental: their interface may change.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=len(self._queue), multivariate=True, constant_liar=True
+            )
+        super().__init__(
+            space={name: optuna_distribution(d) for name, d in space.parameters.items()},
+            metric=metric,
+            mode=mode,
+            points_to_evaluate=[values for _, _, values in self._queue],
+            sampler=sampler,
+            study_name=space.name,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's Tune config; see the keys above."""
+        number = len(self._ot_trials)
+        parameters = super().suggest(trial_id)
+        if parameters is None:
+            return None
+        label, offset, _ = self._queue[number] if number < len(self._queue) else ("", 0, {})
+        return {
+            PARAMETERS: parameters,
+            ID: f"t{number:03d}",
+            LABEL: label,
+            SEED: offset,
+            GIVEN: number < len(self._queue),
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self.metric in result and trial_id not in self._completed_trials:
+            self._ot_trials[trial_id].report(result[self.metric], result["step"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        failed = error or (result is not None and FAILED in result)
+        whole = result is not None and result.get("step", 0) >= self._max_steps
+        super().on_trial_complete(trial_id, result if whole and not failed else None, error=failed)
+
+
+class SweepScheduler(ASHAScheduler):
+    """ASHA on rungs measured in training steps. The points that a space gives are recorded at its rungs but never
+    stopped: a comparison needs both sides at the last step."""
+
+    def __init__(self, metric: str, mode: str, max_steps: int, first_rung: int, reduction_factor: float) -> None:
+        super().__init__(
+            time_attr="step",
+            metric=metric,
+            mode=mode,
+            max_t=max_steps,
+            grace_period=min(first_rung, max_steps),
+            reduction_factor=reduction_factor,
+        )
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and trial.config[GIVEN] and result["step"] < self._max_t:
+            self._num_stopped -= 1
+            return str(TrialScheduler.CONTINUE)
+        return decision

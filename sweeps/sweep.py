@@ -1,0 +1,212 @@
+"""A sweep from its settings to its answer: plan, prepare, measure the controls, train the trials, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from sweeps import finish
+from sweeps.plan import Plan, make_plan
+from sweeps.progress import duration, log_to, logger
+from sweeps.ray_cluster import connected, workers
+from sweeps.recorder import Recorder, RecorderSettings
+from sweeps.run_folder import LOG, RunFolder, create_run, open_run
+from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.settings import Question, resolve
+from trainables.controls import measure_controls
+from trainables.data.prepare import Prepared, prepare
+from trainables.data.store import Store
+from trainables.launch import Job, launch, trial_resources
+from trainables.registry import method_class
+from trainables.settings import override
+from trainables.weights import load_autoencoder, load_teacher
+
+MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
+
+
+def start(question: Question) -> int:
+    """Runs a new sweep; returns the exit status."""
+    plan = make_plan(question)
+    check(plan)
+    with connected(question.settings) as concurrent:
+        stores = {f"{stage.split} {stage.name}": stage.path.name for stage in plan.stages}
+        folder = create_run(question, plan.metrics, plan.objective, stores)
+        try:
+            return _run(plan, folder, concurrent)
+        finally:
+            folder.close()
+
+
+def resume(run: str, address: str = "") -> int:
+    """Continues an interrupted run from its last checkpoints; returns the exit status."""
+    folder, settings, record = open_run(Path(run).expanduser())
+    try:
+        question = resolve(override(settings, {"address": address}) if address else settings)
+        plan = make_plan(question, tuple(record["metrics"]))
+        check(plan)
+        with connected(question.settings) as concurrent:
+            return _run(plan, folder, concurrent)
+    finally:
+        folder.close()
+
+
+def check(plan: Plan) -> None:
+    """Refuses what would only come out once resources are taken: damaged stores, foreign weights, too small a machine.
+
+    Raises:
+        InputError: naming the thing.
+    """
+    trial = plan.question.trial
+    load_autoencoder(trial.autoencoder.weights)
+    load_teacher(trial.teacher.weights, trial.network)
+    for stage in plan.stages:
+        if stage.exists:
+            Store(stage.path, verify=trial.data.verify)
+    if not plan.question.settings.address:
+        plan.check_machine()
+
+
+def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
+    started = time.monotonic()
+    file = log_to(folder.path / LOG)
+    try:
+        for line in plan.text().splitlines():
+            logger.info("%s", line)
+        logger.info("%-10s %s", "results", folder.path)
+        recorder = Recorder(_recorder_settings(plan, folder, concurrent))
+        recorder.open()
+        prepared = _prepare(plan)
+        _measure_controls(plan, prepared, recorder)
+        _tune(plan, folder, concurrent, recorder)
+        status = finish.finish(plan, folder.path)
+        logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
+        return status
+    except KeyboardInterrupt:
+        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
+        return 130
+    finally:
+        logger.removeHandler(file)
+        file.close()
+
+
+def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> RecorderSettings:
+    question = plan.question
+    return RecorderSettings(
+        folder=str(folder.path.resolve()),
+        metrics=(plan.objective, *(name for name in plan.metrics if name != plan.objective)),
+        parameters=dict(question.space.parameters),
+        max_steps=question.trial.training.max_steps,
+        trials=question.trials,
+        given=len(question.space.queue[: question.trials]),
+        concurrent=min(concurrent, question.trials),
+        seed=question.trial.training.seed,
+        shown=tuple(dict.fromkeys((plan.objective, "val/psnr"))),
+    )
+
+
+def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
+    """Runs preparatory work here, or where the GPUs are: in a task with a worker's share of the cluster."""
+    each = workers(plan.question.settings)
+    if not plan.question.settings.address and not each.gpus:
+        return work("cpu")
+    device = "cuda" if each.gpus else "cpu"
+    task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus)(work)
+    return ray.get(task.remote(device))
+
+
+def _prepare(plan: Plan) -> Prepared:
+    """The stores, made or found made."""
+    trial, store = plan.question.trial, plan.store.resolve()
+    columns = method_class(trial.method).columns(trial)
+    missing = [stage for stage in plan.stages if not stage.exists]
+    logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(plan.stages)} parts to be made")
+    last = [0.0]
+
+    def progress(stage: str, done: int, rows: int) -> None:
+        if done == rows or time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            logger.info("prepare    %s: %d of %d", stage, done, rows)
+
+    return _somewhere(plan, lambda device: prepare(trial, store, columns, device, progress))
+
+
+def _measure_controls(plan: Plan, prepared: Prepared, recorder: Recorder) -> None:
+    question, metrics = plan.question, plan.metrics
+    known = {row["id"] for row in recorder.tables.leaderboard}
+    names = [name for name in question.space.controls if name not in known]
+    if not names:
+        return
+    measured = _somewhere(plan, lambda device: measure_controls(names, question.trial, prepared, metrics, device))
+    for name, result in measured.items():
+        images = [
+            {"image": image, **{metric: float(values[k]) for metric, values in result.per_image.items()}}
+            for k, image in enumerate(result.images)
+        ]
+        recorder.control(name, result.means, images, result.grid)
+        shown = "  ".join(f"{m.removeprefix('val/')} {result.means[m]:.4g}" for m in recorder.settings.shown)
+        logger.info("control    %-12s %s", name, shown)
+
+
+def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) -> None:
+    """All trials that are not done yet; returns when they are, or when interrupted."""
+    question, training = plan.question, plan.question.trial.training
+    trainable = _trainable(plan)
+    path = str(folder.trials.resolve())
+    if tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        mode = plan.direction
+        search = SweepSearch(
+            question.space,
+            plan.objective,
+            mode,
+            question.settings.seed,
+            question.trials,
+            training.max_steps,
+            folder.path.resolve() / "optuna.journal",
+        )
+        scheduler = SweepScheduler(
+            plan.objective, mode, training.max_steps, training.report_every, question.settings.reduction_factor
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=question.trials,
+                max_concurrent_trials=min(concurrent, question.trials),
+                reuse_actors=question.settings.workers_per_trial == 1,
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.trials.name,
+                storage_path=str(folder.path.resolve()),
+                callbacks=[recorder],
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        )
+    tuner.fit()
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.config[ID])
+
+
+def _trainable(plan: Plan) -> Any:
+    """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
+    base, metrics, store = plan.question.trial, plan.metrics, str(plan.store.resolve())
+    group = workers(plan.question.settings)
+
+    def trial(config: dict[str, Any]) -> None:
+        settings = override(base, {**config[PARAMETERS], "training.seed": base.training.seed + config[SEED]})
+        launch(Job(settings, store, metrics, group))
+
+    return tune.with_resources(trial, trial_resources(group))

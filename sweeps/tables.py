@@ -1,0 +1,257 @@
+"""The tables of one sweep's folder: what every trial and control reached, every report, every image.
+
+    leaderboard.parquet (+ .csv)   one row a trial and one a control
+    history.parquet                one row a report
+    per_image.parquet              one row a (trial, validation image), at the newest step of the trial
+
+A table is rewritten whole under a temporary name and then renamed, so another process reads either the old or
+the new one, never half of one, if it opens the file once as `read_rows` does (given a path,
+`pyarrow.parquet.read_table` opens it twice and can meet both). There must be only one writer; the lock on a
+results folder is its owner's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+Row = dict[str, Any]
+
+KINDS = ("trial", "control")
+STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
+
+_LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
+    "id": pa.string(),
+    "kind": pa.string(),
+    "label": pa.string(),
+    "status": pa.string(),
+    "error": pa.string(),
+    "steps": pa.int64(),
+    "seed": pa.int64(),
+    "wall_seconds": pa.float64(),
+    "step_seconds": pa.float64(),
+    "busy_seconds": pa.float64(),
+    "checkpoint": pa.string(),
+}
+_HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}
+_PER_IMAGE_COLUMNS = {"id": pa.string(), "step": pa.int64(), "image": pa.string()}
+_NUMBER_PREFIXES = ("val/", "loss/", "weighted/", "train/")
+_DEFAULTS: Row = {
+    "kind": "trial",
+    "label": "",
+    "status": "running",
+    "error": "",
+    "steps": 0,
+    "checkpoint": "",
+}
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of one of the tables, also while a sweep is writing it; none if it is not there.
+
+    Raises:
+        ValueError: the file is there but cannot be read; the message names it.
+    """
+    try:
+        with open(path, "rb") as file:
+            return pq.read_table(file).to_pylist()
+    except FileNotFoundError:
+        return []
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet table ({error}); remove or restore it") from error
+
+
+class RunTables:
+    """The three tables of a run folder, in memory as rows and on disk as Parquet.
+
+    Rows are dictionaries; a column appears with the first row that has it and is null in the others. Values
+    may be Python or NumPy scalars, booleans, None, tuples, lists and dictionaries. What Parquet columns
+    cannot hold as they are is stored so:
+
+    - a tuple, list, array or dictionary as its JSON text;
+    - whole and real numbers of one column together as reals;
+    - any other mixture of types in one column (a number in one trial, a string in another) as strings.
+
+    Args:
+        folder: the run folder; it is made with the first write.
+        flush_seconds: `flush` writes at most this often unless it is forced.
+
+    Example:
+        >>> tables = RunTables(folder).load()
+        >>> tables.upsert_trial({"id": "t000", "config/sinsr.inversion": 0.1, "seed": 0})
+        >>> tables.add_report({"id": "t000", "step": 100, "val/psnr": 24.1, "loss/distillation": 0.03})
+        >>> tables.flush(force=True)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 2.0) -> None:
+        self.folder = Path(folder)
+        self.flush_seconds = flush_seconds
+        self._trials: dict[str, Row] = {}
+        self._reports: dict[tuple[str, int], Row] = {}
+        self._per_image: dict[str, dict[str, Row]] = {}
+        self._dirty: set[str] = set()
+        self._last_write = -float("inf")
+
+    @property
+    def leaderboard(self) -> list[Row]:
+        """One row a trial and one a control, in the order of arrival."""
+        return list(self._trials.values())
+
+    @property
+    def history(self) -> list[Row]:
+        """One row a report, by trial, then by step."""
+        return [self._reports[key] for key in sorted(self._reports)]
+
+    @property
+    def per_image(self) -> list[Row]:
+        """One row a (trial, validation image), at the trial's newest step."""
+        return [row for images in self._per_image.values() for row in images.values()]
+
+    def load(self) -> RunTables:
+        """Read what the folder already holds, to go on with it; a folder without tables is an empty run.
+
+        Raises:
+            ValueError: a table is there but cannot be read; the message names the file.
+        """
+        self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
+        self._reports = {(row["id"], row["step"]): row for row in read_rows(self.folder / "history.parquet")}
+        self._per_image = {}
+        for row in read_rows(self.folder / "per_image.parquet"):
+            self._per_image.setdefault(row["id"], {})[row["image"]] = row
+        self._dirty.clear()
+        return self
+
+    def upsert_trial(self, row: Mapping[str, Any]) -> None:
+        """Add the trial or control `row["id"]`, or update the fields given of the one that is there.
+
+        Raises:
+            ValueError: no id, or a kind or status that is not one of `KINDS` and `STATUSES`.
+        """
+        row = _plain(row, "id")
+        for name, accepted in (("kind", KINDS), ("status", STATUSES)):
+            if name in row and row[name] not in accepted:
+                raise ValueError(f"{row['id']}: {name} {row[name]!r} is not one of {', '.join(accepted)}")
+        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
+        self._dirty.add("leaderboard")
+
+    def add_report(self, row: Mapping[str, Any]) -> None:
+        """Add one report; a second one of the same (id, step), after a restart, replaces the first.
+
+        Raises:
+            ValueError: no id or no step.
+        """
+        row = _plain(row, "id", "step")
+        self._reports[row["id"], row["step"]] = row
+        self._dirty.add("history")
+
+    def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add the images of a validation. Of every trial only the newest step is kept: rows of an older one
+        are dropped, rows of the same one replace those of the same image.
+
+        Raises:
+            ValueError: a row without id, step or image.
+        """
+        for row in rows:
+            plain = _plain(row, "id", "step", "image")
+            images = self._per_image.setdefault(plain["id"], {})
+            newest = max((known["step"] for known in images.values()), default=-1)
+            if plain["step"] > newest:
+                images.clear()
+            if plain["step"] >= newest:
+                images[plain["image"]] = plain
+                self._dirty.add("per_image")
+
+    def flush(self, force: bool = False) -> bool:
+        """Write the tables that changed, if the last write is older than `flush_seconds` or `force` is given.
+
+        Returns:
+            Whether nothing is left to be written.
+        """
+        if not self._dirty:
+            return True
+        if not force and time.monotonic() - self._last_write < self.flush_seconds:
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if "leaderboard" in self._dirty:
+            table = _to_arrow(self.leaderboard, _LEADERBOARD_COLUMNS)
+            _write(self.folder / "leaderboard.parquet", lambda path: pq.write_table(table, path))
+            _write(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
+        if "history" in self._dirty:
+            history = _to_arrow(self.history, _HISTORY_COLUMNS)
+            _write(self.folder / "history.parquet", lambda path: pq.write_table(history, path))
+        if "per_image" in self._dirty:
+            per_image = _to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
+            _write(self.folder / "per_image.parquet", lambda path: pq.write_table(per_image, path))
+        self._dirty.clear()
+        self._last_write = time.monotonic()
+        return True
+
+
+def _plain(row: Mapping[str, Any], *required: str) -> Row:
+    """`row` in Python's own types, with everything that has parts turned into JSON text."""
+    for name in required:
+        if row.get(name) is None:
+            raise ValueError(f"row {dict(row)!r} has no {name!r}; required: {', '.join(required)}")
+    plain = {name: plain_value(value) for name, value in row.items()}
+    if "step" in required:
+        plain["step"] = int(row["step"])
+    return plain
+
+
+def plain_value(value: Any) -> bool | int | float | str | None:
+    """A hyperparameter or metric as a plain scalar: NumPy scalars as Python's, anything with parts as JSON
+    text, and whatever JSON does not know as its `str`.
+
+    >>> plain_value((64, 128)), plain_value(None), plain_value(True)
+    ('[64, 128]', None, True)
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, tuple | list | Mapping):
+        return json.dumps(value, default=lambda part: part.item() if isinstance(part, np.generic) else str(part))
+    return str(value)
+
+
+def _to_arrow(rows: list[Row], columns: Mapping[str, pa.DataType]) -> pa.Table:
+    """`rows` as a table: the fixed columns, then config/*, then everything else in order of appearance."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    ordered = [
+        *columns,
+        *(n for n in names if n.startswith("config/")),
+        *(n for n in names if not n.startswith("config/")),
+    ]
+    return pa.table({name: _column(name, [row.get(name) for row in rows], columns.get(name)) for name in ordered})
+
+
+def _column(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    if kind is None and name.startswith(_NUMBER_PREFIXES):
+        kind = pa.float64()
+    if kind is not None:
+        return pa.array(values, kind)
+    types = {type(value) for value in values if value is not None}
+    if types == {int, float}:
+        return pa.array([None if value is None else float(value) for value in values])
+    too_large = any(type(value) is int and not -(2**63) <= value < 2**63 for value in values)
+    if len(types) != 1 or too_large:  # none at all, or a mixture
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.array(values)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then give it that name in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,291 @@
+"""TensorBoard's files of a sweep: one run a trial, and an HParams page that compares them.
+
+    trials/                     what the sweep varies and measures (the HParams plugin's experiment)
+    trials/<id>/                scalars and images of one trial, its hyperparameters and its status
+
+TensorBoard keeps the first record it sees of a trial's hyperparameters and of its end, while a trial's status
+changes. Both are therefore kept in files of their own that sort before the others and are replaced as a
+whole, and what may still change is left open: a running or interrupted trial has no end record (TensorBoard
+shows its status as unknown) and no `status` among its hyperparameters. A TensorBoard that was started before
+a trial ended sees the end; the `status` column it fills in when it is started again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+
+from search_spaces import Choice, Distribution
+from sweeps.tables import STATUSES, plain_value
+from trainables.metrics.names import METRICS
+
+_END = {
+    "finished": api_pb2.STATUS_SUCCESS,
+    "stopped": api_pb2.STATUS_SUCCESS,  # as planned, by ASHA; the hyperparameter `status` tells the two apart
+    "control": api_pb2.STATUS_SUCCESS,
+    "failed": api_pb2.STATUS_FAILURE,
+}
+# Sorts before every file of a SummaryWriter: those have the time in place of the zeros.
+_FIRST_NAME = "events.out.tfevents.0000000000"
+
+
+class TensorBoardTrials:
+    """Writes what the driver knows of its trials where `tensorboard --logdir <folder>` finds it.
+
+    A driver that resumes a sweep opens the same folder; see `restart` for a trial that goes back to a
+    checkpoint.
+
+    Args:
+        folder: the `trials` folder of a run.
+        parameters: dotted hyperparameter name -> its distribution, to declare their ranges.
+        metrics: the metrics to compare trials by, the objective first.
+
+    Example:
+        >>> board = TensorBoardTrials(folder, space.parameters, ["val/st_lpips", "val/psnr"])
+        >>> board.hparams("t000", {"sinsr.inversion": 0.1}, {}, "running")
+        >>> board.report("t000", 100, {"val/psnr": 24.1, "loss/distillation": 0.03})
+        >>> board.hparams("t000", {"sinsr.inversion": 0.1}, {"val/psnr": 24.1}, "stopped")
+        >>> board.close()
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        parameters: Mapping[str, Distribution] | None = None,
+        metrics: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(folder)
+        self._writers: dict[str, SummaryWriter] = {}
+        self._last_step: dict[str, dict[str, int]] = {}
+        self._started: dict[str, float] = {}
+        self._parameters = dict(parameters or {})
+        self._metrics = dict.fromkeys(metrics)
+        self._configs: dict[str, dict[str, Any]] = {}
+        self._created = time.time()
+        self._experiment = b""
+
+    def report(
+        self, trial: str, step: int, scalars: Mapping[str, float | None], wall_time: float | None = None
+    ) -> None:
+        """Write one report: tag -> value. None is left out; TensorBoard marks NaN and infinity.
+
+        A tag that was written at this step already is left as it is. A tag that was written at a later step
+        means that the trial went back to a checkpoint: see `restart`.
+        """
+        self._write(trial, [(step, scalars)], wall_time)
+
+    def losses(self, trial: str, rows: Sequence[tuple[int, Mapping[str, float | None]]]) -> None:
+        """Write scalars of several steps at once, such as every loss term between two reports."""
+        self._write(trial, rows)
+
+    def images(self, trial: str, step: int, tag: str, grid: NDArray[np.uint8]) -> None:
+        """Write one picture, (H, W, 3) uint8; one that was written at this step already is left as it is.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        if grid.ndim != 3 or grid.shape[2] != 3 or grid.dtype != np.uint8:
+            found = f"{grid.dtype} of shape {grid.shape}"
+            raise ValueError(f"image {tag} of {trial}: {found}, not uint8 of shape (H, W, 3)")
+        if self._is_new(trial, tag, step):
+            writer = self._open(trial)
+            writer.add_image(tag, grid, int(step), dataformats="HWC")
+            writer.flush()
+
+    def restart(self, trial: str, step: int) -> None:
+        """The trial goes on after `step`: TensorBoard drops what an earlier attempt wrote past that."""
+        self._close(trial)
+        self._open(trial, purge_step=step + 1)
+        last = self._last_step.setdefault(trial, {})
+        self._last_step[trial] = {tag: min(known, step) for tag, known in last.items()}
+
+    def hparams(
+        self,
+        trial: str,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        status: str,
+        step: int | None = None,
+    ) -> None:
+        """Write or replace what the HParams page shows of a trial or control.
+
+        Args:
+            config: dotted hyperparameter name -> value. Numbers, booleans and strings are kept, NumPy's too;
+            tuples,
+                lists and dictionaries become their JSON text, NaN and infinity text; a None is left out,
+                which shows as an empty cell. A name with numbers in some trials and text in others counts as
+                text.
+            metrics: metric -> value. The page shows the last value of the scalar of that name; here it is
+            written
+                once more at `step` if it was not yet, as for controls, which report nothing.
+            status: one of `sweeps.tables.STATUSES`; all but "running" and "interrupted" end the trial.
+            step: by default the trial's last one.
+
+        Raises:
+            ValueError: another status.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} of {trial} is not one of {', '.join(STATUSES)}")
+        last = self._last_step.setdefault(trial, {})
+        step = max(last.values(), default=0) if step is None else step
+        unwritten = {tag: value for tag, value in metrics.items() if last.get(tag, -1) < step}
+        if unwritten:
+            self.report(trial, step, unwritten)
+
+        settings = {name: plain_value(value) for name, value in config.items() if value is not None}
+        started = self._started.setdefault(trial, time.time())
+        start = plugin_data_pb2.SessionStartInfo(group_name=trial, start_time_secs=started)
+        for name, value in settings.items():
+            _set(start.hparams[name], value)
+        summaries = [start]
+        if status in _END:
+            start.hparams["status"].string_value = status
+            end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
+            summaries.append(end)
+            # Once more among the scalars, where a TensorBoard that is open already looks for what is new.
+            self._open(trial)._get_file_writer().add_summary(_summary(end))
+            self._close(trial)
+        self._configs[trial] = settings
+        self._metrics.update(dict.fromkeys(metrics))
+        _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", summaries)
+        self._declare()
+
+    def close(self) -> None:
+        """Close all files. A closed one is opened again when there is something to write."""
+        for trial in list(self._writers):
+            self._close(trial)
+
+    def _write(
+        self,
+        trial: str,
+        rows: Sequence[tuple[int, Mapping[str, float | None]]],
+        wall_time: float | None = None,
+    ) -> None:
+        for step, scalars in rows:
+            for tag, value in scalars.items():
+                if value is not None and self._is_new(trial, tag, step):
+                    self._open(trial).add_scalar(tag, float(value), int(step), walltime=wall_time)
+        if rows:
+            self._open(trial).flush()
+
+    def _is_new(self, trial: str, tag: str, step: int) -> bool:
+        """Whether to write `tag` at `step`, after dropping what an earlier attempt wrote past it."""
+        last = self._last_step.setdefault(trial, {}).get(tag, -1)
+        if step < last:
+            self.restart(trial, step - 1)
+        self._last_step[trial][tag] = int(step)
+        return step != last
+
+    def _open(self, trial: str, purge_step: int | None = None) -> SummaryWriter:
+        if trial not in self._writers:
+            first = self.folder / trial / f"{_FIRST_NAME}.hparams"
+            if not first.exists():
+                _replace(first, [])
+            self._writers[trial] = SummaryWriter(str(self.folder / trial), purge_step=purge_step)
+        return self._writers[trial]
+
+    def _close(self, trial: str) -> None:
+        if trial in self._writers:
+            self._writers.pop(trial).close()
+
+    def _declare(self) -> None:
+        """Write the experiment: which hyperparameters and metrics there are, of which type and range."""
+        configs = self._configs.values()
+        names = dict.fromkeys([*self._parameters, *(name for config in configs for name in config)])
+        infos = [
+            _info(name, [config[name] for config in configs if name in config], self._parameters.get(name))
+            for name in names
+        ]
+        infos.append(api_pb2.HParamInfo(name="status", type=api_pb2.DATA_TYPE_STRING, differs=True))
+        metrics = [_metric(name) for name in self._metrics]
+        experiment = api_pb2.Experiment(time_created_secs=self._created, hparam_infos=infos, metric_infos=metrics)
+        content = experiment.SerializeToString(deterministic=True)
+        if content != self._experiment:
+            _replace(self.folder / f"{_FIRST_NAME}.experiment", [experiment])
+            self._experiment = content
+
+
+def _set(field: Any, value: bool | int | float | str | None) -> None:
+    """Put a plain value into a protobuf Value. NaN and infinity become text: the page reads JSON."""
+    if isinstance(value, bool):
+        field.bool_value = value
+    elif isinstance(value, int | float) and math.isfinite(value):
+        field.number_value = value
+    else:
+        field.string_value = str(value)
+
+
+def _info(name: str, seen: Sequence[Any], distribution: Distribution | None) -> api_pb2.HParamInfo:
+    """A hyperparameter's type and range: its distribution's, widened to what was seen."""
+    if isinstance(distribution, Choice):
+        known = [*distribution.values, *seen]
+    elif distribution is not None:
+        known = [distribution.low, distribution.high, *seen]
+    else:
+        known = list(seen)
+    info = api_pb2.HParamInfo(name=name, differs=distribution is not None or len(set(map(repr, seen))) > 1)
+    if all(isinstance(value, bool) for value in known):
+        info.type = api_pb2.DATA_TYPE_BOOL
+        info.domain_discrete.extend([False, True])
+    elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        info.type = api_pb2.DATA_TYPE_FLOAT64
+        finite = [value for value in known if math.isfinite(value)]
+        if isinstance(distribution, Choice):
+            info.domain_discrete.extend(sorted(set(map(float, finite))))
+        elif finite:
+            info.domain_interval.min_value = min(finite)
+            info.domain_interval.max_value = max(finite)
+    else:
+        info.type = api_pb2.DATA_TYPE_STRING
+    return info
+
+
+def _metric(name: str) -> api_pb2.MetricInfo:
+    known = METRICS.get(name)
+    return api_pb2.MetricInfo(
+        name=api_pb2.MetricName(tag=name),
+        description=known.description if known else "",
+        dataset_type=api_pb2.DATASET_VALIDATION,
+    )
+
+
+def _summary(message: Any) -> Summary:
+    """The HParams plugin's record of an experiment, the start of a trial or its end."""
+    tag, content = {
+        api_pb2.Experiment: (metadata.EXPERIMENT_TAG, "experiment"),
+        plugin_data_pb2.SessionStartInfo: (metadata.SESSION_START_INFO_TAG, "session_start_info"),
+        plugin_data_pb2.SessionEndInfo: (metadata.SESSION_END_INFO_TAG, "session_end_info"),
+    }[type(message)]
+    data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**{content: message}))
+    return Summary(value=[Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)])
+
+
+def _replace(path: Path, messages: Sequence[Any]) -> None:
+    """Write an event file of nothing but these records, in one step in place of an older one.
+
+    It starts a session: TensorBoard drops superseded steps only in a run with more than one such start.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}.tmp")
+    now = time.time()
+    with open(temporary, "wb") as file:
+        records = RecordWriter(file)
+        start = SessionLog(status=SessionLog.START)
+        events = [Event(file_version="brain.Event:2"), Event(session_log=start)]
+        events += [Event(summary=_summary(message)) for message in messages]
+        for event in events:
+            event.wall_time = now
+            records.write(event.SerializeToString())
+    os.replace(temporary, path)

@@ -1,0 +1,189 @@
+"""What a sweep found out: the numbers of an answer, and the sentences that say them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from sweeps import wording
+
+Row = Mapping[str, Any]
+Verdict = Literal["better", "worse", "not distinguishable"]
+
+FEW_PHOTOGRAPHS = 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over the same images, with its 95 % bootstrap interval.
+
+    Attributes:
+        name: what is compared, as a person would write it. metric: full name of the metric. mean, low, high:
+        in the metric's own units; which sign is the better one, the field that holds it says. images,
+        photographs: how many it was measured on.
+    """
+
+    name: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    images: int
+    photographs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One configuration against the baseline, at the same number of steps.
+
+    Attributes:
+        ids: its trials, one a seed, the best first.
+        gain: difference to the baseline in the objective, positive where the configuration is better.
+        p_images: sign-flip p-value over images, Holm-corrected.
+        p_seeds: Dunnett p-value against the spread between seeds; 1 where no spread is known.
+        verdict: what can be said.
+        reason: what keeps more from being said; empty for a clear verdict.
+    """
+
+    ids: tuple[str, ...]
+    gain: Difference
+    p_images: float
+    p_seeds: float
+    verdict: Verdict
+    reason: str
+
+    @property
+    def p(self) -> float:
+        """The larger one of the two corrected p-values: both kinds of luck must be unlikely."""
+        return max(self.p_images, self.p_seeds)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a sweep found out.
+
+    Attributes:
+        metric, direction: the objective.
+        baseline_ids: the baseline's finished trials, one a seed; empty if none finished.
+        baseline_name: how the baseline is called in sentences.
+        winner_id: the best trial of the best configuration, which may be the baseline; None if none finished.
+        steps: training steps after which everything is compared.
+        seed_sd: standard deviation of the objective between seeds, NaN if no configuration has two.
+        seed_df: its degrees of freedom.
+        selected_from: number of configurations the winner was selected from, the baseline among them.
+        comparisons: every finished configuration against the baseline, the best first.
+        secondary: change of the other metrics from the baseline to the winner; positive means a larger value.
+        controls: gain of the winner over each control in the objective, positive where the winner is better.
+        not_compared: trial id -> why it is not in `comparisons`.
+        sentences: the answer in plain English, the verdict first.
+    """
+
+    metric: str
+    direction: str
+    baseline_ids: tuple[str, ...] = ()
+    baseline_name: str = ""
+    winner_id: str | None = None
+    steps: int = 0
+    seed_sd: float = math.nan
+    seed_df: int = 0
+    selected_from: int = 0
+    comparisons: tuple[Comparison, ...] = ()
+    secondary: tuple[Difference, ...] = ()
+    controls: tuple[Difference, ...] = ()
+    not_compared: Mapping[str, str] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """The first sentence."""
+        return self.sentences[0]
+
+
+def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
+    """The answer in plain English, the verdict first.
+
+    Args:
+        rows: leaderboard rows by id.
+    """
+    if not answer.comparisons:
+        return (_without_comparison(answer, rows), *_about_the_rest(answer, rows))
+    texts = [_about_the_first(answer)]
+    if answer.secondary:
+        changes = "; ".join(_change_text(change) for change in answer.secondary)
+        texts.append(f"What it changes in the other metrics: {changes}.")
+    if len(answer.comparisons) > 1:
+        counts = {word: sum(c.verdict == word for c in answer.comparisons) for word in get_args(Verdict)}
+        parts = ", ".join(f"{count} {word}" for word, count in counts.items())
+        texts.append(f"All {len(answer.comparisons)} finished configurations against {answer.baseline_name}: {parts}.")
+    texts += _about_the_rest(answer, rows)
+    photographs = answer.comparisons[0].gain.photographs
+    if photographs < FEW_PHOTOGRAPHS:
+        rest = wording.count_text(photographs, "photograph")
+        texts.append(f"The intervals rest on {rest} and are rough; other photographs may say otherwise.")
+    return tuple(texts)
+
+
+def _about_the_first(answer: Answer) -> str:
+    """The best configuration other than the baseline: by how much, on what ground, with which conclusion."""
+    first, base = answer.comparisons[0], answer.baseline_name
+    amount = wording.metric_text(answer.metric, abs(first.gain.mean)) + wording.metric_unit(answer.metric)
+    amount = f"{amount} {wording.metric_title(answer.metric)}"
+    if math.isnan(answer.seed_sd):
+        spread = "seed-to-seed spread unknown"
+    else:
+        seeds = wording.count_text(answer.seed_df, "degree of freedom", "degrees of freedom")
+        spread = f"seed-to-seed sd {wording.metric_text(answer.metric, answer.seed_sd)} on {seeds}"
+    images = wording.count_text(first.gain.images, "image")
+    photographs = wording.count_text(first.gain.photographs, "photograph")
+    ground = (
+        f"95 % interval {_interval_text(first.gain)} over {images} of {photographs}; {spread}; "
+        f"best of {answer.selected_from} configurations, corrected p = {first.p:.2g}"
+    )
+    if answer.winner_id in answer.baseline_ids:
+        found = f"Nothing beat {base}; the next best, {first.gain.name}, is behind it by {amount}"
+        ground = f"gain {wording.metric_text(answer.metric, first.gain.mean, sign=True)}, {ground}"
+    elif first.verdict == "better":
+        found = f"{first.gain.name} is better than {base} by {amount}"
+    else:
+        found = f"{first.gain.name} is ahead of {base} by {amount}"
+    clear = f"not distinguishable from {base}: {first.reason}" if first.reason else "distinguishable"
+    return f"{found} ({ground}): {clear}."
+
+
+def _without_comparison(answer: Answer, rows: Mapping[str, Row]) -> str:
+    if answer.winner_id is None:
+        return "No trial finished, so there is no answer."
+    row = rows[answer.winner_id]
+    value = wording.metric_text(answer.metric, row.get(answer.metric)) + wording.metric_unit(answer.metric)
+    varied = wording.varied_settings(list(rows.values()))
+    found = f"{wording.trial_text(row, varied)} reached {wording.metric_title(answer.metric)} {value}"
+    if not answer.baseline_ids:
+        return f"{found}; {answer.baseline_name} did not finish, so there is nothing to compare it with."
+    return f"{found}; no other configuration can be compared with {answer.baseline_name}."
+
+
+def _about_the_rest(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
+    """What became of the trials that did not finish."""
+    texts = []
+    ended = [row["status"] for row in rows.values() if row["kind"] == "trial"]
+    if stopped := ended.count("stopped"):
+        texts.append(
+            f"{wording.count_text(stopped, 'trial')} stopped early by ASHA: behind others after as many "
+            "steps, so not worth more; that is no comparison at full length."
+        )
+    for status in ("failed", "interrupted"):
+        if count := ended.count(status):
+            texts.append(f"{wording.count_text(count, 'trial')} {status}.")
+    return texts
+
+
+def _change_text(change: Difference) -> str:
+    mean = wording.metric_text(change.metric, change.mean, sign=True) + wording.metric_unit(change.metric)
+    return f"{change.name} {mean} (95 % interval {_interval_text(change)})"
+
+
+def _interval_text(difference: Difference) -> str:
+    low, high = (wording.metric_text(difference.metric, value) for value in (difference.low, difference.high))
+    return f"{low}..{high}"

@@ -1,0 +1,137 @@
+"""The leaderboard as text: order, marks, columns, width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweeps.leaderboard import board, format_leaderboard, to_markdown
+
+METRIC = "val/st_lpips"
+
+
+def trial(
+    name: str,
+    value: float | None,
+    status: str = "finished",
+    steps: int = 300,
+    label: str = "",
+    inversion: float = 1.0,
+) -> dict[str, Any]:
+    row = {"id": name, "kind": "trial", "label": label, "status": status, "steps": steps, METRIC: value}
+    return {**row, "config/sinsr.inversion": inversion, "config/sinsr.distillation": 1.0}
+
+
+def control(name: str, value: float) -> dict[str, Any]:
+    none = {"config/sinsr.inversion": None, "config/sinsr.distillation": None}
+    return {
+        "id": name,
+        "kind": "control",
+        "label": "",
+        "status": "control",
+        "steps": 0,
+        METRIC: value,
+        **none,
+    }
+
+
+ROWS = [
+    {**trial("t000", 0.30, label="1:1:1"), "val/psnr": 24.123, "val/ssim": 0.71},
+    {**trial("t001", 0.20, inversion=0.012345), "val/psnr": 24.5, "val/ssim": 0.72},
+    trial("t002", 0.10, "stopped", 100),
+    trial("t003", 0.15, "stopped", 200),
+    trial("t004", None, "failed", 7),
+    control("bicubic", 0.40),
+    control("teacher_15", 0.25),
+]
+
+
+def test_finished_and_controls_by_value_then_the_rest() -> None:
+    table = board(ROWS, METRIC)
+    assert table.ids == ["t001", "teacher_15", "t000", "bicubic", "t003", "t002", "t004"]
+    assert [cells[0].text for cells in table.lines] == ["1", "·", "2", "·", "", "", ""]
+    larger = board([{**row, "val/psnr": row[METRIC]} for row in ROWS], "val/psnr")
+    assert larger.ids == ["bicubic", "t000", "teacher_15", "t001", "t003", "t002", "t004"]
+
+
+def test_columns_are_the_objective_then_what_varied_then_the_rest() -> None:
+    titles = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"]).header]
+    assert titles == [
+        "", "id", "label", "status", "steps", "ST-LPIPS ↓", "Δ baseline", "inversion", "PSNR ↑", "SSIM ↑",
+    ]  # fmt: skip
+    first = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"], winner_id="t001").lines[0]]
+    assert first == ["★1", "t001", "", "finished", "300", "0.2000", "−0.1000", "0.0123", "24.50", "0.7200"]
+
+
+def test_the_baseline_is_the_mean_of_its_seeds() -> None:
+    rows = [trial("t000", 0.30), trial("t001", 0.40), trial("t002", 0.25), trial("t003", 0.1, "stopped", 100)]
+    deltas = [cells[-1].text for cells in board(rows, METRIC, baseline_ids=["t000", "t001"]).lines]
+    assert deltas == ["−0.1000", "−0.0500", "+0.0500", ""]
+
+
+def test_ambiguous_names_are_written_in_full() -> None:
+    rows = [
+        {
+            "id": f"t{i}",
+            "kind": "trial",
+            "status": "finished",
+            "config/a.rate": i,
+            "config/b.rate": i,
+            METRIC: 0.1,
+        }
+        for i in range(2)
+    ]
+    assert {"a.rate", "b.rate"} <= {cell.text for cell in board(rows, METRIC).header}
+
+
+def test_a_hyperparameter_may_be_called_like_a_column() -> None:
+    rows = [{**trial(f"t{index}", 0.1, steps=300), "config/train.steps": index} for index in (1, 2)]
+    (first, _) = board(rows, METRIC).lines
+    titles = [cell.text for cell in board(rows, METRIC).header]
+    found = {title: cell.text for title, cell in zip(titles, first, strict=True)}
+    assert (found["steps"], found["config/train.steps"]) == ("300", "1")
+
+
+def test_text_is_aligned_and_plain() -> None:
+    text = format_leaderboard(ROWS, METRIC, baseline_ids=["t000"], winner_id="t001")
+    lines = text.splitlines()
+    assert len(lines) == 2 + len(ROWS) + 1 and "\x1b" not in text
+    end = lines[0].index("ST-LPIPS ↓") + len("ST-LPIPS ↓")
+    assert [line[end - 6 : end] for line in lines[2:6]] == ["0.2000", "0.2500", "0.3000", "0.4000"]
+    assert lines[-1] == "★ winner; · control, not trained here; Δ against the mean of t000"
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_text_fits_the_width(width: int) -> None:
+    rows = [
+        {
+            **row,
+            "label": "a label that is much too long for its column",
+            **{f"val/extra_{i}": 0.5 for i in range(9)},
+        }
+        for row in ROWS
+    ]
+    lines = format_leaderboard(rows, METRIC, width=width).splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert "a label that is much …" in lines[2]
+    assert "more columns in leaderboard.csv" in " ".join(lines[-2:])
+
+
+def test_markdown_has_one_bold_row_and_escapes() -> None:
+    rows = [{**row, "label": "a|b*c" if row["id"] == "t000" else row["label"]} for row in ROWS]
+    lines = to_markdown(rows, METRIC, winner_id="t001").splitlines()
+    assert len(lines) == 2 + len(ROWS)
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert [line for line in lines if "**" in line] == [lines[2]] and "**t001**" in lines[2]
+    assert r"a\|b\*c" in lines[4] and r"teacher\_15" in lines[3]
+
+
+def test_an_empty_sweep_has_an_empty_table() -> None:
+    assert format_leaderboard([], METRIC).splitlines()[0].split() == [
+        "id",
+        "status",
+        "steps",
+        "ST-LPIPS",
+        "↓",
+    ]

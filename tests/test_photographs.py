@@ -1,0 +1,235 @@
+"""Photographs from the sample and from folders: split, order, decoding and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.data import photographs
+from trainables.data.photographs import PhotographFolder, fingerprint, load_photographs
+from trainables.errors import InputError
+
+
+def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _folder(root: Path, count: int, **size: int) -> Path:
+    for number in range(count):
+        path = root / f"{'ab'[number % 2]}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _picture(number, **size).save(path)
+    return root
+
+
+def _both(root: Path) -> tuple[list[str], list[str]]:
+    return load_photographs(str(root), "train").names, load_photographs(str(root), "validation").names
+
+
+def test_sample_is_split_by_photograph() -> None:
+    train, validation = load_photographs("sample", "train"), load_photographs("sample", "validation")
+    assert set(validation.names) == {"chelsea", "coffee", "rocket"}
+    assert {"astronaut", "motorcycle_left", "motorcycle_right"} <= set(train.names)
+    assert not set(train.names) & set(validation.names)
+    for part in (train, validation):
+        for photograph, size in zip(part, part.sizes, strict=True):
+            assert photograph.pixels.dtype == np.uint8
+            assert photograph.pixels.shape == (*size, 3)
+
+
+def test_sample_retina_has_no_black_border() -> None:
+    train = load_photographs("sample", "train")
+    pixels = train[train.names.index("retina")].pixels
+    corners = [pixels[y : y + 20 or None, x : x + 20 or None] for y in (0, -20) for x in (0, -20)]
+    assert pixels.shape == (960, 960, 3)
+    assert min(corner[..., 0].mean() for corner in corners) > 100  # red of the eye's ground, not black
+
+
+def test_sample_does_not_import_skimage() -> None:
+    code = (
+        "import sys; from trainables.data.photographs import load_photographs; "
+        "load_photographs('sample', 'train'); sys.exit('skimage' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_folder_order_and_split(tmp_path: Path) -> None:
+    train, validation = _both(_folder(tmp_path, 60))
+    assert train == sorted(train) and validation == sorted(validation)
+    assert sorted(train + validation) == sorted(f"{'ab'[n % 2]}/{n:03d}.png" for n in range(60))
+    assert 1 <= len(validation) <= 15
+
+
+def test_split_is_stable_when_images_are_added(tmp_path: Path) -> None:
+    train, validation = _both(_folder(tmp_path, 60))
+    more_train, more_validation = _both(_folder(tmp_path, 90))
+    assert set(train) <= set(more_train)
+    assert set(validation) <= set(more_validation)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_small_folders_have_one_of_each(tmp_path: Path, count: int) -> None:
+    train, validation = _both(_folder(tmp_path, count))
+    assert len(train) >= 1 and len(validation) >= 1
+    assert len(train) + len(validation) == count
+
+
+def test_splits_agree_when_they_need_different_sizes(tmp_path: Path) -> None:
+    for number in range(6):
+        side = 40 if number % 2 else 160
+        _picture(number, side, side).save(tmp_path / f"{number}.png")
+    train = set(load_photographs(str(tmp_path), "train").names)
+    whole_validation = set(load_photographs(str(tmp_path), "validation").names)
+    _picture(9, 160, 160).save(tmp_path / sorted(whole_validation)[0])  # large enough for the larger crop
+    assert not train & set(load_photographs(str(tmp_path), "validation", min_size=128).names)
+
+
+def test_awkward_files(tmp_path: Path) -> None:
+    """A CMYK JPEG, an EXIF rotation, 16 bits, transparency; a truncated file and a text file are left out."""
+    _picture(0).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    _picture(1).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    ramp = np.linspace(0, 65535, 40 * 48).reshape(40, 48).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    _picture(2).convert("RGBA").save(tmp_path / "CLEAR.PNG")
+    _picture(3, 200, 200).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "notes.txt").write_text("not even called one")
+    (tmp_path / "._turned.jpg").write_bytes(b"resource fork")
+
+    with pytest.warns(UserWarning, match=r"2 images skipped: cut\.jpg \(.*truncated.*text\.png"):
+        train = load_photographs(str(tmp_path), "train")
+    with pytest.warns(UserWarning, match="2 images skipped"):
+        validation = load_photographs(str(tmp_path), "validation")
+    assert set(train.skipped) == {"cut.jpg", "text.png"}
+
+    shown = {photograph.name: photograph.pixels for part in (train, validation) for photograph in part}
+    sizes = dict(zip(train.names + validation.names, train.sizes + validation.sizes, strict=True))
+    assert set(shown) == {"cmyk.jpg", "turned.jpg", "deep.png", "CLEAR.PNG"}
+    assert all(pixels.shape == (*sizes[name], 3) for name, pixels in shown.items())
+    assert np.abs(shown["cmyk.jpg"].astype(int) - np.asarray(_picture(0))).mean() < 6
+    upright = np.asarray(_picture(1).rotate(-90, expand=True)).astype(int)
+    assert np.abs(shown["turned.jpg"] - upright).mean() < 6
+    assert np.array_equal(shown["deep.png"][..., 1], np.round(ramp / 257))
+    assert np.array_equal(shown["CLEAR.PNG"], np.asarray(_picture(2)))
+
+
+def test_large_folder_reads_headers_and_reports_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs, "FULLY_CHECKED", 2)
+    _folder(tmp_path, 6, height=200, width=200)
+    broken = tmp_path / "a" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    parts = [load_photographs(str(tmp_path), split) for split in ("train", "validation")]
+    part = next(part for part in parts if "a/000.png" in part.names)
+    with pytest.raises(InputError, match=r"000\.png: cannot be decoded .* replace or remove it"):
+        part.read(part.names.index("a/000.png"))
+    assert "a/000.png" in part.skipped
+
+
+def test_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _folder(tmp_path, 4)
+    _picture(0, 300, 300).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(photographs, "MAX_PIXELS", 50_000)
+    with pytest.warns(UserWarning, match=r"bomb\.png \(decompression bomb: 300 x 300"):
+        load_photographs(str(tmp_path), "train")
+
+
+def test_only_named_decoders_run(tmp_path: Path) -> None:
+    _folder(tmp_path, 2)
+    _picture(0).save(tmp_path / "sneaky.png", format="PPM")  # Pillow would decode it by content
+    with pytest.warns(UserWarning, match=r"sneaky\.png \(not a JPEG, PNG"):
+        load_photographs(str(tmp_path), "train")
+
+
+def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "one.png"
+    _picture(0).save(file)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.png").write_text("a")
+    for source, message in [
+        (str(tmp_path / "nowhere"), r"nowhere: no such folder: give \"sample\" or a local folder"),
+        (str(file), r"one\.png: is a file, not a folder"),
+        (str(empty), r"empty: no images in it: give a folder with \.jpg"),
+        (str(text), r"none of its 1 images can be read: a\.png"),
+        ("", r"source='' is not accepted"),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            load_photographs(source, "train")
+        assert "\n" not in str(caught.value)
+        assert caught.value.exit_status == 2
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    _picture(0).save(alone / "a.png")
+    with pytest.raises(InputError, match="1 usable image cannot be split: give at least 2"):
+        load_photographs(str(alone), "validation")
+    with pytest.raises(InputError, match="split='test'"):
+        load_photographs("sample", "test")  # type: ignore[arg-type]
+
+
+def test_too_small_images(tmp_path: Path) -> None:
+    _folder(tmp_path, 6)
+    with pytest.raises(InputError, match=r"every train image is smaller than the 64 px needed.*48 x 40"):
+        load_photographs(str(tmp_path), "train", min_size=64)
+    _folder(tmp_path, 30, height=80, width=80)
+    for number in range(30, 40):
+        _picture(number).save(tmp_path / f"{number}.png")
+    with pytest.warns(UserWarning, match="images skipped: .*smaller than 64 px"):
+        kept = load_photographs(str(tmp_path), "train", min_size=64)
+    assert kept.sizes == [(80, 80)] * len(kept)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folder(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "locked", 4)
+    folder.chmod(0)
+    try:
+        with pytest.raises(InputError, match="cannot be read"):
+            load_photographs(str(folder), "train")
+    finally:
+        folder.chmod(0o700)
+
+
+def test_cache_is_bounded_and_rereads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs, "CACHE_BYTES", 3 * 40 * 48 * 3)
+    part = load_photographs(str(_folder(tmp_path, 30)), "train")
+    first = part[0].pixels.copy()
+    assert part[0].pixels is part[0].pixels
+    for _ in part:
+        assert len(part._cache) <= 3
+    assert np.array_equal(part[0].pixels, first)
+    assert part[-1].name == part.names[-1]
+    assert isinstance(part[:2], PhotographFolder) and part[:2].names == part.names[:2]
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+@pytest.mark.parametrize("fully_checked", [0, 200])
+def test_fingerprint_follows_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
+    monkeypatch.setattr(photographs, "FULLY_CHECKED", fully_checked)
+    root = _folder(tmp_path / "one", 4)
+    before = fingerprint(str(root))
+    assert fingerprint(str(root)) == before
+    (root / "notes.txt").write_text("not an image")
+    assert fingerprint(str(root)) == before
+    _picture(99).save(root / "a" / "000.png")
+    changed = fingerprint(str(root))
+    assert changed != before
+    (root / "a" / "000.png").rename(root / "a" / "000b.png")
+    assert fingerprint(str(root)) not in (before, changed)
+    assert fingerprint("sample") not in (before, changed)
+
+
+def test_fingerprint_of_a_copy_is_the_same(tmp_path: Path) -> None:
+    assert fingerprint(str(_folder(tmp_path / "one", 4))) == fingerprint(str(_folder(tmp_path / "two", 4)))

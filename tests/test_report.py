@@ -1,0 +1,179 @@
+"""The report page: complete, self-contained, safe with any text, and written from whatever there is."""
+
+from __future__ import annotations
+
+import base64
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sweeps.charts import Dot, Line, line_chart, scatter
+from sweeps.report import write_report
+from sweeps.tables import RunTables
+
+METRIC = "val/st_lpips"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects texts, attributes and tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three seeds of the baseline, two other finished trials, one stopped, one failed; and one control."""
+    rng = np.random.default_rng(0)
+    level = rng.uniform(0.2, 0.5, 12)
+    tables = RunTables(tmp_path / "sinsr_loss_ratios" / "first")
+    plan = [("1:1:1", 1.0, 0.0, "finished")] * 3 + [
+        ("", 0.1, -0.05, "finished"),
+        ("<b>&\"'", 0.3, 0.0, "finished"),
+    ]
+    plan += [("", 3.0, 0.02, "stopped"), ("", 9.0, float("nan"), "failed")]
+    for index, (label, inversion, effect, status) in enumerate(plan):
+        name, steps = f"t{index:03d}", 300 if status == "finished" else 100
+        values = level + effect + rng.normal(0, 0.002, 12)
+        settings = {"config/sinsr.inversion": inversion, "config/net.width": index % 2}
+        row: dict[str, Any] = {"id": name, "label": label, "status": status, "steps": steps, "seed": index}
+        error = "loss/inversion is NaN at step 100 <script>alert(1)</script>" if status == "failed" else ""
+        tables.upsert_trial({**row, "error": error, METRIC: values.mean(), "val/psnr": 24.0, **settings})
+        for step in range(100, steps + 1, 100):
+            losses = {"loss/inversion": 5.0, "loss/ground_truth": 0.01, "weighted/inversion": 5.0 * inversion}
+            tables.add_report({"id": name, "step": step, METRIC: values.mean() + 0.1 * 100 / step, **losses})
+        images = [f"{photograph}@{i}" for photograph in "abc" for i in range(4)]
+        tables.add_per_image(
+            [{"id": name, "step": steps, "image": i, METRIC: v} for i, v in zip(images, values, strict=True)]
+        )
+    tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", METRIC: 0.4})
+    tables.flush(force=True)
+    return tables.folder
+
+
+def test_the_page_has_everything(folder: Path) -> None:
+    path = write_report(folder, METRIC, ["t000", "t001", "t002"], question="Which ratio?")
+    assert path == folder / "report" / "index.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    text = " ".join(page.texts)
+    for part in (
+        "Which ratio?",
+        "t003 (inversion 0.1, width 1) is better than 1:1:1",
+        "bicubic",
+        "stopped",
+        "failed",
+    ):
+        assert part in text, part
+    for title in ("Leaderboard", "Against the baseline", "ST-LPIPS over what varied", "Learning curves"):
+        assert title in page.texts
+    assert "Loss terms of 1:1:1" in page.texts
+    charts = [value for name, value in page.attributes if name == "aria-label"]
+    assert charts == [
+        "ST-LPIPS over sinsr.inversion",
+        "ST-LPIPS over net.width",
+        "ST-LPIPS over step",
+        "raw mean over step",
+        "weighted mean over step",
+        "weighted mean, t003 over step",
+    ]
+    assert sorted(name for name in path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_loaded_and_nothing_runs(folder: Path) -> None:
+    text = write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "b"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name in ("src", "href") or name.startswith("on")]
+    assert "url(" not in text and "@import" not in text and "http" not in text
+    assert any("<b>&\"'" in part for part in page.texts)  # the label, as text
+    assert any("<script>alert(1)</script>" in (value or "") for name, value in page.attributes if name == "title")
+
+
+def test_pictures_are_embedded(folder: Path) -> None:
+    baseline = ["t000", "t001", "t002"]
+    steps_of = {"t003": (100, 300), "bicubic": (0,), "t005": (100,), **dict.fromkeys(baseline, (300,))}
+    for shade, (name, steps) in enumerate(steps_of.items()):
+        for step in steps:
+            file = folder / "trials" / name / f"checkpoint_{step:06d}" / "grid.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(np.full((4, 6, 3), 10 * shade + step // 100, dtype=np.uint8)).save(file)
+    page = Page(write_report(folder, METRIC, baseline).read_text(encoding="utf-8"))
+    sources = [value for name, value in page.attributes if name == "src" and value is not None]
+    files = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
+    assert len(files) == 3  # winner, baseline, control
+    assert files[0] == (folder / "trials" / "t003" / "checkpoint_000300" / "grid.png").read_bytes()
+    assert "t003 (inversion 0.1, width 1), step 300" in page.texts and "bicubic" in page.texts
+
+
+def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path / "space" / "run")
+    tables.upsert_trial({"id": "t000", "label": "1:1:1", "status": "interrupted"})
+    tables.flush(force=True)
+    page = Page(write_report(tables.folder, METRIC, ["t000"]).read_text(encoding="utf-8"))
+    assert "No trial finished, so there is no answer." in page.texts
+    assert "Leaderboard" in page.texts and "Learning curves" not in page.texts
+
+
+def test_charts_are_well_formed_and_inside_their_frame() -> None:
+    lines = [
+        Line("a <b>", [(0, 1e-3), (10, 5.0), (20, float("nan"))], "winner"),
+        Line("zero", [(0, 0.0), (10, -1.0)]),
+        Line("flat", [(5, 2.0)]),
+    ]
+    dots = [Dot("x & y", 0.01, 1.0), Dot("z", 100.0, 1.0), Dot("none", float("nan"), 2.0)]
+    charts = [
+        line_chart(lines, "step", "value", log_y=True),
+        line_chart(lines, "step", "value"),
+        scatter(dots, "x", "y", [("near", 1.0), ("far", 99.0), ("none", float("nan"))]),
+        scatter([], "x", "y"),
+        line_chart([], "x", "y", log_y=True),
+    ]
+    for chart in charts:
+        root = ElementTree.fromstring(chart)
+        _, _, width, height = (float(part) for part in root.attrib["viewBox"].split())
+        for circle in root.iter("circle"):
+            assert 0 < float(circle.attrib["cx"]) < width and 0 < float(circle.attrib["cy"]) < height
+    titles = [title.text or "" for title in ElementTree.fromstring(charts[2]).iter("title")]
+    assert titles == ["x & y: 1 at 0.01", "z: 1 at 100"]
+    labels = [text.text for text in ElementTree.fromstring(charts[2]).iter("text")]
+    assert "near" in labels and "far" not in labels
+
+
+def test_positions_follow_the_axis() -> None:
+    """Equal ratios are equal distances on a logarithmic axis, equal differences on a linear one."""
+
+    def centres(xs: list[float]) -> list[float]:
+        root = ElementTree.fromstring(scatter([Dot("", x, x) for x in xs], "x", "y"))
+        return [float(circle.attrib["cx"]) for circle in root.iter("circle")]
+
+    for xs in ([0.01, 0.1, 1.0], [1.0, 2.0, 3.0]):
+        left, middle, right = centres(xs)
+        assert middle - left == pytest.approx(right - middle, abs=0.2) and left < right

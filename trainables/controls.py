@@ -1,0 +1,70 @@
+"""Reference rows: what no trial trains and every answer is read against.
+
+| name | restores with |
+|---|---|
+| `bicubic` | bicubic upsampling of the degraded image |
+| `autoencoder` | the autoencoder's reconstruction of the target: the ceiling of every latent method |
+| `teacher_N` | the ResShift teacher, deterministically: N = 1 predicts once from the prior, N = steps runs the chain |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trainables.data.prepare import Prepared
+from trainables.data.tensors import upsample
+from trainables.errors import InputError
+from trainables.metrics import MetricSet
+from trainables.networks.autoencoder import decode, encode
+from trainables.settings import TrialSettings
+from trainables.validation import Restore, Validation, validate
+from trainables.weights import build_diffusion, load_autoencoder, load_teacher
+
+
+def measure_controls(
+    names: Sequence[str],
+    settings: TrialSettings,
+    prepared: Prepared,
+    metric_names: Sequence[str],
+    device: torch.device | str = "cpu",
+    done: Callable[[str, Validation], None] = lambda name, validation: None,
+) -> dict[str, Validation]:
+    """Every control over the whole validation set; `done` is told of each as it is measured.
+
+    Raises:
+        InputError: an unknown control.
+    """
+    device = torch.device(device)
+    metrics = MetricSet(metric_names, device)
+    measured = {}
+    for name in names:
+        restore = _control(name, settings, device)
+        measured[name] = validate(restore, prepared, metrics, settings.training.validation_batch, device)
+        done(name, measured[name])
+    return measured
+
+
+def _control(name: str, settings: TrialSettings, device: torch.device) -> Restore:
+    if name == "bicubic":
+        return lambda batch: upsample(batch["degraded"], settings.pairs.scale) * 0.5 + 0.5
+    autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+
+    def to_image(latent: Tensor) -> Tensor:
+        return decode(autoencoder, latent) * 0.5 + 0.5
+
+    if name == "autoencoder":
+        return lambda batch: to_image(encode(autoencoder, batch["target"]))
+    diffusion = build_diffusion(settings.diffusion)
+    if name not in ("teacher_1", f"teacher_{diffusion.steps}"):
+        raise InputError(f"control {name!r}: expected bicubic, autoencoder, teacher_1 or teacher_{diffusion.steps}")
+    teacher = load_teacher(settings.teacher.weights, settings.network, device)
+    sample = diffusion.predict_from_prior if name == "teacher_1" else diffusion.sample_ddim
+
+    def restore(batch: dict[str, Tensor]) -> Tensor:
+        degraded = batch["degraded"]
+        return to_image(sample(lambda x, t: teacher(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]))
+
+    return restore

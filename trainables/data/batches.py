@@ -1,0 +1,94 @@
+"""Batches out of prepared stores: a pure function of (seed, step), so order survives restarts and world sizes.
+
+Columns of a training batch, each (B, ...) float32:
+
+| name | content |
+|---|---|
+| `target`, `degraded` | images in [-1, 1], (3, S, S) and (3, S/scale, S/scale) |
+| `latent`, `latent_degraded` | unquantised autoencoder latents of the target and of the upsampled degraded image |
+| `prior`, `taught` | x_T of one noise draw, and the teacher's deterministic x_0 from it |
+| `noise` | the draw's noise, which `prior` was made with |
+| `fresh_noise`, `uniform` | standard normal latents and a number in [0, 1), new in every step |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.data.prepare import Prepared, pair_noise
+from trainables.data.tensors import to_tensor
+from trainables.settings import TrialSettings
+
+_ORDER, _FRESH = 11, 13  # streams of the seed, apart from those of the pairs
+
+
+class TrainingBatches:
+    """Training batches of one worker.
+
+    Args:
+        columns: which of the columns above a batch holds.
+        rank, world: this worker's share: batches are the same rows in the same order whatever `world` is.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        settings: TrialSettings,
+        columns: Collection[str],
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        batch_size = settings.training.batch_size
+        if batch_size % world:
+            raise ValueError(f"training.batch_size={batch_size} does not divide among {world} workers")
+        self._prepared, self._settings, self._columns, self._device = prepared, settings, columns, device
+        self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """This worker's part of the batch of optimiser step `step` (from 0)."""
+        batch_size, seed = self._settings.training.batch_size, self._settings.training.seed
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)[self._share]
+        epochs, places = np.divmod(positions, self._prepared.train_rows)
+        rows = np.array([self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+        # Every pass over the pairs uses another of a pair's draws, and neighbours use different ones.
+        draws = (epochs + rows) % self._settings.sinsr.draws
+        return {name: self._column(name, rows, draws, positions, seed) for name in sorted(self._columns)}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            rng = np.random.default_rng([self._settings.training.seed, _ORDER, epoch])
+            kept = {e: order for e, order in self._orders.items() if e >= epoch - 1}
+            self._orders = {**kept, epoch: rng.permutation(self._prepared.train_rows)}
+        return self._orders[epoch]
+
+    def _column(self, name: str, rows: np.ndarray, draws: np.ndarray, positions: np.ndarray, seed: int) -> Tensor:
+        if name in ("fresh_noise", "uniform"):
+            shape = self._prepared.latent_shape
+            generators = (np.random.default_rng([seed, _FRESH, int(p)]) for p in positions)
+            # Both come from one stream: the number first, so that it does not depend on the latent's size.
+            drawn = [(g.random(dtype=np.float32), g.standard_normal(shape, np.float32)) for g in generators]
+            values = np.stack([number if name == "uniform" else noise for number, noise in drawn])
+        elif name == "noise":
+            data_seed, shape = self._settings.data.seed, self._prepared.latent_shape
+            values = np.stack([pair_noise(data_seed, int(r), int(d), shape) for r, d in zip(rows, draws, strict=True)])
+        else:
+            store = self._prepared.train(name)
+            values = store.rows(name, rows, draws if name in ("prior", "taught") else None)
+        return to_tensor(values, self._device)
+
+
+def validation_batches(prepared: Prepared, size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """All validation pairs in order: target, degraded, latent_degraded and the fixed noise, as above."""
+    rows = np.arange(prepared.validation_rows)
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        yield {
+            name: to_tensor(prepared.validation(name).rows(name, chosen), device)
+            for name in ("target", "degraded", "latent_degraded", "noise")
+        }

@@ -1,0 +1,217 @@
+"""How pairs are made: settings only, without torch, so that the command line can check them at once.
+
+Names and published values follow `configs/SinSR.yaml` (SinSR, Wang et al., CVPR 2024), which takes them over
+from ResShift and Real-ESRGAN (Wang et al., ICCVW 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trainables.errors import InputError
+
+PAIRS_VERSION = 1  # part of what determines prepared pairs: raise it when the same settings give other pixels
+
+Range = tuple[float, float]
+
+KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+
+# Accepted limits of every (low, high) field, both ends included.
+_RANGE_LIMITS: dict[str, Range] = {
+    "blur_sigma": (0.01, 50.0),
+    "betag_range": (0.01, 20.0),
+    "betap_range": (0.01, 20.0),
+    "resize_range": (0.1, 8.0),
+    "noise_range": (0.0, 255.0),
+    "poisson_scale_range": (0.0, 100.0),
+    "jpeg_range": (1.0, 100.0),
+}
+_AROUND_ONE = ("betag_range", "betap_range", "resize_range")
+
+
+def _require(accepted: object, name: str, value: object, expected: str) -> None:
+    if not accepted:
+        raise InputError.of(name, value, expected)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value: object, count: int) -> tuple[float, ...] | None:
+    if isinstance(value, list | tuple) and len(value) == count and all(_is_number(item) for item in value):
+        return tuple(float(item) for item in value)
+    return None
+
+
+def _checked_range(name: str, value: object, limits: Range, around_one: bool) -> Range:
+    pair = _numbers(value, 2)
+    expected = f"(low, high) with {limits[0]:g} <= low <= high <= {limits[1]:g}"
+    if around_one:
+        expected += " and low <= 1 <= high"
+    if pair is None or not limits[0] <= pair[0] <= pair[1] <= limits[1]:
+        raise InputError.of(name, value, expected)
+    if around_one and not pair[0] <= 1 <= pair[1]:
+        raise InputError.of(name, value, expected)
+    return pair[0], pair[1]
+
+
+def _checked_weights(name: str, value: object, kinds: tuple[str, ...]) -> tuple[float, ...]:
+    weights = _numbers(value, len(kinds))
+    if weights is None or min(weights) < 0 or sum(weights) == 0:
+        raise InputError.of(name, value, f"weights, not negative and not all 0, for {', '.join(kinds)}")
+    return weights
+
+
+@dataclass(frozen=True)
+class DegradationSettings:
+    """Ranges and probabilities of the second-order degradation; the defaults are SinSR's published values.
+
+    Fields that end in 2 belong to the second round. Ranges are (low, high), drawn uniformly; lists from YAML
+    are accepted for tuples.
+
+    Attributes:
+        blur_kernel_size: sides are drawn from the odd numbers 3, 5, ... *below* this one, as published.
+        kernel_prob: relative weights of `KERNEL_KINDS`.
+        sinc_prob: share of sinc (ringing) kernels among the blur kernels; of the rest, `kernel_prob` draws.
+        blur_sigma: standard deviation along each axis, pixels.
+        betag_range, betap_range: shape of generalized Gaussian and plateau kernels; below and above 1 equally
+            often.
+        resize_prob: relative weights of (up, down, keep).
+        resize_range: strongest downscale and upscale; in the second round relative to the degraded size.
+        gaussian_noise_prob: share of Gaussian noise; otherwise Poisson noise.
+        noise_range: standard deviation of Gaussian noise, in levels of 255.
+        poisson_scale_range: multiplier of the Poisson noise.
+        gray_noise_prob: share of noise that is equal in the three channels.
+        jpeg_range: JPEG quality, 1 to 100.
+        second_order_prob: share of images that go through the second blur, resize and noise.
+        second_blur_prob: share of blurred images among those.
+        final_sinc_prob: share of images that end with a sinc filter.
+
+    Raises:
+        InputError: naming the field, its value and what is accepted.
+    """
+
+    blur_kernel_size: int = 21
+    kernel_prob: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sinc_prob: float = 0.1
+    blur_sigma: Range = (0.2, 3.0)
+    betag_range: Range = (0.5, 4.0)
+    betap_range: Range = (1.0, 2.0)
+    resize_prob: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    resize_range: Range = (0.15, 1.5)
+    gaussian_noise_prob: float = 0.5
+    noise_range: Range = (1.0, 30.0)
+    poisson_scale_range: Range = (0.05, 3.0)
+    gray_noise_prob: float = 0.4
+    jpeg_range: Range = (30.0, 95.0)
+
+    second_order_prob: float = 0.5
+    second_blur_prob: float = 0.8
+    blur_kernel_size2: int = 15
+    kernel_prob2: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sinc_prob2: float = 0.1
+    blur_sigma2: Range = (0.2, 1.5)
+    betag_range2: Range = (0.5, 4.0)
+    betap_range2: Range = (1.0, 2.0)
+    resize_prob2: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize_range2: Range = (0.3, 1.2)
+    gaussian_noise_prob2: float = 0.5
+    noise_range2: Range = (1.0, 25.0)
+    poisson_scale_range2: Range = (0.05, 2.5)
+    gray_noise_prob2: float = 0.4
+    jpeg_range2: Range = (30.0, 95.0)
+
+    final_sinc_prob: float = 0.8
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            name, stem = f"degradation.{spec.name}", spec.name.removesuffix("2")
+            value = getattr(self, spec.name)
+            if stem in _RANGE_LIMITS:
+                value = _checked_range(name, value, _RANGE_LIMITS[stem], around_one=stem in _AROUND_ONE)
+            elif stem == "kernel_prob":
+                value = _checked_weights(name, value, KERNEL_KINDS)
+            elif stem == "resize_prob":
+                value = _checked_weights(name, value, ("up", "down", "keep"))
+            elif stem == "blur_kernel_size":
+                odd = _is_integer(value) and 5 <= value <= 51 and value % 2
+                _require(odd, name, value, "an odd number, 5 to 51")
+            else:
+                _require(_is_number(value) and 0 <= value <= 1, name, value, "a probability from 0 to 1")
+            object.__setattr__(self, spec.name, value)
+
+
+# Milder ranges for the laptop sample: still blind (blur, resampling, noise and JPEG all vary), but little
+# enough is lost that a tiny network visibly restores it within a minute on a CPU.
+MILD = DegradationSettings(
+    blur_kernel_size=13,
+    sinc_prob=0.0,
+    blur_sigma=(0.4, 1.5),
+    resize_prob=(0.1, 0.4, 0.5),
+    resize_range=(0.6, 1.2),
+    noise_range=(5.0, 20.0),
+    poisson_scale_range=(0.2, 1.5),
+    jpeg_range=(40.0, 80.0),
+    second_order_prob=0.1,
+    blur_kernel_size2=7,
+    sinc_prob2=0.0,
+    blur_sigma2=(0.2, 0.6),
+    resize_range2=(0.8, 1.2),
+    noise_range2=(1.0, 4.0),
+    poisson_scale_range2=(0.05, 0.3),
+    jpeg_range2=(70.0, 95.0),
+    final_sinc_prob=0.2,
+)
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How many pairs of which size, and how they are degraded.
+
+    Attributes:
+        image_size: side of the square training targets, pixels; a multiple of `scale`.
+        scale: target side / degraded side.
+        train_pairs, validation_pairs: how many of each.
+        validation_size: side of the square validation targets, pixels; a multiple of `scale`.
+        degradation: `DegradationSettings`, or a mapping of its fields as a YAML file gives it.
+
+    Raises:
+        InputError: naming the field, its value and what is accepted.
+    """
+
+    image_size: int = 64
+    scale: int = 4
+    train_pairs: int = 512
+    validation_pairs: int = 24
+    validation_size: int = 128
+    degradation: DegradationSettings = field(default_factory=DegradationSettings)
+
+    def __post_init__(self) -> None:
+        whole = _is_integer(self.scale) and 1 <= self.scale <= 16
+        _require(whole, "scale", self.scale, "a whole number, 1 to 16")
+        for name in ("image_size", "validation_size"):
+            value = getattr(self, name)
+            fits = _is_integer(value) and value >= 4 * self.scale and value % self.scale == 0
+            _require(fits, name, value, f"a multiple of scale={self.scale}, at least {4 * self.scale}")
+        for name in ("train_pairs", "validation_pairs"):
+            value = getattr(self, name)
+            _require(_is_integer(value) and value >= 1, name, value, "a whole number, at least 1")
+        if isinstance(self.degradation, Mapping):
+            object.__setattr__(self, "degradation", _from_mapping(self.degradation))
+        known = isinstance(self.degradation, DegradationSettings)
+        _require(known, "degradation", self.degradation, "DegradationSettings or a mapping of its fields")
+
+
+def _from_mapping(values: Mapping[str, Any]) -> DegradationSettings:
+    known = [spec.name for spec in fields(DegradationSettings)]
+    for name, value in values.items():
+        _require(name in known, f"degradation.{name}", value, f"one of {', '.join(known)}")
+    return DegradationSettings(**values)

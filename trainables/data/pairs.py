@@ -1,0 +1,224 @@
+"""Pairs of a target and its degraded version, each a function of its own number: none needs another."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from trainables.data.degradation import degrade
+from trainables.data.degradation_settings import PairSettings
+from trainables.data.photographs import Photograph, PhotographFolder, Split
+from trainables.errors import InputError
+
+VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs
+MARGIN = 6  # degraded pixels kept around a crop while it is degraded, then cut off
+FLAT = 6.0  # a crop whose green channel deviates by fewer levels of 255 is nearly flat
+TRIES = 4  # positions looked at for one that is not; the most detailed is kept
+MIN_DOWNSCALE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` tells the crop."""
+
+    name: str
+    target: np.ndarray
+    degraded: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """A square of side `size` at (top, left) of a photograph shrunk by `shrink` (1 = as it is)."""
+
+    top: int
+    left: int
+    size: int
+    shrink: float = 1.0
+
+
+def make_pairs(photographs: Sequence[Photograph], settings: PairSettings, split: Split, seed: int) -> Iterator[Pair]:
+    """All pairs of a split, in order: `make_pair` for every index. See there."""
+    count = settings.train_pairs if split == "train" else settings.validation_pairs
+    return (make_pair(photographs, settings, split, seed, index) for index in range(count))
+
+
+def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: Split, seed: int, index: int) -> Pair:
+    """Pair `index` of a split, the same whichever pairs were made before, in whichever process.
+
+    Training: the photographs take turns in an order shuffled for every round, so each is used equally often
+    whatever its size. It is shrunk by a factor from [0.5, 1], which gives small crops more content; a crop is
+    placed at random, up to four times while it is nearly flat; half are mirrored. The degradation sees a
+    margin around the crop, of varying width so that JPEG blocks fall differently, and the margin is cut off
+    afterwards, as `crop_pad_size` does in the reference.
+
+    Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left), shared out evenly
+    over the photographs, each from a grid over its photograph, of which the crops with most detail are taken.
+    `seed` plays no part, and one crop is always degraded alike, however many there are.
+
+    Args:
+        photographs: those of `split`; sizes must reach `settings.image_size` or `settings.validation_size`.
+        seed: of the training pairs, not negative.
+        index: 0 to `settings.train_pairs` - 1, or `validation_pairs` - 1.
+
+    Raises:
+        IndexError: no such pair.
+        InputError: a photograph is too small, or the validation photographs hold too few different crops.
+    """
+    count = settings.train_pairs if split == "train" else settings.validation_pairs
+    if not 0 <= index < count:
+        raise IndexError(f"{split} pair {index}: there are {count}")
+    if not photographs:
+        raise InputError(f"{split} pairs need photographs: none were given")
+
+    if split == "validation":
+        photograph, crop = _validation_crop(photographs, settings, index)
+        name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
+        rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
+    else:
+        rng = np.random.default_rng([seed, 0, index])
+        photograph = _training_photograph(photographs, seed, index)
+        crop = _random_crop(photograph, settings.image_size, rng)
+        name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+
+    target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
+    if split == "train" and rng.random() < 0.5:
+        target, left, right = target[:, ::-1], right, left
+    degraded = degrade(target, settings.degradation, rng, settings.scale)
+    return Pair(name, _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right))
+
+
+def _training_photograph(photographs: Sequence[Photograph], seed: int, index: int) -> Photograph:
+    """The photograph whose turn it is; one that turns out broken gives its turn to the next that is not."""
+    turn, place = divmod(index, len(photographs))
+    order = _shuffled(len(photographs), seed, turn)
+    broken: InputError | None = None
+    for step in range(min(10, len(photographs))):
+        try:
+            return photographs[order[(place + step) % len(photographs)]]
+        except InputError as error:
+            broken = error
+    assert broken is not None
+    raise broken
+
+
+@functools.lru_cache(maxsize=8)
+def _shuffled(count: int, seed: int, turn: int) -> list[int]:
+    return np.random.default_rng([seed, 1, turn]).permutation(count).tolist()
+
+
+def _random_crop(photograph: Photograph, size: int, rng: np.random.Generator) -> _Crop:
+    height, width = photograph.pixels.shape[:2]
+    short = min(height, width)
+    if short < size:
+        raise InputError(f"{photograph.name}: {width} x {height} does not hold image_size={size}: leave it out")
+    shrink = rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
+    best, most = None, -1.0
+    for _ in range(TRIES):
+        top = int(rng.integers(max(0, int(height * shrink) - size) + 1))
+        left = int(rng.integers(max(0, int(width * shrink) - size) + 1))
+        crop = _Crop(top, left, size, shrink)
+        detail = _detail(photograph.pixels, crop)
+        if detail > most:
+            best, most = crop, detail
+        if most >= FLAT:
+            break
+    assert best is not None
+    return best
+
+
+def _detail(pixels: np.ndarray, crop: _Crop) -> float:
+    """Standard deviation of the green channel over every other pixel of the crop, levels of 255."""
+    top, left = round(crop.top / crop.shrink), round(crop.left / crop.shrink)
+    side = round(crop.size / crop.shrink)
+    return float(pixels[top : top + side : 2, left : left + side : 2, 1].std())
+
+
+def _with_margin(
+    pixels: np.ndarray, crop: _Crop, scale: int, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """The crop and what lies around it, uint8, and the margins (top, bottom, left, right) in degraded pixels.
+
+    A margin is half to one and a half times `MARGIN`, or what the photograph still has on that side.
+    """
+    height, width = (int(side * crop.shrink + 1e-6) for side in pixels.shape[:2])
+    room = (crop.top, height - crop.top - crop.size, crop.left, width - crop.left - crop.size)
+    wanted = rng.integers(MARGIN // 2, MARGIN + MARGIN // 2 + 1, size=4)
+    top, bottom, left, right = (min(int(w), max(0, r) // scale) for w, r in zip(wanted, room, strict=True))
+
+    y, x = crop.top - top * scale, crop.left - left * scale
+    rows, columns = crop.size + (top + bottom) * scale, crop.size + (left + right) * scale
+    if crop.shrink == 1.0:
+        region = pixels[y : y + rows, x : x + columns]
+    else:
+        y, x, tall, wide = (round(value / crop.shrink) for value in (y, x, rows, columns))
+        source = Image.fromarray(np.ascontiguousarray(pixels[y : y + tall, x : x + wide]))
+        region = np.asarray(source.resize((columns, rows), Image.Resampling.LANCZOS))
+    return region, (top, bottom, left, right)
+
+
+def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale: int = 1) -> np.ndarray:
+    height, width = image.shape[:2]
+    return image[top * scale : height - bottom * scale, left * scale : width - right * scale].copy()
+
+
+def _validation_crop(photographs: Sequence[Photograph], settings: PairSettings, index: int) -> tuple[Photograph, _Crop]:
+    """Crop `index`: photographs in order, and within one the grid from top left to bottom right."""
+    size = settings.validation_size
+    if isinstance(photographs, PhotographFolder):
+        sizes = photographs.sizes
+    else:
+        sizes = [(p.pixels.shape[0], p.pixels.shape[1]) for p in photographs]
+    shares, overlap = _shares(tuple(sizes), size, settings.validation_pairs)
+    which = 0
+    while index >= shares[which]:
+        index -= shares[which]
+        which += 1
+    photograph = photographs[which]
+    grid = [_Crop(top, left, size) for top, left in _grid(sizes[which], size, overlap)]
+    detail = [_detail(photograph.pixels, crop) for crop in grid]
+    taken = sorted(sorted(range(len(grid)), key=lambda cell: -detail[cell])[: shares[which]])
+    return photograph, grid[taken[index]]
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int) -> tuple[list[int], bool]:
+    """How many crops each photograph gives, and whether crops have to overlap (by half) for it.
+
+    With more photographs than crops, the crops come from photographs spread evenly over the list.
+    """
+    for overlap in (False, True):
+        room = [len(_grid(shape, size, overlap)) for shape in sizes]
+        if sum(room) >= count:
+            break
+    else:
+        raise InputError(
+            f"validation_pairs={count} is not accepted: {len(sizes)} validation photographs hold {sum(room)} "
+            f"crops of validation_size={size}: give at most {sum(room)}, smaller crops or more photographs"
+        )
+    shares = [0] * len(sizes)
+    left = count
+    while left:
+        open_ = [which for which, taken in enumerate(shares) if taken < room[which]]
+        if left < len(open_):
+            open_ = [open_[i * len(open_) // left] for i in range(left)]
+        for which in open_:
+            shares[which] += 1
+        left -= len(open_)
+    return shares, overlap
+
+
+def _grid(shape: tuple[int, int], size: int, overlap: bool) -> list[tuple[int, int]]:
+    """(top, left) of crops spread over a photograph: side by side, or overlapping by at most half."""
+
+    def starts(side: int) -> list[int]:
+        if side < size:
+            return []
+        many = 1 + (side - size) // (size // 2 if overlap else size)
+        return [round(at) for at in np.linspace(0, side - size, many)] if many > 1 else [(side - size) // 2]
+
+    return [(top, left) for top in starts(shape[0]) for left in starts(shape[1])]

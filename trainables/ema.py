@@ -1,0 +1,52 @@
+"""Exponential moving averages of weights, which are what is validated and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialMovingAverage:
+    """Averages the trainable parameters of `networks`; everything else of their state is read from them.
+
+    The decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that a short run does not
+    average its initial weights in.
+    """
+
+    def __init__(self, networks: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._parameters = {n: p for n, p in networks.named_parameters() if p.requires_grad}
+        self._averages = {n: p.detach().clone() for n, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it the networks hold the averaged weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self._averages[name] = self._averages[name], parameter.data
+
+    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        return {"updates": self.updates, "averages": self._averages}
+
+    def load_state_dict(self, state: Mapping[str, int | dict[str, Tensor]]) -> None:
+        self.updates = int(state["updates"])  # type: ignore[arg-type]
+        averages: dict[str, Tensor] = state["averages"]  # type: ignore[assignment]
+        for name, average in self._averages.items():
+            average.copy_(averages[name])

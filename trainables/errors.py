@@ -1,0 +1,19 @@
+"""The error for what a person typed or pointed at: one line, no traceback, exit status 2 at the door."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A setting, a path or a file that cannot be used.
+
+    The message is one line that names the thing, the value and what would be accepted, so the command line
+    prints it as it is and exits with `exit_status`. Anything else that is raised is a defect and keeps its
+    traceback.
+    """
+
+    exit_status = 2
+
+    @classmethod
+    def of(cls, name: str, value: object, accepted: str) -> InputError:
+        """The error for one setting: `raise InputError.of("image_size", 30, "a multiple of scale=4")`."""
+        return cls(f"{name}={value!r} is not accepted: give {accepted}")

@@ -1,0 +1,185 @@
+"""Runs one trial under Ray: in the trial's own process, or over a group of workers.
+
+The only place in `trainables` that knows Ray. One worker a trial runs through `TorchTrainer`'s local mode inside the
+(reused) trial actor, which costs milliseconds; two or more run as a Train worker group with DistributedDataParallel,
+which costs the start of its processes. The loop is the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train as ray_train
+from ray import tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+
+from trainables.data.prepare import prepare
+from trainables.loop import World, train
+from trainables.registry import method_class
+from trainables.reporting import Report, Reporter, TrialDiverged
+from trainables.settings import TrialSettings
+
+LOSSES, FAILED, PID = "losses", "failed", "process"
+"""Keys of a result beside the metrics: rows of loss terms, why the trial failed, the trial's process id."""
+CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
+"""Key under which a worker group's result says where its checkpoint lies."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of one trial, and what each takes of the cluster."""
+
+    count: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def each(self) -> dict[str, float]:
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial's processes are told.
+
+    Attributes:
+        store: root of the prepared stores on every machine; what is missing there is prepared there.
+        metrics: names of the metrics that every validation reports, decided once for the sweep.
+    """
+
+    settings: TrialSettings
+    store: str
+    metrics: tuple[str, ...]
+    workers: Workers
+
+
+def launch(job: Job) -> None:
+    """Trains one trial to its end. To be called inside a Tune trial; reports to it.
+
+    A diverged trial reports why and returns: an exception would make Tune retry what would diverge again.
+    """
+    try:
+        if job.workers.count == 1:
+            _in_this_process(job)
+        else:
+            _in_worker_group(job)
+    finally:
+        free_memory()
+
+
+def free_memory() -> None:
+    """Lets go of what a trial leaves in a process that runs the next one too."""
+    torch.clear_autocast_cache()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _in_this_process(job: Job) -> None:
+    def train_function() -> None:
+        device = torch.device("cuda" if job.workers.gpus else "cpu")
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is None:
+            _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), None)
+        else:
+            with checkpoint.as_directory() as folder:
+                _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), Path(folder))
+
+    try:
+        TorchTrainer(train_function, scaling_config=ray_train.ScalingConfig(num_workers=0)).fit()
+    except TrialDiverged as error:
+        tune.report({FAILED: str(error), PID: os.getpid()})
+
+
+def _in_worker_group(job: Job) -> None:
+    trial_folder = tune.get_context().get_trial_dir()
+
+    def train_function() -> None:
+        context = ray_train.get_context()
+        device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
+        world = World(context.get_world_rank(), context.get_world_size(), device)
+        checkpoint = ray_train.get_checkpoint()
+        report = _group_reporter(world)
+        try:
+            if checkpoint is None:
+                _train(job, world, report, None)
+            else:
+                with checkpoint.as_directory() as folder:
+                    _train(job, world, report, Path(folder))
+        except TrialDiverged as error:
+            ray_train.report({FAILED: str(error), PID: os.getpid()})
+
+    TorchTrainer(
+        train_function,
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=job.workers.count,
+            use_gpu=job.workers.gpus > 0,
+            resources_per_worker=job.workers.each,
+        ),
+        run_config=ray_train.RunConfig(
+            # A fixed name: a trial that is started again finds its own checkpoints.
+            name="group",
+            storage_path=trial_folder,
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray_train.FailureConfig(max_failures=2),
+        ),
+    ).fit()
+
+
+def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) -> None:
+    torch.set_num_threads(job.workers.threads)
+    columns = method_class(job.settings.method).columns(job.settings)
+    prepared = prepare(job.settings, Path(job.store), columns, world.device)
+    train(job.settings, prepared, job.metrics, world, report, checkpoint)
+
+
+def _payload(report: Report) -> dict[str, Any]:
+    return {
+        **report.metrics,
+        "step": report.step,
+        LOSSES: [[step, dict(row)] for step, row in report.losses],
+        PID: os.getpid(),
+    }
+
+
+def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
+    def report(row: Report, write: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+            write(Path(folder))
+            send(_payload(row), checkpoint=checkpoint.from_directory(folder))
+
+    return report
+
+
+def _group_reporter(world: World) -> Reporter:
+    """All workers must report together; the first one's metrics count, and it alone writes the checkpoint."""
+    writing = _reporter(ray_train.report, ray_train.Checkpoint)
+
+    def report(row: Report, write: Callable[[Path], None]) -> None:
+        if world.rank == 0:
+            writing(row, write)
+        else:
+            ray_train.report(_payload(row))
+
+    return report
+
+
+def trial_resources(workers: Workers) -> tune.PlacementGroupFactory | Mapping[str, float]:
+    """What Tune sets aside for a trial: its one worker; or, for a group, whose workers Train places, a sliver of the
+    head node's own resource, so that a trial's driver never competes with workers for CPUs."""
+    if workers.count == 1:
+        return tune.PlacementGroupFactory([workers.each])
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])

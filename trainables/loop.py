@@ -1,0 +1,276 @@
+"""The one training loop: optimisers, schedule, precision, accumulation, averages, validation, checkpoints, reports."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.checkpoint import read_state, set_rng_state, write_checkpoint
+from trainables.data.batches import TrainingBatches
+from trainables.data.prepare import Prepared
+from trainables.ema import ExponentialMovingAverage
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.metrics import MetricSet
+from trainables.registry import method_class
+from trainables.reporting import LossRow, Report, Reporter, TrialDiverged
+from trainables.settings import TrainingSettings, TrialSettings
+from trainables.validation import Validation, validate
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train the trial together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class _Losses(nn.Module):
+    """A method's losses as a module's forward pass: one of them a step is what DistributedDataParallel expects,
+    however often the method runs its networks inside."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.networks = method.networks
+        self._losses = method.losses
+
+    def forward(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+        return self._losses(phase, batch)
+
+
+def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
+    """The share of the peak learning rate at optimiser step `step` (from 0)."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Trainer:
+    """A trial in progress, on one worker."""
+
+    def __init__(
+        self, settings: TrialSettings, prepared: Prepared, metric_names: tuple[str, ...], world: World
+    ) -> None:
+        training = settings.training
+        torch.manual_seed(training.seed)
+        self.settings, self.prepared, self.world = settings, prepared, world
+        self.method = method_class(settings.method)(settings, world.device)
+        self.method.networks.train()
+        self.batches = TrainingBatches(
+            prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
+        )
+        self.metrics = MetricSet(metric_names, device=str(world.device))
+        self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay)
+        self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
+        losses = _Losses(self.method)
+        several_phases = len(self.method.phases) > 1
+        self.losses: nn.Module = (
+            DistributedDataParallel(losses, find_unused_parameters=several_phases) if world.size > 1 else losses
+        )
+        self.step = 0
+        self.log = _LossLog(training.log_every)
+
+    def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
+        parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            parameters,
+            lr=self.settings.training.learning_rate,
+            weight_decay=self.settings.training.weight_decay,
+            fused=self.world.device.type == "cuda" or None,
+        )
+
+    def run(self, report: Reporter) -> None:
+        """Trains to the last step; validates and reports on the way. Continues where `load` left off.
+
+        Raises:
+            TrialDiverged: a loss term is NaN or infinite.
+        """
+        training = self.settings.training
+        while self.step < training.max_steps:
+            until = min(self.step + training.report_every, training.max_steps)
+            # A last stretch shorter than half an interval joins the one before.
+            if training.max_steps - until < training.report_every / 2:
+                until = training.max_steps
+            trained = self._train_until(until)
+            started = time.monotonic()
+            validation = self._validate()
+            metrics = (
+                validation.means
+                | self.log.means()
+                | {
+                    "train/step_seconds": trained / max(1, self.log.steps),
+                    "train/validation_seconds": time.monotonic() - started,
+                    "train/learning_rate": training.learning_rate * learning_rate_factor(training, self.step - 1),
+                    "train/busy_seconds": trained + time.monotonic() - started,
+                }
+            )
+            row = Report(self.step, metrics, self.log.take())
+            report(row, lambda folder, shown=validation: self._write(folder, shown))  # type: ignore[misc]
+
+    def _train_until(self, step: int) -> float:
+        """Trains up to that step; returns the seconds it took."""
+        started = time.monotonic()
+        self.method.networks.train()
+        while self.step < step:
+            batch = self.batches(self.step)
+            factor = learning_rate_factor(self.settings.training, self.step)
+            for phase in self.method.phases:
+                terms = self._optimise(phase, batch, factor)
+                self.log.add(self.step + 1, terms)
+            self.ema.update()
+            self.step += 1
+        self.log.check()
+        return time.monotonic() - started
+
+    def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, LossTerm]:
+        """One optimiser step; returns the terms, averaged over its parts."""
+        training, optimiser = self.settings.training, self.optimisers[phase.name]
+        for group in optimiser.param_groups:
+            group["lr"] = training.learning_rate * factor
+        optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, LossTerm] = {}
+        for part, last in _parts(batch, training.accumulate):
+            with self._synchronised(last):
+                with self._autocast():
+                    terms = self.losses(phase, part)
+                total = torch.stack([term.value.float() * term.weight for term in terms.values()]).sum()
+                self.scaler.scale(total / training.accumulate).backward()
+            for name, term in terms.items():
+                value = term.value.detach().float() / training.accumulate
+                sums[name] = LossTerm(sums[name].value + value if name in sums else value, term.weight)
+        if training.clip_gradient:
+            self.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], training.clip_gradient)
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        return sums
+
+    def _autocast(self) -> Any:
+        dtype = AUTOCAST.get(self.settings.training.precision)
+        return torch.autocast(self.world.device.type, dtype) if dtype else nullcontext()
+
+    def _synchronised(self, last: bool) -> Any:
+        waits = isinstance(self.losses, DistributedDataParallel) and not last
+        return self.losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
+
+    def _validate(self) -> Validation:
+        self.method.networks.eval()
+        size = self.settings.training.validation_batch
+        with self.ema.applied():
+            return validate(self._restore, self.prepared, self.metrics, size, self.world.device)
+
+    def _restore(self, batch: Batch) -> Tensor:
+        with self._autocast():
+            return self.method.restore(batch)
+
+    def _write(self, folder: Path, validation: Validation) -> None:
+        optimisation = {
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+        write_checkpoint(folder, self.step, self.method, self.ema, optimisation, validation)
+
+    def load(self, folder: Path) -> None:
+        """Continues from a checkpoint of this trial, exactly."""
+        state = read_state(folder, self.settings)
+        self.step = state["step"]
+        self.method.networks.load_state_dict(state["networks"])
+        self.ema.load_state_dict(state["ema"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisation"]["optimisers"][name])
+        self.scaler.load_state_dict(state["optimisation"]["scaler"])
+        set_rng_state(state["rng"])
+
+
+def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
+    if count == 1:
+        yield batch, True
+        return
+    pieces: Mapping[str, tuple[Tensor, ...]] = {name: tensor.chunk(count) for name, tensor in batch.items()}
+    for k in range(count):
+        yield {name: tensors[k] for name, tensors in pieces.items()}, k == count - 1
+
+
+class _LossLog:
+    """Loss terms since the last report. Values stay on the device until a row is due: looking at each would make a GPU
+    wait for the CPU in every step. So NaN is noticed up to `every` steps late, but named at its own step."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.steps = 0
+        self._pending: list[tuple[int, str, Tensor, float]] = []
+        self._rows: list[LossRow] = []
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, step: int, terms: Mapping[str, LossTerm]) -> None:
+        self.steps += 1
+        self._pending += [(step, name, term.value, term.weight) for name, term in terms.items()]
+        if step % self.every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Reads the pending values.
+
+        Raises:
+            TrialDiverged: one of them is NaN or infinite.
+        """
+        if not self._pending:
+            return
+        values = torch.stack([value for _, _, value, _ in self._pending]).cpu()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(values)  # every worker has seen its share of the batch only
+            values /= dist.get_world_size()
+        row: dict[str, list[float]] = {}
+        for (step, name, _, weight), value in zip(self._pending, values.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise TrialDiverged(f"loss term {name!r} is {value} at step {step}")
+            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", value * weight)):
+                row.setdefault(tag, []).append(number)
+        for tag, numbers in row.items():
+            self._sums[tag] = self._sums.get(tag, 0.0) + sum(numbers)
+            self._counts[tag] = self._counts.get(tag, 0) + len(numbers)
+        last = self._pending[-1][0]
+        self._rows.append((last, {tag: sum(numbers) / len(numbers) for tag, numbers in row.items()}))
+        self._pending = []
+
+    def means(self) -> dict[str, float]:
+        return {tag: self._sums[tag] / self._counts[tag] for tag in self._sums}
+
+    def take(self) -> list[LossRow]:
+        """The rows since the last time, and a clean slate."""
+        rows = self._rows
+        self.steps, self._rows, self._sums, self._counts = 0, [], {}, {}
+        return rows
+
+
+def train(
+    settings: TrialSettings,
+    prepared: Prepared,
+    metric_names: tuple[str, ...],
+    world: World,
+    report: Reporter,
+    checkpoint: Path | None = None,
+) -> None:
+    """A trial from its start, or from `checkpoint`, to its last step."""
+    trainer = Trainer(settings, prepared, metric_names, world)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+    trainer.run(report)

@@ -1,0 +1,153 @@
+"""LPIPS (Zhang et al. 2018): the `lpips` package with its AlexNet backbone from torch hub's cache.
+
+The wheel ships the linear heads; the backbone is torchvision's AlexNet, a download of 233 MiB. Only
+`ensure_backbone` starts it, which the driver of a sweep calls once; `LPIPS` itself just reads the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import tempfile
+import threading
+import time
+import urllib.request
+import warnings
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainables.metrics.names import MetricUnavailableError
+
+_FILE = "alexnet-owt-7be5be79.pth"
+
+
+class LPIPS(nn.Module):
+    """LPIPS distance, AlexNet, version 0.1, with frozen weights.
+
+    Raises:
+        MetricUnavailableError: the backbone is not in torch hub's cache, or cannot be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        import lpips
+
+        backbone = _read_backbone()
+        # The package starts from a random backbone: that must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's, about the arguments the package calls it with
+            self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+        for stage in self.network.net.children():
+            for index, layer in stage.named_children():  # named by their index in AlexNet's `features`
+                if isinstance(layer, nn.Conv2d):
+                    prefix = f"features.{index}."
+                    layer.load_state_dict({key: backbone[prefix + key] for key in ("weight", "bias")})
+        self.requires_grad_(False).eval()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB images in [-1, 1], H and W at least 31 -> (B,) distances, >= 0."""
+        return self.network(a, b).flatten()
+
+
+def backbone_path() -> Path:
+    """Where torch hub keeps AlexNet's weights on this machine: under TORCH_HOME, else the user's cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+
+
+def ensure_backbone(allow_download: bool = True, connect_seconds: float = 4, download_seconds: float = 120) -> Path:
+    """The path of AlexNet's weights, downloaded first if they are not there.
+
+    Args:
+        allow_download: whether to try the network at all.
+        connect_seconds: how long to wait for the server's first answer, name look-up included.
+        download_seconds: how long the whole file may take.
+
+    Raises:
+        MetricUnavailableError: not there and not to be had in that time; the message says how to get it.
+    """
+    path = backbone_path()
+    if path.is_file():
+        return path
+    if not allow_download:
+        raise _absent("not downloaded")
+    try:
+        _download(_url(), path, connect_seconds, download_seconds)
+    except (OSError, HTTPException) as error:
+        raise _absent(f"the download failed: {error}") from error
+    return path
+
+
+def _url() -> str:
+    from torchvision.models import AlexNet_Weights
+
+    return AlexNet_Weights.IMAGENET1K_V1.url
+
+
+def _absent(why: str) -> MetricUnavailableError:
+    return MetricUnavailableError(
+        f"val/lpips is absent: its AlexNet backbone is not on this machine ({why}); "
+        f"get {_url()} and put it at {backbone_path()}"
+    )
+
+
+def _read_backbone() -> dict[str, Tensor]:
+    path = backbone_path()
+    if not path.is_file():
+        raise _absent("no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on a damaged file the unpickler raises anything, KeyError included
+        raise MetricUnavailableError(
+            f"val/lpips: {path} cannot be read ({type(error).__name__}: {error}); delete it and get it again"
+        ) from error
+
+
+def _download(url: str, path: Path, connect_seconds: float, download_seconds: float) -> None:
+    """Download `url` to `path`, which appears only once complete and with the checksum in its name.
+
+    By torch hub's convention a file `name-<digits>.pth` has a SHA-256 that begins with these digits.
+    """
+    expected = path.stem.rpartition("-")[2]
+    deadline = time.monotonic() + download_seconds
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with _open(url, connect_seconds) as response:
+        descriptor, partial = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                while chunk := response.read(1 << 20):
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"not complete after {download_seconds:.0f} s")
+                    digest.update(chunk)
+                    file.write(chunk)
+            if not digest.hexdigest().startswith(expected):
+                raise OSError(f"SHA-256 begins with {digest.hexdigest()[: len(expected)]}, not {expected}")
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+
+def _open(url: str, seconds: float) -> HTTPResponse:
+    """The server's answer within `seconds`: from a thread, as a socket's time-out spares the name look-up."""
+    answer: queue.Queue[HTTPResponse | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answer.put(urllib.request.urlopen(url, timeout=seconds))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        response = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    if isinstance(response, Exception):
+        raise response
+    return response

@@ -1,0 +1,86 @@
+"""The metrics of one validation pass, all computed on the same clamped images, one value an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainables.metrics.lpips import LPIPS
+from trainables.metrics.names import METRICS, check_names
+from trainables.metrics.pixel import psnr, psnr_y, ssim
+from trainables.metrics.st_lpips import STLPIPS
+
+_PIXEL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "val/psnr": psnr,
+    "val/psnr_y": psnr_y,
+    "val/ssim": ssim,
+}
+_DEEP: dict[str, Callable[[], nn.Module]] = {
+    "val/lpips": LPIPS,
+    "val/st_lpips": STLPIPS,
+}
+
+# How far a target may leave [0, 1], as resampling and conversions do, before it is taken for another range.
+_RANGE_TOLERANCE = 1e-3
+
+
+class MetricSet:
+    """Computes the metrics in `names` for batches of image pairs, in float32 and without gradients.
+
+    >>> metrics = MetricSet(["val/psnr", "val/ssim"])
+    >>> image = torch.zeros(2, 3, 16, 16)
+    >>> metrics(image + 0.1, image)["val/psnr"]
+    tensor([20., 20.])
+
+    Args:
+        names: full metric names, see `METRICS`.
+        device: where the networks live and the metrics are computed.
+
+    Raises:
+        InputError: an unknown or repeated name.
+        MetricUnavailableError: the weights of a metric in `names` are not on this machine.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
+        self.names = check_names(names)
+        self.device = torch.device(device)
+        self.min_side = max((METRICS[name].min_side for name in self.names), default=1)
+        self._networks = {name: _DEEP[name]().to(self.device) for name in self.names if name in _DEEP}
+
+    @torch.no_grad()
+    def __call__(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compare each restored image with its target.
+
+        Args:
+            restored: (B, 3, H, W) RGB images, nominally in [0, 1]; clamped to it.
+            target: (B, 3, H, W) RGB images in [0, 1].
+
+        Returns:
+            name -> (B,) float32 values on `device`, in the order of `names`; NaN for an image that holds NaN.
+
+        Raises:
+            ValueError: shapes differ, are not (B, 3, H, W) or too small, or the target leaves [0, 1].
+        """
+        self._check(restored, target)
+        restored = restored.to(self.device, torch.float32).clamp(0, 1)
+        target = target.to(self.device, torch.float32)
+        with torch.autocast(self.device.type, enabled=False):
+            return {name: self._compute(name, restored, target) for name in self.names}
+
+    def _compute(self, name: str, restored: Tensor, target: Tensor) -> Tensor:
+        if name in self._networks:
+            return self._networks[name](2 * restored - 1, 2 * target - 1)
+        return _PIXEL[name](restored, target)
+
+    def _check(self, restored: Tensor, target: Tensor) -> None:
+        shape = target.shape
+        if restored.shape != shape or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < self.min_side:
+            raise ValueError(
+                f"restored {tuple(restored.shape)} and target {tuple(shape)}: "
+                f"accepted are two of (B, 3, H, W) with H, W >= {self.min_side}"
+            )
+        low, high = (value.item() for value in target.aminmax())
+        if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
+            raise ValueError(f"target spans [{low:.4g}, {high:.4g}]: accepted are images in [0, 1]")

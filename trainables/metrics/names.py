@@ -1,0 +1,60 @@
+"""The names of the validation metrics and what each one means. Light to import: the command line reads it.
+
+A name means one thing everywhere: in a search space's objective, a leaderboard column, a TensorBoard tag. A
+metric whose weights cannot be had is absent; another metric never takes its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from trainables.errors import InputError
+
+
+class MetricUnavailableError(InputError):
+    """A metric whose weights are not on this machine; the message names the file and where it belongs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric name stands for.
+
+    Attributes:
+        name: full name, as it appears in reports and leaderboards.
+        direction: whether the better restoration has the larger ("max") or the smaller ("min") value.
+        unit: "dB", or "1" for a dimensionless number.
+        perceptual: whether it compares deep features, and so needs trained weights.
+        min_side: smallest height and width of the images it can compare, in pixels.
+        description: one line for tables and reports.
+    """
+
+    name: str
+    direction: Literal["max", "min"]
+    unit: str
+    perceptual: bool
+    min_side: int
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("val/psnr", "max", "dB", False, 1, "PSNR over RGB, images in [0, 1]"),
+        Metric("val/psnr_y", "max", "dB", False, 1, "PSNR on 8-bit BT.601 luma, as SinSR reports it"),
+        Metric("val/ssim", "max", "1", False, 11, "SSIM (Wang 2004) over RGB, 11-pixel Gaussian window"),
+        Metric("val/lpips", "min", "1", True, 31, "LPIPS (Zhang 2018), AlexNet, version 0.1"),
+        Metric("val/st_lpips", "min", "1", True, 21, "Shift-tolerant LPIPS (Ghildyal 2022), AlexNet"),
+    )
+}
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` as a tuple; raise InputError for unknown or repeated ones."""
+    names = tuple(names)
+    if unknown := [name for name in names if name not in METRICS]:
+        raise InputError.of("metrics", unknown, f"any of {', '.join(METRICS)}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError.of("metrics", repeated, "each name once")
+    return names

@@ -1,0 +1,38 @@
+"""What a trial tells the world, and through whom. The loop knows this interface and nothing behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+LossRow = tuple[int, Mapping[str, float]]
+"""(step, tag -> value), tags `loss/<term>` raw, `weighted/<term>`, and `train/*`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One validation.
+
+    Attributes:
+        step: optimiser steps done.
+        metrics: `val/*` means over the validation set, `loss/*` and `weighted/*` means since the last report,
+            `train/*` timings.
+        losses: the terms step by step since the last report, every `log_every` steps.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    losses: Sequence[LossRow]
+
+
+class Reporter(Protocol):
+    """Takes reports; may never return from one, when the trial is stopped."""
+
+    def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
+        """`write(folder)` puts the checkpoint and everything to look at into a folder of the reporter's choice."""
+
+
+class TrialDiverged(RuntimeError):
+    """A loss term became NaN or infinite. The message names the step and the term."""

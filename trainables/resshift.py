@@ -1,0 +1,50 @@
+"""ResShift: the multi-step teacher, trained from its published objective.
+
+Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting" (NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.networks.autoencoder import decode
+from trainables.settings import TrialSettings
+from trainables.weights import build_diffusion, build_network, load_autoencoder
+
+
+class ResShift(Method):
+    phases: ClassVar[tuple[Phase, ...]] = (Phase("denoiser", ("denoiser",)),)
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        denoiser = build_network(settings.network, settings.training.gradient_checkpointing)
+        self.networks = nn.ModuleDict({"denoiser": denoiser.to(device)})
+        self.diffusion = build_diffusion(settings.diffusion)
+        self.autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        return frozenset({"degraded", "latent", "latent_degraded", "fresh_noise", "uniform"})
+
+    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+        denoiser, degraded = self.networks["denoiser"], batch["degraded"]
+        t = (batch["uniform"] * self.diffusion.steps).long()
+        mse = self.diffusion.training_loss(
+            lambda x, t: denoiser(x, t, lq=degraded),
+            batch["latent"],
+            batch["latent_degraded"],
+            t,
+            batch["fresh_noise"],
+        )
+        return {"mse": LossTerm(mse.mean(), 1.0)}
+
+    def restore(self, batch: Batch) -> Tensor:
+        denoiser, degraded = self.networks["denoiser"], batch["degraded"]
+        latent = self.diffusion.sample_ddim(
+            lambda x, t: denoiser(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
+        )
+        return decode(self.autoencoder, latent.float()) * 0.5 + 0.5

@@ -1,0 +1,85 @@
+"""SinSR: a one-step student of a ResShift teacher.
+
+Wang et al., "SinSR: Diffusion-Based Image Super-Resolution in a Single Step" (CVPR 2024). The student starts as a copy
+of the teacher and learns, from pairs (x_T, x_0) of the teacher's deterministic sampler, to go from one to the other
+in one step, in both directions. The terms are in `trainables.diffusion.sinsr`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainables.data.tensors import upsample
+from trainables.diffusion.sinsr import sinsr_terms
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.networks.autoencoder import decode, encode
+from trainables.settings import TrialSettings
+from trainables.weights import (
+    build_diffusion,
+    build_network,
+    load_autoencoder,
+    load_swin_unet,
+    load_teacher,
+    teacher_path,
+)
+
+
+class SinSR(Method):
+    phases: ClassVar[tuple[Phase, ...]] = (Phase("student", ("student",)),)
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        student = build_network(settings.network, settings.training.gradient_checkpointing)
+        load_swin_unet(
+            student, teacher_path(settings.teacher.weights), "teacher.weights", settings.network, kinds=("resshift",)
+        )
+        self.networks = nn.ModuleDict({"student": student.to(device)})
+        self.diffusion = build_diffusion(settings.diffusion)
+        self.autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+        self.teacher = None
+        if settings.sinsr.teaching == "online":
+            self.teacher = load_teacher(settings.teacher.weights, settings.network, device)
+        self.weights = {name: weight for name, weight in settings.sinsr.weights.items() if weight > 0}
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        if settings.sinsr.teaching == "online":
+            return frozenset({"target", "degraded", "noise"})
+        return frozenset({"degraded", "latent", "prior", "taught"})
+
+    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+        if self.teacher is not None:
+            batch = self._teach(batch)
+        terms = sinsr_terms(
+            self.networks["student"],
+            self.diffusion,
+            batch["degraded"],
+            batch["latent"],
+            batch["prior"],
+            batch["taught"],
+            terms=self.weights,
+        )
+        return {name: LossTerm(term.mean(), self.weights[name]) for name, term in terms.items()}
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> Batch:
+        """What the store would have held for this batch."""
+        assert self.teacher is not None
+        y = encode(self.autoencoder, upsample(batch["degraded"], self.settings.pairs.scale))
+        teacher, degraded = self.teacher, batch["degraded"]
+        return {
+            "degraded": degraded,
+            "latent": encode(self.autoencoder, batch["target"]),
+            "prior": self.diffusion.prior_sample(y, batch["noise"]),
+            "taught": self.diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, batch["noise"]),
+        }
+
+    def restore(self, batch: Batch) -> Tensor:
+        student, degraded = self.networks["student"], batch["degraded"]
+        latent = self.diffusion.predict_from_prior(
+            lambda x, t: student(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
+        )
+        return decode(self.autoencoder, latent.float()) * 0.5 + 0.5

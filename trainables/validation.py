@@ -1,0 +1,59 @@
+"""Restores the validation set and measures it, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.data.batches import validation_batches
+from trainables.data.prepare import Prepared
+from trainables.metrics import MetricSet
+
+GRID_IMAGES = 4
+
+
+@dataclass
+class Validation:
+    """Attributes:
+    per_image: metric name -> (N,) values in the order of `images`.
+    images: names of the validation pairs.
+    grid: uint8 (H, W, 3), rows of input | output | target for the first pair of evenly spaced ones.
+    """
+
+    per_image: dict[str, np.ndarray]
+    images: list[str]
+    grid: np.ndarray
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in self.per_image.items()}
+
+
+Restore = Callable[[dict[str, Tensor]], Tensor]
+"""A validation batch -> restored images (B, 3, H, W), nominally in [0, 1]."""
+
+
+@torch.no_grad()
+def validate(restore: Restore, prepared: Prepared, metrics: MetricSet, batch: int, device: torch.device) -> Validation:
+    """Measures `restore` over the whole validation set, in order."""
+    parts: list[dict[str, Tensor]] = []
+    shown = set(np.linspace(0, prepared.validation_rows - 1, GRID_IMAGES).round().astype(int).tolist())
+    rows: list[Tensor] = []
+    seen = 0
+    for pairs in validation_batches(prepared, batch, device):
+        target = pairs["target"] * 0.5 + 0.5
+        restored = restore(pairs).float().clamp(0, 1)
+        parts.append(metrics(restored, target))
+        for k in range(len(target)):
+            if seen + k in shown:
+                degraded = F.interpolate(pairs["degraded"][k : k + 1] * 0.5 + 0.5, target.shape[-2:], mode="nearest")
+                rows.append(torch.cat([degraded[0].clamp(0, 1), restored[k], target[k]], dim=2).cpu())
+        seen += len(target)
+    per_image = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    grid = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Validation(per_image, prepared.validation_names, grid)

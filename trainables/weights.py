@@ -1,0 +1,145 @@
+"""Finding, loading and saving the weights a trial starts from and the ones it leaves behind.
+
+Ours are safetensors with a description in their metadata: what kind of network, of which shape. Public checkpoints
+load through their converters, strictly. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainables.diffusion.resshift import ResShiftDiffusion
+from trainables.errors import InputError
+from trainables.networks.autoencoder import load_vq_f4
+from trainables.networks.swin_unet import SwinUNet
+from trainables.settings import SHIPPED, DiffusionSettings, NetworkSettings
+
+ASSETS = Path(__file__).parent / "assets"
+SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
+SHIPPED_TEACHER = ASSETS / "resshift_sample.safetensors"
+SWIN_UNET_KINDS = ("resshift", "sinsr")
+
+
+def autoencoder_path(weights: str) -> Path:
+    return _existing("autoencoder.weights", weights, SHIPPED_AUTOENCODER)
+
+
+def teacher_path(weights: str) -> Path:
+    return _existing("teacher.weights", weights, SHIPPED_TEACHER)
+
+
+def _existing(name: str, weights: str, shipped: Path) -> Path:
+    path = shipped if weights == SHIPPED else Path(weights).expanduser()
+    if not path.exists():
+        raise InputError(f"{name}={weights}: no such file; expected {SHIPPED!r} or a path, see docs/weights.md")
+    return path
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder in order."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def build_network(settings: NetworkSettings, gradient_checkpointing: bool = False) -> SwinUNet:
+    """A Swin-UNet with fresh weights, for 3-channel latents conditioned on a 3-channel image of their size."""
+    return SwinUNet(
+        **dataclasses.asdict(settings), in_channels=6, out_channels=3, gradient_checkpointing=gradient_checkpointing
+    )
+
+
+def count_parameters(settings: NetworkSettings) -> int:
+    """Parameters of a network, without making it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(settings).parameters())
+
+
+def build_diffusion(settings: DiffusionSettings) -> ResShiftDiffusion:
+    return ResShiftDiffusion(**dataclasses.asdict(settings))
+
+
+def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQModel:
+    """The frozen autoencoder, in evaluation mode."""
+    path = autoencoder_path(weights)
+    try:
+        model = load_vq_f4(path)
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise InputError(f"autoencoder.weights={path}: not a VQ-f4 autoencoder: {_first_line(error)}") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_teacher(weights: str, settings: NetworkSettings, device: torch.device | str = "cpu") -> SwinUNet:
+    """The frozen ResShift teacher, in evaluation mode.
+
+    Raises:
+        InputError: no such file, a checkpoint of another method, or weights of another shape than `settings`.
+    """
+    network = build_network(settings)
+    load_swin_unet(network, teacher_path(weights), "teacher.weights", settings, kinds=("resshift",))
+    return network.to(device).eval().requires_grad_(False)
+
+
+def load_swin_unet(
+    network: SwinUNet,
+    path: Path,
+    name: str,
+    settings: NetworkSettings,
+    kinds: tuple[str, ...] = SWIN_UNET_KINDS,
+) -> None:
+    """Loads our safetensors or an official .pth into `network`; `name` is the setting to blame."""
+    try:
+        if path.suffix == ".safetensors":
+            kind, shape = describe(path)
+            if kind not in kinds:
+                raise InputError(f"{name}={path}: weights of {kind!r}; expected those of {' or '.join(kinds)}")
+            expected = json.loads(json.dumps(dataclasses.asdict(settings)))
+            if shape != expected:
+                raise InputError(f"{name}={path}: {_difference(shape, expected)}")
+            network.load_state_dict(load_file(path))
+        else:
+            network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
+        raise InputError(f"{name}={path}: not a checkpoint of this network: {_first_line(error)}") from None
+
+
+def describe(path: Path) -> tuple[str, dict[str, Any]]:
+    """(kind, network shape) of one of our safetensors; ("unknown", {}) of somebody else's."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return metadata.get("kind", "unknown"), json.loads(metadata.get("network", "{}"))
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], kind: str, network: NetworkSettings, **more: str) -> None:
+    """Safetensors with the description `load_swin_unet` reads back."""
+    metadata = {"format": "pt", "kind": kind, "network": json.dumps(dataclasses.asdict(network)), **more}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    unequal = [name for name in expected if found.get(name) != expected[name]]
+    parts = (f"network.{name} is {found.get(name)} there and {expected[name]} in the settings" for name in unequal)
+    return "another shape of network: " + "; ".join(parts)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
