@@ -11,6 +11,7 @@ from sweeps.compare import Answer, answer
 from sweeps.leaderboard import format_leaderboard, to_markdown
 from sweeps.plan import Plan
 from sweeps.progress import logger
+from sweeps.report import write_report
 from sweeps.tables import Row, RunTables
 from trainables.checkpoint import SETTINGS, WEIGHTS
 
@@ -36,10 +37,11 @@ def finish(plan: Plan, folder: Path) -> int:
         return 1
     winner = next(row for row in rows if row["id"] == result.winner_id)
     _keep_best(folder, winner, plan, result)
+    page = write_report(folder, plan.objective, baseline_ids, plan.direction, plan.question.space.question, result)
     _write_answer(folder, plan, rows, baseline_ids, result)
     logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
     logger.info("tables            %s", folder / "leaderboard.csv")
-    logger.info("report            %s", folder / "report" / "index.html")
+    logger.info("report            %s", page)
     logger.info("tensorboard --logdir %s", folder / "trials")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ class Recorder(Callback):
                 **{f"config/{name}": value for name, value in parameters.items()},
             }
         )
+        (Path(self.settings.folder) / "trials" / id).mkdir(parents=True, exist_ok=True)
+        params = {"id": id, "label": config[LABEL], **self._hparams(config)}
+        (Path(self.settings.folder) / "trials" / id / "params.json").write_text(json.dumps(params, indent=1))
         if known is not None:
             self.board.restart(id, step)
         self.board.hparams(id, self._hparams(config), {}, "running")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ class SweepSearch(OptunaSearch):
     ) -> None:
         self._queue = [(point.label, offset, dict(point.values)) for point, offset in space.queue[:trials]]
         self._max_steps = max_steps
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Multivariate sampling and the constant liar are marked experimental: their interface may change.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -101,7 +101,7 @@ class SweepScheduler(ASHAScheduler):
             reduction_factor=reduction_factor,
         )
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP and trial.config[GIVEN] and result["step"] < self._max_t:
             self._num_stopped -= 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def _in_worker_group(job: Job) -> None:
             # A fixed name: a trial that is started again finds its own checkpoints.
             name="group",
             storage_path=trial_folder,
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             failure_config=ray_train.FailureConfig(max_failures=2),
         ),
@@ -177,7 +177,7 @@ def _group_reporter(world: World) -> Reporter:
     return report
 
 
-def trial_resources(workers: Workers) -> tune.PlacementGroupFactory | Mapping[str, float]:
+def trial_resources(workers: Workers) -> tune.PlacementGroupFactory:
     """What Tune sets aside for a trial: its one worker; or, for a group, whose workers Train places, a sliver of the
     head node's own resource, so that a trial's driver never competes with workers for CPUs."""
     if workers.count == 1:

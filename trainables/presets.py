@@ -34,7 +34,7 @@ class Preset:
 
 _SAMPLE = TrialSettings(
     data=DataSettings(source="sample"),
-    pairs=PairSettings(image_size=64, train_pairs=512, validation_pairs=24, validation_size=128, degradation=MILD),
+    pairs=PairSettings(image_size=64, train_pairs=384, validation_pairs=24, validation_size=128, degradation=MILD),
     network=NetworkSettings(
         image_size=16,
         model_channels=32,
@@ -59,10 +59,8 @@ _SAMPLE = TrialSettings(
     ),
 )
 
-_OFFICIAL_WEIGHTS = {
-    "autoencoder": AutoencoderSettings("weights/autoencoder_vq_f4.pth"),
-    "teacher": TeacherSettings("weights/resshift_realsrx4_s15_v1.pth"),
-}
+_OFFICIAL_AUTOENCODER = AutoencoderSettings("weights/autoencoder_vq_f4.pth")
+_OFFICIAL_TEACHER = TeacherSettings("weights/resshift_realsrx4_s15_v1.pth")
 
 PRESETS: dict[str, Preset] = {
     "sample": Preset("laptop CPU, the photographs of scikit-image, about a minute a trial", _SAMPLE, trials=16),
@@ -80,7 +78,8 @@ PRESETS: dict[str, Preset] = {
             network=NetworkSettings(image_size=32),
             sinsr=SinSRSettings(draws=4),
             training=TrainingSettings(max_steps=20_000, batch_size=1, warmup_steps=1000, reports=20, precision="bf16"),
-            **_OFFICIAL_WEIGHTS,
+            autoencoder=_OFFICIAL_AUTOENCODER,
+            teacher=_OFFICIAL_TEACHER,
         ),
         trials=20,
         needs=(("data.source", "--data FOLDER with about 5,000 photographs"),),
@@ -98,7 +97,8 @@ PRESETS: dict[str, Preset] = {
             ),
             sinsr=SinSRSettings(draws=2),
             training=TrainingSettings(max_steps=500_000, batch_size=4, precision="bf16"),
-            **_OFFICIAL_WEIGHTS,
+            autoencoder=_OFFICIAL_AUTOENCODER,
+            teacher=_OFFICIAL_TEACHER,
         ),
         trials=20,
         needs=(("data.source", "--data FOLDER with about 70,000 photographs"),),

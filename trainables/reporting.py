@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 LossRow = tuple[int, Mapping[str, float]]
 """(step, tag -> value), tags `loss/<term>` raw, `weighted/<term>`, and `train/*`."""
@@ -27,11 +26,9 @@ class Report:
     losses: Sequence[LossRow]
 
 
-class Reporter(Protocol):
-    """Takes reports; may never return from one, when the trial is stopped."""
-
-    def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
-        """`write(folder)` puts the checkpoint and everything to look at into a folder of the reporter's choice."""
+Reporter = Callable[[Report, Callable[[Path], None]], None]
+"""`report(row, write)` takes a report, and may never return, when the trial is stopped. `write(folder)` puts the
+checkpoint and everything to look at into a folder of the reporter's choice."""
 
 
 class TrialDiverged(RuntimeError):

@@ -68,20 +68,11 @@ def write_store(
     working = root / f".{final.name}.partial"
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    schema = pa.schema(
-        [(name, pa.list_(pa.from_numpy_dtype(np.dtype(c.dtype)), c.size)) for name, c in columns.items()]
-    )
-    rows = 0
-    with pa.OSFile(str(working / DATA), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            arrays = []
-            for name, column in columns.items():
-                values = np.ascontiguousarray(batch[name], dtype=column.dtype)
-                if values.shape[1:] != column.shape:
-                    raise ValueError(f"column {name}: rows of shape {values.shape[1:]}, expected {column.shape}")
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.size))
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-            rows += len(arrays[0])
+    try:
+        rows = _write_rows(working / DATA, columns, batches)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
     manifest = {
         "format": FORMAT,
         "kind": kind,
@@ -95,6 +86,25 @@ def write_store(
     (working / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     os.rename(working, final)
     return final
+
+
+def _write_rows(path: Path, columns: Mapping[str, Column], batches: Iterable[Mapping[str, np.ndarray]]) -> int:
+    """Writes all batches into one Arrow file; returns the number of rows."""
+    schema = pa.schema(
+        [(name, pa.list_(pa.from_numpy_dtype(np.dtype(c.dtype)), c.size)) for name, c in columns.items()]
+    )
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            arrays = []
+            for name, column in columns.items():
+                values = np.ascontiguousarray(batch[name], dtype=column.dtype)
+                if values.shape[1:] != column.shape:
+                    raise ValueError(f"column {name}: rows of shape {values.shape[1:]}, expected {column.shape}")
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.size))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            rows += len(arrays[0])
+    return rows
 
 
 class Store:
