@@ -5,6 +5,7 @@ Data only. Nothing here imports torch, Ray or Optuna, so that listing the spaces
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,8 +21,10 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"Float({self.low}, {self.high}, log={self.log}): needs low < high, and low > 0 with log")
+        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+            raise ValueError(
+                f"Float({self.low}, {self.high}, log={self.log}): needs finite low < high, and low > 0 with log"
+            )
 
     def contains(self, value: Value) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -72,6 +75,10 @@ class Point:
     values: Mapping[str, Value]
     seeds: int = 1
 
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"point {self.label!r}: seeds={self.seeds}; needs 1 or more")
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -101,6 +108,11 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if not self.points:
             raise ValueError(f"space {self.name}: needs at least one point, the baseline")
+        if both := sorted(set(self.fixed) & set(self.parameters)):
+            raise ValueError(f"space {self.name}: {', '.join(both)} cannot be both fixed and searched")
+        labels = [point.label for point in self.points]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"space {self.name}: the labels {labels} must differ")
         for point in self.points:
             if set(point.values) != set(self.parameters):
                 raise ValueError(
@@ -108,10 +120,9 @@ class SearchSpace:
                     f"but the parameters are {sorted(self.parameters)}"
                 )
             for name, value in point.values.items():
-                if not self.parameters[name].contains(value):
-                    raise ValueError(
-                        f"space {self.name}, point {point.label!r}: {name}={value!r} lies outside {self.parameters[name]}"
-                    )
+                allowed = self.parameters[name]
+                if not allowed.contains(value):
+                    raise ValueError(f"space {self.name}, point {point.label!r}: {name}={value!r} is not in {allowed}")
 
     @property
     def baseline(self) -> Point:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
-from sweeps.settings import Perceptual, SweepSettings, resolve
+from sweeps.settings import INTERRUPTED, Perceptual, SweepSettings, resolve
 from trainables.errors import InputError
 
 EPILOG = """\
@@ -73,20 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not flags.space:
             raise InputError("--space is missing; --list shows the spaces")
         question = resolve(_settings(flags))
-        if flags.dry_run:
-            from sweeps.plan import make_plan
+        from sweeps.plan import make_plan
 
-            print(make_plan(question).text())
+        plan = make_plan(question)
+        if flags.dry_run:
+            print(plan.text())
             return 0
+        plan.check()
         from sweeps.sweep import start
 
-        return start(question)
+        return start(plan)
     except InputError as error:
         print(f"run_sweep.py: error: {error}", file=sys.stderr)
         return InputError.exit_status
     except KeyboardInterrupt:
         print("interrupted before the first trial started; nothing was left half-written", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _settings(flags: argparse.Namespace) -> SweepSettings:
@@ -101,14 +105,28 @@ def _settings(flags: argparse.Namespace) -> SweepSettings:
 
 
 def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
-    """A run continues with the settings it was started with; only where it runs may change."""
-    allowed = ("--resume", "--address")
+    """A run continues with the settings it was started with; only where it runs may change. `--space` may be repeated,
+    as `make sweep` does, and must be the run's."""
+    allowed = ("--resume", "--address", "--space")
     others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
-    from sweeps.sweep import resume
+    from sweeps.run_folder import open_run
 
-    return resume(flags.resume, flags.address)
+    folder, settings, record = open_run(Path(flags.resume).expanduser())
+    try:
+        if flags.space not in (None, settings.space):
+            raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
+        settings = replace(settings, address=flags.address or settings.address)
+        from sweeps.plan import make_plan
+
+        plan = make_plan(resolve(settings), tuple(record["metrics"]))
+        plan.check()
+        from sweeps.sweep import resume
+
+        return resume(plan, folder)
+    finally:
+        folder.close()
 
 
 def _listing() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from sweeps.leaderboard import format_leaderboard, to_markdown
 from sweeps.plan import Plan
 from sweeps.progress import logger
 from sweeps.report import write_report
+from sweeps.settings import INTERRUPTED
 from sweeps.tables import Row, RunTables
 from trainables.checkpoint import SETTINGS, WEIGHTS
 
@@ -31,7 +33,7 @@ def finish(plan: Plan, folder: Path) -> int:
     if unfinished or len(trials) < plan.question.trials:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
         logger.info("continue with: %s", resume_line(folder))
-        return 130
+        return INTERRUPTED
     if result is None or result.winner_id is None:
         logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return 1
@@ -47,7 +49,11 @@ def finish(plan: Plan, folder: Path) -> int:
 
 
 def resume_line(folder: Path) -> str:
-    return f"{Path(sys.executable).name} run_sweep.py --resume {folder}"
+    """The command that continues the run, to be pasted where this one was given."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), sys.argv[0], "--resume", str(folder)])
 
 
 def _show(plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer | None) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from sweeps.run_folder import check_writable
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
 from trainables.errors import InputError
+from trainables.metrics.names import METRICS
 
 if TYPE_CHECKING:
     from trainables.data.prepare import Stage
 
-# Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes; measured
-# on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
+# Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
+# measured on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 0.9e9, 0.9e9, 0.7e9
 # Weights, averages, two Adam moments and the averaged weights alone, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
 MAX_STORE_SHARE = 0.95
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,25 @@ class Plan:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
         return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + self.checkpoint_bytes)
 
-    def check_machine(self) -> None:
-        """Refuses what this machine cannot hold; for a sweep without a cluster's address.
+    def check(self) -> None:
+        """Refuses what would otherwise come out only once resources are taken.
 
         Raises:
-            InputError: memory or disk do not suffice; the message has the numbers.
+            InputError: a damaged store, weights of another kind or shape, or a machine that is too small.
         """
+        from trainables.data.store import Store
+        from trainables.weights import load_autoencoder, load_teacher
+
+        trial = self.question.trial
+        load_autoencoder(trial.autoencoder.weights)
+        load_teacher(trial.teacher.weights, trial.network)
+        for stage in self.stages:
+            if stage.exists:
+                Store(stage.path, verify=trial.data.verify)
+        if not self.question.settings.address:
+            self._check_machine()
+
+    def _check_machine(self) -> None:
         available = psutil.virtual_memory().available
         if self.memory_bytes > available:
             raise InputError(
@@ -105,7 +122,8 @@ class Plan:
         facts = {
             "question": question.space.question,
             "preset": settings.preset,
-            "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; {at_once}, {workers}",
+            "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; "
+            f"{at_once}, {workers}",
             "points": points,
             "searches": "; ".join(f"{name} in {d}" for name, d in question.space.parameters.items()),
             "steps": f"{training.max_steps} a trial, a validation every {training.report_every}; "
@@ -117,7 +135,8 @@ class Plan:
             "controls": ", ".join(question.space.controls),
             "network": f"{self.parameters / 1e6:.2f} M trained parameters",
             "store": f"{self.store}: " + ("; ".join(made) + " to be made" if made else "all prepared"),
-            "disk": f"about {_bytes(self.disk_bytes)} more, of which {_bytes(self.checkpoint_bytes)} a checkpoint, one a trial",
+            "disk": f"about {_bytes(self.disk_bytes)} more, of which {_bytes(self.checkpoint_bytes)} a checkpoint, "
+            "one a trial",
             "memory": f"about {_bytes(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
@@ -133,21 +152,26 @@ def make_plan(question: Question, metrics: tuple[str, ...] = ()) -> Plan:
     Raises:
         InputError: weights, data, objective or resources that cannot be had.
     """
+    settings = question.settings
+    store = Path(settings.store or Path(settings.results) / "store").expanduser()
+    check_writable("--results", Path(settings.results).expanduser())
+    check_writable("--store", store)
+    check_photographs(question)
+    if settings.address:
+        check_address(settings.address)
+    concurrent = 0 if settings.address else _local_concurrency(question)
+
+    # Seconds of imports: only for what passed so far.
     from trainables.data.prepare import plan as plan_stages
     from trainables.metrics import resolve_perceptual
-    from trainables.metrics.names import METRICS
     from trainables.registry import method_class
     from trainables.weights import count_parameters
 
-    settings = question.settings
-    concurrent = 0 if settings.address else _local_concurrency(question)
     notes: tuple[str, ...] = ()
     if not metrics:
         choice = resolve_perceptual(settings.perceptual)
         metrics, notes = (*BASE_METRICS, *choice.names), choice.notes
     objective = resolve_objective(settings, question.space, tuple(n for n in metrics if METRICS[n].perceptual))
-    check_photographs(question)
-    store = Path(settings.store or Path(settings.results) / "store").expanduser()
     stages = plan_stages(question.trial, store, method_class(question.trial.method).columns(question.trial))
     return Plan(
         question,
@@ -173,6 +197,23 @@ def check_photographs(question: Question) -> None:
     pairs = question.trial.pairs
     load_photographs(question.trial.data.source, "train", min_size=pairs.image_size)
     load_photographs(question.trial.data.source, "validation", min_size=pairs.validation_size)
+
+
+def check_address(address: str) -> None:
+    """Refuses an address nobody listens at; Ray itself would try for minutes, and then end the process.
+
+    Raises:
+        InputError: not an address, or nothing there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise InputError(f"--address {address}: expected auto, or HOST:PORT of a Ray cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster to connect to ({error})") from None
 
 
 def _local_concurrency(question: Question) -> int:

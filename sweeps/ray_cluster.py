@@ -22,14 +22,14 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A trial that failed reports why instead of a metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # How much a killed driver forgets: trials go on from the checkpoints it knew of.
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # How much a killed driver forgets, beside what it notes with every checkpoint: trials that began since.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store stays all but empty
-_NOT_SENT = [".venv", ".git", "results", "store", "tests", "docs", "**/__pycache__"]
+_NOT_SENT = [".venv", ".git", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
 def workers(settings: SweepSettings) -> Workers:
@@ -53,7 +53,7 @@ def connected(settings: SweepSettings) -> Iterator[int]:
                 address=settings.address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"working_dir": str(root), "excludes": _NOT_SENT, "env_vars": _ENVIRONMENT},
+                runtime_env={"working_dir": str(root), "excludes": _not_sent(settings, root), "env_vars": _ENVIRONMENT},
             )
         else:
             ray.init(
@@ -76,6 +76,12 @@ def connected(settings: SweepSettings) -> Iterator[int]:
         yield _trials_at_once(settings)
     finally:
         ray.shutdown()
+
+
+def _not_sent(settings: SweepSettings, root: Path) -> list[str]:
+    """What lies beside the code and does not travel with it, the results of this and other sweeps above all."""
+    kept = (Path(folder).expanduser().absolute() for folder in ("results", settings.results, settings.store) if folder)
+    return [*_NOT_SENT, *(str(folder.relative_to(root)) for folder in kept if root in folder.parents)]
 
 
 def _trials_at_once(settings: SweepSettings) -> int:

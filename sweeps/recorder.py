@@ -21,7 +21,7 @@ from sweeps.tables import RunTables
 from sweeps.tensorboard import TensorBoardTrials
 from sweeps.wording import setting_text
 from trainables.checkpoint import GRID, PER_IMAGE
-from trainables.launch import CHECKPOINT_PATH, FAILED, LOSSES
+from trainables.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
 
 TABLED = ("val/", "loss/", "weighted/", "train/")
 
@@ -53,9 +53,10 @@ class Recorder(Callback):
     def __init__(self, settings: RecorderSettings) -> None:
         self.settings = settings
         self._ready = False
+        self._live: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "_ready": False}
+        return {"settings": self.settings, "_ready": False, "_live": {}}
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
@@ -71,7 +72,9 @@ class Recorder(Callback):
             settings.trials, settings.given, settings.max_steps, settings.concurrent, settings.shown
         )
         for row in self.tables.leaderboard:
-            if row["kind"] == "trial" and row["status"] not in ("running", "interrupted"):
+            if row["status"] == "running":  # the driver that said so was killed
+                self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
+            elif row["kind"] == "trial" and row["status"] != "interrupted":
                 self.progress.known(row["id"], row["label"], bool(row["label"]), row["steps"], row["status"])
         self._ready = True
 
@@ -95,6 +98,7 @@ class Recorder(Callback):
                 "id": id,
                 "kind": "trial",
                 "status": "running",
+                "error": "",
                 "label": config[LABEL],
                 "seed": self.settings.seed + config[SEED],
                 **{f"config/{name}": value for name, value in parameters.items()},
@@ -109,6 +113,7 @@ class Recorder(Callback):
         name = config[LABEL] or ", ".join(f"{k.split('.')[-1]} {setting_text(v)}" for k, v in parameters.items())
         if config[SEED]:
             name += f", seed {self.settings.seed + config[SEED]}"
+        self._live[id] = trial
         self.progress.started(id, name, config[GIVEN], step)
         self.tables.flush()
 
@@ -137,7 +142,8 @@ class Recorder(Callback):
         if CHECKPOINT_PATH in result:
             self._look_into(id, Path(result[CHECKPOINT_PATH]), result["step"])
         self.progress.reported(id, result["step"], values)
-        self.tables.flush()
+        # At once, and so before Tune notes the checkpoint: no trial goes on from a report that the tables lack.
+        self.tables.flush(force=True)
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         with checkpoint.as_directory() as folder:
@@ -154,14 +160,15 @@ class Recorder(Callback):
         self._end(trial, "failed", _reason(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        for trial in trials:
-            if not trial.is_finished() and ID in trial.config:
-                self._end(trial, "interrupted")
+        # By our own account: Tune calls the trials it has just interrupted terminated.
+        for trial in list(self._live.values()):
+            self._end(trial, "interrupted")
         self.board.close()
         self.tables.flush(force=True)
 
     def _end(self, trial: Any, status: str, why: str = "") -> None:
         id = trial.config[ID]
+        self._live.pop(id, None)
         self.tables.upsert_trial({"id": id, "status": status, "error": why})
         row = next(row for row in self.tables.leaderboard if row["id"] == id)
         metrics = {name: row[name] for name in self.settings.metrics if row.get(name) is not None}
@@ -183,10 +190,11 @@ class Recorder(Callback):
 
     def _checkpoint_step(self, trial: Any) -> int:
         """The step a trial goes on from."""
-        if trial.checkpoint is None:
+        known = Path(trial.checkpoint.path) if trial.checkpoint is not None else None
+        folder = resumes_from(known, Path(self.settings.folder) / "trials" / trial.config[ID])
+        if folder is None:
             return 0
-        with trial.checkpoint.as_directory() as folder:
-            return int(pq.read_table(Path(folder) / PER_IMAGE, columns=["step"])["step"][0].as_py())
+        return int(pq.read_table(folder / PER_IMAGE, columns=["step"])["step"][0].as_py())
 
 
 def _reason(trial: Any) -> str:

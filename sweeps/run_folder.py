@@ -53,15 +53,28 @@ class RunFolder:
         os.close(self._lock)
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Refuses, making nothing, a folder that runs or prepared data cannot be kept in.
+
+    Raises:
+        InputError: it is itself the folder of a run, or it is not there and cannot be made.
+    """
+    if (path / SETTINGS).exists():
+        raise InputError(f"{flag} {path}: this is the folder of a run; expected the folder that holds runs")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{flag} {path}: {nearest} is a file; expected a folder, or one that can be made")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {path}: {nearest} cannot be written; expected a folder that can")
+
+
 def create_run(question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str]) -> RunFolder:
     """A new folder results/<space>/<time>/, locked, with its settings.yaml.
 
     Raises:
-        InputError: the results folder cannot be written, or is itself the folder of a run.
+        InputError: the results folder cannot be written.
     """
     results = Path(question.settings.results).expanduser()
-    if (results / SETTINGS).exists():
-        raise InputError(f"--results {results}: this is the folder of a run; expected the folder that holds runs")
     parent = results / question.space.name
     name = time.strftime("%Y%m%d-%H%M%S")
     try:

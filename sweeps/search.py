@@ -10,10 +10,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import Choice, Distribution, Float, SearchSpace
+from sweeps.tables import read_rows
 from trainables.launch import FAILED
 
 PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
@@ -64,10 +66,14 @@ class SweepSearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's Tune config; see the keys above."""
-        number = len(self._ot_trials)
+        lost = self._lost()
+        if lost is not None:
+            self._ot_trials[trial_id] = lost
         parameters = super().suggest(trial_id)
         if parameters is None:
             return None
+        # Optuna's own number: enqueued points come first in it, and it survives a driver that was killed.
+        number = self._ot_trials[trial_id].number
         label, offset, _ = self._queue[number] if number < len(self._queue) else ("", 0, {})
         return {
             PARAMETERS: parameters,
@@ -77,9 +83,24 @@ class SweepSearch(OptunaSearch):
             GIVEN: number < len(self._queue),
         }
 
+    def _lost(self) -> optuna.Trial | None:
+        """A trial that Optuna's journal has and Tune has not: a driver was killed before Tune noted it."""
+        known = {trial.number for trial in self._ot_trials.values()}
+        running = self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for frozen in running:
+            if frozen.number not in known:
+                trial = optuna.Trial(self._ot_study, frozen._trial_id)
+                for name, distribution in self._space.items():
+                    trial._suggest(name, distribution)  # what it was given already stays
+                return trial
+        return None
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if self.metric in result and trial_id not in self._completed_trials:
-            self._ot_trials[trial_id].report(result[self.metric], result["step"])
+            with warnings.catch_warnings():
+                # After a restart, Optuna keeps the first value of a step and warns about the second.
+                warnings.simplefilter("ignore", UserWarning)
+                self._ot_trials[trial_id].report(result[self.metric], result["step"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         failed = error or (result is not None and FAILED in result)
@@ -89,9 +110,16 @@ class SweepSearch(OptunaSearch):
 
 class SweepScheduler(ASHAScheduler):
     """ASHA on rungs measured in training steps. The points that a space gives are recorded at its rungs but never
-    stopped: a comparison needs both sides at the last step."""
+    stopped: a comparison needs both sides at the last step.
 
-    def __init__(self, metric: str, mode: str, max_steps: int, first_rung: int, reduction_factor: float) -> None:
+    Args:
+        history: the run's table of reports. Tune keeps no scheduler's state: a resumed sweep fills its rungs from it.
+    """
+
+    def __init__(
+        self, metric: str, mode: str, max_steps: int, first_rung: int, reduction_factor: float, history: Path
+    ) -> None:
+        self._history = history
         super().__init__(
             time_attr="step",
             metric=metric,
@@ -100,6 +128,12 @@ class SweepScheduler(ASHAScheduler):
             grace_period=min(first_rung, max_steps),
             reduction_factor=reduction_factor,
         )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        reports = [row for row in read_rows(self._history) if row["id"] == trial.config[ID]]
+        for row in sorted(reports, key=lambda row: row["step"]):
+            self._trial_info[trial.trial_id].on_result(trial, row["step"], self._metric_op * row[self._metric])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from trainables.settings import TrialSettings, override
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
+INTERRUPTED = 130
+"""Exit status of a sweep that was interrupted, as a shell's for SIGINT."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,10 @@ class SweepSettings:
             value = getattr(self, name)
             if value < least and value != type(self).__dataclass_fields__[name].default:
                 raise InputError(f"--{_flag(name)} {value}: expected {least} or more")
-        for name in ("cpus_per_worker", "reduction_factor"):
-            if not getattr(self, name) > (1 if name == "reduction_factor" else 0):
-                bound = "a number above 1" if name == "reduction_factor" else "a number above 0"
-                raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected {bound}")
-        if self.gpus_per_worker < 0:
+        for name, bound in (("cpus_per_worker", 0), ("reduction_factor", 1)):
+            if not bound < getattr(self, name) < math.inf:
+                raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number above {bound}")
+        if not 0 <= self.gpus_per_worker < math.inf:
             raise InputError(f"--gpus-per-worker {self.gpus_per_worker:g}: expected 0 or more")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
@@ -103,8 +105,32 @@ def resolve(settings: SweepSettings) -> Question:
             raise InputError(f"--preset {settings.preset}: needs {what}")
     for point in space.points:
         override(trial, point.values)
+    _check_shares(settings.workers_per_trial, trial)
+    _metric_of(settings)
     trials = settings.trials or max(chosen.trials, len(space.queue))
     return Question(settings, space, trial, trials)
+
+
+def _check_shares(workers: int, trial: TrialSettings) -> None:
+    """Every worker takes the same number of pairs of a batch, in parts of the same size."""
+    batch, accumulate = trial.training.batch_size, trial.training.accumulate
+    if batch % (workers * accumulate):
+        raise InputError(
+            f"--workers-per-trial {workers}: training.batch_size={batch} cannot be shared equally; "
+            f"expected a multiple of {workers * accumulate} (workers x training.accumulate)"
+        )
+
+
+def _metric_of(settings: SweepSettings) -> str:
+    """`--objective` as a metric's full name, or as it is where it means no one metric."""
+    wanted = settings.objective
+    name = wanted if wanted.startswith("val/") else f"val/{wanted}"
+    if wanted in ("", "perceptual"):
+        return wanted
+    if name not in METRICS:
+        short = ", ".join(metric.removeprefix("val/") for metric in METRICS)
+        raise InputError(f"--objective {wanted}: no such metric; expected perceptual, {short}")
+    return name
 
 
 def resolve_objective(settings: SweepSettings, space: SearchSpace, perceptual: tuple[str, ...]) -> str:
@@ -116,19 +142,15 @@ def resolve_objective(settings: SweepSettings, space: SearchSpace, perceptual: t
     Raises:
         InputError: no such metric, or one that this sweep does not report.
     """
-    wanted = settings.objective or space.objective
+    name = _metric_of(settings) or space.objective
     reported = (*BASE_METRICS, *perceptual)
-    if wanted == "perceptual":
+    if name == "perceptual":
         # Without a perceptual metric the space's own wish cannot be had; a wish of the user's must not be bent.
         if not perceptual and settings.objective:
             raise InputError("--objective perceptual: this sweep reports no perceptual metric, see --perceptual")
         return perceptual[0] if perceptual else "val/psnr"
-    name = wanted if wanted.startswith("val/") else f"val/{wanted}"
-    if name not in METRICS:
-        short = ", ".join(metric.removeprefix("val/") for metric in METRICS)
-        raise InputError(f"--objective {wanted}: no such metric; expected perceptual, {short}")
     if name not in reported:
-        raise InputError(f"--objective {wanted}: this sweep reports {', '.join(reported)}; see --perceptual")
+        raise InputError(f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual")
     return name
 
 

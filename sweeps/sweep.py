@@ -4,71 +4,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
 from sweeps import finish
-from sweeps.plan import Plan, make_plan
+from sweeps.plan import Plan
 from sweeps.progress import duration, log_to, logger
 from sweeps.ray_cluster import connected, workers
 from sweeps.recorder import Recorder, RecorderSettings
-from sweeps.run_folder import LOG, RunFolder, create_run, open_run
+from sweeps.run_folder import LOG, RunFolder, create_run
 from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
-from sweeps.settings import Question, resolve
+from sweeps.settings import INTERRUPTED
+from sweeps.tables import HISTORY
 from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
-from trainables.data.store import Store
 from trainables.launch import Job, launch, trial_resources
 from trainables.registry import method_class
 from trainables.settings import override
-from trainables.weights import load_autoencoder, load_teacher
 
+_TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
 
 
-def start(question: Question) -> int:
+def start(plan: Plan) -> int:
     """Runs a new sweep; returns the exit status."""
-    plan = make_plan(question)
-    check(plan)
-    with connected(question.settings) as concurrent:
+    with connected(plan.question.settings) as concurrent:
         stores = {f"{stage.split} {stage.name}": stage.path.name for stage in plan.stages}
-        folder = create_run(question, plan.metrics, plan.objective, stores)
+        folder = create_run(plan.question, plan.metrics, plan.objective, stores)
         try:
             return _run(plan, folder, concurrent)
         finally:
             folder.close()
 
 
-def resume(run: str, address: str = "") -> int:
+def resume(plan: Plan, folder: RunFolder) -> int:
     """Continues an interrupted run from its last checkpoints; returns the exit status."""
-    folder, settings, record = open_run(Path(run).expanduser())
-    try:
-        question = resolve(override(settings, {"address": address}) if address else settings)
-        plan = make_plan(question, tuple(record["metrics"]))
-        check(plan)
-        with connected(question.settings) as concurrent:
-            return _run(plan, folder, concurrent)
-    finally:
-        folder.close()
-
-
-def check(plan: Plan) -> None:
-    """Refuses what would only come out once resources are taken: damaged stores, foreign weights, too small a machine.
-
-    Raises:
-        InputError: naming the thing.
-    """
-    trial = plan.question.trial
-    load_autoencoder(trial.autoencoder.weights)
-    load_teacher(trial.teacher.weights, trial.network)
-    for stage in plan.stages:
-        if stage.exists:
-            Store(stage.path, verify=trial.data.verify)
-    if not plan.question.settings.address:
-        plan.check_machine()
+    with connected(plan.question.settings) as concurrent:
+        return _run(plan, folder, concurrent)
 
 
 def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
@@ -88,7 +62,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         return status
     except KeyboardInterrupt:
         logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
-        return 130
+        return INTERRUPTED
     finally:
         logger.removeHandler(file)
         file.close()
@@ -156,10 +130,12 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
     """All trials that are not done yet; returns when they are, or when interrupted."""
     question, training = plan.question, plan.question.trial.training
     trainable = _trainable(plan)
-    path = str(folder.trials.resolve())
-    if tune.Tuner.can_restore(path):
+    path, journal = str(folder.trials.resolve()), folder.path.resolve() / "optuna.journal"
+    if tune.Tuner.can_restore(path) and any(folder.trials.glob(_TUNE_STATE)):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
     else:
+        # A driver that was killed before Tune wrote its first state has queued the points, and run none of them.
+        journal.unlink(missing_ok=True)
         mode = plan.direction
         search = SweepSearch(
             question.space,
@@ -168,10 +144,15 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
             question.settings.seed,
             question.trials,
             training.max_steps,
-            folder.path.resolve() / "optuna.journal",
+            journal,
         )
         scheduler = SweepScheduler(
-            plan.objective, mode, training.max_steps, training.report_every, question.settings.reduction_factor
+            plan.objective,
+            mode,
+            training.max_steps,
+            training.report_every,
+            question.settings.reduction_factor,
+            folder.path.resolve() / HISTORY,
         )
         tuner = tune.Tuner(
             trainable,

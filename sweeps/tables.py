@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 Row = dict[str, Any]
 
+HISTORY = "history.parquet"
 KINDS = ("trial", "control")
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
 
@@ -123,7 +124,7 @@ class RunTables:
             ValueError: a table is there but cannot be read; the message names the file.
         """
         self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
-        self._reports = {(row["id"], row["step"]): row for row in read_rows(self.folder / "history.parquet")}
+        self._reports = {(row["id"], row["step"]): row for row in read_rows(self.folder / HISTORY)}
         self._per_image = {}
         for row in read_rows(self.folder / "per_image.parquet"):
             self._per_image.setdefault(row["id"], {})[row["image"]] = row
@@ -187,7 +188,7 @@ class RunTables:
             _write(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
         if "history" in self._dirty:
             history = _to_arrow(self.history, _HISTORY_COLUMNS)
-            _write(self.folder / "history.parquet", lambda path: pq.write_table(history, path))
+            _write(self.folder / HISTORY, lambda path: pq.write_table(history, path))
         if "per_image" in self._dirty:
             per_image = _to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
             _write(self.folder / "per_image.parquet", lambda path: pq.write_table(per_image, path))

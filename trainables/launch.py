@@ -21,6 +21,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
+from trainables.checkpoint import STATE
 from trainables.data.prepare import prepare
 from trainables.loop import World, train
 from trainables.registry import method_class
@@ -31,6 +32,7 @@ LOSSES, FAILED, PID = "losses", "failed", "process"
 """Keys of a result beside the metrics: rows of loss terms, why the trial failed, the trial's process id."""
 CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
 """Key under which a worker group's result says where its checkpoint lies."""
+_GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,32 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def resumes_from(known: Path | None, trial_folder: Path) -> Path | None:
+    """The checkpoint a trial that is started again goes on from, None to start over.
+
+    Args:
+        known: Tune's newest checkpoint of the trial. A driver that was killed between a checkpoint's replacement and
+            Tune's note of it remembers one that is gone: then it is the newest that is there.
+        trial_folder: that of the trial. A worker group keeps its checkpoints below it and Train goes on from the
+            newest; Tune knows none of them.
+    """
+    if known is not None and known.exists():
+        return known
+    there = (trial_folder if known else trial_folder / _GROUP).glob("checkpoint_*")
+    return max((folder for folder in there if (folder / STATE).exists()), key=_made, default=None)
+
+
+def _made(folder: Path) -> float:
+    return (folder / STATE).stat().st_mtime
+
+
 def _in_this_process(job: Job) -> None:
+    checkpoint, trial_folder = tune.get_checkpoint(), Path(tune.get_context().get_trial_dir())
+    start = resumes_from(Path(checkpoint.path) if checkpoint else None, trial_folder)
+
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), None)
-        else:
-            with checkpoint.as_directory() as folder:
-                _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), Path(folder))
+        _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), start)
 
     try:
         TorchTrainer(train_function, scaling_config=ray_train.ScalingConfig(num_workers=0)).fit()
@@ -130,7 +149,7 @@ def _in_worker_group(job: Job) -> None:
         ),
         run_config=ray_train.RunConfig(
             # A fixed name: a trial that is started again finds its own checkpoints.
-            name="group",
+            name=_GROUP,
             storage_path=trial_folder,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),

@@ -93,14 +93,14 @@ class Trainer:
             parameters,
             lr=self.settings.training.learning_rate,
             weight_decay=self.settings.training.weight_decay,
-            fused=self.world.device.type == "cuda" or None,
+            fused=True,
         )
 
     def run(self, report: Reporter) -> None:
         """Trains to the last step; validates and reports on the way. Continues where `load` left off.
 
         Raises:
-            TrialDiverged: a loss term is NaN or infinite.
+            TrialDiverged: a loss term or a metric is NaN or infinite.
         """
         training = self.settings.training
         while self.step < training.max_steps:
@@ -111,6 +111,10 @@ class Trainer:
             trained = self._train_until(until)
             started = time.monotonic()
             validation = self._validate()
+            # Where the last step breaks the weights, no loss has seen it yet.
+            for name, mean in validation.means.items():
+                if not math.isfinite(mean):
+                    raise TrialDiverged(f"{name} is {mean} at step {self.step}: restored images are not finite")
             metrics = (
                 validation.means
                 | self.log.means()
@@ -131,9 +135,10 @@ class Trainer:
         while self.step < step:
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
+            terms: dict[str, LossTerm] = {}
             for phase in self.method.phases:
-                terms = self._optimise(phase, batch, factor)
-                self.log.add(self.step + 1, terms)
+                terms |= self._optimise(phase, batch, factor)
+            self.log.add(self.step + 1, terms)
             self.ema.update()
             self.step += 1
         self.log.check()
@@ -234,9 +239,10 @@ class _LossLog:
         """
         if not self._pending:
             return
-        values = torch.stack([value for _, _, value, _ in self._pending]).cpu()
+        values = torch.stack([value for _, _, value, _ in self._pending])
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(values)  # every worker has seen its share of the batch only
+            # Every worker has seen its share of the batch only. NCCL needs the values where they are, on the GPU.
+            dist.all_reduce(values)
             values /= dist.get_world_size()
         row: dict[str, list[float]] = {}
         for (step, name, _, weight), value in zip(self._pending, values.tolist(), strict=True):

@@ -56,7 +56,7 @@ class Method(ABC):
 
     @abstractmethod
     def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
-        """The terms of one phase for a batch, each a mean over the batch."""
+        """The terms of one phase for a batch, each a mean over the batch. No two phases share a term's name."""
 
     @abstractmethod
     def restore(self, batch: Batch) -> Tensor:

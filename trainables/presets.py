@@ -34,7 +34,9 @@ class Preset:
 
 _SAMPLE = TrialSettings(
     data=DataSettings(source="sample"),
-    pairs=PairSettings(image_size=64, train_pairs=384, validation_pairs=24, validation_size=128, degradation=MILD),
+    pairs=PairSettings(
+        image_size=64, train_pairs=384, validation_pairs=48, validation_size=64, degradation=MILD, colour_swap_prob=0.5
+    ),
     network=NetworkSettings(
         image_size=16,
         model_channels=32,
@@ -43,6 +45,7 @@ _SAMPLE = TrialSettings(
         attention_resolutions=(8,),
         swin_depth=2,
         swin_embed_dim=64,
+        window_size=4,
         mlp_ratio=2.0,
     ),
     sinsr=SinSRSettings(draws=4),
@@ -55,7 +58,7 @@ _SAMPLE = TrialSettings(
         ema_decay=0.98,
         reports=6,
         log_every=10,
-        validation_batch=8,
+        validation_batch=16,
     ),
 )
 
@@ -72,7 +75,7 @@ PRESETS: dict[str, Preset] = {
                 image_size=128,
                 train_pairs=5000,
                 validation_pairs=64,
-                validation_size=256,
+                validation_size=128,
                 degradation=DegradationSettings(),
             ),
             network=NetworkSettings(image_size=32),

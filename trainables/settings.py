@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from trainables.data.degradation_settings import PairSettings
 from trainables.errors import InputError
+from trainables.registry import METHODS
 
 SHIPPED = "shipped"
 T = typing.TypeVar("T")
@@ -92,7 +93,8 @@ class DiffusionSettings:
         _require(self.steps >= 2, "diffusion.steps", self.steps, "2 or more")
         _require(self.power > 0, "diffusion.power", self.power, "a number above 0")
         _require(self.kappa > 0, "diffusion.kappa", self.kappa, "a number above 0")
-        _require(0 < self.etas_end < 1, "diffusion.etas_end", self.etas_end, "a number in (0, 1)")
+        # At least three times what the schedule starts with, whatever min_noise_level is.
+        _require(0.1 <= self.etas_end < 1, "diffusion.etas_end", self.etas_end, "a number in [0.1, 1)")
         _require(0 < self.min_noise_level < 1, "diffusion.min_noise_level", self.min_noise_level, "a number in (0, 1)")
 
 
@@ -148,7 +150,7 @@ class TrainingSettings:
         schedule: what follows the warm-up.
         ema_decay: of the averaged weights, which are what is validated. Shorter runs average over less.
         precision: of the forward and backward passes; weights stay in float32.
-        reports: validations over `max_steps`; the last one is at the last step.
+        reports: validations over `max_steps`, at most; the last one is at the last step.
         log_every: steps between two rows of loss terms in TensorBoard.
         seed: fixes order, noise and initialisation.
     """
@@ -187,7 +189,7 @@ class TrainingSettings:
     @property
     def report_every(self) -> int:
         """Steps between two reports; the last report is at `max_steps` whether or not this divides it."""
-        return max(1, self.max_steps // self.reports)
+        return -(-self.max_steps // self.reports)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ class TrialSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
+        _require(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
         latent = self.pairs.image_size // self.autoencoder.factor
         _require(
             self.network.image_size == latent,
@@ -271,11 +274,13 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     try:
         if origin is Literal:
-            if value in typing.get_args(kind):
-                return value
+            for option in typing.get_args(kind):
+                if value == option:
+                    return option
             raise InputError(f"{name}={value}: expected one of {', '.join(map(str, typing.get_args(kind)))}")
         if origin is tuple:
-            parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
+            # Python writes a tuple of one as "(8,)".
+            parts = value.strip("()[] ").removesuffix(",").split(",") if isinstance(value, str) else value
             elements = typing.get_args(kind)
             if len(elements) == 2 and elements[1] is Ellipsis:
                 elements = (elements[0],) * len(parts)
@@ -288,15 +293,18 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         if kind is bool:
             return _as_bool(value)
         if kind is int:
-            return int(value) if isinstance(value, str | Integral) and not isinstance(value, bool) else _whole(value)
-        if kind is float and isinstance(value, str | Real):
-            return float(value)
+            return _whole(value)
+        if kind is float:
+            return _finite(value)
         if kind is str and isinstance(value, str):
-            return value
-    except (TypeError, ValueError) as error:
+            return str(value)
+    except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-    raise InputError(f"{name}={value}: expected {getattr(kind, '__name__', kind)}")
+    raise InputError(f"{name}={value}: expected {_KINDS.get(kind, kind)}")
+
+
+_KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 
 
 def _as_bool(value: Any) -> bool:
@@ -309,13 +317,23 @@ def _as_bool(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(value):
+    if isinstance(value, str | Integral) and not isinstance(value, bool):
+        return int(value)
+    number = _finite(value)
+    if number != int(number):
         raise ValueError(value)
-    return int(value)
+    return int(number)
+
+
+def _finite(value: Any) -> float:
+    # NumPy's Booleans are no Real, Python's are.
+    if not isinstance(value, str | Real) or isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError(value)
+    return float(value)
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return close or sorted({other.split(".")[0] + ".*" for other in known})
+    return close or sorted({f"{head}.*" if dot else head for head, dot, _ in (n.partition(".") for n in known)})

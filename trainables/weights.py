@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,10 +57,17 @@ def fingerprint(path: Path) -> str:
 
 
 def build_network(settings: NetworkSettings, gradient_checkpointing: bool = False) -> SwinUNet:
-    """A Swin-UNet with fresh weights, for 3-channel latents conditioned on a 3-channel image of their size."""
-    return SwinUNet(
-        **dataclasses.asdict(settings), in_channels=6, out_channels=3, gradient_checkpointing=gradient_checkpointing
-    )
+    """A Swin-UNet with fresh weights, for 3-channel latents conditioned on a 3-channel image of their size.
+
+    Raises:
+        InputError: a layout that cannot be built.
+    """
+    try:
+        return SwinUNet(
+            **dataclasses.asdict(settings), in_channels=6, out_channels=3, gradient_checkpointing=gradient_checkpointing
+        )
+    except ValueError as error:
+        raise InputError(f"network: {error}") from None
 
 
 def count_parameters(settings: NetworkSettings) -> int:
@@ -78,10 +85,8 @@ def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQMode
     path = autoencoder_path(weights)
     try:
         model = load_vq_f4(path)
-    except InputError:
-        raise
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise InputError(f"autoencoder.weights={path}: not a VQ-f4 autoencoder: {_first_line(error)}") from None
+    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
+        raise InputError(f"autoencoder.weights={path}: not a VQ-f4 autoencoder: {_one_line(error)}") from None
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -117,8 +122,8 @@ def load_swin_unet(
             network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except InputError:
         raise
-    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
-        raise InputError(f"{name}={path}: not a checkpoint of this network: {_first_line(error)}") from None
+    except Exception as error:
+        raise InputError(f"{name}={path}: not a checkpoint of this network: {_one_line(error)}") from None
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:
@@ -134,12 +139,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor], kind: str, network: Ne
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)
 
 
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    unequal = [name for name in expected if found.get(name) != expected[name]]
-    parts = (f"network.{name} is {found.get(name)} there and {expected[name]} in the settings" for name in unequal)
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    unequal = [name for name in expected | found if found.get(name) != expected.get(name)]
+    parts = (f"network.{name} is {found.get(name)} there and {expected.get(name)} in the settings" for name in unequal)
     return "another shape of network: " + "; ".join(parts)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

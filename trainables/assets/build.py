@@ -34,14 +34,14 @@ METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 TEACHER_CHANGES = {
     "method": "resshift",
     "pairs.train_pairs": 4096,
-    "training.max_steps": 6000,
+    "training.max_steps": 5000,
     "training.batch_size": 16,
-    "training.learning_rate": 6e-4,
+    "training.learning_rate": 1e-3,
     "training.warmup_steps": 200,
     "training.schedule": "cosine",
     "training.ema_decay": 0.998,
     "training.clip_gradient": 1.0,
-    "training.reports": 6,
+    "training.reports": 5,
     "training.log_every": 50,
 }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainables.data.prepare import Prepared, pair_noise
 from trainables.data.tensors import to_tensor
+from trainables.errors import InputError
 from trainables.settings import TrialSettings
 
 _ORDER, _FRESH = 11, 13  # streams of the seed, apart from those of the pairs
@@ -32,6 +33,9 @@ class TrainingBatches:
     Args:
         columns: which of the columns above a batch holds.
         rank, world: this worker's share: batches are the same rows in the same order whatever `world` is.
+
+    Raises:
+        InputError: the batch cannot be shared out evenly among workers and accumulated parts.
     """
 
     def __init__(
@@ -43,9 +47,12 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        batch_size = settings.training.batch_size
-        if batch_size % world:
-            raise ValueError(f"training.batch_size={batch_size} does not divide among {world} workers")
+        batch_size, parts = settings.training.batch_size, settings.training.accumulate
+        if batch_size % (world * parts):
+            raise InputError(
+                f"training.batch_size={batch_size}: expected a multiple of {world * parts}, "
+                f"{world} workers x training.accumulate={parts}"
+            )
         self._prepared, self._settings, self._columns, self._device = prepared, settings, columns, device
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._orders: dict[int, np.ndarray] = {}

@@ -181,6 +181,8 @@ class PairSettings:
         scale: target side / degraded side.
         train_pairs, validation_pairs: how many of each.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
+        colour_swap_prob: share of training targets whose colour channels are exchanged at random; 0 as published.
+            For a few photographs of few hues.
         degradation: `DegradationSettings`, or a mapping of its fields as a YAML file gives it.
 
     Raises:
@@ -192,6 +194,7 @@ class PairSettings:
     train_pairs: int = 512
     validation_pairs: int = 24
     validation_size: int = 128
+    colour_swap_prob: float = 0.0
     degradation: DegradationSettings = field(default_factory=DegradationSettings)
 
     def __post_init__(self) -> None:
@@ -204,6 +207,8 @@ class PairSettings:
         for name in ("train_pairs", "validation_pairs"):
             value = getattr(self, name)
             _require(_is_integer(value) and value >= 1, name, value, "a whole number, at least 1")
+        share = self.colour_swap_prob
+        _require(_is_number(share) and 0 <= share <= 1, "colour_swap_prob", share, "a probability from 0 to 1")
         if isinstance(self.degradation, Mapping):
             object.__setattr__(self, "degradation", _from_mapping(self.degradation))
         known = isinstance(self.degradation, DegradationSettings)

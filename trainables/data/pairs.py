@@ -54,7 +54,7 @@ def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: 
     whatever its size. It is shrunk by a factor from [0.5, 1], which gives small crops more content; a crop is
     placed at random, up to four times while it is nearly flat; half are mirrored. The degradation sees a
     margin around the crop, of varying width so that JPEG blocks fall differently, and the margin is cut off
-    afterwards, as `crop_pad_size` does in the reference.
+    afterwards, as `crop_pad_size` does in the reference. Colour channels are exchanged in a share of the targets.
 
     Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left), shared out evenly
     over the photographs, each from a grid over its photograph, of which the crops with most detail are taken.
@@ -88,6 +88,9 @@ def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: 
     target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
     if split == "train" and rng.random() < 0.5:
         target, left, right = target[:, ::-1], right, left
+    # Draws nothing when off, so that it moves no other random choice.
+    if split == "train" and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
+        target = target[..., rng.permutation(3)]
     degraded = degrade(target, settings.degradation, rng, settings.scale)
     return Pair(name, _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right))
 

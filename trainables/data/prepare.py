@@ -7,6 +7,7 @@ pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (tea
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ STAGE_OF = {
     "taught": "targets",
 }
 _NOISE, _VALIDATION_NOISE = 7, 8  # streams of the data seed
-_ROWS_AT_ONCE = 32
+_PAIRS_AT_ONCE, _ROWS_AT_ONCE = 256, 32
 
 Progress = Callable[[str, int, int], None]
 """(stage, rows done, rows in all)."""
@@ -151,6 +152,10 @@ def prepare(
 ) -> Prepared:
     """Makes what `plan` lists and is not there yet; returns all of it, checked.
 
+    Args:
+        columns: of a training batch, see `trainables.data.batches`.
+        progress: told before the first row of a store and as rows are done.
+
     Two callers on one machine do not make the same store twice: the second waits for the first.
 
     Raises:
@@ -186,7 +191,11 @@ def prepare(
 def _pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, Any]:
     """Training pairs depend on their size, number and seed, validation pairs on theirs alone."""
     pairs = _plain(settings.pairs)
-    own = ("image_size", "train_pairs") if split == "train" else ("validation_size", "validation_pairs")
+    own = (
+        ("image_size", "train_pairs", "colour_swap_prob")
+        if split == "train"
+        else ("validation_size", "validation_pairs")
+    )
     key = {name: pairs[name] for name in (*own, "scale", "degradation")}
     key |= {"version": PAIRS_VERSION, "source": source, "split": split}
     return key | ({"seed": settings.data.seed} if split == "train" else {})
@@ -220,17 +229,18 @@ def _make(
     if stage.name == "pairs":
         size = settings.pairs.image_size if stage.split == "train" else settings.pairs.validation_size
         photographs = load_photographs(settings.data.source, stage.split, min_size=size)
-        pairs = list(make_pairs(photographs, settings.pairs, stage.split, settings.data.seed))
-        return _pair_batches(pairs), [pair.name for pair in pairs]
+        names: list[str] = []
+        return _pair_batches(make_pairs(photographs, settings.pairs, stage.split, settings.data.seed), names), names
     pairs_store = Store(made["pairs", stage.split].path)
     if stage.name == "latents":
         return _latent_batches(pairs_store, settings, stage.split, device), pairs_store.names
     return _target_batches(pairs_store, Store(made["latents", stage.split].path), settings, device), pairs_store.names
 
 
-def _pair_batches(pairs: Sequence[Pair]) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(0, len(pairs), 1024):
-        part = pairs[start : start + 1024]
+def _pair_batches(pairs: Iterator[Pair], names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Pairs as they are made, never all in memory; their names are appended to `names` on the way."""
+    while part := list(itertools.islice(pairs, _PAIRS_AT_ONCE)):
+        names += [pair.name for pair in part]
         yield {
             name: np.stack([getattr(pair, name).transpose(2, 0, 1) for pair in part]) for name in ("target", "degraded")
         }

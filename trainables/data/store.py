@@ -62,7 +62,7 @@ def write_store(
 
     Args:
         batches: rows in order; every batch maps each column to an array (rows, *shape).
-        names: one for each row, kept in the manifest, or none.
+        names: one for each row, kept in the manifest, or none; read after the last batch.
     """
     final = store_path(root, kind, key)
     working = root / f".{final.name}.partial"
@@ -118,27 +118,29 @@ class Store:
     def __init__(self, path: Path | str, verify: bool = False) -> None:
         self.path = Path(path)
         try:
-            self.manifest = json.loads((self.path / MANIFEST).read_text())
-            size = (self.path / DATA).stat().st_size
-        except (OSError, ValueError) as error:
-            raise self._damaged(f"its manifest or data cannot be read ({type(error).__name__})") from None
+            self._open(verify)
+        except InputError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # Arrow's are ValueErrors too
+            raise self._damaged(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
+
+    def _open(self, verify: bool) -> None:
+        self.manifest = json.loads((self.path / MANIFEST).read_text())
         if self.manifest.get("format") != FORMAT:
             raise self._damaged(f"its format is {self.manifest.get('format')}, expected {FORMAT}")
+        size = (self.path / DATA).stat().st_size
         if size != self.manifest["bytes"]:
             raise self._damaged(f"{DATA} has {size} bytes, expected {self.manifest['bytes']}")
         if verify and _sha256(self.path / DATA) != self.manifest["sha256"]:
             raise self._damaged(f"the content of {DATA} does not match its manifest")
         self.names: list[str] = self.manifest["names"]
         self.columns = {name: Column(c["dtype"], tuple(c["shape"])) for name, c in self.manifest["columns"].items()}
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(self.path / DATA), "r"))
-            self._parts = [table.get_batch(i) for i in range(table.num_record_batches)]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(str(error).splitlines()[0]) from None
-        self._starts = np.cumsum([0, *(part.num_rows for part in self._parts)])
+        table = pa.ipc.open_file(pa.memory_map(str(self.path / DATA), "r"))
+        parts = [table.get_batch(i) for i in range(table.num_record_batches)]
+        self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
         if len(self) != self.manifest["rows"]:
             raise self._damaged(f"{len(self)} rows, expected {self.manifest['rows']}")
-        self._views = {name: [self._view(part, name) for part in self._parts] for name in self.columns}
+        self._views = {name: [self._view(part, name) for part in parts] for name in self.columns}
 
     def __len__(self) -> int:
         return int(self._starts[-1])

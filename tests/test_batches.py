@@ -1,0 +1,175 @@
+"""Training batches: a pure function of seed and step, the same for any number of workers, every pair once an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainables.data.batches import TrainingBatches, validation_batches
+from trainables.data.prepare import Prepared, pair_noise
+from trainables.data.tensors import upsample
+from trainables.errors import InputError
+from trainables.settings import TrialSettings, override
+
+CPU = torch.device("cpu")
+COLUMNS = (
+    "target",
+    "degraded",
+    "latent",
+    "latent_degraded",
+    "prior",
+    "taught",
+    "noise",
+    "fresh_noise",
+    "uniform",
+)
+
+
+def batches(prepared: Prepared, settings: TrialSettings, rank: int = 0, world: int = 1) -> TrainingBatches:
+    return TrainingBatches(prepared, settings, COLUMNS, CPU, rank, world)
+
+
+def rows_of(prepared: Prepared, column: str, values: Tensor) -> list[int]:
+    """Which training pairs the values of a column are."""
+    known = torch.from_numpy(prepared.train(column)[column].copy())
+    return [int((known - value).abs().flatten(1).sum(1).argmin()) for value in values]
+
+
+def test_a_batch_holds_what_was_asked_for(tiny: TrialSettings, prepared: Prepared) -> None:
+    batch = batches(prepared, tiny)(0)
+    shapes = {name: tuple(values.shape) for name, values in batch.items()}
+    latent = (4, 3, 16, 16)
+    assert shapes == {
+        "target": (4, 3, 64, 64),
+        "degraded": latent,
+        **dict.fromkeys(("latent", "latent_degraded", "prior", "taught", "noise", "fresh_noise"), latent),
+        "uniform": (4,),
+    }
+    assert {values.dtype for values in batch.values()} == {torch.float32}
+    for name in ("target", "degraded"):
+        assert -1 <= batch[name].min() < 0 < batch[name].max() <= 1
+    assert bool((batch["uniform"] >= 0).all() and (batch["uniform"] < 1).all())
+    few = TrainingBatches(prepared, tiny, {"latent", "uniform"}, CPU)(0)
+    assert set(few) == {"latent", "uniform"}
+    assert torch.equal(few["uniform"], batch["uniform"])  # whatever else is asked for
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_workers_share_the_very_batch_one_worker_sees(tiny: TrialSettings, prepared: Prepared, world: int) -> None:
+    alone = batches(prepared, tiny)
+    shares = [batches(prepared, tiny, rank, world) for rank in range(world)]
+    for step in range(5):
+        parts = [share(step) for share in shares]
+        for name, whole in alone(step).items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), whole)
+
+
+def test_a_batch_does_not_depend_on_those_before_it(tiny: TrialSettings, prepared: Prepared) -> None:
+    """So a trial that continues at step k sees what it would have seen."""
+    running = batches(prepared, tiny)
+    seen = [running(step) for step in range(7)]
+    for step in (6, 3, 0):
+        for name, values in batches(prepared, tiny)(step).items():
+            assert torch.equal(values, seen[step][name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 8, 20])
+def test_every_pair_is_seen_once_an_epoch(tiny: TrialSettings, prepared: Prepared, batch_size: int) -> None:
+    """Also where an epoch ends within a batch, and where a batch holds more than one epoch."""
+    at = batches(prepared, override(tiny, {"training.batch_size": batch_size}))
+    epochs = 3
+    steps = -(-epochs * prepared.train_rows // batch_size)
+    order = [row for step in range(steps) for row in rows_of(prepared, "latent", at(step)["latent"])]
+    passes = [order[k * 8 : (k + 1) * 8] for k in range(epochs)]
+    assert all(sorted(one) == list(range(8)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_columns_of_a_row_belong_together(tiny: TrialSettings, prepared: Prepared) -> None:
+    scale = tiny.diffusion.kappa * tiny.diffusion.etas_end
+    for step in range(4):
+        batch = batches(prepared, tiny)(step)
+        assert rows_of(prepared, "target", (batch["target"] + 1) * 127.5) == rows_of(
+            prepared, "latent", batch["latent"]
+        )
+        # The noise of a draw is not stored: it is drawn again from the same stream and must be the prior's.
+        torch.testing.assert_close(batch["prior"], batch["latent_degraded"] + scale * batch["noise"])
+
+
+def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, prepared: Prepared) -> None:
+    at = batches(prepared, override(tiny, {"training.batch_size": 8}))
+    shape = prepared.latent_shape
+    used: list[dict[int, int]] = []
+    for epoch in range(3):
+        batch = at(epoch)
+        draws = {}
+        for row, noise in zip(rows_of(prepared, "latent", batch["latent"]), batch["noise"], strict=True):
+            candidates = [pair_noise(tiny.data.seed, row, draw, shape) for draw in range(tiny.sinsr.draws)]
+            (draws[row],) = [d for d, known in enumerate(candidates) if np.array_equal(known, noise.numpy())]
+        used.append(draws)
+    assert all(set(draws.values()) == {0, 1} for draws in used)
+    assert all(used[0][row] != used[1][row] for row in range(8))
+    assert used[0] == used[2]  # after as many epochs as there are draws
+
+
+def test_fresh_noise_is_standard_normal_and_new_in_every_step(tiny: TrialSettings, prepared: Prepared) -> None:
+    at = TrainingBatches(prepared, override(tiny, {"training.batch_size": 8}), {"fresh_noise", "uniform"}, CPU)
+    drawn = [at(step) for step in range(16)]
+    noise = torch.cat([batch["fresh_noise"] for batch in drawn])
+    uniform = torch.cat([batch["uniform"] for batch in drawn])
+    count = noise.numel()  # about 98,000: the mean's standard error is 0.003
+    assert abs(float(noise.mean())) < 5 / count**0.5
+    assert abs(float(noise.var()) - 1) < 5 * (2 / count) ** 0.5
+    assert len({float(value) for value in uniform}) == len(uniform) == 128
+    assert 0.35 < float(uniform.mean()) < 0.65
+
+
+def test_the_training_seed_changes_the_order_not_the_pairs(tiny: TrialSettings, prepared: Prepared) -> None:
+    whole = {"training.batch_size": 8}
+    one, two = (batches(prepared, override(tiny, {**whole, "training.seed": seed}))(0) for seed in (0, 1))
+    first, second = (rows_of(prepared, "latent", batch["latent"]) for batch in (one, two))
+    assert first != second and sorted(first) == sorted(second)
+    assert not torch.equal(one["fresh_noise"], two["fresh_noise"])
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "world"), [(4, 1, 3), (4, 4, 2), (6, 2, 2)])
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(
+    tiny: TrialSettings, prepared: Prepared, batch_size: int, accumulate: int, world: int
+) -> None:
+    settings = override(tiny, {"training.batch_size": batch_size, "training.accumulate": accumulate})
+    expected = f"training.batch_size={batch_size}: expected a multiple of {world * accumulate}, {world} workers x"
+    with pytest.raises(InputError, match=expected):
+        batches(prepared, settings, 0, world)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_validation_takes_every_pair_once_in_order(tiny: TrialSettings, prepared: Prepared, size: int) -> None:
+    parts = list(validation_batches(prepared, size, CPU))
+    assert [len(part["target"]) for part in parts][:-1] == [size] * (len(parts) - 1)
+    target = torch.cat([part["target"] for part in parts])
+    stored = torch.from_numpy(prepared.validation("target")["target"].copy())
+    assert torch.equal(((target + 1) * 127.5).round().byte(), stored)
+    assert torch.equal(
+        torch.cat([p["noise"] for p in parts]), torch.from_numpy(prepared.validation("noise")["noise"].copy())
+    )
+
+
+def test_upsampling_is_bicubic_convolution() -> None:
+    """Against a direct evaluation of Keys' kernel with a = -0.75, pixel centres aligned, borders repeated."""
+    scale, rng = 4, np.random.default_rng(0)
+    image = rng.standard_normal((5, 6))
+
+    def matrix(size: int) -> np.ndarray:
+        weights = np.zeros((size * scale, size))
+        for out in range(size * scale):
+            centre = (out + 0.5) / scale - 0.5
+            for near in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+                d, a = abs(centre - near), -0.75
+                value = (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4)
+                weights[out, min(max(near, 0), size - 1)] += value
+        return weights
+
+    expected = matrix(5) @ image @ matrix(6).T
+    np.testing.assert_allclose(upsample(torch.from_numpy(image)[None, None], scale)[0, 0], expected, atol=1e-12)

@@ -1,0 +1,160 @@
+"""The front door: what it refuses, how fast and in which words, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sweeps.command_line import main
+from sweeps.run_folder import RunFolder
+from tests.sweep_helpers import SPACE, run_sweep, sets
+from trainables.data.prepare import plan as plan_stages
+from trainables.data.prepare import prepare
+from trainables.presets import preset
+from trainables.registry import method_class
+from trainables.settings import override
+from trainables.weights import save_weights
+
+BASE = ["--space", SPACE, "--perceptual", "none"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> str:
+    """The one line that `flags` are refused with; checks that nothing came of them."""
+    before = sorted(results.parent.rglob("*"))
+    assert main([*flags, "--results", str(results)]) == 2
+    assert sorted(results.parent.rglob("*")) == before
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.removesuffix("\n")
+    assert line.startswith("run_sweep.py: error: ") and "\n" not in line
+    return line.removeprefix("run_sweep.py: error: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--space", "nosuch"], ["--space nosuch", SPACE]),
+        ([], ["--space", "--list"]),
+        ([*BASE, "--preset", "nosuch"], ["--preset nosuch", "sample", "sinsr-stage1"]),
+        ([*BASE, "--preset", "sinsr-stage1"], ["--preset sinsr-stage1", "--data FOLDER"]),
+        ([*BASE, "--set", "sinsr.distillation=-1"], ["--set sinsr.distillation=-1", "0 or more"]),
+        ([*BASE, "--set", "sinsr.distillation=nan"], ["--set sinsr.distillation=nan", "expected"]),
+        ([*BASE, "--set", "sinsr.inversion=-1"], ["--set sinsr.inversion=-1", "searches over it"]),
+        ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
+        ([*BASE, "--set", "training.batch_size"], ["--set training.batch_size", "KEY=VALUE"]),
+        ([*BASE, "--set", "training.batch_size=two"], ["--set training.batch_size=two", "int"]),
+        ([*BASE, "--objective", "nosuch"], ["--objective nosuch", "psnr", "st_lpips"]),
+        ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
+        ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
+        ([*BASE, "--seed", "-1"], ["--seed -1", "from 0"]),
+        ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "above 0"]),
+        ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
+        ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "above 1"]),
+        ([*BASE, "--data", "nosuch"], ["nosuch", "no such folder"]),
+        ([*BASE, "--set", "teacher.weights=nosuch"], ["teacher.weights=nosuch", "no such file"]),
+        ([*BASE, "--workers-per-trial", "3"], ["--workers-per-trial 3", "training.batch_size=4", "multiple of 3"]),
+        ([*BASE, "--cpus-per-worker", "4000"], ["--cpus-per-worker 4000", "4000 CPUs", "this machine has"]),
+        ([*BASE, "--gpus-per-worker", "900"], ["--gpus-per-worker 900", "900 GPUs", "this machine has"]),
+        ([*BASE, "--cpus-per-worker", "0.0001", "--trials", "9999"], ["--max-concurrent 9999", "of memory", "free"]),
+        ([*BASE, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster"]),
+        ([*BASE, "--address", "nonsense"], ["--address nonsense", "HOST:PORT"]),
+    ],
+)
+def test_input_that_is_refused(
+    flags: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, tmp_path / "results", *flags)
+    assert [part for part in named if part not in line] == []
+
+
+def test_folders_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results"
+    empty, one, file = tmp_path / "empty", tmp_path / "one", tmp_path / "file"
+    empty.mkdir()
+    one.mkdir()
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(one / "a.png")
+    file.write_text("not a folder")
+    assert "no images" in refused(capsys, results, *BASE, "--data", str(empty))
+    assert "at least 2" in refused(capsys, results, *BASE, "--data", str(one))
+    assert "is a file" in refused(capsys, results, *BASE, "--data", str(file))
+    assert "--results" in refused(capsys, file / "results", *BASE)
+    assert "--store" in refused(capsys, results, *BASE, "--store", str(file))
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(one / "b.png")
+    (one / "b.png").write_bytes((one / "b.png").read_bytes()[:50])
+    assert "b.png" in refused(capsys, results, *BASE, "--data", str(one))
+
+
+def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert main(["--resume", str(run)]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "nosuch")]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    command = {"space": SPACE, "set": [["training.batch_size", "2"]]}
+    (run / "settings.yaml").write_text(yaml.safe_dump({"command": command, "metrics": ["val/psnr"]}))
+    assert main(["--resume", str(run), "--space", "another"]) == 2
+    assert f"--space another: {run} is a run of the space {SPACE}" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--seed", "3"]) == 2
+    assert "--seed cannot be given with --resume" in capsys.readouterr().err
+    assert "is the folder of a run" in refused(capsys, run, *BASE)
+    owner = RunFolder(run)
+    try:
+        assert main(["--resume", str(run)]) == 2
+        assert "in use by a running sweep (process " in capsys.readouterr().err
+    finally:
+        owner.close()
+
+
+def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = override(
+        preset("sample").trial, {"pairs.train_pairs": 2, "pairs.validation_pairs": 1, "pairs.validation_size": 64}
+    )
+    results, store = tmp_path / "results", tmp_path / "store"
+    flags = [*BASE, "--store", str(store)]
+    for name in ("train_pairs=2", "validation_pairs=1", "validation_size=64"):
+        flags += ["--set", f"pairs.{name}"]
+    prepare(settings, store, {"target"})
+    shutil.rmtree(next(store.glob("latents-validation-*")))
+    stage = next(s for s in plan_stages(settings, store, method_class("sinsr").columns(settings)) if s.exists)
+    data = stage.path / "data.arrow"
+    whole = data.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content in (whole[:-100], bytes(changed), b""):
+        data.write_bytes(content)
+        line = refused(capsys, results, *flags)
+        assert str(stage.path) in line and "damaged store" in line and "delete the folder" in line
+    data.write_bytes(whole)
+
+    from trainables.weights import build_network
+
+    student = tmp_path / "student.safetensors"
+    save_weights(student, build_network(settings.network).state_dict(), "sinsr", settings.network)
+    line = refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
+    assert str(student) in line and "'sinsr'" in line and "resshift" in line
+    student.write_bytes(student.read_bytes()[:1000])
+    assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
+
+
+def test_help_and_list_are_quick() -> None:
+    for flag, shown in (("--help", "--workers-per-trial"), ("--list", f"{SPACE}  ")):
+        started = time.monotonic()
+        done = run_sweep(flag)
+        assert time.monotonic() - started < 2
+        assert done.returncode == 0 and shown in done.stdout and done.stderr == ""
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
+    assert main([*flags, "--results", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out
+    for fact in ("5: 5 given points", "40 a trial, a validation every 10", "at steps 10, 30", "rows", "GB in all"):
+        assert fact in shown
+    assert list(tmp_path.iterdir()) == []

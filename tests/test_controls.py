@@ -1,0 +1,107 @@
+"""Controls: each row is what its name says, measured by an independent way to compute it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainables.controls import measure_controls
+from trainables.data.prepare import Prepared
+from trainables.errors import InputError
+from trainables.metrics import MetricSet
+from trainables.networks.autoencoder import decode
+from trainables.settings import TrialSettings, override
+from trainables.sinsr import SinSR
+from trainables.validation import Validation, validate
+from trainables.weights import load_autoencoder
+
+CPU = torch.device("cpu")
+METRICS = ("val/psnr", "val/ssim")
+NAMES = ("bicubic", "autoencoder", "teacher_1", "teacher_15")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny: TrialSettings, prepared: Prepared) -> dict[str, Validation]:
+    told: list[str] = []
+    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: told.append(name))
+    assert told == list(rows) == list(NAMES)
+    return rows
+
+
+def psnr(restored: np.ndarray, target: np.ndarray) -> float:
+    """dB, images in [0, 1]."""
+    return float(-10 * np.log10(np.mean((restored.astype(np.float64) - target) ** 2)))
+
+
+def test_every_control_is_measured_on_every_image(measured: dict[str, Validation], prepared: Prepared) -> None:
+    for validation in measured.values():
+        assert validation.images == prepared.validation_names
+        assert set(validation.per_image) == set(METRICS)
+        assert all(v.shape == (3,) and np.isfinite(v).all() for v in validation.per_image.values())
+        assert validation.means["val/psnr"] == pytest.approx(validation.per_image["val/psnr"].mean())
+    assert len({validation.means["val/psnr"] for validation in measured.values()}) == len(NAMES)
+
+
+def test_bicubic_is_bicubic(measured: dict[str, Validation], prepared: Prepared) -> None:
+    """Against the same convolution written as matrices, and PSNR as its formula, in float64."""
+    size, scale, a = 16, 4, -0.75
+    matrix = np.zeros((size * scale, size))
+    for row in range(size * scale):
+        centre = (row + 0.5) / scale - 0.5
+        for near in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            d = abs(centre - near)
+            weight = (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4)
+            matrix[row, min(max(near, 0), size - 1)] += weight
+    degraded, target = (prepared.validation(name)[name] for name in ("degraded", "target"))
+    expected = [
+        psnr(np.clip(matrix @ (image / 255) @ matrix.T, 0, 1), wanted / 255)
+        for image, wanted in zip(degraded, target, strict=True)
+    ]
+    np.testing.assert_allclose(measured["bicubic"].per_image["val/psnr"], expected, rtol=1e-4)
+
+
+def test_the_autoencoder_row_is_its_reconstruction(
+    measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
+) -> None:
+    """Decoded from the latents in the store, which preparation encoded."""
+    autoencoder = load_autoencoder(tiny.autoencoder.weights)
+    target = prepared.validation("target")["target"] / 255
+    with torch.no_grad():
+        latent = torch.from_numpy(prepared.validation("latent")["latent"].copy())
+        restored = (decode(autoencoder, latent) * 0.5 + 0.5).clamp(0, 1).numpy()
+    expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
+    np.testing.assert_allclose(measured["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
+
+
+def test_one_step_of_the_teacher_is_the_student_at_its_start(
+    measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
+) -> None:
+    student = validate(SinSR(tiny, CPU).restore, prepared, MetricSet(METRICS), tiny.training.validation_batch, CPU)
+    for name in METRICS:
+        np.testing.assert_array_equal(student.per_image[name], measured["teacher_1"].per_image[name])
+    np.testing.assert_array_equal(student.grid, measured["teacher_1"].grid)
+
+
+def test_the_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:
+    grid = measured["bicubic"].grid
+    assert grid.shape == (3 * 64, 3 * 64, 3) and grid.dtype == np.uint8
+    target = prepared.validation("target")["target"]
+    degraded = prepared.validation("degraded")["degraded"]
+    for row in range(3):
+        tile = grid[row * 64 : (row + 1) * 64]
+        np.testing.assert_array_equal(tile[:, 128:], target[row].transpose(1, 2, 0))
+        np.testing.assert_array_equal(tile[::4, :64:4], degraded[row].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("name", ["tricubic", "teacher_7", "teacher_", ""])
+def test_an_unknown_control_is_refused_with_those_there_are(name: str, tiny: TrialSettings, prepared: Prepared) -> None:
+    with pytest.raises(InputError, match=f"control '{name}': expected bicubic, autoencoder, teacher_1 or teacher_15"):
+        measure_controls([name], tiny, prepared, METRICS)
+
+
+def test_the_whole_chain_is_as_long_as_the_schedule(tiny: TrialSettings, prepared: Prepared) -> None:
+    shorter = override(tiny, {"diffusion.steps": 3})
+    with pytest.raises(InputError, match="teacher_1 or teacher_3"):
+        measure_controls(["teacher_15"], shorter, prepared, METRICS)
+    assert list(measure_controls(["teacher_3"], shorter, prepared, METRICS)) == ["teacher_3"]

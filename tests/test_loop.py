@@ -1,0 +1,461 @@
+"""The loop: continuing is exact, accumulation and averages are what they are called, divergence is named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainables import registry
+from trainables.checkpoint import GRID, PER_IMAGE, SETTINGS, STATE, WEIGHTS
+from trainables.data.batches import TrainingBatches
+from trainables.data.prepare import Prepared
+from trainables.ema import ExponentialMovingAverage
+from trainables.errors import InputError
+from trainables.loop import Trainer, World, learning_rate_factor, train
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.reporting import Report, TrialDiverged
+from trainables.settings import TrainingSettings, TrialSettings, override
+from trainables.weights import describe
+
+METRICS = ("val/psnr",)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Recorder:
+    """A reporter that keeps the reports and, given a folder, a checkpoint of each."""
+
+    folder: Path | None = None
+    reports: list[Report] = field(default_factory=list)
+
+    def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
+        self.reports.append(report)
+        if self.folder is not None:
+            checkpoint = self.folder / str(report.step)
+            checkpoint.mkdir(parents=True)
+            write(checkpoint)
+
+    def metrics(self, *kinds: str) -> list[dict[str, float]]:
+        """Of each report those metrics that are of the given kinds."""
+        return [{k: v for k, v in r.metrics.items() if k.startswith(kinds)} for r in self.reports]
+
+
+def run(
+    settings: TrialSettings, prepared: Prepared, folder: Path | None = None, checkpoint: Path | None = None
+) -> Recorder:
+    recorder = Recorder(folder)
+    train(settings, prepared, METRICS, World(), recorder, checkpoint)
+    return recorder
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint / STATE, weights_only=True)
+
+
+def assert_same(one: Any, two: Any, where: str = "state") -> None:
+    """Equal bit by bit, through dictionaries and lists of tensors and numbers."""
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for k, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{k}]")
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+@pytest.mark.parametrize("method", ["sinsr", "resshift"])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    method: str, tiny: TrialSettings, small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Interrupted by an exception out of its first report, as when Tune stops a trial; bit for bit."""
+    settings = tiny if method == "sinsr" else small
+    undisturbed = run(settings, prepared, tmp_path / "undisturbed")
+
+    class Stopped(Exception):
+        pass
+
+    class Stopping(Recorder):
+        def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
+            super().__call__(report, write)
+            raise Stopped
+
+    first = Stopping(tmp_path / "first")
+    with pytest.raises(Stopped):
+        train(settings, prepared, METRICS, World(), first)
+    torch.manual_seed(99)  # another process has another random state
+    second = run(settings, prepared, tmp_path / "second", tmp_path / "first" / "3")
+
+    assert [r.step for r in undisturbed.reports] == [r.step for r in first.reports + second.reports] == [3, 6]
+    for step, folder in ((3, "first"), (6, "second")):
+        assert_same(state_of(tmp_path / folder / str(step)), state_of(tmp_path / "undisturbed" / str(step)))
+        ours, theirs = (load_file(tmp_path / name / str(step) / WEIGHTS) for name in (folder, "undisturbed"))
+        assert_same(ours, theirs)
+    kinds = ("val/", "loss/", "weighted/", "train/learning_rate")
+    assert first.metrics(*kinds) + second.metrics(*kinds) == undisturbed.metrics(*kinds)
+    assert [r.losses for r in first.reports + second.reports] == [r.losses for r in undisturbed.reports]
+
+
+def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    recorder = run(small, prepared, tmp_path)
+    checkpoint = tmp_path / "6"
+    assert {file.name for file in checkpoint.iterdir()} == {STATE, WEIGHTS, SETTINGS, PER_IMAGE, GRID}
+    assert override(small, json.loads((checkpoint / SETTINGS).read_text())) == small
+    state = state_of(checkpoint)
+    assert (state["step"], state["method"]) == (6, "resshift")
+
+    # The weights to take away are the averaged ones, and say what they are.
+    weights = load_file(checkpoint / WEIGHTS)
+    averages = state["ema"]["averages"]
+    assert {f"denoiser.{name}" for name in weights} == set(averages)
+    for name, values in weights.items():
+        assert torch.equal(values, averages[f"denoiser.{name}"])
+    assert any(not torch.equal(averages[name], state["networks"][name]) for name in averages)
+    assert describe(checkpoint / WEIGHTS)[0] == "resshift"
+
+    table = pq.read_table(checkpoint / PER_IMAGE).to_pydict()
+    assert table["image"] == prepared.validation_names and table["step"] == [6, 6, 6]
+    assert np.mean(table["val/psnr"]) == pytest.approx(recorder.reports[-1].metrics["val/psnr"])
+    with Image.open(checkpoint / GRID) as grid:
+        assert grid.size == (3 * 64, 3 * 64)
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    tiny: TrialSettings, small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    run(override(small, {"training.max_steps": 1}), prepared, tmp_path)
+    with pytest.raises(InputError, match=r"1: a checkpoint of method 'resshift'; expected one of 'sinsr'"):
+        run(tiny, prepared, checkpoint=tmp_path / "1")
+    (tmp_path / "1" / STATE).write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"1: not a checkpoint of a trial"):
+        run(small, prepared, checkpoint=tmp_path / "1")
+
+
+def test_trials_of_one_seed_are_equal_and_of_another_differ(small: TrialSettings, prepared: Prepared) -> None:
+    short = override(small, {"training.max_steps": 2, "training.reports": 1})
+    one, two = run(short, prepared), run(short, prepared)
+    other = run(override(short, {"training.seed": 1}), prepared)
+    assert one.metrics("val/", "loss/") == two.metrics("val/", "loss/") != other.metrics("val/", "loss/")
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_memory_not_gradients(small: TrialSettings, prepared: Prepared, parts: int) -> None:
+    gradients, rows = [], []
+    for accumulate in (1, parts):
+        settings = override(small, {"training.max_steps": 1, "training.accumulate": accumulate})
+        trainer = Trainer(settings, prepared, METRICS, World())
+        recorder = Recorder()
+        trainer.run(recorder)
+        gradients.append({name: p.grad for name, p in trainer.method.networks.named_parameters()})
+        rows.append(recorder.reports[0].losses)
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-4, atol=1e-6 * largest)
+    assert rows[1][0][1] == pytest.approx(rows[0][0][1], rel=1e-5)
+
+
+def test_averages_follow_their_formula() -> None:
+    """Against the recurrence written out in float64, at an early decay and at the final one."""
+    decay, rng = 0.3, np.random.default_rng(0)
+    network = nn.Linear(3, 2)
+    network.bias.requires_grad_(False)
+    averages = ExponentialMovingAverage(network, decay)
+    expected = network.weight.detach().double().numpy().copy()
+    for n in range(12):
+        current = rng.standard_normal((2, 3))
+        with torch.no_grad():
+            network.weight.copy_(torch.from_numpy(current))
+            network.bias.fill_(n)
+        averages.update()
+        at_n = min(decay, (1 + n) / (10 + n))
+        expected = at_n * expected + (1 - at_n) * network.weight.detach().double().numpy()
+    trained, parameter = network.weight.detach().clone(), network.weight
+    with averages.applied():
+        np.testing.assert_allclose(network.weight.detach(), expected, rtol=1e-6)
+        assert network.weight is parameter and float(network.bias[0]) == 11  # what does not train is not averaged
+    assert torch.equal(network.weight, trained)
+    with pytest.raises(RuntimeError, match="on the way"), averages.applied():
+        raise RuntimeError("on the way")
+    assert torch.equal(network.weight, trained)
+
+    other = nn.Linear(3, 2)
+    other.bias.requires_grad_(False)
+    continued = ExponentialMovingAverage(other, decay)
+    continued.load_state_dict(averages.state_dict())
+    assert_same(continued.state_dict(), averages.state_dict())
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_divergence_names_the_step_and_the_term(small: TrialSettings, prepared: Prepared, log_every: int) -> None:
+    """At a rate of 1e20 the first step destroys the weights and the second one's loss shows it, whenever looked at."""
+    settings = override(small, {"training.learning_rate": 1e20, "training.log_every": log_every})
+    recorder = Recorder()
+    with pytest.raises(TrialDiverged, match=r"^loss term 'mse' is (nan|inf) at step 2$"):
+        train(settings, prepared, METRICS, World(), recorder)
+    assert recorder.reports == []
+
+
+def test_divergence_in_the_last_step_is_not_reported_as_a_result(small: TrialSettings, prepared: Prepared) -> None:
+    settings = override(small, {"training.learning_rate": 1e20, "training.max_steps": 1})
+    recorder = Recorder()
+    with pytest.raises(TrialDiverged, match=r"^val/psnr is nan at step 1"):
+        train(settings, prepared, METRICS, World(), recorder)
+    assert recorder.reports == []
+
+
+def test_the_term_that_diverges_is_the_one_named(tiny: TrialSettings, prepared: Prepared) -> None:
+    trainer = Trainer(override(tiny, {"sinsr.distillation": 0, "sinsr.ground_truth": 0}), prepared, METRICS, World())
+    with torch.no_grad():
+        next(iter(trainer.method.networks.parameters())).fill_(math.inf)
+    with pytest.raises(TrialDiverged, match=r"^loss term 'inversion' is (nan|inf) at step 1$"):
+        trainer.run(Recorder())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_follows_full_precision(small: TrialSettings, prepared: Prepared, precision: str) -> None:
+    full = run(small, prepared)
+    reduced = run(override(small, {"training.precision": precision}), prepared)
+    for row, expected in zip(reduced.metrics("loss/", "val/"), full.metrics("loss/", "val/"), strict=True):
+        assert row == pytest.approx(expected, rel=0.03)
+        assert row != expected
+
+
+def test_reduced_precision_trains_every_parameter(tiny: TrialSettings, prepared: Prepared) -> None:
+    """SinSR runs its student without gradient first and with gradient next, in one autocast region: casts of weights
+    that are cached by the first must not cut the second off."""
+    settings = override(tiny, {"training.precision": "bf16", "training.max_steps": 1, "training.reports": 1})
+    trainer = Trainer(settings, prepared, METRICS, World())
+    trainer.run(Recorder())
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in trainer.method.networks.parameters())
+    assert {p.dtype for p in trainer.method.networks.parameters()} == {torch.float32}
+
+
+def test_gradients_are_clipped_together(small: TrialSettings, prepared: Prepared) -> None:
+    norms = []
+    for clip in (0.0, 1e-3):
+        settings = override(small, {"training.clip_gradient": clip, "training.max_steps": 1})
+        trainer = Trainer(settings, prepared, METRICS, World())
+        trainer.run(Recorder())
+        norms.append(float(torch.cat([p.grad.flatten() for p in trainer.method.networks.parameters()]).norm()))
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
+    settings = TrainingSettings(max_steps=100, batch_size=1, warmup_steps=20, schedule="cosine")
+    factors = [learning_rate_factor(settings, step) for step in range(100)]
+    assert factors[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert factors[20] == 1 and factors[60] == pytest.approx(0.5)
+    assert all(a > b > 0 for a, b in itertools.pairwise(factors[20:]))
+    flat = TrainingSettings(max_steps=5, batch_size=1, warmup_steps=0)
+    assert [learning_rate_factor(flat, step) for step in range(5)] == [1] * 5
+    longer = TrainingSettings(max_steps=5, batch_size=1, warmup_steps=10)
+    assert learning_rate_factor(longer, 4) == 0.5
+
+
+def test_the_reported_learning_rate_is_the_optimisers(small: TrialSettings, prepared: Prepared) -> None:
+    trainer = Trainer(small, prepared, METRICS, World())
+    used: list[float] = []
+
+    def report(row: Report, write: Callable[[Path], None]) -> None:
+        used.append(row.metrics["train/learning_rate"])
+        (optimiser,) = trainer.optimisers.values()
+        assert [group["lr"] for group in optimiser.param_groups] == [used[-1]]
+
+    trainer.run(report)
+    peak = small.training.learning_rate
+    assert peak > used[0] > used[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "reports", "steps"),
+    [(1, 50, [1]), (5, 2, [3, 5]), (7, 2, [4, 7]), (7, 3, [3, 7]), (4, 4, [1, 2, 3, 4])],
+)
+def test_the_last_report_is_at_the_last_step(
+    small: TrialSettings, prepared: Prepared, max_steps: int, reports: int, steps: list[int]
+) -> None:
+    """And a stretch of less than half an interval is no report of its own."""
+    settings = override(small, {"training.max_steps": max_steps, "training.reports": reports})
+    recorder = run(settings, prepared)
+    assert [report.step for report in recorder.reports] == steps
+    assert len(steps) <= reports
+
+
+def test_loss_rows_are_means_over_their_steps(small: TrialSettings, prepared: Prepared) -> None:
+    """Rows every two steps, 2 and then 3 where the report cuts one short, of the same numbers as a row a step."""
+    every = run(override(small, {"training.log_every": 1}), prepared).reports
+    pairs = run(small, prepared).reports
+    single = {step: row for report in every for step, row in report.losses}
+    assert sorted(single) == [1, 2, 3, 4, 5, 6]
+    for report, expected in zip(pairs, ({2: (1, 2), 3: (3,)}, {4: (4,), 6: (5, 6)}), strict=True):
+        assert [step for step, _ in report.losses] == list(expected)
+        for step, row in report.losses:
+            assert row == pytest.approx({tag: np.mean([single[k][tag] for k in expected[step]]) for tag in row})
+    for start, report in zip((1, 4), every, strict=True):
+        mean = np.mean([single[k]["loss/mse"] for k in range(start, start + 3)])
+        assert report.metrics["loss/mse"] == report.metrics["weighted/mse"] == pytest.approx(mean)
+
+
+# A method with two optimisers, small enough to write its training out by hand.
+
+
+class TinyGAN(Method):
+    """A least-squares GAN of one convolution against another, around an L1 term."""
+
+    phases: ClassVar[tuple[Phase, ...]] = (
+        Phase("generator", ("generator",)),
+        Phase("discriminator", ("discriminator",)),
+    )
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.networks = nn.ModuleDict(
+            {"generator": nn.Conv2d(3, 48, 3, padding=1), "discriminator": nn.Conv2d(3, 1, 4, stride=4)}
+        ).to(device)
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        return frozenset({"target", "degraded"})
+
+    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+        return gan_losses(self.networks["generator"], self.networks["discriminator"], phase.name, batch)
+
+    def restore(self, batch: Batch) -> Tensor:
+        return F.pixel_shuffle(self.networks["generator"](batch["degraded"]), 4) * 0.5 + 0.5
+
+
+def gan_losses(generator: nn.Module, discriminator: nn.Module, phase: str, batch: Batch) -> dict[str, LossTerm]:
+    fake = F.pixel_shuffle(generator(batch["degraded"]), 4)
+    if phase == "generator":
+        return {
+            "l1": LossTerm((fake - batch["target"]).abs().mean(), 10.0),
+            "adversarial": LossTerm((discriminator(fake) - 1).square().mean(), 1.0),
+        }
+    real, false = discriminator(batch["target"]), discriminator(fake.detach())
+    return {"discriminator": LossTerm(((real - 1).square().mean() + false.square().mean()) / 2, 1.0)}
+
+
+@pytest.fixture
+def gan(tiny: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> TrialSettings:
+    monkeypatch.setitem(registry.METHODS, "tiny_gan", f"{__name__}:TinyGAN")
+    return override(tiny, {"method": "tiny_gan"})
+
+
+def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Against the same training written out: the generator's step first, then the discriminator's on what it left."""
+    recorder = run(gan, prepared, tmp_path)
+
+    torch.manual_seed(gan.training.seed)
+    generator, discriminator = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(3, 1, 4, stride=4)
+    optimisers = [torch.optim.AdamW(n.parameters(), weight_decay=0.0) for n in (generator, discriminator)]
+    batches = TrainingBatches(prepared, gan, {"target", "degraded"}, CPU)
+    history = []
+    for step in range(6):
+        batch, values = batches(step), {}
+        for name, optimiser in zip(("generator", "discriminator"), optimisers, strict=True):
+            optimiser.param_groups[0]["lr"] = gan.training.learning_rate * learning_rate_factor(gan.training, step)
+            terms = gan_losses(generator, discriminator, name, batch)
+            optimiser.zero_grad()
+            torch.stack([term.value * term.weight for term in terms.values()]).sum().backward()
+            optimiser.step()
+            values |= {name: float(term.value) for name, term in terms.items()}
+        history.append(values)
+
+    networks = state_of(tmp_path / "6")["networks"]
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        for key, expected in network.state_dict().items():
+            torch.testing.assert_close(networks[f"{name}.{key}"], expected, rtol=1e-5, atol=1e-7)
+    for start, report in zip((0, 3), recorder.reports, strict=True):
+        for name in ("l1", "adversarial", "discriminator"):
+            mean = np.mean([values[name] for values in history[start : start + 3]])
+            assert report.metrics[f"loss/{name}"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_step_of_two_optimisers_is_one_step(gan: TrialSettings, prepared: Prepared) -> None:
+    """In the rows of losses, which hold the terms of both, and in the seconds a step takes."""
+    first, second = run(gan, prepared).reports
+    assert [step for step, _ in first.losses] == [2, 3] and [step for step, _ in second.losses] == [4, 6]
+    tags = {f"{kind}/{term}" for kind in ("loss", "weighted") for term in ("l1", "adversarial", "discriminator")}
+    assert all(set(row) == tags for report in (first, second) for _, row in report.losses)
+    metrics = first.metrics
+    assert metrics["weighted/l1"] == pytest.approx(10 * metrics["loss/l1"])
+    trained = metrics["train/busy_seconds"] - metrics["train/validation_seconds"]
+    assert metrics["train/step_seconds"] == pytest.approx(trained / 3, rel=0.2, abs=1e-3)
+
+
+def test_two_optimisers_continue_exactly(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    run(gan, prepared, tmp_path / "whole")
+    run(gan, prepared, tmp_path / "rest", tmp_path / "whole" / "3")
+    assert_same(state_of(tmp_path / "rest" / "6"), state_of(tmp_path / "whole" / "6"))
+    saved = load_file(tmp_path / "rest" / "6" / WEIGHTS)
+    assert set(saved) == {f"{n}.{p}" for n in ("generator", "discriminator") for p in ("weight", "bias")}
+
+
+def _worker(rank: int, port: int, settings: TrialSettings, prepared: Prepared, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    recorder = Recorder(folder if rank == 0 else None)
+    try:
+        train(settings, prepared, METRICS, World(rank, 2), recorder)
+        (folder / f"{rank}.json").write_text(json.dumps(recorder.metrics("loss/", "val/")))
+    except TrialDiverged as error:
+        (folder / f"{rank}.json").write_text(json.dumps(str(error)))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def two_workers(prepared: Prepared, tmp_path: Path) -> Callable[[TrialSettings], list[Any]]:
+    """Trains with two processes of one thread each; returns what each of them saw."""
+
+    def trained(settings: TrialSettings) -> list[Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        torch.multiprocessing.spawn(_worker, (port, settings, prepared, tmp_path), nprocs=2)
+        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+    return trained
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_workers_follow_the_curve_of_one(
+    small: TrialSettings,
+    prepared: Prepared,
+    two_workers: Callable[[TrialSettings], list[Any]],
+    tmp_path: Path,
+    accumulate: int,
+) -> None:
+    settings = override(small, {"training.accumulate": accumulate})
+    first, second = two_workers(settings)
+    assert first == second  # both report the whole batch's losses, and validate equal weights
+    alone = run(settings, prepared).metrics("loss/", "val/")
+    assert [pytest.approx(row, rel=1e-3) for row in alone] == first
+
+
+def test_one_workers_divergence_ends_both(
+    small: TrialSettings, two_workers: Callable[[TrialSettings], list[Any]]
+) -> None:
+    messages = two_workers(override(small, {"training.learning_rate": 1e20}))
+    assert messages[0] == messages[1] and messages[0].endswith("at step 2")

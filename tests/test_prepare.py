@@ -1,0 +1,215 @@
+"""Preparation: each stage depends on what determines it and on nothing else, and is made once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from trainables.data.prepare import Prepared, pair_noise, plan, prepare
+from trainables.data.store import DATA, MANIFEST, Store
+from trainables.data.tensors import to_tensor, upsample
+from trainables.errors import InputError
+from trainables.networks.autoencoder import encode
+from trainables.settings import TrialSettings, override
+from trainables.weights import SHIPPED_AUTOENCODER, load_autoencoder
+
+TAUGHT = frozenset({"degraded", "latent", "prior", "taught"})
+ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")} | {"train targets"}
+
+
+def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT) -> dict[str, str]:
+    """Stage -> name of its store, without making any."""
+    return {f"{stage.split} {stage.name}": stage.path.name for stage in plan(settings, Path("root"), columns)}
+
+
+def other_autoencoder(folder: Path) -> str:
+    """The shipped autoencoder with one weight changed."""
+    with safe_open(SHIPPED_AUTOENCODER, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(SHIPPED_AUTOENCODER)
+    weights["quant_conv.bias"] = weights["quant_conv.bias"] + 0.01
+    save_file(weights, folder / "other.safetensors", metadata)
+    return str(folder / "other.safetensors")
+
+
+def made_by(settings: TrialSettings, root: Path, columns: frozenset[str] = TAUGHT) -> dict[str, int]:
+    """Runs `prepare`; stage -> rows, of the stages it had to make."""
+    done: dict[str, int] = {}
+    prepare(settings, root, columns, progress=lambda stage, rows, total: done.__setitem__(stage, rows))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("changes", "remade"),
+    [
+        ({"training.seed": 1, "training.max_steps": 3, "training.batch_size": 2}, set()),
+        ({"sinsr.inversion": 0.1, "sinsr.ground_truth": 10.0}, set()),
+        ({"data.verify": False, "training.gradient_checkpointing": True}, set()),
+        ({"sinsr.draws": 1}, {"train targets"}),
+        ({"diffusion.kappa": 1.0}, {"train targets"}),
+        ({"data.seed": 1}, {"train pairs", "train latents", "train targets"}),
+        ({"pairs.train_pairs": 7}, {"train pairs", "train latents", "train targets"}),
+        ({"pairs.validation_pairs": 2}, {"validation pairs", "validation latents"}),
+        ({"pairs.validation_size": 128}, {"validation pairs", "validation latents"}),
+        ({"pairs.degradation.jpeg_range": (50, 60)}, ALL),
+    ],
+)
+def test_a_change_remakes_what_follows_from_it_and_nothing_else(
+    tiny: TrialSettings, changes: dict[str, Any], remade: set[str]
+) -> None:
+    before, after = stores(tiny), stores(override(tiny, changes))
+    assert set(before) == set(after) == ALL
+    assert {stage for stage in ALL if before[stage] != after[stage]} == remade
+
+
+def test_another_autoencoder_remakes_latents_and_targets(tiny: TrialSettings, tmp_path: Path) -> None:
+    after = stores(override(tiny, {"autoencoder.weights": other_autoencoder(tmp_path)}))
+    assert {stage for stage, name in stores(tiny).items() if after[stage] != name} == {
+        "train latents",
+        "train targets",
+        "validation latents",
+    }
+    # The file's content counts, not its name.
+    shutil.copy(SHIPPED_AUTOENCODER, tmp_path / "copy.safetensors")
+    assert stores(override(tiny, {"autoencoder.weights": str(tmp_path / "copy.safetensors")})) == stores(tiny)
+
+
+def test_only_what_the_columns_need_is_planned(tiny: TrialSettings) -> None:
+    validation = {"validation pairs", "validation latents"}
+    assert set(stores(tiny, frozenset({"target", "degraded", "noise"}))) == validation | {"train pairs"}
+    assert set(stores(tiny, frozenset({"latent", "uniform"}))) == validation | {"train pairs", "train latents"}
+
+
+def test_the_plan_says_what_is_made(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
+    for stage in plan(tiny, store_root, TAUGHT):
+        store = Store(stage.path)
+        assert (len(store), store.columns) == (stage.rows, stage.columns)
+        # Beside the values an Arrow file has a schema and a record of every batch.
+        assert stage.bytes <= (stage.path / DATA).stat().st_size <= stage.bytes + 20_000
+        assert len(store.names) == stage.rows
+
+
+def test_a_second_call_makes_nothing(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store_root.rglob("*")}
+    assert made_by(tiny, store_root) == {}
+    assert {path: path.stat().st_mtime_ns for path in store_root.rglob("*")} == before
+
+
+def test_more_draws_reuse_pairs_and_latents(
+    tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
+) -> None:
+    """And the draws there were stay what they were: each depends on its own number alone."""
+    shutil.copytree(store_root, tmp_path / "stores")
+    more = override(tiny, {"sinsr.draws": 3})
+    assert made_by(more, tmp_path / "stores") == {"train targets": 8}
+    taught = prepare(more, tmp_path / "stores", TAUGHT).train("taught")["taught"]
+    np.testing.assert_allclose(taught[:, :2], prepared.train("taught")["taught"], atol=1e-5)
+
+
+def test_preparing_twice_gives_the_same_bytes(
+    tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
+) -> None:
+    assert made_by(tiny, tmp_path) == {stage: 8 if "train" in stage else 3 for stage in ALL}
+    for stage in plan(tiny, store_root, TAUGHT):
+        for file in (DATA, MANIFEST):
+            assert (tmp_path / stage.path.name / file).read_bytes() == (stage.path / file).read_bytes()
+
+
+def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepared) -> None:
+    autoencoder = load_autoencoder(tiny.autoencoder.weights)
+    device = torch.device("cpu")
+    rows = np.arange(prepared.train_rows)
+    target, degraded = (to_tensor(prepared.train(n).rows(n, rows), device) for n in ("target", "degraded"))
+    assert target.shape == (8, 3, 64, 64) and degraded.shape == (8, 3, 16, 16)
+    assert -1 <= target.min() < -0.5 and 0.5 < target.max() <= 1
+    with torch.no_grad():
+        latent, latent_degraded = encode(autoencoder, target), encode(autoencoder, upsample(degraded, 4))
+    np.testing.assert_allclose(prepared.train("latent")["latent"], latent, atol=1e-5)
+    np.testing.assert_allclose(prepared.train("latent_degraded")["latent_degraded"], latent_degraded, atol=1e-5)
+    # The prior is the degraded latent plus the draw's noise, scaled: dividing by the noise finds that one scale.
+    noise = np.stack([[pair_noise(tiny.data.seed, row, draw, (3, 16, 16)) for draw in range(2)] for row in rows])
+    scale = (prepared.train("prior")["prior"] - latent_degraded.numpy()[:, None]) / noise
+    np.testing.assert_allclose(np.median(scale), tiny.diffusion.kappa * tiny.diffusion.etas_end, rtol=1e-5)
+    np.testing.assert_allclose(scale[np.abs(noise) > 0.1], np.median(scale), rtol=1e-3)
+
+
+def test_validation_is_the_same_whatever_the_seeds(tiny: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    other = override(tiny, {"data.seed": 5, "training.seed": 6, "pairs.train_pairs": 1})
+    again = prepare(other, tmp_path, frozenset({"target"}))
+    assert again.validation_names == prepared.validation_names
+    for name in ("target", "degraded", "latent_degraded", "noise"):
+        np.testing.assert_array_equal(again.validation(name)[name], prepared.validation(name)[name])
+    assert not np.array_equal(again.train("target")["target"][0], prepared.train("target")["target"][0])
+
+
+def test_a_damaged_store_is_refused_and_made_anew_once_deleted(
+    tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store_root, tmp_path / "stores")
+    (latents,) = (tmp_path / "stores").glob("latents-train-*")
+    content = bytearray((latents / DATA).read_bytes())
+    content[len(content) // 2] ^= 1
+    (latents / DATA).write_bytes(content)
+    with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder and it is prepared anew"):
+        made_by(tiny, tmp_path / "stores")
+    shutil.rmtree(latents)
+    assert made_by(tiny, tmp_path / "stores") == {"train latents": 8}
+
+
+def test_what_is_prepared_travels_as_paths(prepared: Prepared) -> None:
+    opened = prepared.train("target")
+    sent = pickle.dumps(prepared)
+    assert len(sent) < 5000
+    received = pickle.loads(sent)
+    np.testing.assert_array_equal(received.train("target")["target"], opened["target"])
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_is_made(tiny: TrialSettings, tmp_path: Path) -> None:
+    for name in ("autoencoder.weights", "teacher.weights"):
+        with pytest.raises(InputError, match=f"{name}=nowhere.pth: no such file; expected 'shipped' or a path"):
+            prepare(override(tiny, {name: "nowhere.pth"}), tmp_path, TAUGHT)
+    assert list(tmp_path.iterdir()) == []
+
+
+_OTHER_PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+from trainables.data.prepare import prepare
+from trainables.presets import preset
+from trainables.settings import override
+
+torch.set_num_threads(1)
+settings = override(preset("sample").trial, json.loads(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+made = []
+prepare(settings, Path(sys.argv[1]), {"latent"}, progress=lambda stage, done, rows: made.append(stage))
+print(json.dumps(made), flush=True)
+"""
+
+
+def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_path: Path) -> None:
+    changes = {"pairs.train_pairs": 16, "pairs.validation_pairs": 3, "pairs.validation_size": 64}
+    command = [sys.executable, "-c", _OTHER_PROCESS, str(tmp_path), json.dumps(changes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        here = set(made_by(override(tiny, changes), tmp_path, frozenset({"latent"})))
+        there = set(json.loads(other.stdout.readline()))
+    assert other.returncode == 0
+    assert here | there == ALL - {"train targets"}
+    assert here & there == set()

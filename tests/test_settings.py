@@ -1,0 +1,182 @@
+"""Settings: what may be written, how it is read, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainables.errors import InputError
+from trainables.presets import PRESETS, preset
+from trainables.settings import TrainingSettings, flatten, override
+from trainables.weights import count_parameters
+
+SAMPLE = preset("sample").trial
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """What `override` makes of the changes, `__` standing for a dot."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    settings = flatten(override(SAMPLE, changes))
+    return {name: settings[name] for name in changes}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_a_round_trip_through_text(name: str) -> None:
+    """The dotted names and values of any settings, written as text, say the same settings again."""
+    trial = preset(name).trial
+    texts = {key: str(value) for key, value in flatten(trial).items()}
+    assert override(SAMPLE, texts) == trial
+    assert override(SAMPLE, flatten(trial)) == trial
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"--preset huge: .* the presets are sample, sinsr-stage1, sinsr-stage2"):
+        preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("training.max_steps", "12", 12),
+        ("training.max_steps", np.int64(12), 12),
+        ("training.max_steps", 12.0, 12),
+        ("training.max_steps", np.float32(12), 12),
+        ("training.learning_rate", "1e-3", 1e-3),
+        ("training.learning_rate", 1, 1.0),
+        ("training.learning_rate", np.float64(0.5), 0.5),
+        ("training.gradient_checkpointing", "yes", True),
+        ("training.gradient_checkpointing", "False", False),
+        ("training.gradient_checkpointing", np.bool_(True), True),
+        ("training.precision", "bf16", "bf16"),
+        ("training.precision", np.str_("bf16"), "bf16"),
+        ("data.source", np.str_("photographs"), "photographs"),
+        ("network.attention_resolutions", "16, 8", (16, 8)),
+        ("network.attention_resolutions", "(8,)", (8,)),
+        ("network.attention_resolutions", [16, np.int32(8)], (16, 8)),
+        ("network.attention_resolutions", np.array([16, 8]), (16, 8)),
+        ("pairs.degradation.jpeg_range", "50,60", (50.0, 60.0)),
+        ("pairs.degradation.resize_prob", (1, 0, 0), (1.0, 0.0, 0.0)),
+    ],
+)
+def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) -> None:
+    value = flatten(override(SAMPLE, {name: given}))[name]
+    assert value == read and type(value) is type(read)
+    if isinstance(read, tuple):
+        assert [type(part) for part in value] == [type(part) for part in read]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("training.max_steps", "many", "training.max_steps=many: expected a whole number"),
+        ("training.max_steps", 1.5, "training.max_steps=1.5: expected a whole number"),
+        ("training.max_steps", True, "training.max_steps=True: expected a whole number"),
+        ("training.max_steps", np.bool_(True), "training.max_steps=True: expected a whole number"),
+        ("training.max_steps", float("inf"), "training.max_steps=inf: expected a whole number"),
+        ("training.max_steps", None, "training.max_steps=None: expected a whole number"),
+        ("training.max_steps", 0, "training.max_steps=0: expected 1 or more"),
+        ("training.learning_rate", "fast", "training.learning_rate=fast: expected a finite number"),
+        ("training.learning_rate", True, "training.learning_rate=True: expected a finite number"),
+        ("training.learning_rate", "nan", "training.learning_rate=nan: expected a finite number"),
+        ("training.learning_rate", 0.0, "training.learning_rate=0.0: expected a number above 0"),
+        ("training.weight_decay", float("inf"), "training.weight_decay=inf: expected a finite number"),
+        ("training.ema_decay", 1.0, r"training.ema_decay=1.0: expected a number in \[0, 1\)"),
+        ("training.accumulate", 3, "training.accumulate=3: expected a divisor of training.batch_size=4"),
+        ("training.gradient_checkpointing", "perhaps", "gradient_checkpointing=perhaps: expected true or false"),
+        ("training.gradient_checkpointing", 2, "gradient_checkpointing=2: expected true or false"),
+        ("training.precision", "fp8", "training.precision=fp8: expected one of fp32, bf16, fp16"),
+        ("training.precision", ["fp32"], "training.precision=.*: expected one of fp32, bf16, fp16"),
+        ("data.source", 3, "data.source=3: expected text"),
+        ("network.attention_resolutions", "8,x", "network.attention_resolutions=x: expected a whole number"),
+        ("network.attention_resolutions", 8, "network.attention_resolutions=8: expected"),
+        ("network.channel_mult", "1,2,3", "network.num_res_blocks=.*: expected one number for each of the 3 levels"),
+        ("network.model_channels", 48, "network.model_channels=48: expected a multiple of 32"),
+        ("pairs.degradation.jpeg_range", "50", "jpeg_range=50: expected 2 values, separated by commas"),
+        ("pairs.degradation.jpeg_range", "60,50", "degradation.jpeg_range=.*1 <= low <= high <= 100"),
+        ("pairs.image_size", 128, "network.image_size=16: expected 32, the latent size of pairs.image_size=128"),
+        ("pairs.scale", 2, "pairs.scale=2: expected 4"),
+        ("diffusion.steps", 1, "diffusion.steps=1: expected 2 or more"),
+        ("diffusion.etas_end", 0.02, r"diffusion.etas_end=0.02: expected a number in \[0.1, 1\)"),
+        ("sinsr.inversion", -1, "sinsr.inversion=-1.0: expected a weight of 0 or more"),
+        ("sinsr.draws", 0, "sinsr.draws=0: expected 1 or more"),
+        ("method", "gan", "method=gan: expected one of resshift, sinsr"),
+    ],
+)
+def test_a_refused_value_is_named_with_what_is_accepted(name: str, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        override(SAMPLE, {name: given})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_all_zero_are_refused_as_a_ratio() -> None:
+    with pytest.raises(InputError, match="distillation:inversion:ground_truth=0:0:0: expected a ratio with at least"):
+        changed(sinsr__distillation=0, sinsr__inversion=0, sinsr__ground_truth=0)
+    assert changed(sinsr__distillation=0, sinsr__inversion=0) == {"sinsr.distillation": 0.0, "sinsr.inversion": 0.0}
+
+
+def test_an_unknown_name_is_answered_with_its_neighbours() -> None:
+    with pytest.raises(InputError, match=r"sinsr.groundtruth: no such setting; nearest: sinsr.ground_truth"):
+        override(SAMPLE, {"sinsr.groundtruth": 1.0})
+    with pytest.raises(InputError, match=r"zzz: no such setting; nearest: .*data\.\*.*, method, .*training\.\*"):
+        override(SAMPLE, {"zzz": 1})
+    with pytest.raises(InputError, match=r"training: no such setting"):
+        override(SAMPLE, {"training": TrainingSettings()})  # a section cannot slip past the checks as a whole
+
+
+def test_fields_that_must_agree_change_together_or_not_at_all() -> None:
+    assert changed(pairs__image_size=128, network__image_size=32) == {"pairs.image_size": 128, "network.image_size": 32}
+    before = flatten(SAMPLE)
+    with pytest.raises(InputError):
+        changed(pairs__image_size=128, training__max_steps=7)
+    assert flatten(SAMPLE) == before
+
+
+def test_override_copies() -> None:
+    settings = override(SAMPLE, {"sinsr.inversion": 0.5})
+    assert (settings.sinsr.inversion, SAMPLE.sinsr.inversion) == (0.5, 1.0)
+    assert settings.training == SAMPLE.training
+    assert override(SAMPLE, {}) == SAMPLE
+
+
+def test_optional_fields_take_none_and_their_type() -> None:
+    @dataclass(frozen=True)
+    class Section:
+        limit: int | None = 3
+
+    assert override(Section(), {"limit": "none"}).limit is None
+    assert override(Section(), {"limit": None}).limit is None
+    assert override(Section(), {"limit": "5"}).limit == 5
+
+
+@pytest.mark.parametrize(("max_steps", "reports"), [(360, 6), (100, 6), (10, 4), (7, 4), (1, 50), (13, 6), (5, 5)])
+def test_there_are_never_more_reports_than_asked_for(max_steps: int, reports: int) -> None:
+    every = TrainingSettings(max_steps=max_steps, batch_size=1, reports=reports).report_every
+    assert 1 <= every <= max_steps
+    assert -(-max_steps // every) <= reports
+
+
+def test_settings_are_read_without_torch() -> None:
+    """`--help`, `--list` and input errors must not wait for it."""
+    code = (
+        "import sys; from trainables.presets import preset; from trainables.settings import TrialSettings, override;"
+        "import search_spaces; [search_spaces.load(name) for name in search_spaces.names()];"
+        "override(preset('sample').trial, {'sinsr.inversion': 0.1});"
+        "print([name for name in ('torch', 'ray', 'optuna', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_default_network_has_the_size_of_the_released_one() -> None:
+    shapes = json.loads((Path(__file__).parent / "data" / "official_shapes.json").read_text())["UNetModelSwin"]
+    derived = ("relative_position_index", "attn_mask")
+    released = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(derived))
+    assert count_parameters(preset("sinsr-stage2").trial.network) == released

@@ -1,0 +1,207 @@
+"""Weights: ours, the official ones, and everything that is neither, which is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainables.errors import InputError
+from trainables.settings import NetworkSettings, TrialSettings, override
+from trainables.weights import (
+    SHIPPED_AUTOENCODER,
+    SHIPPED_TEACHER,
+    autoencoder_path,
+    build_network,
+    count_parameters,
+    describe,
+    fingerprint,
+    load_autoencoder,
+    load_swin_unet,
+    load_teacher,
+    save_weights,
+)
+
+
+@pytest.fixture
+def network(small: TrialSettings) -> NetworkSettings:
+    return small.network
+
+
+def saved(path: Path, settings: NetworkSettings, kind: str = "resshift", **more: str) -> Path:
+    save_weights(path, build_network(settings).state_dict(), kind, settings, **more)
+    return path
+
+
+def test_saving_and_loading_is_exact(network: NetworkSettings, tmp_path: Path) -> None:
+    source, target = build_network(network), build_network(network)
+    path = tmp_path / "teacher.safetensors"
+    save_weights(path, source.state_dict(), "resshift", network, step="12")
+    assert describe(path)[0] == "resshift"
+    load_swin_unet(target, path, "teacher.weights", network)
+    for name, values in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], values)
+
+
+def test_a_loaded_teacher_is_frozen(network: NetworkSettings, tmp_path: Path) -> None:
+    teacher = load_teacher(str(saved(tmp_path / "t.safetensors", network)), network)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    autoencoder = load_autoencoder("shipped")
+    assert not autoencoder.training and not any(p.requires_grad for p in autoencoder.parameters())
+
+
+def test_what_ships_is_what_the_sample_preset_expects(tiny: TrialSettings) -> None:
+    kind, shape = describe(SHIPPED_TEACHER)
+    assert kind == "resshift"
+    assert tuple(shape["channel_mult"]) == tiny.network.channel_mult
+    teacher = load_teacher("shipped", tiny.network)
+    assert sum(p.numel() for p in teacher.parameters()) == count_parameters(tiny.network)
+    assert SHIPPED_TEACHER.stat().st_size + SHIPPED_AUTOENCODER.stat().st_size < 16 * 2**20
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_checkpoint_in_the_official_form_is_loaded(network: NetworkSettings, tmp_path: Path, wrapped: bool) -> None:
+    source = build_network(network)
+    state: dict[str, Any] = dict(source.state_dict())
+    # What the official network keeps as buffers and ours computes.
+    state["middle_block.1.blocks.0.attn.relative_position_index"] = torch.zeros(64, 64, dtype=torch.int64)
+    state["middle_block.1.blocks.1.attn_mask"] = torch.zeros(4, 64, 64)
+    if wrapped:
+        state = {"state_dict": {f"module.{name}": values for name, values in state.items()}}
+    torch.save(state, tmp_path / "resshift.pth")
+    teacher = load_teacher(str(tmp_path / "resshift.pth"), network)
+    for name, values in source.state_dict().items():
+        assert torch.equal(teacher.state_dict()[name], values)
+
+
+class _Payload:
+    """Runs a command where it is unpickled without care."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def _truncated(path: Path, network: NetworkSettings) -> Path:
+    saved(path, network)
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _torch_saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+BROKEN: dict[str, tuple[Callable[[Path, NetworkSettings], Path], str]] = {
+    "another method": (
+        lambda folder, net: saved(folder / "x.safetensors", net, "sinsr"),
+        "weights of 'sinsr'; expected those of resshift",
+    ),
+    "somebody else's": (
+        lambda folder, net: (save_file({"a": torch.zeros(1)}, folder / "x.safetensors"), folder / "x.safetensors")[1],
+        "weights of 'unknown'; expected those of resshift",
+    ),
+    "an autoencoder": (lambda folder, net: SHIPPED_AUTOENCODER, "weights of 'unknown'; expected those of resshift"),
+    "another shape": (
+        lambda folder, net: saved(folder / "x.safetensors", override(net, {"swin_embed_dim": 64, "swin_depth": 4})),
+        r"another shape of network: network.swin_depth is 4 there and 2 in the settings; "
+        r"network.swin_embed_dim is 64 there and 32 in the settings",
+    ),
+    "another shape, undescribed": (
+        lambda folder, net: _torch_saved(
+            folder / "x.pth", build_network(override(net, {"swin_embed_dim": 64})).state_dict()
+        ),
+        "not a checkpoint of this network: .*size mismatch for middle_block.1",
+    ),
+    "truncated": (lambda folder, net: _truncated(folder / "x.safetensors", net), "not a checkpoint of this network"),
+    "empty": (lambda folder, net: _written(folder / "x.safetensors", b""), "not a checkpoint of this network"),
+    "a text": (lambda folder, net: _written(folder / "x.txt", b"see below\n"), "not a checkpoint of this network"),
+    "a number": (lambda folder, net: _torch_saved(folder / "x.pth", 3), "not a checkpoint of this network"),
+    "a folder": (lambda folder, net: folder, "not a checkpoint of this network"),
+    "missing": (lambda folder, net: folder / "x.pth", "no such file; expected 'shipped' or a path"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_teacher_that_is_none_is_refused_in_one_line(case: str, network: NetworkSettings, tmp_path: Path) -> None:
+    make, message = BROKEN[case]
+    path = make(tmp_path, network)
+    with pytest.raises(InputError, match=message) as caught:
+        load_teacher(str(path), network)
+    text = str(caught.value)
+    assert text.startswith(f"teacher.weights={path}: ") and "\n" not in text and len(text) < 500
+
+
+@pytest.mark.parametrize("case", ["a text", "a number", "empty", "truncated", "another method", "missing", "a folder"])
+def test_an_autoencoder_that_is_none_is_refused_in_one_line(
+    case: str, network: NetworkSettings, tmp_path: Path
+) -> None:
+    path = BROKEN[case][0](tmp_path, network)
+    with pytest.raises(InputError) as caught:
+        load_autoencoder(str(path))
+    text = str(caught.value)
+    assert text.startswith(f"autoencoder.weights={path}: ") and "\n" not in text and len(text) < 500
+    if path.suffix == ".txt":
+        path = path.rename(path.with_suffix(".pth"))
+        with pytest.raises(InputError, match=f"autoencoder.weights={path}: not a VQ-f4 autoencoder: "):
+            load_autoencoder(str(path))
+
+
+def test_a_checkpoint_cannot_run_code(network: NetworkSettings, tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": _Payload(f"touch '{mark}'")}, path)
+    for load in (lambda: load_teacher(str(path), network), lambda: load_autoencoder(str(path))):
+        with pytest.raises(InputError, match=r"evil\.pth: not a"):
+            load()
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(_Payload(f"touch '{mark}'")))  # without care it would have
+    assert mark.exists()
+
+
+def test_the_home_directory_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "vq.pth").touch()
+    assert autoencoder_path("~/vq.pth") == tmp_path / "vq.pth"
+    assert autoencoder_path("shipped") == SHIPPED_AUTOENCODER
+
+
+def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_bytes(b"{}")
+        (tmp_path / folder / "weights").write_bytes(content)
+    a, b, c = (fingerprint(tmp_path / folder) for folder in "abc")
+    assert a == b != c
+    assert fingerprint(tmp_path / "a" / "weights") == fingerprint(tmp_path / "b" / "weights")
+    assert len({a, fingerprint(tmp_path / "a" / "weights"), fingerprint(tmp_path / "a" / "config.json")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_head_channels": 48}, "network: num_head_channels is 48; it must divide swin_embed_dim, 32"),
+        ({"swin_embed_dim": 48}, "network: .*swin_embed_dim 48; all must be positive multiples of 32"),
+        ({"channel_mult": (), "num_res_blocks": ()}, "network: channel_mult is empty"),
+        ({"window_size": 6}, "network: window_size is 6; windows must tile image_size, 16"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(
+    network: NetworkSettings, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        count_parameters(override(network, changes))
