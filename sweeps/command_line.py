@@ -121,6 +121,12 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         from sweeps.plan import make_plan
 
         plan = make_plan(resolve(settings), tuple(record["metrics"]))
+        if plan.stores != record["stores"]:
+            changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
+            raise InputError(
+                f"--resume {flags.resume}: the photographs, weights or code behind {changed} are not those it was "
+                "started with; restore them or start a new run"
+            )
         plan.check()
         from sweeps.sweep import resume
 

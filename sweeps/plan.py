@@ -59,6 +59,11 @@ class Plan:
         return rungs
 
     @property
+    def stores(self) -> dict[str, str]:
+        """Which prepared data the trials learn from: "train pairs" -> name of its store."""
+        return {f"{stage.split} {stage.name}": stage.path.name for stage in self.stages}
+
+    @property
     def checkpoint_bytes(self) -> int:
         return self.parameters * CHECKPOINT_BYTES_PER_PARAMETER
 

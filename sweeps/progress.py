@@ -79,7 +79,8 @@ class Progress:
         trial = self._trials.setdefault(id, _Trial(id, False))
         trial.status = status
         logger.info("%s %s at step %d%s", id, status, trial.step, f": {why}" if why else "")
-        self.summary(force=True)
+        if status != "interrupted":
+            self.summary(force=True)
 
     def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
         """A trial that ended in an earlier run of the driver."""

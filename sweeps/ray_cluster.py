@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # How much a killed driver forgets, beside what it notes with every checkpoint: trials that began since.
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    # A reused process waits this long for its stopped trial's thread to let go. After the default of 2 s, Tune gives
+    # the next trial up, as was seen on a busy machine.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

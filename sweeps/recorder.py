@@ -90,9 +90,29 @@ class Recorder(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config, id = trial.config, trial.config[ID]
-        known = next((row for row in self.tables.leaderboard if row["id"] == id), None)
-        step = self._checkpoint_step(trial)
-        parameters = config[PARAMETERS]
+        known = any(row["id"] == id for row in self.tables.leaderboard)
+        step, validation = self._start_of(trial)
+        self._introduce(trial)
+        if known:
+            self.board.restart(id, step)
+        if step and not any(row["id"] == id and row["step"] == step for row in self.tables.history):
+            # A worker group got there and kept it, and the driver was gone before it heard. Losses and times are lost.
+            self.tables.add_report({"id": id, "step": step, **validation})
+            self.tables.upsert_trial({"id": id, "steps": step, **validation})
+            self.board.report(id, step, validation)
+        self.board.hparams(id, self._hparams(config), {}, "running")
+        name = config[LABEL] or ", ".join(
+            f"{k.split('.')[-1]} {setting_text(v)}" for k, v in config[PARAMETERS].items()
+        )
+        if config[SEED]:
+            name += f", seed {self.settings.seed + config[SEED]}"
+        self._live[id] = trial
+        self.progress.started(id, name, config[GIVEN], step)
+        self.tables.flush()
+
+    def _introduce(self, trial: Any) -> None:
+        """What is known of a trial before it has done anything."""
+        config, id = trial.config, trial.config[ID]
         self.tables.upsert_trial(
             {
                 "id": id,
@@ -101,21 +121,13 @@ class Recorder(Callback):
                 "error": "",
                 "label": config[LABEL],
                 "seed": self.settings.seed + config[SEED],
-                **{f"config/{name}": value for name, value in parameters.items()},
+                **{f"config/{name}": value for name, value in config[PARAMETERS].items()},
             }
         )
-        (Path(self.settings.folder) / "trials" / id).mkdir(parents=True, exist_ok=True)
+        folder = Path(self.settings.folder) / "trials" / id
+        folder.mkdir(parents=True, exist_ok=True)
         params = {"id": id, "label": config[LABEL], **self._hparams(config)}
-        (Path(self.settings.folder) / "trials" / id / "params.json").write_text(json.dumps(params, indent=1))
-        if known is not None:
-            self.board.restart(id, step)
-        self.board.hparams(id, self._hparams(config), {}, "running")
-        name = config[LABEL] or ", ".join(f"{k.split('.')[-1]} {setting_text(v)}" for k, v in parameters.items())
-        if config[SEED]:
-            name += f", seed {self.settings.seed + config[SEED]}"
-        self._live[id] = trial
-        self.progress.started(id, name, config[GIVEN], step)
-        self.tables.flush()
+        (folder / "params.json").write_text(json.dumps(params, indent=1))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -132,7 +144,7 @@ class Recorder(Callback):
                 "steps": result["step"],
                 "wall_seconds": result["time_total_s"],
                 "step_seconds": result["train/step_seconds"],
-                "busy_seconds": math.fsum(row["train/busy_seconds"] for row in reports),
+                "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
                 **{name: value for name, value in values.items() if name.startswith("val/")},
             }
         )
@@ -163,6 +175,12 @@ class Recorder(Callback):
         # By our own account: Tune calls the trials it has just interrupted terminated.
         for trial in list(self._live.values()):
             self._end(trial, "interrupted")
+        # A trial whose process could not be had fails without a word to callbacks.
+        failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
+        for trial in trials:
+            if trial.status == trial.ERROR and trial.config[ID] not in failed:
+                self._introduce(trial)
+                self._end(trial, "failed", _reason(trial))
         self.board.close()
         self.tables.flush(force=True)
 
@@ -188,13 +206,15 @@ class Recorder(Callback):
         relative = folder.relative_to(self.settings.folder) if folder.is_relative_to(self.settings.folder) else folder
         self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
 
-    def _checkpoint_step(self, trial: Any) -> int:
-        """The step a trial goes on from."""
+    def _start_of(self, trial: Any) -> tuple[int, dict[str, float]]:
+        """The step a trial goes on from, and the metrics it had reached there."""
         known = Path(trial.checkpoint.path) if trial.checkpoint is not None else None
         folder = resumes_from(known, Path(self.settings.folder) / "trials" / trial.config[ID])
         if folder is None:
-            return 0
-        return int(pq.read_table(folder / PER_IMAGE, columns=["step"])["step"][0].as_py())
+            return 0, {}
+        rows = pq.read_table(folder / PER_IMAGE).to_pylist()
+        names = [name for name in rows[0] if name.startswith("val/")]
+        return rows[0]["step"], {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
 
 
 def _reason(trial: Any) -> str:

@@ -116,6 +116,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
         record = yaml.safe_load((path / SETTINGS).read_text())
         command = {**record["command"], "set": tuple(map(tuple, record["command"]["set"]))}
         settings = SweepSettings(**command)
+        _ = record["metrics"], record["stores"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         raise InputError(f"--resume {path}: not the folder of a run; expected one with a {SETTINGS}") from None
     return RunFolder(path), settings, record

@@ -47,6 +47,7 @@ class SweepSearch(OptunaSearch):
     ) -> None:
         self._queue = [(point.label, offset, dict(point.values)) for point, offset in space.queue[:trials]]
         self._max_steps = max_steps
+        self._distributions = {name: optuna_distribution(d) for name, d in space.parameters.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Multivariate sampling and the constant liar are marked experimental: their interface may change.
@@ -55,7 +56,7 @@ class SweepSearch(OptunaSearch):
                 seed=seed, n_startup_trials=len(self._queue), multivariate=True, constant_liar=True
             )
         super().__init__(
-            space={name: optuna_distribution(d) for name, d in space.parameters.items()},
+            space=dict(self._distributions),
             metric=metric,
             mode=mode,
             points_to_evaluate=[values for _, _, values in self._queue],
@@ -86,11 +87,11 @@ class SweepSearch(OptunaSearch):
     def _lost(self) -> optuna.Trial | None:
         """A trial that Optuna's journal has and Tune has not: a driver was killed before Tune noted it."""
         known = {trial.number for trial in self._ot_trials.values()}
-        running = self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for frozen in running:
+        study: optuna.Study = self._ot_study  # type: ignore[assignment]  # annotated with its value before the set-up
+        for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if frozen.number not in known:
-                trial = optuna.Trial(self._ot_study, frozen._trial_id)
-                for name, distribution in self._space.items():
+                trial = optuna.Trial(study, frozen._trial_id)
+                for name, distribution in self._distributions.items():
                     trial._suggest(name, distribution)  # what it was given already stays
                 return trial
         return None
@@ -119,7 +120,7 @@ class SweepScheduler(ASHAScheduler):
     def __init__(
         self, metric: str, mode: str, max_steps: int, first_rung: int, reduction_factor: float, history: Path
     ) -> None:
-        self._history = history
+        self._objective, self._history = metric, history
         super().__init__(
             time_attr="step",
             metric=metric,
@@ -133,7 +134,7 @@ class SweepScheduler(ASHAScheduler):
         super().on_trial_add(tune_controller, trial)
         reports = [row for row in read_rows(self._history) if row["id"] == trial.config[ID]]
         for row in sorted(reports, key=lambda row: row["step"]):
-            self._trial_info[trial.trial_id].on_result(trial, row["step"], self._metric_op * row[self._metric])
+            self._trial_info[trial.trial_id].on_result(trial, row["step"], self._metric_op * row[self._objective])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,8 +32,7 @@ MAX_FAILURES = 2  # a process that dies is started again this often, from its tr
 def start(plan: Plan) -> int:
     """Runs a new sweep; returns the exit status."""
     with connected(plan.question.settings) as concurrent:
-        stores = {f"{stage.split} {stage.name}": stage.path.name for stage in plan.stages}
-        folder = create_run(plan.question, plan.metrics, plan.objective, stores)
+        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores)
         try:
             return _run(plan, folder, concurrent)
         finally:
@@ -129,7 +129,7 @@ def _measure_controls(plan: Plan, prepared: Prepared, recorder: Recorder) -> Non
 def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) -> None:
     """All trials that are not done yet; returns when they are, or when interrupted."""
     question, training = plan.question, plan.question.trial.training
-    trainable = _trainable(plan)
+    trainable = _trainable(plan, folder.trials.resolve())
     path, journal = str(folder.trials.resolve()), folder.path.resolve() / "optuna.journal"
     if tune.Tuner.can_restore(path) and any(folder.trials.glob(_TUNE_STATE)):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
@@ -181,13 +181,13 @@ def _trial_id(trial: Any) -> str:
     return str(trial.config[ID])
 
 
-def _trainable(plan: Plan) -> Any:
+def _trainable(plan: Plan, trials: Path) -> Any:
     """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
     base, metrics, store = plan.question.trial, plan.metrics, str(plan.store.resolve())
     group = workers(plan.question.settings)
 
     def trial(config: dict[str, Any]) -> None:
         settings = override(base, {**config[PARAMETERS], "training.seed": base.training.seed + config[SEED]})
-        launch(Job(settings, store, metrics, group))
+        launch(Job(settings, store, metrics, group, str(trials / config[ID])))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -30,7 +30,7 @@ TINY = {
     "training.log_every": 2,
 }
 """Makes a trial of the `sample` preset a matter of seconds."""
-PATIENCE = 240.0  # seconds; a process that is stuck fails its test rather than the whole run
+PATIENCE = 840.0  # seconds; a process that is stuck fails its test rather than the whole run
 
 
 def sets(**changes: object) -> list[str]:

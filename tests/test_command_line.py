@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--set", "sinsr.inversion=-1"], ["--set sinsr.inversion=-1", "searches over it"]),
         ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
         ([*BASE, "--set", "training.batch_size"], ["--set training.batch_size", "KEY=VALUE"]),
-        ([*BASE, "--set", "training.batch_size=two"], ["--set training.batch_size=two", "int"]),
+        ([*BASE, "--set", "training.batch_size=two"], ["--set training.batch_size=two", "expected"]),
         ([*BASE, "--objective", "nosuch"], ["--objective nosuch", "psnr", "st_lpips"]),
         ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
         ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),

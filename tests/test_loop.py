@@ -29,8 +29,11 @@ from trainables.ema import ExponentialMovingAverage
 from trainables.errors import InputError
 from trainables.loop import Trainer, World, learning_rate_factor, train
 from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.metrics import MetricSet
 from trainables.reporting import Report, TrialDiverged
+from trainables.resshift import ResShift
 from trainables.settings import TrainingSettings, TrialSettings, override
+from trainables.validation import validate
 from trainables.weights import describe
 
 METRICS = ("val/psnr",)
@@ -133,6 +136,11 @@ def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepare
         assert torch.equal(values, averages[f"denoiser.{name}"])
     assert any(not torch.equal(averages[name], state["networks"][name]) for name in averages)
     assert describe(checkpoint / WEIGHTS)[0] == "resshift"
+    # They are also what was validated.
+    method = ResShift(small, CPU)
+    method.networks["denoiser"].load_state_dict(weights)
+    again = validate(method.restore, prepared, MetricSet(METRICS), small.training.validation_batch, CPU)
+    assert again.means == pytest.approx(recorder.metrics("val/")[-1], rel=1e-6)
 
     table = pq.read_table(checkpoint / PER_IMAGE).to_pydict()
     assert table["image"] == prepared.validation_names and table["step"] == [6, 6, 6]
@@ -217,9 +225,10 @@ def test_divergence_names_the_step_and_the_term(small: TrialSettings, prepared: 
 
 
 def test_divergence_in_the_last_step_is_not_reported_as_a_result(small: TrialSettings, prepared: Prepared) -> None:
-    settings = override(small, {"training.learning_rate": 1e20, "training.max_steps": 1})
+    """No loss has seen its weights. A latent method's images look finite all the same: NaN has a nearest code too."""
+    settings = override(small, {"training.learning_rate": 1e39, "training.max_steps": 1})
     recorder = Recorder()
-    with pytest.raises(TrialDiverged, match=r"^val/psnr is nan at step 1"):
+    with pytest.raises(TrialDiverged, match=r"^the weights of 'denoiser' are not finite after step 1$"):
         train(settings, prepared, METRICS, World(), recorder)
     assert recorder.reports == []
 
@@ -234,8 +243,8 @@ def test_the_term_that_diverges_is_the_one_named(tiny: TrialSettings, prepared: 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_follows_full_precision(small: TrialSettings, prepared: Prepared, precision: str) -> None:
-    full = run(small, prepared)
-    reduced = run(override(small, {"training.precision": precision}), prepared)
+    short = override(small, {"training.max_steps": 2})
+    full, reduced = (run(override(short, {"training.precision": p}), prepared) for p in ("fp32", precision))
     for row, expected in zip(reduced.metrics("loss/", "val/"), full.metrics("loss/", "val/"), strict=True):
         assert row == pytest.approx(expected, rel=0.03)
         assert row != expected
@@ -244,11 +253,16 @@ def test_reduced_precision_follows_full_precision(small: TrialSettings, prepared
 def test_reduced_precision_trains_every_parameter(tiny: TrialSettings, prepared: Prepared) -> None:
     """SinSR runs its student without gradient first and with gradient next, in one autocast region: casts of weights
     that are cached by the first must not cut the second off."""
-    settings = override(tiny, {"training.precision": "bf16", "training.max_steps": 1, "training.reports": 1})
-    trainer = Trainer(settings, prepared, METRICS, World())
-    trainer.run(Recorder())
-    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in trainer.method.networks.parameters())
-    assert {p.dtype for p in trainer.method.networks.parameters()} == {torch.float32}
+    gradients: list[dict[str, Tensor]] = []
+    for precision in ("fp32", "bf16"):
+        settings = override(tiny, {"training.precision": precision, "training.max_steps": 1})
+        trainer = Trainer(settings, prepared, METRICS, World())
+        trainer.run(Recorder())
+        assert {p.dtype for p in trainer.method.networks.parameters()} == {torch.float32}
+        # Biases in front of a normalisation have no gradient but rounding errors.
+        gradients.append({n: p.grad for n, p in trainer.method.networks.named_parameters() if p.ndim > 1})
+    for name, expected in gradients[0].items():
+        assert float(F.cosine_similarity(gradients[1][name].flatten(), expected.flatten(), dim=0)) > 0.9, name
 
 
 def test_gradients_are_clipped_together(small: TrialSettings, prepared: Prepared) -> None:
@@ -284,8 +298,9 @@ def test_the_reported_learning_rate_is_the_optimisers(small: TrialSettings, prep
         assert [group["lr"] for group in optimiser.param_groups] == [used[-1]]
 
     trainer.run(report)
-    peak = small.training.learning_rate
-    assert peak > used[0] > used[1] > 0
+    factors = [learning_rate_factor(small.training, step - 1) for step in (3, 6)]
+    assert used == [small.training.learning_rate * factor for factor in factors]
+    assert factors[0] != factors[1]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +361,7 @@ class TinyGAN(Method):
 
 
 def gan_losses(generator: nn.Module, discriminator: nn.Module, phase: str, batch: Batch) -> dict[str, LossTerm]:
-    fake = F.pixel_shuffle(generator(batch["degraded"]), 4)
+    fake = F.pixel_shuffle(generator(F.dropout(batch["degraded"], 0.1)), 4)  # draws from the global random state
     if phase == "generator":
         return {
             "l1": LossTerm((fake - batch["target"]).abs().mean(), 10.0),
@@ -356,9 +371,17 @@ def gan_losses(generator: nn.Module, discriminator: nn.Module, phase: str, batch
     return {"discriminator": LossTerm(((real - 1).square().mean() + false.square().mean()) / 2, 1.0)}
 
 
+class Rooted(TinyGAN):
+    """Restores as the root of what may be negative: NaN images from finite weights and losses."""
+
+    def restore(self, batch: Batch) -> Tensor:
+        return (super().restore(batch) - 0.5).sqrt()
+
+
 @pytest.fixture
 def gan(tiny: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> TrialSettings:
     monkeypatch.setitem(registry.METHODS, "tiny_gan", f"{__name__}:TinyGAN")
+    monkeypatch.setitem(registry.METHODS, "rooted", f"{__name__}:Rooted")
     return override(tiny, {"method": "tiny_gan"})
 
 
@@ -379,7 +402,7 @@ def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_p
             optimiser.zero_grad()
             torch.stack([term.value * term.weight for term in terms.values()]).sum().backward()
             optimiser.step()
-            values |= {name: float(term.value) for name, term in terms.items()}
+            values |= {name: float(term.value.detach()) for name, term in terms.items()}
         history.append(values)
 
     networks = state_of(tmp_path / "6")["networks"]
@@ -390,6 +413,13 @@ def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_p
         for name in ("l1", "adversarial", "discriminator"):
             mean = np.mean([values[name] for values in history[start : start + 3]])
             assert report.metrics[f"loss/{name}"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_metrics_that_are_not_finite_are_not_reported(gan: TrialSettings, prepared: Prepared) -> None:
+    recorder = Recorder()
+    with pytest.raises(TrialDiverged, match=r"^val/psnr is nan at step 3$"):
+        train(override(gan, {"method": "rooted"}), prepared, METRICS, World(), recorder)
+    assert recorder.reports == []
 
 
 def test_a_step_of_two_optimisers_is_one_step(gan: TrialSettings, prepared: Prepared) -> None:
@@ -412,50 +442,36 @@ def test_two_optimisers_continue_exactly(gan: TrialSettings, prepared: Prepared,
     assert set(saved) == {f"{n}.{p}" for n in ("generator", "discriminator") for p in ("weight", "bias")}
 
 
-def _worker(rank: int, port: int, settings: TrialSettings, prepared: Prepared, folder: Path) -> None:
+def _worker(rank: int, port: int, trials: list[TrialSettings], prepared: Prepared, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    recorder = Recorder(folder if rank == 0 else None)
-    try:
-        train(settings, prepared, METRICS, World(rank, 2), recorder)
-        (folder / f"{rank}.json").write_text(json.dumps(recorder.metrics("loss/", "val/")))
-    except TrialDiverged as error:
-        (folder / f"{rank}.json").write_text(json.dumps(str(error)))
-    finally:
-        dist.destroy_process_group()
+    outcomes: list[Any] = []
+    for settings in trials:
+        recorder = Recorder()
+        try:
+            train(settings, prepared, METRICS, World(rank, 2), recorder)
+            outcomes.append(recorder.metrics("loss/", "val/"))
+        except TrialDiverged as error:
+            outcomes.append(str(error))
+    (folder / f"{rank}.json").write_text(json.dumps(outcomes))
+    dist.destroy_process_group()
 
 
-@pytest.fixture
-def two_workers(prepared: Prepared, tmp_path: Path) -> Callable[[TrialSettings], list[Any]]:
-    """Trains with two processes of one thread each; returns what each of them saw."""
-
-    def trained(settings: TrialSettings) -> list[Any]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_worker, (port, settings, prepared, tmp_path), nprocs=2)
-        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-
-    return trained
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_workers_follow_the_curve_of_one(
-    small: TrialSettings,
-    prepared: Prepared,
-    two_workers: Callable[[TrialSettings], list[Any]],
-    tmp_path: Path,
-    accumulate: int,
-) -> None:
-    settings = override(small, {"training.accumulate": accumulate})
-    first, second = two_workers(settings)
+@pytest.mark.slow
+def test_two_workers_follow_the_curve_of_one(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Two processes of one thread each, with and without accumulation; and where one diverges, both end alike."""
+    plain, accumulated, broken = (
+        override(small, {"training.max_steps": 4, **changes})
+        for changes in ({}, {"training.accumulate": 2}, {"training.learning_rate": 1e20})
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    trials = [plain, accumulated, broken]
+    torch.multiprocessing.spawn(_worker, (port, trials, prepared, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second  # both report the whole batch's losses, and validate equal weights
-    alone = run(settings, prepared).metrics("loss/", "val/")
-    assert [pytest.approx(row, rel=1e-3) for row in alone] == first
-
-
-def test_one_workers_divergence_ends_both(
-    small: TrialSettings, two_workers: Callable[[TrialSettings], list[Any]]
-) -> None:
-    messages = two_workers(override(small, {"training.learning_rate": 1e20}))
-    assert messages[0] == messages[1] and messages[0].endswith("at step 2")
+    alone = run(plain, prepared).metrics("loss/", "val/")
+    for outcome in first[:2]:
+        assert [pytest.approx(row, rel=1e-3) for row in alone] == outcome
+    assert first[2].startswith("loss term 'mse' is ") and first[2].endswith(" at step 2")

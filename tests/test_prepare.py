@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,7 @@ _OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
 import torch
+import trainables.weights  # which the first call would import, for seconds
 from trainables.data.prepare import prepare
 from trainables.presets import preset
 from trainables.settings import override
@@ -201,14 +203,21 @@ print(json.dumps(made), flush=True)
 
 
 def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_path: Path) -> None:
-    changes = {"pairs.train_pairs": 16, "pairs.validation_pairs": 3, "pairs.validation_size": 64}
+    changes = {"pairs.train_pairs": 8, "pairs.validation_pairs": 3, "pairs.validation_size": 64}
     command = [sys.executable, "-c", _OTHER_PROCESS, str(tmp_path), json.dumps(changes)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None and other.stdout is not None
         assert other.stdout.readline() == "ready\n"
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        here = set(made_by(override(tiny, changes), tmp_path, frozenset({"latent"})))
+        here: set[str] = set()
+
+        def progress(stage: str, done: int, rows: int) -> None:
+            if not here:  # the first store is locked and empty: let the other find it missing, too
+                other.stdin.write("go\n")
+                other.stdin.flush()
+                time.sleep(2)
+            here.add(stage)
+
+        prepare(override(tiny, changes), tmp_path, {"latent"}, progress=progress)
         there = set(json.loads(other.stdout.readline()))
     assert other.returncode == 0
     assert here | there == ALL - {"train targets"}

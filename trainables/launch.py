@@ -59,12 +59,14 @@ class Job:
     Attributes:
         store: root of the prepared stores on every machine; what is missing there is prepared there.
         metrics: names of the metrics that every validation reports, decided once for the sweep.
+        folder: the trial's among the results. What Tune calls a trial's directory is one that goes with its Ray.
     """
 
     settings: TrialSettings
     store: str
     metrics: tuple[str, ...]
     workers: Workers
+    folder: str
 
 
 def launch(job: Job) -> None:
@@ -109,8 +111,8 @@ def _made(folder: Path) -> float:
 
 
 def _in_this_process(job: Job) -> None:
-    checkpoint, trial_folder = tune.get_checkpoint(), Path(tune.get_context().get_trial_dir())
-    start = resumes_from(Path(checkpoint.path) if checkpoint else None, trial_folder)
+    checkpoint = tune.get_checkpoint()
+    start = resumes_from(Path(checkpoint.path) if checkpoint else None, Path(job.folder))
 
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
@@ -123,8 +125,6 @@ def _in_this_process(job: Job) -> None:
 
 
 def _in_worker_group(job: Job) -> None:
-    trial_folder = tune.get_context().get_trial_dir()
-
     def train_function() -> None:
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
@@ -150,7 +150,7 @@ def _in_worker_group(job: Job) -> None:
         run_config=ray_train.RunConfig(
             # A fixed name: a trial that is started again finds its own checkpoints.
             name=_GROUP,
-            storage_path=trial_folder,
+            storage_path=job.folder,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             failure_config=ray_train.FailureConfig(max_failures=2),

@@ -100,7 +100,7 @@ class Trainer:
         """Trains to the last step; validates and reports on the way. Continues where `load` left off.
 
         Raises:
-            TrialDiverged: a loss term or a metric is NaN or infinite.
+            TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
         """
         training = self.settings.training
         while self.step < training.max_steps:
@@ -111,10 +111,9 @@ class Trainer:
             trained = self._train_until(until)
             started = time.monotonic()
             validation = self._validate()
-            # Where the last step breaks the weights, no loss has seen it yet.
             for name, mean in validation.means.items():
                 if not math.isfinite(mean):
-                    raise TrialDiverged(f"{name} is {mean} at step {self.step}: restored images are not finite")
+                    raise TrialDiverged(f"{name} is {mean} at step {self.step}")
             metrics = (
                 validation.means
                 | self.log.means()
@@ -142,7 +141,16 @@ class Trainer:
             self.ema.update()
             self.step += 1
         self.log.check()
+        self._check_weights()
         return time.monotonic() - started
+
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Refuses weights that the last step has broken: no loss has seen them yet, and an autoencoder that quantises
+        decodes NaN to an image like any other."""
+        for name, network in self.method.networks.items():
+            if not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
+                raise TrialDiverged(f"the weights of {name!r} are not finite after step {self.step}")
 
     def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, LossTerm]:
         """One optimiser step; returns the terms, averaged over its parts."""

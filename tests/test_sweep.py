@@ -1,0 +1,261 @@
+"""A whole tiny sweep, and what searching, stopping and failing do in it; real Ray, real training."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import search_spaces
+from search_spaces import Float, Point, SearchSpace
+from sweeps import finish
+from sweeps.plan import make_plan
+from sweeps.ray_cluster import connected
+from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.settings import Question, SweepSettings
+from sweeps.sweep import start
+from sweeps.tables import RunTables, read_rows
+from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
+from tests.test_tensorboard import Page, scalars
+from trainables.presets import preset
+from trainables.settings import override
+
+__all__ = ["store"]
+pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+CONTROLS = ["bicubic", "autoencoder", "teacher_1", "teacher_15"]
+TERMS = ["distillation", "inversion", "ground_truth"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Path, str]:
+    """A run of the space's seven points and two proposed trials of 12 steps, and what it printed."""
+    results = tmp_path_factory.mktemp("swept") / "results"
+    done = run_sweep(
+        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "st_lpips"),
+        *("--trials", "9", "--max-steps", "12", "--seed", "3", *sets(training__reports=4)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return only_run(results), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+class TestWholeSweep:
+    def test_files(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        for name in (
+            *("settings.yaml", "leaderboard.parquet", "leaderboard.csv", "history.parquet", "per_image.parquet"),
+            *("optuna.journal", "sweep.log", "best/weights.safetensors", "best/settings.json", "best/README.md"),
+            *("report/index.html", "report/answer.md", "trials/t000/params.json"),
+        ):
+            assert (run / name).stat().st_size > 0, name
+        record = yaml.safe_load((run / "settings.yaml").read_text())
+        assert record["command"]["space"] == SPACE and record["trial"]["training.max_steps"] == 12
+        assert set(record["versions"]) >= {"python", "torch", "ray", "optuna"}
+        assert list(run.rglob("*.tmp")) == []
+
+    def test_points_come_first_and_run_to_the_end(self, swept: tuple[Path, str]) -> None:
+        rows = [row for _, row in sorted(trials(swept[0]).items())]
+        queue = search_spaces.load(SPACE).queue
+        assert [row["label"] for row in rows] == [*(point.label for point, _ in queue), "", ""]
+        for row, (point, offset) in zip(rows, queue, strict=False):
+            assert {name: row[f"config/{name}"] for name in point.values} == point.values
+            assert (row["seed"], row["status"], row["steps"]) == (3 + offset, "finished", 12)
+        for row in rows[len(queue) :]:
+            assert row["status"] in ("finished", "stopped") and 0.01 <= row["config/sinsr.inversion"] <= 10
+        repeats = [row["val/psnr"] for row in rows if row["label"] == "1:1:1"]
+        assert len(set(repeats)) == len(repeats) == 5
+
+    def test_tables(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
+        assert [name for name, row in board.items() if row["kind"] == "control"] == CONTROLS
+        images = read_rows(run / "per_image.parquet")
+        for name, row in board.items():
+            own = [image for image in images if image["id"] == name]
+            assert len(own) == 3
+            for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
+                assert row[metric] == pytest.approx(sum(image[metric] for image in own) / 3, rel=1e-5)
+        for name, row in trials(run).items():
+            assert steps(run, name) == list(range(3, row["steps"] + 1, 3))
+            assert (run / row["checkpoint"] / "state.pt").exists()
+            assert row["busy_seconds"] > 0
+
+    def test_tensorboard(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        page = Page(run / "trials")
+        rows = trials(run)
+        assert set(page.groups) == {*rows, *CONTROLS}
+        for name, row in rows.items():
+            assert page.status(name) == "STATUS_SUCCESS"
+            shown = page.hparams(name)
+            assert shown["status"] == row["status"] and shown["seed"] == row["seed"]
+            assert shown["sinsr.inversion"] == row["config/sinsr.inversion"]
+            assert page.metrics(name)["val/psnr"] == (row["steps"], pytest.approx(row["val/psnr"], rel=1e-6))
+            for term in TERMS:
+                raw = scalars(run / "trials" / name, f"loss/{term}")
+                weighted = scalars(run / "trials" / name, f"weighted/{term}")
+                weight = row.get(f"config/sinsr.{term}", 1.0)
+                assert [step for step, _ in raw] == [step for step, _ in weighted]
+                assert [weight * value for _, value in raw] == pytest.approx([value for _, value in weighted], rel=1e-5)
+            for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
+                assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
+            events = EventAccumulator(str(run / "trials" / name))
+            events.Reload()
+            (tag,) = events.Tags()["images"]
+            assert [event.step for event in events.Images(tag)] == steps(run, name)
+
+    def test_optuna_opens_the_journal(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        journal = JournalStorage(JournalFileBackend(str(run / "optuna.journal")))
+        study = optuna.load_study(study_name=SPACE, storage=journal)
+        expected = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+        rows = trials(run)
+        assert {f"t{trial.number:03d}": trial.state for trial in study.trials} == {
+            name: expected[row["status"]] for name, row in rows.items()
+        }
+        for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+            row = rows[f"t{trial.number:03d}"]
+            assert trial.value == pytest.approx(row["val/st_lpips"])
+            assert trial.params == {name: row[f"config/{name}"] for name in trial.params}
+
+    def test_what_is_printed(self, swept: tuple[Path, str]) -> None:
+        run, shown = swept
+        assert "Traceback" not in shown and "Warning" not in shown
+        for part in ("9 of 9 trials ended", "★1", "teacher_15", "1:1:1", f"tensorboard --logdir {run}/trials", "done"):
+            assert part in shown
+        log = (run / "sweep.log").read_text()
+        assert [line for line in log.splitlines() if line not in shown] == []
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_fails_alone(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A question of its own, in this process: which learning rate? One of the two is absurd."""
+    name = "training.learning_rate"
+    space = SearchSpace(
+        name="learning_rates",
+        question="Which learning rate?",
+        method="sinsr",
+        parameters={name: Float(1e-6, 1e30, log=True)},
+        points=(Point("sane", {name: 1e-4}), Point("absurd", {name: 1e30})),
+        objective="val/psnr",
+    )
+    trial = override(preset("sample").trial, TINY | {"training.max_steps": 8, "training.reports": 2})
+    settings = SweepSettings(space.name, perceptual="none", results=str(tmp_path / "results"), store=str(store))
+    assert start(make_plan(Question(settings, space, trial, trials=2))) == 0
+    (run,) = (tmp_path / "results" / space.name).iterdir()
+    rows = trials(run)
+    assert (rows["t000"]["status"], rows["t000"]["steps"], rows["t000"]["error"]) == ("finished", 8, "")
+    assert rows["t001"]["status"] == "failed"
+    assert rows["t001"]["error"].startswith("loss term '") and " at step " in rows["t001"]["error"]
+    assert Page(run / "trials").status("t001") == "STATUS_FAILURE"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
+    results = tmp_path / "results"
+    done = run_sweep(
+        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
+        *("--trials", "1", "--max-steps", "8", *sets(training__reports=2, training__learning_rate=1e30)),
+    )
+    assert done.returncode == 1
+    (row,) = trials(only_run(results)).values()
+    assert row["status"] == "failed" and row["error"] in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+SPACE_OF_X = SearchSpace(
+    name="x",
+    question="Which x?",
+    method="sinsr",
+    parameters={"x": Float(0.0, 1.0)},
+    points=(Point("best", {"x": 0.9}), Point("worst", {"x": 0.1})),
+    objective="val/psnr",
+)
+
+
+@pytest.fixture
+def local_ray() -> Iterator[int]:
+    with connected(SweepSettings("x")) as concurrent:
+        yield concurrent
+
+
+@pytest.mark.slow
+def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: int) -> None:
+    """Tune with our search and scheduler over a function of which the given points are the best and the worst."""
+
+    def trial(config: dict[str, Any]) -> None:
+        value = config[PARAMETERS]["x"] if config[GIVEN] else 0.2
+        for step in (2, 4, 6, 8):
+            tune.report({"val/psnr": value, "step": step})
+
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 5, 8, tmp_path / "optuna.journal")
+    scheduler = SweepScheduler("val/psnr", "max", 8, 2, 3.0, tmp_path / "history.parquet")
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"CPU": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=search, scheduler=scheduler, num_samples=5, max_concurrent_trials=1, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
+    )
+    ended = {result.config[ID]: result for result in tuner.fit() if result.config and result.metrics}
+    last = {name: result.metrics["step"] for name, result in sorted(ended.items())}
+    assert last == {"t000": 8, "t001": 8, "t002": 2, "t003": 2, "t004": 2}
+    study = optuna.load_study(
+        study_name="x", storage=JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    )
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, *[TrialState.PRUNED] * 3]
+
+
+def test_rungs_are_filled_from_what_an_earlier_driver_saw(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    for name, value in (("t000", 30.0), ("t001", 29.0), ("t002", 28.0)):
+        tables.add_report({"id": name, "step": 2, "wall_seconds": 1.0, "val/psnr": value})
+    tables.flush(force=True)
+
+    def scheduler(history: Path) -> tuple[SweepScheduler, Trial]:
+        made = SweepScheduler("val/psnr", "max", 8, 2, 3.0, history)
+        for k in range(4):
+            trial = Trial("function", stub=True, config={ID: f"t{k:03d}", GIVEN: False})
+            made.on_trial_add(None, trial)
+        return made, trial
+
+    result = {"step": 2, "val/psnr": 27.0}
+    resumed, newest = scheduler(tmp_path / "history.parquet")
+    assert resumed.on_trial_result(None, newest, result) == "STOP"
+    fresh, newest = scheduler(tmp_path / "nothing.parquet")
+    assert fresh.on_trial_result(None, newest, result) == "CONTINUE"
+
+
+def test_a_trial_that_tune_forgot_is_proposed_again(tmp_path: Path) -> None:
+    """A driver is killed after Optuna handed out a trial and before Tune noted it."""
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 4, 8, tmp_path / "optuna.journal")
+    as_tune_keeps_it = pickle.dumps(search)
+    first = search.suggest("a")
+    search.save(str(tmp_path / "state.pkl"))
+    second = search.suggest("b")
+    resumed = pickle.loads(as_tune_keeps_it)
+    resumed.restore(str(tmp_path / "state.pkl"))
+    assert resumed.suggest("c") == second == {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True}
+    third = resumed.suggest("d")
+    assert first is not None and third is not None
+    assert (first[ID], third[ID], third[GIVEN]) == ("t000", "t002", False)
+
+
+def test_the_resume_line_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run_sweep.py", "--space", "x"])
+    line = finish.resume_line(tmp_path / "a run")
+    assert line.endswith(f"run_sweep.py --resume '{tmp_path}/a run'")
+    assert "python" in line.split()[0]
