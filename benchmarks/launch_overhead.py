@@ -105,7 +105,7 @@ def first_step(store: Path) -> Work:
         torch.set_num_threads(1)
         prepared = prepare(settings, store, columns)
         trainer = Trainer(settings, prepared, (*BASE_METRICS, "val/st_lpips"), World())
-        trainer._train_until(1)
+        trainer.train_until(1)
 
     return work
 

@@ -87,7 +87,7 @@ def measure(trainers: Mapping[str, Trainer], repetitions: int) -> dict[str, list
     for turn in range(WARM_UP + repetitions):
         for mode, trainer in trainers.items():
             cpu = time.process_time()
-            wall = trainer._train_until(trainer.step + 1)  # reads the losses in the end, so a GPU has finished too
+            wall = trainer.train_until(trainer.step + 1)  # reads the losses in the end, so a GPU has finished too
             if turn >= WARM_UP:
                 steps[mode].append(Taken(wall, time.process_time() - cpu))
     return steps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from trainables.networks.swin import _shift_mask
 from trainables.networks.swin_unet import SwinUNet, timestep_embedding
+from trainables.presets import preset
 
 TINY: dict[str, Any] = {
     "image_size": 16,
@@ -205,3 +208,26 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         network(x, t, lq=lq[:, :, :12])
     with pytest.raises(ValueError, match=r"\(2, 3, 16, 16\); it must be \(B, 6, H, W\)"):
         network(x, t)
+
+
+def test_official_biases_are_cut_to_smaller_windows() -> None:
+    """At half the size the deepest windows are 4 wide instead of 8; their biases are those of the same offsets."""
+    layout = {"in_channels": 6, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1, 2)}
+    layout |= {"swin_embed_dim": 32, "num_head_channels": 16, "window_size": 8, "mlp_ratio": 2.0}
+    wide = SwinUNet(image_size=16, attention_resolutions=(16, 8), **layout)  # type: ignore[arg-type]
+    narrow = SwinUNet(image_size=8, attention_resolutions=(8, 4), **layout)  # type: ignore[arg-type]
+    narrow.load_official_state_dict(wide.state_dict())
+    name = "middle_block.1.blocks.0.attn.relative_position_bias_table"
+    official, cut = wide.state_dict()[name], narrow.state_dict()[name]
+    for down, right in itertools.product(range(-3, 4), repeat=2):
+        assert torch.equal(cut[(down + 3) * 7 + right + 3], official[(down + 7) * 15 + right + 7])
+    assert narrow(torch.randn(1, 3, 8, 8), torch.tensor([3]), torch.randn(1, 3, 8, 8)).isfinite().all()
+
+
+def test_official_shapes_load_at_the_size_of_stage_1() -> None:
+    """The released teacher, 64 latent pixels wide, into the network of the reduced-scale preset, 32 wide."""
+    with torch.device("meta"):
+        released = SwinUNet()
+        reduced = SwinUNet(**dataclasses.asdict(preset("sinsr-stage1").trial.network), in_channels=6, out_channels=3)
+    state = {name: torch.zeros(tensor.shape) for name, tensor in released.state_dict().items()}
+    reduced.to_empty(device="cpu").load_official_state_dict(state)

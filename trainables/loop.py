@@ -108,7 +108,7 @@ class Trainer:
             # A last stretch shorter than half an interval joins the one before.
             if training.max_steps - until < training.report_every / 2:
                 until = training.max_steps
-            trained = self._train_until(until)
+            trained = self.train_until(until)
             started = time.monotonic()
             validation = self._validate()
             for name, mean in validation.means.items():
@@ -127,7 +127,7 @@ class Trainer:
             row = Report(self.step, metrics, self.log.take())
             report(row, lambda folder, shown=validation: self._write(folder, shown))  # type: ignore[misc]
 
-    def _train_until(self, step: int) -> float:
+    def train_until(self, step: int) -> float:
         """Trains up to that step; returns the seconds it took."""
         started = time.monotonic()
         self.method.networks.train()

@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
                 validation_size=128,
                 degradation=DegradationSettings(),
             ),
-            network=NetworkSettings(image_size=32),
+            network=NetworkSettings(image_size=32, attention_resolutions=(32, 16, 8, 4)),
             sinsr=SinSRSettings(draws=4),
             training=TrainingSettings(max_steps=20_000, batch_size=1, warmup_steps=1000, reports=20, precision="bf16"),
             autoencoder=_OFFICIAL_AUTOENCODER,

@@ -47,4 +47,4 @@ class ResShift(Method):
         latent = self.diffusion.sample_ddim(
             lambda x, t: denoiser(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
         )
-        return decode(self.autoencoder, latent.float()) * 0.5 + 0.5
+        return decode(self.autoencoder, latent) * 0.5 + 0.5

@@ -82,4 +82,4 @@ class SinSR(Method):
         latent = self.diffusion.predict_from_prior(
             lambda x, t: student(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
         )
-        return decode(self.autoencoder, latent.float()) * 0.5 + 0.5
+        return decode(self.autoencoder, latent) * 0.5 + 0.5

@@ -65,7 +65,8 @@ def downsampling(model: VQModel) -> int:
 
 
 def encode(model: VQModel, images: Tensor) -> Tensor:
-    """Latents before quantisation, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/4, W/4)`.
+    """Latents before quantisation, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/4, W/4)`; float32 also under
+    autocast, so that prepared latents and those made on the way agree.
 
     Raises:
         ValueError: H or W is not a multiple of 4.
@@ -73,7 +74,8 @@ def encode(model: VQModel, images: Tensor) -> Tensor:
     factor = downsampling(model)
     if images.ndim != 4 or images.shape[2] % factor or images.shape[3] % factor:
         raise ValueError(f"images are {tuple(images.shape)}; they must be (B, 3, H, W), sides multiples of {factor}")
-    return model.encode(images, return_dict=False)[0]
+    with torch.autocast(images.device.type, enabled=False):
+        return model.encode(images.float(), return_dict=False)[0]
 
 
 def quantise(model: VQModel, latents: Tensor) -> Tensor:
@@ -92,16 +94,19 @@ def quantise(model: VQModel, latents: Tensor) -> Tensor:
 
 
 def decode(model: VQModel, latents: Tensor, straight_through: bool = False) -> Tensor:
-    """Quantise and decode, `(B, C, h, w) -> (B, 3, 4h, 4w)`, about [-1, 1], not clamped.
+    """Quantise and decode, `(B, C, h, w) -> (B, 3, 4h, 4w)`, about [-1, 1], not clamped; float32 also under
+    autocast, so that trials of any precision are measured through the same decoder.
 
     Args:
         straight_through: pass gradients through the quantisation as if it were the identity, for losses on
             images. Otherwise none reach `latents`.
     """
+    latents = latents.float()
     quantised = quantise(model, latents)
     if straight_through:
         quantised = latents + (quantised - latents).detach()
-    return model.decode(quantised, force_not_quantize=True, return_dict=False)[0]
+    with torch.autocast(latents.device.type, enabled=False):
+        return model.decode(quantised, force_not_quantize=True, return_dict=False)[0]
 
 
 def save_vq_f4(model: VQModel, path: str | Path) -> None:

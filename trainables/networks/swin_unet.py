@@ -247,14 +247,30 @@ class SwinUNet(nn.Module):
 
         Accepts what its checkpoints hold: the weights themselves or under `"state_dict"`, with or without the
         `"module."` prefix of distributed training. The buffers `relative_position_index` and `attn_mask`
-        follow from the configuration and are left out.
+        follow from the configuration and are left out. Where this network's windows are smaller, as at a smaller
+        `image_size`, their position biases are the inner part of the official tables: a bias belongs to an offset
+        between two pixels, and smaller windows have the small offsets only.
 
         Raises:
             RuntimeError: parameters missing, unexpected or of other shapes; the message names them.
         """
         weights = state.get("state_dict", state)
         derived = (".relative_position_index", ".attn_mask")
-        self.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if not k.endswith(derived)})
+        weights = {k.removeprefix("module."): v for k, v in weights.items() if not k.endswith(derived)}
+        own = self.state_dict()
+        for name in (name for name in weights if name.endswith(".relative_position_bias_table") and name in own):
+            weights[name] = _inner_offsets(weights[name], len(own[name]))
+        self.load_state_dict(weights)
+
+
+def _inner_offsets(table: Tensor, offsets: int) -> Tensor:
+    """The part of a bias table ((2w - 1)^2, heads) that a window with `offsets` <= (2w - 1)^2 of them needs."""
+    wide, narrow = math.isqrt(len(table)), math.isqrt(offsets)
+    if narrow > wide:
+        return table  # refused by its shape
+    edge = (wide - narrow) // 2
+    inner = slice(edge, edge + narrow)
+    return table.view(wide, wide, -1)[inner, inner].reshape(offsets, -1)
 
 
 def _check_layout(
