@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
 # measured on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
-PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 0.9e9, 0.9e9, 0.7e9
+PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 # Weights, averages, two Adam moments and the averaged weights alone, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
 MAX_STORE_SHARE = 0.95

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,27 +49,11 @@ def connected(settings: SweepSettings) -> Iterator[int]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    root = Path(__file__).parent.parent
-    groups = settings.workers_per_trial > 1
     try:
         if settings.address:
-            ray.init(
-                address=settings.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"working_dir": str(root), "excludes": _not_sent(settings, root), "env_vars": _ENVIRONMENT},
-            )
+            _join(settings)
         else:
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                # Train frees the resources of a stopped worker group through the dashboard's state API.
-                include_dashboard=groups,
-                dashboard_host="127.0.0.1",
-                object_store_memory=_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start(groups=settings.workers_per_trial > 1)
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
@@ -79,6 +64,48 @@ def connected(settings: SweepSettings) -> Iterator[int]:
         yield _trials_at_once(settings)
     finally:
         ray.shutdown()
+
+
+def _join(settings: SweepSettings) -> None:
+    root = Path(__file__).parent.parent
+    ray.init(
+        address=settings.address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"working_dir": str(root), "excludes": _not_sent(settings, root), "env_vars": _ENVIRONMENT},
+    )
+
+
+def _start(groups: bool) -> None:
+    """A Ray of our own. Its processes inherit this one's environment."""
+    own = _chosen_address() if groups else {}
+    try:
+        os.environ.update(own)
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            # Train frees the resources of a stopped worker group through the dashboard's state API.
+            include_dashboard=groups,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    finally:
+        for name in own:
+            del os.environ[name]
+
+
+def _chosen_address() -> dict[str, str]:
+    """The variables that fix where our Ray will listen, and tell its processes.
+
+    What frees a stopped group's CPUs looks for "the" Ray of the machine. Where there are several, it gives up without
+    a word and the next group waits for ever, unless RAY_ADDRESS says which.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
 
 
 def _not_sent(settings: SweepSettings, root: Path) -> list[str]:

@@ -66,7 +66,7 @@ _OFFICIAL_AUTOENCODER = AutoencoderSettings("weights/autoencoder_vq_f4.pth")
 _OFFICIAL_TEACHER = TeacherSettings("weights/resshift_realsrx4_s15_v1.pth")
 
 PRESETS: dict[str, Preset] = {
-    "sample": Preset("laptop CPU, the photographs of scikit-image, about a minute a trial", _SAMPLE, trials=16),
+    "sample": Preset("laptop CPU, the photographs of scikit-image, about a minute a trial", _SAMPLE, trials=14),
     "sinsr-stage1": Preset(
         "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps a trial",
         TrialSettings(
