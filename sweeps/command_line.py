@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         question = resolve(_settings(flags))
         from sweeps.plan import make_plan
 
-        plan = make_plan(question)
+        plan = make_plan(question, download=not flags.dry_run)
         if flags.dry_run:
             print(plan.text())
             return 0
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"run_sweep.py: error: {error}", file=sys.stderr)
         return InputError.exit_status
     except KeyboardInterrupt:
-        print("interrupted before the first trial started; nothing was left half-written", file=sys.stderr)
+        print("interrupted; nothing was left half-written", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -17,13 +17,14 @@ from trainables.metrics.names import METRICS
 
 if TYPE_CHECKING:
     from trainables.data.prepare import Stage
+    from trainables.settings import TrialSettings
 
 # Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
 # measured on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 # Weights, averages, two Adam moments and the averaged weights alone, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
-MAX_STORE_SHARE = 0.95
+MAX_DISK_SHARE = 0.95
 _CONNECT_SECONDS = 5.0
 
 
@@ -108,7 +109,7 @@ class Plan:
             ("--results", Path(self.question.settings.results).expanduser(), self.disk_bytes),
         ):
             free = psutil.disk_usage(str(_existing(folder))).free
-            if needed > free * MAX_STORE_SHARE:
+            if needed > free * MAX_DISK_SHARE:
                 raise InputError(f"{name} {folder}: needs about {_bytes(needed)} of disk, {_bytes(free)} are free")
 
     def text(self) -> str:
@@ -148,11 +149,12 @@ class Plan:
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
 
 
-def make_plan(question: Question, metrics: tuple[str, ...] = ()) -> Plan:
+def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool = True) -> Plan:
     """Resolves what needs the weights and photographs at hand; makes nothing.
 
     Args:
         metrics: the names a run was started with; empty to decide now.
+        download: whether LPIPS's backbone may be fetched for that.
 
     Raises:
         InputError: weights, data, objective or resources that cannot be had.
@@ -174,9 +176,12 @@ def make_plan(question: Question, metrics: tuple[str, ...] = ()) -> Plan:
 
     notes: tuple[str, ...] = ()
     if not metrics:
-        choice = resolve_perceptual(settings.perceptual)
+        choice = resolve_perceptual(settings.perceptual, allow_download=download)
         metrics, notes = (*BASE_METRICS, *choice.names), choice.notes
+    elif "val/lpips" in metrics:
+        resolve_perceptual("lpips", allow_download=download)
     objective = resolve_objective(settings, question.space, tuple(n for n in metrics if METRICS[n].perceptual))
+    _check_validation_size(question.trial, metrics)
     stages = plan_stages(question.trial, store, method_class(question.trial.method).columns(question.trial))
     return Plan(
         question,
@@ -191,17 +196,32 @@ def make_plan(question: Question, metrics: tuple[str, ...] = ()) -> Plan:
     )
 
 
+def _check_validation_size(trial: TrialSettings, metrics: tuple[str, ...]) -> None:
+    """Validation images must pass through the network, and be large enough to be measured."""
+    import torch
+
+    from trainables.weights import build_network
+
+    size, least = trial.pairs.validation_size, max(METRICS[name].min_side for name in metrics)
+    with torch.device("meta"):
+        multiple = trial.autoencoder.factor * build_network(trial.network).size_multiple
+    if size % multiple or size < least:
+        raise InputError(f"pairs.validation_size={size}: expected a multiple of {multiple}, at least {least}")
+
+
 def check_photographs(question: Question) -> None:
     """Refuses a source that cannot give the pairs, before anything is started.
 
     Raises:
         InputError: see `load_photographs`.
     """
+    from trainables.data.pairs import check_validation_crops
     from trainables.data.photographs import load_photographs
 
     pairs = question.trial.pairs
     load_photographs(question.trial.data.source, "train", min_size=pairs.image_size)
-    load_photographs(question.trial.data.source, "validation", min_size=pairs.validation_size)
+    held_out = load_photographs(question.trial.data.source, "validation", min_size=pairs.validation_size)
+    check_validation_crops(held_out, pairs)
 
 
 def check_address(address: str) -> None:

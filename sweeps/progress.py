@@ -120,7 +120,8 @@ class Progress:
         proposed_left = max(0, self.trials - len(self._trials) - given_left)
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:
-            steps += max(self.max_steps - trial.step if trial.given else expected - trial.step, 0)
+            beyond = trial.given or trial.step >= expected  # one that has outlived the mean may go on to the end
+            steps += (self.max_steps if beyond else expected) - trial.step
         longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
         # Rates are per process while all run: the last trial alone is not faster for having the machine to itself.
         return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store stays all but empty
-_NOT_SENT = [".venv", ".git", "tests", "docs", "benchmarks", "**/__pycache__"]
+_NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
 def workers(settings: SweepSettings) -> Workers:
@@ -119,7 +119,7 @@ def _trials_at_once(settings: SweepSettings) -> int:
     each = workers(settings).each
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     slots = [min(int(node.get(name, 0) // amount) for name, amount in each.items()) for node in nodes]
-    fits = sum(slots) // settings.workers_per_trial
+    fits = max(sum(slots), _slots_to_come(each) if settings.address else 0) // settings.workers_per_trial
     if fits < 1:
         have = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}s" for name in each)
         need = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
@@ -128,3 +128,10 @@ def _trials_at_once(settings: SweepSettings) -> int:
             f"the {len(nodes)} nodes have {have} together"
         )
     return min(fits, settings.max_concurrent or fits)
+
+
+def _slots_to_come(each: Mapping[str, float]) -> int:
+    """Workers that an autoscaling cluster holds once it has grown as far as its configuration lets it; 0 for a cluster
+    of fixed size."""
+    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return min(int(largest.get(name, 0) // amount) for name, amount in each.items())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import search_spaces
@@ -13,7 +15,7 @@ from trainables.errors import InputError
 from trainables.metrics.names import METRICS
 from trainables.presets import preset
 from trainables.registry import METHODS
-from trainables.settings import TrialSettings, override
+from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
@@ -95,6 +97,7 @@ def resolve(settings: SweepSettings) -> Question:
             raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
         changes[name] = value
     changes.setdefault("training.seed", settings.seed)
+    changes |= _absolute_paths(flatten(chosen.trial) | changes)
     try:
         trial = override(chosen.trial, changes)
     except InputError as error:
@@ -109,6 +112,16 @@ def resolve(settings: SweepSettings) -> Question:
     _metric_of(settings)
     trials = settings.trials or max(chosen.trials, len(space.queue))
     return Question(settings, space, trial, trials)
+
+
+def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
+    """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
+    named = {"data.source": SAMPLE, "autoencoder.weights": SHIPPED, "teacher.weights": SHIPPED}
+    return {
+        name: str(Path(str(values[name])).expanduser().absolute())
+        for name, builtin in named.items()
+        if values[name] not in (builtin, "")
+    }
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:

@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from trainables.errors import InputError
+
 Row = dict[str, Any]
 
 HISTORY = "history.parquet"
@@ -68,7 +70,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     except FileNotFoundError:
         return []
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet table ({error}); remove or restore it") from error
+        raise InputError(f"{path}: not a readable Parquet table ({error}); remove or restore it") from error
 
 
 class RunTables:

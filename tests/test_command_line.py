@@ -57,7 +57,9 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
         ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "above 1"]),
         ([*BASE, "--data", "nosuch"], ["nosuch", "no such folder"]),
-        ([*BASE, "--set", "teacher.weights=nosuch"], ["teacher.weights=nosuch", "no such file"]),
+        ([*BASE, "--set", "pairs.validation_pairs=100000"], ["validation_pairs=100000", "at most"]),
+        ([*BASE, "--set", "pairs.validation_size=68"], ["pairs.validation_size=68", "a multiple of 32"]),
+        ([*BASE, "--set", "teacher.weights=nosuch"], ["teacher.weights=", "nosuch: no such file"]),
         ([*BASE, "--workers-per-trial", "3"], ["--workers-per-trial 3", "training.batch_size=4", "multiple of 3"]),
         ([*BASE, "--cpus-per-worker", "4000"], ["--cpus-per-worker 4000", "4000 CPUs", "this machine has"]),
         ([*BASE, "--gpus-per-worker", "900"], ["--gpus-per-worker 900", "900 GPUs", "this machine has"]),
@@ -98,12 +100,16 @@ def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["--resume", str(tmp_path / "nosuch")]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
     command = {"space": SPACE, "set": [["training.batch_size", "2"]]}
-    (run / "settings.yaml").write_text(yaml.safe_dump({"command": command, "metrics": ["val/psnr"]}))
+    (run / "settings.yaml").write_text(
+        yaml.safe_dump({"command": command, "metrics": ["val/psnr"], "stores": {"train pairs": "pairs-train-0"}})
+    )
     assert main(["--resume", str(run), "--space", "another"]) == 2
     assert f"--space another: {run} is a run of the space {SPACE}" in capsys.readouterr().err
     assert main(["--resume", str(run), "--seed", "3"]) == 2
     assert "--seed cannot be given with --resume" in capsys.readouterr().err
     assert "is the folder of a run" in refused(capsys, run, *BASE)
+    assert main(["--resume", str(run)]) == 2
+    assert "behind train latents, train pairs" in capsys.readouterr().err
     owner = RunFolder(run)
     try:
         assert main(["--resume", str(run)]) == 2

@@ -196,7 +196,7 @@ def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: 
     """Tune with our search and scheduler over a function of which the given points are the best and the worst."""
 
     def trial(config: dict[str, Any]) -> None:
-        value = config[PARAMETERS]["x"] if config[GIVEN] else 0.2
+        value = config[PARAMETERS]["x"] if config[GIVEN] else 0.2 - 0.01 * int(config[ID][1:])
         for step in (2, 4, 6, 8):
             tune.report({"val/psnr": value, "step": step})
 

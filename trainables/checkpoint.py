@@ -1,7 +1,7 @@
 """A trial's checkpoint: everything needed to continue exactly, and what people look at.
 
 state.pt            weights, averages, optimisers, scalers, RNG states, step (plain tensors and numbers)
-weights.safetensors the averaged weights, with their description: what `--data`-less users load
+weights.safetensors the averaged weights, with their description: what `teacher.weights` takes (resshift)
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step
 grid.png            input | output | target

@@ -18,6 +18,7 @@ from trainables.data.prepare import Prepared
 from trainables.data.tensors import upsample
 from trainables.errors import InputError
 from trainables.metrics import MetricSet
+from trainables.metrics.lpips import ensure_backbone
 from trainables.networks.autoencoder import decode, encode
 from trainables.settings import TrialSettings
 from trainables.validation import Restore, Validation, validate
@@ -38,6 +39,8 @@ def measure_controls(
         InputError: an unknown control.
     """
     device = torch.device(device)
+    if "val/lpips" in metric_names:
+        ensure_backbone()
     metrics = MetricSet(metric_names, device)
     measured = {}
     for name in names:

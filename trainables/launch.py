@@ -24,9 +24,10 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 from trainables.checkpoint import STATE
 from trainables.data.prepare import prepare
 from trainables.loop import World, train
+from trainables.metrics.lpips import ensure_backbone
 from trainables.registry import method_class
 from trainables.reporting import Report, Reporter, TrialDiverged
-from trainables.settings import TrialSettings
+from trainables.settings import TrialSettings, override
 
 LOSSES, FAILED, PID = "losses", "failed", "process"
 """Keys of a result beside the metrics: rows of loss terms, why the trial failed, the trial's process id."""
@@ -161,7 +162,11 @@ def _in_worker_group(job: Job) -> None:
 def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) -> None:
     torch.set_num_threads(job.workers.threads)
     columns = method_class(job.settings.method).columns(job.settings)
-    prepared = prepare(job.settings, Path(job.store), columns, world.device)
+    # The driver has compared contents; here a store that is there needs its size and schema to be right.
+    unverified = override(job.settings, {"data.verify": False})
+    prepared = prepare(unverified, Path(job.store), columns, world.device)
+    if "val/lpips" in job.metrics:
+        ensure_backbone()  # on a cluster, the driver has fetched it for its own machine only
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 

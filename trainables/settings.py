@@ -20,7 +20,7 @@ from trainables.data.degradation_settings import PairSettings
 from trainables.errors import InputError
 from trainables.registry import METHODS
 
-SHIPPED = "shipped"
+SAMPLE, SHIPPED = "sample", "shipped"
 T = typing.TypeVar("T")
 
 
@@ -34,7 +34,7 @@ class DataSettings:
         verify: compare a prepared store's content hash before it is used, not only its size and schema.
     """
 
-    source: str = "sample"
+    source: str = SAMPLE
     seed: int = 0
     verify: bool = True
 

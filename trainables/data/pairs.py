@@ -169,6 +169,15 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
     return image[top * scale : height - bottom * scale, left * scale : width - right * scale].copy()
 
 
+def check_validation_crops(photographs: PhotographFolder, settings: PairSettings) -> None:
+    """Refuses photographs that hold too few crops, without decoding any.
+
+    Raises:
+        InputError: see `make_pair`.
+    """
+    _shares(tuple(photographs.sizes), settings.validation_size, settings.validation_pairs)
+
+
 def _validation_crop(photographs: Sequence[Photograph], settings: PairSettings, index: int) -> tuple[Photograph, _Crop]:
     """Crop `index`: photographs in order, and within one the grid from top left to bottom right."""
     size = settings.validation_size
