@@ -128,7 +128,9 @@ def sweeps() -> Any:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the prepared data of all tiny sweeps lies: the first one makes it."""
-    return tmp_path_factory.mktemp("sweep-store")
+    folder = tmp_path_factory.getbasetemp() / "sweep-store"  # one for all test files that import this fixture
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def only_run(results: Path) -> Path:

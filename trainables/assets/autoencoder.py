@@ -23,6 +23,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from trainables.metrics.st_lpips import STLPIPS
+from trainables.networks.autoencoder import build_vq_f4
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AutoencoderRecipe:
     perceptual_weight: float = 0.08
     perceptual_images: int = 4
     codebook_size: int = 4096
-    channels: tuple[int, ...] = (24, 48, 96)
+    channels: int = 24
     ema_decay: float = 0.998
     seed: int = 0
 
@@ -121,17 +122,7 @@ def train_autoencoder(
 
 
 def _new_model(recipe: AutoencoderRecipe) -> VQModel:
-    return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * len(recipe.channels),
-        up_block_types=("UpDecoderBlock2D",) * len(recipe.channels),
-        block_out_channels=recipe.channels,
-        layers_per_block=1,
-        latent_channels=3,
-        num_vq_embeddings=recipe.codebook_size,
-        vq_embed_dim=3,
-        norm_num_groups=8,
-        scaling_factor=1.0,
-    )
+    return build_vq_f4(recipe.channels, layers_per_block=1, codebook_size=recipe.codebook_size, norm_groups=8)
 
 
 def _schedule(step: int, steps: int) -> float:
