@@ -55,6 +55,9 @@ class SweepSettings:
                 raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number above {bound}")
         if not 0 <= self.gpus_per_worker < math.inf:
             raise InputError(f"--gpus-per-worker {self.gpus_per_worker:g}: expected 0 or more")
+        for name in ("results", "store", "data"):
+            if "://" in getattr(self, name):
+                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared folder, no bucket yet")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 

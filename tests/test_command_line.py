@@ -53,6 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
         ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
         ([*BASE, "--seed", "-1"], ["--seed -1", "from 0"]),
+        ([*BASE, "--store", "s3://bucket/store"], ["--store s3://bucket/store", "folder"]),
         ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "above 0"]),
         ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
         ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "above 1"]),
