@@ -1,7 +1,8 @@
 """LPIPS (Zhang et al. 2018): the `lpips` package with its AlexNet backbone from torch hub's cache.
 
 The wheel ships the linear heads; the backbone is torchvision's AlexNet, a download of 233 MiB. Only
-`ensure_backbone` starts it, which the driver of a sweep calls once; `LPIPS` itself just reads the file.
+`ensure_backbone` starts it: on the driver, to decide for the sweep, and once more on each machine that measures.
+`LPIPS` itself just reads the file.
 """
 
 from __future__ import annotations
