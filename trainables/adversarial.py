@@ -1,0 +1,81 @@
+"""Adversarial losses on a discriminator's logits, and how much of one a decoder should get.
+
+As pix2pix (Isola et al., CVPR 2017) and VQGAN (Esser et al., CVPR 2021) train with them. All are computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.errors import InputError
+
+
+def discriminator_loss(mode: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """What a discriminator minimises, a scalar: the mean of its losses on real and on generated images.
+
+    Args:
+        mode: "vanilla" (binary cross-entropy; Goodfellow et al., 2014), "lsgan" (squared distance to 1 for real and
+            0 for fake; Mao et al., 2017) or "hinge" (Lim and Ye, 2017).
+        real_logits: logits of any shape for real images.
+        fake_logits: those for generated images, which should have been detached.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+    real, fake = real_logits.float(), fake_logits.float()
+    match mode:
+        case "vanilla":
+            return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+        case "lsgan":
+            return ((real - 1).square().mean() + fake.square().mean()) / 2
+        case "hinge":
+            return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+    raise _unknown(mode)
+
+
+def generator_loss(mode: str, fake_logits: Tensor) -> Tensor:
+    """What a generator minimises, a scalar; for "vanilla" the form that does not saturate.
+
+    Args:
+        mode: as for `discriminator_loss`.
+        fake_logits: logits of any shape for generated images.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+    fake = fake_logits.float()
+    match mode:
+        case "vanilla":
+            return F.softplus(-fake).mean()
+        case "lsgan":
+            return (fake - 1).square().mean()
+        case "hinge":
+            return -fake.mean()
+    raise _unknown(mode)
+
+
+def _unknown(mode: str) -> InputError:
+    return InputError.of("adversarial mode", mode, "vanilla, lsgan or hinge")
+
+
+def adaptive_weight(
+    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter, max: float = 1e4
+) -> Tensor:
+    """The weight at which an adversarial loss pulls on a decoder as hard as the reconstruction loss does.
+
+    The ratio of the norms of both gradients at the decoder's last layer, `lambda` of VQGAN's equation 7 with its
+    code's 1e-4 in the denominator; a scalar in [0, max] without gradient. The graphs of both losses remain.
+
+    Args:
+        reconstruction_loss: a scalar that depends on `last_layer`.
+        adversarial_loss: `generator_loss`, unweighted, of the same reconstruction.
+        last_layer: the weight of the decoder's last convolution.
+        max: bound on the weight, for where the discriminator hardly pulls.
+    """
+    norms = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, max).detach()
