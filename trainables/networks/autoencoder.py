@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers.models import VQModel
+from diffusers.models import AutoencoderKL, VQModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -59,7 +59,7 @@ def build_vq_f4(
     )
 
 
-def downsampling(model: VQModel) -> int:
+def downsampling(model: VQModel | AutoencoderKL) -> int:
     """How many times smaller than the image a latent is, 4 for VQ-f4."""
     return 2 ** (len(model.config.block_out_channels) - 1)
 
@@ -166,7 +166,8 @@ _LDM_RENAMES = (
 
 
 def convert_ldm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the official `VQModelTorch` (latent-diffusion layout) to diffusers' `VQModel`.
+    """Rename the weights of the official `VQModelTorch` (latent-diffusion layout) to diffusers' `VQModel`; those of its
+    `AutoencoderKL`, to diffusers' of that name.
 
     Keys that are not the layout's pass through unchanged, so that a strict load names them.
     """
@@ -192,10 +193,17 @@ def _ldm_levels(state: Mapping[str, Tensor]) -> int:
     return max(levels) + 1
 
 
+def ldm_architecture(state: Mapping[str, Tensor]) -> tuple[list[int], int]:
+    """The levels' widths, from full resolution, and the residual blocks a level of weights in the latent-diffusion
+    layout."""
+    widths = [state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(_ldm_levels(state))]
+    layers = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", key)) for key in state)
+    return widths, layers
+
+
 def _build_for_ldm(state: Mapping[str, Tensor]) -> VQModel:
     """An autoencoder of the size that the official weights have."""
-    widths = [state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(_ldm_levels(state))]
+    widths, layers = ldm_architecture(state)
     codebook_size, latent_channels = state["quantize.embedding.weight"].shape
-    layers = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", key)) for key in state)
     mult = [width // widths[0] for width in widths]
     return build_vq_f4(widths[0], mult, layers, codebook_size, latent_channels)
