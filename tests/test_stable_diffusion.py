@@ -1,0 +1,296 @@
+"""Surgery on Stable Diffusion's parts: what changes, what must not, and what others can read of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.base_helpers import DIM, tiny_unet, tiny_vae
+from trainables.networks.stable_diffusion import (
+    add_lora,
+    check_controlnet,
+    controlnet_from_unet,
+    decode_kl,
+    encode_kl,
+    load_lora_state_dict,
+    lora_metadata,
+    lora_state_dict,
+    merge_lora,
+    predict,
+    trainable_parameters,
+    widen_conv_in,
+)
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ALL_KINDS = (*ATTENTION, "conv_in", "conv1", "ff.net.0.proj")
+
+
+@pytest.fixture
+def inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conditioning": torch.randn(2, 4, 8, 8, generator=generator),
+        "noisy": torch.randn(2, 4, 8, 8, generator=generator),
+        "t": torch.tensor([3, 900]),
+        "prompt": torch.randn(1, 2, DIM, generator=generator),
+    }
+
+
+@torch.no_grad()
+def output(unet: UNet2DConditionModel, inputs: dict[str, Tensor]) -> Tensor:
+    if unet.config.in_channels == 8:
+        return predict(unet, **inputs)
+    return unet(inputs["noisy"], inputs["t"], inputs["prompt"].expand(2, -1, -1)).sample
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def copy_of(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    copied = UNet2DConditionModel.from_config(unet.config).eval()
+    copied.load_state_dict(unet.state_dict())
+    return copied
+
+
+def trained_lora(unet: UNet2DConditionModel, alpha: float = 6.0) -> UNet2DConditionModel:
+    """A copy of the UNet with updates as training leaves them."""
+    trained = copy_of(unet)
+    add_lora(trained, 3, alpha, ALL_KINDS)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.1, generator=generator)
+    return trained
+
+
+# conv_in
+
+
+def test_zeros_compute_what_the_base_does(inputs: dict[str, Tensor]) -> None:
+    unet = tiny_unet()
+    before = output(unet, inputs)
+    widen_conv_in(unet, "zeros")
+    assert relative_error(output(unet, inputs), before) < 1e-6
+    conditioning, noisy = unet.conv_in.weight.chunk(2, dim=1)
+    assert not conditioning.any() and noisy.any()
+
+
+def test_duplicated_halves_are_the_base_for_equal_latents(inputs: dict[str, Tensor]) -> None:
+    unet = tiny_unet()
+    before = output(unet, inputs)
+    widen_conv_in(unet, "duplicate")
+    same = inputs | {"conditioning": inputs["noisy"]}
+    assert relative_error(output(unet, same), before) < 1e-5
+    assert relative_error(output(unet, inputs), before) > 1e-3
+
+
+@pytest.mark.parametrize("init", ["zeros", "duplicate"])
+def test_a_widened_unet_is_saved_and_loaded(tmp_path: Path, init: str, inputs: dict[str, Tensor]) -> None:
+    unet = tiny_unet()
+    unet.requires_grad_(False)
+    widen_conv_in(unet, init)  # type: ignore[arg-type]
+    assert not unet.conv_in.weight.requires_grad
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path)
+    assert loaded.config.in_channels == 8
+    assert torch.equal(output(loaded, inputs), output(unet, inputs))
+
+
+def test_a_wide_unet_is_left_alone() -> None:
+    unet = tiny_unet(in_channels=8)
+    before = unet.conv_in.weight.clone()
+    widen_conv_in(unet, "zeros")
+    assert torch.equal(unet.conv_in.weight, before)
+
+
+def test_other_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="in_channels is 9"):
+        widen_conv_in(tiny_unet(in_channels=9), "zeros")
+    with pytest.raises(ValueError, match="'noise'"):
+        widen_conv_in(tiny_unet(), "noise")  # type: ignore[arg-type]
+
+
+# LoRA
+
+
+def test_lora_starts_as_the_base_and_trains_alone(inputs: dict[str, Tensor]) -> None:
+    unet = tiny_unet()
+    before, (_, base_size) = output(unet, inputs), trainable_parameters(unet)
+    add_lora(unet, 4, 8.0, ATTENTION)
+    assert torch.equal(output(unet, inputs), before)
+    trained, size = trainable_parameters(unet)
+    assert trained == sum(values.numel() for values in lora_state_dict(unet).values()) == size - base_size
+    unet(inputs["noisy"], inputs["t"], inputs["prompt"].expand(2, -1, -1)).sample.square().mean().backward()
+    with_gradient = {name for name, parameter in unet.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {name for name, parameter in unet.named_parameters() if "lora_" in name}
+
+
+def test_gradient_checkpointing_changes_no_gradient(inputs: dict[str, Tensor]) -> None:
+    """Nothing before the first update needs a gradient, which reentrant checkpoints would trip over."""
+    gradients = []
+    for checkpointing in (False, True):
+        unet = trained_lora(tiny_unet_of_seed(0)).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(inputs["noisy"], inputs["t"], inputs["prompt"].expand(2, -1, -1)).sample.square().mean().backward()
+        gradients.append([parameter.grad for parameter in unet.parameters() if parameter.requires_grad])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain is not None and checkpointed is not None
+        assert torch.allclose(plain, checkpointed, rtol=1e-4, atol=1e-7)
+
+
+def tiny_unet_of_seed(seed: int) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return tiny_unet()
+
+
+@pytest.mark.parametrize("alpha", [3.0, 7.5])
+def test_diffusers_reads_our_lora(tmp_path: Path, alpha: float, inputs: dict[str, Tensor]) -> None:
+    base = tiny_unet()
+    unet = trained_lora(base, alpha)
+    assert relative_error(output(unet, inputs), output(base, inputs)) > 1e-2
+    save_file(lora_state_dict(unet), tmp_path / "pytorch_lora_weights.safetensors", lora_metadata(unet))
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
+    StableDiffusionPipeline.load_lora_into_unet(state, alphas, base, metadata=metadata)
+    assert relative_error(output(base, inputs), output(unet, inputs)) < 1e-5
+
+
+def test_the_public_names() -> None:
+    unet = tiny_unet()
+    add_lora(unet, 2, 2.0, ["attn1.to_q"])
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert {f"{layer}.lora.down.weight", f"{layer}.lora.up.weight"} <= lora_state_dict(unet).keys()
+    assert not any("attn2" in name for name in lora_state_dict(unet))
+
+
+@pytest.mark.parametrize("naming", ["ours", "peft"])
+def test_lora_is_loaded(naming: str, inputs: dict[str, Tensor]) -> None:
+    base = tiny_unet()
+    source, target = trained_lora(base), copy_of(base)
+    add_lora(target, 3, 6.0, ALL_KINDS)
+    state = lora_state_dict(source)
+    if naming == "peft":
+        state = {n.replace("lora.down", "lora_A").replace("lora.up", "lora_B"): v for n, v in state.items()}
+    load_lora_state_dict(target, state)
+    assert torch.equal(output(target, inputs), output(source, inputs))
+
+
+def test_lora_of_another_shape_is_refused() -> None:
+    unet = tiny_unet()
+    with pytest.raises(ValueError, match="add_lora comes first"):
+        load_lora_state_dict(unet, {})
+    add_lora(unet, 2, 2.0, ATTENTION)
+    state = lora_state_dict(unet)
+    name = next(iter(state))
+    with pytest.raises(ValueError, match=name):
+        load_lora_state_dict(unet, {key: values for key, values in state.items() if key != name})
+    with pytest.raises(ValueError, match=rf"{name} is .* another rank"):
+        load_lora_state_dict(unet, state | {name: torch.zeros(1, 1)})
+
+
+def test_merged_lora_is_a_plain_unet(inputs: dict[str, Tensor]) -> None:
+    base = tiny_unet()
+    unet = trained_lora(base)
+    before = output(unet, inputs)
+    merge_lora(unet)
+    assert list(unet.state_dict()) == list(base.state_dict())
+    assert relative_error(output(unet, inputs), before) < 1e-5
+    assert relative_error(output(copy_of(unet), inputs), before) < 1e-5
+    with pytest.raises(ValueError, match="add_lora comes first"):
+        merge_lora(unet)
+
+
+def test_lora_says_what_it_takes() -> None:
+    with pytest.raises(ValueError, match="rank is 0"):
+        add_lora(tiny_unet(), 0, 1.0, ATTENTION)
+    with pytest.raises(ValueError, match=r"'to_out'; they end in .*conv_in, .*to_out\.0, to_q, to_v$"):
+        add_lora(tiny_unet(), 2, 1.0, ["to_q", "to_out"])
+
+
+# ControlNet
+
+
+def controlled(unet: UNet2DConditionModel, controlnet: ControlNetModel, inputs: dict[str, Tensor]) -> Tensor:
+    prompt, images = inputs["prompt"].expand(2, -1, -1), torch.ones(2, 3, 32, 32)
+    down, mid = controlnet(inputs["noisy"], inputs["t"], prompt, controlnet_cond=images, return_dict=False)
+    return unet(
+        inputs["noisy"],
+        inputs["t"],
+        prompt,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    ).sample
+
+
+def test_a_fresh_controlnet_adds_nothing_and_learns(inputs: dict[str, Tensor]) -> None:
+    unet = tiny_unet()
+    before = output(unet, inputs)
+    controlnet = controlnet_from_unet(unet, 3, (4, 8, 8), factor=4)
+    check_controlnet(controlnet, unet, factor=4)
+    after = controlled(unet, controlnet, inputs)
+    assert relative_error(after.detach(), before) < 1e-6
+    after.square().mean().backward()
+    learning = {name for name, parameter in controlnet.named_parameters() if parameter.grad is not None}
+    assert any(controlnet.get_parameter(name).grad.any() for name in learning if "controlnet_down_blocks" in name)
+
+
+def test_the_conditioning_must_come_to_latent_size() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 8\); 4 widths halve images to latents 1/8"):
+        controlnet_from_unet(tiny_unet(), 3, (4, 8))
+    with pytest.raises(ValueError, match="3 widths"):
+        check_controlnet(controlnet_from_unet(tiny_unet(), 3, (4, 4, 4, 8)), tiny_unet(), factor=4)
+
+
+def test_a_controlnet_must_fit_the_unet(tmp_path: Path) -> None:
+    controlnet_from_unet(tiny_unet(), 3, (4, 8, 8), factor=4).save_pretrained(tmp_path)
+    loaded = ControlNetModel.from_pretrained(tmp_path)
+    check_controlnet(loaded, tiny_unet(), factor=4)
+    with pytest.raises(ValueError, match="cross_attention_dim is 32; it must be the UNet's 16"):
+        check_controlnet(loaded, tiny_unet(cross_attention_dim=16), factor=4)
+    with pytest.raises(ValueError, match=r"block_out_channels is \[16, 32\]"):
+        check_controlnet(loaded, tiny_unet(block_out_channels=(16, 16)), factor=4)
+
+
+# KL latents
+
+
+@torch.no_grad()
+def test_latents_are_the_scaled_mean() -> None:
+    vae, images = tiny_vae(scaling_factor=0.5), torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = encode_kl(vae, images)
+    assert latents.shape == (2, 4, 4, 6)
+    assert torch.allclose(latents * 2, vae.encode(images).latent_dist.mode())
+    assert torch.allclose(decode_kl(vae, latents), vae.decode(latents * 2).sample, atol=1e-6)
+
+
+@torch.no_grad()
+def test_latents_are_float32_under_autocast() -> None:
+    vae, images = tiny_vae(), torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = encode_kl(vae, images)
+    decoded = decode_kl(vae, latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode_kl(vae, images), latents)
+        assert torch.equal(decode_kl(vae, latents), decoded)
+
+
+def test_gradients_pass_the_decoder() -> None:
+    torch.manual_seed(0)
+    vae, latents = tiny_vae().requires_grad_(False), torch.randn(1, 4, 2, 2, requires_grad=True)
+    decode_kl(vae, latents).square().mean().backward()
+    assert latents.grad is not None
+    slope = latents.grad.norm()
+    with torch.no_grad():
+        step = 1e-2 * latents.grad / slope
+        above, below = (decode_kl(vae, latents + sign * step).square().mean() for sign in (1, -1))
+    assert float(above - below) / 2e-2 == pytest.approx(float(slope), rel=1e-2)
+
+
+def test_sides_must_be_multiples_of_the_factor() -> None:
+    with pytest.raises(ValueError, match="multiples of 4"):
+        encode_kl(tiny_vae(), torch.zeros(1, 3, 18, 16))

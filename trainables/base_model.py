@@ -1,0 +1,303 @@
+"""Finding and loading a base: the Stable Diffusion parts that the latent methods start from, in diffusers layout.
+
+A base is a folder with `vae/`, `unet/`, `scheduler/` and the conditioning of the empty prompt: either
+`empty_prompt.safetensors` or the `text_encoder/` and `tokenizer/` that compute it. Only JSON, tokenizer files and
+safetensors are read or fetched. Finding a base and reading its shape load no torch. docs/base_models.md says what fits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables.errors import InputError
+from trainables.settings import SHIPPED
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from torch import Tensor
+
+SHIPPED_BASE = Path(__file__).parent / "assets" / "stable_diffusion_sample"
+EMPTY_PROMPT = "empty_prompt.safetensors"
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_SHARDS = "diffusion_pytorch_model.safetensors.index.json"
+_FETCHED = [
+    *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
+    *(f"{part}/{name}" for part in ("vae", "unet") for name in (_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    EMPTY_PROMPT,
+    # A ControlNet lies at the top of its own repository.
+    "config.json",
+    _WEIGHTS,
+]
+_LAYOUT = (
+    f"a folder in diffusers layout with vae/, unet/, scheduler/ and {EMPTY_PROMPT} or text_encoder/ and tokenizer/, "
+    "see docs/base_models.md"
+)
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What a base's configuration files say about it.
+
+    Attributes:
+        latent_channels: of the autoencoder's latents, and of what the UNet predicts.
+        factor: image pixels for one latent pixel, along one side.
+        scaling_factor: latents are the autoencoder's mean times this.
+        in_channels: of the UNet: `latent_channels`, or twice that where a conditioning latent comes first.
+        cross_attention_dim: width of a token of the prompt's conditioning.
+        prediction_type: what the UNet was trained to predict, one of `PREDICTION_TYPES`.
+        num_train_timesteps: length of the noise schedule.
+    """
+
+    latent_channels: int
+    factor: int
+    scaling_factor: float
+    in_channels: int
+    out_channels: int
+    cross_attention_dim: int
+    prediction_type: str
+    num_train_timesteps: int
+
+
+def find_base(weights: str, revision: str = "", allow_download: bool = True, setting: str = "base.weights") -> Path:
+    """The folder of a base, or of a ControlNet.
+
+    Args:
+        weights: "shipped", a folder in diffusers layout, or a hub id (`owner/name`). What the hub's cache has is used
+            without asking the hub, so a branch stays what it was when it was first fetched.
+        revision: commit, tag or branch of a hub id; empty for its main branch.
+        allow_download: fetch what the cache lacks.
+        setting: what to blame.
+
+    Raises:
+        InputError: nothing there, or a hub id that is neither cached nor to be had, with the command that fetches it.
+    """
+    folder = SHIPPED_BASE if weights == SHIPPED else Path(weights).expanduser()
+    if weights and folder.is_dir():
+        if revision:
+            name = setting.replace("weights", "revision")
+            raise InputError(f"{name}={revision}: expected none, since {setting}={weights} is a folder and no hub id")
+        return folder.absolute()
+    if folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):
+        raise InputError(f"{setting}={weights}: expected {SHIPPED!r}, {_LAYOUT}, or a hub id such as owner/name")
+
+    from huggingface_hub import snapshot_download
+
+    reason = "it is not in the hub's cache"
+    for offline in (True, False) if allow_download else (True,):
+        try:
+            found = Path(
+                snapshot_download(weights, revision=revision or None, allow_patterns=_FETCHED, local_files_only=offline)
+            )
+        except Exception as error:  # the hub's, the network's, the disk's
+            if not offline:
+                reason = _one_line(error).rstrip(".")
+            continue
+        # Other programs leave single parts in the cache, which it takes for everything.
+        absent = _absent(found)
+        if not absent or ((found / "config.json").is_file() and (found / _WEIGHTS).is_file()):
+            return found
+        reason = f"it has no {', '.join(absent)}"
+    arguments = ", ".join(repr(argument) for argument in (weights, revision) if argument)
+    raise InputError(
+        f"{setting}={weights}: no such folder, and as a hub id: {reason}. Expected {SHIPPED!r}, {_LAYOUT}, or a hub id "
+        f'fetched before with: python -c "from trainables.base_model import find_base; find_base({arguments})"'
+    )
+
+
+def read_shape(folder: Path) -> BaseShape:
+    """The shape of a base, from its configuration files alone.
+
+    Raises:
+        InputError: parts are missing, are not what their names say, or do not fit each other.
+    """
+    if absent := _absent(folder):
+        single = (folder / "config.json").is_file() and _read_json(folder, "config.json").get("_class_name")
+        raise _unusable(folder, f"a single {single}" if single else f"it has no {', '.join(absent)}")
+    vae = _read_config(folder, "vae", "AutoencoderKL")
+    unet = _read_config(folder, "unet", "UNet2DConditionModel")
+    scheduler = load_scheduler_config(folder)
+    # What a configuration leaves out are diffusers' defaults.
+    shape = BaseShape(
+        latent_channels=vae.get("latent_channels", 4),
+        factor=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        in_channels=unet.get("in_channels", 4),
+        out_channels=unet.get("out_channels", 4),
+        cross_attention_dim=unet.get("cross_attention_dim", 1280),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+    )
+    channels = shape.latent_channels
+    if shape.out_channels != channels:
+        raise _unusable(folder, f"unet/ predicts {shape.out_channels} channels, the latents of vae/ have {channels}")
+    if shape.in_channels not in (channels, 2 * channels):
+        raise _unusable(folder, f"unet/ takes {shape.in_channels} channels, not {channels} or {2 * channels}")
+    if vae.get("shift_factor") or vae.get("latents_mean"):
+        raise _unusable(folder, "vae/ shifts its latents, which Stable Diffusion 1 and 2 do not")
+    if unet.get("addition_embed_type") or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        raise _unusable(folder, "unet/ is conditioned on more than a prompt, as Stable Diffusion XL is")
+    if not isinstance(shape.cross_attention_dim, int):
+        raise _unusable(folder, f"unet/ has several cross_attention_dim {shape.cross_attention_dim}")
+    if shape.prediction_type not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise _unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, which is none of {known}")
+    return shape
+
+
+def load_scheduler_config(folder: Path) -> dict[str, Any]:
+    """The noise schedule's configuration, as diffusers' schedulers' `from_config` takes it."""
+    return _read_json(folder, "scheduler/scheduler_config.json")
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet in float32, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: no UNet, or weights that are not exactly its parameters.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return _load(UNet2DConditionModel, folder, "unet", "base.weights")
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The KL autoencoder in float32, in evaluation mode on the CPU.
+
+    Raises:
+        InputError: no KL autoencoder, or weights that are not exactly its parameters.
+    """
+    from diffusers import AutoencoderKL
+
+    return _load(AutoencoderKL, folder, "vae", "base.weights")
+
+
+def load_controlnet(folder: Path) -> ControlNetModel:
+    """A ControlNet in float32, in evaluation mode on the CPU; `folder` is its own, with `config.json`.
+
+    Raises:
+        InputError: no ControlNet, or weights that are not exactly its parameters.
+    """
+    from diffusers import ControlNetModel
+
+    return _load(ControlNetModel, folder, ".", "controlnet.weights")
+
+
+def load_empty_prompt(folder: Path) -> Tensor:
+    """What the UNet attends to for the empty prompt, `(1, tokens, dim)` float32.
+
+    Read from `empty_prompt.safetensors`, its only tensor, or computed as Marigold does: the text encoder's last
+    hidden states of the start and end tokens, without padding.
+
+    Raises:
+        InputError: neither is there or can be read, or `dim` is not the UNet's `cross_attention_dim`.
+    """
+    width = read_shape(folder).cross_attention_dim
+    try:
+        prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
+    except Exception as error:  # whatever a file that is neither makes the readers raise
+        raise _unusable(folder, f"the empty prompt cannot be had: {_one_line(error)}") from None
+    if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
+        wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
+        raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
+    return prompt
+
+
+def _read_empty_prompt(folder: Path) -> Tensor:
+    from safetensors.torch import load_file
+
+    (prompt,) = load_file(folder / EMPTY_PROMPT).values()
+    return prompt.float()
+
+
+def _encode_empty_prompt(folder: Path) -> Tensor:
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    loaded: Any = CLIPTextModel.from_pretrained(
+        folder / "text_encoder",
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    text_encoder, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(f"text_encoder/ lacks {', '.join(sorted(report['missing_keys']))}")
+    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        prompt: Tensor = text_encoder(tokens)[0]
+    return prompt
+
+
+def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
+    import torch
+
+    _read_config(folder, part, model_class.__name__, setting)
+    try:
+        model, report = model_class.from_pretrained(
+            str(folder / part),
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
+        raise _unusable(folder, f"{part}/ cannot be loaded: {_one_line(error)}", setting) from None
+    for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
+        if names:  # diffusers only warns
+            raise _unusable(folder, f"{part}/ {what} weights: {_one_line(', '.join(sorted(names)))}", setting)
+    model.register_to_config(_name_or_path="")  # or this machine's path is saved with whatever is trained from it
+    return model.eval()
+
+
+def _absent(folder: Path) -> list[str]:
+    """The files that a base needs and `folder` has not."""
+    absent = [
+        name
+        for name in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json")
+        if not (folder / name).is_file()
+    ]
+    for part in ("vae", "unet"):
+        if not any((folder / part / name).is_file() for name in (_WEIGHTS, _SHARDS)):
+            absent.append(f"{part}/{_WEIGHTS}")
+    encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
+    if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
+        absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")
+    return absent
+
+
+def _read_config(folder: Path, part: str, expected: str, setting: str = "base.weights") -> dict[str, Any]:
+    config = _read_json(folder, f"{part}/config.json", setting)
+    if (found := config.get("_class_name")) != expected:
+        raise _unusable(folder, f"{part}/config.json names the class {found}, not {expected}", setting)
+    return config
+
+
+def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, f"{name} cannot be read: {_one_line(error)}", setting) from None
+    if not isinstance(content, dict):
+        raise _unusable(folder, f"{name} is no configuration", setting)
+    return content
+
+
+def _unusable(folder: Path, problem: str, setting: str = "base.weights") -> InputError:
+    expected = _LAYOUT if setting == "base.weights" else "the diffusers folder of a ControlNet"
+    return InputError(f"{setting}={folder}: {problem}; expected {expected}")
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

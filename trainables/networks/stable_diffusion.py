@@ -1,0 +1,222 @@
+"""Surgery on the parts of Stable Diffusion: a wider first convolution, low-rank updates, a ControlNet, KL latents.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), as diffusers' modules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+_ADAPTER = "default"
+
+
+def widen_conv_in(unet: UNet2DConditionModel, init: Literal["zeros", "duplicate"]) -> None:
+    """Make room for a conditioning latent beside the noisy one, in place; a UNet that has it is left as it is.
+
+    Marigold (Ke et al., CVPR 2024): the input becomes [conditioning, noisy latent], in this order.
+
+    Args:
+        init: "zeros" ignores the conditioning, so that the network computes what it did; "duplicate" repeats the
+            pretrained weights for both halves and halves them, as Marigold does.
+
+    Raises:
+        ValueError: another `init`, or a UNet whose input is neither one latent nor two.
+    """
+    channels, found = unet.config.out_channels, unet.config.in_channels
+    if found == 2 * channels:
+        return
+    if found != channels:
+        raise ValueError(f"in_channels is {found}; it must be out_channels={channels} or twice that")
+    weight = unet.conv_in.weight
+    if init == "zeros":
+        wider = torch.cat([torch.zeros_like(weight), weight], dim=1)
+    elif init == "duplicate":
+        wider = torch.cat([weight, weight], dim=1) / 2
+    else:
+        raise ValueError(f"init is {init!r}; it must be 'zeros' or 'duplicate'")
+    unet.conv_in.weight = nn.Parameter(wider.detach(), requires_grad=weight.requires_grad)
+    unet.conv_in.in_channels = 2 * channels
+    unet.register_to_config(in_channels=2 * channels)
+
+
+def predict(unet: UNet2DConditionModel, conditioning: Tensor, noisy: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+    """The output of a widened UNet.
+
+    Args:
+        conditioning, noisy: (B, C, h, w) latents.
+        t: (B,) or scalar timesteps.
+        prompt: (1, tokens, dim), the same for all.
+    """
+    attended = prompt.expand(len(noisy), -1, -1)
+    return unet(torch.cat([conditioning, noisy], dim=1), t, encoder_hidden_states=attended, return_dict=False)[0]
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Sequence[str], dropout: float = 0.0) -> None:
+    """Give layers trainable low-rank updates and freeze everything else, in place; at first nothing changes.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022), through peft.
+
+    Args:
+        rank: of the updates, 1 or more.
+        alpha: they are scaled by alpha / rank.
+        targets: what the names of the linear and convolutional layers end in, such as `to_q` or `to_out.0`.
+        dropout: on the input of the updates, in training.
+
+    Raises:
+        ValueError: a rank below 1, or a target that no layer's name ends in.
+    """
+    from peft import LoraConfig  # takes two seconds, which only this function is worth
+
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; it must be 1 or more")
+    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise ValueError(f"no layer's name ends in {target!r}; they end in {', '.join(_kinds(layers))}")
+    unet.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type] # peft only divides it
+        target_modules=list(targets),
+        lora_dropout=dropout,
+    )
+    unet.add_adapter(config, adapter_name=_ADAPTER)
+
+
+def _kinds(layers: Sequence[str]) -> list[str]:
+    """The shortest endings of names that are not numbers alone: `to_q`, `to_out.0`."""
+    return sorted({found[0] for name in layers if (found := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name))})
+
+
+def lora_state_dict(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The updates by the names of diffusers' `pytorch_lora_weights.safetensors`: `unet.<layer>.lora.down.weight`."""
+    return {name: parameter.detach() for name, parameter in _lora_parameters(unet).items()}
+
+
+def lora_metadata(unet: UNet2DConditionModel) -> dict[str, str]:
+    """What belongs into the metadata of that file: without it, readers take alpha for equal to the rank."""
+    _require_lora(unet)
+    config = unet.peft_config[_ADAPTER]
+    adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    return {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
+
+
+def load_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
+    """Read updates of `lora_state_dict`, or in peft's naming (`lora_A`, `lora_B`), into a UNet after `add_lora`.
+
+    Raises:
+        ValueError: no updates to read them into, or weights missing, unexpected or of other shapes.
+    """
+    parameters = _lora_parameters(unet)
+    given = {_public_name(name): values for name, values in state.items()}
+    if unequal := sorted(given.keys() ^ parameters.keys()):
+        raise ValueError(f"{len(unequal)} LoRA weights are missing or unexpected, such as {unequal[0]}")
+    for name, parameter in parameters.items():
+        if given[name].shape != parameter.shape:
+            found, expected = tuple(given[name].shape), tuple(parameter.shape)
+            raise ValueError(f"{name} is {found}; it must be {expected}: another rank or base")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(given[name])
+
+
+def merge_lora(unet: UNet2DConditionModel) -> None:
+    """Add the updates to the weights they update, in place, which leaves a plain UNet with the base's names."""
+    _require_lora(unet)
+    unet.fuse_lora()
+    unet.unload_lora()
+
+
+def _require_lora(unet: UNet2DConditionModel) -> None:
+    if _ADAPTER not in getattr(unet, "peft_config", {}):
+        raise ValueError("the UNet has no LoRA; add_lora comes first")
+
+
+def _lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
+    _require_lora(unet)
+    return {
+        f"unet.{_public_name(name.replace(f'.{_ADAPTER}.', '.'))}": parameter
+        for name, parameter in unet.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def _public_name(name: str) -> str:
+    return name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
+
+
+def trainable_parameters(module: nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters, counted."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def controlnet_from_unet(
+    unet: UNet2DConditionModel, conditioning_channels: int, embedding_channels: Sequence[int], factor: int = 8
+) -> ControlNetModel:
+    """A copy of the UNet's encoder behind zero convolutions: at first it adds nothing.
+
+    Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models" (ICCV 2023).
+
+    Args:
+        unet: before `add_lora`.
+        conditioning_channels: of the conditioning image.
+        embedding_channels: widths of the convolutions that bring it to latent size; between each two it is halved.
+        factor: image pixels for one latent pixel, along one side.
+
+    Raises:
+        ValueError: `embedding_channels` do not bring images to the size of latents.
+    """
+    _require_halvings(embedding_channels, factor)
+    return ControlNetModel.from_unet(
+        unet,
+        conditioning_embedding_out_channels=tuple(embedding_channels),
+        conditioning_channels=conditioning_channels,
+    )
+
+
+def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, factor: int = 8) -> None:
+    """Does a loaded ControlNet fit the UNet whose features it adds to, and latents `factor` times smaller than images?
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    for name in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
+        found, expected = (json.dumps(network.config[name]) for network in (controlnet, unet))  # lists equal tuples
+        if found != expected:
+            raise ValueError(f"the ControlNet's {name} is {found}; it must be the UNet's {expected}")
+    _require_halvings(controlnet.config.conditioning_embedding_out_channels, factor)
+
+
+def _require_halvings(embedding_channels: Sequence[int], factor: int) -> None:
+    if 2 ** (len(embedding_channels) - 1) != factor:
+        count, widths = factor.bit_length(), tuple(embedding_channels)
+        raise ValueError(f"embedding_channels is {widths}; {count} widths halve images to latents 1/{factor} the size")
+
+
+def encode_kl(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Latents, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/f, W/f)`: the posterior's mean times
+    `scaling_factor`. float32 also under autocast, so that prepared latents and those made on the way agree.
+
+    Raises:
+        ValueError: H or W is not a multiple of f.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if images.ndim != 4 or images.shape[2] % factor or images.shape[3] % factor:
+        raise ValueError(f"images are {tuple(images.shape)}; they must be (B, 3, H, W), sides multiples of {factor}")
+    with torch.autocast(images.device.type, enabled=False):
+        return vae.encode(images.float()).latent_dist.mean * vae.config.scaling_factor
+
+
+def decode_kl(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Images, `(B, latent_channels, h, w) -> (B, 3, fh, fw)`, about [-1, 1], not clamped; float32 also under
+    autocast. Gradients reach `latents`."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
