@@ -1,4 +1,4 @@
-"""Validation metrics: PSNR, luma PSNR, SSIM, LPIPS and shift-tolerant LPIPS, one value an image.
+"""Validation metrics, one value an image: with a target, without one, and over several restorations of one image.
 
 Importing this package loads no torch, so that names can be checked before anything heavy: what computes is
 imported when first asked for.
@@ -12,36 +12,55 @@ from typing import TYPE_CHECKING, Any
 from trainables.metrics.names import METRICS, Metric, MetricUnavailableError, check_names
 
 if TYPE_CHECKING:
+    from trainables.metrics.choice import MetricChoice, ensure_available, resolve_metrics, resolve_perceptual
+    from trainables.metrics.clip_iqa import CLIPIQA
     from trainables.metrics.lpips import LPIPS
-    from trainables.metrics.metric_set import MetricSet
-    from trainables.metrics.perceptual import PerceptualChoice, resolve_perceptual
+    from trainables.metrics.metric_set import MetricSet, build_metrics
+    from trainables.metrics.musiq import MUSIQ
     from trainables.metrics.pixel import MAX_PSNR, psnr, psnr_y, ssim
     from trainables.metrics.st_lpips import STLPIPS
+    from trainables.metrics.stability import global_std, local_std, measure_stability
 
 _HOME = {
+    "CLIPIQA": "clip_iqa",
     "LPIPS": "lpips",
     "MAX_PSNR": "pixel",
+    "MUSIQ": "musiq",
+    "MetricChoice": "choice",
     "MetricSet": "metric_set",
-    "PerceptualChoice": "perceptual",
     "STLPIPS": "st_lpips",
+    "build_metrics": "metric_set",
+    "ensure_available": "choice",
+    "global_std": "stability",
+    "local_std": "stability",
+    "measure_stability": "stability",
     "psnr": "pixel",
     "psnr_y": "pixel",
-    "resolve_perceptual": "perceptual",
+    "resolve_metrics": "choice",
+    "resolve_perceptual": "choice",
     "ssim": "pixel",
 }
 
 __all__ = [
+    "CLIPIQA",
     "LPIPS",
     "MAX_PSNR",
     "METRICS",
+    "MUSIQ",
     "STLPIPS",
     "Metric",
+    "MetricChoice",
     "MetricSet",
     "MetricUnavailableError",
-    "PerceptualChoice",
+    "build_metrics",
     "check_names",
+    "ensure_available",
+    "global_std",
+    "local_std",
+    "measure_stability",
     "psnr",
     "psnr_y",
+    "resolve_metrics",
     "resolve_perceptual",
     "ssim",
 ]

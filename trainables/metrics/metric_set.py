@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainables.errors import InputError
+from trainables.metrics.choice import ensure_available
+from trainables.metrics.clip_iqa import CLIPIQA
 from trainables.metrics.lpips import LPIPS
+from trainables.metrics.musiq import MUSIQ
 from trainables.metrics.names import METRICS, check_names
 from trainables.metrics.pixel import psnr, psnr_y, ssim
 from trainables.metrics.st_lpips import STLPIPS
@@ -20,6 +24,8 @@ _PIXEL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _DEEP: dict[str, Callable[[], nn.Module]] = {
     "val/lpips": LPIPS,
     "val/st_lpips": STLPIPS,
+    "val/clip_iqa": CLIPIQA,
+    "val/musiq": MUSIQ,
 }
 
 # How far a target may leave [0, 1], as resampling and conversions do, before it is taken for another range.
@@ -35,23 +41,25 @@ class MetricSet:
     tensor([20., 20.])
 
     Args:
-        names: full metric names, see `METRICS`.
+        names: full names of metrics of one restoration, see `METRICS`.
         device: where the networks live and the metrics are computed.
 
     Raises:
-        InputError: an unknown or repeated name.
+        InputError: an unknown or repeated name, or a metric that compares seeds.
         MetricUnavailableError: the weights of a metric in `names` are not on this machine.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
         self.names = check_names(names)
+        if several := [name for name in self.names if METRICS[name].compared_with == "other seeds"]:
+            raise InputError.of("metrics", several, "metrics of one restoration")
         self.device = torch.device(device)
         self.min_side = max((METRICS[name].min_side for name in self.names), default=1)
         self._networks = {name: _DEEP[name]().to(self.device) for name in self.names if name in _DEEP}
 
     @torch.no_grad()
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Compare each restored image with its target.
+        """Measure each restored image, with its target or by itself.
 
         Args:
             restored: (B, 3, H, W) RGB images, nominally in [0, 1]; clamped to it.
@@ -70,9 +78,11 @@ class MetricSet:
             return {name: self._compute(name, restored, target) for name in self.names}
 
     def _compute(self, name: str, restored: Tensor, target: Tensor) -> Tensor:
-        if name in self._networks:
-            return self._networks[name](2 * restored - 1, 2 * target - 1)
-        return _PIXEL[name](restored, target)
+        if name in _PIXEL:
+            return _PIXEL[name](restored, target)
+        if METRICS[name].compared_with == "nothing":
+            return self._networks[name](restored)
+        return self._networks[name](2 * restored - 1, 2 * target - 1)
 
     def _check(self, restored: Tensor, target: Tensor) -> None:
         shape = target.shape
@@ -84,3 +94,14 @@ class MetricSet:
         low, high = (value.item() for value in target.aminmax())
         if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
             raise ValueError(f"target spans [{low:.4g}, {high:.4g}]: accepted are images in [0, 1]")
+
+
+def build_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> MetricSet:
+    """A `MetricSet`, after downloading what it needs to this machine: on a cluster, the driver did so for its own.
+
+    Raises:
+        InputError: an unknown or repeated name, or a metric that compares seeds.
+        MetricUnavailableError: the weights of a metric in `names` are not on this machine and cannot be downloaded.
+    """
+    ensure_available(check_names(names))
+    return MetricSet(names, device)

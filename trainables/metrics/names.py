@@ -25,9 +25,11 @@ class Metric:
         name: full name, as it appears in reports and leaderboards.
         direction: whether the better restoration has the larger ("max") or the smaller ("min") value.
         unit: "dB", or "1" for a dimensionless number.
-        perceptual: whether it compares deep features, and so needs trained weights.
-        min_side: smallest height and width of the images it can compare, in pixels.
+        perceptual: whether it compares deep features with the target's, and so needs trained weights.
+        min_side: smallest height and width of the images it can measure, in pixels.
         description: one line for tables and reports.
+        compared_with: what a restored image is compared with: its target, nothing (no-reference metrics, which
+            need trained weights too), or restorations of the same input from other noise (stability).
     """
 
     name: str
@@ -36,18 +38,40 @@ class Metric:
     perceptual: bool
     min_side: int
     description: str
+    compared_with: Literal["target", "nothing", "other seeds"] = "target"
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("val/psnr", "max", "dB", False, 1, "PSNR over RGB, images in [0, 1]"),
-        Metric("val/psnr_y", "max", "dB", False, 1, "PSNR on 8-bit BT.601 luma, as SinSR reports it"),
-        Metric("val/ssim", "max", "1", False, 11, "SSIM (Wang 2004) over RGB, 11-pixel Gaussian window"),
-        Metric("val/lpips", "min", "1", True, 31, "LPIPS (Zhang 2018), AlexNet, version 0.1"),
-        Metric("val/st_lpips", "min", "1", True, 21, "Shift-tolerant LPIPS (Ghildyal 2022), AlexNet"),
-    )
-}
+def global_std_name(name: str) -> str:
+    """The name of a metric's G-STD: "val/psnr" -> "val/g_std_psnr"."""
+    return name.replace("val/", "val/g_std_", 1)
+
+
+_OF_ONE_RESTORATION = (
+    Metric("val/psnr", "max", "dB", False, 1, "PSNR over RGB, images in [0, 1]"),
+    Metric("val/psnr_y", "max", "dB", False, 1, "PSNR on 8-bit BT.601 luma, as SinSR reports it"),
+    Metric("val/ssim", "max", "1", False, 11, "SSIM (Wang 2004) over RGB, 11-pixel Gaussian window"),
+    Metric("val/lpips", "min", "1", True, 31, "LPIPS (Zhang 2018), AlexNet, version 0.1"),
+    Metric("val/st_lpips", "min", "1", True, 21, "Shift-tolerant LPIPS (Ghildyal 2022), AlexNet"),
+    Metric("val/clip_iqa", "max", "1", False, 31, "CLIP-IQA (Wang 2023), ResNet-50, Good/Bad photo.", "nothing"),
+    Metric("val/musiq", "max", "1", False, 1, "MUSIQ (Ke 2021), trained on KonIQ-10k", "nothing"),
+)
+_OF_SEVERAL = (
+    Metric("val/l_std", "min", "1", False, 1, "L-STD (Sun 2024): deviation of pixels over seeds", "other seeds"),
+    *(
+        Metric(
+            global_std_name(metric.name),
+            "min",
+            metric.unit,
+            False,
+            metric.min_side,
+            f"G-STD (Sun 2024): deviation of {metric.name} over seeds",
+            "other seeds",
+        )
+        for metric in _OF_ONE_RESTORATION
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_OF_ONE_RESTORATION, *_OF_SEVERAL)}
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Which metrics that need trained weights a sweep reports: decided once, on the driver; workers are given the names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from trainables.errors import InputError
+from trainables.metrics import clip_iqa, musiq, st_lpips
+from trainables.metrics.lpips import ensure_backbone
+from trainables.metrics.names import METRICS, MetricUnavailableError
+
+Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
+
+_FIND: dict[str, Callable[[], object]] = {
+    "val/st_lpips": st_lpips.weights_path,
+    "val/clip_iqa": clip_iqa.weights_path,
+    "val/musiq": musiq.weights_path,
+}
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """The decision.
+
+    Attributes:
+        names: full names of the metrics to report beside those that need no weights, possibly none.
+        notes: a line for each decision a person should know: what is absent, why, and how to get it.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> None:
+    """Makes sure that this machine has the weights of every metric in `names`.
+
+    Args:
+        names: full metric names, see `METRICS`.
+        allow_download: whether LPIPS' backbone may be downloaded, the only file that ever is; without network
+            that takes 4 s at most.
+
+    Raises:
+        MetricUnavailableError: a metric that cannot be had; the message says how to get it.
+    """
+    for name in names:
+        if name == "val/lpips":
+            ensure_backbone(allow_download)
+        elif name in _FIND:
+            _FIND[name]()
+
+
+def resolve_metrics(
+    perceptual: Perceptual = "auto", *, no_reference: bool = True, allow_download: bool = True
+) -> MetricChoice:
+    """Decide on all metrics that need trained weights: the perceptual one, then those without a target.
+
+    Args:
+        perceptual: see `resolve_perceptual`.
+        no_reference: whether to report the no-reference metrics whose weights are on this machine.
+        allow_download: see `ensure_available`.
+
+    Returns:
+        The choice; one note names all no-reference metrics that are absent.
+
+    Raises:
+        InputError, MetricUnavailableError: see `resolve_perceptual`.
+    """
+    choice = resolve_perceptual(perceptual, allow_download=allow_download)
+    names, absent = list(choice.names), []
+    for name in (name for name, metric in METRICS.items() if no_reference and metric.compared_with == "nothing"):
+        try:
+            ensure_available([name])
+            names.append(name)
+        except MetricUnavailableError:
+            absent.append(name)
+    note = f"without {' and '.join(absent)}: docs/metrics.md says how to get their weights"
+    return MetricChoice(tuple(names), (*choice.notes, note) if absent else choice.notes)
+
+
+def resolve_perceptual(choice: Perceptual = "auto", *, allow_download: bool = True) -> MetricChoice:
+    """Decide on the perceptual metric.
+
+    Args:
+        choice: "lpips" or "st_lpips" for that one, "none" for none; "auto" for LPIPS if its backbone is on
+            disk or can be downloaded, else ST-LPIPS, whose weights come with its wheel, under its own name.
+        allow_download: see `ensure_available`.
+
+    Raises:
+        InputError: another choice.
+        MetricUnavailableError: the metric chosen by name cannot be had.
+    """
+    if choice not in get_args(Perceptual):
+        raise InputError.of("perceptual", choice, f"one of {', '.join(get_args(Perceptual))}")
+    if choice == "none":
+        return MetricChoice(names=())
+    if choice != "auto":
+        ensure_available([f"val/{choice}"], allow_download=allow_download)
+        return MetricChoice(names=(f"val/{choice}",))
+    try:
+        return resolve_perceptual("lpips", allow_download=allow_download)
+    except MetricUnavailableError as lpips_absent:
+        try:
+            names = resolve_perceptual("st_lpips").names
+        except MetricUnavailableError as st_lpips_absent:
+            return MetricChoice(names=(), notes=(str(lpips_absent), str(st_lpips_absent)))
+        return MetricChoice(names, notes=(f"{lpips_absent}. Reporting val/st_lpips, under its own name",))
