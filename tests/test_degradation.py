@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from trainables.data import degradation, kernels
-from trainables.data.degradation_settings import KERNEL_KINDS, MILD, DegradationSettings, PairSettings
+from trainables.data.degradation_settings import KERNEL_KINDS, MILD, DegradationSettings
+from trainables.data.pair_settings import PairSettings
 from trainables.data.photographs import load_photographs
 from trainables.errors import InputError
 

@@ -7,18 +7,24 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from trainables.data import photographs as photographs_module
-from trainables.data.degradation_settings import MILD, DegradationSettings, PairSettings
+from trainables.data.degradation_settings import MILD, DegradationSettings
+from trainables.data.pair_settings import PairSettings
 from trainables.data.pairs import FLAT, Pair, make_pair, make_pairs
 from trainables.data.photographs import Photograph, PhotographFolder, Split, load_photographs
+from trainables.data.print_settings import NO_PRINT, PrintSettings
 from trainables.errors import InputError
 
+Simulator = Literal["super_resolution", "print_to_camera"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 SETTINGS = PairSettings(train_pairs=24, validation_pairs=24, degradation=MILD)
 
 
@@ -168,6 +174,34 @@ def test_training_crops_lie_where_the_name_says() -> None:
         mirrored += not np.array_equal(pair.target, expected)
         assert np.array_equal(pair.target, expected) or np.array_equal(pair.target, expected[:, ::-1])
     assert 6 <= mirrored <= 24
+
+
+def test_the_simulator_that_the_settings_name_degrades() -> None:
+    scenes = [_scene(1, 90, 110), _scene(2, 80, 64)]
+    base = PairSettings(scale=1, train_pairs=4, validation_pairs=2, validation_size=64, degradation=MILD)
+    other: dict[str, Any] = {"degradation": DegradationSettings(), "print": PrintSettings(exposure=(1.0, 1.0))}
+    reads: dict[Simulator, str] = {"super_resolution": "degradation", "print_to_camera": "print"}
+
+    def pairs(settings: PairSettings) -> list[Pair]:
+        return [pair for split in SPLITS for pair in make_pairs(scenes, settings, split, 0)]
+
+    made = {simulator: pairs(replace(base, simulator=simulator)) for simulator in reads}
+    for one, two in zip(*made.values(), strict=True):
+        assert one.name == two.name and np.array_equal(one.target, two.target)
+        assert one.degraded.shape == two.degraded.shape == (64, 64, 3)
+        assert not np.array_equal(one.degraded, two.degraded)
+    for simulator, field in reads.items():
+        for changed, value in other.items():
+            again = pairs(replace(base, simulator=simulator, **{changed: value}))
+            same = [np.array_equal(a.degraded, b.degraded) for a, b in zip(made[simulator], again, strict=True)]
+            assert same == [changed != field] * 6
+
+
+def test_simulated_prints_lie_on_their_targets() -> None:
+    """With everything switched off the margin and the mirroring cancel to the pixel."""
+    settings = PairSettings(scale=1, train_pairs=20, simulator="print_to_camera", print=NO_PRINT, colour_swap_prob=0.5)
+    for pair in make_pairs([_scene(1, 90, 110), _scene(2, 64, 64)], settings, "train", 0):
+        assert np.array_equal(pair.degraded, pair.target) and pair.degraded is not pair.target
 
 
 def test_a_broken_photograph_gives_its_turn_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ Columns of a training batch, each (B, ...) float32:
 | `target`, `degraded` | images in [-1, 1], (3, S, S) and (3, S/scale, S/scale) |
 | `latent`, `latent_degraded` | unquantised autoencoder latents of the target and of the upsampled degraded image |
 | `prior`, `taught` | x_T of one noise draw, and the teacher's deterministic x_0 from it |
+| `restored` | the latent that the finished first stage restores from one noise draw |
 | `noise` | the draw's noise, which `prior` was made with |
-| `fresh_noise`, `uniform` | standard normal latents and a number in [0, 1), new in every step |
+| `jump_noise` | as `fresh_noise`, apart from it |
+| `fresh_noise`, `uniform` | normal noise of the shape of a latent or an image; a number in [0, 1); new every step |
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.prepare import Prepared, pair_noise
+from trainables.data.prepare import DRAWN, Prepared, pair_noise, validation_noise
 from trainables.data.tensors import to_tensor
 from trainables.errors import InputError
 from trainables.settings import TrialSettings
 
-_ORDER, _FRESH = 11, 13  # streams of the seed, apart from those of the pairs
+_ORDER, _FRESH, _JUMP = 11, 13, 17  # streams of the seed, apart from those of the pairs
 
 
 class TrainingBatches:
@@ -55,6 +57,7 @@ class TrainingBatches:
             )
         self._prepared, self._settings, self._columns, self._device = prepared, settings, columns, device
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._draws = settings.first_stage.draws if "restored" in columns else settings.sinsr.draws
         self._orders: dict[int, np.ndarray] = {}
 
     def __call__(self, step: int) -> dict[str, Tensor]:
@@ -64,7 +67,7 @@ class TrainingBatches:
         epochs, places = np.divmod(positions, self._prepared.train_rows)
         rows = np.array([self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)])
         # Every pass over the pairs uses another of a pair's draws, and neighbours use different ones.
-        draws = (epochs + rows) % self._settings.sinsr.draws
+        draws = (epochs + rows) % self._draws
         return {name: self._column(name, rows, draws, positions, seed) for name in sorted(self._columns)}
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -76,26 +79,34 @@ class TrainingBatches:
 
     def _column(self, name: str, rows: np.ndarray, draws: np.ndarray, positions: np.ndarray, seed: int) -> Tensor:
         if name in ("fresh_noise", "uniform"):
-            shape = self._prepared.latent_shape
+            shape = self._prepared.train_noise
             generators = (np.random.default_rng([seed, _FRESH, int(p)]) for p in positions)
             # Both come from one stream: the number first, so that it does not depend on the latent's size.
             drawn = [(g.random(dtype=np.float32), g.standard_normal(shape, np.float32)) for g in generators]
             values = np.stack([number if name == "uniform" else noise for number, noise in drawn])
+        elif name == "jump_noise":
+            generators = (np.random.default_rng([seed, _JUMP, int(p)]) for p in positions)
+            values = np.stack([g.standard_normal(self._prepared.train_noise, np.float32) for g in generators])
         elif name == "noise":
-            data_seed, shape = self._settings.data.seed, self._prepared.latent_shape
+            data_seed, shape = self._settings.data.seed, self._prepared.train_noise
             values = np.stack([pair_noise(data_seed, int(r), int(d), shape) for r, d in zip(rows, draws, strict=True)])
         else:
             store = self._prepared.train(name)
-            values = store.rows(name, rows, draws if name in ("prior", "taught") else None)
+            values = store.rows(name, rows, draws if name in DRAWN else None)
         return to_tensor(values, self._device)
 
 
-def validation_batches(prepared: Prepared, size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """All validation pairs in order: target, degraded, latent_degraded and the fixed noise, as above."""
+def validation_batches(
+    prepared: Prepared, size: int, device: torch.device, draw: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """All validation pairs in order: `target`, `degraded`, the `noise` of one draw and, where the method has latents,
+    `latent_degraded`, as above."""
+    columns = ["target", "degraded", *(["latent_degraded"] if "latents" in prepared.validation_stores else [])]
     rows = np.arange(prepared.validation_rows)
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        yield {
-            name: to_tensor(prepared.validation(name).rows(name, chosen), device)
-            for name in ("target", "degraded", "latent_degraded", "noise")
-        }
+        batch = {name: prepared.validation(name).rows(name, chosen) for name in columns}
+        batch["noise"] = np.stack([validation_noise(int(row), draw, prepared.validation_noise) for row in chosen])
+        # What the noise that a stochastic sampler adds in every step is a function of.
+        keys = torch.tensor([[int(row), draw] for row in chosen])
+        yield {name: to_tensor(values, device) for name, values in batch.items()} | {"noise_key": keys}

@@ -7,13 +7,9 @@ from ResShift and Real-ESRGAN (Wang et al., ICCVW 2021).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from trainables.errors import InputError
-
-PAIRS_VERSION = 1  # part of what determines prepared pairs: raise it when the same settings give other pixels
 
 Range = tuple[float, float]
 
@@ -170,53 +166,3 @@ MILD = DegradationSettings(
     jpeg_range2=(70.0, 95.0),
     final_sinc_prob=0.2,
 )
-
-
-@dataclass(frozen=True)
-class PairSettings:
-    """How many pairs of which size, and how they are degraded.
-
-    Attributes:
-        image_size: side of the square training targets, pixels; a multiple of `scale`.
-        scale: target side / degraded side.
-        train_pairs, validation_pairs: how many of each.
-        validation_size: side of the square validation targets, pixels; a multiple of `scale`.
-        colour_swap_prob: share of training targets whose colour channels are exchanged at random; 0 as published.
-            For a few photographs of few hues.
-        degradation: `DegradationSettings`, or a mapping of its fields as a YAML file gives it.
-
-    Raises:
-        InputError: naming the field, its value and what is accepted.
-    """
-
-    image_size: int = 64
-    scale: int = 4
-    train_pairs: int = 512
-    validation_pairs: int = 24
-    validation_size: int = 128
-    colour_swap_prob: float = 0.0
-    degradation: DegradationSettings = field(default_factory=DegradationSettings)
-
-    def __post_init__(self) -> None:
-        whole = _is_integer(self.scale) and 1 <= self.scale <= 16
-        _require(whole, "scale", self.scale, "a whole number, 1 to 16")
-        for name in ("image_size", "validation_size"):
-            value = getattr(self, name)
-            fits = _is_integer(value) and value >= 4 * self.scale and value % self.scale == 0
-            _require(fits, name, value, f"a multiple of scale={self.scale}, at least {4 * self.scale}")
-        for name in ("train_pairs", "validation_pairs"):
-            value = getattr(self, name)
-            _require(_is_integer(value) and value >= 1, name, value, "a whole number, at least 1")
-        share = self.colour_swap_prob
-        _require(_is_number(share) and 0 <= share <= 1, "colour_swap_prob", share, "a probability from 0 to 1")
-        if isinstance(self.degradation, Mapping):
-            object.__setattr__(self, "degradation", _from_mapping(self.degradation))
-        known = isinstance(self.degradation, DegradationSettings)
-        _require(known, "degradation", self.degradation, "DegradationSettings or a mapping of its fields")
-
-
-def _from_mapping(values: Mapping[str, Any]) -> DegradationSettings:
-    known = [spec.name for spec in fields(DegradationSettings)]
-    for name, value in values.items():
-        _require(name in known, f"degradation.{name}", value, f"one of {', '.join(known)}")
-    return DegradationSettings(**values)

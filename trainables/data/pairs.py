@@ -1,4 +1,7 @@
-"""Pairs of a target and its degraded version, each a function of its own number: none needs another."""
+"""Pairs of a target and its degraded version, each a function of its own number: none needs another.
+
+The degraded version is simulated from the target, or comes with it where the photographs are already paired.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from trainables.data.degradation import degrade
-from trainables.data.degradation_settings import PairSettings
+from trainables.data.pair_settings import PairSettings
+from trainables.data.paired_folders import MatchedPhotograph, PairFolder
 from trainables.data.photographs import Photograph, PhotographFolder, Split
 from trainables.errors import InputError
 
@@ -20,6 +24,8 @@ MARGIN = 6  # degraded pixels kept around a crop while it is degraded, then cut 
 FLAT = 6.0  # a crop whose green channel deviates by fewer levels of 255 is nearly flat
 TRIES = 4  # positions looked at for one that is not; the most detailed is kept
 MIN_DOWNSCALE = 0.5
+
+Photographs = Sequence[Photograph] | PairFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +47,13 @@ class _Crop:
     shrink: float = 1.0
 
 
-def make_pairs(photographs: Sequence[Photograph], settings: PairSettings, split: Split, seed: int) -> Iterator[Pair]:
+def make_pairs(photographs: Photographs, settings: PairSettings, split: Split, seed: int) -> Iterator[Pair]:
     """All pairs of a split, in order: `make_pair` for every index. See there."""
     count = settings.train_pairs if split == "train" else settings.validation_pairs
     return (make_pair(photographs, settings, split, seed, index) for index in range(count))
 
 
-def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: Split, seed: int, index: int) -> Pair:
+def make_pair(photographs: Photographs, settings: PairSettings, split: Split, seed: int, index: int) -> Pair:
     """Pair `index` of a split, the same whichever pairs were made before, in whichever process.
 
     Training: the photographs take turns in an order shuffled for every round, so each is used equally often
@@ -55,6 +61,11 @@ def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: 
     placed at random, up to four times while it is nearly flat; half are mirrored. The degradation sees a
     margin around the crop, of varying width so that JPEG blocks fall differently, and the margin is cut off
     afterwards, as `crop_pad_size` does in the reference. Colour channels are exchanged in a share of the targets.
+
+    Photographs of a `PairFolder` are cropped, mirrored and their colours exchanged alike on both sides, at whole
+    pixels of the degraded one. They are neither degraded, which needs no margin then, nor shrunk: shrinking averages
+    noise away, sharpens blur and moves a halftone's frequency, and the network would learn to undo another degradation
+    than it validates on and will meet.
 
     Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left), shared out evenly
     over the photographs, each from a grid over its photograph, of which the crops with most detail are taken.
@@ -75,27 +86,50 @@ def make_pair(photographs: Sequence[Photograph], settings: PairSettings, split: 
     if not photographs:
         raise InputError(f"{split} pairs need photographs: none were given")
 
+    step = _step(photographs, settings)
     if split == "validation":
-        photograph, crop = _validation_crop(photographs, settings, index)
+        photograph, crop = _validation_crop(photographs, settings, index, step)
         name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
         rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
     else:
         rng = np.random.default_rng([seed, 0, index])
         photograph = _training_photograph(photographs, seed, index)
-        crop = _random_crop(photograph, settings.image_size, rng)
+        crop = _random_crop(photograph, settings.image_size, step, rng)
         name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
 
-    target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
+    top = bottom = left = right = 0
+    if isinstance(photograph, MatchedPhotograph):
+        sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
+    else:
+        target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
+        sides = [target]
     if split == "train" and rng.random() < 0.5:
-        target, left, right = target[:, ::-1], right, left
+        sides, left, right = [side[:, ::-1] for side in sides], right, left
     # Draws nothing when off, so that it moves no other random choice.
     if split == "train" and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
-        target = target[..., rng.permutation(3)]
-    degraded = degrade(target, settings.degradation, rng, settings.scale)
+        channels = rng.permutation(3)
+        sides = [side[..., channels] for side in sides]
+    if len(sides) == 1:
+        sides.append(_simulated(sides[0], settings, rng))
+    target, degraded = sides
     return Pair(name, _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right))
 
 
-def _training_photograph(photographs: Sequence[Photograph], seed: int, index: int) -> Photograph:
+def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
+    """`target` as `settings.simulator` degrades it: uint8, `settings.scale` times smaller."""
+    if settings.simulator == "print_to_camera":
+        from trainables.data.print_to_camera import print_to_camera
+
+        return print_to_camera(target, settings.print, rng)
+    return degrade(target, settings.degradation, rng, settings.scale)
+
+
+def _step(photographs: Photographs, settings: PairSettings) -> int:
+    """What a crop's top and left are multiples of: matched crops start at a whole pixel on both sides."""
+    return settings.scale if isinstance(photographs, PairFolder) else 1
+
+
+def _training_photograph(photographs: Photographs, seed: int, index: int) -> Photograph | MatchedPhotograph:
     """The photograph whose turn it is; one that turns out broken gives its turn to the next that is not."""
     turn, place = divmod(index, len(photographs))
     order = _shuffled(len(photographs), seed, turn)
@@ -114,16 +148,18 @@ def _shuffled(count: int, seed: int, turn: int) -> list[int]:
     return np.random.default_rng([seed, 1, turn]).permutation(count).tolist()
 
 
-def _random_crop(photograph: Photograph, size: int, rng: np.random.Generator) -> _Crop:
+def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: int, rng: np.random.Generator) -> _Crop:
     height, width = photograph.pixels.shape[:2]
     short = min(height, width)
     if short < size:
         raise InputError(f"{photograph.name}: {width} x {height} does not hold image_size={size}: leave it out")
-    shrink = rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
+    matched = isinstance(photograph, MatchedPhotograph)
+    shrink = 1.0 if matched else rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
     best, most = None, -1.0
     for _ in range(TRIES):
-        top = int(rng.integers(max(0, int(height * shrink) - size) + 1))
-        left = int(rng.integers(max(0, int(width * shrink) - size) + 1))
+        top, left = (
+            step * int(rng.integers(max(0, int(side * shrink) - size) // step + 1)) for side in (height, width)
+        )
         crop = _Crop(top, left, size, shrink)
         detail = _detail(photograph.pixels, crop)
         if detail > most:
@@ -139,6 +175,12 @@ def _detail(pixels: np.ndarray, crop: _Crop) -> float:
     top, left = round(crop.top / crop.shrink), round(crop.left / crop.shrink)
     side = round(crop.size / crop.shrink)
     return float(pixels[top : top + side : 2, left : left + side : 2, 1].std())
+
+
+def _square(pixels: np.ndarray, crop: _Crop, scale: int = 1) -> np.ndarray:
+    """The pixels of `crop`, which is not shrunk, on a side `scale` times smaller than the one it was chosen on."""
+    top, left, size = crop.top // scale, crop.left // scale, crop.size // scale
+    return pixels[top : top + size, left : left + size]
 
 
 def _with_margin(
@@ -169,42 +211,45 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
     return image[top * scale : height - bottom * scale, left * scale : width - right * scale].copy()
 
 
-def check_validation_crops(photographs: PhotographFolder, settings: PairSettings) -> None:
+def check_validation_crops(photographs: PhotographFolder | PairFolder, settings: PairSettings) -> None:
     """Refuses photographs that hold too few crops, without decoding any.
 
     Raises:
         InputError: see `make_pair`.
     """
-    _shares(tuple(photographs.sizes), settings.validation_size, settings.validation_pairs)
+    step = _step(photographs, settings)
+    _shares(tuple(photographs.sizes), settings.validation_size, settings.validation_pairs, step)
 
 
-def _validation_crop(photographs: Sequence[Photograph], settings: PairSettings, index: int) -> tuple[Photograph, _Crop]:
+def _validation_crop(
+    photographs: Photographs, settings: PairSettings, index: int, step: int
+) -> tuple[Photograph | MatchedPhotograph, _Crop]:
     """Crop `index`: photographs in order, and within one the grid from top left to bottom right."""
     size = settings.validation_size
-    if isinstance(photographs, PhotographFolder):
+    if isinstance(photographs, PhotographFolder | PairFolder):
         sizes = photographs.sizes
     else:
         sizes = [(p.pixels.shape[0], p.pixels.shape[1]) for p in photographs]
-    shares, overlap = _shares(tuple(sizes), size, settings.validation_pairs)
+    shares, overlap = _shares(tuple(sizes), size, settings.validation_pairs, step)
     which = 0
     while index >= shares[which]:
         index -= shares[which]
         which += 1
     photograph = photographs[which]
-    grid = [_Crop(top, left, size) for top, left in _grid(sizes[which], size, overlap)]
+    grid = [_Crop(top, left, size) for top, left in _grid(sizes[which], size, overlap, step)]
     detail = [_detail(photograph.pixels, crop) for crop in grid]
     taken = sorted(sorted(range(len(grid)), key=lambda cell: -detail[cell])[: shares[which]])
     return photograph, grid[taken[index]]
 
 
 @functools.lru_cache(maxsize=8)
-def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int) -> tuple[list[int], bool]:
+def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int, step: int) -> tuple[list[int], bool]:
     """How many crops each photograph gives, and whether crops have to overlap (by half) for it.
 
     With more photographs than crops, the crops come from photographs spread evenly over the list.
     """
     for overlap in (False, True):
-        room = [len(_grid(shape, size, overlap)) for shape in sizes]
+        room = [len(_grid(shape, size, overlap, step)) for shape in sizes]
         if sum(room) >= count:
             break
     else:
@@ -224,13 +269,17 @@ def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int) -> tuple[
     return shares, overlap
 
 
-def _grid(shape: tuple[int, int], size: int, overlap: bool) -> list[tuple[int, int]]:
-    """(top, left) of crops spread over a photograph: side by side, or overlapping by at most half."""
+def _grid(shape: tuple[int, int], size: int, overlap: bool, step: int) -> list[tuple[int, int]]:
+    """(top, left) of crops spread over a photograph: side by side, or overlapping by at most half.
+
+    They are multiples of `step`, as `size` and the sides of `shape` are.
+    """
 
     def starts(side: int) -> list[int]:
         if side < size:
             return []
         many = 1 + (side - size) // (size // 2 if overlap else size)
-        return [round(at) for at in np.linspace(0, side - size, many)] if many > 1 else [(side - size) // 2]
+        ends = np.linspace(0, side - size, many) if many > 1 else [(side - size) // (2 * step) * step]
+        return [step * round(at / step) for at in ends]
 
     return [(top, left) for top in starts(shape[0]) for left in starts(shape[1])]

@@ -32,6 +32,7 @@ MAX_PIXELS = 150_000_000  # a larger image is refused: 150 megapixels are 450 MB
 CACHE_BYTES = 256 * 2**20
 VALIDATION_SHARE = 0.1
 FULLY_CHECKED = 200  # folders up to this many files are decoded at the door and fingerprinted by content
+PAIRED_FOLDERS = (("input", "target"), ("captured", "original"))  # degraded, target; in any case
 
 # File, split and the box to keep, (left, top, right, bottom). The two motorcycle pictures are a stereo pair
 # of one scene, so both train. The retina is a disc on black, 1411 px wide: the 960 px square inside the disc
@@ -58,7 +59,7 @@ class Photograph:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """Where a photograph lies; `size` is (height, width) as shown, so after EXIF orientation and `box`."""
 
     name: str
@@ -75,7 +76,7 @@ class PhotographFolder(Sequence[Photograph]):
         skipped: name -> reason for every file that was left out; `read` adds those it finds broken.
     """
 
-    def __init__(self, entries: Iterable[_Entry], skipped: dict[str, str] | None = None) -> None:
+    def __init__(self, entries: Iterable[Entry], skipped: dict[str, str] | None = None) -> None:
         self._entries = list(entries)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self.skipped = dict(skipped or {})
@@ -142,23 +143,10 @@ def load_photographs(source: str, split: Split, min_size: int = 1) -> Photograph
     if source == SAMPLE:
         entries, skipped, label = _sample_entries(split), dict[str, str](), "the sample"
     else:
-        root = _existing_folder(source)
-        entries, skipped = _scan(root)
-        entries, label = _part(entries, split, root, skipped), f"{root}"
-
-    large = [entry for entry in entries if min(entry.size) >= min_size]
-    if not large:
-        biggest = max(entries, key=lambda entry: min(entry.size))
-        raise InputError(
-            f"{label}: every {split} image is smaller than the {min_size} px needed; the largest is "
-            f"{biggest.name} ({biggest.size[1]} x {biggest.size[0]}): give larger images or a smaller crop"
-        )
-    for entry in entries:
-        if min(entry.size) < min_size:
-            skipped[entry.name] = f"{entry.size[1]} x {entry.size[0]}, smaller than {min_size} px"
-    if skipped:
-        warnings.warn(f"{label}: {len(skipped)} images skipped: {_listed(skipped)}", stacklevel=2)
-    return PhotographFolder(large, skipped)
+        root = existing_folder(source)
+        entries, skipped = scan(root, image_files(root))
+        entries, label = part_of(entries, split, root, skipped), f"{root}"
+    return PhotographFolder(large_enough(entries, split, label, min_size, skipped), skipped)
 
 
 def fingerprint(source: str) -> str:
@@ -166,7 +154,7 @@ def fingerprint(source: str) -> str:
 
     The sample and folders of up to 200 images are hashed by file content; larger folders by relative path,
     size and modification time, because reading terabytes to name a cache entry would cost more than the entry
-    saves.
+    saves. Of paired folders it is the two subfolders that count.
 
     Raises:
         InputError: as `load_photographs`, for the folder itself.
@@ -176,12 +164,37 @@ def fingerprint(source: str) -> str:
         for name, (file, split, box) in _SAMPLE_FILES.items():
             digest.update(f"{name} {split} {box} {_sha256(_sample_folder() / file)}\n".encode())
         return digest.hexdigest()
-    root = _existing_folder(source)
-    files = _image_files(root)
-    describe: Callable[[Path], str] = _sha256 if len(files) <= FULLY_CHECKED else _stamp
-    for name, path in files:
-        digest.update(f"{name}\0{describe(path)}\n".encode())
+    paired = paired_subfolders(source)
+    folders = {"": existing_folder(source)} if paired is None else {"degraded/": paired[0], "target/": paired[1]}
+    for side, folder in folders.items():
+        files = image_files(folder)
+        describe: Callable[[Path], str] = _sha256 if len(files) <= FULLY_CHECKED else _stamp
+        for name, path in files:
+            digest.update(f"{side}{name}\0{describe(path)}\n".encode())
     return digest.hexdigest()
+
+
+def paired_subfolders(source: str) -> tuple[Path, Path] | None:
+    """The subfolders with the degraded photographs and with their targets, or None where `source` has neither.
+
+    Raises:
+        InputError: no such folder, or its subfolders are half of a pair or more than one.
+    """
+    if source == SAMPLE:
+        return None
+    root = existing_folder(source)
+    sides = {side for names in PAIRED_FOLDERS for side in names}
+    found = sorted(path for path in root.iterdir() if path.name.lower() in sides and path.is_dir())
+    if not found:
+        return None
+    for names in PAIRED_FOLDERS:
+        if sorted(path.name.lower() for path in found) == sorted(names):
+            degraded, target = sorted(found, key=lambda path: names.index(path.name.lower()))
+            return degraded, target
+    raise InputError(
+        f"{root}: holds {' and '.join(f'{path.name}/' for path in found)}: give one pair of folders, "
+        f"{' or '.join(' with '.join(f'{name}/' for name in names) for names in PAIRED_FOLDERS)}"
+    )
 
 
 def _sample_folder() -> Path:
@@ -191,7 +204,7 @@ def _sample_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def _sample_entries(split: Split) -> list[_Entry]:
+def _sample_entries(split: Split) -> list[Entry]:
     entries = []
     for name, (file, part, box) in _SAMPLE_FILES.items():
         if part != split:
@@ -200,11 +213,11 @@ def _sample_entries(split: Split) -> list[_Entry]:
         if not path.is_file():
             raise InputError(f'source "sample": scikit-image\'s data folder lacks {file}: reinstall it')
         size = _shown_size(path) if box is None else (box[3] - box[1], box[2] - box[0])
-        entries.append(_Entry(name, path, size, box))
+        entries.append(Entry(name, path, size, box))
     return entries
 
 
-def _existing_folder(source: str) -> Path:
+def existing_folder(source: str) -> Path:
     accepted = '"sample" or a local folder of images'
     if not source:
         raise InputError.of("source", source, accepted)
@@ -220,8 +233,12 @@ def _existing_folder(source: str) -> Path:
     return root
 
 
-def _image_files(root: Path) -> list[tuple[str, Path]]:
-    """(relative posix path, path) of every image file below `root`, sorted."""
+def image_files(root: Path) -> list[tuple[str, Path]]:
+    """(relative posix path, path) of every image file below `root`, sorted.
+
+    Raises:
+        InputError: none, or a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}): a part of {root}") from error
@@ -238,9 +255,12 @@ def _image_files(root: Path) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _scan(root: Path) -> tuple[list[_Entry], dict[str, str]]:
-    """Usable images below `root`, and name -> reason for the others."""
-    files = _image_files(root)
+def scan(root: Path, files: Sequence[tuple[str, Path]]) -> tuple[list[Entry], dict[str, str]]:
+    """The usable ones of `files`, (name, path) below `root`, and name -> reason for the others.
+
+    Raises:
+        InputError: none is usable.
+    """
     decode_all = len(files) <= FULLY_CHECKED
 
     def look(path: Path) -> tuple[int, int] | str:
@@ -258,21 +278,46 @@ def _scan(root: Path) -> tuple[list[_Entry], dict[str, str]]:
             if isinstance(seen, str):
                 skipped[name] = seen
             else:
-                entries.append(_Entry(name, path, seen))
+                entries.append(Entry(name, path, seen))
     if not entries:
         raise InputError(f"{root}: none of its {len(files)} images can be read: {_listed(skipped)}")
     return entries, skipped
 
 
-def _part(entries: list[_Entry], split: Split, root: Path, skipped: dict[str, str]) -> list[_Entry]:
-    """The images of `split`, decided before sizes are compared: both splits must agree on it."""
+def part_of(entries: list[Entry], split: Split, root: Path, skipped: dict[str, str]) -> list[Entry]:
+    """The images of `split`, decided before sizes are compared: both splits must agree on it.
+
+    Raises:
+        InputError: too few images to split.
+    """
     if len(entries) < 2:
         left_out = f" (skipped: {_listed(skipped)})" if skipped else ""
-        raise InputError(f"{root}: 1 usable image cannot be split: give at least 2{left_out}")
+        raise InputError(f"{root}: {len(entries)} usable image cannot be split: give at least 2{left_out}")
     place = {entry.name: _place(entry.name) for entry in entries}
     lowest, highest = min(place, key=place.__getitem__), max(place, key=place.__getitem__)
     validating = {name for name, at in place.items() if at < VALIDATION_SHARE or name == lowest} - {highest}
     return [entry for entry in entries if (entry.name in validating) == (split == "validation")]
+
+
+def large_enough(entries: list[Entry], split: Split, label: str, min_size: int, skipped: dict[str, str]) -> list[Entry]:
+    """The images whose shorter side is `min_size` or more. Adds the others to `skipped` and warns of all in it.
+
+    Raises:
+        InputError: none is large enough.
+    """
+    large = [entry for entry in entries if min(entry.size) >= min_size]
+    if not large:
+        biggest = max(entries, key=lambda entry: min(entry.size))
+        raise InputError(
+            f"{label}: every {split} image is smaller than the {min_size} px needed; the largest is "
+            f"{biggest.name} ({biggest.size[1]} x {biggest.size[0]}): give larger images or a smaller crop"
+        )
+    for entry in entries:
+        if min(entry.size) < min_size:
+            skipped[entry.name] = f"{entry.size[1]} x {entry.size[0]}, smaller than {min_size} px"
+    if skipped:
+        warnings.warn(f"{label}: {len(skipped)} images skipped: {_listed(skipped)}", stacklevel=3)
+    return large
 
 
 def _place(name: str) -> float:

@@ -1,7 +1,9 @@
-"""What no hyperparameter changes, computed once per sweep: pairs, latents, the teacher's targets.
+"""What no hyperparameter changes, computed once per sweep: pairs, latents, what a teacher or first stage makes of them.
 
-Three stages, each its own store keyed by all that determined it, so that a change remakes only what follows it:
-pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (teacher, diffusion, noise draws).
+Each stage is its own store keyed by all that determined it, so that a change remakes only what follows it:
+
+    pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (ResShift teacher, noise draws)
+                                                                     -> restored (finished first stage, noise draws)
 """
 
 from __future__ import annotations
@@ -17,22 +19,34 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from trainables.data.degradation_settings import PAIRS_VERSION
+from trainables.data.pair_settings import PAIRS_VERSION
+from trainables.data.paired_folders import is_paired
 from trainables.data.pairs import Pair, make_pairs
-from trainables.data.photographs import Split, fingerprint, load_photographs
+from trainables.data.photographs import Split, fingerprint
+from trainables.data.source import load_source
 from trainables.data.store import Column, Store, store_path, write_store
 from trainables.data.tensors import to_tensor, upsample
+from trainables.first_stage import FirstStage, first_stage_key
+from trainables.latents import autoencoder_fingerprint, latent_shape, load_latents
+from trainables.registry import METHODS
 from trainables.settings import TrialSettings
+from trainables.weights import build_diffusion, load_teacher, teacher_path
+from trainables.weights import fingerprint as weights_fingerprint
 
 STAGE_OF = {
     "target": "pairs",
     "degraded": "pairs",
     "latent": "latents",
     "latent_degraded": "latents",
-    "noise": "latents",
     "prior": "targets",
     "taught": "targets",
+    "restored": "restored",
 }
+DRAWN = ("prior", "taught", "restored")
+"""Columns that hold several noise draws of each pair."""
+LATENTS_VERSION = (
+    2  # raise it when the same autoencoder and pairs give other latents, or what follows from them changes
+)
 _NOISE, _VALIDATION_NOISE = 7, 8  # streams of the data seed
 _PAIRS_AT_ONCE, _ROWS_AT_ONCE = 256, 32
 
@@ -45,17 +59,25 @@ def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarr
     return np.random.default_rng([seed, _NOISE, row, draw]).standard_normal(tuple(shape), np.float32)
 
 
+def validation_noise(row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
+    """The standard normal noise that validation pair `row` is restored with, float32; equal for all trials."""
+    stream = [_VALIDATION_NOISE, row] + ([draw] if draw else [])
+    return np.random.default_rng(stream).standard_normal(tuple(shape), np.float32)
+
+
 @dataclass
 class Prepared:
     """The stores a trial reads. Opens them on first use, so that it travels between processes as paths.
 
     Attributes:
         train_stores, validation_stores: stage -> folder.
+        train_noise, validation_noise: (C, H, W) of the noise for one pair: of a latent, or of an image.
     """
 
     train_stores: Mapping[str, str]
     validation_stores: Mapping[str, str]
-    latent_shape: tuple[int, int, int]
+    train_noise: tuple[int, int, int]
+    validation_noise: tuple[int, int, int]
     _open: dict[str, Store] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,38 +130,25 @@ class Stage:
 def plan(settings: TrialSettings, root: Path, columns: Collection[str]) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
     fingerprint them; makes nothing."""
-    from trainables.weights import autoencoder_path, teacher_path
-    from trainables.weights import fingerprint as weights_fingerprint
-
-    # Noise is stored for validation; in training it is drawn on the fly.
-    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF and column != "noise"} | {"pairs"}
+    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
+    latent = METHODS[settings.method].latents != ""
     source = fingerprint(settings.data.source)
-    autoencoder = weights_fingerprint(autoencoder_path(settings.autoencoder.weights))
     stages = []
     for split in ("train", "validation"):
         keys: dict[str, dict[str, Any]] = {"pairs": _pairs_key(settings, split, source)}
-        keys["latents"] = {**keys["pairs"], "autoencoder": autoencoder}
-        if split == "train" and "targets" in needed:
-            keys["targets"] = {
-                **keys["latents"],
-                "teacher": weights_fingerprint(teacher_path(settings.teacher.weights)),
-                "network": _plain(settings.network),
-                "diffusion": _plain(settings.diffusion),
-                "draws": settings.sinsr.draws,
+        if latent and (split == "validation" or needed & {"latents", "targets", "restored"}):
+            keys["latents"] = {
+                **keys["pairs"],
+                "latents": LATENTS_VERSION,
+                "autoencoder": autoencoder_fingerprint(settings),
             }
+        if split == "train" and "targets" in needed:
+            keys["targets"] = {**keys["latents"], **_targets_key(settings)}
+        if split == "train" and "restored" in needed:
+            keys["restored"] = {**keys["latents"], **first_stage_key(settings)}
         for name, key in keys.items():
-            if split == "validation" or name in needed or (name == "latents" and "targets" in needed):
-                kind = f"{name}-{split}"
-                stages.append(
-                    Stage(
-                        name,
-                        split,
-                        key,
-                        store_path(root, kind, key),
-                        _rows(settings, split),
-                        _columns(settings, name, split),
-                    )
-                )
+            path = store_path(root, f"{name}-{split}", key)
+            stages.append(Stage(name, split, key, path, _rows(settings, split), _columns(settings, name, split)))
     return stages
 
 
@@ -180,11 +189,12 @@ def prepare(
                     )
         made[stage.name, stage.split] = stage
         Store(stage.path, verify=settings.data.verify)
-    latent = settings.pairs.image_size // settings.autoencoder.factor
+    shape = latent_shape(settings)
     return Prepared(
         {stage.name: str(stage.path) for stage in stages if stage.split == "train"},
         {stage.name: str(stage.path) for stage in stages if stage.split == "validation"},
-        (3, latent, latent),
+        shape.of(settings.pairs.image_size),
+        shape.of(settings.pairs.validation_size),
     )
 
 
@@ -196,9 +206,21 @@ def _pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, 
         if split == "train"
         else ("validation_size", "validation_pairs")
     )
-    key = {name: pairs[name] for name in (*own, "scale", "degradation")}
+    key = {name: pairs[name] for name in (*own, "scale")}
+    if not is_paired(settings.data.source):
+        made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
+        key |= {made_by: pairs[made_by]}
     key |= {"version": PAIRS_VERSION, "source": source, "split": split}
     return key | ({"seed": settings.data.seed} if split == "train" else {})
+
+
+def _targets_key(settings: TrialSettings) -> dict[str, Any]:
+    return {
+        "teacher": weights_fingerprint(teacher_path(settings.teacher.weights)),
+        "network": _plain(settings.network),
+        "diffusion": _plain(settings.resshift),
+        "draws": settings.sinsr.draws,
+    }
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -212,13 +234,14 @@ def _rows(settings: TrialSettings, split: Split) -> int:
 def _columns(settings: TrialSettings, stage: str, split: Split) -> dict[str, Column]:
     pairs = settings.pairs
     size = pairs.image_size if split == "train" else pairs.validation_size
-    latent = (3, size // settings.autoencoder.factor, size // settings.autoencoder.factor)
     if stage == "pairs":
         degraded = size // pairs.scale
         return {"target": Column("uint8", (3, size, size)), "degraded": Column("uint8", (3, degraded, degraded))}
+    latent = latent_shape(settings).of(size)
     if stage == "latents":
-        columns = {"latent": Column("float32", latent), "latent_degraded": Column("float32", latent)}
-        return columns if split == "train" else {**columns, "noise": Column("float32", latent)}
+        return {"latent": Column("float32", latent), "latent_degraded": Column("float32", latent)}
+    if stage == "restored":
+        return {"restored": Column("float32", (settings.first_stage.draws, *latent))}
     draws = (settings.sinsr.draws, *latent)
     return {"prior": Column("float32", draws), "taught": Column("float32", draws)}
 
@@ -228,13 +251,16 @@ def _make(
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[str]]:
     if stage.name == "pairs":
         size = settings.pairs.image_size if stage.split == "train" else settings.pairs.validation_size
-        photographs = load_photographs(settings.data.source, stage.split, min_size=size)
+        photographs = load_source(settings.data.source, stage.split, size, settings.pairs.scale)
         names: list[str] = []
         return _pair_batches(make_pairs(photographs, settings.pairs, stage.split, settings.data.seed), names), names
     pairs_store = Store(made["pairs", stage.split].path)
     if stage.name == "latents":
-        return _latent_batches(pairs_store, settings, stage.split, device), pairs_store.names
-    return _target_batches(pairs_store, Store(made["latents", stage.split].path), settings, device), pairs_store.names
+        return _latent_batches(pairs_store, settings, device), pairs_store.names
+    latents = Store(made["latents", stage.split].path)
+    if stage.name == "restored":
+        return _restored_batches(latents, settings, device), pairs_store.names
+    return _target_batches(pairs_store, latents, settings, device), pairs_store.names
 
 
 def _pair_batches(pairs: Iterator[Pair], names: list[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -247,34 +273,22 @@ def _pair_batches(pairs: Iterator[Pair], names: list[str]) -> Iterator[dict[str,
 
 
 @torch.no_grad()
-def _latent_batches(
-    pairs: Store, settings: TrialSettings, split: Split, device: torch.device
-) -> Iterator[dict[str, np.ndarray]]:
-    from trainables.networks.autoencoder import encode
-    from trainables.weights import load_autoencoder
-
-    autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+def _latent_batches(pairs: Store, settings: TrialSettings, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
+    autoencoder = load_latents(settings, device)
     for rows in _parts(len(pairs)):
         degraded = upsample(to_tensor(pairs.rows("degraded", rows), device), settings.pairs.scale)
-        batch = {
-            "latent": encode(autoencoder, to_tensor(pairs.rows("target", rows), device)).cpu().numpy(),
-            "latent_degraded": encode(autoencoder, degraded).cpu().numpy(),
+        yield {
+            "latent": autoencoder.encode(to_tensor(pairs.rows("target", rows), device)).cpu().numpy(),
+            "latent_degraded": autoencoder.encode(degraded).cpu().numpy(),
         }
-        if split == "validation":
-            shape = batch["latent"].shape[1:]
-            generators = (np.random.default_rng([_VALIDATION_NOISE, int(row)]) for row in rows)
-            batch["noise"] = np.stack([g.standard_normal(shape, np.float32) for g in generators])
-        yield batch
 
 
 @torch.no_grad()
 def _target_batches(
     pairs: Store, latents: Store, settings: TrialSettings, device: torch.device
 ) -> Iterator[dict[str, np.ndarray]]:
-    from trainables.weights import build_diffusion, load_teacher
-
     teacher = load_teacher(settings.teacher.weights, settings.network, device)
-    diffusion = build_diffusion(settings.diffusion)
+    diffusion = build_diffusion(settings.resshift)
     seed, draws = settings.data.seed, settings.sinsr.draws
     shape = latents.columns["latent"].shape
     for rows in _parts(len(pairs)):
@@ -289,6 +303,19 @@ def _target_batches(
             "prior": torch.stack(prior, 1).cpu().numpy(),
             "taught": torch.stack(taught, 1).float().cpu().numpy(),
         }
+
+
+def _restored_batches(latents: Store, settings: TrialSettings, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
+    first_stage = FirstStage(settings, device)
+    seed, shape = settings.data.seed, latents.columns["latent"].shape
+    for rows in _parts(len(latents)):
+        x0, y = (to_tensor(latents.rows(name, rows), device) for name in ("latent", "latent_degraded"))
+        restored = []
+        for draw in range(settings.first_stage.draws):
+            noise = to_tensor(np.stack([pair_noise(seed, int(row), draw, shape) for row in rows]), device)
+            keys = [(seed, _NOISE, int(row), draw) for row in rows]
+            restored.append(first_stage(y, noise, keys, x0))
+        yield {"restored": torch.stack(restored, 1).float().cpu().numpy()}
 
 
 def _parts(rows: int) -> Iterator[np.ndarray]:

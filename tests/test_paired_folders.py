@@ -1,0 +1,399 @@
+"""Paired folders: which files are partners, how they are split, that both sides of a pair show the same place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.data import photographs as photographs_module
+from trainables.data.pair_settings import PairSettings
+from trainables.data.paired_folders import PairFolder, is_paired, load_pairs
+from trainables.data.pairs import FLAT, Pair, check_validation_crops, make_pair, make_pairs
+from trainables.data.photographs import Split, fingerprint, load_photographs
+from trainables.errors import InputError
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+SETTINGS = PairSettings(image_size=32, scale=1, train_pairs=40, validation_pairs=6, validation_size=24)
+LARGE = PairSettings(image_size=32, scale=4, train_pairs=40, validation_pairs=6, validation_size=24)
+
+
+def _picture(seed: int, height: int = 48, width: int = 60) -> np.ndarray:
+    """Coarse noise with fine noise on top: no two crops are alike."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 200, (4, 5, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip(smooth + rng.integers(0, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def _negative(target: np.ndarray) -> np.ndarray:
+    return 255 - target
+
+
+def _quarter(target: np.ndarray) -> np.ndarray:
+    """Every fourth pixel: tells where on the target a degraded crop was cut."""
+    return np.ascontiguousarray(target[::4, ::4])
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _folder(
+    root: Path,
+    numbers: Iterable[int],
+    degraded: Callable[[np.ndarray], np.ndarray] = _negative,
+    sides: tuple[str, str] = ("input", "target"),
+) -> Path:
+    for number in numbers:
+        name = f"{'ab'[number % 2]}/{number:03d}.png"
+        _save(root / sides[0] / name, degraded(_picture(number)))
+        _save(root / sides[1] / name, _picture(number))
+    return root
+
+
+def _load(root: Path, split: Split, scale: int = 1, min_size: int = 1) -> PairFolder:
+    return load_pairs(str(root), split, min_size, scale)
+
+
+def _both(root: Path, scale: int = 1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (degraded, target), of both splits."""
+    parts = [_load(root, split, scale) for split in SPLITS]
+    return {name: (degraded, target) for part in parts for name, degraded, target in part}
+
+
+def _digest(pairs: Iterable[Pair]) -> str:
+    whole = hashlib.sha256()
+    for pair in pairs:
+        whole.update(pair.name.encode() + pair.target.tobytes() + pair.degraded.tobytes())
+    return whole.hexdigest()
+
+
+@pytest.mark.parametrize("sides", [("input", "target"), ("captured", "original"), ("Input", "TARGET")])
+def test_partners_are_read_together(tmp_path: Path, sides: tuple[str, str]) -> None:
+    root = _folder(tmp_path, range(12), sides=sides)
+    assert is_paired(str(root))
+    found = _both(root)
+    assert sorted(found) == sorted(f"{'ab'[n % 2]}/{n:03d}" for n in range(12))
+    for number in range(12):
+        degraded, target = found[f"{'ab'[number % 2]}/{number:03d}"]
+        assert np.array_equal(target, _picture(number))
+        assert np.array_equal(degraded, 255 - target)
+    part = _load(root, "train")
+    assert part.sizes == [(48, 60)] * len(part)
+    assert part[0].target is part[0].target and part[-1].degraded is part[-1].degraded  # kept in memory
+    assert part[2:4].names == part.names[2:4] and part[2:4][0].degraded.tobytes() == part[2].degraded.tobytes()
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+def test_extensions_may_differ_and_folders_nest(tmp_path: Path) -> None:
+    for number, (one, other) in enumerate([("png", "bmp"), ("tif", "PNG"), ("jpg", "webp"), ("JPEG", "png")]):
+        _save(tmp_path / f"captured/x/y.z/{number}.v2.{one}", _picture(number))
+        _save(tmp_path / f"original/x/y.z/{number}.v2.{other}", _picture(number))
+    (tmp_path / "original" / "notes.txt").write_text("no partner, but no image either")
+    found = _both(tmp_path)
+    assert sorted(found) == [f"x/y.z/{number}.v2" for number in range(4)]
+    assert np.array_equal(*found["x/y.z/0.v2"]) and np.array_equal(*found["x/y.z/1.v2"])  # nothing lossy in these
+
+
+def test_plain_folders_and_the_sample_are_not_paired(tmp_path: Path) -> None:
+    _save(tmp_path / "plain" / "sub" / "a.png", _picture(0))
+    (tmp_path / "plain" / "target").write_text("a file, not a folder")
+    assert not is_paired("sample")
+    assert not is_paired(str(tmp_path / "plain"))
+    with pytest.raises(InputError, match=r"plain.*: give a folder with input/ and target/, or captured/ and original/"):
+        _load(tmp_path / "plain", "train")
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        is_paired(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("subfolders", "listed"),
+    [
+        (("target",), "target/"),
+        (("input",), "input/"),
+        (("captured", "target"), "captured/ and target/"),
+        (("input", "target", "original"), "input/ and original/ and target/"),
+        (("input", "target", "captured", "original"), "captured/ and input/ and original/ and target/"),
+        (("Input", "input", "target"), "Input/ and input/ and target/"),
+    ],
+)
+def test_half_a_pair_or_two_are_refused(tmp_path: Path, subfolders: tuple[str, ...], listed: str) -> None:
+    for name in subfolders:
+        _save(tmp_path / name / "a.png", _picture(0))
+        _save(tmp_path / name / "b.png", _picture(1))
+    message = f": holds {listed}: give one pair of folders, input/ with target/ or captured/ with original/"
+    calls: list[Callable[[], object]] = [
+        lambda: is_paired(str(tmp_path)),
+        lambda: fingerprint(str(tmp_path)),
+        lambda: _load(tmp_path, "train"),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_missing_partners_are_counted_and_named(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(12))
+    for number in (1, 3, 5, 7):
+        (root / "target" / "b" / f"{number:03d}.png").unlink()
+    (root / "input" / "a" / "002.png").unlink()
+    with pytest.raises(InputError) as caught:
+        _load(root, "train")
+    message = str(caught.value)
+    assert "4 of 11 images have no partner: input/b/001.png, input/b/003.png, input/b/005.png, ...;" in message
+    assert "1 of 8 images have no partner: target/a/002.png: give every image a partner of the same name" in message
+    assert "\n" not in message
+
+
+def test_names_that_differ_in_case_are_refused(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(4))
+    _save(root / "input" / "Sub" / "One.png", _picture(9))
+    _save(root / "target" / "sub" / "one.jpg", _picture(9))
+    with pytest.raises(InputError, match=r"input/Sub/One\.png and target/sub/one\.jpg differ in case"):
+        _load(root, "train")
+
+
+def test_two_files_for_one_side_are_refused(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(4))
+    _save(root / "target" / "a" / "000.jpg", _picture(0))
+    with pytest.raises(InputError, match=r"target/a/000\.jpg and 000\.png: two files for one side"):
+        _load(root, "train")
+
+
+def test_sizes_must_fit_the_scale(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "x4", range(4), _quarter)
+    assert len(_both(root, scale=4)) == 4
+    with pytest.raises(
+        InputError,
+        match=r"input/a/000\.png is 15 x 12 and target/a/000\.png 60 x 48: "
+        r"with pairs\.scale=1 its target must be 15 x 12",
+    ):
+        _load(root, "train", scale=1)
+    _save(root / "target" / "a" / "002.png", _picture(2, 48, 61))  # one pixel too wide
+    for split in SPLITS:
+        with pytest.raises(InputError, match=r"a/002\.png 61 x 48: .* its target must be 60 x 48"):
+            _load(root, split, scale=4)
+
+
+def test_sizes_are_compared_after_rotation(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    turned = np.ascontiguousarray(np.rot90(_picture(0)))
+    Image.fromarray(turned).save(root / "input" / "a" / "000.png", exif=exif)
+    degraded, target = _both(root)["a/000"]
+    assert np.array_equal(degraded, target)
+    Image.fromarray(turned).save(root / "input" / "a" / "000.png")
+    with pytest.raises(InputError, match=r"input/a/000\.png is 48 x 60 and target/a/000\.png 60 x 48"):
+        _load(root, "train")
+
+
+def test_16_bit_target(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(4))
+    ramp = np.linspace(0, 65535, 48 * 60).reshape(48, 60).astype(np.uint16)
+    _save(root / "target" / "a" / "000.png", ramp)
+    _save(root / "input" / "a" / "000.png", np.round(ramp / 257).astype(np.uint8))
+    degraded, target = _both(root)["a/000"]
+    assert target.shape == (48, 60, 3) and np.array_equal(degraded, target)
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_a_broken_side_leaves_its_pair_out(tmp_path: Path, side: str) -> None:
+    root = _folder(tmp_path, range(30))
+    held_out = _load(root, "validation").names
+    number = 2 if "a/002" not in held_out else 4
+    broken = root / side / "a" / f"{number:03d}.png"
+    broken.write_bytes(broken.read_bytes()[:600])
+    with pytest.warns(UserWarning, match=rf"1 images skipped: a/{number:03d} \({side}/a/{number:03d}\.png: .*trunc"):
+        train = _load(root, "train")
+    with pytest.warns(UserWarning, match="1 images skipped"):
+        assert _load(root, "validation").names == held_out
+    assert len(train) == 29 - len(held_out) and list(train.skipped) == [f"a/{number:03d}"]
+    assert all(np.array_equal(degraded, 255 - target) for _, degraded, target in train)  # still partners
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_large_folders_report_a_broken_side_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    monkeypatch.setattr(photographs_module, "FULLY_CHECKED", 2)
+    root = _folder(tmp_path, range(12))
+    broken = _load(root, "train").names[3]
+    path = root / side / f"{broken}.png"
+    path.write_bytes(path.read_bytes()[:600])
+    train = _load(root, "train")
+    assert broken in train.names and not train.skipped
+    with pytest.raises(InputError, match=rf"{side}/{broken}\.png: cannot be decoded .* replace or remove it"):
+        train[3]
+    assert list(train.skipped) == [broken]
+    used = {pair.name.split("@")[0] for pair in make_pairs(train, SETTINGS, "train", 0)}
+    assert used == set(train.names) - {broken}
+
+
+def test_small_targets_are_skipped(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(30))
+    small = _load(root, "train").names[:3]
+    for name in small:
+        for side in ("input", "target"):
+            _save(root / side / f"{name}.png", _picture(0, 30, 60))
+    with pytest.warns(UserWarning, match=r"3 images skipped: .*60 x 30, smaller than 32 px"):
+        train = _load(root, "train", min_size=32)
+    assert not set(small) & set(train.names)
+    assert all(np.array_equal(degraded, 255 - target) for _, degraded, target in train)
+    with pytest.raises(InputError, match="every validation image is smaller than the 64 px needed"):
+        _load(root, "validation", min_size=64)
+
+
+def test_one_pair_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 usable image cannot be split: give at least 2"):
+        _load(_folder(tmp_path, [0]), "train")
+
+
+def test_split_is_by_pair_and_stable_when_pairs_are_added(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(40))
+    before = {split: set(_load(root, split).names) for split in SPLITS}
+    assert not before["train"] & before["validation"] and 1 <= len(before["validation"]) <= 12
+    _folder(tmp_path, range(40, 70))
+    for number in range(10):  # other formats: the same pairs
+        (root / "target" / "ab"[number % 2] / f"{number:03d}.png").unlink()
+        _save(root / "target" / "ab"[number % 2] / f"{number:03d}.bmp", _picture(number))
+    for split in SPLITS:
+        assert before[split] <= set(_load(root, split).names)
+
+
+def test_pairs_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
+    one, two = _folder(tmp_path / "one", range(20)), _folder(tmp_path / "two", reversed(range(20)))
+    for split in SPLITS:
+        assert _load(one, split).names == _load(two, split).names == sorted(_load(one, split).names)
+        forward = list(make_pairs(_load(one, split), SETTINGS, split, 5))
+        again = _load(two, split)
+        backward = [make_pair(again, SETTINGS, split, 5, index) for index in reversed(range(len(forward)))][::-1]
+        assert _digest(forward) == _digest(backward)
+    seeds = [_digest(make_pairs(_load(one, "train"), SETTINGS, "train", seed)) for seed in (5, 6)]
+    assert seeds[0] != seeds[1]
+
+
+def test_both_sides_are_cropped_mirrored_and_recoloured_alike(tmp_path: Path) -> None:
+    train = _load(_folder(tmp_path, range(20)), "train")
+    whole = {name: target for name, _, target in train}
+    settings = PairSettings(image_size=32, scale=1, train_pairs=60, colour_swap_prob=0.5)
+    mirrored = recoloured = 0
+    for pair in make_pairs(train, settings, "train", 0):
+        assert pair.target.shape == pair.degraded.shape == (32, 32, 3)
+        assert pair.target.flags.c_contiguous and pair.degraded.flags.c_contiguous
+        assert np.array_equal(pair.degraded, 255 - pair.target)
+        name, place = pair.name.split("@")
+        top, left = map(int, place.removesuffix("/1.00").split(","))  # never shrunk
+        crop = whole[name][top : top + 32, left : left + 32].astype(int)
+        sums = crop.sum(axis=2), crop[:, ::-1].sum(axis=2)  # what no exchange of channels changes
+        flipped = not np.array_equal(pair.target.sum(axis=2, dtype=int), sums[0])
+        assert np.array_equal(pair.target.sum(axis=2, dtype=int), sums[flipped])
+        mirrored += flipped
+        recoloured += not np.array_equal(pair.target, crop[:, ::-1] if flipped else crop)
+    assert 18 <= mirrored <= 42 and 12 <= recoloured <= 38
+
+
+def test_super_resolution_pairs_start_at_whole_degraded_pixels(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(20), _quarter)
+    starts = set()
+    for pair in make_pairs(_load(root, "train", scale=4), LARGE, "train", 0):
+        assert pair.target.shape == (32, 32, 3) and pair.degraded.shape == (8, 8, 3)
+        # Mirrored, what was every fourth pixel from the left is every fourth from the right.
+        assert any(np.array_equal(pair.degraded, pair.target[::4, first::4]) for first in (0, 3))
+        starts.add(tuple(map(int, pair.name.split("@")[1].removesuffix("/1.00").split(","))))
+    assert len(starts) > 10 and all(top % 4 == left % 4 == 0 for top, left in starts)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_validation_crops_lie_where_the_name_says(tmp_path: Path, scale: int) -> None:
+    degraded = _negative if scale == 1 else _quarter
+    held_out = _load(_folder(tmp_path, range(30), degraded), "validation", scale)
+    whole = {name: target for name, _, target in held_out}
+    many = 9 * len(held_out)  # all of a grid of 3 x 3, whose middle column lies between degraded pixels
+    settings = PairSettings(image_size=32, scale=scale, validation_pairs=many, validation_size=16)
+    check_validation_crops(held_out, settings)
+    pairs = list(make_pairs(held_out, settings, "validation", 0))
+    assert len({pair.name for pair in pairs}) == many
+    for pair in pairs:
+        name, place = pair.name.split("@")
+        top, left = map(int, place.split(","))
+        assert np.array_equal(pair.target, whole[name][top : top + 16, left : left + 16])
+        assert np.array_equal(pair.degraded, degraded(pair.target))
+    assert _digest(pairs) == _digest(make_pairs(held_out, settings, "validation", 1))  # the seed plays no part
+    fewer = PairSettings(image_size=32, scale=scale, validation_pairs=many - 1, validation_size=16)
+    assert {p.name for p in make_pairs(held_out, fewer, "validation", 0)} < {p.name for p in pairs}
+
+
+def test_too_many_validation_crops_are_refused_at_the_door(tmp_path: Path) -> None:
+    held_out = _load(_folder(tmp_path, range(4), _quarter), "validation", scale=4)
+    settings = PairSettings(image_size=32, scale=4, validation_pairs=1000, validation_size=24)
+    with pytest.raises(InputError, match=r"validation_pairs=1000 .* crops of validation_size=24"):
+        check_validation_crops(held_out, settings)
+
+
+def test_training_crops_prefer_content(tmp_path: Path) -> None:
+    """The target decides, not the degraded side, which may be noise all over."""
+    for number in range(4):
+        target = np.full((160, 160, 3), 128, np.uint8)
+        target[:, 128:] = _picture(number, 160, 32)
+        _save(tmp_path / "target" / f"{number}.png", target)
+        _save(tmp_path / "input" / f"{number}.png", _picture(number + 9, 160, 160))
+    settings = PairSettings(image_size=32, scale=1, train_pairs=100)
+    pairs = list(make_pairs(_load(tmp_path, "train"), settings, "train", 0))
+    assert np.mean([pair.target[..., 1].std() >= FLAT for pair in pairs]) > 0.5  # a quarter by area
+
+
+@pytest.mark.parametrize("fully_checked", [0, 200])
+def test_fingerprint_covers_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
+    monkeypatch.setattr(photographs_module, "FULLY_CHECKED", fully_checked)
+    root = _folder(tmp_path, range(4))
+    seen = [fingerprint(str(root))]
+    _save(root / "preview.png", _picture(50))  # beside the pairs: not a part of them
+    assert fingerprint(str(root)) == seen[0]
+    for side in ("input", "target"):
+        _save(root / side / "a" / "000.png", _picture(99))
+        seen.append(fingerprint(str(root)))
+    (root / "input").rename(root / "kept")
+    (root / "target").rename(root / "input")
+    (root / "kept").rename(root / "target")
+    _save(root / "input" / "a" / "002.png", _picture(98))
+    seen.append(fingerprint(str(root)))
+    assert len(set(seen)) == 4
+
+
+def test_fingerprint_tells_pairs_from_photographs(tmp_path: Path) -> None:
+    for side, suffix in (("input", "bmp"), ("target", "png")):
+        _save(tmp_path / "paired" / side / f"a.{suffix}", _picture(0))
+        _save(tmp_path / "plain" / f"a.{suffix}", _picture(0))
+    assert fingerprint(str(tmp_path / "plain")) != fingerprint(str(tmp_path / "paired"))
+
+
+def test_fingerprint_tells_the_sides_apart(tmp_path: Path) -> None:
+    one = _folder(tmp_path / "one", range(4))
+    prints = fingerprint(str(one)), fingerprint(str(_folder(tmp_path / "two", range(4), sides=("target", "input"))))
+    assert prints[0] != prints[1]
+    assert prints[0] == fingerprint(str(_folder(tmp_path / "three", range(4), sides=("captured", "original"))))
+
+
+def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
+    elsewhere, root = _folder(tmp_path / "elsewhere", range(6)), tmp_path / "root"
+    root.mkdir()
+    for side in ("input", "target"):
+        (root / side).symlink_to(elsewhere / side)
+    assert len(_both(root)) == 6
+    before = fingerprint(str(root))
+    assert before == fingerprint(str(elsewhere))
+    _save(elsewhere / "target" / "a" / "000.png", _picture(99))
+    assert fingerprint(str(root)) != before
+
+
+def test_a_paired_target_is_an_ordinary_folder_of_photographs(tmp_path: Path) -> None:
+    """One side alone still serves as photographs, say for a simulator."""
+    root = _folder(tmp_path, range(6))
+    assert not is_paired(str(root / "target"))
+    assert len(load_photographs(str(root / "target"), "train")) >= 1

@@ -1,0 +1,60 @@
+"""Settings of the training and validation pairs, torch-free: how many, how large, made how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainables.data.degradation_settings import DegradationSettings
+from trainables.data.print_settings import PrintSettings
+from trainables.errors import InputError
+
+PAIRS_VERSION = 1  # part of what determines prepared pairs: raise it when the same settings give other pixels
+
+SMALLEST_PRINT = 16  # pixels a side that the print simulator needs
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How many pairs of which size, and how they are degraded.
+
+    Attributes:
+        image_size: side of the square training targets, pixels; a multiple of `scale`.
+        scale: target side / degraded side.
+        train_pairs, validation_pairs: how many of each.
+        validation_size: side of the square validation targets, pixels; a multiple of `scale`.
+        colour_swap_prob: share of training targets whose colour channels are exchanged at random; 0 as published.
+            For a few photographs of few hues.
+        simulator: what degrades photographs that come without a partner: "super_resolution" reads `degradation`,
+            "print_to_camera" reads `print`.
+    """
+
+    image_size: int = 64
+    scale: int = 4
+    train_pairs: int = 512
+    validation_pairs: int = 24
+    validation_size: int = 128
+    colour_swap_prob: float = 0.0
+    simulator: Literal["super_resolution", "print_to_camera"] = "super_resolution"
+    degradation: DegradationSettings = field(default_factory=DegradationSettings)
+    print: PrintSettings = field(default_factory=PrintSettings)
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.scale, int) and 1 <= self.scale <= 16
+        _require(whole, "scale", self.scale, "a whole number, 1 to 16")
+        for name in ("image_size", "validation_size"):
+            value = getattr(self, name)
+            least = max(4 * self.scale, SMALLEST_PRINT if self.simulator == "print_to_camera" else 0)
+            fits = isinstance(value, int) and value >= least and value % self.scale == 0
+            _require(fits, name, value, f"a multiple of scale={self.scale}, at least {least}")
+        for name in ("train_pairs", "validation_pairs"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, name, value, "a whole number, at least 1")
+        _require(0 <= self.colour_swap_prob <= 1, "colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1")
+        alike = self.simulator != "print_to_camera" or self.scale == 1
+        _require(alike, "scale", self.scale, "1: pairs.simulator=print_to_camera keeps the size")
+
+
+def _require(accepted: bool, name: str, value: object, expected: str) -> None:
+    if not accepted:
+        raise InputError(f"pairs.{name}={value}: expected {expected}")
