@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,10 @@ def benchmark_settings(name: str, batch: int, size: int, folder: Path) -> TrialS
         save_vq_f4(build_vq_f4(), folder / "autoencoder.safetensors")
     settings = override(trial, changes)
     save_weights(
-        folder / "teacher.safetensors", build_network(settings.network).state_dict(), "resshift", settings.network
+        folder / "teacher.safetensors",
+        build_network(settings.network).state_dict(),
+        "resshift",
+        asdict(settings.network),
     )
     return settings
 
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps = measure(trainers, given.repetitions)
     print(
         f"SinSR step, preset {given.preset}: batch {settings.training.batch_size}, {settings.pairs.image_size} px, "
-        f"network of {count_parameters(settings.network) / 1e6:.2f} M, teacher of {settings.diffusion.steps} steps, "
+        f"network of {count_parameters(settings.network) / 1e6:.2f} M, teacher of {settings.resshift.steps} steps, "
         f"{settings.training.precision}, {given.device}, {given.threads} thread(s), {given.repetitions} steps of each"
     )
     print(table(steps))

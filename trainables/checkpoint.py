@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from trainables.ema import ExponentialMovingAverage
 from trainables.errors import InputError
 from trainables.method import Method
 from trainables.settings import TrialSettings, flatten
 from trainables.validation import Validation
-from trainables.weights import save_weights
+from trainables.weights import describe, save_weights, unequal
 
 STATE, WEIGHTS, SETTINGS = "state.pt", "weights.safetensors", "settings.json"
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"
@@ -38,25 +39,54 @@ def write_checkpoint(
     validation: Validation,
 ) -> None:
     """Writes all files of a checkpoint into an existing folder. Costs about 16 bytes a trained parameter, and 4 more
-    for the weights alone; the rest is under a megabyte."""
+    for the weights alone; the rest is under a megabyte. What is frozen is not written."""
     state = {
         "method": method.settings.method,
         "step": step,
-        "networks": method.networks.state_dict(),
+        "networks": method.trained_state(),
         "ema": ema.state_dict(),
         "optimisation": optimisation,
         "rng": rng_state(),
     }
     torch.save(state, folder / STATE)
+    settings = method.settings
     with ema.applied():
-        (network,) = method.networks.values() if len(method.networks) == 1 else (method.networks,)
-        save_weights(
-            folder / WEIGHTS, network.state_dict(), method.settings.method, method.settings.network, step=str(step)
-        )
+        weights = {name.removeprefix(_prefix(method)): tensor for name, tensor in method.result().items()}
+        save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(step))
     (folder / SETTINGS).write_text(json.dumps(flatten(method.settings), indent=1))
     table = {"step": [step] * len(validation.images), "image": validation.images, **validation.per_image}
     pq.write_table(pa.table(table), folder / PER_IMAGE)
     Image.fromarray(validation.grid).save(folder / GRID)
+
+
+def load_finished(method: Method, folder: Path) -> None:
+    """Gives `method` the averaged weights of a finished trial.
+
+    Raises:
+        InputError: not such a folder, or one of another method or architecture.
+    """
+    path, settings = folder / WEIGHTS, method.settings
+    if not path.is_file():
+        raise InputError(f"checkpoint={folder}: has no {WEIGHTS}; expected a finished trial, such as a run's best/")
+    try:
+        kind, architecture = describe(path)
+        state = load_file(path)
+    except Exception as error:
+        raise InputError(f"checkpoint={path}: not readable ({type(error).__name__})") from None
+    if kind != settings.method:
+        raise InputError(f"checkpoint={path}: weights of {kind!r}; expected those of {settings.method!r}")
+    if difference := unequal(architecture, method.architecture(settings)):
+        raise InputError(f"checkpoint={path}: {difference}")
+    try:
+        method.load({f"{_prefix(method)}{name}": tensor for name, tensor in state.items()}, method.result())
+    except ValueError as error:
+        raise InputError(f"checkpoint={path}: {error}") from None
+
+
+def _prefix(method: Method) -> str:
+    """Weights of a single network are written under its own names, as other programs know them."""
+    restoring = [name for name in method.networks if name not in method.adversaries]
+    return f"{restoring[0]}." if len(restoring) == 1 else ""
 
 
 def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 | name | restores with |
 |---|---|
-| `bicubic` | bicubic upsampling of the degraded image |
-| `autoencoder` | the autoencoder's reconstruction of the target: the ceiling of every latent method |
+| `bicubic` | bicubic upsampling of the degraded image; the degraded image itself where it is as large as the target |
+| `autoencoder` | the reconstruction of the target by the method's autoencoder: the ceiling of every latent method |
 | `teacher_N` | the ResShift teacher, deterministically: N = 1 predicts once from the prior, N = steps runs the chain |
 """
 
@@ -17,12 +17,11 @@ from torch import Tensor
 from trainables.data.prepare import Prepared
 from trainables.data.tensors import upsample
 from trainables.errors import InputError
-from trainables.metrics import MetricSet
-from trainables.metrics.lpips import ensure_backbone
-from trainables.networks.autoencoder import decode, encode
+from trainables.latents import load_latents
+from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 from trainables.validation import Restore, Validation, validate
-from trainables.weights import build_diffusion, load_autoencoder, load_teacher
+from trainables.weights import build_diffusion, load_teacher
 
 
 def measure_controls(
@@ -39,9 +38,7 @@ def measure_controls(
         InputError: an unknown control.
     """
     device = torch.device(device)
-    if "val/lpips" in metric_names:
-        ensure_backbone()
-    metrics = MetricSet(metric_names, device)
+    metrics = build_metrics(metric_names, device)
     measured = {}
     for name in names:
         restore = _control(name, settings, device)
@@ -53,14 +50,14 @@ def measure_controls(
 def _control(name: str, settings: TrialSettings, device: torch.device) -> Restore:
     if name == "bicubic":
         return lambda batch: upsample(batch["degraded"], settings.pairs.scale) * 0.5 + 0.5
-    autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+    autoencoder = load_latents(settings, device)
 
     def to_image(latent: Tensor) -> Tensor:
-        return decode(autoencoder, latent) * 0.5 + 0.5
+        return autoencoder.decode(latent) * 0.5 + 0.5
 
     if name == "autoencoder":
-        return lambda batch: to_image(encode(autoencoder, batch["target"]))
-    diffusion = build_diffusion(settings.diffusion)
+        return lambda batch: to_image(autoencoder.encode(batch["target"]))
+    diffusion = build_diffusion(settings.resshift)
     if name not in ("teacher_1", f"teacher_{diffusion.steps}"):
         raise InputError(f"control {name!r}: expected bicubic, autoencoder, teacher_1 or teacher_{diffusion.steps}")
     teacher = load_teacher(settings.teacher.weights, settings.network, device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A setting, a path or a file that cannot be used.
@@ -17,3 +20,14 @@ class InputError(ValueError):
     def of(cls, name: str, value: object, accepted: str) -> InputError:
         """The error for one setting: `raise InputError.of("image_size", 30, "a multiple of scale=4")`."""
         return cls(f"{name}={value!r} is not accepted: give {accepted}")
+
+
+@contextmanager
+def blamed_on(setting: str) -> Iterator[None]:
+    """Within it a ValueError, from code that knows no settings, becomes an InputError about `setting`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{setting}: {error}") from None

@@ -24,7 +24,6 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 from trainables.checkpoint import STATE
 from trainables.data.prepare import prepare
 from trainables.loop import World, train
-from trainables.metrics.lpips import ensure_backbone
 from trainables.registry import method_class
 from trainables.reporting import Report, Reporter, TrialDiverged
 from trainables.settings import TrialSettings, override
@@ -165,8 +164,6 @@ def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) ->
     # The driver has compared contents; here a store that is there needs its size and schema to be right.
     unverified = override(job.settings, {"data.verify": False})
     prepared = prepare(unverified, Path(job.store), columns, world.device)
-    if "val/lpips" in job.metrics:
-        ensure_backbone()  # on a cluster, the driver has fetched it for its own machine only
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 

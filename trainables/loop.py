@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.build import build_method
 from trainables.checkpoint import read_state, set_rng_state, write_checkpoint
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
 from trainables.method import Batch, LossTerm, Method, Phase
-from trainables.metrics import MetricSet
-from trainables.registry import method_class
+from trainables.metrics import build_metrics
 from trainables.reporting import LossRow, Report, Reporter, TrialDiverged
 from trainables.settings import TrainingSettings, TrialSettings
 from trainables.validation import Validation, validate
@@ -47,8 +47,8 @@ class _Losses(nn.Module):
         self.networks = method.networks
         self._losses = method.losses
 
-    def forward(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
-        return self._losses(phase, batch)
+    def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        return self._losses(phase, batch, step)
 
 
 def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
@@ -70,12 +70,17 @@ class Trainer:
         training = settings.training
         torch.manual_seed(training.seed)
         self.settings, self.prepared, self.world = settings, prepared, world
-        self.method = method_class(settings.method)(settings, world.device)
+        self.method = build_method(settings, world.device)
         self.method.networks.train()
+        if training.channels_last:
+            self.method.networks.to(memory_format=torch.channels_last)
+        if training.compile:
+            for network in self.method.networks.values():
+                network.compile()
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
-        self.metrics = MetricSet(metric_names, device=str(world.device))
+        self.metrics = build_metrics(metric_names, world.device)
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
@@ -92,6 +97,7 @@ class Trainer:
         return torch.optim.AdamW(
             parameters,
             lr=self.settings.training.learning_rate,
+            betas=(self.settings.training.beta1, 0.999),
             weight_decay=self.settings.training.weight_decay,
             fused=True,
         )
@@ -103,7 +109,9 @@ class Trainer:
             TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
         """
         training = self.settings.training
-        while self.step < training.max_steps:
+        if 0 < training.max_steps <= self.step:
+            return  # it was ended when it was started again
+        while True:
             until = min(self.step + training.report_every, training.max_steps)
             # A last stretch shorter than half an interval joins the one before.
             if training.max_steps - until < training.report_every / 2:
@@ -122,10 +130,13 @@ class Trainer:
                     "train/validation_seconds": time.monotonic() - started,
                     "train/learning_rate": training.learning_rate * learning_rate_factor(training, self.step - 1),
                     "train/busy_seconds": trained + time.monotonic() - started,
+                    "train/parameters": float(self.method.parameters[0]),
                 }
             )
             row = Report(self.step, metrics, self.log.take())
             report(row, lambda folder, shown=validation: self._write(folder, shown))  # type: ignore[misc]
+            if self.step >= training.max_steps:
+                return
 
     def train_until(self, step: int) -> float:
         """Trains up to that step; returns the seconds it took."""
@@ -160,9 +171,11 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, LossTerm] = {}
         for part, last in _parts(batch, training.accumulate):
-            with self._synchronised(last):
+            with self._synchronised(last), self.method.only(phase):
                 with self._autocast():
-                    terms = self.losses(phase, part)
+                    terms = self.losses(phase, part, self.step)
+                if not terms:
+                    return {}
                 total = torch.stack([term.value.float() * term.weight for term in terms.values()]).sum()
                 self.scaler.scale(total / training.accumulate).backward()
             for name, term in terms.items():
@@ -185,9 +198,19 @@ class Trainer:
 
     def _validate(self) -> Validation:
         self.method.networks.eval()
-        size = self.settings.training.validation_batch
+        training = self.settings.training
+        # What trains restores from the same noise at every seed; of what does not, the noise is all a seed decides.
+        draw = 0 if training.max_steps else training.seed
         with self.ema.applied():
-            return validate(self._restore, self.prepared, self.metrics, size, self.world.device)
+            return validate(
+                self._restore,
+                self.prepared,
+                self.metrics,
+                training.validation_batch,
+                self.world.device,
+                draw,
+                training.stability_draws,
+            )
 
     def _restore(self, batch: Batch) -> Tensor:
         with self._autocast():
@@ -204,7 +227,7 @@ class Trainer:
         """Continues from a checkpoint of this trial, exactly."""
         state = read_state(folder, self.settings)
         self.step = state["step"]
-        self.method.networks.load_state_dict(state["networks"])
+        self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisation"]["optimisers"][name])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from trainables.data.degradation_settings import MILD, DegradationSettings, PairSettings
+from trainables.data.degradation_settings import MILD, DegradationSettings
+from trainables.data.pair_settings import PairSettings
+from trainables.data.print_settings import MILD_PRINT
 from trainables.errors import InputError
 from trainables.settings import (
+    SHIPPED,
     AutoencoderSettings,
+    BaseSettings,
     DataSettings,
+    LoRASettings,
     NetworkSettings,
+    PerceptualSettings,
     SinSRSettings,
     TeacherSettings,
     TrainingSettings,
@@ -24,12 +32,16 @@ class Preset:
     trial: the settings every trial starts from.
     trials: how many trials a sweep runs unless told otherwise.
     needs: settings that have no default and must be given, with what they are.
+    methods: method -> what its trials have different.
+    checkpoint: the finished trial that spaces which train nothing restore with, unless told otherwise.
     """
 
     purpose: str
     trial: TrialSettings
     trials: int
     needs: tuple[tuple[str, str], ...] = ()
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 _SAMPLE = TrialSettings(
@@ -62,11 +74,80 @@ _SAMPLE = TrialSettings(
     ),
 )
 
+# What the methods need different at this size: learning rates found by hand, networks of about the same cost a step.
+_SAMPLE_METHODS: dict[str, dict[str, Any]] = {
+    "pix2pix": {
+        "pix2pix.ngf": 24,
+        "pix2pix.downs": 6,
+        "discriminator.ndf": 16,
+        "discriminator.layers": 2,
+        "perceptual.weight": 0.0,
+        "training.beta1": 0.5,
+        "training.learning_rate": 1e-3,
+    },
+    "latent_diffusion": {
+        "lora.rank": 8,
+        "lora.alpha": 8.0,
+        "diffusion.inference_steps": 10,
+        "training.learning_rate": 3e-3,
+        "training.clip_gradient": 1.0,
+    },
+    "controlnet_diffusion": {
+        "controlnet.embedding_channels": (16, 32, 64),
+        "diffusion.inference_steps": 10,
+        "training.learning_rate": 1e-3,
+        "training.clip_gradient": 1.0,
+    },
+    "pixel_diffusion": {
+        "pixel.channels": (32, 64, 96),
+        "pixel.layers": 1,
+        "pixel.attention_levels": 1,
+        "pixel.norm_groups": 8,
+        "diffusion.inference_steps": 10,
+        "training.learning_rate": 1e-3,
+        "training.clip_gradient": 1.0,
+    },
+    "stablesr_cfw": {
+        "cfw.growth": 8,
+        "cfw.colour": "none",
+        "discriminator.ndf": 16,
+        "discriminator.layers": 2,
+        "cfw.adversarial_start": 60,
+        "perceptual.weight": 1.0,
+        "training.learning_rate": 5e-4,
+    },
+    "ccsr": {
+        "ccsr.steps": 15,
+        "discriminator.ndf": 16,
+        "discriminator.layers": 2,
+        "ccsr.adversarial_start": 60,
+        "perceptual.weight": 1.0,
+        "training.learning_rate": 2e-4,
+    },
+}
+
 _OFFICIAL_AUTOENCODER = AutoencoderSettings("weights/autoencoder_vq_f4.pth")
 _OFFICIAL_TEACHER = TeacherSettings("weights/resshift_realsrx4_s15_v1.pth")
 
 PRESETS: dict[str, Preset] = {
-    "sample": Preset("laptop CPU, the photographs of scikit-image, about a minute a trial", _SAMPLE, trials=14),
+    "sample": Preset(
+        "laptop CPU, the photographs of scikit-image, about a minute a trial",
+        _SAMPLE,
+        trials=14,
+        methods=_SAMPLE_METHODS,
+        checkpoint=SHIPPED,
+    ),
+    "sample-print": Preset(
+        "as sample, with the photographs printed and photographed again instead of made small",
+        replace(
+            _SAMPLE,
+            method="latent_diffusion",
+            pairs=replace(_SAMPLE.pairs, scale=1, simulator="print_to_camera", print=MILD_PRINT),
+        ),
+        trials=14,
+        methods=_SAMPLE_METHODS,
+        checkpoint=SHIPPED,
+    ),
     "sinsr-stage1": Preset(
         "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps a trial",
         TrialSettings(
@@ -105,6 +186,50 @@ PRESETS: dict[str, Preset] = {
         ),
         trials=20,
         needs=(("data.source", "--data FOLDER with about 70,000 photographs"),),
+    ),
+    "print-to-camera": Preset(
+        "one GPU a trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps",
+        TrialSettings(
+            method="latent_diffusion",
+            data=DataSettings(source=""),
+            pairs=PairSettings(
+                image_size=512,
+                scale=1,
+                train_pairs=5000,
+                validation_pairs=100,
+                validation_size=512,
+                simulator="print_to_camera",
+            ),
+            base=BaseSettings("stabilityai/stable-diffusion-2"),
+            lora=LoRASettings(rank=32, alpha=32.0),
+            perceptual=PerceptualSettings(network="lpips"),
+            training=TrainingSettings(
+                max_steps=25_000,
+                batch_size=8,
+                learning_rate=1e-4,
+                warmup_steps=500,
+                clip_gradient=1.0,
+                reports=10,
+                precision="bf16",
+                gradient_checkpointing=True,
+            ),
+        ),
+        trials=20,
+        needs=(
+            ("data.source", "--data FOLDER of pairs (input/ and target/), or of photographs to simulate them from"),
+        ),
+        methods={
+            "pix2pix": {
+                "perceptual.weight": 10.0,
+                "training.beta1": 0.5,
+                "training.learning_rate": 2e-4,
+                "training.precision": "fp32",
+                "training.clip_gradient": 0.0,
+            },
+            "controlnet_diffusion": {"training.learning_rate": 1e-5},
+            "stablesr_cfw": {"training.learning_rate": 5e-5, "perceptual.weight": 1.0},
+            "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0},
+        },
     ),
 }
 

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from trainables.method import Method
 
-# One line a method: its name, and where its class is.
-METHODS: dict[str, str] = {
-    "resshift": "trainables.resshift:ResShift",
-    "sinsr": "trainables.sinsr:SinSR",
+Latents = Literal["", "vq", "kl"]
+COMMON = ("data", "pairs", "training")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: where its class is, the sections of settings it reads beside the common ones, and whose latents it
+    works in: VQ-f4's ("vq"), the base's ("kl") or none."""
+
+    path: str
+    latents: Latents
+    reads: tuple[str, ...]
+
+    @property
+    def sections(self) -> frozenset[str]:
+        return frozenset((*COMMON, *self.reads))
+
+
+_RESSHIFT = ("autoencoder", "network", "resshift")
+_DIFFUSION = ("diffusion", "ccsr", "perceptual")
+_DECODER = ("base", "first_stage", "discriminator", "perceptual")
+
+# One line a method.
+METHODS: dict[str, Entry] = {
+    "resshift": Entry("trainables.resshift:ResShift", "vq", _RESSHIFT),
+    "sinsr": Entry("trainables.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
+    "pix2pix": Entry("trainables.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual")),
+    "latent_diffusion": Entry(
+        "trainables.latent_diffusion:LatentDiffusion", "kl", ("base", *_DIFFUSION, "conv_in", "lora")
+    ),
+    "controlnet_diffusion": Entry(
+        "trainables.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
+    ),
+    "pixel_diffusion": Entry("trainables.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
+    "stablesr_cfw": Entry("trainables.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw")),
+    "ccsr": Entry("trainables.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),
 }
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a registered method."""
-    module, _, attribute = METHODS[name].partition(":")
+    module, _, attribute = METHODS[name].path.partition(":")
     found: type[Method] = getattr(importlib.import_module(module), attribute)
     return found

@@ -5,15 +5,16 @@ Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by R
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
-from trainables.networks.autoencoder import decode
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, build_network, load_autoencoder
+from trainables.weights import build_diffusion, build_network
 
 
 class ResShift(Method):
@@ -23,14 +24,19 @@ class ResShift(Method):
         super().__init__(settings, device)
         denoiser = build_network(settings.network, settings.training.gradient_checkpointing)
         self.networks = nn.ModuleDict({"denoiser": denoiser.to(device)})
-        self.diffusion = build_diffusion(settings.diffusion)
-        self.autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+        self.diffusion = build_diffusion(settings.resshift)
+        self.autoencoder = load_latents(settings, device)
+        self.size_multiple = settings.autoencoder.factor * denoiser.size_multiple
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         return frozenset({"degraded", "latent", "latent_degraded", "fresh_noise", "uniform"})
 
-    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        return asdict(settings.network)
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         denoiser, degraded = self.networks["denoiser"], batch["degraded"]
         t = (batch["uniform"] * self.diffusion.steps).long()
         mse = self.diffusion.training_loss(
@@ -47,4 +53,4 @@ class ResShift(Method):
         latent = self.diffusion.sample_ddim(
             lambda x, t: denoiser(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
         )
-        return decode(self.autoencoder, latent) * 0.5 + 0.5
+        return self.autoencoder.decode(latent) * 0.5 + 0.5

@@ -7,24 +7,18 @@ in one step, in both directions. The terms are in `trainables.diffusion.sinsr`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trainables.data.tensors import upsample
 from trainables.diffusion.sinsr import sinsr_terms
+from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
-from trainables.networks.autoencoder import decode, encode
 from trainables.settings import TrialSettings
-from trainables.weights import (
-    build_diffusion,
-    build_network,
-    load_autoencoder,
-    load_swin_unet,
-    load_teacher,
-    teacher_path,
-)
+from trainables.weights import build_diffusion, build_network, load_swin_unet, load_teacher, teacher_path
 
 
 class SinSR(Method):
@@ -37,8 +31,9 @@ class SinSR(Method):
             student, teacher_path(settings.teacher.weights), "teacher.weights", settings.network, kinds=("resshift",)
         )
         self.networks = nn.ModuleDict({"student": student.to(device)})
-        self.diffusion = build_diffusion(settings.diffusion)
-        self.autoencoder = load_autoencoder(settings.autoencoder.weights, device)
+        self.diffusion = build_diffusion(settings.resshift)
+        self.autoencoder = load_latents(settings, device)
+        self.size_multiple = settings.autoencoder.factor * student.size_multiple
         self.teacher = None
         if settings.sinsr.teaching == "online":
             self.teacher = load_teacher(settings.teacher.weights, settings.network, device)
@@ -50,7 +45,11 @@ class SinSR(Method):
             return frozenset({"target", "degraded", "noise"})
         return frozenset({"degraded", "latent", "prior", "taught"})
 
-    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        return asdict(settings.network)
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         if self.teacher is not None:
             batch = self._teach(batch)
         terms = sinsr_terms(
@@ -68,11 +67,11 @@ class SinSR(Method):
     def _teach(self, batch: Batch) -> Batch:
         """What the store would have held for this batch."""
         assert self.teacher is not None
-        y = encode(self.autoencoder, upsample(batch["degraded"], self.settings.pairs.scale))
+        y = self.autoencoder.encode(upsample(batch["degraded"], self.settings.pairs.scale))
         teacher, degraded = self.teacher, batch["degraded"]
         return {
             "degraded": degraded,
-            "latent": encode(self.autoencoder, batch["target"]),
+            "latent": self.autoencoder.encode(batch["target"]),
             "prior": self.diffusion.prior_sample(y, batch["noise"]),
             "taught": self.diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, batch["noise"]),
         }
@@ -82,4 +81,4 @@ class SinSR(Method):
         latent = self.diffusion.predict_from_prior(
             lambda x, t: student(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
         )
-        return decode(self.autoencoder, latent) * 0.5 + 0.5
+        return self.autoencoder.decode(latent) * 0.5 + 0.5

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared
 from trainables.metrics import MetricSet
+from trainables.metrics.stability import measure_stability
 
 GRID_IMAGES = 4
 
@@ -39,20 +40,36 @@ Restore = Callable[[dict[str, Tensor]], Tensor]
 
 
 @torch.no_grad()
-def validate(restore: Restore, prepared: Prepared, metrics: MetricSet, batch: int, device: torch.device) -> Validation:
-    """Measures `restore` over the whole validation set, in order."""
+def validate(
+    restore: Restore,
+    prepared: Prepared,
+    metrics: MetricSet,
+    batch: int,
+    device: torch.device,
+    draw: int = 0,
+    draws: int = 1,
+) -> Validation:
+    """Measures `restore` over the whole validation set, in order.
+
+    Args:
+        draw: which of the noises of every pair it restores from.
+        draws: with 2 or more, every pair is restored from so many noises, of which `draw` is the first and the one
+            that is measured; how far the restorations fall apart is measured as well.
+    """
     parts: list[dict[str, Tensor]] = []
     shown = set(np.linspace(0, prepared.validation_rows - 1, GRID_IMAGES).round().astype(int).tolist())
     rows: list[Tensor] = []
     seen = 0
-    for pairs in validation_batches(prepared, batch, device):
+    noises = (validation_batches(prepared, batch, device, draw + k) for k in range(draws))
+    for pairs, *others in zip(*noises, strict=True):
         target = pairs["target"] * 0.5 + 0.5
-        restored = restore(pairs).float().clamp(0, 1)
-        parts.append(metrics(restored, target))
+        restorations = torch.stack([restore(one).float().clamp(0, 1) for one in (pairs, *others)])
+        values = [metrics(restored, target) for restored in restorations]
+        parts.append(values[0] | (measure_stability(values, restorations) if others else {}))
         for k in range(len(target)):
             if seen + k in shown:
                 degraded = F.interpolate(pairs["degraded"][k : k + 1] * 0.5 + 0.5, target.shape[-2:], mode="nearest")
-                rows.append(torch.cat([degraded[0].clamp(0, 1), restored[k], target[k]], dim=2).cpu())
+                rows.append(torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2).cpu())
         seen += len(target)
     per_image = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
     grid = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()

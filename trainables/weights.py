@@ -23,11 +23,12 @@ from trainables.diffusion.resshift import ResShiftDiffusion
 from trainables.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
-from trainables.settings import SHIPPED, DiffusionSettings, NetworkSettings
+from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
 SHIPPED_TEACHER = ASSETS / "resshift_sample.safetensors"
+SHIPPED_FIRST_STAGE = ASSETS / "latent_diffusion_sample"
 SWIN_UNET_KINDS = ("resshift", "sinsr")
 
 
@@ -37,6 +38,23 @@ def autoencoder_path(weights: str) -> Path:
 
 def teacher_path(weights: str) -> Path:
     return _existing("teacher.weights", weights, SHIPPED_TEACHER)
+
+
+def first_stage_path(weights: str) -> Path:
+    """The folder of the finished `latent_diffusion` that decoders are trained on."""
+    return _existing("first_stage.weights", weights, SHIPPED_FIRST_STAGE)
+
+
+def shipped_checkpoint(method: str) -> Path:
+    """The finished trial of a method that ships with the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = ASSETS / f"{method}_sample"
+    if not path.is_dir():
+        raise InputError(f"checkpoint={SHIPPED}: none ships for the method {method}; give --checkpoint FOLDER")
+    return path
 
 
 def _existing(name: str, weights: str, shipped: Path) -> Path:
@@ -76,7 +94,7 @@ def count_parameters(settings: NetworkSettings) -> int:
         return sum(parameter.numel() for parameter in build_network(settings).parameters())
 
 
-def build_diffusion(settings: DiffusionSettings) -> ResShiftDiffusion:
+def build_diffusion(settings: ResShiftSettings) -> ResShiftDiffusion:
     return ResShiftDiffusion(**dataclasses.asdict(settings))
 
 
@@ -114,9 +132,8 @@ def load_swin_unet(
             kind, shape = describe(path)
             if kind not in kinds:
                 raise InputError(f"{name}={path}: weights of {kind!r}; expected those of {' or '.join(kinds)}")
-            expected = json.loads(json.dumps(dataclasses.asdict(settings)))
-            if shape != expected:
-                raise InputError(f"{name}={path}: {_difference(shape, expected)}")
+            if difference := unequal(shape, dataclasses.asdict(settings), "network."):
+                raise InputError(f"{name}={path}: {difference}")
             network.load_state_dict(load_file(path))
         else:
             network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -127,22 +144,29 @@ def load_swin_unet(
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:
-    """(kind, network shape) of one of our safetensors; ("unknown", {}) of somebody else's."""
+    """(kind, architecture) of one of our safetensors; ("unknown", {}) of somebody else's."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     return metadata.get("kind", "unknown"), json.loads(metadata.get("network", "{}"))
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], kind: str, network: NetworkSettings, **more: str) -> None:
-    """Safetensors with the description `load_swin_unet` reads back."""
-    metadata = {"format": "pt", "kind": kind, "network": json.dumps(dataclasses.asdict(network)), **more}
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], kind: str, architecture: Mapping[str, Any], **more: str
+) -> None:
+    """Safetensors with the description that `describe` reads back."""
+    metadata = {"format": "pt", "kind": kind, "network": json.dumps(architecture), **more}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)
 
 
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    unequal = [name for name in expected | found if found.get(name) != expected.get(name)]
-    parts = (f"network.{name} is {found.get(name)} there and {expected.get(name)} in the settings" for name in unequal)
-    return "another shape of network: " + "; ".join(parts)
+def unequal(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> str:
+    """What two architectures differ in, in words; empty if in nothing. `prefix` leads to the names as settings."""
+    expected = json.loads(json.dumps(expected))
+    parts = [
+        f"{prefix}{name} is {found.get(name)} there and {expected.get(name)} in the settings"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    return f"another shape of network: {'; '.join(parts)}" if parts else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,27 @@
+"""From settings to a method that is ready to train or to restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trainables.checkpoint import load_finished
+from trainables.method import Method
+from trainables.registry import method_class
+from trainables.settings import SHIPPED, TrialSettings
+from trainables.weights import shipped_checkpoint
+
+
+def build_method(settings: TrialSettings, device: torch.device) -> Method:
+    """The trial's method, with the weights of `settings.checkpoint` if there is one.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    method = method_class(settings.method)(settings, device)
+    if settings.checkpoint:
+        shipped = settings.checkpoint == SHIPPED
+        folder = shipped_checkpoint(settings.method) if shipped else Path(settings.checkpoint)
+        load_finished(method, folder)
+    return method

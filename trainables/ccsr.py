@@ -1,0 +1,41 @@
+"""CCSR: sampling between two timesteps only, and a decoder that is trained to add the detail that this leaves out.
+
+Sun et al., "Improving the Stability and Efficiency of Diffusion Models for Content Consistent Super-Resolution" (arXiv
+2401.00877). This is its second stage; the first one is a finished `latent_diffusion`, sampled by
+`trainables.diffusion.ccsr.sample_truncated`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.base_schedule import base_fingerprint
+from trainables.decoder_method import DecoderMethod
+from trainables.settings import TrialSettings
+
+
+class CCSR(DecoderMethod):
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.adversarial = settings.ccsr.adversarial, settings.ccsr.adversarial_start
+        self.last_layer = self.networks["decoder"].get_parameter("1.conv_out.weight")
+
+    def build_decoder(self) -> nn.Module:
+        into = self.vae.post_quant_conv if self.vae.post_quant_conv is not None else nn.Identity()
+        return copy.deepcopy(nn.Sequential(into, self.vae.decoder)).requires_grad_(True)
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        return frozenset({"target", "degraded", "restored"})
+
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        return {"base": base_fingerprint(settings, "vae")}
+
+    def decode(self, latents: Tensor, degraded: Tensor, strength: float) -> Tensor:
+        decoded: Tensor = self.networks["decoder"](latents / self.scaling)
+        return decoded

@@ -1,0 +1,98 @@
+"""What the methods share that train a decoder on the latents of a finished diffusion model.
+
+The terms are those of VQGAN's decoder (Esser et al., CVPR 2021): L1, perceptual, and an adversarial one, which may be
+balanced with the two by their gradients at the last layer.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from trainables.base_model import find_base, load_vae, read_shape
+from trainables.first_stage import FirstStage
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.networks.pix2pix import PatchGAN
+from trainables.perceptual_loss import PerceptualLoss
+from trainables.settings import TrialSettings
+
+GAN_MODE = "hinge"
+
+
+class DecoderMethod(Method):
+    """A decoder against a discriminator of patches. The first stage is frozen: in training its latents come prepared,
+    in validation it restores.
+
+    Attributes:
+        adversarial: weight of the adversarial term, and the step it sets in at; set by the method.
+        last_layer: the weight at which the terms are balanced; None where they are not.
+    """
+
+    phases: ClassVar[tuple[Phase, ...]] = (
+        Phase("discriminator", ("discriminator",)),
+        Phase("decoder", ("decoder",)),
+    )
+    adversaries = ("discriminator",)
+    adversarial: tuple[float, int]
+    last_layer: nn.Parameter | None = None
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        folder = find_base(settings.base.weights, settings.base.revision)
+        self.vae = load_vae(folder).to(device).eval().requires_grad_(False)
+        self.scaling = read_shape(folder).scaling_factor
+        self.first_stage = FirstStage(settings, device)
+        self.size_multiple = self.first_stage.method.size_multiple
+        self.perceptual = PerceptualLoss(settings.perceptual, device)
+        adversary = settings.discriminator
+        discriminator = PatchGAN(in_channels=3, ndf=adversary.ndf, layers=adversary.layers)
+        self.networks = nn.ModuleDict({"decoder": self.build_decoder(), "discriminator": discriminator}).to(device)
+
+    @abstractmethod
+    def build_decoder(self) -> nn.Module:
+        """What trains beside the discriminator."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, degraded: Tensor, strength: float) -> Tensor:
+        """Restored images in about [-1, 1].
+
+        Args:
+            latents: of the first stage, as the diffusion sees them.
+            degraded: the degraded images, at their own size.
+            strength: in [0, 1], of what is added to the autoencoder's own decoder.
+        """
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        (weight, start), discriminator, target = self.adversarial, self.networks["discriminator"], batch["target"]
+        adversarial = weight > 0 and step >= start
+        if phase.name == "discriminator" and not adversarial:
+            return {}
+        with torch.set_grad_enabled(phase.name == "decoder"):
+            restored = self.decode(batch["restored"], batch["degraded"], 1.0)
+        if phase.name == "discriminator":
+            loss = discriminator_loss(GAN_MODE, discriminator(target), discriminator(restored))
+            return {"discriminator": LossTerm(loss, 1.0)}
+        terms = {"l1": LossTerm(F.l1_loss(restored, target), 1.0)}
+        if self.perceptual.due(step):
+            terms["perceptual"] = self.perceptual(restored, target)
+        if adversarial:
+            reconstruction = torch.stack([term.value * term.weight for term in terms.values()]).sum()
+            loss = generator_loss(GAN_MODE, discriminator(restored))
+            if self.last_layer is not None:
+                loss = loss * adaptive_weight(reconstruction, loss, self.last_layer)
+            terms["adversarial"] = LossTerm(loss, weight)
+        return terms
+
+    def restore(self, batch: Batch) -> Tensor:
+        latents = self.first_stage(batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist())
+        return self.decode(latents, batch["degraded"], self.strength) * 0.5 + 0.5
+
+    @property
+    def strength(self) -> float:
+        """How much of what was trained enters a restored image."""
+        return 1.0

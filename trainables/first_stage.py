@@ -1,0 +1,111 @@
+"""The finished `latent_diffusion` that a decoder is trained on: what identifies it, and how it restores latents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.diffusion.ccsr import sample_truncated
+from trainables.diffusion.gaussian import full_timestep
+from trainables.errors import InputError, blamed_on
+from trainables.settings import TrialSettings, flatten, override
+from trainables.weights import fingerprint, first_stage_path
+
+if TYPE_CHECKING:
+    from trainables.gaussian_method import GaussianMethod
+
+NoiseKeys = Sequence[Sequence[int]]
+"""For every image the numbers that its noise is a function of."""
+
+_NOT_ITS_OWN = ("data.", "pairs.", "training.", "first_stage.", "cfw.", "ccsr.", "perceptual.")
+
+
+class FirstStage:
+    """Restores latents as the trial's method wants them: by DDIM, or for CCSR by truncated sampling.
+
+    Raises:
+        InputError: not a finished `latent_diffusion`, or one of another base than the trial's.
+    """
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        # Here, since building a method leads back to prepared data, of which what this class makes is a part.
+        from trainables.build import build_method
+
+        self.settings = settings
+        method = build_method(first_stage_settings(settings), device)
+        method.networks.eval().requires_grad_(False)
+        self.method: GaussianMethod = method  # type: ignore[assignment]  # the settings say latent_diffusion
+
+    @torch.no_grad()
+    def __call__(self, y: Tensor, noise: Tensor, keys: NoiseKeys, x0: Tensor | None = None) -> Tensor:
+        """Restored latents.
+
+        Args:
+            y: (B, C, h, w) latents of the degraded images.
+            noise: standard normal, like `y`.
+            keys: of the noise that stochastic steps add.
+            x0: the target's latents, in training: CCSR's chain then starts from them under full noise, and jumps with
+                the same noise once more, as in its official training of the decoder.
+        """
+        batch = {"latent_degraded": y, "noise": noise}
+        if self.settings.method != "ccsr":
+            return self.method.sample(batch)
+        ccsr, diffusion = self.settings.ccsr, self.method.diffusion
+        jump = None
+        if x0 is not None:
+            jump, noise = noise, diffusion.add_noise(x0, full_timestep(diffusion.max_timestep - 1, y), noise)
+
+        def step_noise(timestep: int) -> Tensor:
+            nonlocal jump
+            if jump is not None:
+                first, jump = jump, None
+                return first
+            drawn = (
+                np.random.default_rng([*key, 1 + timestep]).standard_normal(y.shape[1:], np.float32) for key in keys
+            )
+            return torch.from_numpy(np.stack(list(drawn))).to(y.device)
+
+        with blamed_on(f"ccsr.t_max={ccsr.t_max}, ccsr.t_min={ccsr.t_min}, ccsr.steps={ccsr.steps}"):
+            return sample_truncated(
+                diffusion, self.method.denoiser(batch), y, noise, ccsr.steps, ccsr.t_max, ccsr.t_min, step_noise
+            )
+
+
+def first_stage_settings(settings: TrialSettings) -> TrialSettings:
+    """The first stage's own settings, on the trial's data.
+
+    Raises:
+        InputError: no finished `latent_diffusion` there.
+    """
+    folder = first_stage_path(settings.first_stage.weights)
+    name = f"first_stage.weights={settings.first_stage.weights}"
+    try:
+        found = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: no settings.json to read there ({type(error).__name__})") from None
+    if found.get("method") != "latent_diffusion":
+        raise InputError(f"{name}: a trial of {found.get('method')}; expected one of latent_diffusion")
+    known = flatten(settings)
+    own = {key: value for key, value in found.items() if key in known and not key.startswith(_NOT_ITS_OWN)}
+    changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}
+    first = override(settings, own | changed)
+    if (first.base.weights, first.base.revision) != (settings.base.weights, settings.base.revision):
+        raise InputError(
+            f"{name}: trained on base.weights={first.base.weights}; expected base.weights={settings.base.weights}"
+        )
+    return first
+
+
+def first_stage_key(settings: TrialSettings) -> dict[str, Any]:
+    """What determines the latents it restores, beside the input and the noise."""
+    folder = first_stage_path(settings.first_stage.weights)
+    key: dict[str, Any] = {"first_stage": fingerprint(folder), "draws": settings.first_stage.draws}
+    if settings.method == "ccsr":
+        ccsr = settings.ccsr
+        key |= {"steps": ccsr.steps, "t_max": ccsr.t_max, "t_min": ccsr.t_min}
+    return key

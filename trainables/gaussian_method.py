@@ -1,0 +1,112 @@
+"""What the methods of Gaussian diffusion share: their terms, and how they restore.
+
+They differ in the space they work in (latents or pixels) and in how the network sees the degraded image.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep
+from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
+from trainables.diffusion.resshift import per_sample_mse
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.networks.cfw import fidelity_blend
+from trainables.perceptual_loss import PerceptualLoss
+from trainables.settings import TrialSettings
+
+
+class GaussianMethod(Method):
+    """A conditional diffusion model.
+
+    Terms: `noise` (or `velocity`), the mean squared error of the network's output; `reconstruction`, the L1 distance
+    of the x_0 estimate; `perceptual`, on the decoded estimate, in the steps where it is due. For the prediction type
+    `sample` the first is left out: it would be the second once more. For `epsilon` the two are coupled as well, by a
+    factor that depends on the timestep alone; both are logged, so that it can be seen.
+
+    CCSR's objective adds a second phase with three terms of the jump from full noise, `jump_*`.
+
+    Attributes:
+        diffusion: the schedule and its sampler, set by the method.
+        steps_offset: of "leading" timesteps, as the base's scheduler has it.
+    """
+
+    diffusion: GaussianDiffusion
+    steps_offset = 0
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.perceptual = PerceptualLoss(settings.perceptual, device)
+
+    @abstractmethod
+    def denoiser(self, batch: Batch) -> Denoise:
+        """The network, with the batch's conditioning."""
+
+    @abstractmethod
+    def clean(self, batch: Batch) -> Tensor:
+        """x_0 of a training batch."""
+
+    @abstractmethod
+    def degraded(self, batch: Batch) -> Tensor:
+        """The degraded images in the space of x_0."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """x_0 as images, about [-1, 1]."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:  # type: ignore[override]  # of the class where it is always the same
+        (network,) = self.networks
+        names = ("denoiser", "jump") if self.settings.diffusion.objective == "ccsr" else ("denoiser",)
+        return tuple(Phase(name, (network,)) for name in names)
+
+    @staticmethod
+    def noises(settings: TrialSettings) -> set[str]:
+        """The columns of noise that the objective reads."""
+        return {"fresh_noise", "uniform"} | ({"jump_noise"} if settings.diffusion.objective == "ccsr" else set())
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        diffusion, weights = self.diffusion, self.settings.diffusion
+        x0, noise = self.clean(batch), batch["fresh_noise"]
+        last = diffusion.max_timestep
+        if weights.objective == "ccsr":
+            last = jump_timestep(diffusion, self.settings.ccsr.t_max)
+        if phase.name == "jump":
+            t_max, denoise = self.settings.ccsr.t_max, self.denoiser(batch)
+            errors = ccsr_jump_terms(diffusion, denoise, x0, noise, batch["jump_noise"], t_max)
+            return {f"jump_{name}": LossTerm(error.mean(), 1.0) for name, error in errors.items()}
+        t = (batch["uniform"] * last).long()
+        x_t = diffusion.add_noise(x0, t, noise)
+        output = self.denoiser(batch)(x_t, t)
+        estimate = diffusion.predict_x0(output, x_t, t)
+        terms = {"reconstruction": LossTerm(F.l1_loss(estimate, x0), weights.reconstruction_weight)}
+        if diffusion.prediction_type != "sample":
+            name = "noise" if diffusion.prediction_type == "epsilon" else "velocity"
+            error = per_sample_mse(output, diffusion.target(x0, noise, t)).mean()
+            terms[name] = LossTerm(error, weights.noise_weight)
+        if self.perceptual.due(step):
+            terms["perceptual"] = self.perceptual(self.decode(estimate), batch["target"])
+        return terms
+
+    def restore(self, batch: Batch) -> Tensor:
+        settings = self.settings.diffusion
+        images = self.decode(self.sample(batch))
+        if settings.fidelity_weight:
+            images = fidelity_blend(images, self.decode(self.degraded(batch)), settings.fidelity_weight)
+        return images * 0.5 + 0.5
+
+    def sample(self, batch: Batch) -> Tensor:
+        """x_0 of a validation batch, from its own noise."""
+        settings = self.settings.diffusion
+        return self.diffusion.sample_ddim(
+            self.denoiser(batch),
+            self.degraded(batch),
+            batch["noise"],
+            settings.inference_steps,
+            settings.spacing,
+            self.steps_offset,
+        )

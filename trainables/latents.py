@@ -1,0 +1,73 @@
+"""The latents a method works in: which autoencoder makes them, and their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.base_model import find_base, load_vae, read_shape
+from trainables.networks import autoencoder as vq
+from trainables.networks.stable_diffusion import decode_kl, encode_kl
+from trainables.registry import METHODS
+from trainables.settings import TrialSettings
+from trainables.weights import autoencoder_path, fingerprint, load_autoencoder
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Channels of a latent, and image pixels for one latent pixel along one side. Pixels themselves are (3, 1)."""
+
+    channels: int
+    factor: int
+
+    def of(self, size: int) -> tuple[int, int, int]:
+        """The (C, H, W) of the latent of a square image."""
+        return self.channels, size // self.factor, size // self.factor
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A frozen autoencoder.
+
+    Attributes:
+        encode: images (B, 3, H, W) in [-1, 1] -> latents as the diffusion sees them.
+        decode: such latents -> images about [-1, 1], not clamped.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+
+def latent_shape(settings: TrialSettings) -> LatentShape:
+    """The shape of the latents that the trial's method works in; reads no weights."""
+    kind = METHODS[settings.method].latents
+    if kind == "vq":
+        return LatentShape(3, settings.autoencoder.factor)
+    if kind == "kl":
+        shape = read_shape(find_base(settings.base.weights, settings.base.revision))
+        return LatentShape(shape.latent_channels, shape.factor)
+    return LatentShape(3, 1)
+
+
+def autoencoder_fingerprint(settings: TrialSettings) -> str:
+    """Identifies the autoencoder by content."""
+    if METHODS[settings.method].latents == "kl":
+        return fingerprint(find_base(settings.base.weights, settings.base.revision) / "vae")
+    return fingerprint(autoencoder_path(settings.autoencoder.weights))
+
+
+def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder of the trial's method.
+
+    Raises:
+        InputError: its weights cannot be had.
+    """
+    if METHODS[settings.method].latents == "kl":
+        vae = load_vae(find_base(settings.base.weights, settings.base.revision)).to(device)
+        vae.eval().requires_grad_(False)
+        return Autoencoder(lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
+    model = load_autoencoder(settings.autoencoder.weights, device)
+    return Autoencoder(lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))

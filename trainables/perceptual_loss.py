@@ -1,0 +1,35 @@
+"""The perceptual term of a method's loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainables.method import LossTerm
+from trainables.metrics import LPIPS, STLPIPS
+from trainables.settings import PerceptualSettings
+
+
+class PerceptualLoss:
+    """LPIPS or ST-LPIPS between images in [-1, 1], in float32, every so many steps.
+
+    Raises:
+        InputError: the weights of its network cannot be had.
+    """
+
+    def __init__(self, settings: PerceptualSettings, device: torch.device) -> None:
+        self.settings = settings
+        self._network: nn.Module | None = None
+        if settings.weight:
+            network = LPIPS() if settings.network == "lpips" else STLPIPS()
+            self._network = network.to(device).eval().requires_grad_(False)
+
+    def due(self, step: int) -> bool:
+        """Whether the term enters the loss of this step."""
+        return self._network is not None and step % self.settings.every == 0
+
+    def __call__(self, images: Tensor, target: Tensor) -> LossTerm:
+        """The term of a step where it is due; `images` and `target` are (B, 3, H, W)."""
+        assert self._network is not None
+        with torch.autocast(images.device.type, enabled=False):
+            return LossTerm(self._network(images.float(), target.float()).mean(), self.settings.weight)

@@ -1,0 +1,70 @@
+"""Pix2Pix: a U-Net that maps the degraded image to the restored one, against a discriminator of patches.
+
+Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017), with an optional
+perceptual term. The discriminator takes its turn first, on what the generator makes at that moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.adversarial import discriminator_loss, generator_loss
+from trainables.data.tensors import upsample
+from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.networks.pix2pix import PatchGAN, UNetGenerator
+from trainables.perceptual_loss import PerceptualLoss
+from trainables.settings import TrialSettings
+
+
+class Pix2Pix(Method):
+    phases: ClassVar[tuple[Phase, ...]] = (
+        Phase("discriminator", ("discriminator",)),
+        Phase("generator", ("generator",)),
+    )
+    adversaries = ("discriminator",)
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        s = settings.pix2pix
+        generator = UNetGenerator(downs=s.downs, ngf=s.ngf, norm=s.norm, dropout=s.dropout)
+        adversary = settings.discriminator
+        discriminator = PatchGAN(ndf=adversary.ndf, layers=adversary.layers, norm=s.norm)
+        self.networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator}).to(device)
+        self.size_multiple = generator.size_multiple
+        self.perceptual = PerceptualLoss(settings.perceptual, device)
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        return frozenset({"target", "degraded"})
+
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        return {f"pix2pix.{name}": getattr(settings.pix2pix, name) for name in ("ngf", "downs", "norm")}
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        s, target, condition = self.settings.pix2pix, batch["target"], self._condition(batch)
+        generator, discriminator = self.networks["generator"], self.networks["discriminator"]
+        with torch.set_grad_enabled(phase.name == "generator"):
+            restored = generator(condition)
+        fake = discriminator(torch.cat([condition, restored], dim=1))
+        if phase.name == "discriminator":
+            real = discriminator(torch.cat([condition, target], dim=1))
+            return {"discriminator": LossTerm(discriminator_loss(s.gan_mode, real, fake), 1.0)}
+        terms = {
+            "adversarial": LossTerm(generator_loss(s.gan_mode, fake), s.adversarial),
+            "l1": LossTerm(F.l1_loss(restored, target), s.l1),
+        }
+        if self.perceptual.due(step):
+            terms["perceptual"] = self.perceptual(restored, target)
+        return terms
+
+    def restore(self, batch: Batch) -> Tensor:
+        restored: Tensor = self.networks["generator"](self._condition(batch))
+        return restored * 0.5 + 0.5
+
+    def _condition(self, batch: Batch) -> Tensor:
+        return upsample(batch["degraded"], self.settings.pairs.scale)

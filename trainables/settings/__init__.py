@@ -1,0 +1,52 @@
+"""Everything that determines a trial, typed and validated at the door.
+
+A trial's settings are one frozen dataclass of sections. Space files, `--set` flags and Optuna's samples all address a
+field by its dotted name (`sinsr.ground_truth`, `training.max_steps`); `override` is the only way in, so below it
+nothing meets an unvalidated value. No torch here: reading and checking settings takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from trainables.settings.diffusion import (
+    CCSRSettings,
+    CFWSettings,
+    ControlNetSettings,
+    ConvInSettings,
+    DiffusionSettings,
+    FirstStageSettings,
+    LoRASettings,
+    PixelSettings,
+)
+from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
+from trainables.settings.override import flatten, override
+from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
+from trainables.settings.sources import SAMPLE, SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
+from trainables.settings.training import TrainingSettings
+from trainables.settings.trial import TrialSettings
+
+__all__ = [
+    "SAMPLE",
+    "SHIPPED",
+    "AutoencoderSettings",
+    "BaseSettings",
+    "CCSRSettings",
+    "CFWSettings",
+    "ControlNetSettings",
+    "ConvInSettings",
+    "DataSettings",
+    "DiffusionSettings",
+    "DiscriminatorSettings",
+    "FirstStageSettings",
+    "LoRASettings",
+    "NetworkSettings",
+    "PerceptualSettings",
+    "Pix2PixSettings",
+    "PixelSettings",
+    "ResShiftSettings",
+    "SinSRSettings",
+    "TeacherSettings",
+    "TrainingSettings",
+    "TrialSettings",
+    "flatten",
+    "override",
+]

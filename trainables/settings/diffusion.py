@@ -1,0 +1,224 @@
+"""Settings of the Gaussian diffusion methods: in the latents of a pretrained base, or on pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainables.settings.checks import require, require_share, require_weight
+from trainables.settings.sources import SHIPPED
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """What the denoiser learns and how it is sampled.
+
+    Attributes:
+        prediction_type: what the network's output means.
+        retarget: train a base towards another prediction type than the one it was trained with. Without it, the two
+            differing is an error.
+        max_timestep: train on timesteps below it. Below the schedule's length, sampling starts there too, from the
+            degraded image's latent with the noise of that timestep; at its length, from pure noise.
+        zero_terminal_snr: rescale the schedule so that its last timestep is pure noise (Lin et al. 2024).
+        objective: "uniform" draws timesteps evenly. "ccsr" draws them below `ccsr.t_max` and takes a second step on
+            every batch, for the jump from full noise to there (Sun et al. 2024).
+        noise_weight: of the mean squared error of the network's output (the noise; with v_prediction the velocity).
+            With `sample` there is no such term: the output is the estimate that the next weight is for.
+        reconstruction_weight: of the L1 distance between the estimate of x_0 and x_0.
+        inference_steps: of the deterministic DDIM sampler.
+        spacing: which timesteps it visits. Only "trailing" starts at the last one, which few-step sampling needs.
+        fidelity_weight: share of the autoencoder's reconstruction of the input in the output, 0 to 1.
+    """
+
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    retarget: bool = False
+    max_timestep: int = 1000
+    zero_terminal_snr: bool = False
+    objective: Literal["uniform", "ccsr"] = "uniform"
+    noise_weight: float = 1.0
+    reconstruction_weight: float = 1.0
+    inference_steps: int = 50
+    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
+    fidelity_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.max_timestep >= 1, "diffusion.max_timestep", self.max_timestep, "1 or more: the range is empty")
+        require_weight("diffusion.noise_weight", self.noise_weight)
+        require_weight("diffusion.reconstruction_weight", self.reconstruction_weight)
+        require_share("diffusion.fidelity_weight", self.fidelity_weight)
+        require(
+            1 <= self.inference_steps <= self.max_timestep,
+            "diffusion.inference_steps",
+            self.inference_steps,
+            f"1 to diffusion.max_timestep={self.max_timestep}",
+        )
+        weighed = (
+            self.reconstruction_weight
+            if self.prediction_type == "sample"
+            else self.reconstruction_weight + self.noise_weight
+        )
+        require(
+            weighed > 0,
+            "diffusion.reconstruction_weight",
+            self.reconstruction_weight,
+            "above 0: nothing else trains the network",
+        )
+
+
+@dataclass(frozen=True)
+class ConvInSettings:
+    """The UNet's first convolution, widened from the noisy latent to conditioning and noisy latent (Ke et al. 2024).
+
+    Attributes:
+        init: of the weights for the conditioning: "zeros", or "duplicate", Marigold's repeating and halving.
+        frozen: keep it as it is initialised. Frozen zeros leave the network blind to what it restores.
+    """
+
+    init: Literal["zeros", "duplicate"] = "duplicate"
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """Low-rank adaptation of the base UNet (Hu et al. 2022).
+
+    Attributes:
+        rank: of the updates; 0 trains the whole UNet instead.
+        alpha: the updates are scaled by alpha / rank.
+        targets: names that the adapted layers' names end in.
+        dropout: on the input of the updates, in training.
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "lora.rank", self.rank, "a rank of 1 or more, or 0 to train the whole UNet")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
+        require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ControlNetSettings:
+    """ControlNet conditioning (Zhang et al. 2023): the base UNet stays frozen.
+
+    Attributes:
+        weights: empty for a copy of the base's encoder behind zero convolutions, or a diffusers folder or hub id.
+        embedding_channels: widths of the convolutions that bring the image to latent size; one more than the
+            autoencoder halves.
+        scale: of the features added to the UNet, in training and sampling.
+    """
+
+    weights: str = ""
+    embedding_channels: tuple[int, ...] = (16, 32, 96, 256)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        smallest = min(self.embedding_channels, default=0)
+        require(smallest > 0, "controlnet.embedding_channels", self.embedding_channels, "positive whole numbers")
+        require(self.scale > 0, "controlnet.scale", self.scale, "a number above 0")
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """Diffusion on pixels, without an autoencoder: a `UNet2DModel` that sees the degraded image beside the noisy one.
+
+    Attributes:
+        channels: width of each level; every level but the last halves the size.
+        layers: residual blocks a level.
+        attention_levels: how many of the lowest levels have self-attention.
+        norm_groups: groups of the normalisation; must divide every width.
+        train_timesteps, beta_schedule: of the noise schedule.
+    """
+
+    channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
+    layers: int = 2
+    attention_levels: int = 2
+    norm_groups: int = 32
+    train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+
+    def __post_init__(self) -> None:
+        require(bool(self.channels), "pixel.channels", self.channels, "at least one level")
+        require(self.layers >= 1, "pixel.layers", self.layers, "1 or more")
+        require(
+            self.norm_groups >= 1 and all(width % self.norm_groups == 0 for width in self.channels),
+            "pixel.norm_groups",
+            self.norm_groups,
+            f"a divisor of every width of pixel.channels={self.channels}",
+        )
+        in_range = 0 <= self.attention_levels <= len(self.channels)
+        require(in_range, "pixel.attention_levels", self.attention_levels, f"0 to {len(self.channels)}")
+        require(self.train_timesteps >= 2, "pixel.train_timesteps", self.train_timesteps, "2 or more")
+
+
+@dataclass(frozen=True)
+class FirstStageSettings:
+    """The finished `latent_diffusion` whose latents a decoder is trained on (stablesr_cfw, ccsr).
+
+    Attributes:
+        weights: "shipped", or the folder of a finished trial, such as a run's `best/`.
+        draws: noise draws for each pair, sampled once for all trials. They repeat after this many epochs.
+    """
+
+    weights: str = SHIPPED
+    draws: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.draws >= 1, "first_stage.draws", self.draws, "1 or more")
+
+
+@dataclass(frozen=True)
+class CFWSettings:
+    """Controllable Feature Wrapping (Wang et al. 2024, StableSR).
+
+    Attributes:
+        strength: w in [0, 1], how much of the encoder's features enter the decoder when an image is restored.
+        colour: whether the restored image takes over the degraded one's colours, and how.
+        dense_blocks, growth: of a fusion block; published: 2 and 32.
+        adversarial: weight of the adversarial term.
+        adversarial_start: step at which it and its discriminator set in.
+    """
+
+    strength: float = 0.5
+    colour: Literal["none", "adain", "wavelet"] = "adain"
+    dense_blocks: int = 2
+    growth: int = 32
+    adversarial: float = 0.025
+    adversarial_start: int = 501
+
+    def __post_init__(self) -> None:
+        require_share("cfw.strength", self.strength)
+        for name in ("dense_blocks", "growth"):
+            require(getattr(self, name) >= 1, f"cfw.{name}", getattr(self, name), "1 or more")
+        require_weight("cfw.adversarial", self.adversarial)
+        require(self.adversarial_start >= 0, "cfw.adversarial_start", self.adversarial_start, "a step, 0 or more")
+
+
+@dataclass(frozen=True)
+class CCSRSettings:
+    """Content-consistent super-resolution (Sun et al. 2024).
+
+    Attributes:
+        steps: how many steps sampling the whole chain would take; only those between `t_max` and `t_min` are taken.
+        t_max, t_min: sampling jumps from pure noise to `t_max` and hands over to the decoder at `t_min`; shares of the
+            schedule, t_min < t_max.
+        adversarial: weight of the adversarial term, before it is balanced with the others.
+        adversarial_start: step at which it and its discriminator set in.
+    """
+
+    steps: int = 45
+    t_max: float = 0.6667
+    t_min: float = 0.3333
+    adversarial: float = 0.5
+    adversarial_start: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 2, "ccsr.steps", self.steps, "2 or more")
+        require(0 < self.t_max <= 1, "ccsr.t_max", self.t_max, "a number in (0, 1]")
+        require(0 <= self.t_min < self.t_max, "ccsr.t_min", self.t_min, f"0 to below ccsr.t_max={self.t_max}")
+        require_weight("ccsr.adversarial", self.adversarial)
+        require(self.adversarial_start >= 0, "ccsr.adversarial_start", self.adversarial_start, "a step, 0 or more")

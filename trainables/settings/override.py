@@ -1,0 +1,130 @@
+"""Changing settings by dotted name, with every value checked: the only way in from flags, spaces and Optuna."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from trainables.errors import InputError
+
+T = typing.TypeVar("T")
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value for every leaf of a settings dataclass."""
+    return dict(_leaves(settings, prefix))
+
+
+def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def override(settings: T, changes: Mapping[str, Any]) -> T:
+    """A copy of `settings` with dotted names replaced; strings are read as the field's type.
+
+    All changes are applied together, so that fields that must agree can change in one call.
+
+    Raises:
+        InputError: an unknown name, a value of the wrong type or one that the settings refuse.
+    """
+    known = flatten(settings)
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{name}: no such setting; nearest: {', '.join(_nearest(name, known))}")
+    return typing.cast("T", _replace(settings, changes, ""))
+
+
+def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(type(settings))
+    values = {}
+    for item in dataclasses.fields(settings):
+        name, value = f"{prefix}{item.name}", getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            values[item.name] = _replace(value, changes, f"{name}.")
+        elif name in changes:
+            values[item.name] = _convert(name, changes[name], hints[item.name])
+    return dataclasses.replace(settings, **values)
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`: strings are parsed, NumPy scalars become Python's, lossy conversions are refused."""
+    origin = typing.get_origin(kind)
+    try:
+        if origin is Literal:
+            for option in typing.get_args(kind):
+                if value == option:
+                    return option
+            raise InputError(f"{name}={value}: expected one of {', '.join(map(str, typing.get_args(kind)))}")
+        if origin is tuple:
+            parts = _split(value) if isinstance(value, str) else value
+            elements = typing.get_args(kind)
+            if len(elements) == 2 and elements[1] is Ellipsis:
+                elements = (elements[0],) * len(parts)
+            if len(parts) != len(elements):
+                raise InputError(f"{name}={value}: expected {len(elements)} values, separated by commas")
+            return tuple(_convert(name, part, element) for part, element in zip(parts, elements, strict=True))
+        if origin in (types.UnionType, typing.Union):
+            options = [option for option in typing.get_args(kind) if option is not type(None)]
+            return None if value in (None, "none", "") else _convert(name, value, options[0])
+        if kind is bool:
+            return _as_bool(value)
+        if kind is int:
+            return _whole(value)
+        if kind is float:
+            return _finite(value)
+        if kind is str and isinstance(value, str):
+            return str(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+    raise InputError(f"{name}={value}: expected {_KINDS.get(kind, kind)}")
+
+
+def _split(text: str) -> list[str]:
+    """The elements of a tuple: as people write them, "8, 16", or as Python does, "(8,)" and "('to_q', 'to_k')"."""
+    return [part.strip("'\" ") for part in text.strip("()[] ").removesuffix(",").split(",")]
+
+
+_KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def _as_bool(value: Any) -> bool:
+    text = str(value).lower()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str | Integral) and not isinstance(value, bool):
+        return int(value)
+    number = _finite(value)
+    if number != int(number):
+        raise ValueError(value)
+    return int(number)
+
+
+def _finite(value: Any) -> float:
+    # NumPy's Booleans are no Real, Python's are.
+    if not isinstance(value, str | Real) or isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError(value)
+    return float(value)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return close or sorted({f"{head}.*" if dot else head for head, dot, _ in (n.partition(".") for n in known)})

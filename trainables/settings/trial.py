@@ -1,0 +1,89 @@
+"""All settings of a trial together, and what must hold between its sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainables.data.pair_settings import PairSettings
+from trainables.registry import METHODS
+from trainables.settings.checks import require
+from trainables.settings.diffusion import (
+    CCSRSettings,
+    CFWSettings,
+    ControlNetSettings,
+    ConvInSettings,
+    DiffusionSettings,
+    FirstStageSettings,
+    LoRASettings,
+    PixelSettings,
+)
+from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
+from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
+from trainables.settings.sources import AutoencoderSettings, BaseSettings, DataSettings
+from trainables.settings.training import TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """All that determines a trial. Which sections a method reads stands in `trainables.registry`.
+
+    Attributes:
+        method: what trains, a name of the registry.
+        checkpoint: folder of a finished trial of this method that training starts from, "shipped", or empty.
+    """
+
+    method: str = "sinsr"
+    checkpoint: str = ""
+    data: DataSettings = field(default_factory=DataSettings)
+    pairs: PairSettings = field(default_factory=PairSettings)
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    resshift: ResShiftSettings = field(default_factory=ResShiftSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    sinsr: SinSRSettings = field(default_factory=SinSRSettings)
+    base: BaseSettings = field(default_factory=BaseSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    conv_in: ConvInSettings = field(default_factory=ConvInSettings)
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    controlnet: ControlNetSettings = field(default_factory=ControlNetSettings)
+    pixel: PixelSettings = field(default_factory=PixelSettings)
+    first_stage: FirstStageSettings = field(default_factory=FirstStageSettings)
+    cfw: CFWSettings = field(default_factory=CFWSettings)
+    ccsr: CCSRSettings = field(default_factory=CCSRSettings)
+    pix2pix: Pix2PixSettings = field(default_factory=Pix2PixSettings)
+    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+    perceptual: PerceptualSettings = field(default_factory=PerceptualSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        require(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        require(
+            self.training.max_steps > 0 or bool(self.checkpoint),
+            "training.max_steps",
+            self.training.max_steps,
+            "1 or more; 0 only validates, and needs a finished trial: --checkpoint FOLDER",
+        )
+        reads = METHODS[self.method].sections
+        if "network" in reads:
+            self._check_swin_unet()
+        if "pixel" in reads:
+            self._check_timesteps("pixel.train_timesteps", self.pixel.train_timesteps)
+
+    def _check_swin_unet(self) -> None:
+        latent = self.pairs.image_size // self.autoencoder.factor
+        require(
+            self.network.image_size == latent,
+            "network.image_size",
+            self.network.image_size,
+            f"{latent}, the latent size of pairs.image_size={self.pairs.image_size}",
+        )
+        require(
+            self.pairs.scale == self.autoencoder.factor,
+            "pairs.scale",
+            self.pairs.scale,
+            f"{self.autoencoder.factor}: ResShift conditions on the degraded image at latent size",
+        )
+
+    def _check_timesteps(self, name: str, steps: int) -> None:
+        accepted = f"1 to {name}={steps}"
+        require(self.diffusion.max_timestep <= steps, "diffusion.max_timestep", self.diffusion.max_timestep, accepted)

@@ -1,0 +1,65 @@
+"""StableSR's Controllable Feature Wrapping: the encoder's features of the degraded image, fused into the decoder.
+
+Wang et al., "Exploiting Diffusion Prior for Real-World Image Super-Resolution" (IJCV 2024). Only the fusion trains, at
+strength 1; the strength is chosen when images are restored. The official code means to balance the adversarial term,
+but its last layer is frozen, so that the weight stays what it is set to; so it does here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.base_schedule import base_fingerprint
+from trainables.colour import match_colour
+from trainables.data.tensors import upsample
+from trainables.decoder_method import DecoderMethod
+from trainables.errors import blamed_on
+from trainables.method import Batch
+from trainables.networks.cfw import ControllableFeatureWrapping, decode_with_features, encode_with_features
+from trainables.settings import TrialSettings
+
+
+class StableSRCFW(DecoderMethod):
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.adversarial = settings.cfw.adversarial, settings.cfw.adversarial_start
+
+    def build_decoder(self) -> ControllableFeatureWrapping:
+        config, cfw = self.vae.config, self.settings.cfw
+        with blamed_on("base.weights"):
+            return ControllableFeatureWrapping(
+                config.block_out_channels, config.norm_num_groups, cfw.dense_blocks, cfw.growth
+            )
+
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        return frozenset({"target", "degraded", "restored"})
+
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        cfw = settings.cfw
+        return {
+            "base": base_fingerprint(settings, "vae"),
+            "cfw.dense_blocks": cfw.dense_blocks,
+            "cfw.growth": cfw.growth,
+        }
+
+    def decode(self, latents: Tensor, degraded: Tensor, strength: float) -> Tensor:
+        with torch.no_grad():
+            _, features = encode_with_features(self.vae, upsample(degraded, self.settings.pairs.scale))
+        wrapping: ControllableFeatureWrapping = self.networks["decoder"]  # type: ignore[assignment]
+        return decode_with_features(self.vae, wrapping, latents / self.scaling, features, strength)
+
+    def restore(self, batch: Batch) -> Tensor:
+        restored = super().restore(batch)
+        if self.settings.cfw.colour == "none":
+            return restored
+        reference = upsample(batch["degraded"], self.settings.pairs.scale)
+        return match_colour(restored * 2 - 1, reference, self.settings.cfw.colour) * 0.5 + 0.5
+
+    @property
+    def strength(self) -> float:
+        return self.settings.cfw.strength
