@@ -5,9 +5,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from search_spaces.space import Choice, Distribution, Float, Int, Point, SearchSpace
+from search_spaces.space import Choice, Criterion, Distribution, Float, Int, Point, SearchSpace, Value, When
 
-__all__ = ["Choice", "Distribution", "Float", "Int", "Point", "SearchSpace", "load", "names"]
+__all__ = [
+    "Choice",
+    "Criterion",
+    "Distribution",
+    "Float",
+    "Int",
+    "Point",
+    "SearchSpace",
+    "Value",
+    "When",
+    "load",
+    "names",
+]
 
 
 def names() -> list[str]:

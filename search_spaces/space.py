@@ -64,6 +64,21 @@ Distribution = Float | Int | Choice
 
 
 @dataclass(frozen=True)
+class When:
+    """A parameter that exists only where others have one of these values: `When({"method": ("ccsr",)}, Float(0, 1))`.
+
+    What it depends on stands before it in the space.
+    """
+
+    condition: Mapping[str, tuple[Value, ...]]
+    distribution: Distribution
+
+    def holds(self, values: Mapping[str, Value]) -> bool:
+        """Whether the parameter exists beside these values."""
+        return all(name in values and values[name] in accepted for name, accepted in self.condition.items())
+
+
+@dataclass(frozen=True)
 class Point:
     """A configuration to try before the search proposes its own.
 
@@ -81,29 +96,49 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """What the answer must reach in a metric, and what somebody reached elsewhere, on other data.
+
+    The metric knows which direction is better.
+    """
+
+    metric: str
+    reference: float
+    target: float
+
+
+@dataclass(frozen=True)
 class SearchSpace:
     """One question.
 
     Attributes:
         name: the file's name, and what `--space` takes.
         question: one sentence, ending in a question mark.
-        method: the method every trial trains, a name of `trainables.registry`.
+        method: the method every trial trains, a name of `trainables.registry`; where it is itself a parameter, that
+            of the baseline.
         parameters: dotted setting name -> distribution. What the search varies.
         points: tried first, in order. The first one is the baseline that every answer compares with. Points are
             never stopped early: a comparison needs both sides at the last step.
         objective: the metric to search by: its full name, or "perceptual" for the perceptual metric of the sweep.
         controls: reference rows of the leaderboard, names of `trainables.controls`.
         fixed: dotted setting name -> value that this question needs different from the preset.
+        proposals: how many trials the search adds to the points; None for as many as the preset allows, 0 where the
+            points are all there is to try.
+        criteria: targets that the answer is held against.
+        trains: False where trials train nothing and only restore with a finished one, each time with other settings.
     """
 
     name: str
     question: str
     method: str
-    parameters: Mapping[str, Distribution]
+    parameters: Mapping[str, Distribution | When]
     points: tuple[Point, ...]
     objective: str
     controls: tuple[str, ...] = ()
-    fixed: Mapping[str, Value] = field(default_factory=dict)
+    fixed: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
+    proposals: int | None = None
+    criteria: tuple[Criterion, ...] = ()
+    trains: bool = True
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -113,16 +148,41 @@ class SearchSpace:
         labels = [point.label for point in self.points]
         if len(set(labels)) < len(labels):
             raise ValueError(f"space {self.name}: the labels {labels} must differ")
+        seen: list[str] = []
+        for name, parameter in self.parameters.items():
+            if isinstance(parameter, When) and (
+                unknown := [other for other in parameter.condition if other not in seen]
+            ):
+                raise ValueError(
+                    f"space {self.name}: {name} depends on {', '.join(unknown)}, which must come before it"
+                )
+            seen.append(name)
         for point in self.points:
-            if set(point.values) != set(self.parameters):
+            if set(point.values) != set(self.active(point.values)):
                 raise ValueError(
                     f"space {self.name}, point {point.label!r}: gives {sorted(point.values)}, "
-                    f"but the parameters are {sorted(self.parameters)}"
+                    f"but its parameters are {sorted(self.active(point.values))}"
                 )
             for name, value in point.values.items():
-                allowed = self.parameters[name]
+                allowed = self.distributions[name]
                 if not allowed.contains(value):
                     raise ValueError(f"space {self.name}, point {point.label!r}: {name}={value!r} is not in {allowed}")
+
+    @property
+    def distributions(self) -> dict[str, Distribution]:
+        """Every parameter's distribution, conditions left out."""
+        return {name: p.distribution if isinstance(p, When) else p for name, p in self.parameters.items()}
+
+    def active(self, values: Mapping[str, Value]) -> list[str]:
+        """The parameters that exist beside these values."""
+        return [name for name, p in self.parameters.items() if not isinstance(p, When) or p.holds(values)]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that trials train, the baseline's first."""
+        choice = self.distributions.get("method")
+        others = [str(value) for value in choice.values] if isinstance(choice, Choice) else []
+        return tuple(dict.fromkeys([self.method, *others]))
 
     @property
     def baseline(self) -> Point:

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
     what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
     what.add_argument("--data", default="", metavar="FOLDER", help="photographs to use instead of the preset's")
+    what.add_argument("--checkpoint", default="", metavar="FOLDER", help="a finished trial to start from, as best/")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
     what.add_argument("--seed", type=int, default=0, help="of trials and search (0)")
     budget = flags.add_argument_group("how long to search")

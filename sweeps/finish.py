@@ -6,16 +6,20 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from sweeps.compare import Answer, answer
 from sweeps.leaderboard import format_leaderboard, to_markdown
 from sweeps.plan import Plan
 from sweeps.progress import logger
+from sweeps.remarks import criteria_met, longer_training
 from sweeps.report import write_report
 from sweeps.settings import INTERRUPTED
 from sweeps.tables import Row, RunTables
 from trainables.checkpoint import SETTINGS, WEIGHTS
+from trainables.registry import METHODS
+from trainables.settings import TrialSettings, flatten
 
 _WIDTH = 118
 
@@ -29,6 +33,10 @@ def finish(plan: Plan, folder: Path) -> int:
     baseline_ids = [row["id"] for row in trials if row["label"] == baseline]
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
     result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction) if baseline_ids else None
+    if result is not None:
+        remarks = longer_training(tables.history, baseline_ids, plan.objective)
+        remarks += criteria_met(plan.question.space.criteria, rows, baseline_ids, result.winner_id)
+        result = replace(result, sentences=(*result.sentences, *remarks))
     _show(plan, rows, baseline_ids, result)
     if unfinished or len(trials) < plan.question.trials:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
@@ -80,8 +88,9 @@ def _card(winner: Row, plan: Plan, result: Answer) -> str:
     config = {name.removeprefix("config/"): value for name, value in winner.items() if name.startswith("config/")}
     metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
     trial = plan.question.trial
+    trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
     lines = [
-        f"# {trial.method}, {winner['id']} of {plan.question.space.name}",
+        f"# {trained.method}, {winner['id']} of {plan.question.space.name}",
         "",
         f"- Question: {plan.question.space.question}",
         f"- Answer: {result.verdict}",
@@ -89,10 +98,16 @@ def _card(winner: Row, plan: Plan, result: Answer) -> str:
         f"seed {winner['seed']}; exponentially averaged weights.",
         f"- Searched: `{json.dumps(config)}`; everything else is in `{SETTINGS}`.",
         f"- Validation means over {trial.pairs.validation_pairs} images: `{json.dumps(metrics)}`.",
-        f"- Starts from teacher `{trial.teacher.weights}`, works in the latents of autoencoder "
-        f"`{trial.autoencoder.weights}`; their licences apply.",
+        *(f"- Made with `{name}={value}`; its licence applies." for name, value in _sources(trained)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
+    """Where the weights came from that the trial's method builds on."""
+    sources = ("autoencoder.weights", "teacher.weights", "base.weights", "controlnet.weights", "first_stage.weights")
+    values, sections = flatten(trial), METHODS[trial.method].sections
+    return [(name, values[name]) for name in sources if name.partition(".")[0] in sections and values[name]]
 
 
 def _write_answer(folder: Path, plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import psutil
 from sweeps.run_folder import check_writable
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
 from trainables.errors import InputError
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import METRICS, global_std_name
 
 if TYPE_CHECKING:
     from trainables.data.prepare import Stage
@@ -35,7 +36,7 @@ class Plan:
     objective: one of them. direction: "max" or "min".
     notes: what a person should know, such as why a metric is absent.
     stages: prepared stores, made or still to be made.
-    parameters: trained parameters of one trial.
+    parameters: method -> how many parameters a trial trains, and how many its networks have.
     concurrent: trials at once on this machine; 0 if a cluster decides.
     """
 
@@ -46,7 +47,7 @@ class Plan:
     notes: tuple[str, ...]
     store: Path
     stages: tuple[Stage, ...]
-    parameters: int
+    parameters: Mapping[str, tuple[int, int]]
     concurrent: int
 
     @property
@@ -60,13 +61,19 @@ class Plan:
         return rungs
 
     @property
+    def reported(self) -> tuple[str, ...]:
+        """All metrics of a trial, the objective first: those of each restoration, and those of several together."""
+        several = self.question.trial.training.stability_draws > 1
+        return tuple(dict.fromkeys([self.objective, *self.metrics, *(_stability(self.metrics) if several else ())]))
+
+    @property
     def stores(self) -> dict[str, str]:
         """Which prepared data the trials learn from: "train pairs" -> name of its store."""
         return {f"{stage.split} {stage.name}": stage.path.name for stage in self.stages}
 
     @property
     def checkpoint_bytes(self) -> int:
-        return self.parameters * CHECKPOINT_BYTES_PER_PARAMETER
+        return max(trained for trained, _ in self.parameters.values()) * CHECKPOINT_BYTES_PER_PARAMETER
 
     @property
     def disk_bytes(self) -> float:
@@ -77,23 +84,20 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
-        return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + self.checkpoint_bytes)
+        frozen = max(everything - trained for trained, everything in self.parameters.values()) * 4
+        return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + self.checkpoint_bytes + frozen)
 
     def check(self) -> None:
         """Refuses what would otherwise come out only once resources are taken.
 
         Raises:
-            InputError: a damaged store, weights of another kind or shape, or a machine that is too small.
+            InputError: a damaged store, or a machine that is too small.
         """
         from trainables.data.store import Store
-        from trainables.weights import load_autoencoder, load_teacher
 
-        trial = self.question.trial
-        load_autoencoder(trial.autoencoder.weights)
-        load_teacher(trial.teacher.weights, trial.network)
         for stage in self.stages:
             if stage.exists:
-                Store(stage.path, verify=trial.data.verify)
+                Store(stage.path, verify=self.question.trial.data.verify)
         if not self.question.settings.address:
             self._check_machine()
 
@@ -131,15 +135,23 @@ class Plan:
             "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; "
             f"{at_once}, {workers}",
             "points": points,
-            "searches": "; ".join(f"{name} in {d}" for name, d in question.space.parameters.items()),
+            "searches": "; ".join(f"{name} in {d}" for name, d in question.space.distributions.items()),
             "steps": f"{training.max_steps} a trial, a validation every {training.report_every}; "
-            f"{question.trials * training.max_steps} in all if none is stopped",
+            f"{question.trials * training.max_steps} in all if none is stopped"
+            if question.space.trains
+            else f"none: every trial restores with {self.question.trial.checkpoint}",
             "rungs": f"ASHA keeps the best 1/{settings.reduction_factor:g} at steps {', '.join(map(str, self.rungs))}; "
-            "given points always run to the end",
+            "given points always run to the end"
+            if question.space.trains
+            else "none",
             "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
-            "network": f"{self.parameters / 1e6:.2f} M trained parameters",
+            "network": "; ".join(
+                f"{method}: {trained / 1e6:.2f} M parameters train"
+                + (f" of {everything / 1e6:.2f} M" if everything > trained else "")
+                for method, (trained, everything) in self.parameters.items()
+            ),
             "store": f"{self.store}: " + ("; ".join(made) + " to be made" if made else "all prepared"),
             "disk": f"about {_bytes(self.disk_bytes)} more, of which {_bytes(self.checkpoint_bytes)} a checkpoint, "
             "one a trial",
@@ -170,19 +182,23 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     # Seconds of imports: only for what passed so far.
     from trainables.data.prepare import plan as plan_stages
-    from trainables.metrics import resolve_perceptual
+    from trainables.metrics import ensure_available, resolve_metrics
     from trainables.registry import method_class
-    from trainables.weights import count_parameters
 
     notes: tuple[str, ...] = ()
     if not metrics:
-        choice = resolve_perceptual(settings.perceptual, allow_download=download)
+        choice = resolve_metrics(settings.perceptual, allow_download=download)
         metrics, notes = (*BASE_METRICS, *choice.names), choice.notes
-    elif "val/lpips" in metrics:
-        resolve_perceptual("lpips", allow_download=download)
-    objective = resolve_objective(settings, question.space, tuple(n for n in metrics if METRICS[n].perceptual))
-    _check_validation_size(question.trial, metrics)
-    stages = plan_stages(question.trial, store, method_class(question.trial.method).columns(question.trial))
+    else:
+        ensure_available(metrics, allow_download=download)
+    stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
+    objective = resolve_objective(settings, question.space, (*metrics, *stable))
+    parameters = {trial.method: _build(trial, metrics) for trial in question.every_method}
+    stages = {
+        stage.path: stage
+        for trial in question.every_method
+        for stage in plan_stages(trial, store, method_class(trial.method).columns(trial))
+    }
     return Plan(
         question,
         metrics,
@@ -190,23 +206,37 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         METRICS[objective].direction,
         notes,
         store,
-        tuple(stages),
-        count_parameters(question.trial.network),
+        tuple(stages.values()),
+        parameters,
         concurrent,
     )
 
 
-def _check_validation_size(trial: TrialSettings, metrics: tuple[str, ...]) -> None:
-    """Validation images must pass through the network, and be large enough to be measured."""
+def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    return ("val/l_std", *map(global_std_name, metrics))
+
+
+def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> tuple[int, int]:
+    """Builds a trial's method, so that weights which do not go together are refused here and not in the trial; returns
+    its numbers of parameters.
+
+    Raises:
+        InputError: those weights, or images that do not pass through the networks or are too small to be measured.
+    """
     import torch
 
-    from trainables.weights import build_network
+    from trainables.build import build_method
 
-    size, least = trial.pairs.validation_size, max(METRICS[name].min_side for name in metrics)
-    with torch.device("meta"):
-        multiple = trial.autoencoder.factor * build_network(trial.network).size_multiple
-    if size % multiple or size < least:
-        raise InputError(f"pairs.validation_size={size}: expected a multiple of {multiple}, at least {least}")
+    method = build_method(trial, torch.device("cpu"))
+    least = max(METRICS[name].min_side for name in metrics)
+    for name, size, smallest in (
+        ("image_size", trial.pairs.image_size, 1),
+        ("validation_size", trial.pairs.validation_size, least),
+    ):
+        if size % method.size_multiple or size < smallest:
+            accepted = f"a multiple of {method.size_multiple}, at least {smallest}"
+            raise InputError(f"pairs.{name}={size}: expected {accepted}")
+    return method.parameters
 
 
 def check_photographs(question: Question) -> None:
@@ -216,11 +246,11 @@ def check_photographs(question: Question) -> None:
         InputError: see `load_photographs`.
     """
     from trainables.data.pairs import check_validation_crops
-    from trainables.data.photographs import load_photographs
+    from trainables.data.source import load_source
 
-    pairs = question.trial.pairs
-    load_photographs(question.trial.data.source, "train", min_size=pairs.image_size)
-    held_out = load_photographs(question.trial.data.source, "validation", min_size=pairs.validation_size)
+    source, pairs = question.trial.data.source, question.trial.pairs
+    load_source(source, "train", pairs.image_size, pairs.scale)
+    held_out = load_source(source, "validation", pairs.validation_size, pairs.scale)
     check_validation_crops(held_out, pairs)
 
 

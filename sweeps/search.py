@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from search_spaces import Choice, Distribution, Float, SearchSpace
+from search_spaces import Choice, Distribution, Float, SearchSpace, Value, When
 from sweeps.tables import read_rows
 from trainables.launch import FAILED
 
@@ -29,6 +30,15 @@ def optuna_distribution(distribution: Distribution) -> BaseDistribution:
     if isinstance(distribution, Float):
         return FloatDistribution(distribution.low, distribution.high, log=distribution.log)
     return IntDistribution(distribution.low, distribution.high, log=distribution.log)
+
+
+def draw(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
+    """The values of a trial, parameter by parameter: those that depend on others only where they exist."""
+    values: dict[str, Value] = {}
+    for name, distribution in space.distributions.items():
+        if name in space.active(values):
+            values[name] = trial._suggest(name, optuna_distribution(distribution))
+    return values
 
 
 class SweepSearch(OptunaSearch):
@@ -47,16 +57,20 @@ class SweepSearch(OptunaSearch):
     ) -> None:
         self._queue = [(point.label, offset, dict(point.values)) for point, offset in space.queue[:trials]]
         self._max_steps = max_steps
-        self._distributions = {name: optuna_distribution(d) for name, d in space.parameters.items()}
+        self._questioned = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Multivariate sampling and the constant liar are marked experimental: their interface may change.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=len(self._queue), multivariate=True, constant_liar=True
+                seed=seed,
+                n_startup_trials=len(self._queue),
+                multivariate=True,
+                group=len(space.methods) > 1 or any(isinstance(p, When) for p in space.parameters.values()),
+                constant_liar=True,
             )
         super().__init__(
-            space=dict(self._distributions),
+            space=functools.partial(draw, space),
             metric=metric,
             mode=mode,
             points_to_evaluate=[values for _, _, values in self._queue],
@@ -65,14 +79,12 @@ class SweepSearch(OptunaSearch):
             storage=JournalStorage(JournalFileBackend(str(journal))),
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next trial's Tune config; see the keys above."""
-        lost = self._lost()
-        if lost is not None:
-            self._ot_trials[trial_id] = lost
-        parameters = super().suggest(trial_id)
-        if parameters is None:
-            return None
+        study: optuna.Study = self._ot_study  # type: ignore[assignment]  # annotated with its value before the set-up
+        if trial_id not in self._ot_trials:
+            self._ot_trials[trial_id] = self._lost() or study.ask()
+        parameters = draw(self._questioned, self._ot_trials[trial_id])
         # Optuna's own number: enqueued points come first in it, and it survives a driver that was killed.
         number = self._ot_trials[trial_id].number
         label, offset, _ = self._queue[number] if number < len(self._queue) else ("", 0, {})
@@ -90,10 +102,7 @@ class SweepSearch(OptunaSearch):
         study: optuna.Study = self._ot_study  # type: ignore[assignment]  # annotated with its value before the set-up
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if frozen.number not in known:
-                trial = optuna.Trial(study, frozen._trial_id)
-                for name, distribution in self._distributions.items():
-                    trial._suggest(name, distribution)  # what it was given already stays
-                return trial
+                return optuna.Trial(study, frozen._trial_id)
         return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -125,8 +134,8 @@ class SweepScheduler(ASHAScheduler):
             time_attr="step",
             metric=metric,
             mode=mode,
-            max_t=max_steps,
-            grace_period=min(first_rung, max_steps),
+            max_t=max(1, max_steps),
+            grace_period=max(1, min(first_rung, max_steps)),
             reduction_factor=reduction_factor,
         )
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import search_spaces
+import trainables
 from search_spaces import SearchSpace
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS
-from trainables.presets import preset
+from trainables.presets import Preset, preset
 from trainables.registry import METHODS
 from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
+ASSETS = Path(trainables.__path__[0]) / "assets"
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 INTERRUPTED = 130
 """Exit status of a sweep that was interrupted, as a shell's for SIGINT."""
@@ -41,6 +44,7 @@ class SweepSettings:
     results: str = "results"
     store: str = ""
     data: str = ""
+    checkpoint: str = ""
     perceptual: Perceptual = "auto"
     address: str = ""
     set: tuple[tuple[str, str], ...] = ()
@@ -55,7 +59,7 @@ class SweepSettings:
                 raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number above {bound}")
         if not 0 <= self.gpus_per_worker < math.inf:
             raise InputError(f"--gpus-per-worker {self.gpus_per_worker:g}: expected 0 or more")
-        for name in ("results", "store", "data"):
+        for name in ("results", "store", "data", "checkpoint"):
             if "://" in getattr(self, name):
                 raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared folder, no bucket yet")
         if not 0 <= self.seed < 2**31:
@@ -67,14 +71,35 @@ class Question:
     """A sweep's settings resolved against its space and preset.
 
     Attributes:
-        trial: what every trial starts from; a trial changes the space's parameters and the seed.
+        changes: method -> what its trials have different from the preset, beside the space's parameters and the seed.
         trials: how many trials run in all, the space's points among them.
     """
 
     settings: SweepSettings
     space: SearchSpace
-    trial: TrialSettings
+    changes: Mapping[str, Mapping[str, Any]]
     trials: int
+
+    @property
+    def trial(self) -> TrialSettings:
+        """The baseline's settings. What is no business of one method (data, steps, seed) is so for all trials."""
+        return self.trial_with(self.space.baseline.values)
+
+    def trial_with(self, values: Mapping[str, Any], seed_offset: int = 0) -> TrialSettings:
+        """The settings of a trial with these values of the space's parameters.
+
+        Raises:
+            InputError: values that the settings refuse, or that do not go together.
+        """
+        changes = self.changes[str(values.get("method", next(iter(self.changes))))]
+        seed = int(changes["training.seed"]) + seed_offset
+        return override(preset(self.settings.preset).trial, {**changes, **values, "training.seed": seed})
+
+    @property
+    def every_method(self) -> list[TrialSettings]:
+        """The settings of one trial of each method: the first point's that trains it."""
+        points = {str(p.values.get("method", self.space.method)): p.values for p in reversed(self.space.points)}
+        return [self.trial_with(points.get(method, {"method": method})) for method in self.changes]
 
 
 def resolve(settings: SweepSettings) -> Question:
@@ -88,43 +113,104 @@ def resolve(settings: SweepSettings) -> Question:
     except KeyError as error:
         raise InputError(f"--space {settings.space}: {error.args[0]}") from None
     chosen = preset(settings.preset)
-    changes: dict[str, object] = {**space.fixed, "method": space.method}
-    if space.method not in METHODS:
-        raise InputError(f"space {space.name}: no method {space.method!r}; the methods are {', '.join(METHODS)}")
-    if settings.data:
-        changes["data.source"] = settings.data
-    if settings.max_steps:
-        changes["training.max_steps"] = settings.max_steps
+    flags: dict[str, object] = {}
     for name, value in settings.set:
         if name in space.parameters:
             raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
-        changes[name] = value
-    changes.setdefault("training.seed", settings.seed)
-    changes |= _absolute_paths(flatten(chosen.trial) | changes)
+        flags[name] = value
+    if settings.data:
+        flags["data.source"] = settings.data
+    if settings.max_steps:
+        if not space.trains:
+            raise InputError(f"--max-steps {settings.max_steps}: the space {space.name} trains nothing")
+        flags["training.max_steps"] = settings.max_steps
+    methods = (str(flags["method"]),) if "method" in flags else space.methods
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(f"--set method={method}: there is none; the methods are {', '.join(METHODS)}")
+    _check_read(space, methods, settings)
+    changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
+    proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
+    question = Question(settings, space, changes, settings.trials or len(space.queue) + max(0, proposed))
     try:
-        trial = override(chosen.trial, changes)
+        for point in space.points:
+            question.trial_with(point.values)
     except InputError as error:
         set_by_flag = any(str(error).startswith(name) for name, _ in settings.set)
         raise InputError(f"--set {error}" if set_by_flag else str(error)) from None
+    _check_shares(settings.workers_per_trial, question.trial)
+    _metric_of(settings)
+    return question
+
+
+def _changes(
+    method: str, settings: SweepSettings, space: SearchSpace, chosen: Preset, flags: Mapping[str, object]
+) -> dict[str, object]:
+    """What trials of a method have different from the preset."""
+    changes: dict[str, object] = {"method": method, **chosen.methods.get(method, {})}
+    checkpoint = str(flags.get("checkpoint", settings.checkpoint)) or ("" if space.trains else chosen.checkpoint)
+    if not space.trains:
+        if not checkpoint:
+            raise InputError(
+                f"--space {space.name} trains nothing: it needs --checkpoint FOLDER, a finished trial of {method}, "
+                "such as the best/ of a run"
+            )
+        changes |= _settings_of(checkpoint, method)
+        changes["training.max_steps"] = 0
+    changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **flags}
+    changes |= _absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
         if not changes.get(name):
             raise InputError(f"--preset {settings.preset}: needs {what}")
-    for point in space.points:
-        override(trial, point.values)
-    _check_shares(settings.workers_per_trial, trial)
-    _metric_of(settings)
-    trials = settings.trials or max(chosen.trials, len(space.queue))
-    return Question(settings, space, trial, trials)
+    return changes
+
+
+def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSettings) -> None:
+    """A setting that no trial reads would be varied without any effect."""
+    read = frozenset().union(*(METHODS[method].sections for method in methods))
+    for name in [*space.parameters, *(name for name, _ in settings.set)]:
+        section, dot, _ = name.partition(".")
+        if dot and section not in read and section in TrialSettings.__dataclass_fields__:
+            raise InputError(
+                f"--set {name}: {' and '.join(methods)} read nothing of {section}; expected one of "
+                f"{', '.join(sorted(read))}"
+            )
+
+
+def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
+    """The settings that a finished trial was trained with, but for those of its training."""
+    folder = ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
+    try:
+        found = json.loads((folder / "settings.json").read_text())
+        known = flatten(preset("sample").trial)
+        settings = {name: found[name] for name in found if name in known and not name.startswith("training.")}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--checkpoint {checkpoint}: no settings.json to read there ({type(error).__name__}); expected a finished "
+            f"trial of {method}, such as the best/ of a run"
+        ) from None
+    if settings.get("method") != method:
+        raise InputError(f"--checkpoint {checkpoint}: a trial of {settings.get('method')}; expected one of {method}")
+    return settings
+
+
+_PATHS = {
+    "data.source": (SAMPLE,),
+    "checkpoint": (SHIPPED,),
+    "autoencoder.weights": (SHIPPED,),
+    "teacher.weights": (SHIPPED,),
+    "first_stage.weights": (SHIPPED,),
+}
+_PATHS_OR_HUB_IDS = ("base.weights", "controlnet.weights")
 
 
 def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
-    named = {"data.source": SAMPLE, "autoencoder.weights": SHIPPED, "teacher.weights": SHIPPED}
-    return {
-        name: str(Path(str(values[name])).expanduser().absolute())
-        for name, builtin in named.items()
-        if values[name] not in (builtin, "")
-    }
+    paths = {name: str(values[name]) for name, builtin in _PATHS.items() if values[name] not in (*builtin, "")}
+    for name in _PATHS_OR_HUB_IDS:
+        if Path(str(values[name])).expanduser().is_dir() and values[name]:
+            paths[name] = str(values[name])
+    return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:
@@ -144,29 +230,33 @@ def _metric_of(settings: SweepSettings) -> str:
     if wanted in ("", "perceptual"):
         return wanted
     if name not in METRICS:
-        short = ", ".join(metric.removeprefix("val/") for metric in METRICS)
+        short = ", ".join(
+            metric.name.removeprefix("val/") for metric in METRICS.values() if metric.compared_with != "other seeds"
+        )
         raise InputError(f"--objective {wanted}: no such metric; expected perceptual, {short}")
     return name
 
 
-def resolve_objective(settings: SweepSettings, space: SearchSpace, perceptual: tuple[str, ...]) -> str:
+def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Sequence[str]) -> str:
     """The full name of the metric to search by.
 
     Args:
-        perceptual: names of the perceptual metrics this sweep reports.
+        reported: names of all metrics this sweep reports.
 
     Raises:
         InputError: no such metric, or one that this sweep does not report.
     """
     name = _metric_of(settings) or space.objective
-    reported = (*BASE_METRICS, *perceptual)
+    perceptual = [metric for metric in reported if METRICS[metric].perceptual]
     if name == "perceptual":
         # Without a perceptual metric the space's own wish cannot be had; a wish of the user's must not be bent.
         if not perceptual and settings.objective:
             raise InputError("--objective perceptual: this sweep reports no perceptual metric, see --perceptual")
         return perceptual[0] if perceptual else "val/psnr"
     if name not in reported:
-        raise InputError(f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual")
+        raise InputError(
+            f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual and docs/metrics.md"
+        )
     return name
 
 

@@ -23,7 +23,6 @@ from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
 from trainables.launch import Job, launch, trial_resources
 from trainables.registry import method_class
-from trainables.settings import override
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
@@ -72,8 +71,8 @@ def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> Record
     question = plan.question
     return RecorderSettings(
         folder=str(folder.path.resolve()),
-        metrics=(plan.objective, *(name for name in plan.metrics if name != plan.objective)),
-        parameters=dict(question.space.parameters),
+        metrics=plan.reported,
+        parameters=question.space.distributions,
         max_steps=question.trial.training.max_steps,
         trials=question.trials,
         given=len(question.space.queue[: question.trials]),
@@ -94,9 +93,8 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
 
 
 def _prepare(plan: Plan) -> Prepared:
-    """The stores, made or found made."""
-    trial, store = plan.question.trial, plan.store.resolve()
-    columns = method_class(trial.method).columns(trial)
+    """The stores of all methods, made or found made; what the baseline reads of them."""
+    store = plan.store.resolve()
     missing = [stage for stage in plan.stages if not stage.exists]
     logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(plan.stages)} parts to be made")
     last = [0.0]
@@ -106,7 +104,14 @@ def _prepare(plan: Plan) -> Prepared:
             last[0] = time.monotonic()
             logger.info("prepare    %s: %d of %d", stage, done, rows)
 
-    return _somewhere(plan, lambda device: prepare(trial, store, columns, device, progress))
+    def work(device: str) -> Prepared:
+        made = [
+            prepare(trial, store, method_class(trial.method).columns(trial), device, progress)
+            for trial in plan.question.every_method
+        ]
+        return made[0]
+
+    return _somewhere(plan, work)
 
 
 def _measure_controls(plan: Plan, prepared: Prepared, recorder: Recorder) -> None:
@@ -183,11 +188,11 @@ def _trial_id(trial: Any) -> str:
 
 def _trainable(plan: Plan, trials: Path) -> Any:
     """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
-    base, metrics, store = plan.question.trial, plan.metrics, str(plan.store.resolve())
-    group = workers(plan.question.settings)
+    question, metrics, store = plan.question, plan.metrics, str(plan.store.resolve())
+    group = workers(question.settings)
 
     def trial(config: dict[str, Any]) -> None:
-        settings = override(base, {**config[PARAMETERS], "training.seed": base.training.seed + config[SEED]})
+        settings = question.trial_with(config[PARAMETERS], config[SEED])
         launch(Job(settings, store, metrics, group, str(trials / config[ID])))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -1,0 +1,67 @@
+"""Does diffusion beat Pix2Pix at restoring photographs at all, and with which training?
+
+All training knobs together, with the method itself among them. Pix2Pix is the baseline. The criteria are those a team
+set itself for photographs of prints, where its Pix2Pix reached 26.65 dB.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Choice, Criterion, Float, Int, Point, SearchSpace, Value, When
+
+GAUSSIAN = ("latent_diffusion", "controlnet_diffusion", "pixel_diffusion")
+DIFFUSION = {"method": GAUSSIAN}
+LATENT = {"method": ("latent_diffusion",)}
+
+
+def _diffusion(label: str, method: str, rate: float, **more: Value) -> Point:
+    values: dict[str, Value] = {
+        "method": method,
+        "training.learning_rate": rate,
+        "perceptual.weight": 0.1,
+        "diffusion.max_timestep": 500,
+        "perceptual.every": 1,
+    }
+    return Point(label, values | {name.replace("__", "."): value for name, value in more.items()})
+
+
+SPACE = SearchSpace(
+    name="beat_pix2pix",
+    question="Does diffusion beat Pix2Pix, and with which training?",
+    method="pix2pix",
+    parameters={
+        "method": Choice(("pix2pix", *GAUSSIAN)),
+        "training.learning_rate": Float(1e-4, 1e-2, log=True),
+        "perceptual.weight": Float(0.0, 10.0),
+        "diffusion.max_timestep": When(DIFFUSION, Int(50, 1000)),
+        "perceptual.every": When(DIFFUSION, Int(1, 4)),
+        "diffusion.prediction_type": When(LATENT, Choice(("epsilon", "sample", "v_prediction"))),
+        "conv_in.init": When(LATENT, Choice(("zeros", "duplicate"))),
+        "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
+    },
+    points=(
+        Point("Pix2Pix", {"method": "pix2pix", "training.learning_rate": 1e-3, "perceptual.weight": 0.0}, seeds=3),
+        Point(
+            "Pix2Pix, perceptual",
+            {"method": "pix2pix", "training.learning_rate": 1e-3, "perceptual.weight": 10.0},
+        ),
+        _diffusion(
+            "latent diffusion",
+            "latent_diffusion",
+            3e-3,
+            diffusion__prediction_type="sample",
+            conv_in__init="duplicate",
+            lora__rank=32,
+        ),
+        _diffusion("ControlNet", "controlnet_diffusion", 1e-3),
+        _diffusion("pixel diffusion", "pixel_diffusion", 1e-3),
+    ),
+    proposals=8,
+    fixed={"diffusion.retarget": True},
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+    criteria=(
+        Criterion("val/psnr", reference=26.65, target=26.0),
+        Criterion("val/ssim", reference=0.7454, target=0.74),
+        Criterion("val/lpips", reference=0.2483, target=0.25),
+    ),
+)

@@ -1,0 +1,31 @@
+"""Must the UNet's first convolution be trained once it is widened for the conditioning?
+
+A LoRA run that leaves `conv_in` frozen after widening it with zeros can never see the image it is to restore: the
+conditioning channels are multiplied by zero before anything that trains. Marigold instead duplicates and halves the
+pretrained weights, and trains them.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Choice, Point, SearchSpace
+
+
+def _conv_in(label: str, frozen: bool, init: str, seeds: int = 2) -> Point:
+    return Point(label, {"conv_in.frozen": frozen, "conv_in.init": init}, seeds)
+
+
+SPACE = SearchSpace(
+    name="conv_in_freezing",
+    question="Must the UNet's first convolution be trained once it is widened for the conditioning?",
+    method="latent_diffusion",
+    parameters={"conv_in.frozen": Choice((True, False)), "conv_in.init": Choice(("zeros", "duplicate"))},
+    points=(
+        _conv_in("frozen zeros", True, "zeros", seeds=3),
+        _conv_in("trained zeros", False, "zeros"),
+        _conv_in("frozen duplicate", True, "duplicate"),
+        _conv_in("trained duplicate", False, "duplicate"),
+    ),
+    proposals=0,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)

@@ -1,0 +1,32 @@
+"""How many sampling steps are enough, and at which timesteps? Swept on a finished model; nothing trains."""
+
+from __future__ import annotations
+
+from search_spaces.space import Choice, Int, Point, SearchSpace
+
+
+def _steps(steps: int, spacing: str, seeds: int = 1) -> Point:
+    return Point(f"{steps} {spacing}", {"diffusion.inference_steps": steps, "diffusion.spacing": spacing}, seeds)
+
+
+SPACE = SearchSpace(
+    name="inference_steps",
+    question="How many sampling steps are enough, and at which timesteps should they be?",
+    method="latent_diffusion",
+    parameters={
+        "diffusion.inference_steps": Int(1, 50, log=True),
+        "diffusion.spacing": Choice(("leading", "trailing", "linspace")),
+    },
+    points=(
+        _steps(20, "trailing", seeds=3),
+        _steps(50, "trailing"),
+        _steps(10, "trailing"),
+        _steps(4, "trailing"),
+        _steps(1, "trailing"),
+        _steps(4, "leading"),
+    ),
+    proposals=6,
+    trains=False,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)

@@ -1,0 +1,35 @@
+"""How should the base be adapted: which layers, at which rank, or as a whole?"""
+
+from __future__ import annotations
+
+from search_spaces.space import Choice, Float, Point, SearchSpace, When
+
+ATTENTION = "to_q,to_k,to_v,to_out.0"
+LINEAR = f"{ATTENTION},ff.net.0.proj,ff.net.2,proj_in,proj_out"
+CONVOLUTIONS = f"{LINEAR},conv1,conv2"
+RANKS = (4, 8, 16, 32, 64)
+
+
+def _lora(label: str, rank: int, targets: str, rate: float, seeds: int = 1) -> Point:
+    return Point(label, {"lora.rank": rank, "lora.targets": targets, "training.learning_rate": rate}, seeds)
+
+
+SPACE = SearchSpace(
+    name="lora",
+    question="Which layers of the base should be adapted at which rank, or should all of it be trained?",
+    method="latent_diffusion",
+    parameters={
+        "lora.rank": Choice((0, *RANKS)),
+        "lora.targets": When({"lora.rank": RANKS}, Choice((ATTENTION, LINEAR, CONVOLUTIONS))),
+        "training.learning_rate": Float(1e-4, 1e-2, log=True),
+    },
+    points=(
+        _lora("attention, rank 32", 32, ATTENTION, 3e-3, seeds=5),
+        _lora("attention, rank 4", 4, ATTENTION, 3e-3),
+        _lora("convolutions too, rank 32", 32, CONVOLUTIONS, 3e-3),
+        Point("whole UNet", {"lora.rank": 0, "training.learning_rate": 1e-3}),
+    ),
+    proposals=4,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)

@@ -1,0 +1,30 @@
+"""How often should the perceptual loss be computed, and how much should it weigh?
+
+On every fourth step it guides a quarter of the updates and costs a quarter; on every step it decodes the estimate of
+x_0 and passes through the autoencoder and the perceptual network each time. The seconds of a step stand in the
+leaderboard beside the metrics, since they are what the frequency is traded against.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Float, Int, Point, SearchSpace
+
+
+def _every(label: str, every: int, weight: float, seeds: int = 1) -> Point:
+    return Point(label, {"perceptual.every": every, "perceptual.weight": weight}, seeds)
+
+
+SPACE = SearchSpace(
+    name="perceptual_frequency",
+    question="How often should the perceptual loss be computed, and how much should it weigh?",
+    method="latent_diffusion",
+    parameters={"perceptual.every": Int(1, 16, log=True), "perceptual.weight": Float(0.01, 10.0, log=True)},
+    points=(
+        _every("every 4th step", 4, 0.1, seeds=5),
+        _every("every step", 1, 0.1, seeds=2),
+        _every("every step, weight 1", 1, 1.0),
+    ),
+    proposals=4,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)
