@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 Value = float | int | str | bool
 
 
+def _range(low: float, high: float, log: bool) -> str:
+    return f"{low:g} to {high:g}{' (log)' if log else ''}"
+
+
 @dataclass(frozen=True)
 class Float:
     """A real number in [low, high], uniform or, with `log`, uniform in its logarithm."""
@@ -25,6 +29,9 @@ class Float:
             raise ValueError(
                 f"Float({self.low}, {self.high}, log={self.log}): needs finite low < high, and low > 0 with log"
             )
+
+    def __str__(self) -> str:
+        return _range(self.low, self.high, self.log)
 
     def contains(self, value: Value) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -42,6 +49,9 @@ class Int:
         if not self.low <= self.high or (self.log and self.low <= 0):
             raise ValueError(f"Int({self.low}, {self.high}, log={self.log}): needs low <= high, and low > 0 with log")
 
+    def __str__(self) -> str:
+        return f"whole numbers {_range(self.low, self.high, self.log)}"
+
     def contains(self, value: Value) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
@@ -55,6 +65,9 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("Choice(()): needs at least one value")
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.values))
 
     def contains(self, value: Value) -> bool:
         return value in self.values
@@ -72,6 +85,10 @@ class When:
 
     condition: Mapping[str, tuple[Value, ...]]
     distribution: Distribution
+
+    def __str__(self) -> str:
+        conditions = (f"{name} is {' or '.join(map(str, accepted))}" for name, accepted in self.condition.items())
+        return f"{self.distribution} (where {' and '.join(conditions)})"
 
     def holds(self, values: Mapping[str, Value]) -> bool:
         """Whether the parameter exists beside these values."""

@@ -135,7 +135,7 @@ class Plan:
             "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; "
             f"{at_once}, {workers}",
             "points": points,
-            "searches": "; ".join(f"{name} in {d}" for name, d in question.space.distributions.items()),
+            "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} a trial, a validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if none is stopped"
             if question.space.trains

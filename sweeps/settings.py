@@ -172,7 +172,7 @@ def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSetti
         section, dot, _ = name.partition(".")
         if dot and section not in read and section in TrialSettings.__dataclass_fields__:
             raise InputError(
-                f"--set {name}: {' and '.join(methods)} read nothing of {section}; expected one of "
+                f"--set {name}: no part of {section} is read by {' or '.join(methods)}; expected one of "
                 f"{', '.join(sorted(read))}"
             )
 

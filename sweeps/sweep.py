@@ -22,7 +22,8 @@ from sweeps.tables import HISTORY
 from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
 from trainables.launch import Job, launch, trial_resources
-from trainables.registry import method_class
+from trainables.registry import METHODS, method_class
+from trainables.settings import TrialSettings
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
@@ -53,8 +54,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         logger.info("%-10s %s", "results", folder.path)
         recorder = Recorder(_recorder_settings(plan, folder, concurrent))
         recorder.open()
-        prepared = _prepare(plan)
-        _measure_controls(plan, prepared, recorder)
+        _measure_controls(plan, _prepare(plan), recorder)
         _tune(plan, folder, concurrent, recorder)
         status = finish.finish(plan, folder.path)
         logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
@@ -92,8 +92,8 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
     return ray.get(task.remote(device))
 
 
-def _prepare(plan: Plan) -> Prepared:
-    """The stores of all methods, made or found made; what the baseline reads of them."""
+def _prepare(plan: Plan) -> list[tuple[TrialSettings, Prepared]]:
+    """The stores of all methods, made or found made: for every method a trial's settings and what it reads."""
     store = plan.store.resolve()
     missing = [stage for stage in plan.stages if not stage.exists]
     logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(plan.stages)} parts to be made")
@@ -104,23 +104,24 @@ def _prepare(plan: Plan) -> Prepared:
             last[0] = time.monotonic()
             logger.info("prepare    %s: %d of %d", stage, done, rows)
 
-    def work(device: str) -> Prepared:
-        made = [
-            prepare(trial, store, method_class(trial.method).columns(trial), device, progress)
+    def work(device: str) -> list[tuple[TrialSettings, Prepared]]:
+        return [
+            (trial, prepare(trial, store, method_class(trial.method).columns(trial), device, progress))
             for trial in plan.question.every_method
         ]
-        return made[0]
 
-    return _somewhere(plan, work)
+    made: list[tuple[TrialSettings, Prepared]] = _somewhere(plan, work)
+    return made
 
 
-def _measure_controls(plan: Plan, prepared: Prepared, recorder: Recorder) -> None:
-    question, metrics = plan.question, plan.metrics
+def _measure_controls(plan: Plan, methods: list[tuple[TrialSettings, Prepared]], recorder: Recorder) -> None:
     known = {row["id"] for row in recorder.tables.leaderboard}
-    names = [name for name in question.space.controls if name not in known]
+    names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return
-    measured = _somewhere(plan, lambda device: measure_controls(names, question.trial, prepared, metrics, device))
+    # The ceiling of latent methods needs one of them, also where the baseline is none.
+    trial, prepared = next((made for made in methods if METHODS[made[0].method].latents), methods[0])
+    measured = _somewhere(plan, lambda device: measure_controls(names, trial, prepared, plan.metrics, device))
     for name, result in measured.items():
         images = [
             {"image": image, **{metric: float(values[k]) for metric, values in result.per_image.items()}}

@@ -68,6 +68,8 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
     if METHODS[settings.method].latents == "kl":
         vae = load_vae(find_base(settings.base.weights, settings.base.revision)).to(device)
         vae.eval().requires_grad_(False)
+        if settings.training.gradient_checkpointing:  # of the decoder, which a perceptual term goes back through
+            vae.enable_gradient_checkpointing()
         return Autoencoder(lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
     model = load_autoencoder(settings.autoencoder.weights, device)
     return Autoencoder(lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))

@@ -122,13 +122,14 @@ class Trainer:
             for name, mean in validation.means.items():
                 if not math.isfinite(mean):
                     raise TrialDiverged(f"{name} is {mean} at step {self.step}")
+            rate = training.learning_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
                 | self.log.means()
                 | {
                     "train/step_seconds": trained / max(1, self.log.steps),
                     "train/validation_seconds": time.monotonic() - started,
-                    "train/learning_rate": training.learning_rate * learning_rate_factor(training, self.step - 1),
+                    "train/learning_rate": rate,
                     "train/busy_seconds": trained + time.monotonic() - started,
                     "train/parameters": float(self.method.parameters[0]),
                 }

@@ -254,8 +254,8 @@ def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int, step: int
             break
     else:
         raise InputError(
-            f"validation_pairs={count} is not accepted: {len(sizes)} validation photographs hold {sum(room)} "
-            f"crops of validation_size={size}: give at most {sum(room)}, smaller crops or more photographs"
+            f"pairs.validation_pairs={count} is not accepted: {len(sizes)} validation photographs hold {sum(room)} "
+            f"crops of pairs.validation_size={size}: give at most {sum(room)}, smaller crops or more photographs"
         )
     shares = [0] * len(sizes)
     left = count

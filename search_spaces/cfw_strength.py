@@ -1,0 +1,25 @@
+"""How much of the encoder's features should StableSR's wrapping let into the decoder?
+
+0 is the autoencoder's own decoder, 1 what the wrapping was trained at. Swept on a finished model; nothing trains.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Float, Point, SearchSpace
+
+
+def _strength(strength: float, seeds: int = 1) -> Point:
+    return Point(f"{strength:g}", {"cfw.strength": strength}, seeds)
+
+
+SPACE = SearchSpace(
+    name="cfw_strength",
+    question="How strongly should StableSR's feature wrapping enter the decoder?",
+    method="stablesr_cfw",
+    parameters={"cfw.strength": Float(0.0, 1.0)},
+    points=(_strength(0.5, seeds=3), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
+    proposals=3,
+    trains=False,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)

@@ -1,0 +1,178 @@
+"""The base that ships with the project: what it is made of, what it reaches, and that its recipe makes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from torch import Tensor
+
+from trainables.assets.base import (
+    BaseAutoencoderRecipe,
+    BaseUNetRecipe,
+    base_scheduler,
+    draw_empty_prompt,
+    encode_crops,
+    noise_errors,
+    random_crops,
+    train_base_autoencoder,
+    train_base_unet,
+)
+from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
+from trainables.data.pairs import make_pairs
+from trainables.data.photographs import SAMPLE, load_photographs
+from trainables.metrics import STLPIPS, psnr
+from trainables.networks.autoencoder import decode, encode, load_vq_f4
+from trainables.presets import preset
+from trainables.weights import SHIPPED_AUTOENCODER
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Tensor:
+    """(48, 3, 64, 64) in [-1, 1]: the sample's validation targets."""
+    pairs = make_pairs(load_photographs(SAMPLE, "validation"), preset("sample").trial.pairs, "validation", 0)
+    targets = torch.from_numpy(np.stack([pair.target for pair in pairs]))
+    return targets.movedim(-1, 1).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    return [photograph.pixels for photograph in load_photographs(SAMPLE, "train")]
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return load_vae(SHIPPED_BASE).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    return load_unet(SHIPPED_BASE).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def latents(vae: AutoencoderKL, held_out: Tensor) -> Tensor:
+    return encode_crops(vae, held_out)
+
+
+def test_the_folder_holds_the_base_and_nothing_else() -> None:
+    files = {path.relative_to(SHIPPED_BASE).as_posix(): path for path in SHIPPED_BASE.rglob("*") if path.is_file()}
+    assert set(files) == {
+        "model_index.json",
+        "empty_prompt.safetensors",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        f"unet/{WEIGHTS}",
+        "vae/config.json",
+        f"vae/{WEIGHTS}",
+    }
+    assert sum(path.stat().st_size for path in files.values()) < 9.5e6
+
+
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_weights_are_half_precision_on_disk_and_single_in_memory(
+    part: str, vae: AutoencoderKL, unet: UNet2DConditionModel
+) -> None:
+    with safe_open(SHIPPED_BASE / part / WEIGHTS, "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118 - no mapping
+    loaded = {"vae": vae, "unet": unet}[part]
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+
+
+def test_the_pipeline_of_diffusers_takes_the_folder() -> None:
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        SHIPPED_BASE, dtype=torch.float32, requires_safety_checker=False, **absent
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt_embeds=load_empty_prompt(SHIPPED_BASE),
+        guidance_scale=1.0,
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    assert images.shape == (1, 64, 64, 3)
+    assert 0.02 < images.std() < 0.5  # a picture: neither flat nor saturated
+
+
+def test_the_noise_schedule_is_stable_diffusions() -> None:
+    scheduler = DDIMScheduler.from_pretrained(SHIPPED_BASE, subfolder="scheduler")
+    assert scheduler.config.prediction_type == "epsilon"
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(scheduler.alphas_cumprod, base_scheduler().alphas_cumprod)
+
+
+def test_the_empty_prompt_is_the_one_of_its_seed(unet: UNet2DConditionModel) -> None:
+    prompt = load_empty_prompt(SHIPPED_BASE)
+    assert prompt.shape == (1, 2, unet.config.cross_attention_dim)
+    assert torch.equal(prompt, draw_empty_prompt())
+
+
+def test_the_autoencoder_restores_held_out_crops_better_than_the_vq(
+    vae: AutoencoderKL, held_out: Tensor, latents: Tensor
+) -> None:
+    vq = load_vq_f4(SHIPPED_AUTOENCODER)
+    with torch.no_grad():
+        restored = vae.decode(latents).sample.clamp(-1, 1)
+        quantised = decode(vq, encode(vq, held_out)).clamp(-1, 1)
+        distance, some = STLPIPS("alex"), slice(0, None, 4)
+        assert distance(restored[some], held_out[some]).mean() < distance(quantised[some], held_out[some]).mean()
+    reached = psnr(restored * 0.5 + 0.5, held_out * 0.5 + 0.5).mean()
+    assert reached > 27.5
+    assert reached > psnr(quantised * 0.5 + 0.5, held_out * 0.5 + 0.5).mean()
+
+
+def test_scaled_latents_have_unit_deviation(vae: AutoencoderKL, photographs: list[np.ndarray], latents: Tensor) -> None:
+    crops = random_crops(photographs, 64, 64, np.random.default_rng(5))
+    seen = encode_crops(vae, crops) * vae.config.scaling_factor
+    assert 0.9 < seen.std() < 1.1
+    assert 0.7 < (latents * vae.config.scaling_factor).std() < 1.4
+
+
+@pytest.mark.parametrize("timestep", [50, 200, 500, 800])
+def test_noise_is_predicted_better_than_without_a_network(
+    timestep: int, vae: AutoencoderKL, unet: UNet2DConditionModel, latents: Tensor
+) -> None:
+    scaled = latents * vae.config.scaling_factor
+    errors = noise_errors(unet, base_scheduler(), scaled, load_empty_prompt(SHIPPED_BASE), timestep)
+    assert errors["unet"] < 0.9 * min(errors["zero"], errors["input"], errors["scaled"])
+
+
+def test_the_prior_depends_on_the_prompt_and_on_the_timestep(unet: UNet2DConditionModel, latents: Tensor) -> None:
+    prompt = load_empty_prompt(SHIPPED_BASE)
+    with torch.no_grad():
+        expected = unet(latents[:1], 500, prompt).sample
+        assert not torch.allclose(unet(latents[:1], 500, -prompt).sample, expected)
+        assert not torch.allclose(unet(latents[:1], 100, prompt).sample, expected)
+
+
+def test_the_autoencoder_starts_from_the_vq(photographs: list[np.ndarray], held_out: Tensor) -> None:
+    vq = load_vq_f4(SHIPPED_AUTOENCODER)
+    standing_still = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1, learning_rate=0.0)
+    started = train_base_autoencoder(photographs, vq, standing_still, lambda line: None)
+    restored = started.decode(encode_crops(started, held_out[:8])).sample.clamp(-1, 1)
+    assert psnr(restored * 0.5 + 0.5, held_out[:8] * 0.5 + 0.5).mean() > 22
+
+
+def test_training_is_repeatable(photographs: list[np.ndarray], vae: AutoencoderKL) -> None:
+    vq, prompt = load_vq_f4(SHIPPED_AUTOENCODER), draw_empty_prompt()
+    autoencoder = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1)
+    unet = BaseUNetRecipe(steps=2, batch_size=1, crops=2)
+
+    def train() -> list[Tensor]:
+        trained = (
+            train_base_autoencoder(photographs, vq, autoencoder, lambda line: None),
+            train_base_unet(photographs, vae, prompt, unet, lambda line: None),
+        )
+        return [parameter for network in trained for parameter in network.parameters()]
+
+    assert all(torch.equal(*parameters) for parameters in zip(train(), train(), strict=True))
