@@ -200,6 +200,7 @@ _PATHS = {
     "autoencoder.weights": (SHIPPED,),
     "teacher.weights": (SHIPPED,),
     "first_stage.weights": (SHIPPED,),
+    "lora.weights": (),
 }
 _PATHS_OR_HUB_IDS = ("base.weights", "controlnet.weights")
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.base_helpers import DIM, tiny_unet, tiny_vae
+from trainables.method import trainable_parameters
 from trainables.networks.stable_diffusion import (
     add_lora,
     check_controlnet,
@@ -22,7 +23,6 @@ from trainables.networks.stable_diffusion import (
     lora_state_dict,
     merge_lora,
     predict,
-    trainable_parameters,
     widen_conv_in,
 )
 

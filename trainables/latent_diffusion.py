@@ -7,6 +7,7 @@ conditioning latent is concatenated to the noisy one, the prompt is empty. The U
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from trainables.errors import blamed_on
 from trainables.gaussian_method import GaussianMethod
 from trainables.latents import latent_shape, load_latents
 from trainables.method import Batch
-from trainables.networks.stable_diffusion import add_lora, predict, widen_conv_in
+from trainables.networks.stable_diffusion import add_lora, load_lora_state_dict, predict, widen_conv_in
 from trainables.settings import TrialSettings
+from trainables.weights import read_safetensors
 
 
 class LatentDiffusion(GaussianMethod):
@@ -34,6 +36,9 @@ class LatentDiffusion(GaussianMethod):
         if lora.rank:
             with blamed_on("lora.targets"):
                 add_lora(unet, lora.rank, lora.alpha, lora.targets, lora.dropout)
+        if lora.weights:
+            with blamed_on(f"lora.weights={lora.weights}"):
+                load_lora_state_dict(unet, read_safetensors(Path(lora.weights)))
         unet.conv_in.requires_grad_(not settings.conv_in.frozen)
         if settings.training.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

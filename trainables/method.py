@@ -35,6 +35,12 @@ class Phase:
     networks: tuple[str, ...]
 
 
+def trainable_parameters(module: nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters, counted."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
 class Method(ABC):
     """A method, ready to train on one device.
 
@@ -104,8 +110,7 @@ class Method(ABC):
     @property
     def parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many `networks` have in all."""
-        counts = [(p.numel(), p.requires_grad) for p in self.networks.parameters()]
-        return sum(number for number, trained in counts if trained), sum(number for number, _ in counts)
+        return trainable_parameters(self.networks)
 
     @contextmanager
     def only(self, phase: Phase) -> Iterator[None]:

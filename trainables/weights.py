@@ -143,6 +143,18 @@ def load_swin_unet(
         raise InputError(f"{name}={path}: not a checkpoint of this network: {_one_line(error)}") from None
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:  # whatever a file that is none makes the reader raise
+        raise ValueError(f"not a readable .safetensors file: {_one_line(error)}") from None
+
+
 def describe(path: Path) -> tuple[str, dict[str, Any]]:
     """(kind, architecture) of one of our safetensors; ("unknown", {}) of somebody else's."""
     with safe_open(path, "pt") as file:

@@ -130,7 +130,8 @@ class Stage:
 def plan(settings: TrialSettings, root: Path, columns: Collection[str]) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
     fingerprint them; makes nothing."""
-    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
+    # What trains nothing reads no training batch.
+    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF and settings.training.max_steps}
     latent = METHODS[settings.method].latents != ""
     source = fingerprint(settings.data.source)
     stages = []

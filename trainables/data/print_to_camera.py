@@ -197,11 +197,11 @@ def _halftone(
         inked = step @ centre.reshape(4, -1) > threshold[..., ink].ravel()
         index |= inked.view(np.uint8) << np.uint8(ink)
 
-    dots = np.zeros((height, _OVERSAMPLING, width, _OVERSAMPLING, 3), dtype=np.float32)
+    dots = np.zeros((_OVERSAMPLING, _OVERSAMPLING, height, width, 3), dtype=np.float32)
     each = _SUBPIXELS // _OVERSAMPLING
     for place, primary in enumerate(index.reshape(-1, height, width)):
-        dots[:, row[place] // each, :, column[place] // each] += np.take(primaries / each**2, primary, axis=0)
-    return dots
+        dots[row[place] // each, column[place] // each] += np.take(primaries / each**2, primary, axis=0)
+    return dots.transpose(2, 0, 3, 1, 4)
 
 
 def _cos_sin(angle: float) -> tuple[float, float]:

@@ -152,12 +152,6 @@ def _public_name(name: str) -> str:
     return name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
 
 
-def trainable_parameters(module: nn.Module) -> tuple[int, int]:
-    """(trained, all) parameters, counted."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
 def controlnet_from_unet(
     unet: UNet2DConditionModel, conditioning_channels: int, embedding_channels: Sequence[int], factor: int = 8
 ) -> ControlNetModel:

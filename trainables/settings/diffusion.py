@@ -87,18 +87,21 @@ class LoRASettings:
         alpha: the updates are scaled by alpha / rank.
         targets: names that the adapted layers' names end in.
         dropout: on the input of the updates, in training.
+        weights: a `pytorch_lora_weights.safetensors` to start from, as `trainables.export` and diffusers write it.
     """
 
     rank: int = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     dropout: float = 0.0
+    weights: str = ""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "lora.rank", self.rank, "a rank of 1 or more, or 0 to train the whole UNet")
         require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
+        require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "nothing with lora.rank=0")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""A finished `latent_diffusion` in diffusers' layout: `python -m trainables.export RUN/best FOLDER`.
+
+    FOLDER/unet/                              the UNet, widened, its LoRA merged in
+    FOLDER/vae/, scheduler/, empty_prompt...  as the base has them; the schedule says what is predicted now
+    FOLDER/pytorch_lora_weights.safetensors   the LoRA alone, by its public names, where there is one
+
+The folder is a base (`--set base.weights=FOLDER`) for further training, and what diffusers loads part by part. It takes
+as much disk as the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from trainables.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
+from trainables.build import build_method
+from trainables.checkpoint import SETTINGS
+from trainables.errors import InputError
+from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
+from trainables.presets import preset
+from trainables.settings import TrialSettings, override
+
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def export(finished: Path, folder: Path) -> None:
+    """Writes the finished trial in `finished` to `folder`, which must not exist.
+
+    Raises:
+        InputError: not a finished `latent_diffusion`, or `folder` is there.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: is there already; give a folder that is not")
+    settings = _settings_of(finished)
+    method = build_method(settings, torch.device("cpu"))
+    base = find_base(settings.base.weights, settings.base.revision)
+    unet: UNet2DConditionModel = method.networks["unet"]
+    folder.mkdir(parents=True)
+    if settings.lora.rank:
+        save_file({k: v.contiguous() for k, v in lora_state_dict(unet).items()}, folder / LORA, lora_metadata(unet))
+        merge_lora(unet)
+    unet.save_pretrained(folder / "unet")
+    shutil.copytree(base / "vae", folder / "vae")
+    diffusion = settings.diffusion
+    scheduler = DDIMScheduler.from_config(
+        load_scheduler_config(base),
+        prediction_type=diffusion.prediction_type,
+        timestep_spacing=diffusion.spacing,
+        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, folder / EMPTY_PROMPT)
+
+
+def _settings_of(finished: Path) -> TrialSettings:
+    try:
+        found = json.loads((finished / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{finished}: no {SETTINGS} to read there ({type(error).__name__})") from None
+    if found.get("method") != "latent_diffusion":
+        raise InputError(f"{finished}: a trial of {found.get('method')}; only latent_diffusion can be exported")
+    return override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("finished", type=Path, help="a finished trial, such as the best/ of a run")
+    parser.add_argument("folder", type=Path, help="where to write")
+    arguments = parser.parse_args()
+    try:
+        export(arguments.finished.expanduser(), arguments.folder.expanduser())
+    except InputError as error:
+        parser.exit(InputError.exit_status, f"{parser.prog}: error: {error}\n")
+    print(f"written to {arguments.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
