@@ -150,7 +150,7 @@ def test_solid_colours_become_those_of_the_inks(asked: tuple[int, ...], printed:
 
 
 def test_inks_take_colour_from_saturated_colours() -> None:
-    """Linear light, the six full hues: each keeps its brightest channel's order, none gains, the mean falls by half."""
+    """Linear light, the six full hues: none gains, and on average they lose a third."""
     hues = np.array([[(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255)]], np.uint8)
     image = np.repeat(np.repeat(hues, 16, axis=0), 16, axis=1)
     chroma = np.ptp(LINEAR[photographed(image, only(ink_gamut=1.0))], axis=-1)[0, ::16]
@@ -308,7 +308,7 @@ def test_presets_leave_as_much_to_restore_as_they_say() -> None:
     photographs = [*load_photographs("sample", "train"), *load_photographs("sample", "validation")]
     mild = []
     for photograph in photographs:
-        for seed in range(6):
+        for seed in range(4):
             top, left = (int(rng.integers(side - 76)) for side in photograph.pixels.shape[:2])
             crop = photograph.pixels[top : top + 76, left : left + 76]
             mild.append(psnr(crop[6:-6, 6:-6], photographed(crop, MILD_PRINT, seed)[6:-6, 6:-6]))
