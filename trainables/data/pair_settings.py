@@ -11,7 +11,7 @@ from trainables.errors import InputError
 
 PAIRS_VERSION = 1  # part of what determines prepared pairs: raise it when the same settings give other pixels
 
-SMALLEST_PRINT = 16  # pixels a side that the print simulator needs
+SMALLEST_PRINT = 16  # pixels a side that the print simulator needs; its own constant is behind a slow import
 
 
 @dataclass(frozen=True)
