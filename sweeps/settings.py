@@ -168,13 +168,16 @@ def _changes(
 def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSettings) -> None:
     """A setting that no trial reads would be varied without any effect."""
     read = frozenset().union(*(METHODS[method].sections for method in methods))
-    for name in [*space.parameters, *(name for name, _ in settings.set)]:
+    trained = " or ".join(methods)
+    for name in (name for name, _ in settings.set):
         section, dot, _ = name.partition(".")
         if dot and section not in read and section in TrialSettings.__dataclass_fields__:
-            raise InputError(
-                f"--set {name}: no part of {section} is read by {' or '.join(methods)}; expected one of "
-                f"{', '.join(sorted(read))}"
-            )
+            accepted = f"expected one of {', '.join(sorted(read))}"
+            raise InputError(f"--set {name}: no part of {section} is read by {trained}; {accepted}")
+    for name in space.parameters:
+        section, dot, _ = name.partition(".")
+        if dot and section not in read:
+            raise InputError(f"--set method={trained}: the space {space.name} searches {name}, which it does not read")
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:

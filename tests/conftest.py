@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; worker processes inherit it
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from trainables.data.prepare import Prepared, prepare
 from trainables.presets import preset
+from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, override
 
 torch.set_num_threads(1)
@@ -42,6 +44,32 @@ SMALL_NETWORK: dict[str, Any] = {
 """A network of a tenth of the work, for what does not start from the shipped teacher."""
 
 
+_ADVERSARY: dict[str, Any] = {"discriminator.ndf": 8, "discriminator.layers": 2}
+_LATENT: dict[str, Any] = {
+    "lora.rank": 2,
+    "lora.alpha": 2.0,
+    "diffusion.prediction_type": "v_prediction",
+    "diffusion.inference_steps": 2,
+}
+OF_METHOD: dict[str, dict[str, Any]] = {
+    "resshift": SMALL_NETWORK,
+    "pix2pix": {"pix2pix.ngf": 8, "pix2pix.downs": 5, **_ADVERSARY},
+    "latent_diffusion": _LATENT,
+    "controlnet_diffusion": {**_LATENT, "controlnet.embedding_channels": (8, 8, 8)},
+    "pixel_diffusion": {
+        "pixel.channels": (8, 16),
+        "pixel.layers": 1,
+        "pixel.attention_levels": 1,
+        "pixel.norm_groups": 4,
+        "diffusion.prediction_type": "v_prediction",
+        "diffusion.inference_steps": 2,
+    },
+    "stablesr_cfw": {"cfw.dense_blocks": 1, "cfw.growth": 4, "cfw.adversarial_start": 0, **_ADVERSARY},
+    "ccsr": {"ccsr.steps": 6, "ccsr.adversarial_start": 0, **_ADVERSARY},
+}
+"""Makes a trial of each method small, with all of its terms in every step."""
+
+
 @pytest.fixture(scope="session")
 def tiny() -> TrialSettings:
     """A SinSR trial: the `sample` preset with 8 training pairs, 3 validation pairs and 6 steps."""
@@ -64,3 +92,57 @@ def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tiny: TrialSettings, store_root: Path) -> Prepared:
     """All that any method reads of `tiny` and `small`: pairs, latents and the teacher's targets."""
     return prepare(tiny, store_root, {"target", "degraded", "latent", "latent_degraded", "prior", "taught"})
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with random weights that predicts the velocity, and latents a quarter of the image's side."""
+    from tests.base_helpers import save_base  # diffusers and transformers take seconds to import
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def trial_of(tiny: TrialSettings, request: pytest.FixtureRequest) -> Callable[[str], TrialSettings]:
+    """`trial_of(method)`: a small trial of it on the data of `tiny`, on `base` where it needs one."""
+    made: dict[str, TrialSettings] = {}
+
+    def trial(method: str) -> TrialSettings:
+        if method not in made:
+            changes = {"method": method, **OF_METHOD.get(method, {})}
+            if METHODS[method].latents == "kl":
+                changes["base.weights"] = str(request.getfixturevalue("base"))
+            if "first_stage" in METHODS[method].sections:
+                changes["first_stage.weights"] = str(request.getfixturevalue("first_stage"))
+            made[method] = override(tiny, changes)
+        return made[method]
+
+    return trial
+
+
+@pytest.fixture(scope="session")
+def first_stage(
+    trial_of: Callable[[str], TrialSettings],
+    prepared_for: Callable[[TrialSettings], Prepared],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A `latent_diffusion` that is finished after one step."""
+    settings = override(trial_of("latent_diffusion"), {"training.max_steps": 1, "training.warmup_steps": 0})
+    return finish(settings, prepared_for(settings), tmp_path_factory.mktemp("first_stage"))
+
+
+def finish(settings: TrialSettings, prepared: Prepared, folder: Path) -> Path:
+    """Trains to the end and leaves the last checkpoint in an existing folder."""
+    from trainables.loop import World, train
+
+    train(settings, prepared, ("val/psnr",), World(), lambda report, write: write(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrialSettings], Prepared]:
+    """`prepared_for(settings)`: all that a trial reads, in stores that are made once a session."""
+    root = tmp_path_factory.mktemp("stores-of-methods")
+    return lambda settings: prepare(settings, root, method_class(settings.method).columns(settings))

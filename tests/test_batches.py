@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from trainables.data.batches import TrainingBatches, validation_batches
-from trainables.data.prepare import Prepared, pair_noise
+from trainables.data.prepare import Prepared, pair_noise, prepare, validation_noise
 from trainables.data.tensors import upsample
 from trainables.errors import InputError
 from trainables.settings import TrialSettings, override
@@ -23,6 +25,7 @@ COLUMNS = (
     "taught",
     "noise",
     "fresh_noise",
+    "jump_noise",
     "uniform",
 )
 
@@ -44,7 +47,7 @@ def test_a_batch_holds_what_was_asked_for(tiny: TrialSettings, prepared: Prepare
     assert shapes == {
         "target": (4, 3, 64, 64),
         "degraded": latent,
-        **dict.fromkeys(("latent", "latent_degraded", "prior", "taught", "noise", "fresh_noise"), latent),
+        **dict.fromkeys(COLUMNS[2:-1], latent),
         "uniform": (4,),
     }
     assert {values.dtype for values in batch.values()} == {torch.float32}
@@ -88,7 +91,7 @@ def test_every_pair_is_seen_once_an_epoch(tiny: TrialSettings, prepared: Prepare
 
 
 def test_columns_of_a_row_belong_together(tiny: TrialSettings, prepared: Prepared) -> None:
-    scale = tiny.diffusion.kappa * tiny.diffusion.etas_end
+    scale = tiny.resshift.kappa * tiny.resshift.etas_end
     for step in range(4):
         batch = batches(prepared, tiny)(step)
         assert rows_of(prepared, "target", (batch["target"] + 1) * 127.5) == rows_of(
@@ -100,7 +103,7 @@ def test_columns_of_a_row_belong_together(tiny: TrialSettings, prepared: Prepare
 
 def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, prepared: Prepared) -> None:
     at = batches(prepared, override(tiny, {"training.batch_size": 8}))
-    shape = prepared.latent_shape
+    shape = prepared.train_noise
     used: list[dict[int, int]] = []
     for epoch in range(3):
         batch = at(epoch)
@@ -115,9 +118,11 @@ def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, pre
 
 
 def test_fresh_noise_is_standard_normal_and_new_in_every_step(tiny: TrialSettings, prepared: Prepared) -> None:
-    at = TrainingBatches(prepared, override(tiny, {"training.batch_size": 8}), {"fresh_noise", "uniform"}, CPU)
+    names = {"fresh_noise", "jump_noise", "uniform"}
+    at = TrainingBatches(prepared, override(tiny, {"training.batch_size": 8}), names, CPU)
     drawn = [at(step) for step in range(16)]
-    noise = torch.cat([batch["fresh_noise"] for batch in drawn])
+    noise, other = (torch.cat([batch[name] for batch in drawn]) for name in ("fresh_noise", "jump_noise"))
+    assert abs(float((noise * other).mean())) < 5 / noise.numel() ** 0.5
     uniform = torch.cat([batch["uniform"] for batch in drawn])
     count = noise.numel()  # about 98,000: the mean's standard error is 0.003
     assert abs(float(noise.mean())) < 5 / count**0.5
@@ -151,9 +156,37 @@ def test_validation_takes_every_pair_once_in_order(tiny: TrialSettings, prepared
     target = torch.cat([part["target"] for part in parts])
     stored = torch.from_numpy(prepared.validation("target")["target"].copy())
     assert torch.equal(((target + 1) * 127.5).round().byte(), stored)
-    assert torch.equal(
-        torch.cat([p["noise"] for p in parts]), torch.from_numpy(prepared.validation("noise")["noise"].copy())
-    )
+    for name in ("target", "degraded", "latent_degraded", "noise"):
+        assert sum(len(part[name]) for part in parts) == 3
+    assert torch.cat([part["noise_key"] for part in parts]).tolist() == [[0, 0], [1, 0], [2, 0]]
+
+
+def test_validation_noise_is_of_its_row_and_draw(prepared: Prepared) -> None:
+    """Whatever else is in the batch. Draw 0 is what earlier versions stored, so that results stay comparable."""
+    shape = prepared.validation_noise
+    assert shape == prepared.validation("latent").columns["latent"].shape
+    draws = [next(validation_batches(prepared, 3, CPU, draw)) for draw in range(3)]
+    for draw, batch in enumerate(draws):
+        assert batch["noise_key"].tolist() == [[row, draw] for row in range(3)]
+        alone = torch.cat([part["noise"] for part in validation_batches(prepared, 1, CPU, draw)])
+        assert torch.equal(batch["noise"], alone)
+        for row, noise in enumerate(batch["noise"]):
+            np.testing.assert_array_equal(noise, validation_noise(row, draw, shape))
+        assert torch.equal(batch["target"], draws[0]["target"])
+    everything = torch.cat([batch["noise"] for batch in draws]).flatten(1)
+    assert (torch.corrcoef(everything) - torch.eye(9)).abs().max() < 0.15  # 3,072 numbers each: 0.018 expected
+    stored = np.random.default_rng([8, 2]).standard_normal(shape, np.float32)
+    np.testing.assert_array_equal(draws[0]["noise"][2], stored)
+
+
+def test_without_latents_noise_has_the_shape_of_an_image(tiny: TrialSettings, tmp_path: Path) -> None:
+    settings = override(tiny, {"method": "pixel_diffusion", "pairs.validation_size": 128})
+    prepared = prepare(settings, tmp_path, {"target", "degraded"})
+    (batch,) = validation_batches(prepared, 3, CPU)
+    assert set(batch) == {"target", "degraded", "noise", "noise_key"}
+    assert batch["noise"].shape == batch["target"].shape == (3, 3, 128, 128)
+    trained = TrainingBatches(prepared, settings, {"target", "fresh_noise"}, CPU)(0)
+    assert trained["fresh_noise"].shape == trained["target"].shape == (4, 3, 64, 64)
 
 
 def test_upsampling_is_bicubic_convolution() -> None:

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import sinsr_step, sweep_cost
+from benchmarks import latent_step, sinsr_step, sweep_cost, training_options
 from sweeps.progress import Progress, log_to, logger
 from sweeps.run_folder import LOG, SETTINGS
 from sweeps.tables import RunTables
@@ -111,3 +112,45 @@ def test_launch_overhead_runs_both_patterns() -> None:
     for name in ("documented", "ours"):
         assert re.search(rf"^{name} +\d", ran.stdout, re.M)
     assert "documented / ours: " in ran.stdout
+
+
+def test_latent_step_names_its_terms_and_compares_the_modes(capsys: pytest.CaptureFixture[str]) -> None:
+    latent_step.main(["--sizes", "32", "--batch", "1", "--turns", "1", "--steps", "1", "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "base shipped: UNet of 2." in shown and "batch 1" in shown
+    numbers = r" +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ to [\d.]+ +[\d.]+$"
+    assert re.search(rf"^  32 px, reconstruction{numbers}", shown, re.M)
+    assert re.search(rf"^  32 px, reconstruction \+ perceptual{numbers}", shown, re.M)
+
+
+def test_latent_step_trains_alike_in_both_modes(tmp_path: Path) -> None:
+    trainers = latent_step.make_trainers(
+        latent_step.benchmark_settings("shipped", 2, 32, perceptual=True), tmp_path, torch.device("cpu")
+    )
+    for trainer in trainers.values():
+        trainer.train_until(1)
+    online, prepared = (trainers[mode].log.means() for mode in ("online", "prepared"))
+    assert len(online) == 4  # two terms, raw and weighted
+    assert online == pytest.approx(prepared, rel=1e-4)
+
+
+@pytest.mark.slow  # two processes of their own
+def test_training_options_measures_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--options", "gradient_checkpointing", "channels_last"]  # the compiler would take a minute
+    smallest = ["--batch", "1", "--memory-size", "64", "--turns", "1", "--steps", "1", "--device", "cpu"]
+    training_options.main(["--methods", "pix2pix", *options, *smallest])
+    shown = capsys.readouterr().out
+    assert "pix2pix, batch 1, 64 px" in shown
+    assert "gradient_checkpointing" not in shown  # which this method ignores
+    assert re.search(r"^default +[\d.]+ +1\.00 +[\d.]+ +1\.00 +[1-9]\d* +1\.00$", shown, re.M)
+    assert re.search(r"^channels_last +([\d.]+ +){4}[1-9]\d* +[\d.]+$", shown, re.M)
+
+
+def test_training_options_says_what_fails() -> None:
+    taken = sinsr_step.Taken(0.2, 0.1)
+    shown = training_options.table(
+        ("default", "compile"), {"default": taken}, {"default": 2_000_000}, {"compile": "No working C++ compiler"}
+    )
+    assert re.search(r"^default +100\.0 +1\.00 +200\.0 +1\.00 +2 +1\.00$", shown, re.M)
+    assert re.search(r"^compile( +-){6}$", shown, re.M)
+    assert "compile fails: No working C++ compiler" in shown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,17 @@ from PIL import Image
 
 from sweeps.command_line import main
 from sweeps.run_folder import RunFolder
+from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import plan as plan_stages
 from trainables.data.prepare import prepare
 from trainables.presets import preset
 from trainables.registry import method_class
-from trainables.settings import override
+from trainables.settings import flatten, override
 from trainables.weights import save_weights
 
 BASE = ["--space", SPACE, "--perceptual", "none"]
+UNTRAINED = ["--space", "fidelity_weight", "--perceptual", "none"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> str:
@@ -47,6 +51,16 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--set", "sinsr.distillation=nan"], ["--set sinsr.distillation=nan", "expected"]),
         ([*BASE, "--set", "sinsr.inversion=-1"], ["--set sinsr.inversion=-1", "searches over it"]),
         ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
+        ([*BASE, "--set", "lora.rank=4"], ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"]),
+        ([*BASE, "--set", "method=nosuch"], ["--set method=nosuch", "resshift, sinsr, pix2pix"]),
+        ([*BASE, "--set", "method=pix2pix"], ["sinsr.inversion", "no part of sinsr is read by pix2pix"]),
+        (["--space", "conditioning", "--set", "method=ccsr"], ["--set method=ccsr", "searches over it"]),
+        ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
+        ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "folder"]),
+        ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "needs a finished trial"]),
+        ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no settings.json", "latent_diffusion"]),
+        ([*UNTRAINED, "--max-steps", "3"], ["--max-steps 3", "fidelity_weight trains nothing"]),
+        ([*UNTRAINED, "--preset", "sinsr-stage1", "--data", "."], ["trains nothing", "--checkpoint FOLDER"]),
         ([*BASE, "--set", "training.batch_size"], ["--set training.batch_size", "KEY=VALUE"]),
         ([*BASE, "--set", "training.batch_size=two"], ["--set training.batch_size=two", "expected"]),
         ([*BASE, "--objective", "nosuch"], ["--objective nosuch", "psnr", "st_lpips"]),
@@ -143,11 +157,49 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
     from trainables.weights import build_network
 
     student = tmp_path / "student.safetensors"
-    save_weights(student, build_network(settings.network).state_dict(), "sinsr", settings.network)
+    save_weights(student, build_network(settings.network).state_dict(), "sinsr", asdict(settings.network))
     line = refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
     assert str(student) in line and "'sinsr'" in line and "resshift" in line
     student.write_bytes(student.read_bytes()[:1000])
     assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
+
+
+def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all of its settings but for those of its training, unless flags and the question say otherwise."""
+    flags = SweepSettings("fidelity_weight", checkpoint=str(first_stage), set=(("pairs.validation_pairs", "2"),))
+    found = json.loads((first_stage / "settings.json").read_text())
+    trial = flatten(resolve(flags).trial)
+    differing = {name for name in found if trial[name] != (tuple(v) if isinstance(v := found[name], list) else v)}
+    assert {name for name in differing if not name.startswith("training.")} == {"checkpoint", "pairs.validation_pairs"}
+    assert (trial["training.max_steps"], trial["checkpoint"]) == (0, str(first_stage))
+
+    line = ["--space", "fidelity_weight", "--perceptual", "none", "--checkpoint", str(first_stage), "--dry-run"]
+    assert main([*line, "--results", str(tmp_path / "results"), "--store", str(tmp_path / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert f"none: every trial restores with {first_stage}" in shown
+    assert "11: 7 given points" in shown and "latent_diffusion: 0.0" in shown
+    refusal = refused(capsys, tmp_path / "results", "--space", "ccsr_truncation", "--checkpoint", str(first_stage))
+    assert refusal == f"--checkpoint {first_stage}: a trial of latent_diffusion; expected one of ccsr"
+
+
+def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Built, so that what does not go together is refused at once, and with the stores of all of them."""
+    line = ["--space", "beat_pix2pix", "--perceptual", "none", "--store", str(tmp_path / "store")]
+    on_base = [*line, "--set", f"base.weights={base}"]
+    assert main([*on_base, "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
+        assert f"{method}: " in shown
+    assert "15: 7 given points" in shown
+    for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
+        assert shown.count(stage) == 1
+    narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
+    assert narrow.startswith("controlnet.embedding_channels: ")
+    assert "base.weights=nosuch" in refused(capsys, tmp_path / "results", *line, "--set", "base.weights=nosuch")
+    uneven = refused(capsys, tmp_path / "results", *on_base, "--set", "pairs.validation_size=144")
+    assert uneven.startswith("pairs.validation_size=144: expected a multiple of 64")
 
 
 def test_help_and_list_are_quick() -> None:

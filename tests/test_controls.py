@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from trainables.base_model import load_vae
 from trainables.controls import measure_controls
-from trainables.data.prepare import Prepared
+from trainables.data.prepare import Prepared, prepare
 from trainables.errors import InputError
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import decode
@@ -94,6 +98,31 @@ def test_the_grid_shows_input_output_and_target(measured: dict[str, Validation],
         np.testing.assert_array_equal(tile[::4, :64:4], degraded[row].transpose(1, 2, 0))
 
 
+def test_a_degraded_image_of_full_size_is_its_own_control(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Beside the autoencoder's row, for which no latents are prepared."""
+    settings = override(tiny, {"method": "pix2pix", "pairs.scale": 1})
+    prepared = prepare(settings, tmp_path, {"target", "degraded"})
+    rows = measure_controls(["bicubic", "autoencoder"], settings, prepared, METRICS)
+    degraded, target = (prepared.validation(name)[name] / 255 for name in ("degraded", "target"))
+    expected = [psnr(image, wanted) for image, wanted in zip(degraded, target, strict=True)]
+    np.testing.assert_allclose(rows["bicubic"].per_image["val/psnr"], expected, rtol=1e-5)
+
+
+def test_the_autoencoder_is_the_methods(
+    trial_of: Callable[[str], TrialSettings], prepared_for: Callable[[TrialSettings], Prepared], base: Path
+) -> None:
+    settings = trial_of("latent_diffusion")
+    prepared = prepared_for(settings)
+    rows = measure_controls(["autoencoder"], settings, prepared, METRICS)
+    vae = load_vae(base)
+    with torch.no_grad():
+        latent = torch.from_numpy(prepared.validation("latent")["latent"].copy())
+        restored = (vae.decode(latent / vae.config.scaling_factor).sample * 0.5 + 0.5).clamp(0, 1).numpy()
+    target = prepared.validation("target")["target"] / 255
+    expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
+    np.testing.assert_allclose(rows["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["tricubic", "teacher_7", "teacher_", ""])
 def test_an_unknown_control_is_refused_with_those_there_are(name: str, tiny: TrialSettings, prepared: Prepared) -> None:
     with pytest.raises(InputError, match=f"control '{name}': expected bicubic, autoencoder, teacher_1 or teacher_15"):
@@ -101,7 +130,7 @@ def test_an_unknown_control_is_refused_with_those_there_are(name: str, tiny: Tri
 
 
 def test_the_whole_chain_is_as_long_as_the_schedule(tiny: TrialSettings, prepared: Prepared) -> None:
-    shorter = override(tiny, {"diffusion.steps": 3})
+    shorter = override(tiny, {"resshift.steps": 3})
     with pytest.raises(InputError, match="teacher_1 or teacher_3"):
         measure_controls(["teacher_15"], shorter, prepared, METRICS)
     assert list(measure_controls(["teacher_3"], shorter, prepared, METRICS)) == ["teacher_3"]

@@ -88,7 +88,7 @@ def test_ctrl_c_while_data_is_prepared(tmp_path: Path, sweeps: Any) -> None:
     results, own_store = tmp_path / "results", tmp_path / "store"
     sweep = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(own_store), "--perceptual", "none"),
-        *("--trials", "1", *sets(pairs__train_pairs=512, sinsr__draws=16)),
+        *("--trials", "1", *sets(pairs__train_pairs=512, sinsr__draws=4)),
     )
     sweep.wait_for("prepare +train targets")
     processes = sweep.descendants()

@@ -338,6 +338,8 @@ def test_loss_rows_are_means_over_their_steps(small: TrialSettings, prepared: Pr
 class TinyGAN(Method):
     """A least-squares GAN of one convolution against another, around an L1 term."""
 
+    adversaries = ("discriminator",)
+    size_multiple = 4
     phases: ClassVar[tuple[Phase, ...]] = (
         Phase("generator", ("generator",)),
         Phase("discriminator", ("discriminator",)),
@@ -353,7 +355,11 @@ class TinyGAN(Method):
     def columns(settings: TrialSettings) -> frozenset[str]:
         return frozenset({"target", "degraded"})
 
-    def losses(self, phase: Phase, batch: Batch) -> dict[str, LossTerm]:
+    @staticmethod
+    def architecture(settings: TrialSettings) -> dict[str, Any]:
+        return {"width": 48}
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         return gan_losses(self.networks["generator"], self.networks["discriminator"], phase.name, batch)
 
     def restore(self, batch: Batch) -> Tensor:
@@ -378,11 +384,22 @@ class Rooted(TinyGAN):
         return (super().restore(batch) - 0.5).sqrt()
 
 
+class LateGAN(TinyGAN):
+    """Its adversary sets in at step 4, when three steps are done."""
+
+    def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        terms = super().losses(phase, batch, step)
+        return terms if step >= 3 else {name: term for name, term in terms.items() if name == "l1"}
+
+
+GANS = {name: registry.Entry(f"{__name__}:{name}", "", ()) for name in ("TinyGAN", "LateGAN", "Rooted")}
+
+
 @pytest.fixture
 def gan(tiny: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> TrialSettings:
-    monkeypatch.setitem(registry.METHODS, "tiny_gan", f"{__name__}:TinyGAN")
-    monkeypatch.setitem(registry.METHODS, "rooted", f"{__name__}:Rooted")
-    return override(tiny, {"method": "tiny_gan"})
+    for name, entry in GANS.items():
+        monkeypatch.setitem(registry.METHODS, name, entry)
+    return override(tiny, {"method": "TinyGAN", "training.beta1": 0.5})
 
 
 def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
@@ -391,7 +408,9 @@ def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_p
 
     torch.manual_seed(gan.training.seed)
     generator, discriminator = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(3, 1, 4, stride=4)
-    optimisers = [torch.optim.AdamW(n.parameters(), weight_decay=0.0) for n in (generator, discriminator)]
+    optimisers = [
+        torch.optim.AdamW(n.parameters(), betas=(0.5, 0.999), weight_decay=0.0) for n in (generator, discriminator)
+    ]
     batches = TrainingBatches(prepared, gan, {"target", "degraded"}, CPU)
     history = []
     for step in range(6):
@@ -418,7 +437,7 @@ def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_p
 def test_metrics_that_are_not_finite_are_not_reported(gan: TrialSettings, prepared: Prepared) -> None:
     recorder = Recorder()
     with pytest.raises(TrialDiverged, match=r"^val/psnr is nan at step 3$"):
-        train(override(gan, {"method": "rooted"}), prepared, METRICS, World(), recorder)
+        train(override(gan, {"method": "Rooted"}), prepared, METRICS, World(), recorder)
     assert recorder.reports == []
 
 
@@ -438,12 +457,127 @@ def test_two_optimisers_continue_exactly(gan: TrialSettings, prepared: Prepared,
     run(gan, prepared, tmp_path / "whole")
     run(gan, prepared, tmp_path / "rest", tmp_path / "whole" / "3")
     assert_same(state_of(tmp_path / "rest" / "6"), state_of(tmp_path / "whole" / "6"))
-    saved = load_file(tmp_path / "rest" / "6" / WEIGHTS)
-    assert set(saved) == {f"{n}.{p}" for n in ("generator", "discriminator") for p in ("weight", "bias")}
+    # To take away, the generator is enough, by its own names.
+    weights, averages = (
+        load_file(tmp_path / "rest" / "6" / WEIGHTS),
+        state_of(tmp_path / "rest" / "6")["ema"]["averages"],
+    )
+    assert set(averages) == {f"{n}.{p}" for n in ("generator", "discriminator") for p in ("weight", "bias")}
+    assert_same(weights, {name: averages[f"generator.{name}"] for name in ("weight", "bias")})
+
+
+def test_a_phase_without_terms_has_not_begun(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Its network and its optimiser stay as they are; it can begin after an interruption, too."""
+    late = override(gan, {"method": "LateGAN"})
+    first, second = run(late, prepared, tmp_path / "whole").reports
+    assert {tag for _, row in first.losses for tag in row} == {"loss/l1", "weighted/l1"}
+    tags = {f"{kind}/{term}" for kind in ("loss", "weighted") for term in ("l1", "adversarial", "discriminator")}
+    assert all(set(row) == tags for _, row in second.losses)
+
+    torch.manual_seed(gan.training.seed)
+    initial = TinyGAN(gan, CPU).networks["discriminator"].state_dict()
+    before, after = (state_of(tmp_path / "whole" / step) for step in ("3", "6"))
+    assert before["optimisation"]["optimisers"]["discriminator"]["state"] == {}
+    for name, values in initial.items():
+        assert torch.equal(before["networks"][f"discriminator.{name}"], values)
+        assert not torch.equal(after["networks"][f"discriminator.{name}"], values)
+    assert [int(one["step"]) for one in after["optimisation"]["optimisers"]["discriminator"]["state"].values()] == [
+        3,
+        3,
+    ]
+    run(late, prepared, tmp_path / "rest", tmp_path / "whole" / "3")
+    assert_same(state_of(tmp_path / "rest" / "6"), after)
+
+
+def test_only_the_networks_of_a_phase_require_gradients(gan: TrialSettings) -> None:
+    method = TinyGAN(gan, CPU)
+    frozen = method.networks["generator"].get_parameter("bias").requires_grad_(False)
+
+    def required() -> set[str]:
+        return {name for name, parameter in method.networks.named_parameters() if parameter.requires_grad}
+
+    everything = {"generator.weight", "discriminator.weight", "discriminator.bias"}
+    generator, discriminator = method.phases
+    assert required() == everything
+    with method.only(generator):
+        assert required() == {"generator.weight"}
+    assert required() == everything
+    with method.only(discriminator):
+        assert required() == {"discriminator.weight", "discriminator.bias"}
+    with pytest.raises(RuntimeError, match="on the way"), method.only(discriminator):
+        raise RuntimeError("on the way")
+    assert required() == everything and not frozen.requires_grad
+    assert set(method.trained_state()) == everything and set(method.result()) == {"generator.weight"}
+    assert method.parameters == (3 * 48 * 9 + 3 * 16 + 1, 3 * 48 * 9 + 3 * 16 + 1 + 48)
+
+
+def test_an_adversary_does_not_fill_the_gradients_of_the_other_network(gan: TrialSettings, prepared: Prepared) -> None:
+    """The generator's loss passes through the discriminator, and leaves nothing there."""
+    trainer = Trainer(gan, prepared, METRICS, World())
+    terms = trainer._optimise(trainer.method.phases[0], trainer.batches(0), 1.0)
+    assert set(terms) == {"l1", "adversarial"}
+    assert all(p.grad is None for p in trainer.method.networks["discriminator"].parameters())
+    assert all(p.grad is not None for p in trainer.method.networks["generator"].parameters())
+
+
+def test_channels_last_changes_the_layout_alone(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    plain, laid_out = (override(gan, {"training.channels_last": value}) for value in (False, True))
+    expected, found = (run(one, prepared, tmp_path / str(one.training.channels_last)) for one in (plain, laid_out))
+    for row, wanted in zip(found.metrics("loss/", "val/"), expected.metrics("loss/", "val/"), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    trainer = Trainer(laid_out, prepared, METRICS, World())
+    trainer.load(tmp_path / "True" / "3")
+    weight = trainer.method.networks["generator"].get_parameter("weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_a_finished_trial_is_where_training_starts(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """From its averages, with an optimiser and a learning rate of its own; an adversary starts anew."""
+    run(gan, prepared, tmp_path)
+    finished = load_file(tmp_path / "6" / WEIGHTS)
+    trainer = Trainer(override(gan, {"checkpoint": str(tmp_path / "6")}), prepared, METRICS, World())
+    assert trainer.step == 0 and all(not optimiser.state for optimiser in trainer.optimisers.values())
+    assert_same(dict(trainer.method.networks["generator"].state_dict()), finished)
+    assert_same({name: trainer.ema._averages[f"generator.{name}"] for name in finished}, finished)
+    other = state_of(tmp_path / "6")["ema"]["averages"]["discriminator.weight"]
+    assert not torch.equal(trainer.method.networks["discriminator"].get_parameter("weight"), other)
+
+
+def test_where_nothing_trains_the_seed_decides_the_noise(
+    small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Where something does, every seed is validated from the same noise, so that differences are the training's."""
+    run(override(small, {"training.max_steps": 1}), prepared, tmp_path)
+    only = {"training.max_steps": 0, "checkpoint": str(tmp_path / "1")}
+    recorders = [run(override(small, {**only, "training.seed": seed}), prepared) for seed in (0, 0, 1)]
+    first, again, other = (recorder.metrics("val/") for recorder in recorders)
+    assert first == again != other
+    assert [(report.step, report.losses) for report in recorders[0].reports] == [(0, [])]
+    method = ResShift(small, CPU)
+    method.networks["denoiser"].load_state_dict(load_file(tmp_path / "1" / WEIGHTS))
+    for draw, (row,) in ((0, first), (1, other)):
+        measured = validate(method.restore, prepared, MetricSet(METRICS), 2, CPU, draw)
+        assert row == pytest.approx(measured.means, rel=1e-6)
+
+
+def test_stability_is_measured_over_the_draws(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Against restorations from each draw by itself; what is measured otherwise is the first one's."""
+    settings = override(small, {"training.max_steps": 1, "training.stability_draws": 3})
+    (row,) = run(settings, prepared, tmp_path).metrics("val/")
+    assert set(row) == {"val/psnr", "val/g_std_psnr", "val/l_std"}
+    method = ResShift(small, CPU)
+    method.networks["denoiser"].load_state_dict(load_file(tmp_path / "1" / WEIGHTS))
+    draws = [validate(method.restore, prepared, MetricSet(METRICS), 2, CPU, draw) for draw in range(3)]
+    psnr = np.stack([one.per_image["val/psnr"] for one in draws])
+    table = pq.read_table(tmp_path / "1" / PER_IMAGE).to_pydict()
+    np.testing.assert_allclose(table["val/psnr"], psnr[0], rtol=1e-6)
+    np.testing.assert_allclose(table["val/g_std_psnr"], psnr.std(axis=0), rtol=1e-3)
+    assert row["val/l_std"] > 0
 
 
 def _worker(rank: int, port: int, trials: list[TrialSettings], prepared: Prepared, folder: Path) -> None:
     torch.set_num_threads(1)
+    registry.METHODS.update(GANS)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     outcomes: list[Any] = []
     for settings in trials:
@@ -458,8 +592,11 @@ def _worker(rank: int, port: int, trials: list[TrialSettings], prepared: Prepare
 
 
 @pytest.mark.slow
-def test_two_workers_follow_the_curve_of_one(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """Two processes of one thread each, with and without accumulation; and where one diverges, both end alike."""
+def test_two_workers_follow_the_curve_of_one(
+    small: TrialSettings, gan: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Two processes of one thread each, with and without accumulation; where one diverges, both end alike; and where
+    a second network trains, and trains only later."""
     plain, accumulated, broken = (
         override(small, {"training.max_steps": 4, **changes})
         for changes in ({}, {"training.accumulate": 2}, {"training.learning_rate": 1e20})
@@ -467,7 +604,8 @@ def test_two_workers_follow_the_curve_of_one(small: TrialSettings, prepared: Pre
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    trials = [plain, accumulated, broken]
+    gans = [override(gan, {"method": "LateGAN", "training.accumulate": parts}) for parts in (1, 2)]
+    trials = [plain, accumulated, broken, *gans]
     torch.multiprocessing.spawn(_worker, (port, trials, prepared, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second  # both report the whole batch's losses, and validate equal weights
@@ -475,3 +613,7 @@ def test_two_workers_follow_the_curve_of_one(small: TrialSettings, prepared: Pre
     for outcome in first[:2]:
         assert [pytest.approx(row, rel=1e-3) for row in alone] == outcome
     assert first[2].startswith("loss term 'mse' is ") and first[2].endswith(" at step 2")
+    # Dropout draws other masks where a batch is shared or split.
+    alone = run(gans[0], prepared).metrics("loss/", "val/")
+    for outcome in first[3:]:
+        assert [pytest.approx(row, rel=0.1) for row in alone] == outcome

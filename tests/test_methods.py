@@ -1,29 +1,38 @@
-"""SinSR and ResShift as methods: what they learn from, what they start as, and how they restore."""
+"""Methods: what each trains and keeps and how it restores; SinSR and ResShift: what they learn from and start as."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from trainables.build import build_method
+from trainables.checkpoint import STATE, WEIGHTS
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.method import Method
+from trainables.errors import InputError
+from trainables.loop import World, train
+from trainables.method import LossTerm, Method
 from trainables.networks.autoencoder import decode
 from trainables.registry import METHODS, method_class
+from trainables.reporting import Report
 from trainables.resshift import ResShift
 from trainables.settings import TrialSettings, override
 from trainables.sinsr import SinSR
-from trainables.weights import build_diffusion, load_autoencoder, load_teacher
+from trainables.weights import build_diffusion, describe, load_autoencoder, load_teacher
 
 CPU = torch.device("cpu")
-
-
-def settings_for(name: str, tiny: TrialSettings, small: TrialSettings) -> TrialSettings:
-    return tiny if name == "sinsr" else small
+TrialOf = Callable[[str], TrialSettings]
+PreparedFor = Callable[[TrialSettings], Prepared]
+EVERY_METHOD = pytest.mark.parametrize("name", METHODS)
 
 
 def batch_for(settings: TrialSettings, prepared: Prepared, step: int = 0) -> dict[str, Tensor]:
@@ -34,7 +43,16 @@ def batch_for(settings: TrialSettings, prepared: Prepared, step: int = 0) -> dic
 def losses(method: Method, batch: dict[str, Tensor]) -> dict[str, float]:
     (phase,) = method.phases
     with torch.no_grad():
-        return {name: float(term.value) for name, term in method.losses(phase, batch).items()}
+        return {name: float(term.value) for name, term in method.losses(phase, batch, 0).items()}
+
+
+def weighted(terms: dict[str, LossTerm]) -> Tensor:
+    return torch.stack([term.value * term.weight for term in terms.values()]).sum()
+
+
+def parameters_with_gradients() -> set[int]:
+    """Of all networks that are in memory."""
+    return {id(found) for found in gc.get_objects() if type(found) is nn.Parameter and found.grad is not None}
 
 
 def shaken(method: Method) -> Method:
@@ -51,40 +69,134 @@ def validation(prepared: Prepared) -> dict[str, Tensor]:
     return next(validation_batches(prepared, 3, CPU))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_trains_all_of_its_networks_and_nothing_else(
-    name: str, tiny: TrialSettings, small: TrialSettings, prepared: Prepared
+@EVERY_METHOD
+def test_every_phase_trains_its_networks_and_nothing_else(
+    name: str, trial_of: TrialOf, prepared_for: PreparedFor
 ) -> None:
-    settings = settings_for(name, tiny, small)
-    method = method_class(name)(settings, CPU)
-    (phase,) = method.phases
-    assert set(phase.networks) == set(method.networks)
-    terms = method.losses(phase, batch_for(settings, prepared))
-    assert all(term.value.shape == () and term.value.isfinite() for term in terms.values())
-    torch.stack([term.value * term.weight for term in terms.values()]).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.networks.parameters())
-    assert all(not p.requires_grad and p.grad is None for p in method.autoencoder.parameters())  # type: ignore[attr-defined]
+    """Every trained parameter in some phase, no parameter of a network that is frozen, or another phase's, in any."""
+    settings = trial_of(name)
+    method = build_method(settings, CPU)
+    trained = {id(p): p for p in method.networks.parameters() if p.requires_grad}
+    batch, seen = batch_for(settings, prepared_for(settings)), []
+    assert {network for phase in method.phases for network in phase.networks} == set(method.networks)
+    for phase in method.phases:
+        before = parameters_with_gradients()
+        own = {id(p) for network in phase.networks for p in method.networks[network].parameters()} & set(trained)
+        with method.only(phase):
+            required = {id(p) for p in method.networks.parameters() if p.requires_grad}
+            terms = method.losses(phase, batch, 0)
+            weighted(terms).backward()
+        assert required == own
+        assert parameters_with_gradients() - before == own
+        assert all(trained[key].grad.isfinite().all() for key in own)  # type: ignore[union-attr]
+        assert all(term.value.shape == () and term.value.isfinite() for term in terms.values())
+        seen += list(terms)
+        method.networks.zero_grad()
+    assert len(set(seen)) == len(seen) > 0
+    assert {id(p) for p in method.networks.parameters() if p.requires_grad} == set(trained)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_restoring_depends_on_weights_and_batch_alone(
-    name: str, tiny: TrialSettings, small: TrialSettings, validation: dict[str, Tensor]
-) -> None:
+@EVERY_METHOD
+def test_restoring_depends_on_weights_and_batch_alone(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
     """Not on a random state, not on what else is in the batch; and it leaves random states as they were."""
-    settings = settings_for(name, tiny, small)
-    method = method_class(name)(settings, CPU)
+    settings = trial_of(name)
+    method = build_method(settings, CPU)
     method.networks.eval()
+    batch = next(validation_batches(prepared_for(settings), 3, CPU))
     with torch.no_grad():
         torch.manual_seed(1)
         before = torch.get_rng_state()
-        restored = method.restore(validation)
+        restored = method.restore(batch)
         assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(2)
-        assert torch.equal(method.restore(validation), restored)
-        alone = method.restore({column: values[1:2] for column, values in validation.items()})
-    assert restored.shape == validation["target"].shape
+        assert torch.equal(method.restore(batch), restored)
+        alone = method.restore({column: values[1:2] for column, values in batch.items()})
+    assert restored.shape == batch["target"].shape
     # An autoencoder that quantises may turn a rounding error into another code, at a pixel in a thousand at most.
     assert float(((alone[0] - restored[1]).abs() > 1e-3).float().mean()) < 0.02
+
+
+@EVERY_METHOD
+def test_sides_are_refused_by_multiples(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """`size_multiple` is what a batch must be made of, and images that are as small as that pass."""
+    settings = trial_of(name)
+    method = build_method(settings, CPU)
+    assert settings.pairs.validation_size % method.size_multiple == 0
+    smallest = max(method.size_multiple, 4 * settings.pairs.scale)
+    one = override(settings, {"pairs.validation_size": smallest, "pairs.validation_pairs": 1})
+    method.networks.eval()
+    with torch.no_grad():
+        restored = method.restore(next(validation_batches(prepared_for(one), 1, CPU)))
+    assert restored.shape == (1, 3, smallest, smallest)
+
+
+@EVERY_METHOD
+def test_a_finished_trial_is_started_from(
+    name: str, trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path
+) -> None:
+    """By its averaged weights; without a step they are validated as they were, and what is frozen is in no file."""
+    settings = override(trial_of(name), {"training.max_steps": 2, "training.reports": 1, "training.warmup_steps": 0})
+    prepared, reports = prepared_for(settings), []
+
+    def report(row: Report, write: Callable[[Path], None]) -> None:
+        reports.append(row)
+        write(tmp_path)
+
+    train(settings, prepared, ("val/psnr",), World(), report)
+    again = override(settings, {"checkpoint": str(tmp_path), "training.max_steps": 0, "training.seed": 0})
+    train(again, prepared, ("val/psnr",), World(), lambda row, write: reports.append(row))
+    assert [row.step for row in reports] == [2, 0]
+    assert reports[1].metrics["val/psnr"] == pytest.approx(reports[0].metrics["val/psnr"], rel=1e-6)
+    assert reports[1].losses == []
+
+    method = build_method(again, CPU)
+    weights, kept = load_file(tmp_path / WEIGHTS), method.result()
+    assert describe(tmp_path / WEIGHTS)[0] == name
+    assert sorted(tensor.numel() for tensor in weights.values()) == sorted(tensor.numel() for tensor in kept.values())
+    frozen = {key for key, parameter in method.networks.named_parameters() if not parameter.requires_grad}
+    state = torch.load(tmp_path / STATE, weights_only=True)["networks"]
+    assert set(state) == set(method.networks.state_dict()) - frozen
+    assert set(kept) == {key for key in state if not key.startswith(tuple(f"{n}." for n in method.adversaries or "-"))}
+    trained, everything = method.parameters
+    assert trained == sum(p.numel() for p in method.networks.parameters() if p.requires_grad)
+    assert (trained < everything) == bool(frozen)
+
+
+def test_what_is_no_finished_trial_of_the_method_is_refused(
+    trial_of: TrialOf, first_stage: Path, tmp_path: Path
+) -> None:
+    def refused(method: str, folder: Path, **changes: Any) -> str:
+        values = {key.replace("__", "."): value for key, value in changes.items()}
+        with pytest.raises(InputError) as caught:
+            build_method(override(trial_of(method), {"checkpoint": str(folder), **values}), CPU)
+        line = str(caught.value)
+        assert line.startswith(f"checkpoint={folder}") and "\n" not in line
+        return line
+
+    assert "has no weights.safetensors; expected a finished trial" in refused("latent_diffusion", tmp_path)
+    assert "weights of 'latent_diffusion'; expected those of 'pix2pix'" in refused("pix2pix", first_stage)
+    retargeted: dict[str, Any] = {"diffusion__prediction_type": "epsilon", "diffusion__retarget": True}
+    line = refused("latent_diffusion", first_stage, lora__rank=4, **retargeted)
+    assert "lora.rank is 2 there and 4 in the settings" in line
+    assert "diffusion.prediction_type is v_prediction there and epsilon in the settings" in line
+
+    whole = load_file(first_stage / WEIGHTS)
+    kind, _ = describe(first_stage / WEIGHTS)
+    name = sorted(whole)[0]
+    for state, message in (
+        ({key: values for key, values in whole.items() if key != name}, f"1 tensors are missing or .*{name}$"),
+        ({**whole, name: torch.zeros(1)}, rf"{name} is \(1,\) there and \("),
+    ):
+        save_with_header_of(first_stage / WEIGHTS, state, tmp_path / WEIGHTS)
+        with pytest.raises(InputError, match=message):
+            build_method(override(trial_of(kind), {"checkpoint": str(tmp_path)}), CPU)
+    (tmp_path / WEIGHTS).write_bytes(b"cut off")
+    assert "not readable" in refused("latent_diffusion", tmp_path)
+
+
+def save_with_header_of(like: Path, state: dict[str, Tensor], path: Path) -> None:
+    with safe_open(like, "pt") as file:
+        save_file(state, path, file.metadata())
 
 
 def test_a_student_starts_as_its_teacher(
@@ -96,7 +208,7 @@ def test_a_student_starts_as_its_teacher(
     assert student.keys() == teacher.state_dict().keys()
     assert all(torch.equal(student[name], values) for name, values in teacher.state_dict().items())
 
-    diffusion, autoencoder = build_diffusion(tiny.diffusion), load_autoencoder(tiny.autoencoder.weights)
+    diffusion, autoencoder = build_diffusion(tiny.resshift), load_autoencoder(tiny.autoencoder.weights)
     with torch.no_grad():
         one_step = diffusion.predict_from_prior(
             lambda x, t: teacher(x, t, lq=validation["degraded"]), validation["latent_degraded"], validation["noise"]
@@ -126,7 +238,7 @@ def test_online_teaching_leaves_the_teacher_alone(tiny: TrialSettings, prepared:
     settings = override(tiny, {"sinsr.teaching": "online"})
     method = SinSR(settings, CPU)
     (phase,) = method.phases
-    sum(term.value for term in method.losses(phase, batch_for(settings, prepared)).values()).backward()  # type: ignore[union-attr]
+    weighted(method.losses(phase, batch_for(settings, prepared), 0)).backward()
     assert method.teacher is not None
     assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
     assert set(map(id, method.teacher.parameters())).isdisjoint(map(id, method.networks.parameters()))
@@ -147,11 +259,11 @@ def test_a_term_without_weight_is_not_computed(tiny: TrialSettings, prepared: Pr
 def test_weights_scale_the_sum_and_not_the_terms(tiny: TrialSettings, prepared: Prepared) -> None:
     batch = batch_for(tiny, prepared)
     weights = {"sinsr.distillation": 2.0, "sinsr.inversion": 0.1, "sinsr.ground_truth": 10.0}
-    equal, weighted = SinSR(tiny, CPU), SinSR(override(tiny, weights), CPU)
-    assert losses(weighted, batch) == losses(equal, batch)
-    (phase,) = weighted.phases
+    equal, other = SinSR(tiny, CPU), SinSR(override(tiny, weights), CPU)
+    assert losses(other, batch) == losses(equal, batch)
+    (phase,) = other.phases
     with torch.no_grad():
-        terms = weighted.losses(phase, batch)
+        terms = other.losses(phase, batch, 0)
     assert {f"sinsr.{name}": term.weight for name, term in terms.items()} == weights
 
 
@@ -165,7 +277,7 @@ def test_the_teacher_learns(small: TrialSettings, prepared: Prepared) -> None:
     values = []
     for _ in range(12):
         optimiser.zero_grad()
-        loss = method.losses(phase, batch)["mse"].value
+        loss = method.losses(phase, batch, 0)["mse"].value
         loss.backward()
         optimiser.step()
         values.append(float(loss.detach()))
@@ -176,7 +288,7 @@ def test_the_teacher_learns(small: TrialSettings, prepared: Prepared) -> None:
 @pytest.mark.parametrize("steps", [2, 15, 1000])
 def test_timesteps_cover_the_chain_and_stay_in_it(small: TrialSettings, prepared: Prepared, steps: int) -> None:
     """Also at the largest number below 1 that float32 has. The chain refuses a timestep outside of it."""
-    method = ResShift(override(small, {"diffusion.steps": steps}), CPU)
+    method = ResShift(override(small, {"resshift.steps": steps}), CPU)
     seen: list[int] = []
 
     def watch(module: Any, args: tuple[Tensor, Tensor], kwargs: Any) -> None:

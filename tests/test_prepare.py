@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from trainables.build import build_method
 from trainables.data.prepare import Prepared, pair_noise, plan, prepare
 from trainables.data.store import DATA, MANIFEST, Store
 from trainables.data.tensors import to_tensor, upsample
 from trainables.errors import InputError
+from trainables.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
+from trainables.registry import method_class
 from trainables.settings import TrialSettings, override
 from trainables.weights import SHIPPED_AUTOENCODER, load_autoencoder
 
@@ -58,7 +62,7 @@ def made_by(settings: TrialSettings, root: Path, columns: frozenset[str] = TAUGH
         ({"sinsr.inversion": 0.1, "sinsr.ground_truth": 10.0}, set()),
         ({"data.verify": False, "training.gradient_checkpointing": True}, set()),
         ({"sinsr.draws": 1}, {"train targets"}),
-        ({"diffusion.kappa": 1.0}, {"train targets"}),
+        ({"resshift.kappa": 1.0}, {"train targets"}),
         ({"data.seed": 1}, {"train pairs", "train latents", "train targets"}),
         ({"pairs.train_pairs": 7}, {"train pairs", "train latents", "train targets"}),
         ({"pairs.validation_pairs": 2}, {"validation pairs", "validation latents"}),
@@ -90,6 +94,90 @@ def test_only_what_the_columns_need_is_planned(tiny: TrialSettings) -> None:
     validation = {"validation pairs", "validation latents"}
     assert set(stores(tiny, frozenset({"target", "degraded", "noise"}))) == validation | {"train pairs"}
     assert set(stores(tiny, frozenset({"latent", "uniform"}))) == validation | {"train pairs", "train latents"}
+
+
+def test_a_method_without_latents_shares_the_pairs_and_needs_no_more(tiny: TrialSettings) -> None:
+    pairs = {"train pairs", "validation pairs"}
+    for method in ("pix2pix", "pixel_diffusion"):
+        settings = override(tiny, {"method": method})
+        found = stores(settings, method_class(method).columns(settings))
+        assert found == {stage: name for stage, name in stores(tiny).items() if stage in pairs}
+
+
+def test_pairs_follow_from_the_simulator_that_makes_them(tiny: TrialSettings) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "degradation": {"pairs.degradation.jpeg_range": (50, 60)},
+        "print": {"pairs.print.exposure": (0.9, 1.1)},
+    }
+    same_size = override(tiny, {"method": "pix2pix", "pairs.scale": 1})
+    for simulator, read in (("super_resolution", "degradation"), ("print_to_camera", "print")):
+        settings = override(same_size, {"pairs.simulator": simulator})
+        before = stores(settings, frozenset({"target"}))
+        for field, change in changes.items():
+            assert (stores(override(settings, change), frozenset({"target"})) != before) == (field == read)
+
+
+def test_the_base_and_the_first_stage_determine_what_follows_from_them(
+    trial_of: Callable[[str], TrialSettings], base: Path, first_stage: Path, tmp_path: Path
+) -> None:
+    """By content: a copy is the same, one with another weight is not."""
+    columns = frozenset({"target", "degraded", "restored"})
+    settings = trial_of("ccsr")
+    before = stores(settings, columns)
+    everything = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")}
+    assert set(before) == everything | {"train restored"}
+
+    def remade(method: str = "ccsr", **changes: Any) -> set[str]:
+        values = {name.replace("__", "."): value for name, value in changes.items()}
+        after = stores(override(settings, {"method": method, **values}), columns)
+        return {stage for stage, name in after.items() if before[stage] != name}
+
+    assert remade(cfw__strength=0.1, ccsr__adversarial=0.1, training__seed=1, perceptual__weight=0.5) == set()
+    assert remade(ccsr__t_max=0.9) == remade(first_stage__draws=1) == remade("stablesr_cfw") == {"train restored"}
+    shutil.copytree(first_stage, tmp_path / "first_stage")
+    assert remade(first_stage__weights=str(tmp_path / "first_stage")) == set()
+    _change_one_weight(tmp_path / "first_stage" / "weights.safetensors")
+    assert remade(first_stage__weights=str(tmp_path / "first_stage")) == {"train restored"}
+    shutil.copytree(base, tmp_path / "base")
+    assert remade(base__weights=str(tmp_path / "base")) == set()
+    _change_one_weight(tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert remade(base__weights=str(tmp_path / "base")) == {"train latents", "validation latents", "train restored"}
+
+
+def test_what_trains_nothing_prepares_the_validation(trial_of: Callable[[str], TrialSettings]) -> None:
+    """So that trials which sample between other timesteps do not each prepare what they would be trained on."""
+    settings = override(trial_of("ccsr"), {"training.max_steps": 0, "checkpoint": "best"})
+    columns = frozenset({"target", "degraded", "restored"})
+    found = stores(settings, columns)
+    assert set(found) == {"validation pairs", "validation latents"}
+    assert stores(override(settings, {"ccsr.t_max": 0.9}), columns) == found
+
+
+def _change_one_weight(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    save_file(weights | {name: weights[name] + 0.01}, path, metadata)
+
+
+def test_restored_latents_are_the_first_stages(
+    trial_of: Callable[[str], TrialSettings], prepared_for: Callable[[TrialSettings], Prepared]
+) -> None:
+    """Sampled by its own method from the noise of each draw, without the target."""
+    settings = trial_of("stablesr_cfw")
+    prepared = prepared_for(settings)
+    restored = prepared.train("restored")["restored"]
+    assert restored.shape == (8, 2, 4, 16, 16) and prepared.train_noise == (4, 16, 16)
+    method = build_method(first_stage_settings(settings), torch.device("cpu"))
+    method.networks.eval()
+    rows = np.arange(8)
+    degraded = torch.from_numpy(prepared.train("latent_degraded").rows("latent_degraded", rows).copy())
+    for draw in range(2):
+        noise = torch.from_numpy(np.stack([pair_noise(0, row, draw, (4, 16, 16)) for row in rows]))
+        with torch.no_grad():
+            expected = method.sample({"latent_degraded": degraded, "noise": noise})  # type: ignore[operator]
+        np.testing.assert_allclose(restored[:, draw], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_plan_says_what_is_made(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
@@ -141,7 +229,7 @@ def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepare
     # The prior is the degraded latent plus the draw's noise, scaled: dividing by the noise finds that one scale.
     noise = np.stack([[pair_noise(tiny.data.seed, row, draw, (3, 16, 16)) for draw in range(2)] for row in rows])
     scale = (prepared.train("prior")["prior"] - latent_degraded.numpy()[:, None]) / noise
-    np.testing.assert_allclose(np.median(scale), tiny.diffusion.kappa * tiny.diffusion.etas_end, rtol=1e-5)
+    np.testing.assert_allclose(np.median(scale), tiny.resshift.kappa * tiny.resshift.etas_end, rtol=1e-5)
     np.testing.assert_allclose(scale[np.abs(noise) > 0.1], np.median(scale), rtol=1e-3)
 
 
@@ -149,8 +237,9 @@ def test_validation_is_the_same_whatever_the_seeds(tiny: TrialSettings, prepared
     other = override(tiny, {"data.seed": 5, "training.seed": 6, "pairs.train_pairs": 1})
     again = prepare(other, tmp_path, frozenset({"target"}))
     assert again.validation_names == prepared.validation_names
-    for name in ("target", "degraded", "latent_degraded", "noise"):
+    for name in ("target", "degraded", "latent_degraded"):
         np.testing.assert_array_equal(again.validation(name)[name], prepared.validation(name)[name])
+    assert again.validation_noise == prepared.validation_noise == (3, 16, 16)
     assert not np.array_equal(again.train("target")["target"][0], prepared.train("target")["target"][0])
 
 
@@ -202,6 +291,7 @@ print(json.dumps(made), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_path: Path) -> None:
     changes = {"pairs.train_pairs": 8, "pairs.validation_pairs": 3, "pairs.validation_size": 64}
     command = [sys.executable, "-c", _OTHER_PROCESS, str(tmp_path), json.dumps(changes)]

@@ -9,8 +9,10 @@ import optuna
 import pytest
 
 import search_spaces
-from search_spaces import Choice, Float, Int, Point, SearchSpace
-from sweeps.search import optuna_distribution
+from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
+from sweeps.search import draw
+from sweeps.settings import ASSETS, Question, SweepSettings, resolve
+from trainables.base_model import SHIPPED_BASE
 from trainables.data.prepare import plan
 from trainables.errors import InputError
 from trainables.metrics import METRICS
@@ -19,6 +21,32 @@ from trainables.registry import METHODS, method_class
 from trainables.settings import flatten, override
 
 NAMES = search_spaces.names()
+TRAINING = [name for name in NAMES if search_spaces.load(name).trains]
+
+
+def ask(name: str, preset_name: str = "sample") -> Question:
+    """The question as the command line asks it."""
+    needs_data = not PRESETS[preset_name].trial.data.source
+    return resolve(SweepSettings(name, preset=preset_name, data="photographs" if needs_data else ""))
+
+
+def proposals(space: SearchSpace, count: int) -> list[dict[str, Value]]:
+    """What a random search would try."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [draw(space, study.ask()) for _ in range(count)]
+
+
+def check_trials(question: Question) -> None:
+    """Every point and 20 proposals are trials of the values they give, of the method they name."""
+    space = question.space
+    for values in [*(point.values for point in space.points), *proposals(space, 20)]:
+        assert list(values) == space.active(values)
+        assert all(space.distributions[key].contains(value) for key, value in values.items())
+        trial = question.trial_with(values, seed_offset=2)
+        as_text = override(trial, {key: str(value) for key, value in values.items()})
+        assert as_text == trial and trial.training.seed == 2
+        assert trial.method == values.get("method", space.method)
+        assert {key: flatten(trial)[key] for key in space.fixed} == dict(space.fixed)
 
 
 def broken(**changes: Any) -> SearchSpace:
@@ -45,31 +73,87 @@ def test_the_shipped_question_is_there() -> None:
 def test_a_space_is_complete(name: str) -> None:
     space = search_spaces.load(name)
     assert space.question.endswith("?")
-    assert space.method in METHODS
+    assert space.methods[0] == space.method and set(space.methods) <= set(METHODS)
     assert space.objective == "perceptual" or space.objective in METRICS
     assert space.baseline == space.points[0]
+    assert {criterion.metric for criterion in space.criteria} <= set(METRICS)
+    read = frozenset().union(*(METHODS[method].sections for method in space.methods))
+    assert {key.partition(".")[0] for key in {**space.parameters, **space.fixed}} <= read | {"method"}
 
 
 @pytest.mark.parametrize("preset_name", PRESETS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_every_proposal_and_point_is_a_valid_trial_of_every_preset(name: str, preset_name: str) -> None:
+    """But where a method restores enlarged images and the preset's are as large as their targets."""
+    space, scale = search_spaces.load(name), PRESETS[preset_name].trial.pairs.scale
+    if scale != 4 and any("network" in METHODS[method].sections for method in space.methods):
+        with pytest.raises(InputError, match=r"^(pairs.scale=1: expected 4|network.image_size=64: expected 128)"):
+            ask(name, preset_name)
+    else:
+        check_trials(ask(name, preset_name))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINING])
+def test_every_proposal_and_point_restores_with_the_shipped_trial(name: str) -> None:
     space = search_spaces.load(name)
-    base = override(preset(preset_name).trial, {**space.fixed, "method": space.method})
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    distributions = {key: optuna_distribution(d) for key, d in space.parameters.items()}
-    proposals = [study.ask(distributions).params for _ in range(50)]
-    for values in [*proposals, *(point.values for point in space.points)]:
-        assert all(space.parameters[key].contains(value) for key, value in values.items())
-        settings = flatten(override(base, values))
-        assert {key: settings[key] for key in values} == values
+    if not (ASSETS / f"{space.method}_sample").is_dir():
+        pytest.skip(f"no finished {space.method} ships yet")
+    question = ask(name)
+    check_trials(question)
+    assert (question.trial.training.max_steps, question.trial.checkpoint) == (0, "shipped")
 
 
-def test_all_loss_ratios_train_on_the_same_prepared_data(tmp_path: Path) -> None:
-    space = search_spaces.load("sinsr_loss_ratios")
-    base = override(preset("sample").trial, space.fixed)
-    columns = method_class(space.method).columns(base)
-    stores = {tuple(s.path for s in plan(override(base, p.values), tmp_path, columns)) for p in space.points}
-    assert len(stores) == 1
+@pytest.mark.parametrize("name", TRAINING)
+def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_path: Path) -> None:
+    question = ask(name)
+    if not (SHIPPED_BASE / "unet").is_dir() and any(METHODS[m].latents == "kl" for m in question.space.methods):
+        pytest.skip("no base ships yet")
+    stores: dict[str, set[tuple[Path, ...]]] = {}
+    for values in [*(point.values for point in question.space.points), *proposals(question.space, 5)]:
+        trial = question.trial_with(values)
+        stages = plan(trial, tmp_path, method_class(trial.method).columns(trial))
+        stores.setdefault(trial.method, set()).add(tuple(stage.path for stage in stages))
+    assert all(len(different) == 1 for different in stores.values())
+
+
+def test_a_conditional_parameter_is_drawn_where_it_exists() -> None:
+    """Also where what it depends on is conditional itself."""
+    space = broken(
+        parameters={
+            "lora.rank": Choice((0, 4, 8)),
+            "lora.dropout": When({"lora.rank": (4, 8)}, Float(0.0, 0.5)),
+            "lora.targets": When({"lora.rank": (8,)}, Choice(("to_q", "to_v"))),
+            "lora.alpha": When({"lora.targets": ("to_q",)}, Int(1, 8)),
+        },
+        points=(Point("whole", {"lora.rank": 0}), Point("low", {"lora.rank": 4, "lora.dropout": 0.1})),
+    )
+    drawn = proposals(space, 60)
+    assert {tuple(values) for values in drawn} == {
+        ("lora.rank",),
+        ("lora.rank", "lora.dropout"),
+        ("lora.rank", "lora.dropout", "lora.targets"),
+        ("lora.rank", "lora.dropout", "lora.targets", "lora.alpha"),
+    }
+    for values in drawn:
+        assert len(values) == 1 + (values["lora.rank"] != 0) + (values["lora.rank"] == 8) + (
+            values.get("lora.targets") == "to_q"
+        )
+        assert all(space.distributions[name].contains(value) for name, value in values.items())
+
+
+def test_a_condition_holds_where_everything_it_names_is_there() -> None:
+    both = When({"method": ("ccsr", "pix2pix"), "lora.rank": (4,)}, Float(0.0, 1.0))
+    assert both.holds({"method": "ccsr", "lora.rank": 4, "lora.alpha": 1.0})
+    for values in ({"method": "ccsr"}, {"method": "ccsr", "lora.rank": 8}, {"method": "sinsr", "lora.rank": 4}, {}):
+        assert not both.holds(values)
+
+
+def test_the_methods_of_a_space_are_its_baselines_and_those_it_searches() -> None:
+    assert broken().methods == ("sinsr",)
+    searched = broken(
+        parameters={"method": Choice(("resshift", "sinsr"))}, points=(Point("student", {"method": "sinsr"}),)
+    )
+    assert searched.methods == ("sinsr", "resshift")
 
 
 def test_the_queue_takes_every_point_once_before_it_repeats_one() -> None:
@@ -99,21 +183,53 @@ def test_the_baseline_comes_first_and_every_point_in_each_of_its_seeds(name: str
         ({"points": ()}, "space frozen_input: needs at least one point, the baseline"),
         (
             {"points": (Point("half", {"sinsr.draws": 4}),)},
-            r"point 'half': gives \['sinsr.draws'\], but the parameters",
+            r"point 'half': gives \['sinsr.draws'\], but its parameters are",
         ),
         (
             {"points": (Point("far", {"sinsr.inversion": 100.0, "sinsr.draws": 4}),)},
-            r"point 'far': sinsr.inversion=100.0 is not in Float\(low=0.1, high=10.0, log=True\)",
+            r"point 'far': sinsr.inversion=100.0 is not in 0.1 to 10 \(log\)",
         ),
         (
             {"points": (Point("odd", {"sinsr.inversion": 1.0, "sinsr.draws": 2.5}),)},
-            r"point 'odd': sinsr.draws=2.5 is not in Int\(low=1, high=8",
+            r"point 'odd': sinsr.draws=2.5 is not in whole numbers 1 to 8",
         ),
         (
             {"points": (Point("same", {"sinsr.inversion": 1.0, "sinsr.draws": 4}),) * 2},
             r"the labels \['same', 'same'\] must differ",
         ),
         ({"fixed": {"sinsr.draws": 2}}, "sinsr.draws cannot be both fixed and searched"),
+        (
+            {
+                "parameters": {
+                    "sinsr.draws": When({"sinsr.inversion": (1.0,)}, Int(1, 8)),
+                    "sinsr.inversion": Float(0.1, 10.0),
+                }
+            },
+            "space frozen_input: sinsr.draws depends on sinsr.inversion, which must come before it",
+        ),
+        (
+            {"parameters": {"sinsr.draws": When({"sinsr.draws": (4,)}, Int(1, 8))}},
+            "sinsr.draws depends on sinsr.draws, which must come before it",
+        ),
+        (
+            {
+                "parameters": {
+                    "sinsr.inversion": Float(0.1, 10.0),
+                    "sinsr.draws": When({"sinsr.inversion": (0.5,)}, Int(1, 8)),
+                }
+            },
+            r"point 'paper': gives \['sinsr.draws', 'sinsr.inversion'\], but its parameters are \['sinsr.inversion'\]",
+        ),
+        (
+            {
+                "parameters": {
+                    "sinsr.inversion": Float(0.1, 10.0),
+                    "sinsr.draws": When({"sinsr.inversion": (1.0,)}, Int(1, 8)),
+                },
+                "points": (Point("bare", {"sinsr.inversion": 1.0}),),
+            },
+            r"point 'bare': gives \['sinsr.inversion'\], but its parameters are \['sinsr.draws', 'sinsr.inversion'\]",
+        ),
     ],
 )
 def test_a_broken_space_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

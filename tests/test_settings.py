@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from trainables.errors import InputError
+from trainables.method import Method
 from trainables.presets import PRESETS, preset
-from trainables.settings import TrainingSettings, flatten, override
+from trainables.registry import METHODS, Latents, method_class
+from trainables.settings import TrainingSettings, TrialSettings, flatten, override
 from trainables.weights import count_parameters
 
 SAMPLE = preset("sample").trial
@@ -38,7 +41,7 @@ def test_every_preset_survives_a_round_trip_through_text(name: str) -> None:
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"--preset huge: .* the presets are sample, sinsr-stage1, sinsr-stage2"):
+    with pytest.raises(InputError, match=f"--preset huge: .* the presets are {', '.join(PRESETS)}$"):
         preset("huge")
 
 
@@ -62,6 +65,10 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
         ("network.attention_resolutions", "(8,)", (8,)),
         ("network.attention_resolutions", [16, np.int32(8)], (16, 8)),
         ("network.attention_resolutions", np.array([16, 8]), (16, 8)),
+        ("lora.targets", "to_q, to_out.0", ("to_q", "to_out.0")),
+        ("lora.targets", "('to_q', 'to_out.0')", ("to_q", "to_out.0")),
+        ("lora.targets", "to_q", ("to_q",)),
+        ("lora.targets", ["to_q", np.str_("to_k")], ("to_q", "to_k")),
         ("pairs.degradation.jpeg_range", "50,60", (50.0, 60.0)),
         ("pairs.degradation.resize_prob", (1, 0, 0), (1.0, 0.0, 0.0)),
     ],
@@ -82,7 +89,10 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("training.max_steps", np.bool_(True), "training.max_steps=True: expected a whole number"),
         ("training.max_steps", float("inf"), "training.max_steps=inf: expected a whole number"),
         ("training.max_steps", None, "training.max_steps=None: expected a whole number"),
-        ("training.max_steps", 0, "training.max_steps=0: expected 1 or more"),
+        ("training.max_steps", -1, "training.max_steps=-1: expected 0 or more"),
+        ("training.max_steps", 0, "training.max_steps=0: expected 1 or more; 0 only validates, and needs a finished"),
+        ("training.beta1", 1.0, r"training.beta1=1.0: expected a number in \[0, 1\)"),
+        ("training.stability_draws", 0, "training.stability_draws=0: expected 1 or more"),
         ("training.learning_rate", "fast", "training.learning_rate=fast: expected a finite number"),
         ("training.learning_rate", True, "training.learning_rate=True: expected a finite number"),
         ("training.learning_rate", "nan", "training.learning_rate=nan: expected a finite number"),
@@ -103,11 +113,28 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("pairs.degradation.jpeg_range", "60,50", "degradation.jpeg_range=.*1 <= low <= high <= 100"),
         ("pairs.image_size", 128, "network.image_size=16: expected 32, the latent size of pairs.image_size=128"),
         ("pairs.scale", 2, "pairs.scale=2: expected 4"),
-        ("diffusion.steps", 1, "diffusion.steps=1: expected 2 or more"),
-        ("diffusion.etas_end", 0.02, r"diffusion.etas_end=0.02: expected a number in \[0.1, 1\)"),
+        ("resshift.steps", 1, "resshift.steps=1: expected 2 or more"),
+        ("resshift.etas_end", 0.02, r"resshift.etas_end=0.02: expected a number in \[0.1, 1\)"),
         ("sinsr.inversion", -1, "sinsr.inversion=-1.0: expected a weight of 0 or more"),
         ("sinsr.draws", 0, "sinsr.draws=0: expected 1 or more"),
-        ("method", "gan", "method=gan: expected one of resshift, sinsr"),
+        ("diffusion.max_timestep", 0, "diffusion.max_timestep=0: expected 1 or more: the range is empty"),
+        ("diffusion.max_timestep", 20, "diffusion.inference_steps=50: expected 1 to diffusion.max_timestep=20"),
+        ("diffusion.fidelity_weight", 1.1, "diffusion.fidelity_weight=1.1: expected a number from 0 to 1"),
+        ("diffusion.prediction_type", "x0", "prediction_type=x0: expected one of epsilon, sample, v_prediction"),
+        ("conv_in.init", "ones", "conv_in.init=ones: expected one of zeros, duplicate"),
+        ("lora.rank", -1, "lora.rank=-1: expected a rank of 1 or more, or 0 to train the whole UNet"),
+        ("lora.targets", (), r"lora.targets=\(\): expected at least one layer name"),
+        ("lora.targets", (3,), "lora.targets=3: expected text"),
+        ("controlnet.embedding_channels", (), r"controlnet.embedding_channels=\(\): expected positive whole numbers"),
+        ("pixel.norm_groups", 48, "pixel.norm_groups=48: expected a divisor of every width of pixel.channels="),
+        ("first_stage.draws", 0, "first_stage.draws=0: expected 1 or more"),
+        ("cfw.strength", -0.1, "cfw.strength=-0.1: expected a number from 0 to 1"),
+        ("ccsr.t_min", 0.7, "ccsr.t_min=0.7: expected 0 to below ccsr.t_max=0.6667"),
+        ("pix2pix.downs", 4, "pix2pix.downs=4: expected 5 or more"),
+        ("discriminator.layers", 0, "discriminator.layers=0: expected 1 or more"),
+        ("perceptual.every", 0, "perceptual.every=0: expected 1 or more"),
+        ("perceptual.weight", -1, "perceptual.weight=-1.0: expected a weight of 0 or more"),
+        ("method", "gan", f"method=gan: expected one of {', '.join(METHODS)}"),
     ],
 )
 def test_a_refused_value_is_named_with_what_is_accepted(name: str, given: Any, message: str) -> None:
@@ -120,6 +147,53 @@ def test_weights_that_are_all_zero_are_refused_as_a_ratio() -> None:
     with pytest.raises(InputError, match="distillation:inversion:ground_truth=0:0:0: expected a ratio with at least"):
         changed(sinsr__distillation=0, sinsr__inversion=0, sinsr__ground_truth=0)
     assert changed(sinsr__distillation=0, sinsr__inversion=0) == {"sinsr.distillation": 0.0, "sinsr.inversion": 0.0}
+
+
+def test_terms_that_are_left_out_leave_one_to_train_with() -> None:
+    """With `sample` there is no noise term: only the reconstruction weight counts."""
+    accepted = {"diffusion.prediction_type": "sample", "diffusion.noise_weight": 0.0}
+    assert override(SAMPLE, accepted).diffusion.reconstruction_weight == 1
+    for changes in (
+        {"diffusion.prediction_type": "sample", "diffusion.reconstruction_weight": 0.0},
+        {"diffusion.noise_weight": 0.0, "diffusion.reconstruction_weight": 0.0},
+    ):
+        with pytest.raises(InputError, match=r"diffusion.reconstruction_weight=0.0: expected above 0: nothing"):
+            override(SAMPLE, changes)
+
+
+def test_a_finished_trial_needs_no_steps() -> None:
+    settings = override(SAMPLE, {"training.max_steps": 0, "checkpoint": "results/best"})
+    assert (settings.training.max_steps, settings.training.report_every) == (0, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_where_the_registry_says_and_reads_sections_there_are(name: str) -> None:
+    fields = {item.name: item for item in dataclasses.fields(TrialSettings)}
+    sections = {key for key, item in fields.items() if dataclasses.is_dataclass(item.default_factory)}
+    assert METHODS[name].sections <= sections
+    assert METHODS[name].latents in get_args(Latents)
+    found = method_class(name)
+    assert issubclass(found, Method) and not found.__abstractmethods__
+    assert found.columns(override(SAMPLE, {"method": name})) and found.phases
+
+
+def test_every_section_is_read_by_some_method() -> None:
+    sections = {item.name for item in dataclasses.fields(TrialSettings)} - {"method", "checkpoint"}
+    assert frozenset().union(*(entry.sections for entry in METHODS.values())) == sections
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("sinsr", "pairs.scale", 2),
+        ("resshift", "network.image_size", 8),
+        ("pixel_diffusion", "pixel.train_timesteps", 500),
+    ],
+)
+def test_sections_must_agree_where_a_method_reads_both(method: str, name: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"{name}={value}: expected|{name}={value}$"):
+        override(SAMPLE, {"method": method, name: value})
+    assert flatten(override(SAMPLE, {"method": "latent_diffusion", name: value}))[name] == value
 
 
 def test_an_unknown_name_is_answered_with_its_neighbours() -> None:

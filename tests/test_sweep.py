@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,18 @@ from ray.tune.experiment import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import search_spaces
-from search_spaces import Float, Point, SearchSpace
+from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps import finish
 from sweeps.plan import make_plan
 from sweeps.ray_cluster import connected
 from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
-from sweeps.settings import Question, SweepSettings
+from sweeps.settings import Question, SweepSettings, resolve
 from sweeps.sweep import start
 from sweeps.tables import RunTables, read_rows
+from tests.conftest import OF_METHOD
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.test_tensorboard import Page, scalars
-from trainables.presets import preset
-from trainables.settings import override
+from trainables.weights import describe
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
@@ -150,9 +151,9 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, store: Path, capfd: p
         points=(Point("sane", {name: 1e-4}), Point("absurd", {name: 1e30})),
         objective="val/psnr",
     )
-    trial = override(preset("sample").trial, TINY | {"training.max_steps": 8, "training.reports": 2})
+    changes = {"sinsr": TINY | {"training.max_steps": 8, "training.reports": 2, "training.seed": 0}}
     settings = SweepSettings(space.name, perceptual="none", results=str(tmp_path / "results"), store=str(store))
-    assert start(make_plan(Question(settings, space, trial, trials=2))) == 0
+    assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
     (run,) = (tmp_path / "results" / space.name).iterdir()
     rows = trials(run)
     assert (rows["t000"]["status"], rows["t000"]["steps"], rows["t000"]["error"]) == ("finished", 8, "")
@@ -173,6 +174,72 @@ def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
     (row,) = trials(only_run(results)).values()
     assert row["status"] == "failed" and row["error"] in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Runs it in this process; its folder and the trials of its leaderboard."""
+    assert start(make_plan(question)) == 0
+    (run,) = (Path(question.settings.results) / question.space.name).iterdir()
+    return run, trials(run)
+
+
+@pytest.mark.slow
+def test_a_question_across_methods(tmp_path: Path) -> None:
+    """Each method with its own settings, and a parameter that only one of them has."""
+    rate, most = "training.learning_rate", "diffusion.max_timestep"
+    space = SearchSpace(
+        name="across",
+        question="Which method?",
+        method="pix2pix",
+        parameters={
+            "method": Choice(("pix2pix", "pixel_diffusion")),
+            rate: Float(1e-5, 1e-3, log=True),
+            most: When({"method": ("pixel_diffusion",)}, Int(10, 1000)),
+        },
+        points=(
+            Point("pix2pix", {"method": "pix2pix", rate: 1e-3}),
+            Point("diffusion", {"method": "pixel_diffusion", rate: 1e-4, most: 500}),
+        ),
+        objective="val/psnr",
+        controls=("bicubic",),
+    )
+    common = {name: value for name, value in TINY.items() if not name.startswith("sinsr")}
+    common |= {"training.max_steps": 4, "training.reports": 2, "training.seed": 1, "perceptual.weight": 0.0}
+    changes = {method: {"method": method, **common, **OF_METHOD[method]} for method in space.methods}
+    settings = SweepSettings("across", perceptual="none", results=str(tmp_path), store=str(tmp_path / "store"))
+    run, rows = _sweep(Question(settings, space, changes, trials=6))
+    assert [row["status"] for row in rows.values()].count("failed") == 0
+    for name, row in rows.items():
+        values = {key: row[f"config/{key}"] for key in space.parameters if row[f"config/{key}"] is not None}
+        assert list(values) == space.active(values)
+        checkpoint = json.loads((run / row["checkpoint"] / "settings.json").read_text())
+        assert {key: checkpoint[key] for key in values} == values
+        assert describe(run / row["checkpoint"] / "weights.safetensors")[0] == row["config/method"], name
+    assert (rows["t000"]["config/method"], rows["t001"]["config/method"]) == ("pix2pix", "pixel_diffusion")
+    assert len(list((tmp_path / "store").glob("pairs-train-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_question_that_trains_nothing(first_stage: Path, tmp_path: Path) -> None:
+    """Every trial restores with one finished trial; only what is asked for differs, and the noise between seeds."""
+    settings = SweepSettings(
+        "fidelity_weight",
+        trials=8,
+        checkpoint=str(first_stage),
+        perceptual="none",
+        results=str(tmp_path / "results"),
+        store=str(tmp_path / "store"),
+    )
+    run, rows = _sweep(resolve(settings))
+    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 0)}
+    board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
+    shares = {row["label"]: row["val/psnr"] for row in rows.values() if row["seed"] == 0}
+    # At weight 1 the output is the degraded image through the autoencoder, whatever the diffusion made.
+    assert len(set(shares.values())) == len(shares) == 6
+    repeats = [row["val/psnr"] for row in rows.values() if row["label"] == "0"]
+    assert len(set(repeats)) == 3
+    assert list(tmp_path.glob("store/latents-train-*")) == [] and board["autoencoder"]["kind"] == "control"
+    assert (run / "best" / "weights.safetensors").exists()
 
 
 SPACE_OF_X = SearchSpace(
@@ -252,6 +319,47 @@ def test_a_trial_that_tune_forgot_is_proposed_again(tmp_path: Path) -> None:
     third = resumed.suggest("d")
     assert first is not None and third is not None
     assert (first[ID], third[ID], third[GIVEN]) == ("t000", "t002", False)
+
+
+CONDITIONAL = SearchSpace(
+    name="x",
+    question="Which a, and which b where there is one?",
+    method="sinsr",
+    parameters={"a": Choice(("p", "q", "r")), "b": When({"a": ("q", "r")}, Float(0.0, 1.0))},
+    points=(Point("p", {"a": "p"}), Point("q", {"a": "q", "b": 0.5})),
+    objective="val/psnr",
+)
+
+
+def test_what_tune_forgot_is_proposed_again_with_its_conditional_parameters(tmp_path: Path) -> None:
+    """After trials that have ended, so that TPE proposes; whether or not the journal had all parameters already."""
+    journal = tmp_path / "optuna.journal"
+    search = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, journal)
+    known: list[dict[str, Any]] = []
+    for k in range(10):
+        known.append(search.suggest(f"trial{k}"))
+        value = {"p": 0.0, "q": 1.0, "r": 0.5}[known[-1][PARAMETERS]["a"]] - known[-1][PARAMETERS].get("b", 0.0)
+        search.on_trial_result(f"trial{k}", {"val/psnr": value, "step": 8})
+        search.on_trial_complete(f"trial{k}", {"val/psnr": value, "step": 8})
+    as_tune_keeps_it = pickle.dumps(search)
+    search.save(str(tmp_path / "state.pkl"))
+    forgotten = [search.suggest(name) for name in ("first", "second", "third")]
+
+    resumed = pickle.loads(as_tune_keeps_it)
+    resumed.restore(str(tmp_path / "state.pkl"))
+    again = [resumed.suggest(name) for name in ("other", "names", "now")]
+    assert again == forgotten
+    assert resumed.suggest("next")[ID] == "t013"
+    for row in (*known, *forgotten):
+        assert list(row[PARAMETERS]) == CONDITIONAL.active(row[PARAMETERS])
+    assert [row[PARAMETERS] for row in known[:2]] == [dict(point.values) for point in CONDITIONAL.points]
+    assert {len(row[PARAMETERS]) for row in known[2:]} == {1, 2}
+
+    study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
+    half_asked = study.ask()  # killed between its number and its parameters
+    last = resumed.suggest("last")
+    assert last[ID] == f"t{half_asked.number:03d}"
+    assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
 
 
 def test_the_resume_line_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

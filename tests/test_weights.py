@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from trainables.weights import (
     load_swin_unet,
     load_teacher,
     save_weights,
+    shipped_checkpoint,
+    unequal,
 )
 
 
@@ -35,18 +39,34 @@ def network(small: TrialSettings) -> NetworkSettings:
 
 
 def saved(path: Path, settings: NetworkSettings, kind: str = "resshift", **more: str) -> Path:
-    save_weights(path, build_network(settings).state_dict(), kind, settings, **more)
+    save_weights(path, build_network(settings).state_dict(), kind, asdict(settings), **more)
     return path
 
 
 def test_saving_and_loading_is_exact(network: NetworkSettings, tmp_path: Path) -> None:
     source, target = build_network(network), build_network(network)
     path = tmp_path / "teacher.safetensors"
-    save_weights(path, source.state_dict(), "resshift", network, step="12")
-    assert describe(path)[0] == "resshift"
+    save_weights(path, source.state_dict(), "resshift", asdict(network), step="12")
+    kind, architecture = describe(path)
+    assert kind == "resshift" and unequal(architecture, asdict(network)) == ""
     load_swin_unet(target, path, "teacher.weights", network)
     for name, values in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], values)
+
+
+def test_what_two_architectures_differ_in_is_said_as_settings() -> None:
+    """What has passed through JSON has lists for tuples; that is no difference."""
+    architecture = {"lora.rank": 4, "lora.targets": ("to_q", "to_k"), "base": "0ab1"}
+    assert unequal(json.loads(json.dumps(architecture)), architecture) == ""
+    assert unequal({"rank": 8, "alpha": 1.0}, {"rank": 4, "dropout": 0.0}, "lora.") == (
+        "another shape of network: lora.rank is 8 there and 4 in the settings; "
+        "lora.dropout is None there and 0.0 in the settings; lora.alpha is 1.0 there and None in the settings"
+    )
+
+
+def test_a_trial_that_does_not_ship_is_asked_for() -> None:
+    with pytest.raises(InputError, match=r"checkpoint=shipped: none ships for the method sinsr; give --checkpoint"):
+        shipped_checkpoint("sinsr")
 
 
 def test_a_loaded_teacher_is_frozen(network: NetworkSettings, tmp_path: Path) -> None:

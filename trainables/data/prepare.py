@@ -130,12 +130,13 @@ class Stage:
 def plan(settings: TrialSettings, root: Path, columns: Collection[str]) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
     fingerprint them; makes nothing."""
-    # What trains nothing reads no training batch.
-    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF and settings.training.max_steps}
+    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
     latent = METHODS[settings.method].latents != ""
     source = fingerprint(settings.data.source)
     stages = []
-    for split in ("train", "validation"):
+    # What trains nothing reads no training batch.
+    splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
+    for split in splits:
         keys: dict[str, dict[str, Any]] = {"pairs": _pairs_key(settings, split, source)}
         if latent and (split == "validation" or needed & {"latents", "targets", "restored"}):
             keys["latents"] = {
