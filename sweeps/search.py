@@ -87,7 +87,12 @@ class SweepSearch(OptunaSearch):
         parameters = draw(self._questioned, self._ot_trials[trial_id])
         # Optuna's own number: enqueued points come first in it, and it survives a driver that was killed.
         number = self._ot_trials[trial_id].number
-        label, offset, _ = self._queue[number] if number < len(self._queue) else ("", 0, {})
+        if number < len(self._queue):
+            label, offset, _ = self._queue[number]
+        else:
+            # What was tried before is tried with another seed: the same trial once more would tell nothing.
+            earlier = study.get_trials(deepcopy=False)[:number]
+            label, offset = "", sum(trial.params == parameters for trial in earlier)
         return {
             PARAMETERS: parameters,
             ID: f"t{number:03d}",

@@ -362,6 +362,23 @@ def test_what_tune_forgot_is_proposed_again_with_its_conditional_parameters(tmp_
     assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
 
 
+def test_what_is_proposed_again_is_tried_with_another_seed(tmp_path: Path) -> None:
+    """Twice the same trial would pass for two seeds that happen to agree."""
+    space = SearchSpace(
+        name="x",
+        question="Which of two?",
+        method="sinsr",
+        parameters={"a": Choice(("p", "q"))},
+        points=(Point("p", {"a": "p"}, seeds=2), Point("q", {"a": "q"})),
+        objective="val/psnr",
+    )
+    search = SweepSearch(space, "val/psnr", "max", 0, 9, 8, tmp_path / "optuna.journal")
+    tried = [search.suggest(f"trial{k}") for k in range(9)]
+    seeds = {value: [trial[SEED] for trial in tried if trial[PARAMETERS]["a"] == value] for value in ("p", "q")}
+    assert len(seeds["p"]) >= 2 and len(seeds["q"]) >= 1
+    assert all(found == list(range(len(found))) for found in seeds.values())
+
+
 def test_the_resume_line_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run_sweep.py", "--space", "x"])
     line = finish.resume_line(tmp_path / "a run")
