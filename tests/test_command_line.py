@@ -53,7 +53,10 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
         ([*BASE, "--set", "lora.rank=4"], ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"]),
         ([*BASE, "--set", "method=nosuch"], ["--set method=nosuch", "resshift, sinsr, pix2pix"]),
-        ([*BASE, "--set", "method=pix2pix"], ["sinsr.inversion", "no part of sinsr is read by pix2pix"]),
+        (
+            [*BASE, "--set", "method=pix2pix"],
+            ["--set method=pix2pix", "searches sinsr.inversion, which it does not read"],
+        ),
         (["--space", "conditioning", "--set", "method=ccsr"], ["--set method=ccsr", "searches over it"]),
         ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
         ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "folder"]),

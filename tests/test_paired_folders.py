@@ -332,7 +332,7 @@ def test_validation_crops_lie_where_the_name_says(tmp_path: Path, scale: int) ->
 def test_too_many_validation_crops_are_refused_at_the_door(tmp_path: Path) -> None:
     held_out = _load(_folder(tmp_path, range(4), _quarter), "validation", scale=4)
     settings = PairSettings(image_size=32, scale=4, validation_pairs=1000, validation_size=24)
-    with pytest.raises(InputError, match=r"validation_pairs=1000 .* crops of validation_size=24"):
+    with pytest.raises(InputError, match=r"validation_pairs=1000 .* crops of pairs.validation_size=24"):
         check_validation_crops(held_out, settings)
 
 
