@@ -1,0 +1,145 @@
+"""What prepared latents save: a training step of `latent_diffusion` with them, against one that encodes by itself.
+
+The online step takes the same images from the same store, encodes target and upsampled degraded image, and goes on as
+the product does, to the same losses. Both sides are the product's own training loop, with equal networks, batches and
+optimisers, and take turns, step by step. The perceptual term, which decodes the estimate, costs both the same.
+
+    python -m benchmarks.latent_step --sizes 64 256
+    python -m benchmarks.latent_step --sizes 512 --batch 1 --base stabilityai/stable-diffusion-2-1-base
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from benchmarks.sinsr_step import MODES, WARM_UP, Taken
+from trainables.base_model import find_base, load_unet, load_vae
+from trainables.data.batches import TrainingBatches
+from trainables.data.prepare import prepare
+from trainables.data.tensors import upsample
+from trainables.latent_diffusion import LatentDiffusion
+from trainables.loop import Trainer, World
+from trainables.method import Batch, LossTerm, Phase, trainable_parameters
+from trainables.presets import preset
+from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
+
+LATENTS, IMAGES = {"latent", "latent_degraded"}, {"target", "degraded"}
+
+
+class EncodesImages(nn.Module):
+    """A trainer's losses on latents that it makes of a batch's images as `prepare` makes them of all images."""
+
+    def __init__(self, losses: nn.Module, method: LatentDiffusion) -> None:
+        super().__init__()
+        self.losses, self.method = losses, method
+
+    def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
+        encode, scale = self.method.autoencoder.encode, self.method.settings.pairs.scale
+        with torch.no_grad():
+            latents = {
+                "latent": encode(batch["target"]),
+                "latent_degraded": encode(upsample(batch["degraded"], scale)),
+            }
+        return cast("dict[str, LossTerm]", self.losses(phase, {**batch, **latents}, step))
+
+
+def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
+    """`latent_diffusion` of the preset `sample` on a few crops of its photographs, `size` pixels wide."""
+    sample = preset("sample")
+    changes: dict[str, object] = {
+        "method": "latent_diffusion",
+        "base.weights": base,
+        "pairs.image_size": size,
+        "pairs.train_pairs": 2 * batch,
+        "pairs.validation_pairs": 1,
+        "perceptual.weight": PerceptualSettings().weight if perceptual else 0.0,
+        "perceptual.every": 1,
+        "training.batch_size": batch,
+    }
+    return override(sample.trial, {**sample.methods["latent_diffusion"], **changes})
+
+
+def make_trainers(settings: TrialSettings, store: Path, device: torch.device) -> dict[str, Trainer]:
+    """One trainer a mode, alike in everything but where their latents come from."""
+    columns = LatentDiffusion.columns(settings)
+    prepared = prepare(settings, store, columns, device)
+    trainers = {mode: Trainer(settings, prepared, ("val/psnr",), World(device=device)) for mode in MODES}
+    online = trainers["online"]
+    online.batches = TrainingBatches(prepared, settings, columns - LATENTS | IMAGES, device)
+    online.losses = EncodesImages(online.losses, cast("LatentDiffusion", online.method))
+    return trainers
+
+
+def measure(trainers: Mapping[str, Trainer], turns: int, steps: int) -> dict[str, list[Taken]]:
+    """Seconds a step by trainer and turn, from loading the batch to updating the averaged weights.
+
+    Args:
+        steps: in one turn. At its end the loop looks at losses and weights, which in a sweep it does once a report.
+    """
+    taken: dict[str, list[Taken]] = {name: [] for name in trainers}
+    for turn in range(WARM_UP + turns):
+        for name, trainer in trainers.items():
+            cpu = time.process_time()
+            wall = trainer.train_until(trainer.step + steps)  # reads the losses in the end, so a GPU has finished too
+            if turn >= WARM_UP:
+                taken[name].append(Taken(wall / steps, (time.process_time() - cpu) / steps))
+    return taken
+
+
+def medians(taken: Sequence[Taken]) -> Taken:
+    return Taken(*map(statistics.median, zip(*taken, strict=True)))
+
+
+def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, steps: int) -> str:
+    """A line of the table: the terms that are on, CPU milliseconds a step by mode, and how many prepared steps fit into
+    an online one."""
+    trainers = make_trainers(settings, store, device)
+    taken = measure(trainers, turns, steps)
+    terms = " + ".join(tag.removeprefix("loss/") for tag in trainers["prepared"].log.means() if tag.startswith("loss/"))
+    online, prepared = (medians(taken[mode]) for mode in MODES)
+    ratios = [o.cpu / p.cpu for o, p in zip(*(taken[mode] for mode in MODES), strict=True)]
+    return (
+        f"{settings.pairs.image_size:4} px, {terms:36}{1000 * online.cpu:8.1f}{1000 * prepared.cpu:10.1f}"
+        f"{online.cpu / prepared.cpu:8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}"
+        f"{online.wall / prepared.wall:14.2f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.latent_step", description=(__doc__ or "").split("\n")[0])
+    flags.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
+    flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="of images (64 256)")
+    flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs a step (4)")
+    flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each mode (7)")
+    flags.add_argument("--steps", type=int, default=4, metavar="N", help="steps in one turn (4)")
+    flags.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads, a worker's share (1)")
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = flags.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    rows = [f"{'CPU ms a step':45}{'online':>8}{'prepared':>10}{'ratio':>8}{'turn by turn':>16}{'by the clock':>14}"]
+    with tempfile.TemporaryDirectory() as folder:
+        for size, perceptual in itertools.product(given.sizes, (False, True)):
+            settings = benchmark_settings(given.base, given.batch, size, perceptual)
+            rows.append(row(settings, Path(folder) / "store", device, given.turns, given.steps))
+    unet, vae = (trainable_parameters(load(find_base(given.base)))[1] for load in (load_unet, load_vae))
+    print(
+        f"latent_diffusion step, base {given.base}: UNet of {unet / 1e6:.2f} M, autoencoder of {vae / 1e6:.2f} M, "
+        f"LoRA of rank {settings.lora.rank}; batch {given.batch}, {settings.training.precision}, {device}, "
+        f"{given.threads} thread(s), {given.turns} turns of {given.steps} steps each"
+    )
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
