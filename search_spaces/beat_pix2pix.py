@@ -13,10 +13,10 @@ DIFFUSION = {"method": GAUSSIAN}
 LATENT = {"method": ("latent_diffusion",)}
 
 
-def _diffusion(label: str, method: str, rate: float, **more: Value) -> Point:
+def _diffusion(label: str, method: str, **more: Value) -> Point:
     values: dict[str, Value] = {
         "method": method,
-        "training.learning_rate": rate,
+        "training.rate_factor": 1.0,
         "perceptual.weight": 0.1,
         "diffusion.max_timestep": 500,
         "perceptual.every": 1,
@@ -30,8 +30,8 @@ SPACE = SearchSpace(
     method="pix2pix",
     parameters={
         "method": Choice(("pix2pix", *GAUSSIAN)),
-        "training.learning_rate": Float(1e-4, 1e-2, log=True),
-        "perceptual.weight": Float(0.0, 10.0),
+        "training.rate_factor": Float(0.1, 10.0, log=True),
+        "perceptual.weight": Choice((0.0, 0.1, 1.0, 10.0)),
         "diffusion.max_timestep": When(DIFFUSION, Int(50, 1000)),
         "perceptual.every": When(DIFFUSION, Int(1, 4)),
         "diffusion.prediction_type": When(LATENT, Choice(("epsilon", "sample", "v_prediction"))),
@@ -39,21 +39,20 @@ SPACE = SearchSpace(
         "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
     },
     points=(
-        Point("Pix2Pix", {"method": "pix2pix", "training.learning_rate": 1e-3, "perceptual.weight": 0.0}, seeds=3),
+        Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}, seeds=5),
         Point(
             "Pix2Pix, perceptual",
-            {"method": "pix2pix", "training.learning_rate": 1e-3, "perceptual.weight": 10.0},
+            {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 10.0},
         ),
         _diffusion(
             "latent diffusion",
             "latent_diffusion",
-            3e-3,
             diffusion__prediction_type="sample",
             conv_in__init="duplicate",
             lora__rank=32,
         ),
-        _diffusion("ControlNet", "controlnet_diffusion", 1e-3),
-        _diffusion("pixel diffusion", "pixel_diffusion", 1e-3),
+        _diffusion("ControlNet", "controlnet_diffusion"),
+        _diffusion("pixel diffusion", "pixel_diffusion"),
     ),
     proposals=8,
     fixed={"diffusion.retarget": True},

@@ -19,7 +19,7 @@ SPACE = SearchSpace(
     method="ccsr",
     parameters={"ccsr.t_max": Float(0.5, 1.0), "ccsr.t_min": Float(0.0, 0.45)},
     points=(
-        _between(0.6667, 0.3333, seeds=3),
+        _between(0.6667, 0.3333, seeds=5),
         _between(1.0, 0.0),
         _between(0.6667, 0.0),
         _between(1.0, 0.3333),

@@ -18,7 +18,7 @@ SPACE = SearchSpace(
         "diffusion.spacing": Choice(("leading", "trailing", "linspace")),
     },
     points=(
-        _steps(20, "trailing", seeds=3),
+        _steps(20, "trailing", seeds=5),
         _steps(50, "trailing"),
         _steps(10, "trailing"),
         _steps(4, "trailing"),

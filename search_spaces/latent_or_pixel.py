@@ -9,8 +9,8 @@ from __future__ import annotations
 from search_spaces.space import Choice, Float, Point, SearchSpace
 
 
-def _method(label: str, method: str, rate: float, seeds: int = 1) -> Point:
-    return Point(label, {"method": method, "training.learning_rate": rate}, seeds)
+def _method(label: str, method: str, seeds: int) -> Point:
+    return Point(label, {"method": method, "training.rate_factor": 1.0}, seeds)
 
 
 SPACE = SearchSpace(
@@ -19,11 +19,11 @@ SPACE = SearchSpace(
     method="latent_diffusion",
     parameters={
         "method": Choice(("latent_diffusion", "pixel_diffusion")),
-        "training.learning_rate": Float(1e-4, 1e-2, log=True),
+        "training.rate_factor": Float(0.1, 10.0, log=True),
     },
     points=(
-        _method("latents", "latent_diffusion", 3e-3, seeds=5),
-        _method("pixels", "pixel_diffusion", 1e-3, seeds=2),
+        _method("latents", "latent_diffusion", seeds=5),
+        _method("pixels", "pixel_diffusion", seeds=2),
     ),
     proposals=4,
     objective="perceptual",

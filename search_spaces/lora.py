@@ -1,4 +1,7 @@
-"""How should the base be adapted: which layers, at which rank, or as a whole?"""
+"""How should the base be adapted: which layers, at which rank, or as a whole?
+
+`lora.scale` stays what it is, so that a rank changes what an update can be and not how large it is.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ CONVOLUTIONS = f"{LINEAR},conv1,conv2"
 RANKS = (4, 8, 16, 32, 64)
 
 
-def _lora(label: str, rank: int, targets: str, rate: float, seeds: int = 1) -> Point:
-    return Point(label, {"lora.rank": rank, "lora.targets": targets, "training.learning_rate": rate}, seeds)
+def _lora(label: str, rank: int, targets: str, seeds: int = 1) -> Point:
+    return Point(label, {"lora.rank": rank, "lora.targets": targets, "training.rate_factor": 1.0}, seeds)
 
 
 SPACE = SearchSpace(
@@ -21,13 +24,13 @@ SPACE = SearchSpace(
     parameters={
         "lora.rank": Choice((0, *RANKS)),
         "lora.targets": When({"lora.rank": RANKS}, Choice((ATTENTION, LINEAR, CONVOLUTIONS))),
-        "training.learning_rate": Float(1e-4, 1e-2, log=True),
+        "training.rate_factor": Float(0.1, 10.0, log=True),
     },
     points=(
-        _lora("attention, rank 32", 32, ATTENTION, 3e-3, seeds=5),
-        _lora("attention, rank 4", 4, ATTENTION, 3e-3),
-        _lora("convolutions too, rank 32", 32, CONVOLUTIONS, 3e-3),
-        Point("whole UNet", {"lora.rank": 0, "training.learning_rate": 1e-3}),
+        _lora("attention, rank 32", 32, ATTENTION, seeds=5),
+        _lora("attention, rank 4", 4, ATTENTION),
+        _lora("convolutions too, rank 32", 32, CONVOLUTIONS),
+        Point("whole UNet", {"lora.rank": 0, "training.rate_factor": 0.3}),
     ),
     proposals=4,
     objective="perceptual",

@@ -89,13 +89,18 @@ def _card(winner: Row, plan: Plan, result: Answer) -> str:
     metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
     trial = plan.question.trial
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
+    made = f"Restores with `{trial.checkpoint}`; nothing was trained."
+    if plan.question.space.trains:
+        made = (
+            f"Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
+            f"seed {winner['seed']}; exponentially averaged weights."
+        )
     lines = [
         f"# {trained.method}, {winner['id']} of {plan.question.space.name}",
         "",
         f"- Question: {plan.question.space.question}",
         f"- Answer: {result.verdict}",
-        f"- Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
-        f"seed {winner['seed']}; exponentially averaged weights.",
+        f"- {made}",
         f"- Searched: `{json.dumps(config)}`; everything else is in `{SETTINGS}`.",
         f"- Validation means over {trial.pairs.validation_pairs} images: `{json.dumps(metrics)}`.",
         *(f"- Made with `{name}={value}`; its licence applies." for name, value in _sources(trained)),

@@ -181,10 +181,14 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
+    from trainables.base_model import find_base
     from trainables.data.prepare import plan as plan_stages
     from trainables.metrics import ensure_available, resolve_metrics
-    from trainables.registry import method_class
+    from trainables.registry import METHODS, method_class
 
+    for trial in question.every_method:
+        if "base" in METHODS[trial.method].sections:
+            find_base(trial.base.weights, trial.base.revision, allow_download=download)
     notes: tuple[str, ...] = ()
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)

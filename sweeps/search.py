@@ -92,7 +92,8 @@ class SweepSearch(OptunaSearch):
         else:
             # What was tried before is tried with another seed: the same trial once more would tell nothing.
             earlier = study.get_trials(deepcopy=False)[:number]
-            label, offset = "", sum(trial.params == parameters for trial in earlier)
+            offset = sum(trial.params == parameters for trial in earlier)
+            label = next((name for name, _, values in self._queue if values == parameters), "")
         return {
             PARAMETERS: parameters,
             ID: f"t{number:03d}",

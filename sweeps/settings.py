@@ -92,8 +92,8 @@ class Question:
             InputError: values that the settings refuse, or that do not go together.
         """
         changes = self.changes[str(values.get("method", next(iter(self.changes))))]
-        seed = int(changes["training.seed"]) + seed_offset
-        return override(preset(self.settings.preset).trial, {**changes, **values, "training.seed": seed})
+        trial = override(preset(self.settings.preset).trial, {**changes, **values})
+        return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
     @property
     def every_method(self) -> list[TrialSettings]:
@@ -120,9 +120,10 @@ def resolve(settings: SweepSettings) -> Question:
         flags[name] = value
     if settings.data:
         flags["data.source"] = settings.data
+    if not space.trains and (settings.max_steps or "training.max_steps" in flags):
+        steps = settings.max_steps or flags["training.max_steps"]
+        raise InputError(f"--max-steps {steps}: the space {space.name} trains nothing")
     if settings.max_steps:
-        if not space.trains:
-            raise InputError(f"--max-steps {settings.max_steps}: the space {space.name} trains nothing")
         flags["training.max_steps"] = settings.max_steps
     methods = (str(flags["method"]),) if "method" in flags else space.methods
     for method in methods:

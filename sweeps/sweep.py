@@ -121,6 +121,8 @@ def _measure_controls(plan: Plan, methods: list[tuple[TrialSettings, Prepared]],
         return
     # The ceiling of latent methods needs one of them, also where the baseline is none.
     trial, prepared = next((made for made in methods if METHODS[made[0].method].latents), methods[0])
+    if not METHODS[trial.method].latents:
+        names = [name for name in names if name != "autoencoder"]
     measured = _somewhere(plan, lambda device: measure_controls(names, trial, prepared, plan.metrics, device))
     for name, result in measured.items():
         images = [

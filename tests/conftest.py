@@ -47,7 +47,6 @@ SMALL_NETWORK: dict[str, Any] = {
 _ADVERSARY: dict[str, Any] = {"discriminator.ndf": 8, "discriminator.layers": 2}
 _LATENT: dict[str, Any] = {
     "lora.rank": 2,
-    "lora.alpha": 2.0,
     "diffusion.prediction_type": "v_prediction",
     "diffusion.inference_steps": 2,
 }

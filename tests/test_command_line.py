@@ -182,7 +182,7 @@ def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
     assert main([*line, "--results", str(tmp_path / "results"), "--store", str(tmp_path / "store")]) == 0
     shown = capsys.readouterr().out
     assert f"none: every trial restores with {first_stage}" in shown
-    assert "11: 7 given points" in shown and "latent_diffusion: 0.0" in shown
+    assert "13: 9 given points" in shown and "latent_diffusion: 0.0" in shown
     refusal = refused(capsys, tmp_path / "results", "--space", "ccsr_truncation", "--checkpoint", str(first_stage))
     assert refusal == f"--checkpoint {first_stage}: a trial of latent_diffusion; expected one of ccsr"
 
@@ -195,7 +195,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "15: 7 given points" in shown
+    assert "17: 9 given points" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")

@@ -120,7 +120,7 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("diffusion.max_timestep", 0, "diffusion.max_timestep=0: expected 1 or more: the range is empty"),
         ("diffusion.max_timestep", 20, "diffusion.inference_steps=50: expected 1 to diffusion.max_timestep=20"),
         ("diffusion.fidelity_weight", 1.1, "diffusion.fidelity_weight=1.1: expected a number from 0 to 1"),
-        ("diffusion.prediction_type", "x0", "prediction_type=x0: expected one of epsilon, sample, v_prediction"),
+        ("diffusion.prediction_type", "x0", "prediction_type=x0: expected one of base, epsilon, sample, v_prediction"),
         ("conv_in.init", "ones", "conv_in.init=ones: expected one of zeros, duplicate"),
         ("lora.rank", -1, "lora.rank=-1: expected a rank of 1 or more, or 0 to train the whole UNet"),
         ("lora.targets", (), r"lora.targets=\(\): expected at least one layer name"),

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
-from trainables.base_model import find_base, load_scheduler_config, read_shape
+from trainables.base_model import find_base, load_empty_prompt, load_scheduler_config, read_shape
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 from trainables.errors import InputError, blamed_on
 from trainables.settings import DiffusionSettings, TrialSettings
 from trainables.weights import fingerprint
 
 
-def base_diffusion(folder: Path, settings: DiffusionSettings) -> GaussianDiffusion:
+def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = False) -> GaussianDiffusion:
     """The schedule that the base was trained with, as far as the trial keeps to it.
+
+    Args:
+        frozen: the base's UNet does not train, so that it goes on predicting what it does.
 
     Raises:
         InputError: the base predicts something else and was not asked to be retargeted, or has another range of
             timesteps, or a schedule we do not know.
     """
     config, shape = load_scheduler_config(folder), read_shape(folder)
-    if settings.prediction_type != shape.prediction_type and not settings.retarget:
+    predicts = shape.prediction_type if settings.prediction_type == "base" else settings.prediction_type
+    if predicts != shape.prediction_type and (frozen or not settings.retarget):
+        way_out = "" if frozen else ", or diffusion.retarget=true to train it towards another"
         raise InputError(
-            f"diffusion.prediction_type={settings.prediction_type}: the base at {folder} predicts "
-            f"{shape.prediction_type}; expected that, or diffusion.retarget=true to train it towards another"
+            f"diffusion.prediction_type={predicts}: the base at {folder} predicts {shape.prediction_type}; "
+            f"expected base{way_out}"
         )
+    if config.get("trained_betas") is not None:
+        raise InputError(f"base.weights={folder}: its scheduler has trained_betas; expected a beta_schedule by name")
     if settings.max_timestep > shape.num_train_timesteps:
         raise InputError(
             f"diffusion.max_timestep={settings.max_timestep}: expected 1 to {shape.num_train_timesteps}, the length of "
@@ -33,13 +41,18 @@ def base_diffusion(folder: Path, settings: DiffusionSettings) -> GaussianDiffusi
     with blamed_on(f"base.weights={folder}: its scheduler"):
         abar = alphas_cumprod(
             shape.num_train_timesteps,
-            config["beta_start"],
-            config["beta_end"],
-            config["beta_schedule"],
-            settings.zero_terminal_snr or bool(config.get("rescale_betas_zero_snr")),
+            config.get("beta_start", 0.0001),  # diffusers' own defaults, for what a file leaves out
+            config.get("beta_end", 0.02),
+            config.get("beta_schedule", "linear"),
+            zero_terminal_snr(folder, settings),
         )
     with blamed_on("diffusion.prediction_type"):
-        return GaussianDiffusion(abar, settings.prediction_type, settings.max_timestep)
+        return GaussianDiffusion(abar, predicts, settings.max_timestep)  # type: ignore[arg-type]  # read_shape checked
+
+
+def zero_terminal_snr(folder: Path, settings: DiffusionSettings) -> bool:
+    """Whether the last timestep is pure noise: as the trial wants it, or as the base was trained."""
+    return settings.zero_terminal_snr or bool(load_scheduler_config(folder).get("rescale_betas_zero_snr"))
 
 
 def steps_offset(folder: Path) -> int:
@@ -47,6 +60,19 @@ def steps_offset(folder: Path) -> int:
     return int(load_scheduler_config(folder).get("steps_offset", 0))
 
 
-def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae"] = "unet") -> str:
+def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
+    """What of the base the weights of a latent method belong to: UNet, autoencoder, schedule and prompt."""
+    folder = find_base(settings.base.weights, settings.base.revision)
+    prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
+    return {
+        "base": base_fingerprint(settings),
+        "base's autoencoder": base_fingerprint(settings, "vae"),
+        "base's scheduler": base_fingerprint(settings, "scheduler"),
+        "base's prompt": prompt,
+        "zero terminal SNR": zero_terminal_snr(folder, settings.diffusion),
+    }
+
+
+def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae", "scheduler"] = "unet") -> str:
     """Identifies a part of the base by content."""
     return fingerprint(find_base(settings.base.weights, settings.base.revision) / part)

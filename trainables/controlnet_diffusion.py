@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.base_model import find_base, load_controlnet, load_empty_prompt, load_unet
-from trainables.base_schedule import base_diffusion, base_fingerprint, steps_offset
+from trainables.base_schedule import base_diffusion, base_identity, steps_offset
 from trainables.data.tensors import upsample
 from trainables.diffusion.gaussian import Denoise
 from trainables.errors import InputError, blamed_on
@@ -49,7 +49,7 @@ class ControlNetDiffusion(GaussianMethod):
         self.networks = nn.ModuleDict({"controlnet": controlnet.to(device)})
         self.unet = unet.to(device).eval().requires_grad_(False)
         self.prompt = load_empty_prompt(folder).to(device)
-        self.diffusion = base_diffusion(folder, settings.diffusion)
+        self.diffusion = base_diffusion(folder, settings.diffusion, frozen=True)
         self.steps_offset = steps_offset(folder)
         self.autoencoder = load_latents(settings, device)
 
@@ -61,7 +61,7 @@ class ControlNetDiffusion(GaussianMethod):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         return {
-            "base": base_fingerprint(settings),
+            **base_identity(settings),
             "diffusion.prediction_type": settings.diffusion.prediction_type,
             "controlnet.embedding_channels": settings.controlnet.embedding_channels,
         }

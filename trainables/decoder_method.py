@@ -84,7 +84,7 @@ class DecoderMethod(Method):
             reconstruction = torch.stack([term.value * term.weight for term in terms.values()]).sum()
             loss = generator_loss(GAN_MODE, discriminator(restored))
             if self.last_layer is not None:
-                loss = loss * adaptive_weight(reconstruction, loss, self.last_layer)
+                weight *= adaptive_weight(reconstruction, loss, self.last_layer).item()
             terms["adversarial"] = LossTerm(loss, weight)
         return terms
 

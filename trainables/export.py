@@ -20,9 +20,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from trainables.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
+from trainables.base_schedule import zero_terminal_snr
 from trainables.build import build_method
 from trainables.checkpoint import SETTINGS
 from trainables.errors import InputError
+from trainables.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
 from trainables.presets import preset
 from trainables.settings import TrialSettings, override
@@ -39,24 +41,28 @@ def export(finished: Path, folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder}: is there already; give a folder that is not")
     settings = _settings_of(finished)
-    method = build_method(settings, torch.device("cpu"))
+    method: LatentDiffusion = build_method(settings, torch.device("cpu"))  # type: ignore[assignment]  # settings say so
     base = find_base(settings.base.weights, settings.base.revision)
     unet: UNet2DConditionModel = method.networks["unet"]
-    folder.mkdir(parents=True)
+    written = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
     if settings.lora.rank:
-        save_file({k: v.contiguous() for k, v in lora_state_dict(unet).items()}, folder / LORA, lora_metadata(unet))
+        save_file({k: v.contiguous() for k, v in lora_state_dict(unet).items()}, written / LORA, lora_metadata(unet))
         merge_lora(unet)
-    unet.save_pretrained(folder / "unet")
-    shutil.copytree(base / "vae", folder / "vae")
+    unet.save_pretrained(written / "unet")
+    shutil.copytree(base / "vae", written / "vae")
     diffusion = settings.diffusion
     scheduler = DDIMScheduler.from_config(
         load_scheduler_config(base),
-        prediction_type=diffusion.prediction_type,
+        prediction_type=method.diffusion.prediction_type,
         timestep_spacing=diffusion.spacing,
-        rescale_betas_zero_snr=diffusion.zero_terminal_snr,
+        rescale_betas_zero_snr=zero_terminal_snr(base, diffusion),
+        set_alpha_to_one=True,  # our sampler ends at x_0
     )
-    scheduler.save_pretrained(folder / "scheduler")
-    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, folder / EMPTY_PROMPT)
+    scheduler.save_pretrained(written / "scheduler")
+    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, written / EMPTY_PROMPT)
+    written.rename(folder)
 
 
 def _settings_of(finished: Path) -> TrialSettings:

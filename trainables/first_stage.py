@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.errors import InputError, blamed_on
@@ -40,6 +40,12 @@ class FirstStage:
         method = build_method(first_stage_settings(settings), device)
         method.networks.eval().requires_grad_(False)
         self.method: GaussianMethod = method  # type: ignore[assignment]  # the settings say latent_diffusion
+        diffusion = self.method.diffusion
+        if settings.method == "ccsr" and diffusion.max_timestep < diffusion.train_timesteps:
+            raise InputError(
+                f"first_stage.weights={settings.first_stage.weights}: trained with diffusion.max_timestep="
+                f"{diffusion.max_timestep}; CCSR samples from full noise and needs all {diffusion.train_timesteps}"
+            )
 
     @torch.no_grad()
     def __call__(self, y: Tensor, noise: Tensor, keys: NoiseKeys, x0: Tensor | None = None) -> Tensor:
@@ -52,27 +58,24 @@ class FirstStage:
             x0: the target's latents, in training: CCSR's chain then starts from them under full noise, and jumps with
                 the same noise once more, as in its official training of the decoder.
         """
-        batch = {"latent_degraded": y, "noise": noise}
+        batch = {"latent_degraded": y, "noise": noise, "noise_key": torch.tensor([list(key) for key in keys])}
         if self.settings.method != "ccsr":
             return self.method.sample(batch)
         ccsr, diffusion = self.settings.ccsr, self.method.diffusion
-        jump = None
+        fresh, jump = step_noise(keys, y), None
         if x0 is not None:
             jump, noise = noise, diffusion.add_noise(x0, full_timestep(diffusion.max_timestep - 1, y), noise)
 
-        def step_noise(timestep: int) -> Tensor:
+        def added(timestep: int) -> Tensor:
             nonlocal jump
-            if jump is not None:
-                first, jump = jump, None
-                return first
-            drawn = (
-                np.random.default_rng([*key, 1 + timestep]).standard_normal(y.shape[1:], np.float32) for key in keys
-            )
-            return torch.from_numpy(np.stack(list(drawn))).to(y.device)
+            if jump is None:
+                return fresh(timestep)
+            first, jump = jump, None
+            return first
 
         with blamed_on(f"ccsr.t_max={ccsr.t_max}, ccsr.t_min={ccsr.t_min}, ccsr.steps={ccsr.steps}"):
             return sample_truncated(
-                diffusion, self.method.denoiser(batch), y, noise, ccsr.steps, ccsr.t_max, ccsr.t_min, step_noise
+                diffusion, self.method.denoiser(batch), y, noise, ccsr.steps, ccsr.t_max, ccsr.t_min, added
             )
 
 

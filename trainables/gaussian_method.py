@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep
+from trainables.data.noise import step_noise
+from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.method import Batch, LossTerm, Method, Phase
@@ -70,24 +71,24 @@ class GaussianMethod(Method):
         return {"fresh_noise", "uniform"} | ({"jump_noise"} if settings.diffusion.objective == "ccsr" else set())
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
-        diffusion, weights = self.diffusion, self.settings.diffusion
+        diffusion, settings = self.diffusion, self.settings.diffusion
         x0, noise = self.clean(batch), batch["fresh_noise"]
-        last = diffusion.max_timestep
-        if weights.objective == "ccsr":
-            last = jump_timestep(diffusion, self.settings.ccsr.t_max)
         if phase.name == "jump":
             t_max, denoise = self.settings.ccsr.t_max, self.denoiser(batch)
             errors = ccsr_jump_terms(diffusion, denoise, x0, noise, batch["jump_noise"], t_max)
             return {f"jump_{name}": LossTerm(error.mean(), 1.0) for name, error in errors.items()}
-        t = (batch["uniform"] * last).long()
+        end = diffusion.max_timestep
+        if settings.objective == "ccsr":
+            end = jump_timestep(diffusion, self.settings.ccsr.t_max)
+        t = (batch["uniform"] * end).long()
         x_t = diffusion.add_noise(x0, t, noise)
         output = self.denoiser(batch)(x_t, t)
         estimate = diffusion.predict_x0(output, x_t, t)
-        terms = {"reconstruction": LossTerm(F.l1_loss(estimate, x0), weights.reconstruction_weight)}
+        terms = {"reconstruction": LossTerm(F.l1_loss(estimate, x0), settings.reconstruction_weight)}
         if diffusion.prediction_type != "sample":
             name = "noise" if diffusion.prediction_type == "epsilon" else "velocity"
             error = per_sample_mse(output, diffusion.target(x0, noise, t)).mean()
-            terms[name] = LossTerm(error, weights.noise_weight)
+            terms[name] = LossTerm(error, settings.noise_weight)
         if self.perceptual.due(step):
             terms["perceptual"] = self.perceptual(self.decode(estimate), batch["target"])
         return terms
@@ -100,11 +101,18 @@ class GaussianMethod(Method):
         return images * 0.5 + 0.5
 
     def sample(self, batch: Batch) -> Tensor:
-        """x_0 of a validation batch, from its own noise."""
-        settings = self.settings.diffusion
+        """x_0 of a validation batch, from its own noise: by DDIM, or where CCSR's objective left the timesteps above
+        `ccsr.t_max` untrained, by the jump there that it trained."""
+        settings, denoise, y = self.settings.diffusion, self.denoiser(batch), self.degraded(batch)
+        if settings.objective == "ccsr":
+            fresh = step_noise(batch["noise_key"].tolist(), y)
+            t_max = self.settings.ccsr.t_max
+            return sample_truncated(
+                self.diffusion, denoise, y, batch["noise"], settings.inference_steps, t_max, 0.0, fresh
+            )
         return self.diffusion.sample_ddim(
-            self.denoiser(batch),
-            self.degraded(batch),
+            denoise,
+            y,
             batch["noise"],
             settings.inference_steps,
             settings.spacing,

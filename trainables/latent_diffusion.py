@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.base_model import find_base, load_empty_prompt, load_unet
-from trainables.base_schedule import base_diffusion, base_fingerprint, steps_offset
+from trainables.base_schedule import base_diffusion, base_identity, steps_offset
 from trainables.diffusion.gaussian import Denoise
 from trainables.errors import blamed_on
 from trainables.gaussian_method import GaussianMethod
@@ -35,8 +35,8 @@ class LatentDiffusion(GaussianMethod):
             widen_conv_in(unet, settings.conv_in.init)
         if lora.rank:
             with blamed_on("lora.targets"):
-                add_lora(unet, lora.rank, lora.alpha, lora.targets, lora.dropout)
-        if lora.weights:
+                add_lora(unet, lora.rank, lora.scale * lora.rank, lora.targets, lora.dropout)
+        if lora.weights and not settings.checkpoint:
             with blamed_on(f"lora.weights={lora.weights}"):
                 load_lora_state_dict(unet, read_safetensors(Path(lora.weights)))
         unet.conv_in.requires_grad_(not settings.conv_in.frozen)
@@ -56,9 +56,9 @@ class LatentDiffusion(GaussianMethod):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         lora, conv_in = settings.lora, settings.conv_in
-        adapter = {"lora.rank": lora.rank, "lora.alpha": lora.alpha, "lora.targets": lora.targets}
+        adapter = {"lora.rank": lora.rank, "lora.scale": lora.scale, "lora.targets": lora.targets}
         return {
-            "base": base_fingerprint(settings),
+            **base_identity(settings),
             "diffusion.prediction_type": settings.diffusion.prediction_type,
             # Frozen, it is not among the weights.
             "conv_in.frozen": conv_in.frozen,

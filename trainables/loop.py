@@ -96,7 +96,7 @@ class Trainer:
         parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
         return torch.optim.AdamW(
             parameters,
-            lr=self.settings.training.learning_rate,
+            lr=self.settings.training.peak_rate,
             betas=(self.settings.training.beta1, 0.999),
             weight_decay=self.settings.training.weight_decay,
             fused=True,
@@ -122,7 +122,7 @@ class Trainer:
             for name, mean in validation.means.items():
                 if not math.isfinite(mean):
                     raise TrialDiverged(f"{name} is {mean} at step {self.step}")
-            rate = training.learning_rate * learning_rate_factor(training, max(0, self.step - 1))
+            rate = training.peak_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
                 | self.log.means()
@@ -168,7 +168,7 @@ class Trainer:
         """One optimiser step; returns the terms, averaged over its parts."""
         training, optimiser = self.settings.training, self.optimisers[phase.name]
         for group in optimiser.param_groups:
-            group["lr"] = training.learning_rate * factor
+            group["lr"] = training.peak_rate * factor
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, LossTerm] = {}
         for part, last in _parts(batch, training.accumulate):
@@ -201,7 +201,7 @@ class Trainer:
         self.method.networks.eval()
         training = self.settings.training
         # What trains restores from the same noise at every seed; of what does not, the noise is all a seed decides.
-        draw = 0 if training.max_steps else training.seed
+        draw = 0 if training.max_steps else training.seed * training.stability_draws
         with self.ema.applied():
             return validate(
                 self._restore,

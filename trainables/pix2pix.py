@@ -1,7 +1,9 @@
 """Pix2Pix: a U-Net that maps the degraded image to the restored one, against a discriminator of patches.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017), with an optional
-perceptual term. The discriminator takes its turn first, on what the generator makes at that moment.
+perceptual term. The discriminator takes its turn first, on what the generator makes at that moment. For the generator's
+turn it is run again, where the official code keeps what it made: dropout draws anew, and running statistics are updated
+twice with the same batch.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ class PixelDiffusion(GaussianMethod):
             pixel.train_timesteps, BETA_START, BETA_END, pixel.beta_schedule, settings.diffusion.zero_terminal_snr
         )
         with blamed_on("diffusion.prediction_type"):
-            self.diffusion = GaussianDiffusion(
-                abar, settings.diffusion.prediction_type, settings.diffusion.max_timestep
-            )
+            learned = settings.diffusion.prediction_type
+            predicts = "v_prediction" if learned == "base" else learned
+            self.diffusion = GaussianDiffusion(abar, predicts, settings.diffusion.max_timestep)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
@@ -47,7 +47,8 @@ class PixelDiffusion(GaussianMethod):
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
-        return {"diffusion.prediction_type": settings.diffusion.prediction_type, **asdict(settings.pixel)}
+        shape = {f"pixel.{name}": value for name, value in asdict(settings.pixel).items()}
+        return {"diffusion.prediction_type": settings.diffusion.prediction_type, **shape}
 
     def denoiser(self, batch: Batch) -> Denoise:
         unet, condition = self.networks["unet"], self.degraded(batch)

@@ -92,7 +92,6 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     },
     "latent_diffusion": {
         "lora.rank": 16,
-        "lora.alpha": 16.0,
         "lora.targets": ALL_LAYERS,
         # From so few steps, x_0 is learned best; see docs/answers.md.
         "diffusion.prediction_type": "sample",
@@ -215,7 +214,7 @@ PRESETS: dict[str, Preset] = {
                 simulator="print_to_camera",
             ),
             base=BaseSettings("stabilityai/stable-diffusion-2"),
-            lora=LoRASettings(rank=32, alpha=32.0),
+            lora=LoRASettings(rank=32),
             perceptual=PerceptualSettings(network="lpips"),
             training=TrainingSettings(
                 max_steps=25_000,

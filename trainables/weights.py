@@ -7,6 +7,7 @@ load through their converters, strictly. Nothing is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -69,9 +70,16 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            status = file.stat()
+            digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_file(path: Path, size: int, changed: int) -> bytes:
+    """Once for each state of a file: a base has gigabytes, and every checkpoint names it."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def build_network(settings: NetworkSettings, gradient_checkpointing: bool = False) -> SwinUNet:

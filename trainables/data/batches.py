@@ -80,12 +80,13 @@ class TrainingBatches:
     def _column(self, name: str, rows: np.ndarray, draws: np.ndarray, positions: np.ndarray, seed: int) -> Tensor:
         if name in ("fresh_noise", "uniform"):
             shape = self._prepared.train_noise
-            generators = (np.random.default_rng([seed, _FRESH, int(p)]) for p in positions)
+            generators = [np.random.default_rng([seed, _FRESH, int(p)]) for p in positions]
             # Both come from one stream: the number first, so that it does not depend on the latent's size.
-            drawn = [(g.random(dtype=np.float32), g.standard_normal(shape, np.float32)) for g in generators]
-            values = np.stack([number if name == "uniform" else noise for number, noise in drawn])
+            values = np.stack([g.random(dtype=np.float32) for g in generators])
+            if name == "fresh_noise":
+                values = np.stack([g.standard_normal(shape, np.float32) for g in generators])
         elif name == "jump_noise":
-            generators = (np.random.default_rng([seed, _JUMP, int(p)]) for p in positions)
+            generators = [np.random.default_rng([seed, _JUMP, int(p)]) for p in positions]
             values = np.stack([g.standard_normal(self._prepared.train_noise, np.float32) for g in generators])
         elif name == "noise":
             data_seed, shape = self._settings.data.seed, self._prepared.train_noise

@@ -38,7 +38,7 @@ def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> No
 
     Args:
         names: full metric names, see `METRICS`.
-        allow_download: whether LPIPS' backbone may be downloaded, the only file that ever is; without network
+        allow_download: whether LPIPS' backbone may be downloaded, the only file of a metric that ever is; without network
             that takes 4 s at most.
 
     Raises:

@@ -14,9 +14,9 @@ class DiffusionSettings:
     """What the denoiser learns and how it is sampled.
 
     Attributes:
-        prediction_type: what the network's output means.
-        retarget: train a base towards another prediction type than the one it was trained with. Without it, the two
-            differing is an error.
+        prediction_type: what the network's output means; "base" is what the base was trained to predict, and the
+            velocity where there is none.
+        retarget: train a base towards another prediction type than its own. Without it, another one is an error.
         max_timestep: train on timesteps below it. Below the schedule's length, sampling starts there too, from the
             degraded image's latent with the noise of that timestep; at its length, from pure noise.
         zero_terminal_snr: rescale the schedule so that its last timestep is pure noise (Lin et al. 2024).
@@ -30,7 +30,7 @@ class DiffusionSettings:
         fidelity_weight: share of the autoencoder's reconstruction of the input in the output, 0 to 1.
     """
 
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction_type: Literal["base", "epsilon", "sample", "v_prediction"] = "base"
     retarget: bool = False
     max_timestep: int = 1000
     zero_terminal_snr: bool = False
@@ -84,21 +84,21 @@ class LoRASettings:
 
     Attributes:
         rank: of the updates; 0 trains the whole UNet instead.
-        alpha: the updates are scaled by alpha / rank.
+        scale: of the updates, alpha / rank in the paper's terms: their size then does not change with the rank.
         targets: names that the adapted layers' names end in.
         dropout: on the input of the updates, in training.
         weights: a `pytorch_lora_weights.safetensors` to start from, as `trainables.export` and diffusers write it.
     """
 
     rank: int = 32
-    alpha: float = 32.0
+    scale: float = 1.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     dropout: float = 0.0
     weights: str = ""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "lora.rank", self.rank, "a rank of 1 or more, or 0 to train the whole UNet")
-        require(self.alpha > 0, "lora.alpha", self.alpha, "a number above 0")
+        require(self.scale > 0, "lora.scale", self.scale, "a number above 0")
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
         require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "nothing with lora.rank=0")
@@ -223,5 +223,8 @@ class CCSRSettings:
         require(self.steps >= 2, "ccsr.steps", self.steps, "2 or more")
         require(0 < self.t_max <= 1, "ccsr.t_max", self.t_max, "a number in (0, 1]")
         require(0 <= self.t_min < self.t_max, "ccsr.t_min", self.t_min, f"0 to below ccsr.t_max={self.t_max}")
+        kept = round(self.steps * self.t_max) - round(self.steps * self.t_min)
+        between = f"more, or a wider range: none lies between ccsr.t_min={self.t_min} and ccsr.t_max={self.t_max}"
+        require(kept > 0, "ccsr.steps", self.steps, between)
         require_weight("ccsr.adversarial", self.adversarial)
         require(self.adversarial_start >= 0, "ccsr.adversarial_start", self.adversarial_start, "a step, 0 or more")

@@ -18,6 +18,8 @@ class TrainingSettings:
         batch_size: pairs in one step over all workers and accumulated parts together.
         accumulate: parts a worker's batch is split into, to save memory.
         learning_rate: Adam's, at its peak; `warmup_steps` leads up to it linearly.
+        rate_factor: multiplies it. Questions search over this one, since the right rate differs between methods and
+            sizes and the presets know it.
         beta1: Adam's first decay. Adversarial training wants it lower.
         schedule: what follows the warm-up.
         ema_decay: of the averaged weights, which are what is validated. Shorter runs average over less.
@@ -36,6 +38,7 @@ class TrainingSettings:
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 5e-5
+    rate_factor: float = 1.0
     beta1: float = 0.9
     warmup_steps: int = 5000
     schedule: Literal["constant", "cosine"] = "constant"
@@ -58,8 +61,9 @@ class TrainingSettings:
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "1 or more")
         for name in ("max_steps", "warmup_steps", "weight_decay", "clip_gradient", "seed"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
-        positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        require(positive, "training.learning_rate", self.learning_rate, "a number above 0")
+        for name in ("learning_rate", "rate_factor"):
+            positive = math.isfinite(getattr(self, name)) and getattr(self, name) > 0
+            require(positive, f"training.{name}", getattr(self, name), "a number above 0")
         for name in ("ema_decay", "beta1"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "a number in [0, 1)")
         require(
@@ -68,6 +72,11 @@ class TrainingSettings:
             self.accumulate,
             f"a divisor of training.batch_size={self.batch_size}",
         )
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.learning_rate * self.rate_factor
 
     @property
     def report_every(self) -> int:

@@ -68,6 +68,8 @@ class TrialSettings:
             self._check_swin_unet()
         if "pixel" in reads:
             self._check_timesteps("pixel.train_timesteps", self.pixel.train_timesteps)
+        if "diffusion" in reads and self.diffusion.objective == "ccsr":
+            require(self.ccsr.t_max < 1, "ccsr.t_max", self.ccsr.t_max, "below 1 with diffusion.objective=ccsr")
 
     def _check_swin_unet(self) -> None:
         latent = self.pairs.image_size // self.autoencoder.factor
