@@ -38,8 +38,8 @@ def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> No
 
     Args:
         names: full metric names, see `METRICS`.
-        allow_download: whether LPIPS' backbone may be downloaded, the only file of a metric that ever is; without network
-            that takes 4 s at most.
+        allow_download: whether LPIPS' backbone may be downloaded, the only file of a metric that ever is; without
+            network that takes 4 s at most.
 
     Raises:
         MetricUnavailableError: a metric that cannot be had; the message says how to get it.
