@@ -186,7 +186,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.registry import METHODS, method_class
 
-    for trial in question.every_method:
+    trials = question.every_method
+    for trial in trials:
         if "base" in METHODS[trial.method].sections:
             find_base(trial.base.weights, trial.base.revision, allow_download=download)
     notes: tuple[str, ...] = ()
@@ -197,10 +198,10 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         ensure_available(metrics, allow_download=download)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
-    parameters = {trial.method: _build(trial, metrics) for trial in question.every_method}
+    parameters = {trial.method: _build(trial, metrics) for trial in trials}
     stages = {
         stage.path: stage
-        for trial in question.every_method
+        for trial in trials
         for stage in plan_stages(trial, store, method_class(trial.method).columns(trial))
     }
     return Plan(

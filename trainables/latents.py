@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainables.base_model import find_base, load_vae, read_shape
+from trainables.base_schedule import base_fingerprint
 from trainables.networks import autoencoder as vq
 from trainables.networks.stable_diffusion import decode_kl, encode_kl
 from trainables.registry import METHODS
@@ -55,7 +56,7 @@ def latent_shape(settings: TrialSettings) -> LatentShape:
 def autoencoder_fingerprint(settings: TrialSettings) -> str:
     """Identifies the autoencoder by content."""
     if METHODS[settings.method].latents == "kl":
-        return fingerprint(find_base(settings.base.weights, settings.base.revision) / "vae")
+        return base_fingerprint(settings, "vae")
     return fingerprint(autoencoder_path(settings.autoencoder.weights))
 
 
