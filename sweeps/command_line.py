@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sweeps.settings import INTERRUPTED, Perceptual, SweepSettings, resolve
+from sweeps.settings import INTERRUPTED, PRESETS_GPUS, Perceptual, SweepSettings, resolve
 from trainables.errors import InputError
 
 EPILOG = """\
@@ -35,7 +35,12 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--space", metavar="NAME", help="the question, a file of search_spaces/")
     what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
     what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
-    what.add_argument("--data", default="", metavar="FOLDER", help="photographs to use instead of the preset's")
+    what.add_argument(
+        "--data",
+        default="",
+        metavar="SOURCE",
+        help="photographs or pairs to use: a folder, .txt, .parquet or URI (the preset's)",
+    )
     what.add_argument("--checkpoint", default="", metavar="FOLDER", help="a finished trial to start from, as best/")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
     what.add_argument("--seed", type=int, default=0, help="of trials and search (0)")
@@ -51,10 +56,16 @@ def parser() -> argparse.ArgumentParser:
     )
     where = flags.add_argument_group("where to run")
     where.add_argument("--results", default="results", metavar="DIR", help="where runs are kept (results)")
-    where.add_argument("--store", default="", metavar="DIR", help="where prepared data is kept (RESULTS/store)")
-    where.add_argument("--workers-per-trial", type=int, default=1, metavar="N", help="processes of a trial (1)")
+    where.add_argument(
+        "--store", default="", metavar="DIR", help="where prepared data is kept, a folder or URI (RESULTS/store)"
+    )
+    where.add_argument(
+        "--workers-per-trial", type=int, default=0, metavar="N", help="processes of a trial (the preset's)"
+    )
     where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="N", help="CPUs of a process (1)")
-    where.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="N", help="GPUs of a process (0)")
+    where.add_argument(
+        "--gpus-per-worker", type=float, default=PRESETS_GPUS, metavar="N", help="GPUs of a process (the preset's)"
+    )
     where.add_argument("--max-concurrent", type=int, default=0, metavar="N", help="trials at once (as many as fit)")
     where.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
     run = flags.add_argument_group("runs")
@@ -80,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         plan = make_plan(question, download=not flags.dry_run)
         if flags.dry_run:
-            print(plan.text())
+            from sweeps.preparation import estimated_seconds
+
+            print(plan.text(estimated_seconds(plan)))
             return 0
         plan.check()
         from sweeps.sweep import start

@@ -13,11 +13,13 @@ import psutil
 
 from sweeps.run_folder import check_writable
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
+from trainables.data.progress import byte_text, duration
+from trainables.data.roots import is_uri, local_root
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS, global_std_name
 
 if TYPE_CHECKING:
-    from trainables.data.prepare import Stage
+    from trainables.data.stages import Stage
     from trainables.settings import TrialSettings
 
 # Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
@@ -35,6 +37,7 @@ class Plan:
     metrics: names of all metrics that every validation reports.
     objective: one of them. direction: "max" or "min".
     notes: what a person should know, such as why a metric is absent.
+    store: root of the prepared stores, an absolute path or a URI.
     stages: prepared stores, made or still to be made.
     parameters: method -> how many parameters a trial trains, and how many its networks have.
     concurrent: trials at once on this machine; 0 if a cluster decides.
@@ -45,7 +48,7 @@ class Plan:
     objective: str
     direction: str
     notes: tuple[str, ...]
-    store: Path
+    store: str
     stages: tuple[Stage, ...]
     parameters: Mapping[str, tuple[int, int]]
     concurrent: int
@@ -69,7 +72,7 @@ class Plan:
     @property
     def stores(self) -> dict[str, str]:
         """Which prepared data the trials learn from: "train pairs" -> name of its store."""
-        return {f"{stage.split} {stage.name}": stage.path.name for stage in self.stages}
+        return {f"{stage.split} {stage.name}": stage.folder.name for stage in self.stages}
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -80,6 +83,19 @@ class Plan:
         """What the run adds: stores to be made, a checkpoint a trial, one more for each that is being replaced."""
         stores = sum(stage.bytes for stage in self.stages if not stage.exists)
         return stores + (self.question.trials + max(1, self.concurrent)) * self.checkpoint_bytes
+
+    @property
+    def _store_bytes(self) -> int:
+        """What is to come on this machine's disk: stores that are not here, or the shards of a window of them."""
+        window = self.question.trial.data.window_shards if is_uri(self.store) else 0
+        coming = 0
+        for stage in self.stages:
+            if is_uri(self.store) or not stage.exists:
+                in_part = window and stage.split == "train"
+                coming += (
+                    min(2 * window * stage.shard_rows * stage.bytes_per_row, stage.bytes) if in_part else stage.bytes
+                )
+        return coming
 
     @property
     def memory_bytes(self) -> float:
@@ -93,11 +109,13 @@ class Plan:
         Raises:
             InputError: a damaged store, or a machine that is too small.
         """
+        from trainables.data.prepare import VERIFIED_AT_START
         from trainables.data.store import Store
 
         for stage in self.stages:
-            if stage.exists:
-                Store(stage.path, verify=self.question.trial.data.verify)
+            if stage.exists and not stage.folder.remote:
+                small = stage.bytes <= VERIFIED_AT_START
+                Store(stage.folder.local, verify=self.question.trial.data.verify and small)
         if not self.question.settings.address:
             self._check_machine()
 
@@ -105,19 +123,25 @@ class Plan:
         available = psutil.virtual_memory().available
         if self.memory_bytes > available:
             raise InputError(
-                f"--max-concurrent {self.concurrent}: the plan needs about {_bytes(self.memory_bytes)} of memory, "
-                f"{_bytes(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
+                f"--max-concurrent {self.concurrent}: the plan needs about {byte_text(self.memory_bytes)} of memory, "
+                f"{byte_text(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
             )
         for name, folder, needed in (
-            ("--store", self.store, sum(stage.bytes for stage in self.stages if not stage.exists)),
+            ("--store", local_root(self.store), self._store_bytes),
             ("--results", Path(self.question.settings.results).expanduser(), self.disk_bytes),
         ):
             free = psutil.disk_usage(str(_existing(folder))).free
             if needed > free * MAX_DISK_SHARE:
-                raise InputError(f"{name} {folder}: needs about {_bytes(needed)} of disk, {_bytes(free)} are free")
+                raise InputError(
+                    f"{name} {folder}: needs about {byte_text(needed)} of disk, {byte_text(free)} are free"
+                )
 
-    def text(self) -> str:
-        """The plan, a line a fact."""
+    def text(self, preparation_seconds: float = 0.0) -> str:
+        """The plan, a line a fact.
+
+        Args:
+            preparation_seconds: how long it will take to make the stores, where that was estimated.
+        """
         question, training, settings = self.question, self.question.trial.training, self.question.settings
         queue = question.space.queue[: question.trials]
         points = ", ".join(
@@ -128,7 +152,8 @@ class Plan:
         at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as the cluster holds"
         workers = f"{settings.workers_per_trial} worker(s) of {settings.cpus_per_worker:g} CPU"
         workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
-        made = [f"{s.split} {s.name}: {s.rows} rows, {_bytes(s.bytes)}" for s in self.stages if not s.exists]
+        made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in self.stages if not s.exists]
+        takes = f", in about {duration(preparation_seconds)}" if preparation_seconds else ""
         facts = {
             "question": question.space.question,
             "preset": settings.preset,
@@ -152,10 +177,10 @@ class Plan:
                 + (f" of {everything / 1e6:.2f} M" if everything > trained else "")
                 for method, (trained, everything) in self.parameters.items()
             ),
-            "store": f"{self.store}: " + ("; ".join(made) + " to be made" if made else "all prepared"),
-            "disk": f"about {_bytes(self.disk_bytes)} more, of which {_bytes(self.checkpoint_bytes)} a checkpoint, "
-            "one a trial",
-            "memory": f"about {_bytes(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
+            "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
+            "disk": f"about {byte_text(self.disk_bytes)} more, of which {byte_text(self.checkpoint_bytes)} a "
+            "checkpoint, one a trial",
+            "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
@@ -172,17 +197,20 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         InputError: weights, data, objective or resources that cannot be had.
     """
     settings = question.settings
-    store = Path(settings.store or Path(settings.results) / "store").expanduser()
+    store = settings.store or str(Path(settings.results) / "store")
     check_writable("--results", Path(settings.results).expanduser())
-    check_writable("--store", store)
-    check_photographs(question)
+    if not is_uri(store):
+        store = str(Path(store).expanduser().resolve())
+        check_writable("--store", Path(store))
+    check_photographs(question.trial, local_root(store))
     if settings.address:
         check_address(settings.address)
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
     from trainables.base_model import find_base
-    from trainables.data.prepare import plan as plan_stages
+    from trainables.data.source import fingerprint
+    from trainables.data.stages import plan as plan_stages
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.registry import METHODS, method_class
 
@@ -199,10 +227,11 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
     parameters = {trial.method: _build(trial, metrics) for trial in trials}
+    source = fingerprint(question.trial.data.source)
     stages = {
-        stage.path: stage
+        stage.folder.name: stage
         for trial in trials
-        for stage in plan_stages(trial, store, method_class(trial.method).columns(trial))
+        for stage in plan_stages(trial, store, method_class(trial.method).columns(trial), source)
     }
     return Plan(
         question,
@@ -244,19 +273,22 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> tuple[int, int]:
     return method.parameters
 
 
-def check_photographs(question: Question) -> None:
+def check_photographs(trial: TrialSettings, cache: Path) -> None:
     """Refuses a source that cannot give the pairs, before anything is started.
 
+    Args:
+        cache: a folder, where it may be noted what was found among many images.
+
     Raises:
-        InputError: see `load_photographs`.
+        InputError: see `load_source` and `Pairs`.
     """
-    from trainables.data.pairs import check_validation_crops
+    from trainables.data.pairs import Pairs
     from trainables.data.source import load_source
 
-    source, pairs = question.trial.data.source, question.trial.pairs
-    load_source(source, "train", pairs.image_size, pairs.scale)
-    held_out = load_source(source, "validation", pairs.validation_size, pairs.scale)
-    check_validation_crops(held_out, pairs)
+    data, pairs = trial.data, trial.pairs
+    load_source(data.source, "train", pairs.image_size, pairs.scale, data.max_rejected, cache)
+    held_out = load_source(data.source, "validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
+    Pairs(held_out, pairs, "validation", data.seed)
 
 
 def check_address(address: str) -> None:
@@ -294,7 +326,7 @@ def _local_concurrency(question: Question) -> int:
         if wanted > gpus:
             raise InputError(
                 f"--workers-per-trial {settings.workers_per_trial} x --gpus-per-worker {settings.gpus_per_worker:g}: "
-                f"a trial needs {wanted:g} GPUs, this machine has {gpus}"
+                f"a trial needs {wanted:g} GPUs, this machine has {gpus}; --gpus-per-worker 0 trains on CPUs"
             )
         fits = min(fits, int(gpus // wanted))
     return min(fits, settings.max_concurrent or fits, question.trials)
@@ -302,11 +334,3 @@ def _local_concurrency(question: Question) -> int:
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

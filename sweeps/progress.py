@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.wording import metric_text
+from trainables.data.progress import duration
 
 logger = logging.getLogger("sweep")
 
@@ -125,11 +126,3 @@ class Progress:
         longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
         # Rates are per process while all run: the last trial alone is not faster for having the machine to itself.
         return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from sweeps.settings import SweepSettings
+from trainables.data.roots import is_uri
 from trainables.errors import InputError
 from trainables.launch import Workers
 
@@ -110,7 +111,11 @@ def _chosen_address() -> dict[str, str]:
 
 def _not_sent(settings: SweepSettings, root: Path) -> list[str]:
     """What lies beside the code and does not travel with it, the results of this and other sweeps above all."""
-    kept = (Path(folder).expanduser().absolute() for folder in ("results", settings.results, settings.store) if folder)
+    kept = (
+        Path(folder).expanduser().absolute()
+        for folder in ("results", settings.results, settings.store)
+        if folder and not is_uri(folder)
+    )
     return [*_NOT_SENT, *(str(folder.relative_to(root)) for folder in kept if root in folder.parents)]
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import search_spaces
 import trainables
 from search_spaces import SearchSpace
+from trainables.data.roots import is_uri, refuse_secrets
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset
@@ -24,11 +25,13 @@ ASSETS = Path(trainables.__path__[0]) / "assets"
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 INTERRUPTED = 130
 """Exit status of a sweep that was interrupted, as a shell's for SIGINT."""
+PRESETS_GPUS = -1.0
+"""Of `gpus_per_worker`: as many as the preset says."""
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """One flag a field; see `python run_sweep.py --help`."""
+    """One flag a field; see `python run_sweep.py --help`. What is 0 or empty is left to the preset or the space."""
 
     space: str
     preset: str = "sample"
@@ -36,9 +39,9 @@ class SweepSettings:
     trials: int = 0
     max_steps: int = 0
     reduction_factor: float = 3.0
-    workers_per_trial: int = 1
+    workers_per_trial: int = 0
     cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float = PRESETS_GPUS
     max_concurrent: int = 0
     seed: int = 0
     results: str = "results"
@@ -57,9 +60,11 @@ class SweepSettings:
         for name, bound in (("cpus_per_worker", 0), ("reduction_factor", 1)):
             if not bound < getattr(self, name) < math.inf:
                 raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number above {bound}")
-        if not 0 <= self.gpus_per_worker < math.inf:
+        if self.gpus_per_worker != PRESETS_GPUS and not 0 <= self.gpus_per_worker < math.inf:
             raise InputError(f"--gpus-per-worker {self.gpus_per_worker:g}: expected 0 or more")
-        for name in ("results", "store", "data", "checkpoint"):
+        for name in ("data", "store"):
+            refuse_secrets(f"--{name}", getattr(self, name))
+        for name in ("results", "checkpoint"):
             if "://" in getattr(self, name):
                 raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared folder, no bucket yet")
         if not 0 <= self.seed < 2**31:
@@ -113,6 +118,11 @@ def resolve(settings: SweepSettings) -> Question:
     except KeyError as error:
         raise InputError(f"--space {settings.space}: {error.args[0]}") from None
     chosen = preset(settings.preset)
+    settings = dataclasses.replace(
+        settings,
+        workers_per_trial=settings.workers_per_trial or chosen.workers,
+        gpus_per_worker=chosen.gpus if settings.gpus_per_worker == PRESETS_GPUS else settings.gpus_per_worker,
+    )
     flags: dict[str, object] = {}
     for name, value in settings.set:
         if name in space.parameters:
@@ -215,7 +225,7 @@ def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     for name in _PATHS_OR_HUB_IDS:
         if Path(str(values[name])).expanduser().is_dir() and values[name]:
             paths[name] = str(values[name])
-    return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
+    return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if not is_uri(path)}
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:

@@ -12,7 +12,8 @@ from ray import tune
 
 from sweeps import finish
 from sweeps.plan import Plan
-from sweeps.progress import duration, log_to, logger
+from sweeps.preparation import prepare_stores
+from sweeps.progress import log_to, logger
 from sweeps.ray_cluster import connected, workers
 from sweeps.recorder import Recorder, RecorderSettings
 from sweeps.run_folder import LOG, RunFolder, create_run
@@ -20,9 +21,10 @@ from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.settings import INTERRUPTED
 from sweeps.tables import HISTORY
 from trainables.controls import measure_controls
-from trainables.data.prepare import Prepared, prepare
+from trainables.data.prepare import Prepared
+from trainables.data.progress import duration
 from trainables.launch import Job, launch, trial_resources
-from trainables.registry import METHODS, method_class
+from trainables.registry import METHODS
 from trainables.settings import TrialSettings
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
@@ -54,7 +56,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         logger.info("%-10s %s", "results", folder.path)
         recorder = Recorder(_recorder_settings(plan, folder, concurrent))
         recorder.open()
-        _measure_controls(plan, _prepare(plan), recorder)
+        _measure_controls(plan, prepare_stores(plan), recorder)
         _tune(plan, folder, concurrent, recorder)
         status = finish.finish(plan, folder.path)
         logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
@@ -90,28 +92,6 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
     device = "cuda" if each.gpus else "cpu"
     task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus)(work)
     return ray.get(task.remote(device))
-
-
-def _prepare(plan: Plan) -> list[tuple[TrialSettings, Prepared]]:
-    """The stores of all methods, made or found made: for every method a trial's settings and what it reads."""
-    store = plan.store.resolve()
-    missing = [stage for stage in plan.stages if not stage.exists]
-    logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(plan.stages)} parts to be made")
-    last = [0.0]
-
-    def progress(stage: str, done: int, rows: int) -> None:
-        if done == rows or time.monotonic() - last[0] > 10:
-            last[0] = time.monotonic()
-            logger.info("prepare    %s: %d of %d", stage, done, rows)
-
-    def work(device: str) -> list[tuple[TrialSettings, Prepared]]:
-        return [
-            (trial, prepare(trial, store, method_class(trial.method).columns(trial), device, progress))
-            for trial in plan.question.every_method
-        ]
-
-    made: list[tuple[TrialSettings, Prepared]] = _somewhere(plan, work)
-    return made
 
 
 def _measure_controls(plan: Plan, methods: list[tuple[TrialSettings, Prepared]], recorder: Recorder) -> None:
@@ -191,7 +171,7 @@ def _trial_id(trial: Any) -> str:
 
 def _trainable(plan: Plan, trials: Path) -> Any:
     """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
-    question, metrics, store = plan.question, plan.metrics, str(plan.store.resolve())
+    question, metrics, store = plan.question, plan.metrics, plan.store
     group = workers(question.settings)
 
     def trial(config: dict[str, Any]) -> None:

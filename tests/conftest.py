@@ -90,7 +90,7 @@ def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tiny: TrialSettings, store_root: Path) -> Prepared:
     """All that any method reads of `tiny` and `small`: pairs, latents and the teacher's targets."""
-    return prepare(tiny, store_root, {"target", "degraded", "latent", "latent_degraded", "prior", "taught"})
+    return prepare(tiny, store_root, {"target", "degraded", "latent", "latent_degraded", "noise", "taught"})
 
 
 @pytest.fixture(scope="session")

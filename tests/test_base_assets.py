@@ -21,7 +21,7 @@ from trainables.assets.base import (
     train_base_unet,
 )
 from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
-from trainables.data.pairs import make_pairs
+from trainables.data.pairs import Pairs
 from trainables.data.photographs import SAMPLE, load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
@@ -34,7 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def held_out() -> Tensor:
     """(48, 3, 64, 64) in [-1, 1]: the sample's validation targets."""
-    pairs = make_pairs(load_photographs(SAMPLE, "validation"), preset("sample").trial.pairs, "validation", 0)
+    pairs = Pairs(load_photographs(SAMPLE, "validation"), preset("sample").trial.pairs, "validation", 0)
     targets = torch.from_numpy(np.stack([pair.target for pair in pairs]))
     return targets.movedim(-1, 1).float() / 127.5 - 1
 

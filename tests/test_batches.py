@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from trainables.data import batches as batches_module
 from trainables.data.batches import TrainingBatches, validation_batches
-from trainables.data.prepare import Prepared, pair_noise, prepare, validation_noise
+from trainables.data.prepare import Prepared, prepare, validation_noise
+from trainables.data.shards import pair_noise
+from trainables.data.store import MANIFEST, Column, describe_shard, encode_manifest, encode_shard, shard_name
+from trainables.data.store_folder import StoreFolder
 from trainables.data.tensors import upsample
 from trainables.errors import InputError
 from trainables.settings import TrialSettings, override
@@ -21,9 +30,8 @@ COLUMNS = (
     "degraded",
     "latent",
     "latent_degraded",
-    "prior",
-    "taught",
     "noise",
+    "taught",
     "fresh_noise",
     "jump_noise",
     "uniform",
@@ -91,26 +99,28 @@ def test_every_pair_is_seen_once_an_epoch(tiny: TrialSettings, prepared: Prepare
 
 
 def test_columns_of_a_row_belong_together(tiny: TrialSettings, prepared: Prepared) -> None:
-    scale = tiny.resshift.kappa * tiny.resshift.etas_end
+    shape = prepared.train_noise
+    taught = prepared.train("taught")["taught"]
     for step in range(4):
         batch = batches(prepared, tiny)(step)
-        assert rows_of(prepared, "target", (batch["target"] + 1) * 127.5) == rows_of(
-            prepared, "latent", batch["latent"]
-        )
-        # The noise of a draw is not stored: it is drawn again from the same stream and must be the prior's.
-        torch.testing.assert_close(batch["prior"], batch["latent_degraded"] + scale * batch["noise"])
+        rows = rows_of(prepared, "latent", batch["latent"])
+        assert rows == rows_of(prepared, "target", (batch["target"] + 1) * 127.5)
+        assert rows == rows_of(prepared, "latent_degraded", batch["latent_degraded"])
+        for row, noise, x0 in zip(rows, batch["noise"].numpy(), batch["taught"].numpy(), strict=True):
+            draws = [pair_noise(tiny.data.seed, row, draw, shape) for draw in range(tiny.sinsr.draws)]
+            (draw,) = [d for d, known in enumerate(draws) if np.array_equal(known, noise)]
+            np.testing.assert_array_equal(x0, taught[row, draw])
 
 
 def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, prepared: Prepared) -> None:
     at = batches(prepared, override(tiny, {"training.batch_size": 8}))
-    shape = prepared.train_noise
+    stored = prepared.train("noise")["noise"]
     used: list[dict[int, int]] = []
     for epoch in range(3):
         batch = at(epoch)
         draws = {}
-        for row, noise in zip(rows_of(prepared, "latent", batch["latent"]), batch["noise"], strict=True):
-            candidates = [pair_noise(tiny.data.seed, row, draw, shape) for draw in range(tiny.sinsr.draws)]
-            (draws[row],) = [d for d, known in enumerate(candidates) if np.array_equal(known, noise.numpy())]
+        for row, noise in zip(rows_of(prepared, "latent", batch["latent"]), batch["noise"].numpy(), strict=True):
+            (draws[row],) = [d for d, known in enumerate(stored[row]) if np.array_equal(known, noise)]
         used.append(draws)
     assert all(set(draws.values()) == {0, 1} for draws in used)
     assert all(used[0][row] != used[1][row] for row in range(8))
@@ -147,6 +157,169 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(
     expected = f"training.batch_size={batch_size}: expected a multiple of {world * accumulate}, {world} workers x"
     with pytest.raises(InputError, match=expected):
         batches(prepared, settings, 0, world)
+
+
+NUMBERED = {
+    "pairs": {"target": Column("uint8", (3, 4, 4)), "degraded": Column("uint8", (3, 2, 2))},
+    "latents": {"latent": Column("float16", (2, 2, 2)), "latent_degraded": Column("float32", (2, 2, 2))},
+    "targets": {"noise": Column("float16", (2, 2, 2, 2)), "taught": Column("float16", (2, 2, 2, 2))},
+}
+
+
+def numbered(root: Path, sizes: tuple[int, ...]) -> Prepared:
+    """Stores with shards of so many rows, in which every number of a row is the row's."""
+    for stage, columns in NUMBERED.items():
+        folder, shards, start = StoreFolder(str(root), stage), [], 0
+        for number, size in enumerate(sizes):
+            rows = np.arange(start, start + size)
+            values = {name: np.empty((size, *c.shape), c.dtype) for name, c in columns.items()}
+            for column in values.values():
+                column[:] = rows.reshape(-1, *[1] * (column.ndim - 1))
+            file = encode_shard(columns, values)
+            folder.write(shard_name(number), file)
+            shards.append(describe_shard(file))
+            start += size
+        folder.write(MANIFEST, encode_manifest(stage, {}, columns, shards))
+    return Prepared({stage: str(root / stage) for stage in NUMBERED}, {}, (2, 2, 2), (2, 2, 2))
+
+
+STORED = ("target", "latent", "latent_degraded", "taught")
+
+
+def numbers(batch: dict[str, Tensor]) -> list[int]:
+    """The rows of a batch of `numbered`, told alike by all of its columns."""
+    rows = batch["latent"][:, 0, 0, 0].int().tolist()
+    for name in STORED:
+        values = (batch[name] + 1) * 127.5 if name == "target" else batch[name]
+        assert values.round().flatten(1).int().tolist() == [[row] * values[0].numel() for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("world", [1, 2])
+def test_steps_come_in_any_order(
+    tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, world: int
+) -> None:
+    """However many are read at once, and whichever were asked for before."""
+    prepared = numbered(tmp_path, (5, 0, 6, 2))
+    settings = override(tiny, {"training.max_steps": 20})
+    expected = [numbers(TrainingBatches(prepared, settings, STORED, CPU)(step)) for step in range(24)]
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", chunk)
+    workers = [TrainingBatches(prepared, settings, STORED, CPU, rank, world) for rank in range(world)]
+    for step in [*range(24), *np.random.default_rng(0).integers(0, 24, 60).tolist()]:
+        assert [row for worker in workers for row in numbers(worker(step))] == expected[step]
+
+
+def test_a_batch_is_its_receivers(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", 1)
+    prepared, settings = numbered(tmp_path, (13,)), override(tiny, {"training.max_steps": 20})
+    at = TrainingBatches(prepared, settings, STORED, CPU)
+    first, rows = at(0), numbers(at(0))
+    for step in range(1, 6):
+        for values in at(step).values():
+            values.zero_()
+    assert numbers(first) == rows  # what is read later does not overwrite it ...
+    assert numbers(at(0)) == rows  # ... and what is done to others does not reach the store
+
+
+def test_what_is_read_at_once_is_limited(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_CHUNK_BYTES", 3000)  # a step of four rows takes 4 x (48 + 16 + 32 + 16) bytes
+    settings = override(tiny, {"training.max_steps": 20})
+    at = TrainingBatches(numbered(tmp_path, (13,)), settings, STORED, CPU)
+    at(0)
+    kept = [chunk.result() for chunk in at._chunks.values()]
+    assert [len(chunk["latent"]) for chunk in kept] == [24, 24]
+    assert [sum(values.nbytes for values in chunk.values()) for chunk in kept] == [24 * 112] * 2
+
+
+def _threads() -> int:
+    gc.collect()
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+def _within(seconds: float, reached: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not reached() and time.monotonic() < end:
+        time.sleep(0.01)
+    return reached()
+
+
+def test_the_thread_ends_with_its_batches(tiny: TrialSettings, tmp_path: Path) -> None:
+    prepared, before = numbered(tmp_path, (13,)), _threads()
+    at = TrainingBatches(prepared, tiny, STORED, CPU)
+    at(0)
+    assert _threads() == before + 1
+    del at
+    assert _within(10, lambda: _threads() <= before)
+
+
+def test_what_the_thread_meets_comes_out_in_the_step(tiny: TrialSettings, tmp_path: Path) -> None:
+    prepared = numbered(tmp_path, (6, 7))
+    prepared.train("taught")  # opened while it was whole
+    (tmp_path / "targets" / shard_name(1)).unlink()
+    with pytest.raises(InputError, match=f"{tmp_path / 'targets'}: damaged store, it cannot be read"):
+        TrainingBatches(prepared, tiny, STORED, CPU)(0)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_windows_of_shards_hold_every_row_once_an_epoch(tiny: TrialSettings, tmp_path: Path, window: int) -> None:
+    sizes = (4, 4, 1, 4, 3)
+    prepared = numbered(tmp_path, sizes)
+    settings = override(tiny, {"data.window_shards": window, "training.batch_size": 16})
+    at = TrainingBatches(prepared, settings, STORED, CPU)
+    ends = np.cumsum(sizes)
+    orders = set()
+    for epoch in range(8):
+        rows = numbers(at(epoch))
+        assert sorted(rows) == list(range(16))
+        places = [[rows.index(row) for row in range(end - size, end)] for size, end in zip(sizes, ends, strict=True)]
+        started = [sum(min(shard) <= place <= max(shard) for shard in places) for place in range(16)]
+        assert min(window, 2) <= max(started) <= window  # shards whose rows are being read
+        orders.add(tuple(rows))
+        again = TrainingBatches(prepared, settings, STORED, CPU)
+        assert numbers(again(epoch)) == rows
+    assert len(orders) == 8
+
+
+class Source(StoreFolder):
+    """A folder that notes what is read of it."""
+
+    def read(self, file: str) -> pa.Buffer:
+        with Path(self.root, f"{self.name}.txt").open("a") as log:
+            log.write(f"{file}\n")
+        return super().read(file)
+
+    @property
+    def reads(self) -> list[str]:
+        return Path(self.root, f"{self.name}.txt").read_text().split()
+
+
+def test_a_store_larger_than_the_disk_passes_through_it(
+    tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every shard is fetched once an epoch, ahead of its rows, and no more than two windows are here at a time."""
+    shards, window, epochs = 10, 2, 2
+    whole = numbered(tmp_path / "source", (8,) * shards)
+    sources = {}
+    for stage in NUMBERED:
+        folder = tmp_path / "here" / stage
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_bytes((tmp_path / "source" / stage / MANIFEST).read_bytes())
+        sources[str(folder)] = Source(str(tmp_path / "source"), stage)
+    stores = {stage: str(tmp_path / "here" / stage) for stage in NUMBERED}
+    passing = Prepared(stores, {}, (2, 2, 2), (2, 2, 2), sources, 2 * window)
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", 1)
+    steps = epochs * shards * 8 // 4
+    settings = override(tiny, {"data.window_shards": window, "training.max_steps": steps})
+    local, here = TrainingBatches(whole, settings, STORED, CPU), TrainingBatches(passing, settings, STORED, CPU)
+    for step in range(steps):
+        assert numbers(here(step)) == numbers(local(step))
+        for folder in stores.values():
+            assert len(list(Path(folder).glob("shard-*"))) <= 2 * window + 1  # one just arrives
+    for source in sources.values():
+        # What is fetched at the end belongs to the epoch that would be next.
+        assert epochs * shards <= len(source.reads) <= epochs * shards + window + 1
+        assert sorted(source.reads[:shards]) == [shard_name(number) for number in range(shards)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import latent_step, sinsr_step, sweep_cost, training_options
+from benchmarks import data_loading, latent_step, preparation, sinsr_step, sweep_cost, training_options
 from sweeps.progress import Progress, log_to, logger
 from sweeps.run_folder import LOG, SETTINGS
 from sweeps.tables import RunTables
@@ -131,7 +131,7 @@ def test_latent_step_trains_alike_in_both_modes(tmp_path: Path) -> None:
         trainer.train_until(1)
     online, prepared = (trainers[mode].log.means() for mode in ("online", "prepared"))
     assert len(online) == 4  # two terms, raw and weighted
-    assert online == pytest.approx(prepared, rel=1e-4)
+    assert online == pytest.approx(prepared, rel=2e-3)  # latents are stored with 16 bits
 
 
 @pytest.mark.slow  # two processes of their own
@@ -154,3 +154,22 @@ def test_training_options_says_what_fails() -> None:
     assert re.search(r"^default +100\.0 +1\.00 +200\.0 +1\.00 +2 +1\.00$", shown, re.M)
     assert re.search(r"^compile( +-){6}$", shown, re.M)
     assert "compile fails: No working C++ compiler" in shown
+
+
+@pytest.mark.slow  # twenty thousand rows, and processes of their own
+def test_data_loading_compares_the_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    data_loading.main(
+        ["--sizes", "64", "--batches", "2", "--steps", "20", "--turns", "1", "--online", "2", "--memory", "0.02"]
+    )
+    shown = capsys.readouterr().out
+    assert re.search(r"^  64 px, batch  2( +[\d.]+){3} +[\d.]+ to [\d.]+( +[\d.]+){3}$", shown, re.M)
+    assert re.search(r"^two / one: [\d.]+$", shown, re.M)
+
+
+@pytest.mark.slow  # two runs of the command line
+def test_preparation_measures_cores_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    preparation.main(["--images", "96", "160", "--method", "pix2pix"])
+    shown = capsys.readouterr().out
+    for images in (96, 160):
+        assert re.search(rf"^ +{images} +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
+    assert re.search(r"^largest peak / smallest: \d\.\d\d$", shown, re.M)

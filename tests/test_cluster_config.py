@@ -142,7 +142,7 @@ def test_nodes_install_the_pins_of_this_repository(config: Config) -> None:
 
 def test_this_is_the_ray_of_the_pins() -> None:
     """So the validation above is that of the Ray which will run the cluster."""
-    pin = re.search(r"^ray\[default,train,tune\]==(\S+)$", (REPO / "requirements.txt").read_text(), re.MULTILINE)
+    pin = re.search(r"^ray\[data,default,train,tune\]==(\S+)$", (REPO / "requirements.txt").read_text(), re.MULTILINE)
     assert pin is not None
     assert pin[1] == ray.__version__
 

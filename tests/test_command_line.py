@@ -17,8 +17,9 @@ from sweeps.command_line import main
 from sweeps.run_folder import RunFolder
 from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
-from trainables.data.prepare import plan as plan_stages
 from trainables.data.prepare import prepare
+from trainables.data.stages import plan as plan_stages
+from trainables.data.store import shard_name
 from trainables.presets import preset
 from trainables.registry import method_class
 from trainables.settings import flatten, override
@@ -70,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
         ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
         ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
         ([*BASE, "--seed", "-1"], ["--seed -1", "from 0"]),
-        ([*BASE, "--store", "s3://bucket/store"], ["--store s3://bucket/store", "folder"]),
+        ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: holds credentials", "AWS_ACCESS_KEY_ID"]),
         ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "above 0"]),
         ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
         ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "above 1"]),
@@ -147,14 +148,14 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
     prepare(settings, store, {"target"})
     shutil.rmtree(next(store.glob("latents-validation-*")))
     stage = next(s for s in plan_stages(settings, store, method_class("sinsr").columns(settings)) if s.exists)
-    data = stage.path / "data.arrow"
+    data = stage.folder.local / shard_name(0)
     whole = data.read_bytes()
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1
     for content in (whole[:-100], bytes(changed), b""):
         data.write_bytes(content)
         line = refused(capsys, results, *flags)
-        assert str(stage.path) in line and "damaged store" in line and "delete the folder" in line
+        assert str(stage.folder.local) in line and "damaged store" in line and "delete the folder" in line
     data.write_bytes(whole)
 
     from trainables.weights import build_network

@@ -72,7 +72,7 @@ def test_the_autoencoder_row_is_its_reconstruction(
     autoencoder = load_autoencoder(tiny.autoencoder.weights)
     target = prepared.validation("target")["target"] / 255
     with torch.no_grad():
-        latent = torch.from_numpy(prepared.validation("latent")["latent"].copy())
+        latent = torch.from_numpy(prepared.validation("latent")["latent"].astype(np.float32))
         restored = (decode(autoencoder, latent) * 0.5 + 0.5).clamp(0, 1).numpy()
     expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
     np.testing.assert_allclose(measured["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
@@ -116,7 +116,7 @@ def test_the_autoencoder_is_the_methods(
     rows = measure_controls(["autoencoder"], settings, prepared, METRICS)
     vae = load_vae(base)
     with torch.no_grad():
-        latent = torch.from_numpy(prepared.validation("latent")["latent"].copy())
+        latent = torch.from_numpy(prepared.validation("latent")["latent"].astype(np.float32))
         restored = (vae.decode(latent / vae.config.scaling_factor).sample * 0.5 + 0.5).clamp(0, 1).numpy()
     target = prepared.validation("target")["target"] / 255
     expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]

@@ -90,12 +90,13 @@ def test_ctrl_c_while_data_is_prepared(tmp_path: Path, sweeps: Any) -> None:
         *("--space", SPACE, "--results", str(results), "--store", str(own_store), "--perceptual", "none"),
         *("--trials", "1", *sets(pairs__train_pairs=512, sinsr__draws=4)),
     )
-    sweep.wait_for("prepare +train targets")
+    sweep.wait_for(r"prepare +pairs \+ latents \+ targets: .* \d+/\d+")
     processes = sweep.descendants()
     sweep.interrupt()
     assert sweep.wait() == 130
     assert gone(processes, 5) == []
     assert "Traceback" not in sweep.text
     assert f"--resume {only_run(results)}" in sweep.text
-    assert [path.name for path in own_store.iterdir() if path.name.endswith(".partial")] == []
-    assert [path.name for path in own_store.glob("targets-*")] == []
+    # What is made is kept, and none of it is taken for whole.
+    assert list(own_store.glob("targets-*/shard-*.arrow"))
+    assert list(own_store.glob("targets-*/manifest.json")) == []

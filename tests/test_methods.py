@@ -218,7 +218,8 @@ def test_a_student_starts_as_its_teacher(
         # Its first distillation loss is what one step of the teacher lacks to all fifteen.
         batch = batch_for(tiny, prepared)
         t = torch.full((4,), diffusion.last)
-        first = teacher(diffusion.scale_input(batch["prior"], t), t, lq=batch["degraded"])
+        prior = diffusion.prior_sample(batch["latent_degraded"], batch["noise"])
+        first = teacher(diffusion.scale_input(prior, t), t, lq=batch["degraded"])
     torch.testing.assert_close(
         losses(method, batch)["distillation"], float(per_sample_mse(first, batch["taught"]).mean()), rtol=1e-5, atol=0
     )
@@ -226,11 +227,13 @@ def test_a_student_starts_as_its_teacher(
 
 @pytest.mark.parametrize("step", [0, 3])
 def test_prepared_and_online_teaching_give_the_same_losses(tiny: TrialSettings, prepared: Prepared, step: int) -> None:
-    """The online teacher draws the same noise for the same draw; step 3 is in the second epoch, of other draws."""
+    """From the same noise, but for what 16 bits round off; step 3 is in the second epoch, of other draws."""
     taught_online = override(tiny, {"sinsr.teaching": "online"})
-    from_store = losses(shaken(SinSR(tiny, CPU)), batch_for(tiny, prepared, step))
-    online = losses(shaken(SinSR(taught_online, CPU)), batch_for(taught_online, prepared, step))
-    assert online == pytest.approx(from_store, rel=1e-4)
+    stored = batch_for(tiny, prepared, step)
+    from_store = losses(shaken(SinSR(tiny, CPU)), stored)
+    batch = batch_for(taught_online, prepared, step) | {"fresh_noise": stored["noise"]}
+    online = losses(shaken(SinSR(taught_online, CPU)), batch)
+    assert online == pytest.approx(from_store, rel=2e-3)
     assert from_store != losses(shaken(SinSR(tiny, CPU)), batch_for(tiny, prepared, step + 1))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data import photographs as photographs_module
+from trainables.data import catalogue
 from trainables.data.degradation_settings import MILD, DegradationSettings
 from trainables.data.pair_settings import PairSettings
-from trainables.data.pairs import FLAT, Pair, make_pair, make_pairs
-from trainables.data.photographs import Photograph, PhotographFolder, Split, load_photographs
+from trainables.data.pairs import FLAT, Pair, Pairs
+from trainables.data.photographs import Photograph, Photographs, Split, load_photographs
 from trainables.data.print_settings import NO_PRINT, PrintSettings
 from trainables.errors import InputError
 
@@ -29,12 +29,12 @@ SETTINGS = PairSettings(train_pairs=24, validation_pairs=24, degradation=MILD)
 
 
 @pytest.fixture(scope="module")
-def train() -> PhotographFolder:
+def train() -> Photographs:
     return load_photographs("sample", "train", SETTINGS.image_size)
 
 
 @pytest.fixture(scope="module")
-def validation() -> PhotographFolder:
+def validation() -> Photographs:
     return load_photographs("sample", "validation", SETTINGS.validation_size)
 
 
@@ -51,45 +51,58 @@ def _scene(seed: int, height: int, width: int) -> Photograph:
     return Photograph(f"scene{seed}", np.asarray(fine))
 
 
-def test_shapes(train: PhotographFolder, validation: PhotographFolder) -> None:
-    for pair in make_pairs(train, SETTINGS, "train", 0):
+def test_shapes(train: Photographs, validation: Photographs) -> None:
+    for pair in Pairs(train, SETTINGS, "train", 0):
         assert pair.target.shape == (64, 64, 3) and pair.degraded.shape == (16, 16, 3)
         assert pair.target.dtype == pair.degraded.dtype == np.uint8
         assert pair.target.flags.c_contiguous and pair.degraded.flags.c_contiguous
-    for pair in make_pairs(validation, SETTINGS, "validation", 0):
+    for pair in Pairs(validation, SETTINGS, "validation", 0):
         assert pair.target.shape == (128, 128, 3) and pair.degraded.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_pair_needs_no_other_pair(train: PhotographFolder, validation: PhotographFolder, split: Split) -> None:
+def test_a_pair_needs_no_other_pair(train: Photographs, validation: Photographs, split: Split) -> None:
     source = train if split == "train" else validation
-    forward = list(make_pairs(source, SETTINGS, split, 5))
-    backward = [make_pair(source, SETTINGS, split, 5, index) for index in reversed(range(24))][::-1]
+    forward = list(Pairs(source, SETTINGS, split, 5))
+    backward = [Pairs(source, SETTINGS, split, 5)[index] for index in reversed(range(24))][::-1]
     assert _digest(forward) == _digest(backward)
 
 
-def test_pairs_are_the_same_in_another_process(train: PhotographFolder) -> None:
+def test_pairs_are_the_same_in_another_process(train: Photographs) -> None:
     code = (
-        "from tests.test_pairs import SETTINGS, _digest, load_photographs, make_pair\n"
+        "from tests.test_pairs import SETTINGS, _digest, load_photographs, Pairs\n"
         "source = load_photographs('sample', 'train', 64)\n"
-        "print(_digest([make_pair(source, SETTINGS, 'train', 3, index) for index in (17, 4)]))"
+        "print(_digest([Pairs(source, SETTINGS, 'train', 3)[index] for index in (17, 4)]))"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    here = [make_pair(train, SETTINGS, "train", 3, index) for index in (17, 4)]
+    here = [Pairs(train, SETTINGS, "train", 3)[index] for index in (17, 4)]
     assert result.stdout.strip() == _digest(here)
 
 
-def test_training_seed_changes_training_only(train: PhotographFolder, validation: PhotographFolder) -> None:
+def test_training_seed_changes_training_only(train: Photographs, validation: Photographs) -> None:
     def of(seed: int, split: Split) -> str:
-        return _digest(list(make_pairs(train if split == "train" else validation, SETTINGS, split, seed)))
+        return _digest(list(Pairs(train if split == "train" else validation, SETTINGS, split, seed)))
 
     assert of(0, "train") != of(1, "train")
     assert of(0, "validation") == of(1, "validation")
 
 
-def test_photographs_take_turns(train: PhotographFolder) -> None:
-    used = Counter(pair.name.split("@")[0] for pair in make_pairs(train, SETTINGS, "train", 0))
-    assert used == dict.fromkeys(train.names, 4)
+def test_photographs_take_turns(train: Photographs) -> None:
+    pairs = Pairs(train, SETTINGS, "train", 0)
+    assert Counter(pair.photograph for pair in pairs) == dict.fromkeys(train.names, 4)
+    assert [pairs.photograph_of(row) for row in range(24)] == [pair.photograph for pair in pairs]
+    uneven = Counter(pair.photograph for pair in Pairs(train, replace(SETTINGS, train_pairs=8), "train", 0))
+    assert sorted(uneven.values()) == [1, 1, 1, 1, 2, 2]
+    few = [pair.photograph for pair in Pairs(train, replace(SETTINGS, train_pairs=4), "train", 0)]
+    assert len(set(few)) == 4
+
+
+def test_photographs_that_are_added_change_no_pair_of_the_others(train: Photographs) -> None:
+    settings = replace(SETTINGS, train_pairs=3 * 5)
+    fewer = {pair.name: pair for pair in Pairs(train[:5], settings, "train", 0)}
+    more = {pair.name: pair for pair in Pairs(train, replace(SETTINGS, train_pairs=3 * 6), "train", 0)}
+    assert set(fewer) < set(more)
+    assert _digest(list(fewer.values())) == _digest([more[name] for name in fewer])
 
 
 def test_training_crops_prefer_content() -> None:
@@ -97,13 +110,13 @@ def test_training_crops_prefer_content() -> None:
     pixels = np.full((320, 320, 3), 128, np.uint8)
     pixels[:, 256:] = np.random.default_rng(0).integers(0, 256, (320, 64, 3), dtype=np.uint8)
     settings = PairSettings(train_pairs=60, degradation=MILD)
-    pairs = list(make_pairs([Photograph("half", pixels)], settings, "train", 0))
+    pairs = list(Pairs([Photograph("half", pixels)], settings, "train", 0))
     assert np.mean([pair.target[..., 1].std() >= FLAT for pair in pairs]) > 0.6
 
 
-def test_validation_crops_lie_where_the_name_says(validation: PhotographFolder) -> None:
+def test_validation_crops_lie_where_the_name_says(validation: Photographs) -> None:
     whole = {photograph.name: photograph.pixels for photograph in validation}
-    pairs = list(make_pairs(validation, SETTINGS, "validation", 0))
+    pairs = list(Pairs(validation, SETTINGS, "validation", 0))
     corners: dict[str, list[tuple[int, int]]] = {}
     for pair in pairs:
         name, corner = pair.name.split("@")
@@ -116,26 +129,26 @@ def test_validation_crops_lie_where_the_name_says(validation: PhotographFolder) 
             assert all(abs(top - y) >= 128 or abs(left - x) >= 128 for y, x in found[:one])
 
 
-def test_a_validation_crop_does_not_change_with_their_number(validation: PhotographFolder) -> None:
+def test_a_validation_crop_does_not_change_with_their_number(validation: Photographs) -> None:
     few = PairSettings(validation_pairs=6, degradation=MILD)
-    many = {pair.name: pair for pair in make_pairs(validation, SETTINGS, "validation", 0)}
-    for pair in make_pairs(validation, few, "validation", 0):
+    many = {pair.name: pair for pair in Pairs(validation, SETTINGS, "validation", 0)}
+    for pair in Pairs(validation, few, "validation", 0):
         assert _digest([pair]) == _digest([many[pair.name]])
 
 
 def test_validation_pairs_over_many_photographs() -> None:
     scenes = [_scene(seed, 140, 150) for seed in range(10)]
-    pairs = list(make_pairs(scenes, PairSettings(validation_pairs=4, degradation=MILD), "validation", 0))
+    pairs = list(Pairs(scenes, PairSettings(validation_pairs=4, degradation=MILD), "validation", 0))
     assert [pair.name.split("@")[0] for pair in pairs] == ["scene0", "scene2", "scene5", "scene7"]
 
 
 def test_validation_crops_overlap_only_when_they_must() -> None:
     scenes = [_scene(0, 256, 256)]
     settings = PairSettings(validation_pairs=9, degradation=MILD)
-    names = {pair.name for pair in make_pairs(scenes, settings, "validation", 0)}
+    names = {pair.name for pair in Pairs(scenes, settings, "validation", 0)}
     assert len(names) == 9
     with pytest.raises(InputError, match=r"validation_pairs=10 .* hold 9 crops .* give at most 9"):
-        list(make_pairs(scenes, PairSettings(validation_pairs=10, degradation=MILD), "validation", 0))
+        list(Pairs(scenes, PairSettings(validation_pairs=10, degradation=MILD), "validation", 0))
 
 
 def test_pair_is_aligned() -> None:
@@ -154,7 +167,7 @@ def test_pair_is_aligned() -> None:
     )
     # With room for a margin, without, and on one axis only.
     scenes = [_scene(1, 200, 260), _scene(2, 64, 64), _scene(3, 70, 300)]
-    for pair in make_pairs(scenes, PairSettings(train_pairs=30, degradation=still), "train", 0):
+    for pair in Pairs(scenes, PairSettings(train_pairs=30, degradation=still), "train", 0):
         average = pair.target.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
         error = {
             (y, x): np.abs(pair.degraded - np.roll(average, (y, x), axis=(0, 1)))[1:-1, 1:-1].mean()
@@ -168,7 +181,7 @@ def test_training_crops_lie_where_the_name_says() -> None:
     scene = _scene(3, 64, 300)  # as high as the crop, so it cannot be shrunk and pixels stay exact
     settings = PairSettings(train_pairs=30, degradation=MILD)
     mirrored = 0
-    for pair in make_pairs([scene], settings, "train", 0):
+    for pair in Pairs([scene], settings, "train", 0):
         left = int(pair.name.split(",")[1].split("/")[0])
         expected = scene.pixels[:, left : left + 64]
         mirrored += not np.array_equal(pair.target, expected)
@@ -183,7 +196,7 @@ def test_the_simulator_that_the_settings_name_degrades() -> None:
     reads: dict[Simulator, str] = {"super_resolution": "degradation", "print_to_camera": "print"}
 
     def pairs(settings: PairSettings) -> list[Pair]:
-        return [pair for split in SPLITS for pair in make_pairs(scenes, settings, split, 0)]
+        return [pair for split in SPLITS for pair in Pairs(scenes, settings, split, 0)]
 
     made = {simulator: pairs(replace(base, simulator=simulator)) for simulator in reads}
     for one, two in zip(*made.values(), strict=True):
@@ -200,26 +213,29 @@ def test_the_simulator_that_the_settings_name_degrades() -> None:
 def test_simulated_prints_lie_on_their_targets() -> None:
     """With everything switched off the margin and the mirroring cancel to the pixel."""
     settings = PairSettings(scale=1, train_pairs=20, simulator="print_to_camera", print=NO_PRINT, colour_swap_prob=0.5)
-    for pair in make_pairs([_scene(1, 90, 110), _scene(2, 64, 64)], settings, "train", 0):
+    for pair in Pairs([_scene(1, 90, 110), _scene(2, 64, 64)], settings, "train", 0):
         assert np.array_equal(pair.degraded, pair.target) and pair.degraded is not pair.target
 
 
-def test_a_broken_photograph_gives_its_turn_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photographs_module, "FULLY_CHECKED", 0)
+def test_a_broken_photograph_is_refused_when_it_is_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
     for seed in range(12):
         Image.fromarray(_scene(seed, 90, 90).pixels).save(tmp_path / f"{seed}.png")
     broken = load_photographs(str(tmp_path), "train").names[0]
     (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:400])
-    source = load_photographs(str(tmp_path), "train")
-    names = [pair.name.split("@")[0] for pair in make_pairs(source, SETTINGS, "train", 0)]
-    assert len(names) == 24 and broken not in names
-    assert list(source.skipped) == [broken]
+    pairs = Pairs(load_photographs(str(tmp_path), "train"), SETTINGS, "train", 0)
+    for row in range(24):
+        if pairs.photograph_of(row) == broken:
+            with pytest.raises(InputError, match=broken):
+                pairs[row]
+        else:
+            assert pairs[row].photograph == pairs.photograph_of(row)
 
 
-def test_what_cannot_be_made(train: PhotographFolder) -> None:
+def test_what_cannot_be_made(train: Photographs) -> None:
     with pytest.raises(IndexError, match="train pair 24: there are 24"):
-        make_pair(train, SETTINGS, "train", 0, 24)
+        Pairs(train, SETTINGS, "train", 0)[24]
     with pytest.raises(InputError, match=r"scene0: 60 x 90 does not hold image_size=64"):
-        make_pair([_scene(0, 90, 60)], SETTINGS, "train", 0, 0)
+        Pairs([_scene(0, 90, 60)], SETTINGS, "train", 0)[0]
     with pytest.raises(InputError, match="train pairs need photographs"):
-        make_pair([], SETTINGS, "train", 0, 0)
+        Pairs([], SETTINGS, "train", 0)[0]

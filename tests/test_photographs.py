@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data import photographs
-from trainables.data.photographs import PhotographFolder, fingerprint, load_photographs
+from trainables.data import catalogue, decode, photographs
+from trainables.data.photographs import Photographs, load_photographs
+from trainables.data.source import fingerprint
 from trainables.errors import InputError
 
 
@@ -106,11 +107,11 @@ def test_awkward_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not even called one")
     (tmp_path / "._turned.jpg").write_bytes(b"resource fork")
 
-    with pytest.warns(UserWarning, match=r"2 images skipped: cut\.jpg \(.*truncated.*text\.png"):
+    with pytest.warns(UserWarning, match=r"2 of 5 train images rejected: cut\.jpg \(.*truncated.*text\.png"):
         train = load_photographs(str(tmp_path), "train")
-    with pytest.warns(UserWarning, match="2 images skipped"):
-        validation = load_photographs(str(tmp_path), "validation")
-    assert set(train.skipped) == {"cut.jpg", "text.png"}
+    validation = load_photographs(str(tmp_path), "validation")
+    assert set(train.rejected) == {"cut.jpg", "text.png"} and not validation.rejected
+    assert (train.found, validation.found) == (5, 1)
 
     shown = {photograph.name: photograph.pixels for part in (train, validation) for photograph in part}
     sizes = dict(zip(train.names + validation.names, train.sizes + validation.sizes, strict=True))
@@ -124,21 +125,21 @@ def test_awkward_files(tmp_path: Path) -> None:
 
 
 def test_large_folder_reads_headers_and_reports_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photographs, "FULLY_CHECKED", 2)
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", 2)
     _folder(tmp_path, 6, height=200, width=200)
     broken = tmp_path / "a" / "000.png"
     broken.write_bytes(broken.read_bytes()[:3000])
     parts = [load_photographs(str(tmp_path), split) for split in ("train", "validation")]
     part = next(part for part in parts if "a/000.png" in part.names)
     with pytest.raises(InputError, match=r"000\.png: cannot be decoded .* replace or remove it"):
-        part.read(part.names.index("a/000.png"))
-    assert "a/000.png" in part.skipped
+        part[part.names.index("a/000.png")]
+    assert "a/000.png" in part.rejected
 
 
 def test_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _folder(tmp_path, 4)
     _picture(0, 300, 300).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(photographs, "MAX_PIXELS", 50_000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 50_000)
     with pytest.warns(UserWarning, match=r"bomb\.png \(decompression bomb: 300 x 300"):
         load_photographs(str(tmp_path), "train")
 
@@ -159,7 +160,7 @@ def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
     text.mkdir()
     (text / "a.png").write_text("a")
     for source, message in [
-        (str(tmp_path / "nowhere"), r"nowhere: no such folder: give \"sample\" or a local folder"),
+        (str(tmp_path / "nowhere"), r"nowhere: no such folder or file: give \"sample\", a folder of images"),
         (str(file), r"one\.png: is a file, not a folder"),
         (str(empty), r"empty: no images in it: give a folder with \.jpg"),
         (str(text), r"none of its 1 images can be read: a\.png"),
@@ -185,7 +186,7 @@ def test_too_small_images(tmp_path: Path) -> None:
     _folder(tmp_path, 30, height=80, width=80)
     for number in range(30, 40):
         _picture(number).save(tmp_path / f"{number}.png")
-    with pytest.warns(UserWarning, match="images skipped: .*smaller than 64 px"):
+    with pytest.warns(UserWarning, match="train images rejected: .*smaller than 64 px"):
         kept = load_photographs(str(tmp_path), "train", min_size=64)
     assert kept.sizes == [(80, 80)] * len(kept)
 
@@ -210,14 +211,14 @@ def test_cache_is_bounded_and_rereads(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(part._cache) <= 3
     assert np.array_equal(part[0].pixels, first)
     assert part[-1].name == part.names[-1]
-    assert isinstance(part[:2], PhotographFolder) and part[:2].names == part.names[:2]
+    assert isinstance(part[:2], Photographs) and part[:2].names == part.names[:2]
     with pytest.raises(IndexError):
         part[len(part)]
 
 
 @pytest.mark.parametrize("fully_checked", [0, 200])
 def test_fingerprint_follows_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
-    monkeypatch.setattr(photographs, "FULLY_CHECKED", fully_checked)
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", fully_checked)
     root = _folder(tmp_path / "one", 4)
     before = fingerprint(str(root))
     assert fingerprint(str(root)) == before

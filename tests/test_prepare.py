@@ -8,34 +8,38 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainables.build import build_method
-from trainables.data.prepare import Prepared, pair_noise, plan, prepare
-from trainables.data.store import DATA, MANIFEST, Store
+from trainables.data.prepare import REJECTED, Prepared, prepare
+from trainables.data.shards import Made, ShardMaker, Task, pair_noise, run_here
+from trainables.data.stages import plan
+from trainables.data.store import MANIFEST, Store, shard_name
 from trainables.data.tensors import to_tensor, upsample
 from trainables.errors import InputError
 from trainables.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
 from trainables.registry import method_class
 from trainables.settings import TrialSettings, override
-from trainables.weights import SHIPPED_AUTOENCODER, load_autoencoder
+from trainables.weights import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
 
-TAUGHT = frozenset({"degraded", "latent", "prior", "taught"})
+TAUGHT = frozenset({"degraded", "latent", "latent_degraded", "noise", "taught"})
 ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")} | {"train targets"}
 
 
 def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT) -> dict[str, str]:
     """Stage -> name of its store, without making any."""
-    return {f"{stage.split} {stage.name}": stage.path.name for stage in plan(settings, Path("root"), columns)}
+    return {f"{stage.split} {stage.name}": stage.folder.name for stage in plan(settings, "root", columns)}
 
 
 def other_autoencoder(folder: Path) -> str:
@@ -50,9 +54,16 @@ def other_autoencoder(folder: Path) -> str:
 
 def made_by(settings: TrialSettings, root: Path, columns: frozenset[str] = TAUGHT) -> dict[str, int]:
     """Runs `prepare`; stage -> rows, of the stages it had to make."""
-    done: dict[str, int] = {}
-    prepare(settings, root, columns, progress=lambda stage, rows, total: done.__setitem__(stage, rows))
-    return done
+    made: dict[str, int] = {}
+
+    def noting(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        for done in run_here(maker, tasks):
+            for name, shard in done.shards.items():
+                made[f"{done.task.split} {name}"] = made.get(f"{done.task.split} {name}", 0) + shard.rows
+            yield done
+
+    prepare(settings, root, columns, run=noting)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,7 @@ def test_another_autoencoder_remakes_latents_and_targets(tiny: TrialSettings, tm
 
 def test_only_what_the_columns_need_is_planned(tiny: TrialSettings) -> None:
     validation = {"validation pairs", "validation latents"}
-    assert set(stores(tiny, frozenset({"target", "degraded", "noise"}))) == validation | {"train pairs"}
+    assert set(stores(tiny, frozenset({"target", "degraded", "fresh_noise"}))) == validation | {"train pairs"}
     assert set(stores(tiny, frozenset({"latent", "uniform"}))) == validation | {"train pairs", "train latents"}
 
 
@@ -172,27 +183,27 @@ def test_restored_latents_are_the_first_stages(
     method = build_method(first_stage_settings(settings), torch.device("cpu"))
     method.networks.eval()
     rows = np.arange(8)
-    degraded = torch.from_numpy(prepared.train("latent_degraded").rows("latent_degraded", rows).copy())
+    degraded = torch.from_numpy(prepared.train("latent_degraded").rows("latent_degraded", rows)).float()
     for draw in range(2):
-        noise = torch.from_numpy(np.stack([pair_noise(0, row, draw, (4, 16, 16)) for row in rows]))
+        noise = torch.from_numpy(np.stack([pair_noise(0, row, draw, (4, 16, 16)) for row in rows])).float()
         with torch.no_grad():
             expected = method.sample({"latent_degraded": degraded, "noise": noise})  # type: ignore[operator]
-        np.testing.assert_allclose(restored[:, draw], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(restored[:, draw], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_plan_says_what_is_made(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
     for stage in plan(tiny, store_root, TAUGHT):
-        store = Store(stage.path)
+        store = Store(stage.folder.local)
         assert (len(store), store.columns) == (stage.rows, stage.columns)
         # Beside the values an Arrow file has a schema and a record of every batch.
-        assert stage.bytes <= (stage.path / DATA).stat().st_size <= stage.bytes + 20_000
-        assert len(store.names) == stage.rows
+        assert stage.bytes <= (stage.folder.local / shard_name(0)).stat().st_size <= stage.bytes + 20_000
+        assert len(store.names) == (stage.rows if stage.name == "pairs" else 0)
 
 
 def test_a_second_call_makes_nothing(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in store_root.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in store_root.rglob("*.*") if path.name != ".used"}
     assert made_by(tiny, store_root) == {}
-    assert {path: path.stat().st_mtime_ns for path in store_root.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_more_draws_reuse_pairs_and_latents(
@@ -203,7 +214,7 @@ def test_more_draws_reuse_pairs_and_latents(
     more = override(tiny, {"sinsr.draws": 3})
     assert made_by(more, tmp_path / "stores") == {"train targets": 8}
     taught = prepare(more, tmp_path / "stores", TAUGHT).train("taught")["taught"]
-    np.testing.assert_allclose(taught[:, :2], prepared.train("taught")["taught"], atol=1e-5)
+    np.testing.assert_array_equal(taught[:, :2], prepared.train("taught")["taught"])
 
 
 def test_preparing_twice_gives_the_same_bytes(
@@ -211,8 +222,10 @@ def test_preparing_twice_gives_the_same_bytes(
 ) -> None:
     assert made_by(tiny, tmp_path) == {stage: 8 if "train" in stage else 3 for stage in ALL}
     for stage in plan(tiny, store_root, TAUGHT):
-        for file in (DATA, MANIFEST):
-            assert (tmp_path / stage.path.name / file).read_bytes() == (stage.path / file).read_bytes()
+        files = set(stage.folder.files()) - {".used"}
+        assert {MANIFEST, shard_name(0)} <= files and (REJECTED in files) == (stage.name == "pairs")
+        for file in files:
+            assert (tmp_path / stage.folder.name / file).read_bytes() == (stage.folder.local / file).read_bytes()
 
 
 def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepared) -> None:
@@ -224,13 +237,26 @@ def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepare
     assert -1 <= target.min() < -0.5 and 0.5 < target.max() <= 1
     with torch.no_grad():
         latent, latent_degraded = encode(autoencoder, target), encode(autoencoder, upsample(degraded, 4))
-    np.testing.assert_allclose(prepared.train("latent")["latent"], latent, atol=1e-5)
-    np.testing.assert_allclose(prepared.train("latent_degraded")["latent_degraded"], latent_degraded, atol=1e-5)
-    # The prior is the degraded latent plus the draw's noise, scaled: dividing by the noise finds that one scale.
+    np.testing.assert_allclose(prepared.train("latent")["latent"], latent, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        prepared.train("latent_degraded")["latent_degraded"], latent_degraded, rtol=1e-3, atol=1e-3
+    )
     noise = np.stack([[pair_noise(tiny.data.seed, row, draw, (3, 16, 16)) for draw in range(2)] for row in rows])
-    scale = (prepared.train("prior")["prior"] - latent_degraded.numpy()[:, None]) / noise
-    np.testing.assert_allclose(np.median(scale), tiny.resshift.kappa * tiny.resshift.etas_end, rtol=1e-5)
-    np.testing.assert_allclose(scale[np.abs(noise) > 0.1], np.median(scale), rtol=1e-3)
+    np.testing.assert_array_equal(prepared.train("noise")["noise"], noise)
+    assert abs(noise.astype(float).mean()) < 0.02 and abs(noise.astype(float).std() - 1) < 0.02
+
+
+@torch.no_grad()
+def test_what_the_teacher_taught_is_what_it_samples(tiny: TrialSettings, prepared: Prepared) -> None:
+    """From the stored noise and latents, as a student will see them."""
+    teacher, diffusion = load_teacher(tiny.teacher.weights, tiny.network), build_diffusion(tiny.resshift)
+    rows, device = np.arange(2), torch.device("cpu")
+    degraded = to_tensor(prepared.train("degraded").rows("degraded", rows), device)
+    y = to_tensor(prepared.train("latent_degraded").rows("latent_degraded", rows), device)
+    for draw in range(2):
+        noise = to_tensor(prepared.train("noise")["noise"][rows, draw], device)
+        x0 = diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise)
+        np.testing.assert_allclose(prepared.train("taught")["taught"][rows, draw], x0, rtol=2e-3, atol=2e-3)
 
 
 def test_validation_is_the_same_whatever_the_seeds(tiny: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
@@ -248,9 +274,10 @@ def test_a_damaged_store_is_refused_and_made_anew_once_deleted(
 ) -> None:
     shutil.copytree(store_root, tmp_path / "stores")
     (latents,) = (tmp_path / "stores").glob("latents-train-*")
-    content = bytearray((latents / DATA).read_bytes())
+    shard = latents / shard_name(0)
+    content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
-    (latents / DATA).write_bytes(content)
+    shard.write_bytes(content)
     with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder and it is prepared anew"):
         made_by(tiny, tmp_path / "stores")
     shutil.rmtree(latents)
@@ -270,6 +297,93 @@ def test_weights_that_are_not_there_are_refused_before_anything_is_made(tiny: Tr
         with pytest.raises(InputError, match=f"{name}=nowhere.pth: no such file; expected 'shipped' or a path"):
             prepare(override(tiny, {name: "nowhere.pth"}), tmp_path, TAUGHT)
     assert list(tmp_path.iterdir()) == []
+
+
+def store_of(root: Path, stage: str) -> Path:
+    (path,) = root.glob(f"{stage}-*")
+    return path
+
+
+def in_shards(tiny: TrialSettings) -> TrialSettings:
+    """Training pairs of three shards, of 16, 16 and 8 rows."""
+    return override(tiny, {"pairs.train_pairs": 40})
+
+
+PAIRS_AND_LATENTS = frozenset({"degraded", "latent", "latent_degraded"})
+
+
+def test_an_interrupted_preparation_goes_on_from_what_is_there(tiny: TrialSettings, tmp_path: Path) -> None:
+    settings = in_shards(tiny)
+    whole = tmp_path / "whole"
+    prepare(settings, whole, PAIRS_AND_LATENTS)
+
+    class Interrupted(Exception):
+        pass
+
+    def cut_off(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        yield from run_here(maker, tasks[:2])
+        raise Interrupted
+
+    root = tmp_path / "stores"
+    with pytest.raises(Interrupted):
+        prepare(settings, root, PAIRS_AND_LATENTS, run=cut_off)
+    latents = store_of(root, "latents-train")
+    assert not (latents / MANIFEST).exists() and {path.name for path in latents.iterdir()} == {
+        shard_name(0),
+        shard_name(1),
+    }
+    # What a fallen machine may leave: half a file, and one under a temporary name.
+    (latents / shard_name(1)).write_bytes((latents / shard_name(1)).read_bytes()[:-100])
+    (latents / f".{shard_name(2)}.1.partial").write_bytes(b"half")
+    assert made_by(settings, root, PAIRS_AND_LATENTS) == {
+        "train pairs": 8,
+        "train latents": 16 + 8,
+        "validation pairs": 3,
+        "validation latents": 3,
+    }
+    for path in whole.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            assert (root / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert not list(root.rglob("*.partial"))
+
+
+def test_shards_do_not_depend_on_their_order(tiny: TrialSettings, tmp_path: Path) -> None:
+    settings = in_shards(tiny)
+    prepare(settings, tmp_path / "one", PAIRS_AND_LATENTS)
+    prepare(settings, tmp_path / "two", PAIRS_AND_LATENTS, run=lambda maker, tasks: run_here(maker, tasks[::-1]))
+    for path in (tmp_path / "one").rglob("shard-*"):
+        assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
+
+
+def photographs(folder: Path, count: int, side: int = 96) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_photographs_that_turn_out_broken_are_left_out_and_named(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Of more than 200 only the headers are read at the door; what is broken further on comes out in the making."""
+    folder = photographs(tmp_path / "photographs", 220)
+    changes = {"method": "pix2pix", "data.source": str(folder), "pairs.train_pairs": 220, "pairs.validation_pairs": 3}
+    settings = override(tiny, changes)
+    first = prepare(settings, tmp_path / "stores", frozenset({"target"}))
+    used = {name.partition("@")[0] for name in first._store(first.train_stores["pairs"]).names}
+    assert len(used) == len(set(used)) and first.train_rows == 220
+
+    broken = sorted(used)[5]
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"1 of .*{broken}.*--set data.max_rejected=0\.00[56]"):
+        prepare(override(settings, {"data.max_rejected": 0.001}), tmp_path / "stores", frozenset({"target"}))
+    again = prepare(settings, tmp_path / "stores", frozenset({"target"}))
+    store = Store(again.train_stores["pairs"], verify=True)
+    left = {name.partition("@")[0] for name in store.names}
+    assert broken not in left and left == used - {broken} and again.train_rows == len(store) < 220
+    (rejected,) = pq.read_table(Path(again.train_stores["pairs"]) / REJECTED).to_pylist()
+    assert rejected["name"] == broken and "\n" not in rejected["reason"]
+    assert list(store.rejected) == [broken]
 
 
 _OTHER_PROCESS = """
@@ -298,17 +412,16 @@ def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None and other.stdout is not None
         assert other.stdout.readline() == "ready\n"
-        here: set[str] = set()
+        here: list[str] = []
 
         def progress(stage: str, done: int, rows: int) -> None:
-            if not here:  # the first store is locked and empty: let the other find it missing, too
+            if not here:  # the stores are locked and empty: let the other find them missing, too
                 other.stdin.write("go\n")
                 other.stdin.flush()
                 time.sleep(2)
-            here.add(stage)
+            here.append(stage)
 
         prepare(override(tiny, changes), tmp_path, {"latent"}, progress=progress)
-        there = set(json.loads(other.stdout.readline()))
+        there = json.loads(other.stdout.readline())
     assert other.returncode == 0
-    assert here | there == ALL - {"train targets"}
-    assert here & there == set()
+    assert here and there == []

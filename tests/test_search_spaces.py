@@ -13,7 +13,7 @@ from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.search import draw
 from sweeps.settings import ASSETS, Question, SweepSettings, resolve
 from trainables.base_model import SHIPPED_BASE
-from trainables.data.prepare import plan
+from trainables.data.stages import plan
 from trainables.errors import InputError
 from trainables.metrics import METRICS
 from trainables.presets import PRESETS, preset
@@ -112,7 +112,7 @@ def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_p
     for values in [*(point.values for point in question.space.points), *proposals(question.space, 5)]:
         trial = question.trial_with(values)
         stages = plan(trial, tmp_path, method_class(trial.method).columns(trial))
-        stores.setdefault(trial.method, set()).add(tuple(stage.path for stage in stages))
+        stores.setdefault(trial.method, set()).add(tuple(stage.folder for stage in stages))
     assert all(len(different) == 1 for different in stores.values())
 
 

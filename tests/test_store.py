@@ -3,90 +3,124 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trainables.data.store import DATA, MANIFEST, Column, Store, key_hash, store_path, write_store
+from trainables.data.store import (
+    MANIFEST,
+    SHARD_BYTES,
+    Column,
+    Store,
+    decode_shard,
+    describe_shard,
+    encode_manifest,
+    encode_shard,
+    key_hash,
+    rows_per_shard,
+    shard_name,
+    store_name,
+)
+from trainables.data.store_folder import StoreFolder
 from trainables.errors import InputError
 
 COLUMNS = {
     "image": Column("uint8", (3, 4, 4)),
-    "latent": Column("float32", (2, 2)),
-    "draws": Column("float32", (5, 2)),
+    "latent": Column("float16", (2, 2)),
+    "draws": Column("float16", (5, 2)),
     "count": Column("int64", ()),
 }
 KEY = {"size": 4, "seed": 0}
+NAMES = list("abcdefg")
 
 
 def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         "image": rng.integers(0, 256, (count, 3, 4, 4), dtype=np.uint8),
-        "latent": rng.standard_normal((count, 2, 2), np.float32),
-        "draws": rng.standard_normal((count, 5, 2), np.float32),
+        "latent": rng.standard_normal((count, 2, 2)).astype(np.float16),
+        "draws": rng.standard_normal((count, 5, 2)).astype(np.float16),
         "count": np.arange(count),
     }
 
 
-def split(values: dict[str, np.ndarray], *sizes: int) -> Iterator[dict[str, np.ndarray]]:
-    start = 0
-    for size in sizes:
-        yield {name: column[start : start + size] for name, column in values.items()}
+def made(root: Path, *sizes: int) -> tuple[Path, dict[str, np.ndarray]]:
+    """A store of 7 rows in shards of so many, and what is in it."""
+    folder, values = StoreFolder(str(root), store_name("pairs-train", KEY)), rows(7)
+    shards, start = [], 0
+    for number, size in enumerate(sizes):
+        part = {name: column[start : start + size] for name, column in values.items()}
+        file = encode_shard(COLUMNS, part, NAMES[start : start + size], {"z.jpg": "broken"} if number == 1 else None)
+        folder.write(shard_name(number), file)
+        shards.append(describe_shard(file))
         start += size
+    folder.write(MANIFEST, encode_manifest("pairs-train", KEY, COLUMNS, shards))
+    return folder.local, values
 
 
-def made(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    values = rows(7)
-    return write_store(root, "pairs", KEY, COLUMNS, split(values, 3, 3, 1), names=list("abcdefg")), values
-
-
-@pytest.mark.parametrize("sizes", [(7,), (3, 3, 1), (1,) * 7])
+@pytest.mark.parametrize("sizes", [(7,), (3, 3, 1), (3, 0, 4), (1,) * 7])
 def test_what_is_written_is_read(tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    values = rows(7)
-    path = write_store(tmp_path, "pairs", KEY, COLUMNS, split(values, *sizes), names=list("abcdefg"))
+    path, values = made(tmp_path, *sizes)
     store = Store(path, verify=True)
-    assert len(store) == 7 and store.names == list("abcdefg") and store.columns == COLUMNS
+    assert len(store) == 7 and store.names == NAMES and store.columns == COLUMNS
+    assert store.starts.tolist() == np.cumsum([0, *sizes]).tolist()
+    assert store.rejected == ({"z.jpg": "broken"} if len(sizes) > 1 else {})
     for name, expected in values.items():
         assert store[name].dtype == expected.dtype
         np.testing.assert_array_equal(store[name], expected)
         assert store.rows(name, np.array([], np.int64)).shape == (0, *COLUMNS[name].shape)
 
 
-def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
-    path, values = made(tmp_path)
-    store, wanted = Store(path), np.array([6, 0, 2, 3, 0, 5])
-    for name, expected in values.items():
-        np.testing.assert_array_equal(store.rows(name, wanted), expected[wanted])
+@pytest.mark.parametrize("sizes", [(7,), (3, 0, 3, 1)])
+def test_rows_come_in_the_order_asked_for(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    path, values = made(tmp_path, *sizes)
+    store = Store(path)
     draws = np.array([4, 0, 1, 2, 3, 3])
-    np.testing.assert_array_equal(store.rows("draws", wanted, draws), values["draws"][wanted, draws])
+    for wanted in (np.array([6, 0, 2, 3, 0, 5]), np.array([0, 2, 3, 3, 5, 6])):
+        for name, expected in values.items():
+            got = store.rows(name, wanted)
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected[wanted])
+        np.testing.assert_array_equal(store.rows("draws", wanted, draws), values["draws"][wanted, draws])
+
+
+def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    store = Store(made(tmp_path, 4, 3)[0])
+    for wrong in (-1, 7):
+        with pytest.raises(IndexError, match=f"rows .*{wrong}.* of 7"):
+            store.rows("latent", np.array([0, wrong]))
+    with pytest.raises(IndexError, match="draws 0 to 5 of 5"):
+        store.rows("draws", np.array([0, 1]), np.array([0, 5]))
 
 
 def test_rows_are_copies_and_the_map_is_read_only(tmp_path: Path) -> None:
-    values = rows(4)
-    path = write_store(tmp_path, "pairs", KEY, COLUMNS, [values])
-    before = (path / DATA).read_bytes()
+    path, values = made(tmp_path, 7)
+    before = (path / shard_name(0)).read_bytes()
     store = Store(path)
     assert not store["latent"].flags.writeable and not store["latent"].flags.owndata
     with pytest.raises(ValueError, match="read-only"):
         store["latent"][0] = 0
-    copy = store.rows("latent", np.arange(4))
+    copy = store.rows("latent", np.arange(7))
     copy[:] = 0
     np.testing.assert_array_equal(store["latent"], values["latent"])
-    assert (path / DATA).read_bytes() == before
+    assert (path / shard_name(0)).read_bytes() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_columns_are_views_of_the_mapped_file(tmp_path: Path) -> None:
     """No copy is made: the arrays lie inside the pages that the kernel maps of this very file, and shares."""
-    path = write_store(tmp_path, "pairs", KEY, COLUMNS, [rows(4)])
+    path, _ = made(tmp_path, 7)
     store = Store(path)
-    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path / DATA) in line]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    maps = [line.split() for line in lines if str(path / shard_name(0)) in line]
     assert maps and all("w" not in permissions for _, permissions, *_ in maps)
     ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
     for name in COLUMNS:
@@ -94,30 +128,67 @@ def test_columns_are_views_of_the_mapped_file(tmp_path: Path) -> None:
         assert any(low <= start and start + store[name].nbytes <= high for low, high in ranges)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_shards_hold_no_files_open(tmp_path: Path) -> None:
+    """So a store may have more shards than a process may have files."""
+    path, _ = made(tmp_path, *[1] * 7)
+    before = len(os.listdir("/proc/self/fd"))
+    store = Store(path)
+    assert store["count"].tolist() == list(range(7))
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the manifest, locked
+    del store
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_is_a_function_of_what_is_in_it() -> None:
+    values = rows(7)
+    one, two = (encode_shard(COLUMNS, values, NAMES, {"b": "small", "a": "broken"}) for _ in range(2))
+    assert one.equals(two)
+    for name, expected in decode_shard(one, COLUMNS).items():
+        np.testing.assert_array_equal(expected, values[name])
+    described = describe_shard(one)
+    assert (described.rows, described.bytes) == (7, one.size)
+    assert described.rejected == {"a": "broken", "b": "small"}
+    other = {**values, "count": values["count"] + 1}
+    assert described.sha256 != describe_shard(encode_shard(COLUMNS, other, NAMES, described.rejected)).sha256
+
+
 def test_the_name_is_a_function_of_the_key(tmp_path: Path) -> None:
     assert key_hash({"a": 1, "b": (2, 3)}) == key_hash({"b": [2, 3], "a": 1})
     assert key_hash({"a": 1}) != key_hash({"a": 2})
-    path, _ = made(tmp_path)
-    assert path == store_path(tmp_path, "pairs", KEY) == tmp_path / f"pairs-{key_hash(KEY)}"
+    path, _ = made(tmp_path, 7)
+    assert path == tmp_path / f"pairs-train-{key_hash(KEY)}"
     assert json.loads((path / MANIFEST).read_text())["key"] == KEY
 
 
+@pytest.mark.parametrize(
+    ("count", "row", "expected"),
+    [(8, 1000, 16), (512, 1000, 16), (70_000, 999, 274), (70_000, 2**20, 64), (9, 2**28, 1)],
+)
+def test_shards_are_neither_many_nor_large(count: int, row: int, expected: int) -> None:
+    assert rows_per_shard(count, row) == expected
+    assert expected == 1 or expected * row <= SHARD_BYTES
+
+
 def test_a_truncated_store_is_refused(tmp_path: Path) -> None:
-    path, _ = made(tmp_path)
-    whole = (path / DATA).read_bytes()
-    (path / DATA).write_bytes(whole[:-8])
-    with pytest.raises(InputError, match=f"{path}: damaged store, data.arrow has {len(whole) - 8} bytes, expected"):
+    path, _ = made(tmp_path, 4, 3)
+    file = path / shard_name(1)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    expected = f"{path}: damaged store, shard-00001.arrow has {len(whole) - 8} bytes, expected {len(whole)}; delete"
+    with pytest.raises(InputError, match=expected):
         Store(path)
 
 
 def test_a_flipped_byte_is_found_by_verification(tmp_path: Path) -> None:
-    path, values = made(tmp_path)
-    content = bytearray((path / DATA).read_bytes())
-    at = content.index(values["draws"][0].tobytes())
-    content[at + 2] ^= 0x10
-    (path / DATA).write_bytes(content)
+    path, values = made(tmp_path, 4, 3)
+    file = path / shard_name(1)
+    content = bytearray(file.read_bytes())
+    at = content.index(values["draws"][5].tobytes())
+    content[at + 1] ^= 0x10
+    file.write_bytes(content)
     assert not np.array_equal(Store(path)["draws"], values["draws"])  # the size alone does not tell
-    with pytest.raises(InputError, match=r"the content of data.arrow does not match its manifest; delete the folder"):
+    with pytest.raises(InputError, match=r"content of shard-00001.arrow does not match its manifest; delete the"):
         Store(path, verify=True)
 
 
@@ -129,22 +200,25 @@ def _edit(path: Path, **changes: object) -> None:
 def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path / 'nowhere'}: damaged store, it cannot be read .FileNotFound"):
         Store(tmp_path / "nowhere")
-    path, _ = made(tmp_path)
-    good = (path / MANIFEST).read_text()
-    damages = [
+    path, _ = made(tmp_path, 7)
+    good, file = (path / MANIFEST).read_text(), path / shard_name(0)
+    shard = json.loads(good)["shards"][0]
+    damages: list[tuple[Callable[[], object], str]] = [
         (lambda: (path / MANIFEST).unlink(), "it cannot be read .FileNotFoundError"),
         (lambda: (path / MANIFEST).write_text(good[:-40]), "it cannot be read .JSONDecodeError"),
         (lambda: (path / MANIFEST).write_text("[]"), "it cannot be read .AttributeError"),
-        (lambda: _edit(path, format=99), "its format is 99, expected 1"),
-        (lambda: _edit(path, bytes=None), "it cannot be read .KeyError: 'bytes'"),
+        (lambda: _edit(path, format=99), "its format is 99, expected 2"),
+        (lambda: _edit(path, shards=None), "it cannot be read .KeyError: 'shards'"),
+        (lambda: _edit(path, shards=[{"rows": 7}]), "it cannot be read .TypeError"),
         (lambda: _edit(path, rows=8), "7 rows, expected 8"),
+        (lambda: _edit(path, rows=8, shards=[{**shard, "rows": 8}]), "shard-00000.arrow has 7 rows, expected 8"),
         (
             lambda: _edit(path, columns={"image": {"dtype": "uint8", "shape": [3, 5, 5]}}),
             "it cannot be read .ValueError",
         ),
         (lambda: _edit(path, columns={"other": {"dtype": "uint8", "shape": [3]}}), "it cannot be read .KeyError"),
-        (lambda: (path / DATA).write_bytes(bytes((path / DATA).stat().st_size)), "it cannot be read .ArrowInvalid"),
-        (lambda: (path / DATA).unlink(), "it cannot be read .FileNotFoundError"),
+        (lambda: file.write_bytes(bytes(file.stat().st_size)), "it cannot be read .ArrowInvalid"),
+        (lambda: file.unlink(), "it cannot be read .FileNotFoundError"),
     ]
     for damage, message in damages:
         damage()
@@ -156,46 +230,143 @@ def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
         (path / MANIFEST).write_text(good)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the teacher failed"), KeyboardInterrupt()])
-def test_an_error_while_writing_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    def batches() -> Iterator[dict[str, np.ndarray]]:
-        yield rows(3)
-        raise error
-
-    with pytest.raises(type(error)):
-        write_store(tmp_path, "pairs", KEY, COLUMNS, batches())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
-    wrong = {**rows(3), "latent": np.zeros((3, 2, 3), np.float32)}
+def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"column latent: rows of shape \(2, 3\), expected \(2, 2\)"):
-        write_store(tmp_path, "pairs", KEY, COLUMNS, [wrong])
-    assert list(tmp_path.iterdir()) == []
+        encode_shard(COLUMNS, {**rows(3), "latent": np.zeros((3, 2, 3))})
+    for wrong in (7e4, np.nan, np.inf):
+        with pytest.raises(ValueError, match="column latent: a value is not finite or over 65504"):
+            encode_shard(COLUMNS, {**rows(3), "latent": np.full((3, 2, 2), wrong)})
 
 
 _WRITER = """
 import sys, time
-from pathlib import Path
 import numpy as np
-from trainables.data.store import Column, write_store
+from trainables.data.store import Column, encode_shard, shard_name
+from trainables.data.store_folder import StoreFolder
 
-def batches():
-    yield {"x": np.zeros((1000, 64), np.float32)}
-    print("written", flush=True)
-    time.sleep(300)
-
-write_store(Path(sys.argv[1]), "pairs", {"seed": 1}, {"x": Column("float32", (64,))}, batches())
+folder = StoreFolder(sys.argv[1], "pairs")
+for number in range(2):
+    folder.write(shard_name(number), encode_shard({"x": Column("float32", (64,))}, {"x": np.full((9, 64), number)}))
+print("written", flush=True)
+time.sleep(300)
 """
 
 
-def test_a_killed_writer_leaves_no_store_and_the_next_one_succeeds(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_whole_shards_and_no_store(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "written\n"
         writer.send_signal(signal.SIGKILL)
-    final = store_path(tmp_path, "pairs", {"seed": 1})
-    left = list(tmp_path.iterdir())
-    assert left and not final.exists()  # what is left has another name ...
-    path = write_store(tmp_path, "pairs", {"seed": 1}, {"x": Column("float32", (64,))}, [{"x": np.ones((5, 64))}])
-    assert len(Store(path, verify=True)) == 5
-    assert list(tmp_path.iterdir()) == [final]  # ... and is swept away by the next writer
+    folder, columns = StoreFolder(str(tmp_path), "pairs"), {"x": Column("float32", (64,))}
+    assert not folder.complete
+    with pytest.raises(InputError, match=r"damaged store, it cannot be read .FileNotFoundError"):
+        Store(folder.local)
+    # The next writer goes on from what is there.
+    folder.write(shard_name(2), encode_shard(columns, {"x": np.full((4, 64), 2)}))
+    shards = [describe_shard(folder.read(shard_name(number))) for number in range(3)]
+    folder.write(MANIFEST, encode_manifest("pairs", KEY, columns, shards))
+    assert Store(folder.local, verify=True)["x"][:, 0].tolist() == [0] * 9 + [1] * 9 + [2] * 4
+
+
+class Source(StoreFolder):
+    """A folder that notes what is read of it."""
+
+    def read(self, file: str):  # type: ignore[no-untyped-def]
+        with Path(self.root, "read.txt").open("a") as log:
+            log.write(f"{file}\n")
+        return super().read(file)
+
+    @property
+    def fetched(self) -> list[int]:
+        log = Path(self.root, "read.txt")
+        return [int(line[6:11]) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> tuple[Source, Path, dict[str, np.ndarray]]:
+    """A store of seven shards of one row, a folder with its manifest alone, and what is in it."""
+    path, values = made(tmp_path / "source", *[1] * 7)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / MANIFEST).write_bytes((path / MANIFEST).read_bytes())
+    return Source(str(path.parent), path.name), here, values
+
+
+def local(path: Path) -> list[int]:
+    return sorted(int(file.name[6:11]) for file in path.glob("shard-*.arrow"))
+
+
+def test_shards_are_fetched_when_they_are_read(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+    source, path, values = remote
+    store = Store(path, verify=True, source=source)
+    assert len(store) == 7 and store.columns == COLUMNS and source.fetched == []
+    np.testing.assert_array_equal(store.rows("latent", np.array([4, 1, 4])), values["latent"][[4, 1, 4]])
+    np.testing.assert_array_equal(store.rows("image", np.array([1, 4])), values["image"][[1, 4]])
+    assert source.fetched == [1, 4] and local(path) == [1, 4]
+    store.fetch([1, 2])
+    assert source.fetched == [1, 4, 2] and local(path) == [1, 2, 4]
+    again = Store(path, verify=True, source=source)  # another process finds what is there
+    np.testing.assert_array_equal(again["count"], values["count"])
+    assert sorted(source.fetched) == list(range(7))
+    assert [file for file in path.iterdir() if file.suffix == ".partial"] == []
+
+
+def test_what_was_used_longest_ago_makes_room(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+    source, path, values = remote
+    store = Store(path, source=source, keep=2)
+    for row, left in ((0, [0]), (1, [0, 1]), (0, [0, 1]), (2, [1, 2]), (0, [1, 2])):
+        np.testing.assert_array_equal(store.rows("draws", np.array([row])), values["draws"][[row]])
+        assert local(path) == left
+    assert source.fetched == [0, 1, 2]  # 0 was still mapped: a file that is gone stays readable for those who have it
+    store.fetch([3, 1])
+    assert source.fetched == [0, 1, 2, 3, 1] and local(path) == [1, 3]
+    everything = store.rows("count", np.arange(7))
+    assert everything.tolist() == list(range(7)) and len(local(path)) == 2
+
+
+def test_what_the_source_damages_is_refused(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+    source, path, _ = remote
+    file = source.local / shard_name(3)
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    store = Store(path, source=source)
+    expected = f"--store {source.root}: {source.name}/shard-00003.arrow does not match its manifest; delete"
+    with pytest.raises(InputError, match=expected):
+        store.rows("count", np.arange(7))
+    file.unlink()
+    with pytest.raises(InputError, match=f"--store {source.root}: {source.name} cannot be read"):
+        store.rows("count", np.arange(7))
+    assert local(path) == [0, 1, 2]
+
+
+def _read_all(path: Path, source: Source) -> None:
+    assert Store(path, source=source, keep=7).rows("count", np.arange(7)).tolist() == list(range(7))
+
+
+def test_processes_fetch_a_shard_once(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+    source, path, _ = remote
+    context = multiprocessing.get_context("spawn")
+    readers = [context.Process(target=_read_all, args=(path, source)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert [reader.exitcode for reader in readers] == [0] * 3
+    assert sorted(source.fetched) == list(range(7))
+
+
+def test_threads_read_one_store(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+    source, path, values = remote
+    store, failed = Store(path, source=source, keep=2), []
+
+    def read(seed: int) -> None:
+        for row in np.random.default_rng(seed).integers(0, 7, (20, 3)):
+            if not np.array_equal(store.rows("image", row), values["image"][row]):
+                failed.append(row)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len(local(path)) == 2

@@ -34,6 +34,7 @@ class Preset:
     needs: settings that have no default and must be given, with what they are.
     methods: method -> what its trials have different.
     checkpoint: the finished trial that spaces which train nothing restore with, unless told otherwise.
+    workers: processes that train a trial together. gpus: of each of them.
     """
 
     purpose: str
@@ -42,6 +43,8 @@ class Preset:
     needs: tuple[tuple[str, str], ...] = ()
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint: str = ""
+    workers: int = 1
+    gpus: float = 0.0
 
 
 _SAMPLE = TrialSettings(
@@ -180,6 +183,7 @@ PRESETS: dict[str, Preset] = {
         ),
         trials=20,
         needs=(("data.source", "--data FOLDER with about 5,000 photographs"),),
+        gpus=1.0,
     ),
     "sinsr-stage2": Preset(
         "two GPUs a trial, about 70,000 images at 256 px, batch 4, 500,000 steps a trial",
@@ -199,6 +203,8 @@ PRESETS: dict[str, Preset] = {
         ),
         trials=20,
         needs=(("data.source", "--data FOLDER with about 70,000 photographs"),),
+        workers=2,
+        gpus=1.0,
     ),
     "print-to-camera": Preset(
         "one GPU a trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps",
@@ -231,6 +237,7 @@ PRESETS: dict[str, Preset] = {
         needs=(
             ("data.source", "--data FOLDER of pairs (input/ and target/), or of photographs to simulate them from"),
         ),
+        gpus=1.0,
         methods={
             "pix2pix": {
                 "perceptual.weight": 10.0,

@@ -42,8 +42,8 @@ class SinSR(Method):
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         if settings.sinsr.teaching == "online":
-            return frozenset({"target", "degraded", "noise"})
-        return frozenset({"degraded", "latent", "prior", "taught"})
+            return frozenset({"target", "degraded", "fresh_noise"})
+        return frozenset({"degraded", "latent", "latent_degraded", "noise", "taught"})
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class SinSR(Method):
             self.diffusion,
             batch["degraded"],
             batch["latent"],
-            batch["prior"],
+            self.diffusion.prior_sample(batch["latent_degraded"], batch["noise"]),
             batch["taught"],
             terms=self.weights,
         )
@@ -65,15 +65,16 @@ class SinSR(Method):
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> Batch:
-        """What the store would have held for this batch."""
+        """What a store would have held for this batch, from new noise in every step."""
         assert self.teacher is not None
         y = self.autoencoder.encode(upsample(batch["degraded"], self.settings.pairs.scale))
-        teacher, degraded = self.teacher, batch["degraded"]
+        teacher, degraded, noise = self.teacher, batch["degraded"], batch["fresh_noise"]
         return {
             "degraded": degraded,
             "latent": self.autoencoder.encode(batch["target"]),
-            "prior": self.diffusion.prior_sample(y, batch["noise"]),
-            "taught": self.diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, batch["noise"]),
+            "latent_degraded": y,
+            "noise": noise,
+            "taught": self.diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise),
         }
 
     def restore(self, batch: Batch) -> Tensor:

@@ -6,38 +6,55 @@ Columns of a training batch, each (B, ...) float32:
 |---|---|
 | `target`, `degraded` | images in [-1, 1], (3, S, S) and (3, S/scale, S/scale) |
 | `latent`, `latent_degraded` | unquantised autoencoder latents of the target and of the upsampled degraded image |
-| `prior`, `taught` | x_T of one noise draw, and the teacher's deterministic x_0 from it |
+| `noise`, `taught` | one normal noise draw of the pair, and the teacher's deterministic x_0 from it |
 | `restored` | the latent that the finished first stage restores from one noise draw |
-| `noise` | the draw's noise, which `prior` was made with |
+| `fresh_noise` | normal noise of the shape of a latent or an image, new every step |
 | `jump_noise` | as `fresh_noise`, apart from it |
-| `fresh_noise`, `uniform` | normal noise of the shape of a latent or an image; a number in [0, 1); new every step |
+| `uniform` | a number in [0, 1), new every step |
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.prepare import DRAWN, Prepared, pair_noise, validation_noise
-from trainables.data.tensors import to_tensor
+from trainables.data.prepare import Prepared, validation_noise
+from trainables.data.stages import DRAWN, STAGE_OF
+from trainables.data.store import Column
+from trainables.data.tensors import to_float, to_tensor
 from trainables.errors import InputError
 from trainables.settings import TrialSettings
 
-_ORDER, _FRESH, _JUMP = 11, 13, 17  # streams of the seed, apart from those of the pairs
+_ORDER, _SHARDS = 11, 12  # streams of the seed, apart from those of the pairs
+_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19}
+_CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
+
+Chunk = dict[str, Tensor]
 
 
 class TrainingBatches:
     """Training batches of one worker.
+
+    Rows are read for many steps at once, a chunk, in the order in which they lie on the disk: what Python costs for a
+    shard is shared by many rows. A thread reads the next chunk while the present one is trained on; it ends with this
+    object.
+
+    Columns that are not stored are drawn on the device, for all workers' parts of a batch, and do not depend on which
+    other columns there are. A CPU and a GPU draw different numbers.
 
     Args:
         columns: which of the columns above a batch holds.
         rank, world: this worker's share: batches are the same rows in the same order whatever `world` is.
 
     Raises:
-        InputError: the batch cannot be shared out evenly among workers and accumulated parts.
+        InputError: the batch cannot be shared out evenly among workers and accumulated parts; when called, a store
+            that cannot be read.
     """
 
     def __init__(
@@ -55,46 +72,114 @@ class TrainingBatches:
                 f"training.batch_size={batch_size}: expected a multiple of {world * parts}, "
                 f"{world} workers x training.accumulate={parts}"
             )
-        self._prepared, self._settings, self._columns, self._device = prepared, settings, columns, device
+        self._prepared, self._training, self._device = prepared, settings.training, device
+        self._window = settings.data.window_shards
+        self._stored = sorted(STAGE_OF.keys() & columns)
+        self._drawn = sorted(_STREAM_OF.keys() & columns)
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self._draws = settings.first_stage.draws if "restored" in columns else settings.sinsr.draws
         self._orders: dict[int, np.ndarray] = {}
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._chunks: dict[int, Future[Chunk]] = {}
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """This worker's part of the batch of optimiser step `step` (from 0)."""
-        batch_size, seed = self._settings.training.batch_size, self._settings.training.seed
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)[self._share]
+        number, within = divmod(step, self._chunk_steps)
+        size = self._share.stop - self._share.start
+        rows = slice(within * size, (within + 1) * size)
+        batch = {name: to_float(values[rows]) for name, values in self._chunk(number).items()}
+        return batch | {name: self._draw(name, step) for name in self._drawn}
+
+    def _chunk(self, number: int) -> Chunk:
+        more = (number + 1) * self._chunk_steps < self._training.max_steps
+        wanted = (number, number + 1) if more else (number,)
+        if any(n not in self._chunks for n in wanted):
+            self._chunks = {n: self._chunks.get(n) or self._thread.submit(self._load, n) for n in wanted}
+        return self._chunks[number].result()
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        """What a batch holds of the stored columns."""
+        columns = {name: self._prepared.train(name).columns[name] for name in self._stored}
+        return {name: Column(c.dtype, c.shape[1:]) if name in DRAWN else c for name, c in columns.items()}
+
+    @cached_property
+    def _chunk_steps(self) -> int:
+        row = sum(column.bytes_per_row for column in self._columns.values())
+        fitting = _CHUNK_BYTES // max(1, row * (self._share.stop - self._share.start))
+        return max(1, min(_CHUNK_STEPS, fitting, self._training.max_steps))
+
+    @cached_property
+    def _buffers(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Memory of the chunks with even and with odd numbers: of two that are wanted at once, each has its own. One
+        thread reads all chunks in turn, and batches are copies, so what is overwritten is no longer wanted."""
+        rows = self._chunk_steps * (self._share.stop - self._share.start)
+        even, odd = ({name: np.empty((rows, *c.shape), c.dtype) for name, c in self._columns.items()} for _ in range(2))
+        return even, odd
+
+    def _load(self, number: int) -> Chunk:
+        """The stored columns of a chunk's steps, one step after another, (steps x share, ...) in the type they are
+        stored in. A copy to a GPU is queued, not waited for."""
+        batch_size, cuda = self._training.batch_size, self._device.type == "cuda"
+        steps = np.arange(number * self._chunk_steps, (number + 1) * self._chunk_steps)
+        positions = (steps[:, None] * batch_size + np.arange(batch_size)[self._share]).reshape(-1)
         epochs, places = np.divmod(positions, self._prepared.train_rows)
-        rows = np.array([self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)])
-        # Every pass over the pairs uses another of a pair's draws, and neighbours use different ones.
-        draws = (epochs + rows) % self._draws
-        return {name: self._column(name, rows, draws, positions, seed) for name in sorted(self._columns)}
+        seen, first = np.unique(epochs, return_index=True)
+        parts = np.split(places, first[1:])
+        rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
+        chunk = {}
+        with torch.cuda.device(self._device) if cuda else nullcontext():
+            for name, buffer in self._buffers[number % 2].items():
+                store = self._prepared.train(name)
+                # Every pass over the pairs uses another of a pair's draws, and neighbours use different ones.
+                draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
+                tensor = torch.from_numpy(store.rows(name, rows, draws, buffer))
+                chunk[name] = tensor.pin_memory().to(self._device, non_blocking=True) if cuda else tensor
+        if self._window:
+            self._fetch_ahead(int(positions[-1]) + 1)
+        return chunk
 
     def _order(self, epoch: int) -> np.ndarray:
+        """All rows, in the order of an epoch."""
         if epoch not in self._orders:
-            rng = np.random.default_rng([self._settings.training.seed, _ORDER, epoch])
-            kept = {e: order for e, order in self._orders.items() if e >= epoch - 1}
-            self._orders = {**kept, epoch: rng.permutation(self._prepared.train_rows)}
+            rng = np.random.default_rng([self._training.seed, _ORDER, epoch])
+            if self._window:
+                shards, starts = self._shards(epoch), self._starts
+                windows = np.split(shards, range(self._window, len(shards), self._window))
+                spans = [np.concatenate([np.arange(starts[s], starts[s + 1]) for s in window]) for window in windows]
+                order = np.concatenate([rng.permutation(span) for span in spans])
+            else:
+                order = rng.permutation(self._prepared.train_rows)
+            self._orders = {e: kept for e, kept in self._orders.items() if e >= epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
-    def _column(self, name: str, rows: np.ndarray, draws: np.ndarray, positions: np.ndarray, seed: int) -> Tensor:
-        if name in ("fresh_noise", "uniform"):
-            shape = self._prepared.train_noise
-            generators = [np.random.default_rng([seed, _FRESH, int(p)]) for p in positions]
-            # Both come from one stream: the number first, so that it does not depend on the latent's size.
-            values = np.stack([g.random(dtype=np.float32) for g in generators])
-            if name == "fresh_noise":
-                values = np.stack([g.standard_normal(shape, np.float32) for g in generators])
-        elif name == "jump_noise":
-            generators = [np.random.default_rng([seed, _JUMP, int(p)]) for p in positions]
-            values = np.stack([g.standard_normal(self._prepared.train_noise, np.float32) for g in generators])
-        elif name == "noise":
-            data_seed, shape = self._settings.data.seed, self._prepared.train_noise
-            values = np.stack([pair_noise(data_seed, int(r), int(d), shape) for r, d in zip(rows, draws, strict=True)])
-        else:
-            store = self._prepared.train(name)
-            values = store.rows(name, rows, draws if name in DRAWN else None)
-        return to_tensor(values, self._device)
+    @property
+    def _starts(self) -> np.ndarray:
+        """Of the shards, which all stages cut at the same rows."""
+        return self._prepared.train("target").starts
+
+    def _shards(self, epoch: int) -> np.ndarray:
+        """All shards, in the order of an epoch; a window is so many neighbours."""
+        rng = np.random.default_rng([self._training.seed, _SHARDS, epoch])
+        return rng.permutation(len(self._starts) - 1)
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Has the window of a position here, and of the next one as many shards as training has left behind: they
+        arrive at the pace at which they will be needed, and never more than two windows are in use."""
+        epoch, place = divmod(position, self._prepared.train_rows)
+        shards = self._shards(epoch)
+        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place, side="right"))
+        coming = np.concatenate([shards, self._shards(epoch + 1)])
+        for store in {self._prepared.train(name) for name in self._stored}:
+            store.fetch(coming[now - now % self._window : now + self._window + 1])
+
+    def _draw(self, name: str, step: int) -> Tensor:
+        seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
+        generator = torch.Generator(self._device).manual_seed(int(seed[0]))
+        size = self._training.batch_size
+        if name == "uniform":
+            return torch.rand(size, generator=generator, device=self._device)[self._share]
+        shape = (size, *self._prepared.train_noise)
+        return torch.randn(shape, generator=generator, device=self._device)[self._share]
 
 
 def validation_batches(

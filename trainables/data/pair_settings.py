@@ -9,7 +9,7 @@ from trainables.data.degradation_settings import DegradationSettings
 from trainables.data.print_settings import PrintSettings
 from trainables.errors import InputError
 
-PAIRS_VERSION = 1  # part of what determines prepared pairs: raise it when the same settings give other pixels
+PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
 
 SMALLEST_PRINT = 16  # pixels a side that the print simulator needs; its own constant is behind a slow import
 

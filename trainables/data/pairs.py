@@ -5,18 +5,18 @@ The degraded version is simulated from the target, or comes with it where the ph
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from trainables.data.degradation import degrade
 from trainables.data.pair_settings import PairSettings
-from trainables.data.paired_folders import MatchedPhotograph, PairFolder
-from trainables.data.photographs import Photograph, PhotographFolder, Split
+from trainables.data.photographs import MatchedPhotograph, Photograph, Photographs, Split
 from trainables.errors import InputError
 
 VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs
@@ -25,13 +25,14 @@ FLAT = 6.0  # a crop whose green channel deviates by fewer levels of 255 is near
 TRIES = 4  # positions looked at for one that is not; the most detailed is kept
 MIN_DOWNSCALE = 0.5
 
-Photographs = Sequence[Photograph] | PairFolder
+PhotographSequence = Sequence[Photograph | MatchedPhotograph]
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` tells the crop."""
+    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` tells photograph and crop."""
 
+    photograph: str
     name: str
     target: np.ndarray
     degraded: np.ndarray
@@ -47,22 +48,18 @@ class _Crop:
     shrink: float = 1.0
 
 
-def make_pairs(photographs: Photographs, settings: PairSettings, split: Split, seed: int) -> Iterator[Pair]:
-    """All pairs of a split, in order: `make_pair` for every index. See there."""
-    count = settings.train_pairs if split == "train" else settings.validation_pairs
-    return (make_pair(photographs, settings, split, seed, index) for index in range(count))
+class Pairs(Sequence[Pair]):
+    """All pairs of a split, made when asked for: each the same whichever were made before, in whichever process.
 
+    Training: every photograph gives equally many pairs, its variants, one after another; where that does not come out
+    even, the photographs whose names hash lowest give one more. A variant depends on its photograph and its own number
+    alone, so photographs that are added leave the others' pairs as they are. It is shrunk by a factor from [0.5, 1],
+    which gives small crops more content; a crop is placed at random, up to four times while it is nearly flat; half
+    are mirrored. The degradation sees a margin around the crop, of varying width so that JPEG blocks fall differently,
+    and the margin is cut off afterwards, as `crop_pad_size` does in the reference. Colour channels are exchanged in a
+    share of the targets.
 
-def make_pair(photographs: Photographs, settings: PairSettings, split: Split, seed: int, index: int) -> Pair:
-    """Pair `index` of a split, the same whichever pairs were made before, in whichever process.
-
-    Training: the photographs take turns in an order shuffled for every round, so each is used equally often
-    whatever its size. It is shrunk by a factor from [0.5, 1], which gives small crops more content; a crop is
-    placed at random, up to four times while it is nearly flat; half are mirrored. The degradation sees a
-    margin around the crop, of varying width so that JPEG blocks fall differently, and the margin is cut off
-    afterwards, as `crop_pad_size` does in the reference. Colour channels are exchanged in a share of the targets.
-
-    Photographs of a `PairFolder` are cropped, mirrored and their colours exchanged alike on both sides, at whole
+    Photographs that come with a partner are cropped, mirrored and their colours exchanged alike on both sides, at whole
     pixels of the degraded one. They are neither degraded, which needs no margin then, nor shrunk: shrinking averages
     noise away, sharpens blur and moves a halftone's frequency, and the network would learn to undo another degradation
     than it validates on and will meet.
@@ -74,45 +71,116 @@ def make_pair(photographs: Photographs, settings: PairSettings, split: Split, se
     Args:
         photographs: those of `split`; sizes must reach `settings.image_size` or `settings.validation_size`.
         seed: of the training pairs, not negative.
-        index: 0 to `settings.train_pairs` - 1, or `validation_pairs` - 1.
 
     Raises:
-        IndexError: no such pair.
-        InputError: a photograph is too small, or the validation photographs hold too few different crops.
+        InputError: no photographs, or the validation photographs hold too few different crops; when a pair is asked
+            for, a photograph that is too small or cannot be read.
     """
-    count = settings.train_pairs if split == "train" else settings.validation_pairs
-    if not 0 <= index < count:
-        raise IndexError(f"{split} pair {index}: there are {count}")
-    if not photographs:
-        raise InputError(f"{split} pairs need photographs: none were given")
 
-    step = _step(photographs, settings)
-    if split == "validation":
-        photograph, crop = _validation_crop(photographs, settings, index, step)
-        name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
-        rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
-    else:
-        rng = np.random.default_rng([seed, 0, index])
-        photograph = _training_photograph(photographs, seed, index)
-        crop = _random_crop(photograph, settings.image_size, step, rng)
-        name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+    def __init__(self, photographs: PhotographSequence, settings: PairSettings, split: Split, seed: int) -> None:
+        if not photographs:
+            raise InputError(f"{split} pairs need photographs: none were given")
+        self._photographs, self._settings, self._split, self._seed = photographs, settings, split, seed
+        # Matched crops start at a whole pixel on both sides.
+        paired = isinstance(photographs, Photographs) and photographs.paired
+        self._step = settings.scale if paired else 1
+        if split == "train":
+            shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
+        else:
+            shares, self._overlap = _validation_shares(
+                _sizes(photographs), settings.validation_size, settings.validation_pairs, self._step
+            )
+        self._starts = np.concatenate([[0], np.cumsum(shares)])
+        self._grid: tuple[int, list[_Crop]] = (-1, [])
 
-    top = bottom = left = right = 0
-    if isinstance(photograph, MatchedPhotograph):
-        sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
-    else:
-        target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
-        sides = [target]
-    if split == "train" and rng.random() < 0.5:
-        sides, left, right = [side[:, ::-1] for side in sides], right, left
-    # Draws nothing when off, so that it moves no other random choice.
-    if split == "train" and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
-        channels = rng.permutation(3)
-        sides = [side[..., channels] for side in sides]
-    if len(sides) == 1:
-        sides.append(_simulated(sides[0], settings, rng))
-    target, degraded = sides
-    return Pair(name, _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right))
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, row: int) -> Pair: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Pair]: ...
+    def __getitem__(self, row: int | slice) -> Pair | list[Pair]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(len(self))[row]]
+        which, variant = self._place(row)
+        photograph = self._photographs[which]
+        if self._split == "validation":
+            crop = self._validation_crop(which, photograph, variant)
+            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
+            rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
+        else:
+            rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), variant])
+            crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
+            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+        target, degraded = self._make(photograph, crop, rng)
+        return Pair(photograph.name, name, target, degraded)
+
+    def photograph_of(self, row: int) -> str:
+        """The name of the photograph that a pair is of, without reading it."""
+        return _names(self._photographs)[self._place(row)[0]]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Which photograph, and which of its pairs."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self._split} pair {row}: there are {len(self)}")
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return which, row - int(self._starts[which])
+
+    def _validation_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
+        """Crops with the most detail, from top left to bottom right; those of one photograph are chosen once."""
+        if self._grid[0] != which:
+            size, shape = self._settings.validation_size, photograph.pixels.shape[:2]
+            grid = [_Crop(top, left, size) for top, left in _grid(shape, size, self._overlap, self._step)]
+            detail = [_detail(photograph.pixels, crop) for crop in grid]
+            count = int(self._starts[which + 1] - self._starts[which])
+            taken = sorted(sorted(range(len(grid)), key=lambda cell: -detail[cell])[:count])
+            self._grid = which, [grid[cell] for cell in taken]
+        return self._grid[1][variant]
+
+    def _make(
+        self, photograph: Photograph | MatchedPhotograph, crop: _Crop, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        settings, training = self._settings, self._split == "train"
+        top = bottom = left = right = 0
+        if isinstance(photograph, MatchedPhotograph):
+            sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
+        else:
+            target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
+            sides = [target]
+        if training and rng.random() < 0.5:
+            sides, left, right = [side[:, ::-1] for side in sides], right, left
+        # Draws nothing when off, so that it moves no other random choice.
+        if training and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
+            channels = rng.permutation(3)
+            sides = [side[..., channels] for side in sides]
+        if len(sides) == 1:
+            sides.append(_simulated(sides[0], settings, rng))
+        target, degraded = sides
+        return _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right)
+
+
+def _names(photographs: PhotographSequence) -> Sequence[str]:
+    return photographs.names if isinstance(photographs, Photographs) else [each.name for each in photographs]
+
+
+def _sizes(photographs: PhotographSequence) -> list[tuple[int, int]]:
+    if isinstance(photographs, Photographs):
+        return photographs.sizes
+    return [(each.pixels.shape[0], each.pixels.shape[1]) for each in photographs]
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
+    """How many pairs each photograph gives."""
+    each, more = divmod(count, len(names))
+    shares = np.full(len(names), each)
+    if more:
+        shares[np.argsort(np.array([_hash(name) for name in names], np.uint64), kind="stable")[:more]] += 1
+    return shares
 
 
 def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
@@ -122,30 +190,6 @@ def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Genera
 
         return print_to_camera(target, settings.print, rng)
     return degrade(target, settings.degradation, rng, settings.scale)
-
-
-def _step(photographs: Photographs, settings: PairSettings) -> int:
-    """What a crop's top and left are multiples of: matched crops start at a whole pixel on both sides."""
-    return settings.scale if isinstance(photographs, PairFolder) else 1
-
-
-def _training_photograph(photographs: Photographs, seed: int, index: int) -> Photograph | MatchedPhotograph:
-    """The photograph whose turn it is; one that turns out broken gives its turn to the next that is not."""
-    turn, place = divmod(index, len(photographs))
-    order = _shuffled(len(photographs), seed, turn)
-    broken: InputError | None = None
-    for step in range(min(10, len(photographs))):
-        try:
-            return photographs[order[(place + step) % len(photographs)]]
-        except InputError as error:
-            broken = error
-    assert broken is not None
-    raise broken
-
-
-@functools.lru_cache(maxsize=8)
-def _shuffled(count: int, seed: int, turn: int) -> list[int]:
-    return np.random.default_rng([seed, 1, turn]).permutation(count).tolist()
 
 
 def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: int, rng: np.random.Generator) -> _Crop:
@@ -211,39 +255,7 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
     return image[top * scale : height - bottom * scale, left * scale : width - right * scale].copy()
 
 
-def check_validation_crops(photographs: PhotographFolder | PairFolder, settings: PairSettings) -> None:
-    """Refuses photographs that hold too few crops, without decoding any.
-
-    Raises:
-        InputError: see `make_pair`.
-    """
-    step = _step(photographs, settings)
-    _shares(tuple(photographs.sizes), settings.validation_size, settings.validation_pairs, step)
-
-
-def _validation_crop(
-    photographs: Photographs, settings: PairSettings, index: int, step: int
-) -> tuple[Photograph | MatchedPhotograph, _Crop]:
-    """Crop `index`: photographs in order, and within one the grid from top left to bottom right."""
-    size = settings.validation_size
-    if isinstance(photographs, PhotographFolder | PairFolder):
-        sizes = photographs.sizes
-    else:
-        sizes = [(p.pixels.shape[0], p.pixels.shape[1]) for p in photographs]
-    shares, overlap = _shares(tuple(sizes), size, settings.validation_pairs, step)
-    which = 0
-    while index >= shares[which]:
-        index -= shares[which]
-        which += 1
-    photograph = photographs[which]
-    grid = [_Crop(top, left, size) for top, left in _grid(sizes[which], size, overlap, step)]
-    detail = [_detail(photograph.pixels, crop) for crop in grid]
-    taken = sorted(sorted(range(len(grid)), key=lambda cell: -detail[cell])[: shares[which]])
-    return photograph, grid[taken[index]]
-
-
-@functools.lru_cache(maxsize=8)
-def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int, step: int) -> tuple[list[int], bool]:
+def _validation_shares(sizes: Sequence[tuple[int, int]], size: int, count: int, step: int) -> tuple[list[int], bool]:
     """How many crops each photograph gives, and whether crops have to overlap (by half) for it.
 
     With more photographs than crops, the crops come from photographs spread evenly over the list.
@@ -269,7 +281,7 @@ def _shares(sizes: tuple[tuple[int, int], ...], size: int, count: int, step: int
     return shares, overlap
 
 
-def _grid(shape: tuple[int, int], size: int, overlap: bool, step: int) -> list[tuple[int, int]]:
+def _grid(shape: Sequence[int], size: int, overlap: bool, step: int) -> list[tuple[int, int]]:
     """(top, left) of crops spread over a photograph: side by side, or overlapping by at most half.
 
     They are multiples of `step`, as `size` and the sides of `shape` are.

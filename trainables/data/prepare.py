@@ -1,62 +1,47 @@
-"""What no hyperparameter changes, computed once per sweep: pairs, latents, what a teacher or first stage makes of them.
-
-Each stage is its own store keyed by all that determined it, so that a change remakes only what follows it:
-
-    pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (ResShift teacher, noise draws)
-                                                                     -> restored (finished first stage, noise draws)
-"""
+"""Makes what the stages lack, wherever there is room to work, and hands out what a trial reads."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 
-from trainables.data.pair_settings import PAIRS_VERSION
-from trainables.data.paired_folders import is_paired
-from trainables.data.pairs import Pair, make_pairs
-from trainables.data.photographs import Split, fingerprint
+from trainables.data.catalogue import check_rejected
+from trainables.data.mirror import mirror, window_of
+from trainables.data.pairs import Pairs
+from trainables.data.photographs import Photographs, Split
+from trainables.data.roots import local_root
+from trainables.data.shards import Runner, ShardMaker, Task, run_here
+from trainables.data.shelf import mark_used
 from trainables.data.source import load_source
-from trainables.data.store import Column, Store, store_path, write_store
-from trainables.data.tensors import to_tensor, upsample
-from trainables.first_stage import FirstStage, first_stage_key
-from trainables.latents import autoencoder_fingerprint, latent_shape, load_latents
-from trainables.registry import METHODS
+from trainables.data.stages import STAGE_OF, Stage, plan
+from trainables.data.store import MANIFEST, Shard, Store, decode_shard, describe_shard, encode_manifest, shard_name
+from trainables.data.store_folder import PARTIAL, StoreFolder
+from trainables.errors import InputError
+from trainables.latents import latent_shape
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, load_teacher, teacher_path
-from trainables.weights import fingerprint as weights_fingerprint
 
-STAGE_OF = {
-    "target": "pairs",
-    "degraded": "pairs",
-    "latent": "latents",
-    "latent_degraded": "latents",
-    "prior": "targets",
-    "taught": "targets",
-    "restored": "restored",
-}
-DRAWN = ("prior", "taught", "restored")
-"""Columns that hold several noise draws of each pair."""
-LATENTS_VERSION = (
-    2  # raise it when the same autoencoder and pairs give other latents, or what follows from them changes
-)
-_NOISE, _VALIDATION_NOISE = 7, 8  # streams of the data seed
-_PAIRS_AT_ONCE, _ROWS_AT_ONCE = 256, 32
-
-Progress = Callable[[str, int, int], None]
-"""(stage, rows done, rows in all)."""
+REJECTED = "rejected.parquet"
+"""Beside the shards of pairs: which photographs gave none, and why. Columns `name` and `reason`."""
+VERIFIED_AT_START = 2**30
+"""Stores of up to so many bytes are compared with their hashes whenever a sweep starts; larger ones by size alone."""
+_REJECTED_SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
+_VALIDATION_NOISE = 8  # stream, apart from those of the data seed
 
 
-def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
-    """The standard normal noise of one draw for one training pair, float32; equal on every machine."""
-    return np.random.default_rng([seed, _NOISE, row, draw]).standard_normal(tuple(shape), np.float32)
+class Progress(Protocol):
+    """Told before the first shard and after every one. `stage`: which there are to make, "pairs + latents". Rows are
+    pairs, those of training and validation together."""
+
+    def __call__(self, stage: str, done: int, rows: int) -> None: ...
 
 
 def validation_noise(row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
@@ -72,12 +57,16 @@ class Prepared:
     Attributes:
         train_stores, validation_stores: stage -> folder.
         train_noise, validation_noise: (C, H, W) of the noise for one pair: of a latent, or of an image.
+        sources: folder -> where its shards come from when they are read, for stores that are not here as a whole.
+        keep: how many shards of such a store are kept here at a time.
     """
 
     train_stores: Mapping[str, str]
     validation_stores: Mapping[str, str]
     train_noise: tuple[int, int, int]
     validation_noise: tuple[int, int, int]
+    sources: Mapping[str, StoreFolder] = field(default_factory=dict)
+    keep: int = 0
     _open: dict[str, Store] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,234 +92,191 @@ class Prepared:
 
     def _store(self, path: str) -> Store:
         if path not in self._open:
-            self._open[path] = Store(path)
+            self._open[path] = Store(path, source=self.sources.get(path), keep=self.keep)
         return self._open[path]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One store to make, or to find made."""
-
-    name: str
-    split: Split
-    key: Mapping[str, Any]
-    path: Path
-    rows: int
-    columns: Mapping[str, Column]
-
-    @property
-    def exists(self) -> bool:
-        return self.path.exists()
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * sum(column.bytes_per_row for column in self.columns.values())
-
-
-def plan(settings: TrialSettings, root: Path, columns: Collection[str]) -> list[Stage]:
-    """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
-    fingerprint them; makes nothing."""
-    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
-    latent = METHODS[settings.method].latents != ""
-    source = fingerprint(settings.data.source)
-    stages = []
-    # What trains nothing reads no training batch.
-    splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
-    for split in splits:
-        keys: dict[str, dict[str, Any]] = {"pairs": _pairs_key(settings, split, source)}
-        if latent and (split == "validation" or needed & {"latents", "targets", "restored"}):
-            keys["latents"] = {
-                **keys["pairs"],
-                "latents": LATENTS_VERSION,
-                "autoencoder": autoencoder_fingerprint(settings),
-            }
-        if split == "train" and "targets" in needed:
-            keys["targets"] = {**keys["latents"], **_targets_key(settings)}
-        if split == "train" and "restored" in needed:
-            keys["restored"] = {**keys["latents"], **first_stage_key(settings)}
-        for name, key in keys.items():
-            path = store_path(root, f"{name}-{split}", key)
-            stages.append(Stage(name, split, key, path, _rows(settings, split), _columns(settings, name, split)))
-    return stages
 
 
 def prepare(
     settings: TrialSettings,
-    root: Path,
+    root: Path | str,
     columns: Collection[str],
     device: torch.device | str = "cpu",
     progress: Progress = lambda stage, done, rows: None,
+    run: Runner = run_here,
 ) -> Prepared:
-    """Makes what `plan` lists and is not there yet; returns all of it, checked.
+    """Makes what `plan` lists and is not there yet; returns all of it, on this machine's disk.
 
     Args:
+        root: of the stores: a local folder, or a URI, from which they are mirrored to this machine once.
         columns: of a training batch, see `trainables.data.batches`.
-        progress: told before the first row of a store and as rows are done.
+        device: where networks run, in this process.
+        run: who makes the shards; see `trainables.data.pipeline` for all cores and machines.
 
-    Two callers on one machine do not make the same store twice: the second waits for the first.
+    Two callers on one machine do not make the same store twice: the second waits for the first. Whatever ends a
+    preparation early, the shards that are made stay, and the next one goes on from them.
 
     Raises:
-        InputError: photographs or weights that cannot be used, or a damaged store.
+        InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
+            allows, or a damaged store.
     """
-    root.mkdir(parents=True, exist_ok=True)
     stages = plan(settings, root, columns)
-    made: dict[tuple[str, str], Stage] = {}
-    for stage in stages:
-        if not stage.exists:
-            with FileLock(root / f".{stage.path.name}.lock"):
-                if not stage.exists:
-                    batches, names = _make(stage, settings, made, torch.device(device))
-                    label = f"{stage.split} {stage.name}"
-                    write_store(
-                        root,
-                        f"{stage.name}-{stage.split}",
-                        stage.key,
-                        stage.columns,
-                        _counted(batches, label, stage.rows, progress),
-                        names,
-                    )
-        made[stage.name, stage.split] = stage
-        Store(stage.path, verify=settings.data.verify)
-    shape = latent_shape(settings)
-    return Prepared(
-        {stage.name: str(stage.path) for stage in stages if stage.split == "train"},
-        {stage.name: str(stage.path) for stage in stages if stage.split == "validation"},
-        shape.of(settings.pairs.image_size),
-        shape.of(settings.pairs.validation_size),
-    )
+    if not all(stage.exists for stage in stages):
+        with _locks([stage.folder for stage in stages]):
+            missing = [stage for stage in stages if not stage.exists]
+            if missing:
+                _Preparation(settings, stages, missing, device, progress).run(run)
+    return _opened(settings, stages)
 
 
-def _pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, Any]:
-    """Training pairs depend on their size, number and seed, validation pairs on theirs alone."""
-    pairs = _plain(settings.pairs)
-    own = (
-        ("image_size", "train_pairs", "colour_swap_prob")
-        if split == "train"
-        else ("validation_size", "validation_pairs")
-    )
-    key = {name: pairs[name] for name in (*own, "scale")}
-    if not is_paired(settings.data.source):
-        made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
-        key |= {made_by: pairs[made_by]}
-    key |= {"version": PAIRS_VERSION, "source": source, "split": split}
-    return key | ({"seed": settings.data.seed} if split == "train" else {})
+def read_photographs(settings: TrialSettings, stages: Sequence[Stage], cache: Path) -> dict[Split, Photographs]:
+    """The photographs of every split whose pairs are among `stages`.
 
+    Args:
+        cache: a folder, where it may be noted what was found among many images.
 
-def _targets_key(settings: TrialSettings) -> dict[str, Any]:
+    Raises:
+        InputError: images that cannot be used, see `load_source`.
+    """
+    data, pairs = settings.data, settings.pairs
+    sizes: dict[Split, int] = {"train": pairs.image_size, "validation": pairs.validation_size}
     return {
-        "teacher": weights_fingerprint(teacher_path(settings.teacher.weights)),
-        "network": _plain(settings.network),
-        "diffusion": _plain(settings.resshift),
-        "draws": settings.sinsr.draws,
+        split: load_source(data.source, split, size, pairs.scale, data.max_rejected, cache)
+        for split, size in sizes.items()
+        if any((stage.name, stage.split) == ("pairs", split) for stage in stages)
     }
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    return dataclasses.asdict(settings)
+def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) -> dict[Split, Pairs]:
+    """The pairs that a trial's settings make of them.
+
+    Raises:
+        InputError: see `Pairs`.
+    """
+    return {split: Pairs(those, settings.pairs, split, settings.data.seed) for split, those in photographs.items()}
 
 
-def _rows(settings: TrialSettings, split: Split) -> int:
-    return settings.pairs.train_pairs if split == "train" else settings.pairs.validation_pairs
+class _Preparation:
+    """Stores in the making."""
+
+    def __init__(
+        self,
+        settings: TrialSettings,
+        stages: Sequence[Stage],
+        missing: Sequence[Stage],
+        device: torch.device | str,
+        progress: Progress,
+    ) -> None:
+        self._settings, self._missing, self._progress = settings, missing, progress
+        self._cache = local_root(missing[0].folder.root)
+        self._photographs = read_photographs(settings, missing, self._cache)
+        self._rejected = {split: dict(those.rejected) for split, those in self._photographs.items()}
+        self._shards = {stage.folder: _made_before(stage) for stage in missing}
+        self._maker = ShardMaker(settings, stages, pairs_of(settings, self._photographs), device)
+
+    def run(self, run: Runner) -> None:
+        stages = {(stage.split, stage.name): stage for stage in self._missing}
+        for stage in self._missing:
+            for shard in self._shards[stage.folder].values():
+                self._reject(stage.split, shard)
+        tasks = self._tasks()
+        label = " + ".join(dict.fromkeys(name for task in tasks for name in task.stages)) or "nothing"
+        sizes = {stage.split: stage for stage in self._missing}
+        rows = sum(stage.rows for stage in sizes.values())
+        done = rows - sum(len(sizes[task.split].rows_of(task.number)) for task in tasks)
+        self._progress(label, done, rows)
+        for made in run(self._maker, tasks):
+            for name, shard in made.shards.items():
+                self._shards[stages[made.task.split, name].folder][made.task.number] = shard
+                self._reject(made.task.split, shard)
+            if made.error:
+                raise InputError(made.error)
+            done += len(sizes[made.task.split].rows_of(made.task.number))
+            self._progress(label, done, rows)
+        for stage in self._missing:
+            self._finish(stage)
+
+    def _tasks(self) -> list[Task]:
+        """What is lacking, shard by shard, each with all of its stages."""
+        lacking: dict[tuple[Split, int], list[str]] = {}
+        for stage in self._missing:
+            for number in range(stage.shards):
+                if number not in self._shards[stage.folder]:
+                    lacking.setdefault((stage.split, number), []).append(stage.name)
+        return [Task(split, number, tuple(names)) for (split, number), names in lacking.items()]
+
+    def _reject(self, split: Split, shard: Shard) -> None:
+        """Counts photographs that turned out broken, and stops when they are too many."""
+        if shard.rejected:
+            self._rejected[split] |= shard.rejected
+            data, found = self._settings.data, self._photographs[split].found
+            check_rejected(data.source, split, self._rejected[split], found, data.max_rejected, self._cache)
+
+    def _finish(self, stage: Stage) -> None:
+        shards = [self._shards[stage.folder][number] for number in range(stage.shards)]
+        if not any(shard.rows for shard in shards):
+            raise InputError(f"data.source={self._settings.data.source}: none of its {stage.split} images gave a pair")
+        if stage.name == "pairs":
+            stage.folder.write(REJECTED, _rejected_table(self._rejected[stage.split]))
+        stage.folder.write(MANIFEST, encode_manifest(stage.folder.name, stage.key, stage.columns, shards))
 
 
-def _columns(settings: TrialSettings, stage: str, split: Split) -> dict[str, Column]:
-    pairs = settings.pairs
-    size = pairs.image_size if split == "train" else pairs.validation_size
-    if stage == "pairs":
-        degraded = size // pairs.scale
-        return {"target": Column("uint8", (3, size, size)), "degraded": Column("uint8", (3, degraded, degraded))}
-    latent = latent_shape(settings).of(size)
-    if stage == "latents":
-        return {"latent": Column("float32", latent), "latent_degraded": Column("float32", latent)}
-    if stage == "restored":
-        return {"restored": Column("float32", (settings.first_stage.draws, *latent))}
-    draws = (settings.sinsr.draws, *latent)
-    return {"prior": Column("float32", draws), "taught": Column("float32", draws)}
+def _made_before(stage: Stage) -> dict[int, Shard]:
+    """The shards that a preparation which was cut off has left, looked through."""
+    shards: dict[int, Shard] = {}
+    there = stage.folder.files()
+    for number in range(stage.shards):
+        if shard_name(number) in there:
+            file = stage.folder.read(shard_name(number))
+            try:
+                decode_shard(file, stage.columns)
+                shards[number] = describe_shard(file)
+            except (ValueError, LookupError):
+                continue  # cut off by a full disk or a fallen machine: made anew
+    return shards
 
 
-def _make(
-    stage: Stage, settings: TrialSettings, made: Mapping[tuple[str, str], Stage], device: torch.device
-) -> tuple[Iterator[dict[str, np.ndarray]], list[str]]:
-    if stage.name == "pairs":
-        size = settings.pairs.image_size if stage.split == "train" else settings.pairs.validation_size
-        photographs = load_source(settings.data.source, stage.split, size, settings.pairs.scale)
-        names: list[str] = []
-        return _pair_batches(make_pairs(photographs, settings.pairs, stage.split, settings.data.seed), names), names
-    pairs_store = Store(made["pairs", stage.split].path)
-    if stage.name == "latents":
-        return _latent_batches(pairs_store, settings, device), pairs_store.names
-    latents = Store(made["latents", stage.split].path)
-    if stage.name == "restored":
-        return _restored_batches(latents, settings, device), pairs_store.names
-    return _target_batches(pairs_store, latents, settings, device), pairs_store.names
+def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
+    names = sorted(rejected)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"name": names, "reason": [rejected[name] for name in names]}, _REJECTED_SCHEMA), sink)
+    return sink.getvalue()
 
 
-def _pair_batches(pairs: Iterator[Pair], names: list[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Pairs as they are made, never all in memory; their names are appended to `names` on the way."""
-    while part := list(itertools.islice(pairs, _PAIRS_AT_ONCE)):
-        names += [pair.name for pair in part]
-        yield {
-            name: np.stack([getattr(pair, name).transpose(2, 0, 1) for pair in part]) for name in ("target", "degraded")
-        }
+@contextmanager
+def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
+    """Holds this machine's locks of those stores; always taken in one order, so that two callers cannot block each
+    other. Clears what killed writers left under temporary names."""
+    with ExitStack() as held:
+        for folder in sorted(folders, key=lambda folder: folder.name):
+            folder.local.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder.local.with_name(f".{folder.name}.lock")))
+            for left in folder.local.glob(f".*{PARTIAL}"):
+                left.unlink(missing_ok=True)
+        yield
 
 
-@torch.no_grad()
-def _latent_batches(pairs: Store, settings: TrialSettings, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
-    autoencoder = load_latents(settings, device)
-    for rows in _parts(len(pairs)):
-        degraded = upsample(to_tensor(pairs.rows("degraded", rows), device), settings.pairs.scale)
-        yield {
-            "latent": autoencoder.encode(to_tensor(pairs.rows("target", rows), device)).cpu().numpy(),
-            "latent_degraded": autoencoder.encode(degraded).cpu().numpy(),
-        }
-
-
-@torch.no_grad()
-def _target_batches(
-    pairs: Store, latents: Store, settings: TrialSettings, device: torch.device
-) -> Iterator[dict[str, np.ndarray]]:
-    teacher = load_teacher(settings.teacher.weights, settings.network, device)
-    diffusion = build_diffusion(settings.resshift)
-    seed, draws = settings.data.seed, settings.sinsr.draws
-    shape = latents.columns["latent"].shape
-    for rows in _parts(len(pairs)):
-        degraded = to_tensor(pairs.rows("degraded", rows), device)
-        y = to_tensor(latents.rows("latent_degraded", rows), device)
-        prior, taught = [], []
-        for draw in range(draws):
-            noise = to_tensor(np.stack([pair_noise(seed, int(row), draw, shape) for row in rows]), device)
-            prior.append(diffusion.prior_sample(y, noise))
-            taught.append(diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise))  # noqa: B023
-        yield {
-            "prior": torch.stack(prior, 1).cpu().numpy(),
-            "taught": torch.stack(taught, 1).float().cpu().numpy(),
-        }
-
-
-def _restored_batches(latents: Store, settings: TrialSettings, device: torch.device) -> Iterator[dict[str, np.ndarray]]:
-    first_stage = FirstStage(settings, device)
-    seed, shape = settings.data.seed, latents.columns["latent"].shape
-    for rows in _parts(len(latents)):
-        x0, y = (to_tensor(latents.rows(name, rows), device) for name in ("latent", "latent_degraded"))
-        restored = []
-        for draw in range(settings.first_stage.draws):
-            noise = to_tensor(np.stack([pair_noise(seed, int(row), draw, shape) for row in rows]), device)
-            keys = [(seed, _NOISE, int(row), draw) for row in rows]
-            restored.append(first_stage(y, noise, keys, x0))
-        yield {"restored": torch.stack(restored, 1).float().cpu().numpy()}
-
-
-def _parts(rows: int) -> Iterator[np.ndarray]:
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        yield np.arange(start, min(start + _ROWS_AT_ONCE, rows))
-
-
-def _counted(
-    batches: Iterator[dict[str, np.ndarray]], label: str, rows: int, progress: Progress
-) -> Iterator[dict[str, np.ndarray]]:
-    done = 0
-    progress(label, done, rows)
-    for batch in batches:
-        yield batch
-        done += len(next(iter(batch.values())))
-        progress(label, done, rows)
+def _opened(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
+    """The stores, all there, as this machine reads them."""
+    window = settings.data.window_shards
+    paths: dict[tuple[Split, str], str] = {}
+    sources = {}
+    for stage in stages:
+        folder, place = stage.folder, stage.folder.local
+        if folder.remote and window and stage.split == "train" and not (place / MANIFEST).exists():
+            place = window_of(folder)
+            sources[str(place)] = folder
+        else:
+            if folder.remote:
+                mirror(folder)
+            Store(place, verify=settings.data.verify and stage.bytes <= VERIFIED_AT_START)
+        mark_used(place)
+        paths[stage.split, stage.name] = str(place)
+    shape = latent_shape(settings)
+    return Prepared(
+        {name: path for (split, name), path in paths.items() if split == "train"},
+        {name: path for (split, name), path in paths.items() if split == "validation"},
+        shape.of(settings.pairs.image_size),
+        shape.of(settings.pairs.validation_size),
+        sources,
+        2 * window,  # the present window and the next
+    )

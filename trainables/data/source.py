@@ -2,20 +2,84 @@
 
 from __future__ import annotations
 
-from trainables.data.paired_folders import PairFolder, is_paired, load_pairs
-from trainables.data.photographs import PhotographFolder, Split, load_photographs
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trainables.data import catalogue
+from trainables.data.images import Images
+from trainables.data.listing import SAMPLE, SAMPLE_FILES, list_source
+from trainables.data.locations import Location
+from trainables.data.photographs import Photographs, Split, of_split
+
+MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 
 
-def load_source(source: str, split: Split, min_size: int, scale: int) -> PhotographFolder | PairFolder:
-    """The photographs of a split; with their partners where `source` is a folder of pairs.
+def load_source(
+    source: str, split: Split, min_size: int, scale: int, max_rejected: float = 1.0, cache: Path | None = None
+) -> Photographs:
+    """The photographs of a split; with their targets where `source` holds pairs.
+
+    About one photograph or pair in ten validates, by the hash of its name, so adding some moves none of those already
+    there; only a source whose hashes leave one side empty lends that side its nearest one. Images are looked into once
+    for both splits. Of a source of up to 200 images every pixel is decoded for that; of larger ones only the headers
+    are read, and pixels that are broken further on come out when they are asked for.
 
     Args:
+        source: see `list_source`.
         min_size: shorter side that a photograph or target needs, in pixels.
-        scale: target side / degraded side of pairs.
+        scale: target side / degraded side of pairs, exactly, after EXIF rotation.
+        max_rejected: share of the split that may be unusable or too small; up to it, one warning counts and names them.
+        cache: a folder that keeps what was found in the images, so that the next start only lists them, and the
+            complete list of what was rejected when it is too much.
 
     Raises:
-        InputError: see `load_photographs` and `load_pairs`.
+        InputError: what cannot be found, reached or read; photographs without partner, or of a size that does not fit
+            its partner's; no usable image, too few to split, none large enough, or too many rejected.
     """
-    if is_paired(source):
-        return load_pairs(source, split, min_size, scale)
-    return load_photographs(source, split, min_size)
+    return of_split(list_source(source), split, min_size, scale, max_rejected, cache)
+
+
+def is_paired(source: str) -> bool:
+    """Whether `source` holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case,
+    or Parquet files with such columns.
+
+    Raises:
+        InputError: as `list_source`.
+    """
+    return list_source(source).paired
+
+
+def fingerprint(source: str) -> str:
+    """Identify the content of `source` (both splits): 64 hexadecimal digits.
+
+    The sample and sources of up to 200 files and 1 GB on a side are hashed by content; larger ones by name, size and
+    modification time of their files, because reading terabytes to name a cache entry would cost more than the entry
+    saves.
+
+    Raises:
+        InputError: as `list_source`.
+    """
+    listing = list_source(source)
+    digest = hashlib.sha256(repr(SAMPLE_FILES).encode() if source == SAMPLE else b"")
+    for label, side in zip(("degraded/", "target/") if listing.paired else ("",), listing.sides, strict=True):
+        for name, content in zip(side.file_names, _contents(side), strict=True):
+            digest.update(f"{label}{name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _contents(side: Images) -> list[str]:
+    """What is in each file, or what stands for it."""
+    sizes = side.stamps[:, 0]
+    if len(sizes) > catalogue.FULLY_CHECKED or sizes.sum() > MAX_HASHED_BYTES:
+        return [f"{size} {changed}" for size, changed in side.stamps.tolist()]
+    places = [side.root.join(name) for name in side.file_names]
+    with ThreadPoolExecutor(side.threads) as pool:
+        return list(pool.map(_sha256, places, sizes.tolist()))
+
+
+def _sha256(place: Location, size: int) -> str:
+    try:
+        return hashlib.sha256(place.read()).hexdigest() if size >= 0 else "no file"
+    except OSError as error:  # left out of the photographs, too
+        return f"{error.strerror}"

@@ -10,10 +10,16 @@ from torch import Tensor
 
 def to_tensor(values: np.ndarray, device: torch.device) -> Tensor:
     """float32 on the device; 8-bit images become [-1, 1]."""
-    tensor = torch.from_numpy(values)
+    tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.float().div_(127.5).sub_(1) if tensor.dtype == torch.uint8 else tensor.float()
+    return to_float(tensor)
+
+
+def to_float(values: Tensor) -> Tensor:
+    """As `to_tensor`, of what is on the device already; always a copy."""
+    copy = values.to(torch.float32, copy=True)
+    return copy.div_(127.5).sub_(1) if values.dtype == torch.uint8 else copy
 
 
 def upsample(images: Tensor, scale: int) -> Tensor:

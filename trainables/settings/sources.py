@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainables.errors import InputError
+
 SAMPLE, SHIPPED = "sample", "shipped"
 
 
@@ -12,15 +14,29 @@ class DataSettings:
     """Where photographs come from.
 
     Attributes:
-        source: "sample" (the photographs in scikit-image's wheel), a folder of photographs, or a folder of pairs
-            (`input/` and `target/`, or `captured/` and `original/`).
+        source: "sample" (the photographs in scikit-image's wheel); a folder of photographs, or of pairs (`input/` and
+            `target/`, or `captured/` and `original/`); a .txt of paths; a .parquet, or a folder of them; or the URI of
+            one of these, such as `s3://bucket/photographs`. See docs/data.md.
         seed: chooses crops and degradations of the training pairs; equal for all trials of a sweep.
-        verify: compare a prepared store's content hash before it is used, not only its size and schema.
+        max_rejected: the share of a split's images that may be unusable; more of them stop the preparation.
+        verify: compare the content of prepared stores of up to 1 GB with their hashes when a sweep starts, not only
+            their sizes and schema; `python -m trainables.data verify` does it for any.
+        window_shards: for a store that is larger than a machine's disk: 0 draws the training rows of an epoch from the
+            whole store, n from n shards at a time, in a random order of shards, so that with a store in a bucket no
+            more than 2 n of them have to be here.
     """
 
     source: str = SAMPLE
     seed: int = 0
+    max_rejected: float = 0.01
     verify: bool = True
+    window_shards: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected <= 1:
+            raise InputError(f"data.max_rejected={self.max_rejected}: expected a share from 0 to 1")
+        if self.window_shards < 0:
+            raise InputError(f"data.window_shards={self.window_shards}: expected 0, or how many shards at a time")
 
 
 @dataclass(frozen=True)

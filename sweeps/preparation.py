@@ -1,0 +1,55 @@
+"""The prepared data of a sweep: how long it will take, and its making on all that the sweep may use."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sweeps.plan import Plan
+from sweeps.progress import logger
+from sweeps.ray_cluster import workers
+from trainables.data.estimate import seconds_of
+from trainables.data.pipeline import check_shared, on_ray
+from trainables.data.prepare import Prepared, pairs_of, prepare, read_photographs
+from trainables.data.progress import PreparationProgress
+from trainables.data.roots import local_root
+from trainables.data.stages import plan
+from trainables.registry import method_class
+from trainables.settings import TrialSettings, override
+
+
+def estimated_seconds(sweep: Plan) -> float:
+    """How long the stores that are missing will take on this machine: its cores, or its GPUs where trials have some."""
+    seconds, counted = 0.0, set[str]()
+    gpus = torch.cuda.device_count() if sweep.question.settings.gpus_per_worker else 0
+    for trial in sweep.question.every_method:
+        stages = plan(trial, sweep.store, method_class(trial.method).columns(trial))
+        missing = [stage for stage in stages if not stage.exists and stage.folder.name not in counted]
+        counted |= {stage.folder.name for stage in missing}
+        pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store)))
+        seconds += seconds_of(trial, missing, pairs, "cuda" if gpus else "cpu")
+    return seconds / (gpus or len(os.sched_getaffinity(0)))
+
+
+def prepare_stores(sweep: Plan) -> list[tuple[TrialSettings, Prepared]]:
+    """The stores of all methods, made or found made: for every method a trial's settings and what it reads.
+
+    Raises:
+        InputError: see `prepare`; or the nodes of a cluster do not share the stores' folder.
+    """
+    settings = sweep.question.settings
+    if settings.address:
+        check_shared(sweep.store)
+    missing = [stage for stage in sweep.stages if not stage.exists]
+    logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to be made")
+    progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
+    each = workers(settings)
+    run = on_ray(each.cpus, each.gpus)
+    made = []
+    for trial in sweep.question.every_method:
+        # What was there was verified before anything was started.
+        unverified = override(trial, {"data.verify": False})
+        columns = method_class(trial.method).columns(trial)
+        made.append((trial, prepare(unverified, sweep.store, columns, progress=progress, run=run)))
+    return made

@@ -1,0 +1,151 @@
+"""`python -m trainables.data`: what it prints, writes, refuses and deletes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.data.__main__ import main
+from trainables.data.prepare import Prepared
+from trainables.data.store import MANIFEST, Store, shard_name
+
+
+@pytest.fixture
+def root(prepared: Prepared, store_root: Path, tmp_path: Path) -> Path:
+    """A copy of the session's stores of `tiny`, the pairs among them."""
+    names = [Path(path).name for path in (*prepared.train_stores.values(), *prepared.validation_stores.values())]
+    for name in names:
+        shutil.copytree(store_root / name, tmp_path / "stores" / name)
+    return tmp_path / "stores"
+
+
+def the(root: Path, kind: str) -> Path:
+    (path,) = root.glob(f"{kind}-*")
+    return path
+
+
+def aged(path: Path, days: float) -> None:
+    then = time.time() - 86400 * days
+    for file in path.iterdir():
+        os.utime(file, (then, then))
+
+
+def test_inspect_shows_what_a_store_holds_and_a_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, sheet = the(root, "pairs-train"), root / "sheet.png"
+    assert main(["inspect", str(pairs), "--sheet", str(sheet)]) == 0
+    shown = capsys.readouterr().out
+    assert "8 rows in 1 shards" in shown and "uint8 3 x 64 x 64, 12.3 kB a row" in shown
+    assert "degradation.jpeg_range           [40.0, 80.0]" in shown and "rejected: 0 images" in shown
+    assert (
+        "from 6 photographs, 1 to 2 pairs of each" in shown and f"8 pairs, degraded and target, are in {sheet}" in shown
+    )
+    # Four pairs across and two down, each pair two images of 160 pixels: the last target stands in its corner.
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (2 * 164 + 4, 4 * 324 + 4, 3)
+    target = Store(pairs)["target"][7].transpose(1, 2, 0)
+    enlarged = np.asarray(Image.fromarray(target).resize((160, 160), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(pixels[-164:-4, -164:-4], enlarged)
+
+
+def test_inspect_lists_a_root_with_what_was_interrupted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (the(root, "targets-train") / MANIFEST).unlink()
+    assert main(["inspect", str(root)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert len(lines) == 5
+    assert "interrupted" in lines[the(root, "targets-train").name]
+    assert "8 rows" in lines[the(root, "pairs-train").name] and "used" in lines[the(root, "pairs-train").name]
+
+
+def test_verify_names_the_damaged_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(root)]) == 0
+    assert capsys.readouterr().out.count(": whole") == 5
+    shard = the(root, "latents-train") / shard_name(0)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert main(["verify", str(root)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(": whole") == 4
+    assert f"{shard.parent}: damaged store, the content of shard-00000.arrow does not match" in shown
+
+
+def test_prune_deletes_what_is_old_once_it_is_told_to(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = the(root, "latents-train"), the(root, "pairs-train")
+    aged(old, 40)
+    assert main(["prune", str(root)]) == 0
+    assert "say which" in capsys.readouterr().out and old.exists()
+
+    monkeypatch.setattr("builtins.input", lambda question: "")
+    assert main(["prune", str(root), "--older-than", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing was deleted" in shown and old.exists()
+    assert [line.split()[0] for line in shown.splitlines() if line.endswith("  delete")] == [old.name]
+
+    assert main(["prune", str(root), "--older-than", "30", "--yes"]) == 0
+    assert f"deleted {old.name}" in capsys.readouterr().out
+    assert not old.exists() and new.exists()
+
+
+def test_prune_keeps_the_stores_used_last_up_to_a_size(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for days, kind in enumerate(("pairs-train", "latents-train", "targets-train", "pairs-val", "latents-val")):
+        aged(the(root, f"{kind}*" if kind.endswith("val") else kind), days)
+    assert main(["prune", str(root), "--keep", "0.0002", "--yes"]) == 0
+    left = {path.name.rpartition("-")[0] for path in root.iterdir() if path.is_dir()}
+    # 200 kB hold the training pairs, latents and targets, not the older validation stores too.
+    assert left == {"pairs-train", "latents-train", "targets-train"}
+
+
+def test_prune_keeps_a_store_that_is_being_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(the(root, "pairs-train"))
+    assert main(["prune", str(root), "--older-than", "0", "--yes"]) == 1
+    assert f"kept {store.path.name}: it is in use" in capsys.readouterr().out
+    assert [path.name for path in root.iterdir() if path.is_dir()] == [store.path.name]
+    del store
+    assert main(["prune", str(root), "--older-than", "0", "--yes"]) == 0
+    assert not [path for path in root.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["prepare", "--preset", "nosuch"], ["--preset nosuch", "sinsr-stage1"]),
+        (["prepare", "--preset", "sinsr-stage1"], ["--preset sinsr-stage1", "--data FOLDER"]),
+        (["prepare", "--method", "nosuch"], ["nosuch", "resshift"]),
+        (["prepare", "--set", "nosuch=1"], ["nosuch"]),
+        (["prepare", "--set", "pairs.train_pairs"], ["--set pairs.train_pairs", "KEY=VALUE"]),
+        (["prepare", "--data", "nosuch"], ["nosuch", "no such folder"]),
+        (["prepare", "--set", "pairs.train_pairs=1000000000000"], ["--store", "of disk", "are free"]),
+        (["inspect", "nosuch"], ["nosuch", "no such folder"]),
+        (["verify", "nosuch"], ["nosuch", "no such folder"]),
+        (["prune", "nosuch"], ["nosuch", "no such folder"]),
+        (["prune", ".", "--keep", "-1"], ["--keep -1", "0 or more"]),
+    ],
+)
+def test_input_that_is_refused(
+    arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--store", str(tmp_path / "stores")] if arguments[0] == "prepare" else []
+    assert main([*arguments, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m trainables.data {arguments[0]}: error: ") and error.count("\n") == 1
+    assert [part for part in named if part not in error] == []
+    assert not (tmp_path / "stores").exists()
+
+
+def test_a_dry_run_says_how_much_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--set", "pairs.train_pairs=1000", "--store", str(tmp_path / "stores"), "--dry-run"]
+    assert main(["prepare", *flags]) == 0
+    shown = capsys.readouterr().out
+    # 1,000 pairs of 64 x 64 x 3 and 16 x 16 x 3 bytes.
+    assert "1000 rows, 13.1 MB" in shown
+    assert "to be made: 29.2 MB" in shown and " in about " in shown
+    assert not (tmp_path / "stores").exists()

@@ -1,0 +1,262 @@
+"""Sources in a bucket, through pyarrow's S3 client and an S3 server on this machine: what folders give, buckets give.
+
+Google Cloud Storage has no server here: of `gs://` only how a URI is understood is tested.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from pyarrow import fs, parquet
+
+from trainables.data import locations
+from trainables.data.locations import locate, resolve_uri
+from trainables.data.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
+from trainables.data.source import fingerprint, is_paired, load_source
+from trainables.errors import InputError
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+BUCKET = "photographs"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """HOST:PORT of a server of our own; credentials in the environment, as usual."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+                environment.delenv(name, raising=False)
+            environment.setenv("AWS_ACCESS_KEY_ID", "reader")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            host, port = server.get_host_and_port()
+            boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+                Bucket=BUCKET
+            )
+            yield f"{host}:{port}"
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def upload(endpoint: str) -> Callable[[Path, str], str]:
+    """`upload(folder or file, prefix)`: puts it into the bucket and returns its URI."""
+    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
+
+    def put(path: Path, prefix: str) -> str:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            key = prefix if path.is_file() else f"{prefix}/{file.relative_to(path).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
+        return _uri(endpoint, prefix)
+
+    return put
+
+
+def _uri(endpoint: str, key: str, bucket: str = BUCKET) -> str:
+    return f"s3://{bucket}/{key}?endpoint_override={endpoint}&scheme=http&region=us-east-1"
+
+
+def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _folder(root: Path, count: int = 12) -> Path:
+    for number in range(count):
+        path = root / "ab"[number % 2] / f"photo {number:03d}%.{('png', 'jpg', 'tif', 'webp')[number % 4]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _picture(number).save(path)
+    return root
+
+
+def _shown(source: str) -> dict[str, list[np.ndarray]]:
+    """Name -> pixels of one or two sides, of both splits."""
+    parts = [load_source(source, split, 1, 1) for split in SPLITS]
+    return {
+        each.name: [each.degraded, each.target] if isinstance(each, MatchedPhotograph) else [each.pixels]
+        for part in parts
+        for each in part
+    }
+
+
+def _assert_same(source: str, other: str) -> None:
+    for split in SPLITS:
+        one, two = load_source(source, split, 1, 1), load_source(other, split, 1, 1)
+        assert (one.names, one.sizes, one.found) == (two.names, two.sizes, two.found)
+    shown, expected = _shown(source), _shown(other)
+    for name, sides in expected.items():
+        assert all(np.array_equal(a, b) for a, b in zip(shown[name], sides, strict=True))
+    assert is_paired(source) == is_paired(other)
+    assert fingerprint(source) == fingerprint(other)  # by content, so wherever it lies
+
+
+def test_a_folder_in_a_bucket_is_a_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    folder = _folder(tmp_path)
+    (folder / ".hidden").mkdir()
+    shutil.copy(folder / "a" / "photo 000%.png", folder / ".hidden" / "x.png")
+    (folder / "notes.txt").write_text("no image")
+    uri = upload(folder, "plain")
+    assert len(_shown(uri)) == 12
+    _assert_same(uri, str(folder))
+    _assert_same(f"file://{str(folder).replace(' ', '%20')}", str(folder))
+
+
+def test_pairs_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    _folder(tmp_path / "Captured")
+    _folder(tmp_path / "Original")
+    uri = upload(tmp_path, "pairs")
+    assert is_paired(uri)
+    _assert_same(uri, str(tmp_path))
+
+
+def test_parquet_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    files = sorted(_folder(tmp_path / "images").rglob("*.*"))
+    table = pa.table({"image": [file.read_bytes() for file in files]})
+    (tmp_path / "tables").mkdir()
+    for part in range(2):
+        parquet.write_table(table.slice(6 * part, 6), tmp_path / "tables" / f"{part}.parquet", row_group_size=4)
+    _assert_same(upload(tmp_path / "tables", "tables"), str(tmp_path / "tables"))
+    one = tmp_path / "tables" / "1.parquet"
+    _assert_same(upload(one, "one/1.parquet"), str(one))
+
+
+def test_lists_of_what_lies_in_buckets(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
+    folder = _folder(tmp_path / "images", 6)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+    (folder / "list.txt").write_text("\n".join(names))
+    _assert_same(f"{upload(folder, 'listed')}".replace("listed", "listed/list.txt"), str(folder / "list.txt"))
+
+    mixed = tmp_path / "mixed.txt"
+    secret = _uri(endpoint, f"listed/{names[0].replace('%', '%25')}").replace("s3://", "s3://reader:secret@")
+    mixed.write_text(f"# from here and there\n{secret}\n\nimages/{names[1]}\n{folder / names[2]}\n")
+    shown = _shown(str(mixed))
+    assert sorted(shown) == sorted([f"s3://{BUCKET}/listed/{names[0]}", f"images/{names[1]}", str(folder / names[2])])
+    with Image.open(folder / names[0]) as first:
+        assert np.array_equal(shown[f"s3://{BUCKET}/listed/{names[0]}"][0], np.asarray(first))
+
+    mixed.write_text(f"images/{names[1]}\n{_uri(endpoint, 'listed/gone.png')}\nimages/gone.png")
+    with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 images it lists are not there: images/gone\.png, s3"):
+        load_photographs(str(mixed), "train")
+
+
+def _read_all(photographs: Photographs, results: multiprocessing.Queue[list[int]]) -> None:
+    results.put([int(photograph.pixels.sum()) for photograph in photographs])
+
+
+def test_photographs_of_a_bucket_travel_to_another_process(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    train = load_photographs(upload(_folder(tmp_path), "travel"), "train")
+    expected = [int(photograph.pixels.sum()) for photograph in train]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=_read_all, args=(train, results))
+    process.start()
+    assert results.get(timeout=60) == expected
+    process.join(60)
+    assert len(pickle.dumps(train)) < 10_000  # names and sizes; not the pixels that were read above
+
+
+def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    """What a first start noted of a bucket's images is enough for the second."""
+    uri = upload(_folder(tmp_path / "images"), "noted")
+    (tmp_path / "cache").mkdir()
+    before = load_source(uri, "train", 1, 1, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("catalogue-*.parquet"))) == 1
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from trainables.data.locations import Location\n"
+        "from trainables.data.source import load_source\n"
+        "Location.open = Location.read = None\n"
+        "print(load_source(sys.argv[1], 'train', 1, 1, cache=Path(sys.argv[2])).sizes)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri, str(tmp_path / "cache")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(before.sizes)
+
+
+def test_what_vanishes_after_it_was_listed_is_named(
+    tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]
+) -> None:
+    train = load_photographs(upload(_folder(tmp_path), "vanishing"), "train")
+    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
+    client.delete_object(Bucket=BUCKET, Key=f"vanishing/{train.names[0]}")
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/vanishing/{train.names[0]}: nothing there"):
+        train[0]
+    assert train.rejected == {}  # its source has changed: that is not the image's fault
+    assert isinstance(train[1], Photograph)
+
+
+def test_errors_name_the_source_and_what_is_accepted(tmp_path: Path, endpoint: str) -> None:
+    for source, message in [
+        (_uri(endpoint, "nowhere"), rf"s3://{BUCKET}/nowhere: no such folder or file: give \"sample\""),
+        (_uri(endpoint, "x", "nobucket"), r"s3://nobucket/x: no such folder or file"),
+        (_uri(endpoint, "x") + "&speed=9", rf"s3://{BUCKET}: speed in its query is not accepted: give endpoint_over"),
+        ("s3://", r"s3://: not a place that can be read: give a local path, or a URI"),
+        ("https://example.com/a", r"https://example\.com/a: not a place .* with s3://, gs:// or file://"),
+        ("gs://bucket/a?speed=9", r"gs://bucket: .*speed"),
+    ]:
+        with pytest.raises(InputError, match=message) as caught:
+            load_source(source, "train", 1, 1)
+        assert "\n" not in str(caught.value)
+
+
+def test_refused_credentials(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
+    uri = upload(_folder(tmp_path), "guarded").replace("s3://", "s3://nobody:hidden@")
+
+    def check_credentials(after: bytes) -> None:
+        binary = {"Content-Type": "application/octet-stream"}
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{endpoint}/moto-api/reset-auth", after, binary, method="POST")
+        ).close()
+
+    check_credentials(b"0")
+    try:
+        with pytest.raises(InputError, match=rf"{BUCKET}/guarded: cannot be reached or read .*credentials") as caught:
+            load_source(uri, "train", 1, 1)
+        assert "hidden" not in str(caught.value)
+    finally:
+        check_credentials(b"inf")
+
+
+def test_a_server_that_is_not_there_or_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "S3_ANSWER_SECONDS", 1)
+    monkeypatch.setattr(locations, "S3_ATTEMPTS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for server in (silent, closed):
+            uri = "s3://anonymous:none@b/a?scheme=http&region=us-east-1&endpoint_override={}:{}"
+            started = time.monotonic()
+            with pytest.raises(InputError, match=r"s3://b/a: cannot be reached or read .* give a bucket, its region"):
+                load_source(uri.format(*server.getsockname()), "train", 1, 1)
+            assert time.monotonic() - started < 10
+
+
+def test_how_uris_are_understood() -> None:
+    assert str(locate("s3://key:secret@bucket/a%20b/c?region=eu-west-1")) == "s3://bucket/a b/c"
+    assert str(locate("s3://bucket/a/").join("b/ç.png")) == "s3://bucket/a/b/ç.png"
+    assert locate("s3://bucket/a").join("gs://other/b").parent.path == "other"
+    assert locate("file:///a/b%20c").path == "/a/b c"
+    filesystem, path = resolve_uri("gs://anonymous@bucket/stores/")
+    assert isinstance(filesystem, fs.GcsFileSystem) and path == "bucket/stores"
+    same = [resolve_uri(f"s3://bucket/{key}?region=us-east-1")[0] for key in "ab"]
+    assert isinstance(same[0], fs.S3FileSystem) and same[0] is same[1]  # one connection pool for all of a bucket

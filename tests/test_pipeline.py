@@ -1,0 +1,118 @@
+"""Preparation on Ray: the same bytes as in one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.data.prepare import prepare
+from trainables.data.store import MANIFEST, Store
+from trainables.presets import preset
+from trainables.registry import method_class
+from trainables.settings import TrialSettings, override
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+CHANGES = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20", "sinsr.draws": "1"}
+
+
+def command(store: Path, *more: str) -> list[str]:
+    sets = [part for name, value in CHANGES.items() for part in ("--set", f"{name}={value}")]
+    return [sys.executable, "-m", "trainables.data", "prepare", "--store", str(store), *sets, *more]
+
+
+def settings() -> TrialSettings:
+    return override(preset("sample").trial, CHANGES)
+
+
+def manifests(root: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in root.glob(f"*/{MANIFEST}")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made in this process, one shard after the other."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    prepare(settings(), root, method_class("sinsr").columns(settings()))
+    return root
+
+
+def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "180/180" in done.stdout and "pairs + latents + targets" in done.stdout
+    assert manifests(tmp_path) == manifests(undisturbed) and len(manifests(tmp_path)) == 5
+    for path in tmp_path.glob("*/*.arrow"):
+        assert path.read_bytes() == (undisturbed / path.relative_to(tmp_path)).read_bytes()
+    again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("is there") == 5
+
+
+def test_killed_three_times_it_ends_with_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group, so that nothing can tidy up."""
+    rng = np.random.default_rng(int(time.time()))
+    counts = []
+    for _ in range(3):
+        with subprocess.Popen(
+            command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+        ) as run:
+            assert run.stdout is not None
+            until = len(list(tmp_path.glob("*/*.arrow"))) + int(rng.integers(1, 6))
+            for _ in range(3000):
+                if len(list(tmp_path.glob("*/*.arrow"))) >= until or run.poll() is not None:
+                    break
+                time.sleep(0.05)
+            assert run.poll() is None, "done before it was killed"
+            os.killpg(run.pid, signal.SIGKILL)
+        counts.append(len(list(tmp_path.glob("*/*.arrow"))))
+        assert not manifests(tmp_path)
+    assert 0 < counts[0] <= counts[1] <= counts[2]
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kept from an interrupted preparation" in done.stdout
+    assert manifests(tmp_path) == manifests(undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        for _ in range(3000):
+            if list(tmp_path.glob("*/*.arrow")) or run.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        _, error = run.communicate(timeout=120)
+    assert run.returncode == 130 and "shards that are made stay" in error and "Traceback" not in error
+
+
+def test_too_many_broken_photographs_stop_it_with_their_names(tmp_path: Path) -> None:
+    """Broken beyond their headers, so that processes far from the command line find them."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(240):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    for number in range(0, 240, 10):
+        path = folder / f"{number:03d}.png"
+        path.write_bytes(path.read_bytes()[:-200])
+    flags = ("--data", str(folder), "--method", "pix2pix", "--set", "pairs.train_pairs=240")
+    refused = subprocess.run(command(tmp_path / "stores", *flags), cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert ".png" in refused.stderr and "--set data.max_rejected=" in refused.stderr
+    allowed = command(tmp_path / "stores", *flags, "--set", "data.max_rejected=0.3")
+    done = subprocess.run(allowed, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (tmp_path / "stores").glob("pairs-train-*")
+    store = Store(path, verify=True)
+    assert 15 <= len(store.rejected) <= 24 and len(store) <= 240 - len(store.rejected)

@@ -1,0 +1,338 @@
+"""Sources that are no folder: lists, Parquet files, and what is kept, counted and refused of any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from trainables.data import parquet_images
+from trainables.data.images import FileImages
+from trainables.data.locations import Location
+from trainables.data.photographs import MatchedPhotograph, Photographs, Split, load_photographs
+from trainables.data.source import fingerprint, is_paired, load_source
+from trainables.errors import InputError
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def _picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _png(folder: Path, seed: int, height: int = 40, width: int = 48) -> bytes:
+    return _save(folder / "one.png", _picture(seed, height, width)).read_bytes()
+
+
+def _both(source: Path | str, scale: int = 1) -> list[Photographs]:
+    return [load_source(str(source), split, 1, scale) for split in SPLITS]
+
+
+def _shown(source: Path | str) -> dict[str, np.ndarray]:
+    return {photograph.name: photograph.pixels for part in _both(source) for photograph in part}
+
+
+def test_a_list_of_paths(tmp_path: Path) -> None:
+    paths = [_save(tmp_path / "elsewhere" / f"{number}.png", _picture(number)) for number in range(6)]
+    listing = tmp_path / "lists" / "some.TXT"
+    listing.parent.mkdir()
+    lines = [
+        "# three kinds of paths",
+        "../elsewhere/3.png",
+        "",
+        f"  {paths[1]}  ",
+        f"file://{paths[0]}",
+        "../elsewhere/2.png",
+    ]
+    listing.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    shown = _shown(listing)
+    expected = {"../elsewhere/3.png": 3, str(paths[1]): 1, str(paths[0]): 0, "../elsewhere/2.png": 2}
+    assert set(shown) == set(expected)
+    assert all(np.array_equal(shown[name], _picture(number)) for name, number in expected.items())
+    assert all(part.names == sorted(part.names) for part in _both(listing))
+
+    before = fingerprint(str(listing))
+    listing.write_text("\n".join([*lines, "# the same images", ""]))
+    assert fingerprint(str(listing)) == before
+    _save(paths[2], _picture(99))
+    assert fingerprint(str(listing)) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"list\.txt: lists no images: give a path or URI a line"),
+        (b"# nothing\n\n", r"list\.txt: lists no images"),
+        (
+            b"a.png\nb.png\nc.png\ngone.png\n/no/where.png",
+            r"list\.txt: 2 of the 5 .* not there: /no/where\.png, gone\.png",
+        ),
+        (b"a.png\nb.png\na\0.png", r"list\.txt: 1 of the 3 .* not there: a"),
+        (b"a.png\nb.png\nfolder", r"list\.txt: 1 of the 3 .* not there: folder"),
+        (b"a.png\nb.png\na.png", r"list\.txt: lists a\.png twice"),
+        (b"a.png\nhttp://example.com/b.png", r"http://example\.com/b\.png: not a place"),
+        (b"\xff\xfe\x00a", r"list\.txt: not a text file in UTF-8"),
+    ],
+)
+def test_lists_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    for name in "abc":
+        _save(tmp_path / f"{name}.png", _picture(0))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_photographs(str(tmp_path / "list.txt"), "train")
+    assert "\n" not in str(caught.value)
+
+
+def _struct(images: Sequence[bytes | None]) -> pa.Array:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.array([{"bytes": image, "path": "x.png"} for image in images], kind)
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
+def test_parquet_files_hold_photographs(tmp_path: Path, kind: str) -> None:
+    images = [_png(tmp_path, number) for number in range(20)]
+    folder = tmp_path / "data"
+    for file, rows in (("b/1.parquet", slice(12, 20)), ("a.parquet", slice(0, 12)), (".hidden.parquet", slice(0, 3))):
+        column = _struct(images[rows]) if kind == "struct" else pa.array(images[rows], getattr(pa, kind)())
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"label": list(range(len(column))), "image": column})
+        parquet.write_table(table, folder / file, row_group_size=5)
+    assert not is_paired(str(folder))
+    parts = _both(folder)
+    shown = {photograph.name: photograph.pixels for part in parts for photograph in part}
+    names = [f"a.parquet/{row:07d}" for row in range(12)] + [f"b/1.parquet/{row:07d}" for row in range(8)]
+    assert sorted(shown) == names
+    assert all(np.array_equal(shown[name], _picture(number)) for number, name in enumerate(names))
+    assert parts[0][::-1][0].name == parts[0].names[-1]  # in any order
+    assert sorted(_shown(folder / "a.parquet")) == names[:12]
+
+    before = fingerprint(str(folder))
+    (folder / "b" / "1.parquet").unlink()
+    assert fingerprint(str(folder)) != before
+
+
+@pytest.mark.parametrize("columns", [("input", "target"), ("captured", "original")])
+def test_parquet_rows_are_pairs(tmp_path: Path, columns: tuple[str, str]) -> None:
+    degraded = [_png(tmp_path, number, 10, 12) for number in range(12)]
+    targets = [_png(tmp_path, number) for number in range(12)]
+    path = tmp_path / "pairs.parquet"
+    parquet.write_table(pa.table({columns[1]: targets, columns[0]: _struct(degraded)}), path, row_group_size=5)
+    assert is_paired(str(path))
+    parts = _both(path, scale=4)
+    assert sorted(name for part in parts for name in part.names) == [f"pairs.parquet/{row:07d}" for row in range(12)]
+    for pair in (pair for part in parts for pair in part):
+        assert isinstance(pair, MatchedPhotograph)
+        assert np.array_equal(pair.target, _picture(int(pair.name[-7:])))
+        assert np.array_equal(pair.degraded, _picture(int(pair.name[-7:]), 10, 12))
+    with pytest.raises(InputError, match=r"0000000, column .* is 12 x 10 and .* 48 x 40: with pairs\.scale=2"):
+        load_source(str(path), "train", 1, 2)
+
+
+def test_a_row_without_its_partner_is_refused_and_without_an_image_left_out(tmp_path: Path) -> None:
+    images: list[bytes | None] = [_png(tmp_path, number) for number in range(8)]
+    holes = [*images[:5], None, images[6], None]
+    parquet.write_table(pa.table({"input": images, "target": _struct(holes)}), tmp_path / "pairs.parquet")
+    with pytest.raises(InputError, match=r"2 of 8 pairs lack an image: pairs\.parquet/0000005, column target, pairs"):
+        load_source(str(tmp_path / "pairs.parquet"), "train", 1, 1)
+    parquet.write_table(pa.table({"image": holes}), tmp_path / "plain.parquet")
+    with pytest.warns(UserWarning, match=r"plain\.parquet: . of . .* rejected: .*no image in this row"):
+        assert len(_shown(tmp_path / "plain.parquet")) == 6
+
+
+def test_a_row_group_is_read_once_in_order_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [_png(tmp_path, number) for number in range(20)]
+    parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=5)
+    train = load_photographs(str(tmp_path / "a.parquet"), "train")
+    read: list[int] = []
+    whole = parquet.ParquetFile.read_row_group
+
+    def counted(file: parquet.ParquetFile, group: int, **options: object) -> pa.Table:
+        read.append(group)
+        return whole(file, group, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
+    assert len(list(train)) == len(train)
+    assert read in ([0, 1, 2, 3], [1, 2, 3])  # one may still be there from the door
+    assert len(pickle.dumps(train)) < sum(map(len, images)) / 4  # images stay where they are
+
+
+def test_parquet_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [_png(tmp_path, number) for number in range(4)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+
+    def refused(table: pa.Table | bytes, message: str) -> None:
+        if isinstance(table, bytes):
+            (folder / "b.parquet").write_bytes(table)
+        else:
+            parquet.write_table(table, folder / "b.parquet")
+        with pytest.raises(InputError, match=message) as caught:
+            load_source(str(folder), "train", 1, 1)
+        assert "\n" not in str(caught.value)
+
+    accepted = "give image or input with target or captured with original, as binary or as struct of bytes and path"
+    refused(pa.table({"pixels": images}), rf"b\.parquet: has the columns pixels \(binary\): {accepted}")
+    refused(pa.table({"image": ["a.png"]}), r"b\.parquet: has the columns image \(string\)")
+    refused(pa.table({"input": images, "original": images}), r"b\.parquet: has the columns input \(binary\), original")
+    refused(pa.table({"image": images, "input": images, "target": images}), r"b\.parquet: has the columns image")
+    refused(pa.table({"image": pa.array([], pa.binary())}), r"b\.parquet: no rows in it")
+    refused(b"PAR1 but not really", r"b\.parquet: not a Parquet file that can be read")
+    refused(b"", r"b\.parquet: not a Parquet file that can be read")
+    parquet.write_table(pa.table({"input": images, "target": images}), folder / "a.parquet")
+    refused(pa.table({"image": images}), r"b\.parquet: has image where a\.parquet has input and target")
+    (folder / "a.parquet").unlink()
+    monkeypatch.setattr(parquet_images, "MAX_GROUP_BYTES", 1000)
+    refused(pa.table({"image": images}), r"b\.parquet: row group 0 holds .* GB, which has to fit into memory")
+
+
+def test_damaged_parquet_pages_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    images = [_png(tmp_path, number) for number in range(12)]
+    parquet.write_table(pa.table({"image": images}), path, row_group_size=4, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[10:2000] = bytes(1990)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.parquet: .*cannot be read"):
+        load_photographs(str(path), "train")
+
+
+def test_images_win_over_tables_beside_them(tmp_path: Path) -> None:
+    for number in range(4):
+        _save(tmp_path / f"{number}.png", _picture(number))
+    parquet.write_table(pa.table({"file_name": ["0.png"], "text": ["a cat"]}), tmp_path / "metadata.parquet")
+    assert len(_shown(tmp_path)) == 4
+    (tmp_path / "notes.csv").write_text("a,b")
+    with pytest.raises(InputError, match=r"notes\.csv: is a file, not a folder: give \"sample\", a folder"):
+        load_photographs(str(tmp_path / "notes.csv"), "train")
+    assert fingerprint(f"file://{tmp_path}") == fingerprint(os.path.relpath(tmp_path))
+
+
+def _many(root: Path, good: int, bad: int) -> Path:
+    for number in range(good):
+        _save(root / f"{number:03d}.png", _picture(number))
+    for number in range(bad):
+        (root / f"bad{number:03d}.png").write_text("no image")
+    return root
+
+
+def test_too_many_rejected_images(tmp_path: Path) -> None:
+    root, cache = _many(tmp_path / "images", 60, 20), tmp_path / "cache"
+    cache.mkdir()
+    with pytest.warns(UserWarning, match=r"images: \d+ of \d+ train images rejected: bad"):
+        train = load_source(str(root), "train", 1, 1)
+    rejected, found = len(train.rejected), train.found
+    assert found == len(train) + rejected and rejected > 10
+    start = rf"images: {rejected} of {found} train images rejected: bad\d+\.png \(not a JPEG.*; and {rejected - 5} more"
+    with pytest.raises(InputError, match=start + r": remove them, or allow them with --set data\.max_rejected=") as one:
+        load_source(str(root), "train", 1, 1, 0.1)
+    with pytest.raises(InputError, match=start + r"; all of them in .*rejected-\w+\.parquet: remove them") as other:
+        load_source(str(root), "train", 1, 1, 0.1, cache)
+    (listed,) = cache.glob("rejected-*.parquet")
+    assert str(listed) in str(other.value)
+    assert dict(zip(*parquet.read_table(listed).to_pydict().values(), strict=True)) == train.rejected
+    advised = re.search(r"max_rejected=([\d.]+)", str(one.value))
+    assert advised
+    with pytest.warns(UserWarning, match="rejected"):
+        assert load_source(str(root), "train", 1, 1, float(advised[1])).names == train.names
+    with pytest.raises(InputError):
+        load_source(str(root), "train", 1, 1, float(advised[1]) - 0.001)
+
+
+def test_images_that_are_too_small_count_as_rejected(tmp_path: Path) -> None:
+    root = _many(tmp_path, 30, 0)
+    for number in range(30, 40):
+        _save(root / f"{number:03d}.png", _picture(number, 20, 20))
+    with pytest.raises(InputError, match=r"20 x 20, smaller than 32 px.* --set data\.max_rejected="):
+        load_source(str(root), "train", 32, 1, max_rejected=0.05)
+
+
+def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list[str], list[str]]:
+    """A start in a process of its own: how many images it opened, and the names it found and rejected."""
+    code = (
+        "import sys, json, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from pathlib import Path\n"
+        "from trainables.data import catalogue\n"
+        "from trainables.data.images import FileImages\n"
+        "from trainables.data.source import load_source\n"
+        "catalogue.FULLY_CHECKED = int(sys.argv[3])\n"
+        "opened, size = [], FileImages.size\n"
+        "FileImages.size = lambda self, row: opened.append(row) or size(self, row)\n"
+        "parts = [load_source(sys.argv[1], s, 1, 1, cache=Path(sys.argv[2])) for s in ('train', 'validation')]\n"
+        "print(json.dumps([len(opened), parts[0].names + parts[1].names, [*parts[0].rejected, *parts[1].rejected]]))"
+    )
+    command = [sys.executable, "-c", code, str(source), str(cache), str(fully_checked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    opened, names, rejected = json.loads(done.stdout)
+    return opened, sorted(names), sorted(rejected)
+
+
+def test_images_are_looked_into_once(tmp_path: Path) -> None:
+    root, cache = _many(tmp_path / "images", 12, 2), tmp_path / "cache"
+    cache.mkdir()
+    os.symlink("gone.png", root / "link.png")
+    first = _opens(root, cache)
+    assert first[0] == 15  # both splits
+    assert _opens(root, cache) == (1, *first[1:])  # a link may lead somewhere by now
+    assert _opens(root, cache, fully_checked=200)[0] == 15  # headers do not tell that all pixels are there
+    (root / "link.png").unlink()
+    _save(root / "bad000.png", _picture(0))
+    opened, names, rejected = _opens(root, cache)
+    assert opened == 14 and "bad000.png" in names and rejected == ["bad001.png"]
+    for file in cache.glob("catalogue-*"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert _opens(root, cache) == (14, names, rejected)  # damaged: looked into anew
+    assert _opens(root, cache) == (0, names, rejected)
+    assert not [file for file in cache.iterdir() if not file.name.startswith("catalogue-")]
+
+
+def test_the_second_split_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in ("input", "target"):
+        _many(tmp_path / side, 12, 0)
+    opened: list[int] = []
+    size = FileImages.size
+    monkeypatch.setattr(FileImages, "size", lambda images, row: opened.append(row) or size(images, row))
+    parts = _both(tmp_path)
+    assert len(opened) == 24 and sum(map(len, parts)) == 12
+    shutil.copy(tmp_path / "input" / "000.png", tmp_path / "input" / "012.png")
+    shutil.copy(tmp_path / "target" / "000.png", tmp_path / "target" / "012.png")
+    assert sum(map(len, _both(tmp_path))) == 13
+
+
+def test_a_million_photographs_travel_as_columns() -> None:
+    names = pa.array([f"{number // 1000:04d}/{number:07d}.jpg" for number in range(1_000_000)])
+    images = FileImages(Location("/photographs"), names, np.zeros((len(names), 2), np.int64))
+    photographs = Photographs(names, (images,), np.ones((len(names), 2), np.int32), {}, len(names))
+    content = pickle.dumps(photographs)
+    assert len(content) < 60 * len(names)
+    again = pickle.loads(content)
+    assert len(again) == 1_000_000 and again.names[-1] == "0999/0999999.jpg" and again.sizes[-1] == (1, 1)
+    assert len(pickle.dumps(again[:10])) < 2000  # a part does not carry the whole
+
+
+def test_importing_sources_is_cheap() -> None:
+    code = (
+        "import sys; import trainables.data.source; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow.fs', 'pyarrow.parquet', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,82 @@
+"""Prepared data by hand: `python -m trainables.data prepare|inspect|verify|prune`.
+
+A sweep prepares what it needs by itself; this is for doing it beforehand, looking at it, and cleaning up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainables.errors import InputError
+from trainables.presets import PRESETS
+from trainables.registry import METHODS
+
+INTERRUPTED = 130
+EPILOG = """\
+examples:
+  python -m trainables.data prepare --preset sinsr-stage1 --data ~/photos --store /data/store --dry-run
+  python -m trainables.data prepare --preset sinsr-stage1 --data ~/photos --store /data/store
+  python -m trainables.data inspect /data/store
+  python -m trainables.data inspect /data/store/pairs-train-0123456789ab
+  python -m trainables.data verify /data/store
+  python -m trainables.data prune /data/store --older-than 30 --keep 200
+exit status: 0 done, 1 a store is damaged or was kept, 2 something in the input, 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        prog="python -m trainables.data",
+        description=__doc__.partition("\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = flags.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser("prepare", help="make the stores that trials of a method read")
+    prepare.add_argument("--preset", default="sample", help=f"one of {', '.join(PRESETS)} (sample)")
+    prepare.add_argument("--method", default="", help=f"one of {', '.join(METHODS)} (the preset's)")
+    prepare.add_argument("--data", default="", metavar="SOURCE", help="a folder, .txt, .parquet or URI (the preset's)")
+    prepare.add_argument("--store", default="results/store", metavar="DIR", help="a folder or URI (results/store)")
+    prepare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    prepare.add_argument("--cpus", type=int, default=0, metavar="N", help="processes at once (all cores)")
+    prepare.add_argument("--gpus", type=int, default=0, metavar="N", help="of them with a GPU, for networks (0)")
+    prepare.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
+    prepare.add_argument("--dry-run", action="store_true", help="say how much it will take, and stop")
+
+    inspect = commands.add_parser("inspect", help="what a store holds, with a sheet of its pairs; or all of a root")
+    inspect.add_argument("path", type=Path, metavar="STORE", help="a store, or a folder of stores")
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="where the sheet goes (NAME-OF-STORE.png)")
+
+    verify = commands.add_parser("verify", help="compare the content of stores with their hashes")
+    verify.add_argument("paths", type=Path, nargs="+", metavar="STORE", help="stores, or folders of stores")
+
+    prune = commands.add_parser("prune", help="list stores by age and size, and delete those chosen")
+    prune.add_argument("path", type=Path, metavar="ROOT", help="a folder of stores")
+    prune.add_argument("--older-than", type=float, metavar="DAYS", help="those unused for longer")
+    prune.add_argument("--keep", type=float, metavar="GB", help="the longest unused, until the others take so much")
+    prune.add_argument("--yes", action="store_true", help="do not ask")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    flags = parser().parse_args(arguments)
+    from trainables.data import commands
+
+    try:
+        return int(getattr(commands, flags.command)(flags))
+    except InputError as error:
+        print(f"python -m trainables.data {flags.command}: error: {error}", file=sys.stderr)
+        return InputError.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; shards that are made stay, the same command goes on from them", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,280 @@
+"""Which images of a source can be used, how large they are and to which split they belong: looked up once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+from trainables.data import decode
+from trainables.data.images import Images
+from trainables.data.listing import Listing
+from trainables.data.parquet_images import NO_IMAGE
+from trainables.errors import InputError
+
+Split = Literal["train", "validation"]
+
+VALIDATION_SHARE = 0.1
+FULLY_CHECKED = 200  # sources up to this many files are decoded at the door and fingerprinted by content
+_FORMAT = 1  # of a catalogue's file
+_AT_ONCE = 64  # images that a thread looks at before it is asked again
+
+_looked: dict[str, Catalogue] = {}  # the last source's, of both its sides: the second split asks for the same
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What looking into the images of one side gave.
+
+    Attributes:
+        sizes: int32 (N, 2), height and width; 0 where an image cannot be used.
+        reasons: row -> why it cannot be used, on one line.
+    """
+
+    sizes: np.ndarray
+    reasons: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one split that can be used.
+
+    Attributes:
+        rows: their numbers in the listing.
+        sizes: int32 (N, 2), height and width; of the targets where there are pairs.
+        rejected: name -> why, of this split's others.
+        found: how many there are in this split, usable or not.
+    """
+
+    rows: np.ndarray
+    sizes: np.ndarray
+    rejected: dict[str, str]
+    found: int
+
+
+def usable_part(
+    listing: Listing, split: Split, min_size: int, scale: int, max_rejected: float, cache: Path | None
+) -> Part:
+    """Looks into all images of `listing` and picks those of `split` that can be used.
+
+    Raises:
+        InputError: none or one is usable, none large enough, more than `max_rejected` of the split are not; partners
+            are missing or do not fit each other's size.
+    """
+    sizes, reasons = _look_at_sides(listing, cache)
+    names = listing.names.to_pylist()
+    usable = np.ones(len(names), bool)
+    usable[list(reasons)] = False
+    if not usable.any():
+        raise InputError(
+            f"{listing.label}: none of its {len(names)} images can be read: {_listed(_by_name(names, reasons))}"
+        )
+    if usable.sum() < 2:
+        left_out = f" (rejected: {_listed(_by_name(names, reasons))})" if reasons else ""
+        raise InputError(f"{listing.label}: 1 usable image cannot be split: give at least 2{left_out}")
+    if listing.paired:
+        _check_sizes(listing, sizes, usable, scale)
+
+    part = _validating(listing, names, usable)
+    if split == "train":
+        part = ~part
+    target = sizes[-1]
+    large = target.min(axis=1) >= min_size
+    if not (part & usable & large).any():
+        rows = np.flatnonzero(part & usable)
+        biggest = rows[target[rows].min(axis=1).argmax()]
+        raise InputError(
+            f"{listing.label}: every {split} image is smaller than the {min_size} px needed; the largest is "
+            f"{names[biggest]} ({target[biggest, 1]} x {target[biggest, 0]}): give larger images or a smaller crop"
+        )
+    for row in np.flatnonzero(part & usable & ~large).tolist():
+        reasons[row] = f"{target[row, 1]} x {target[row, 0]}, smaller than {min_size} px"
+    rejected = _by_name(names, {row: reason for row, reason in sorted(reasons.items()) if part[row]})
+    found = int(part.sum())
+    check_rejected(listing.label, split, rejected, found, max_rejected, cache)
+    if rejected:
+        warnings.warn(_counted(listing.label, split, rejected, found), stacklevel=4)
+    rows = np.flatnonzero(part & usable & large)
+    return Part(rows, target[rows], rejected, found)
+
+
+def look_at(images: Images, cache: Path | None = None) -> Catalogue:
+    """The sizes of images, from their headers; up to 200 images are decoded as a whole, to know that they can be.
+
+    Args:
+        cache: a folder that, if it is there, keeps what was found as `catalogue-<hash>.parquet`, so that it is found
+            again without opening an image, for as long as none is added, removed or changed. What could not be opened
+            is not kept.
+    """
+    whole = len(images) <= FULLY_CHECKED
+    facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    path = cache / f"catalogue-{key}.parquet" if cache and cache.is_dir() else None
+    if key in _looked and (path is None or path.exists()):
+        return _looked[key]
+
+    found = _read(path, len(images)) or Catalogue(np.zeros((len(images), 2), np.int32), {})
+    rows = np.flatnonzero(~found.sizes.any(axis=1)).tolist()
+    pending = [row for row in rows if row not in found.reasons]
+    passing = set[int]()
+    chunks = [pending[start : start + _AT_ONCE] for start in range(0, len(pending), _AT_ONCE)]
+    with ThreadPoolExecutor(images.threads) as pool:  # waiting for the disk or the network, mostly
+        for chunk, seen in zip(chunks, pool.map(partial(_look_at_rows, images, whole), chunks), strict=True):
+            for row, (size, reason, lasting) in zip(chunk, seen, strict=True):
+                found.sizes[row] = size
+                if reason:
+                    found.reasons[row] = reason
+                if not lasting:
+                    passing.add(row)
+    while len(_looked) >= 2:
+        del _looked[next(iter(_looked))]
+    _looked[key] = found
+    if path and len(pending) > len(passing):
+        kept = {row: reason for row, reason in found.reasons.items() if row not in passing}
+        _write(path, Catalogue(found.sizes, kept))
+    return found
+
+
+def _look_at_rows(images: Images, whole: bool, rows: Sequence[int]) -> list[tuple[tuple[int, int], str, bool]]:
+    """(size, reason, whether another look would give the same) of each."""
+    seen = []
+    for row in rows:
+        try:
+            size = images.size(row)
+            if whole:
+                images.pixels(row)
+            seen.append((size, "", True))
+        except InputError:
+            raise
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            seen.append(((0, 0), decode.reason(error), not (isinstance(error, OSError) and error.errno)))
+    return seen
+
+
+def _look_at_sides(listing: Listing, cache: Path | None) -> tuple[list[np.ndarray], dict[int, str]]:
+    """The sizes on each side, and the reasons of either."""
+    looked = [look_at(side, cache) for side in listing.sides]
+    reasons: dict[int, str] = {}
+    for side, catalogue in zip(listing.sides, looked, strict=True):
+        absent = [row for row, reason in catalogue.reasons.items() if reason == NO_IMAGE]
+        if listing.paired and absent:
+            first = ", ".join(side.short_place(row) for row in absent[:3]) + (", ..." if len(absent) > 3 else "")
+            raise InputError(
+                f"{listing.label}: {len(absent)} of {len(listing)} pairs lack an image: {first}: give both or neither"
+            )
+        for row, reason in catalogue.reasons.items():
+            reasons[row] = f"{side.short_place(row)}: {reason}" if listing.paired else reason
+    return [catalogue.sizes for catalogue in looked], reasons
+
+
+def _check_sizes(listing: Listing, sizes: list[np.ndarray], usable: np.ndarray, scale: int) -> None:
+    degraded, targets = sizes
+    wrong = np.flatnonzero(usable & (targets != degraded * scale).any(axis=1))
+    if len(wrong):
+        row = int(wrong[0])
+        (height, width), (tall, wide) = degraded[row], targets[row]
+        one, other = (side.short_place(row) for side in listing.sides)
+        raise InputError(
+            f"{listing.label}: {one} is {width} x {height} and {other} {wide} x {tall}: with pairs.scale={scale} its "
+            f"target must be {width * scale} x {height * scale}"
+        )
+
+
+def _validating(listing: Listing, names: list[str], usable: np.ndarray) -> np.ndarray:
+    """Which names validate: about one in ten, by their hashes. A source whose usable hashes leave one side empty lends
+    that side its nearest image. Sizes play no part, so that both splits agree."""
+    if listing.validating is not None:
+        return np.array([name in listing.validating for name in names])
+    place = np.array([_place(name) for name in names])
+    validating = place < VALIDATION_SHARE
+    rows = np.flatnonzero(usable)
+    validating[rows[place[rows].argmin()]] = True
+    validating[rows[place[rows].argmax()]] = False
+    return validating
+
+
+def _place(name: str) -> float:
+    """Where `name` falls in [0, 1), evenly and for good."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def check_rejected(
+    source: str, split: Split, rejected: Mapping[str, str], found: int, most: float, cache: Path | None = None
+) -> None:
+    """Refuses a split of whose `found` images a larger share than `most` cannot be used.
+
+    Args:
+        rejected: name -> reason.
+        cache: a folder that keeps the complete list as `rejected-<hash>.parquet` then.
+
+    Raises:
+        InputError: how many, the first five, and what to do.
+    """
+    share = len(rejected) / found
+    if share <= most:
+        return
+    kept = ""
+    if cache:
+        digest = hashlib.sha256(repr(sorted(rejected.items())).encode()).hexdigest()[:16]
+        path = cache / f"rejected-{digest}.parquet"
+        _write_table(path, {"name": list(rejected), "reason": list(rejected.values())})
+        kept = f"; all of them in {path}"
+    allowed = math.ceil(share * 1000) / 1000
+    raise InputError(
+        f"{_counted(source, split, rejected, found)}{kept}: remove them, or allow them with "
+        f"--set data.max_rejected={allowed:g}"
+    )
+
+
+def _counted(source: str, split: Split, rejected: Mapping[str, str], found: int) -> str:
+    return f"{source}: {len(rejected)} of {found} {split} images rejected: {_listed(rejected)}"
+
+
+def _by_name(names: list[str], reasons: dict[int, str]) -> dict[str, str]:
+    return {names[row]: reason for row, reason in reasons.items()}
+
+
+def _listed(rejected: Mapping[str, str], shown: int = 5) -> str:
+    listed = "; ".join(f"{name} ({reason})" for name, reason in list(rejected.items())[:shown])
+    return listed + (f"; and {len(rejected) - shown} more" if len(rejected) > shown else "")
+
+
+def _read(path: Path | None, rows: int) -> Catalogue | None:
+    """What is kept there; None where it is not, or damaged."""
+    if path is None or not path.exists():
+        return None
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        sizes = np.stack([table[side].to_numpy() for side in ("height", "width")], axis=1)
+        reasons = {row: reason for row, reason in enumerate(table["reason"].to_pylist()) if reason}
+    except (OSError, LookupError, pa.ArrowException):
+        return None
+    return Catalogue(sizes.astype(np.int32), reasons) if len(sizes) == rows else None
+
+
+def _write(path: Path, catalogue: Catalogue) -> None:
+    reasons = pa.array([catalogue.reasons.get(row) for row in range(len(catalogue.sizes))], pa.string())
+    _write_table(path, {"height": catalogue.sizes[:, 0], "width": catalogue.sizes[:, 1], "reason": reasons})
+
+
+def _write_table(path: Path, columns: dict[str, object]) -> None:
+    """Under a temporary name, then renamed: others see all of it or nothing."""
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    parquet.write_table(pa.table(columns), temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,195 @@
+"""What `python -m trainables.data` does, a function a command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.data.contact_sheet import write_contact_sheet
+from trainables.data.progress import PreparationProgress, byte_text, duration
+from trainables.data.roots import is_uri, local_root, refuse_secrets
+from trainables.data.shelf import Shelved, remove, stores_below, to_prune
+from trainables.data.store import MANIFEST, Store
+from trainables.errors import InputError
+from trainables.presets import preset
+from trainables.settings import TrialSettings, override
+
+_REASONS = 5  # of photographs that were rejected, as many are shown
+
+
+def prepare(flags: argparse.Namespace) -> int:
+    """Makes the stores that trials of a method read, and says where they are."""
+    settings = _trial(flags)
+    from trainables.data.estimate import seconds_of
+    from trainables.data.prepare import pairs_of, read_photographs
+    from trainables.data.prepare import prepare as prepare_stores
+    from trainables.data.stages import plan
+    from trainables.registry import method_class
+
+    root = flags.store if is_uri(flags.store) else str(Path(flags.store).expanduser().resolve())
+    columns = method_class(settings.method).columns(settings)
+    stages = plan(settings, root, columns)
+    missing = [stage for stage in stages if not stage.exists]
+    pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root)))
+    for stage in stages:
+        state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "is there"
+        print(f"{stage.folder.name}: {state}")
+    _check_room(root, sum(stage.bytes for stage in missing))
+    if flags.dry_run:
+        processes = flags.gpus or flags.cpus or len(os.sched_getaffinity(0))
+        seconds = seconds_of(settings, missing, pairs, "cuda" if flags.gpus else "cpu") / processes
+        print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}")
+        return 0
+    if missing:
+        from trainables.data.pipeline import check_shared, connected_for_preparation, on_ray
+
+        with connected_for_preparation(flags.address, flags.cpus, flags.gpus):
+            if flags.address:
+                check_shared(root)
+            run = on_ray(gpus=1.0 if flags.gpus else 0.0)
+            prepare_stores(settings, root, columns, progress=PreparationProgress(print), run=run)
+    for stage in stages:
+        print(f"{root.rstrip('/')}/{stage.folder.name}")
+    return 0
+
+
+def _trial(flags: argparse.Namespace) -> TrialSettings:
+    chosen = preset(flags.preset)
+    values: dict[str, object] = {}
+    for text in flags.set:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as pairs.train_pairs=5000")
+        values[name] = value
+    method = flags.method or values.get("method", chosen.trial.method)
+    refuse_secrets("--data", flags.data)
+    refuse_secrets("--store", flags.store)
+    values |= {"method": method} | ({"data.source": flags.data} if flags.data else {})
+    settings = override(chosen.trial, {**chosen.methods.get(str(method), {}), **values})
+    for name, how in chosen.needs:
+        if name == "data.source" and not settings.data.source:
+            raise InputError(f"--preset {flags.preset}: needs {how}")
+    return settings
+
+
+def _check_room(root: str, needed: int) -> None:
+    if not is_uri(root):
+        folder = Path(root)
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if needed > 0.95 * free:
+            raise InputError(f"--store {root}: needs about {byte_text(needed)} of disk, {byte_text(free)} are free")
+
+
+def inspect(flags: argparse.Namespace) -> int:
+    """Prints what a store, or every store of a root, holds; writes a sheet of a store's pairs."""
+    path = flags.path.expanduser()
+    if not (path / MANIFEST).exists():
+        if flags.sheet:
+            raise InputError(f"{path}: no store, so there is no --sheet of it; give one store's folder")
+        for line in _table(stores_below(path)):
+            print(line)
+        return 0
+    store = Store(path)
+    manifest = store.manifest
+    print(f"{path.name}: {len(store)} rows in {len(manifest['shards'])} shards, {byte_text(manifest['bytes'])}")
+    for name, column in store.columns.items():
+        print(
+            f"  {name:16} {column.dtype} {' x '.join(map(str, column.shape))}, {byte_text(column.bytes_per_row)} a row"
+        )
+    print("determined by")
+    for name, value in _flat(manifest["key"]):
+        print(f"  {name:32} {json.dumps(value)}")
+    rejected = rejected_of(path)
+    print(f"rejected: {len(rejected)} images" + (f", all of them in {path / 'rejected.parquet'}" if rejected else ""))
+    for name, reason in list(rejected.items())[:_REASONS]:
+        print(f"  {name}: {reason}")
+    if names := store.names:
+        used = Counter(name.rpartition("@")[0] for name in names)
+        print(f"from {len(used)} photographs, {min(used.values())} to {max(used.values())} pairs of each")
+    if {"degraded", "target"} <= set(store.columns):
+        sheet = flags.sheet or Path(f"{path.name}.png")
+        print(f"{write_contact_sheet(store, sheet)} pairs, degraded and target, are in {sheet}")
+    return 0
+
+
+def _flat(key: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in key.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def rejected_of(path: Path) -> dict[str, str]:
+    """Image -> why it is not in a store of pairs."""
+    import pyarrow.parquet as pq
+
+    table = path / "rejected.parquet"
+    return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+
+
+def verify(flags: argparse.Namespace) -> int:
+    """Compares every store's content with its hashes."""
+    damaged = 0
+    for given in flags.paths:
+        path = given.expanduser()
+        found = [path] if (path / MANIFEST).exists() else [s.path for s in stores_below(path) if s.complete]
+        if not found:
+            raise InputError(f"{path}: no complete store there")
+        for store in found:
+            try:
+                Store(store, verify=True)
+                print(f"{store.name}: whole")
+            except InputError as error:
+                damaged += 1
+                print(error)
+    return 1 if damaged else 0
+
+
+def prune(flags: argparse.Namespace) -> int:
+    """Lists the stores of a root, says which would go, and deletes them when that is confirmed."""
+    for name, value in (("older-than", flags.older_than), ("keep", flags.keep)):
+        if value is not None and not value >= 0:
+            raise InputError(f"--{name} {value:g}: expected 0 or more")
+    stores = stores_below(flags.path.expanduser())
+    chosen = to_prune(stores, flags.older_than, None if flags.keep is None else flags.keep * 1e9)
+    for line in _table(stores, chosen):
+        print(line)
+    if not chosen:
+        print("nothing to delete" if stores else "no stores there")
+        if flags.older_than is None and flags.keep is None:
+            print("say which: --older-than DAYS, --keep GB")
+        return 0
+    size = byte_text(sum(store.bytes for store in chosen))
+    if not flags.yes and input(f"delete {len(chosen)} stores, {size}? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing was deleted")
+        return 0
+    kept = 0
+    for store in chosen:
+        if remove(store):
+            print(f"deleted {store.path.name}")
+        else:
+            kept += 1
+            print(f"kept {store.path.name}: it is in use")
+    return 1 if kept else 0
+
+
+def _table(stores: Sequence[Shelved], chosen: Sequence[Shelved] = ()) -> list[str]:
+    width = max((len(store.path.name) for store in stores), default=0)
+    lines = []
+    for store in sorted(stores, key=lambda store: store.used):
+        rows = f"{store.rows} rows" if store.complete else "interrupted"
+        mark = "  delete" if store in chosen else ""
+        lines.append(
+            f"{store.path.name:{width}}  {rows:>14}  {byte_text(store.bytes):>8}  "
+            f"used {duration(86400 * store.days)} ago{mark}"
+        )
+    return lines

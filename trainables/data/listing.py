@@ -1,0 +1,186 @@
+"""What a source lists: which images there are, by name, before any of them is opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from trainables.data.images import FileImages, Images, names_column
+from trainables.data.locations import Location, is_uri, locate
+from trainables.data.paired_folders import match_partners, paired_subfolders
+from trainables.data.parquet_images import list_parquet
+from trainables.errors import InputError
+
+SAMPLE = "sample"
+ACCEPTED = '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+COUNTED = (*SUFFIXES, ".gif")  # a GIF is refused when it is opened, not overlooked
+
+# File, whether it validates, and the box to keep, (left, top, right, bottom). The two motorcycle pictures are a stereo
+# pair of one scene, so both train. The retina is a disc on black, 1411 px wide: the 960 px square inside the disc is
+# kept.
+SAMPLE_FILES: dict[str, tuple[str, bool, tuple[int, int, int, int] | None]] = {
+    "astronaut": ("astronaut.png", False, None),
+    "hubble_deep_field": ("hubble_deep_field.jpg", False, None),
+    "ihc": ("ihc.png", False, None),
+    "motorcycle_left": ("motorcycle_left.png", False, None),
+    "motorcycle_right": ("motorcycle_right.png", False, None),
+    "retina": ("retina.jpg", False, (225, 225, 1185, 1185)),
+    "chelsea": ("chelsea.png", True, None),
+    "coffee": ("coffee.png", True, None),
+    "rocket": ("rocket.jpg", True, None),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """
+    Attributes:
+        label: how messages call the source.
+        names: of the photographs or pairs, in the order of the sides.
+        sides: the photographs; or the degraded ones and their targets.
+        validating: the names that validate, where that is not left to their hashes.
+    """
+
+    label: str
+    names: pa.StringArray
+    sides: tuple[Images, ...]
+    validating: frozenset[str] | None = None
+
+    @property
+    def paired(self) -> bool:
+        return len(self.sides) == 2
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class SampleImages(FileImages):
+    """The sample's, cut to their boxes."""
+
+    def size(self, row: int) -> tuple[int, int]:
+        box = self._box(row)
+        return super().size(row) if box is None else (box[3] - box[1], box[2] - box[0])
+
+    def pixels(self, row: int) -> np.ndarray:
+        left, top, right, bottom = self._box(row) or (0, 0, None, None)
+        return np.ascontiguousarray(super().pixels(row)[top:bottom, left:right])
+
+    def _box(self, row: int) -> tuple[int, int, int, int] | None:
+        return next(box for file, _, box in SAMPLE_FILES.values() if file == self.names[row].as_py())
+
+
+def list_source(source: str) -> Listing:
+    """The images or pairs of a source, in an order that does not depend on how they were written.
+
+    Args:
+        source: `"sample"`, the colour photographs inside the installed scikit-image. Or a local path, or a URI
+            (`s3://`, `gs://`, `file://`, see `resolve_uri`), of one of:
+
+            - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
+              passed over), named by relative path;
+            - a folder with the subfolders `input/` and `target/`, or `captured/` and `original/`, searched likewise:
+              partners have the same relative path but for the extension, which is no part of their name;
+            - a folder without images that holds `.parquet` files, or one such file: a row is an image (column
+              `image`) or a pair (`input` and `target`, or `captured` and `original`), as binary or as Hugging Face's
+              struct, named `<file>/<row>`;
+            - a `.txt` file with an image a line, named as written: a path relative to the file's folder or absolute,
+              or a URI. Empty lines and those that begin with # are passed over.
+
+    Raises:
+        InputError: nothing there, nothing that is accepted, or what cannot be reached or read; see also
+            `match_partners` and `list_parquet`.
+    """
+    if source == SAMPLE:
+        return _sample()
+    if not source:
+        raise InputError.of("source", source, ACCEPTED)
+    place = locate(source)
+    try:
+        kind = place.kind()
+        if kind == "nothing":
+            raise InputError(f"{place}: no such folder or file: give {ACCEPTED}")
+        if kind == "folder":
+            return _folder(place)
+        if place.name.lower().endswith(".txt"):
+            return _text_file(place)
+        if place.name.lower().endswith(".parquet"):
+            return _parquet(place.parent, [place.name], np.array([place.stamp()]), f"{place}")
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror}): give {ACCEPTED}") from error
+    raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED}")
+
+
+def _sample() -> Listing:
+    spec = importlib.util.find_spec("skimage")  # finds the package without paying for its import
+    if spec is None or spec.origin is None:
+        raise InputError('source "sample" is the photographs in scikit-image\'s wheel: install scikit-image')
+    root = Location(os.path.join(os.path.dirname(spec.origin), "data"))
+    files = [file for file, _, _ in SAMPLE_FILES.values()]
+    stamps = np.array([root.join(file).stamp() for file in files], np.int64)
+    for file, (size, _) in zip(files, stamps, strict=True):
+        if size < 0:
+            raise InputError(f'source "sample": scikit-image\'s data folder lacks {file}: reinstall it')
+    held_out = frozenset(name for name, (_, validates, _) in SAMPLE_FILES.items() if validates)
+    return Listing("the sample", pa.array(list(SAMPLE_FILES)), (SampleImages(root, pa.array(files), stamps),), held_out)
+
+
+def _folder(root: Location) -> Listing:
+    pair = paired_subfolders(root)
+    if pair is not None:
+        names, sides = match_partners(root, *(_images_below(folder) for folder in pair))
+        return Listing(f"{root}", pa.array(names), sides)
+    files, stamps = root.files((*COUNTED, ".parquet"))
+    tables = np.array([file.lower().endswith(".parquet") for file in files], bool)
+    if tables.all() and files:
+        return _parquet(root, files, stamps, f"{root}")
+    images = _files(root, [file for file, table in zip(files, tables, strict=True) if not table], stamps[~tables])
+    return Listing(f"{root}", images.names, (images,))
+
+
+def _images_below(root: Location) -> FileImages:
+    return _files(root, *root.files(COUNTED))
+
+
+def _files(root: Location, files: list[str], stamps: np.ndarray) -> FileImages:
+    if not files:
+        raise InputError(f"{root}: no images in it: give a folder with {' '.join(SUFFIXES)} files")
+    return FileImages(root, names_column(files, root), stamps)
+
+
+def _parquet(root: Location, files: list[str], stamps: np.ndarray, label: str) -> Listing:
+    names, sides = list_parquet(root, files, stamps)
+    return Listing(label, pa.array(names), sides)
+
+
+def _text_file(place: Location) -> Listing:
+    try:
+        lines = [line.strip() for line in place.read().decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise InputError(f"{place}: not a text file in UTF-8: give an image a line") from None
+    lines = sorted(line for line in lines if line and not line.startswith("#"))
+    if not lines:
+        raise InputError(f"{place}: lists no images: give a path or URI a line")
+    for line, following in itertools.pairwise(lines):
+        if line == following:
+            raise InputError(f"{place}: lists {line} twice: give each image once")
+    root = place.parent
+    with ThreadPoolExecutor(32) as pool:  # a URI has to be asked for
+        stamps = list(pool.map(lambda line: root.join(line).stamp(), lines))
+    missing = [line for line, (size, _) in zip(lines, stamps, strict=True) if size < 0]
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(
+            f"{place}: {len(missing)} of the {len(lines)} images it lists are not there: {first}: give paths relative "
+            f"to {root}, absolute paths or URIs"
+        )
+    images = FileImages(root, names_column(lines, place), np.array(stamps, np.int64))
+    # A URI may carry credentials, which are no part of a name.
+    names = [str(locate(line)) if is_uri(line) else line for line in lines]
+    return Listing(f"{place}", pa.array(names), (images,))

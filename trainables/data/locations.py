@@ -1,0 +1,261 @@
+"""Where bytes lie, on this machine or in a bucket, and how they are listed and read."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import stat
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import numpy as np
+
+from trainables.data.roots import is_uri
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+ACCEPTED = "a local path, or a URI that begins with s3://, gs:// or file://"
+S3_OPTIONS = ("endpoint_override", "region", "scheme")
+S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a bucket that is not there costs about 10 s at most
+GS_SECONDS = 4  # of retries; the last may take as long again
+HEADER_BYTES = 64 * 2**10  # read from a bucket at once: most images tell their size within
+
+
+def resolve_uri(uri: str) -> tuple[FileSystem, str]:
+    """The file system of a URI, one for each bucket and process, and the path on it.
+
+    Args:
+        uri: `s3://bucket/key`, with `endpoint_override`, `region` and `scheme` in its query as pyarrow takes them, or
+            from the usual AWS environment variables and profiles; `gs://bucket/key`; or `file:///path`.
+
+    Raises:
+        InputError: a URI of another kind, without a bucket, or with options that are not known.
+        OSError: the region of a bucket that does not say it cannot be found out.
+    """
+    place = locate(uri)
+    return _file_system(place.store), place.path
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder. Travels between processes as text and connects when it is used, in each process anew.
+
+    Attributes:
+        path: absolute on this machine, or `bucket/key`.
+        store: URI of the bucket with its credentials and options; empty for this machine.
+
+    Raises:
+        InputError: from every method, when a bucket cannot be reached or read. What goes wrong on a local disk is an
+            `OSError`.
+    """
+
+    path: str
+    store: str = ""
+
+    def __str__(self) -> str:
+        """For people and logs: without credentials and options."""
+        return f"{urlsplit(self.store).scheme}://{self.path}" if self.store else self.path
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def parent(self) -> Location:
+        return Location(posixpath.dirname(self.path), self.store)
+
+    def join(self, name: str) -> Location:
+        """`name` below this folder; a URI is itself, and so is an absolute path, on this machine."""
+        if is_uri(name) or name.startswith("/"):
+            return locate(name)
+        return Location(posixpath.normpath(posixpath.join(self.path, name)), self.store)
+
+    def kind(self) -> Literal["file", "folder", "nothing"]:
+        if self.store:
+            info = self._info()
+            is_folder, is_file = info.type.name == "Directory", info.is_file
+        else:
+            is_folder, is_file = os.path.isdir(self.path), os.path.exists(self.path)
+        return "folder" if is_folder else "file" if is_file else "nothing"
+
+    def stamp(self) -> tuple[int, int]:
+        """(bytes, ns of the last change) of a file; (-1, 0) where no file can be found."""
+        if self.store:
+            info = self._info()
+            return (info.size, info.mtime_ns) if info.is_file else (-1, 0)
+        try:
+            status = os.stat(self.path)
+        except (OSError, ValueError):  # a link that leads nowhere or back to itself; no name that a file can have
+            return -1, 0
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
+
+    def subfolders(self) -> list[str]:
+        """The names of the folders, and of the links to folders, directly in this one, sorted."""
+        if self.store:
+            return sorted({name.partition("/")[0] for name, _ in _objects(self) if "/" in name})
+        with os.scandir(self.path) as entries:
+            # Not `DirEntry.is_dir`, which raises where a link leads back to itself.
+            return sorted(entry.name for entry in entries if os.path.isdir(entry))
+
+    def files(self, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+        """The files below this folder whose names end so, in any case: names relative to it, sorted, and their stamps,
+        int64 (N, 2). Hidden files and folders are passed over, and links to folders: they may lead around in circles.
+        """
+        # Local folders not through pyarrow, which enters hidden and linked ones.
+        found = _objects(self) if self.store else self._walk()
+        kept = sorted(each for each in found if each[0].lower().endswith(suffixes) and "/." not in f"/{each[0]}")
+        if self.store:
+            stamps = [stamp for _, stamp in kept]
+        else:
+            stamps = [Location(f"{self.path}/{name}").stamp() for name, _ in kept]
+        return [name for name, _ in kept], np.array(stamps, np.int64).reshape(-1, 2)
+
+    def open(self) -> BinaryIO:
+        """The file, to look into; from a bucket `HEADER_BYTES` at a time."""
+        if self.store:
+            return io.BufferedReader(_RemoteFile(self), HEADER_BYTES)
+        return open(self.path, "rb")
+
+    def read(self) -> bytes:
+        """The whole file."""
+        if self.store:
+            with self.reached() as (filesystem, path), filesystem.open_input_stream(path) as stream:
+                return stream.read()
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    @contextmanager
+    def reached(self) -> Iterator[tuple[FileSystem, str]]:
+        """What pyarrow needs to read here; its `OSError`s become `InputError`s that name the place."""
+        try:
+            yield _file_system(self.store), self.path
+        except OSError as error:
+            raise InputError(f"{self}: {self._trouble(error)}") from None
+
+    def _trouble(self, error: OSError) -> str:
+        if isinstance(error, FileNotFoundError):
+            return "nothing there"
+        if not self.store:
+            return f"cannot be read ({one_line(error)})"
+        return (
+            f"cannot be reached or read ({one_line(error)}): give a bucket, its region and credentials that may read "
+            "it, in the URI or as the provider's own tools take them"
+        )
+
+    def _info(self) -> FileInfo:
+        with self.reached() as (filesystem, path):
+            return filesystem.get_file_info(path)
+
+    def _walk(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        def refuse(error: OSError) -> None:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}): a part of {self}") from error
+
+        for folder, subfolders, files in os.walk(self.path, onerror=refuse):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            below = folder[len(self.path) :].lstrip("/")
+            yield from (((f"{below}/{file}" if below else file), (0, 0)) for file in files)
+
+
+def locate(text: str) -> Location:
+    """The place that a person means, by a path relative to the working directory or by a URI.
+
+    Raises:
+        InputError: a URI of an unknown kind, or one without a bucket.
+    """
+    if not is_uri(text):
+        return Location(os.path.abspath(os.path.expanduser(text)))
+    parts = urlsplit(text, allow_fragments=False)
+    path = unquote(parts.path)
+    bucket = parts.netloc.rpartition("@")[2]
+    if parts.scheme == "file" and not bucket:
+        return Location(os.path.abspath(path))
+    if parts.scheme not in ("s3", "gs") or not bucket:
+        raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED}")
+    return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
+
+
+@lru_cache(maxsize=8)
+def _objects(folder: Location) -> list[tuple[str, tuple[int, int]]]:
+    """All objects below `folder`, listed once by a process: it costs a request a thousand, and a run sees one state."""
+    from pyarrow.fs import FileSelector
+
+    with folder.reached() as (filesystem, path):
+        found = filesystem.get_file_info(FileSelector(path, recursive=True))
+    return [(info.path[len(path) + 1 :], (info.size, info.mtime_ns)) for info in found if info.is_file]
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file in a bucket. Raises `InputError` rather than `OSError`, which decoders take for a damaged image."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        with location.reached() as (filesystem, path):
+            self._file = filesystem.open_input_file(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with self._location.reached():
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+@lru_cache(maxsize=32)
+def _file_system(store: str) -> FileSystem:
+    from pyarrow import ArrowInvalid, fs
+
+    if not store:
+        return fs.LocalFileSystem()
+    parts = urlsplit(store)
+    login, _, bucket = parts.netloc.rpartition("@")
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    if parts.scheme == "gs":
+        options.setdefault("retry_limit_seconds", GS_SECONDS)
+        try:
+            return fs.FileSystem.from_uri(parts._replace(query=urlencode(options)).geturl())[0]
+        except ArrowInvalid as error:
+            raise InputError(f"gs://{bucket}: {one_line(error)}") from None
+
+    # Not through `from_uri`: it knows no time limits.
+    if unknown := sorted(set(options) - set(S3_OPTIONS)):
+        raise InputError(f"s3://{bucket}: {unknown[0]} in its query is not accepted: give {', '.join(S3_OPTIONS)}")
+    said = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    if not {"region", "endpoint_override"} & set(options) and not any(os.environ.get(name) for name in said):
+        options["region"] = fs.resolve_s3_region(bucket)
+    if login:
+        key, _, secret = login.partition(":")
+        options |= {"access_key": unquote(key), "secret_key": unquote(secret)}
+    return fs.S3FileSystem(
+        connect_timeout=S3_CONNECT_SECONDS,
+        request_timeout=S3_ANSWER_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        **options,
+    )
+
+
+def one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")

@@ -1,0 +1,71 @@
+"""Stores of a bucket on a node's own disk: copied once per node, not once per trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from trainables.data.store import MANIFEST, shard_name
+from trainables.data.store_folder import StoreFolder, write_whole
+from trainables.errors import InputError
+
+_SPARE_SHARE = 0.05  # of a disk stays free
+
+
+def window_of(folder: StoreFolder) -> Path:
+    """Where the shards of a remote store are kept for a while that is not here as a whole; has its manifest.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    window = folder.local.parent / "windows" / folder.name
+    if not (window / MANIFEST).exists():
+        write_whole(window / MANIFEST, folder.read(MANIFEST))
+    return window
+
+
+def mirror(folder: StoreFolder) -> None:
+    """Copies a complete remote store to `folder.local`, where it is not there yet; the first process of a node does it
+    and the others wait. Shards that an interrupted copy left are kept. The manifest comes last.
+
+    Raises:
+        InputError: the store cannot be read, came damaged, or does not fit on the disk.
+    """
+    local = folder.local
+    if (local / MANIFEST).exists():
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(local.with_name(f".{local.name}.lock")):
+        if (local / MANIFEST).exists():
+            return
+        manifest = bytes(folder.read(MANIFEST))
+        shards = dict(enumerate(json.loads(manifest)["shards"]))
+        missing = {n: s for n, s in shards.items() if _size(folder, n) != s["bytes"]}
+        _check_room(folder, sum(shard["bytes"] for shard in missing.values()))
+        for number, shard in missing.items():
+            content = folder.read(shard_name(number))
+            if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+                raise InputError(
+                    f"--store {folder.root}: {folder.name}/{shard_name(number)} does not match its manifest; "
+                    f"delete {folder.name} there and it is prepared anew"
+                )
+            write_whole(local / shard_name(number), content)
+        write_whole(local / MANIFEST, manifest)
+
+
+def _size(folder: StoreFolder, number: int) -> int:
+    path = folder.local / shard_name(number)
+    return path.stat().st_size if path.exists() else -1
+
+
+def _check_room(folder: StoreFolder, needed: int) -> None:
+    disk = shutil.disk_usage(folder.local.parent)
+    if needed > disk.free - _SPARE_SHARE * disk.total:
+        raise InputError(
+            f"--store {folder.root}: {folder.name} takes {needed / 1e9:.3g} GB, {disk.free / 1e9:.3g} are free in "
+            f"{folder.local.parent}; read it in parts with --set data.window_shards=N, or set XDG_CACHE_HOME"
+        )

@@ -1,0 +1,166 @@
+"""Images inside Parquet files, a row an image or a row a pair, as data sets are published and shards are packed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from trainables.data.decode import read_size
+from trainables.data.images import Images
+from trainables.data.locations import Location, one_line
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+COLUMNS = (("image",), ("input", "target"), ("captured", "original"))  # photographs; or degraded, target
+MAX_GROUP_BYTES = 2 * 2**30
+NO_IMAGE = "no image in this row"
+
+
+class ParquetImages(Images):
+    """One column of Parquet files that lie below `root`.
+
+    Parquet is read by row groups, and the group read last stays in memory, encoded: one image costs its whole group,
+    and the next ones of the group nothing. So rows are to be read in order; in random order every image reads a group,
+    a hundred times its own bytes where groups have a hundred rows. Groups of more than 2 GB are refused.
+    """
+
+    def __init__(
+        self, root: Location, names: Sequence[str], stamps: np.ndarray, column: str, which: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Image i is row `rows[i]` of file `names[which[i]]`."""
+        self.root, self.stamps, self._names, self._column = root, stamps, tuple(names), column
+        self._which, self._rows = which, rows
+        self._file: tuple[int, ParquetFile, np.ndarray] | None = None
+        self._group: tuple[int, int, pa.ChunkedArray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_group": None}
+
+    @property
+    def file_names(self) -> list[str]:
+        return list(self._names)
+
+    @property
+    def threads(self) -> int:
+        return 1  # one row group is in memory at a time
+
+    def state(self) -> str:
+        return f"{super().state()} {self._column}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, rows: np.ndarray) -> Self:
+        return type(self)(self.root, self._names, self.stamps, self._column, self._which[rows], self._rows[rows])
+
+    def name(self, row: int) -> str:
+        return f"{self._names[self._which[row]]}/{self._rows[row]:07d}"
+
+    def place(self, row: int) -> str:
+        return f"{self.root.join(self._names[self._which[row]])}, row {self._rows[row]}, column {self._column}"
+
+    def short_place(self, row: int) -> str:
+        return f"{self.name(row)}, column {self._column}"
+
+    def size(self, row: int) -> tuple[int, int]:
+        return read_size(io.BytesIO(self.read(row)))
+
+    def read(self, row: int) -> bytes:
+        """Raises `ValueError` for a row without an image, and otherwise as `Images.read`."""
+        which, at = int(self._which[row]), int(self._rows[row])
+        if self._file is None or self._file[0] != which:
+            file = _opened(self.root.join(self._names[which]))
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            self._file, self._group = (which, file, np.cumsum([0, *counts])), None
+        _, file, starts = self._file
+        group = int(np.searchsorted(starts, at, side="right")) - 1
+        if self._group is None or self._group[1] != group:
+            self._group = None  # not two of them in memory
+            self._group = which, group, self._read_group(file, group, self.root.join(self._names[which]))
+        value = self._group[2][at - int(starts[group])].as_py()
+        content = value["bytes"] if isinstance(value, dict) else value
+        if content is None:
+            raise ValueError(NO_IMAGE)
+        return content
+
+    def _read_group(self, file: ParquetFile, group: int, place: Location) -> pa.ChunkedArray:
+        leaf = self._column if _is_bytes(file.schema_arrow.field(self._column).type) else f"{self._column}.bytes"
+        try:
+            with place.reached():
+                return file.read_row_group(group, columns=[leaf]).column(self._column)
+        except pa.ArrowException as error:
+            raise InputError(f"{place}: row group {group} cannot be read ({one_line(error)}): write it anew") from None
+
+
+def list_parquet(root: Location, names: Sequence[str], stamps: np.ndarray) -> tuple[list[str], tuple[Images, ...]]:
+    """The rows of files below `root`, which are sorted: their names, `<file>/<row>`, and one or two sides.
+
+    Raises:
+        InputError: a file that cannot be read, has other columns than `COLUMNS`, others than the first file, or row
+            groups too large for memory; or no rows.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        looked = list(pool.map(lambda name: _look(root.join(name)), names))
+    columns = looked[0][0]
+    for name, (others, _) in zip(names, looked, strict=True):
+        if others != columns:
+            raise InputError(
+                f"{root.join(name)}: has {' and '.join(others)} where {names[0]} has {' and '.join(columns)}: "
+                "give one kind of files"
+            )
+    counts = [rows for _, rows in looked]
+    which = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
+    if not len(rows):
+        raise InputError(f"{root.join(names[0])}: no rows in it: give images")
+    sides = tuple(ParquetImages(root, names, stamps, column, which, rows) for column in columns)
+    return [sides[0].name(row) for row in range(len(rows))], sides
+
+
+def _look(place: Location) -> tuple[tuple[str, ...], int]:
+    """The columns with images, and the number of rows."""
+    file = _opened(place)
+    found = {field.name for field in file.schema_arrow if _holds_images(field.type)}
+    fitting = [columns for columns in COLUMNS if found.issuperset(columns)]
+    if len(fitting) != 1:
+        accepted = " or ".join(" with ".join(columns) for columns in COLUMNS)
+        raise InputError(
+            f"{place}: has the columns {', '.join(f'{field.name} ({field.type})' for field in file.schema_arrow)}: "
+            f"give {accepted}, as binary or as struct of bytes and path"
+        )
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).total_byte_size
+        if size > MAX_GROUP_BYTES:
+            raise InputError(
+                f"{place}: row group {group} holds {size / 2**30:.1f} GB, which has to fit into memory: write it anew "
+                f"with row groups of about 100 images"
+            )
+    return fitting[0], file.metadata.num_rows
+
+
+def _opened(place: Location) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with place.reached() as (filesystem, path):
+            return ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{place}: not a Parquet file that can be read ({one_line(error)})") from None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Binary, or the struct of `bytes` and `path` that Hugging Face's data sets write."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
+    return _is_bytes(kind)

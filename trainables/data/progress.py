@@ -1,0 +1,59 @@
+"""How far a preparation is, how fast it goes and how long it will take, as a line of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_BAR = 20
+
+
+class PreparationProgress:
+    """Says it at most every `every` seconds, at the start and at the end. Speed counts from the first pairs on: before
+    them processes start, once.
+
+    Args:
+        say: takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None], every: float = 5.0) -> None:
+        self._say, self._every = say, every
+        self._stage, self._began, self._said = "", 0.0, 0.0
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, stage: str, done: int, rows: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._said, self._first = stage, now, now, None
+            kept = f", {done} of them kept from an interrupted preparation" if done else ""
+            self._say(f"{stage}: {rows} pairs{kept}")
+            return
+        if self._first is None:
+            self._first = now, done
+        if done < rows and now - self._said < self._every:
+            return
+        self._said = now
+        began, before = self._first
+        rate = (done - before) / (now - began) if done > before else 0.0
+        speed = f", {rate:.1f} pairs/s" if rate else ""
+        left = f", about {duration((rows - done) / rate)} left" if rate and done < rows else ""
+        took = f", {duration(now - self._began)} in all" if done == rows else ""
+        filled = _BAR * done // rows
+        self._say(f"{stage}: {'█' * filled}{'░' * (_BAR - filled)} {done}/{rows}{speed}{left}{took}")
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def byte_text(number: float) -> str:
+    """`1.23 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

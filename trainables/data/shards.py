@@ -1,0 +1,203 @@
+"""Makes the shards of stages: photographs into pairs, pairs into latents, latents into what a network makes of them.
+
+A shard is a function of its number, the settings and the files they name: the same bytes in whichever process, after
+whichever others, beside however many. Only another kind of device or another build of torch may round differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from trainables.data.pairs import Pair, Pairs
+from trainables.data.photographs import Split, UnusableImage
+from trainables.data.stages import Stage
+from trainables.data.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
+from trainables.data.tensors import to_tensor, upsample
+from trainables.errors import InputError
+from trainables.first_stage import FirstStage
+from trainables.latents import Autoencoder, load_latents
+from trainables.settings import TrialSettings
+from trainables.weights import build_diffusion, load_teacher
+
+_NOISE = 7  # stream of the data seed
+_ROWS_AT_ONCE = 32
+
+Values = dict[str, np.ndarray]
+
+
+def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
+    """The standard normal noise of one draw for one training pair, float16; equal on every machine."""
+    return np.random.default_rng([seed, _NOISE, row, draw]).standard_normal(tuple(shape), np.float32).astype(np.float16)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Shard `number` of a split, in those of its stages that lack it, in order."""
+
+    split: Split
+    number: int
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a task. `error`: why it could not be done; `seconds`: of each stage."""
+
+    task: Task
+    shards: Mapping[str, Shard] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class ShardMaker:
+    """Makes shards and writes them to their stores. Loads each network when it is first needed, and keeps it.
+
+    Args:
+        stages: of all splits that tasks will name.
+        pairs: split -> its pairs, for tasks that make some.
+    """
+
+    def __init__(
+        self,
+        settings: TrialSettings,
+        stages: Sequence[Stage],
+        pairs: Mapping[Split, Pairs],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._settings, self._pairs, self.device = settings, pairs, torch.device(device)
+        self._stages = {(stage.split, stage.name): stage for stage in stages}
+
+    def __call__(self, task: Task) -> Made:
+        """Does a task; an `InputError` on the way is part of the result, for others to be told of."""
+        shards, seconds = {}, {}
+        made: dict[str, pa.Buffer] = {}
+        try:
+            with one_thread(), torch.no_grad():
+                for name in task.stages:
+                    started = time.monotonic()
+                    stage = self._stages[task.split, name]
+                    made[name] = self._make(stage, task.number, made)
+                    stage.folder.write(shard_name(task.number), made[name])
+                    shards[name] = describe_shard(made[name])
+                    seconds[name] = time.monotonic() - started
+        except InputError as error:
+            return Made(task, shards, seconds, str(error))
+        return Made(task, shards, seconds)
+
+    def _make(self, stage: Stage, number: int, made: Mapping[str, pa.Buffer]) -> pa.Buffer:
+        if stage.name == "pairs":
+            return self._make_pairs(stage, number)
+        before = self._shard(stage.split, "pairs", number, made)
+        if stage.name != "latents":
+            before |= self._shard(stage.split, "latents", number, made)
+        make = {"latents": self._latents, "targets": self._targets, "restored": self._restored}[stage.name]
+        parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows)]
+        values = (
+            {name: np.concatenate([part[name] for part in parts]) for name in stage.columns}
+            if parts
+            else {name: np.empty((0, *column.shape), column.dtype) for name, column in stage.columns.items()}
+        )
+        try:
+            return encode_shard(stage.columns, values)
+        except ValueError as error:
+            raise InputError(f"{stage.split} {stage.name}: {error}") from None
+
+    def _shard(self, split: Split, name: str, number: int, made: Mapping[str, pa.Buffer]) -> Values:
+        """An earlier stage's shard: the one just made, or the one in its store."""
+        stage = self._stages[split, name]
+        file = made[name] if name in made else stage.folder.read(shard_name(number))
+        return decode_shard(file, stage.columns)
+
+    def _make_pairs(self, stage: Stage, number: int) -> pa.Buffer:
+        pairs, made, rejected = self._pairs[stage.split], list[Pair](), dict[str, str]()
+        for row in stage.rows_of(number):
+            name = pairs.photograph_of(row)
+            if name not in rejected:
+                try:
+                    made.append(pairs[row])
+                except UnusableImage as error:
+                    rejected[name] = str(error)
+        # One that is found broken in the middle of its rows gives none of them.
+        made = [pair for pair in made if pair.photograph not in rejected]
+        values = {
+            name: np.stack([getattr(pair, name).transpose(2, 0, 1) for pair in made])
+            if made
+            else np.empty((0, *column.shape), column.dtype)
+            for name, column in stage.columns.items()
+        }
+        return encode_shard(stage.columns, values, [pair.name for pair in made], rejected)
+
+    @cached_property
+    def _autoencoder(self) -> Autoencoder:
+        return load_latents(self._settings, self.device)
+
+    @cached_property
+    def _first_stage(self) -> FirstStage:
+        return FirstStage(self._settings, self.device)
+
+    @cached_property
+    def _teacher(self) -> torch.nn.Module:
+        return load_teacher(self._settings.teacher.weights, self._settings.network, self.device)
+
+    def _latents(self, before: Values, rows: range) -> Values:
+        degraded = upsample(to_tensor(before["degraded"], self.device), self._settings.pairs.scale)
+        return {
+            "latent": self._autoencoder.encode(to_tensor(before["target"], self.device)).cpu().numpy(),
+            "latent_degraded": self._autoencoder.encode(degraded).cpu().numpy(),
+        }
+
+    def _targets(self, before: Values, rows: range) -> Values:
+        teacher, diffusion = self._teacher, build_diffusion(self._settings.resshift)
+        degraded, y = (to_tensor(before[name], self.device) for name in ("degraded", "latent_degraded"))
+        noises, taught = [], []
+        for draw in range(self._settings.sinsr.draws):
+            noises.append(np.stack([pair_noise(self._settings.data.seed, row, draw, y.shape[1:]) for row in rows]))
+            noise = to_tensor(noises[-1], self.device)
+            x0 = diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise)
+            taught.append(x0.float().cpu().numpy())
+        return {"noise": np.stack(noises, 1), "taught": np.stack(taught, 1)}
+
+    def _restored(self, before: Values, rows: range) -> Values:
+        x0, y = (to_tensor(before[name], self.device) for name in ("latent", "latent_degraded"))
+        seed, restored = self._settings.data.seed, []
+        for draw in range(self._settings.first_stage.draws):
+            noise = np.stack([pair_noise(seed, row, draw, y.shape[1:]) for row in rows])
+            keys = [(seed, _NOISE, row, draw) for row in rows]
+            restored.append(self._first_stage(y, to_tensor(noise, self.device), keys, x0).float().cpu().numpy())
+        return {"restored": np.stack(restored, 1)}
+
+
+def _parts(values: Values, first: int) -> Iterator[tuple[Values, range]]:
+    """The rows of a shard a few at a time, with their numbers; the first of them has the number `first`."""
+    count = len(next(iter(values.values())))
+    for start in range(0, count, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, count)
+        yield {name: column[start:stop] for name, column in values.items()}, range(first + start, first + stop)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """How sums are split among threads changes their rounding; and other processes use the other cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+Runner = Callable[[ShardMaker, Sequence[Task]], Iterator[Made]]
+"""Does tasks in any order, anywhere, and tells of each as it is done."""
+
+
+def run_here(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+    """One task after another in this process."""
+    return map(maker, tasks)

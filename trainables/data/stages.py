@@ -1,0 +1,155 @@
+"""What no hyperparameter changes is computed once per sweep, in stages: which there are, and what determines each.
+
+Each stage is its own store keyed by all that determined it, so that a change remakes only what follows it:
+
+    pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (ResShift teacher, noise draws)
+                                                                     -> restored (finished first stage, noise draws)
+
+All stages of a split are cut into shards at the same rows, so that a shard needs only the shards of its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.data.pair_settings import PAIRS_VERSION
+from trainables.data.photographs import Split
+from trainables.data.source import fingerprint, is_paired
+from trainables.data.store import Column, rows_per_shard, store_name
+from trainables.data.store_folder import StoreFolder
+from trainables.first_stage import first_stage_key
+from trainables.latents import autoencoder_fingerprint, latent_shape
+from trainables.registry import METHODS
+from trainables.settings import TrialSettings
+from trainables.weights import fingerprint as weights_fingerprint
+from trainables.weights import teacher_path
+
+STAGE_OF = {
+    "target": "pairs",
+    "degraded": "pairs",
+    "latent": "latents",
+    "latent_degraded": "latents",
+    "noise": "targets",
+    "taught": "targets",
+    "restored": "restored",
+}
+DRAWN = ("noise", "taught", "restored")
+"""Columns that hold several noise draws of each pair."""
+LATENTS_VERSION = 3
+"""Part of what determines latents and what follows from them: raise it when the same inputs give others."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One store to make, or to find made.
+
+    Attributes:
+        rows: as planned; a photograph that turns out broken leaves its rows out.
+        shard_rows: rows of every shard but the last.
+    """
+
+    name: str
+    split: Split
+    key: Mapping[str, Any]
+    folder: StoreFolder
+    rows: int
+    shard_rows: int
+    columns: Mapping[str, Column]
+
+    @property
+    def exists(self) -> bool:
+        return self.folder.complete
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, shard: int) -> range:
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Without the few bytes of a pair's name."""
+        return sum(column.bytes_per_row for column in self.columns.values())
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.bytes_per_row
+
+
+def plan(settings: TrialSettings, root: Path | str, columns: Collection[str], source: str = "") -> list[Stage]:
+    """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
+    fingerprint them; makes nothing.
+
+    Args:
+        root: of the stores, a local folder or a URI.
+        source: the fingerprint of `settings.data.source` where it is known already.
+    """
+    needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
+    latent = METHODS[settings.method].latents != ""
+    source = source or fingerprint(settings.data.source)
+    stages = []
+    # What trains nothing reads no training batch.
+    splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
+    for split in splits:
+        keys: dict[str, dict[str, Any]] = {"pairs": _pairs_key(settings, split, source)}
+        if latent and (split == "validation" or needed & {"latents", "targets", "restored"}):
+            keys["latents"] = {
+                **keys["pairs"],
+                "latents": LATENTS_VERSION,
+                "autoencoder": autoencoder_fingerprint(settings),
+            }
+        if split == "train" and "targets" in needed:
+            keys["targets"] = {**keys["latents"], **_targets_key(settings)}
+        if split == "train" and "restored" in needed:
+            keys["restored"] = {**keys["latents"], **first_stage_key(settings)}
+        rows = settings.pairs.train_pairs if split == "train" else settings.pairs.validation_pairs
+        shard_rows = rows_per_shard(rows, sum(c.bytes_per_row for c in _columns(settings, "pairs", split).values()))
+        for name, key in keys.items():
+            folder = StoreFolder(str(root), store_name(f"{name}-{split}", key))
+            stages.append(Stage(name, split, key, folder, rows, shard_rows, _columns(settings, name, split)))
+    return stages
+
+
+def _pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, Any]:
+    """Training pairs depend on their size, number and seed, validation pairs on theirs alone."""
+    pairs = dataclasses.asdict(settings.pairs)
+    own = (
+        ("image_size", "train_pairs", "colour_swap_prob")
+        if split == "train"
+        else ("validation_size", "validation_pairs")
+    )
+    key = {name: pairs[name] for name in (*own, "scale")}
+    if not is_paired(settings.data.source):
+        made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
+        key |= {made_by: pairs[made_by]}
+    key |= {"version": PAIRS_VERSION, "source": source, "split": split}
+    return key | ({"seed": settings.data.seed} if split == "train" else {})
+
+
+def _targets_key(settings: TrialSettings) -> dict[str, Any]:
+    return {
+        "teacher": weights_fingerprint(teacher_path(settings.teacher.weights)),
+        "network": dataclasses.asdict(settings.network),
+        "diffusion": dataclasses.asdict(settings.resshift),
+        "draws": settings.sinsr.draws,
+    }
+
+
+def _columns(settings: TrialSettings, stage: str, split: Split) -> dict[str, Column]:
+    pairs = settings.pairs
+    size = pairs.image_size if split == "train" else pairs.validation_size
+    if stage == "pairs":
+        degraded = size // pairs.scale
+        return {"target": Column("uint8", (3, size, size)), "degraded": Column("uint8", (3, degraded, degraded))}
+    latent = latent_shape(settings).of(size)
+    if stage == "latents":
+        return {"latent": Column("float16", latent), "latent_degraded": Column("float16", latent)}
+    if stage == "restored":
+        return {"restored": Column("float16", (settings.first_stage.draws, *latent))}
+    draws = (settings.sinsr.draws, *latent)
+    return {"noise": Column("float16", draws), "taught": Column("float16", draws)}

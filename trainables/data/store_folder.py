@@ -1,0 +1,95 @@
+"""Where a prepared store lies while it is made and afterwards: a local folder, or a prefix of a bucket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from trainables.data.locations import resolve_uri
+from trainables.data.roots import is_uri, local_root
+from trainables.data.store import MANIFEST
+from trainables.errors import InputError
+
+PARTIAL = ".partial"
+"""How the temporary names of files in the writing end; those of killed writers stay, until the next one clears them."""
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """One store's place. Travels between machines; connects when it is used.
+
+    Attributes:
+        root: of all stores: a local path, or a URI such as `s3://bucket/stores`.
+        name: of this one, `<kind>-<key hash>`.
+
+    Raises:
+        InputError: from every method, when the place cannot be reached, read or written.
+    """
+
+    root: str
+    name: str
+
+    @property
+    def remote(self) -> bool:
+        return is_uri(self.root)
+
+    @property
+    def local(self) -> Path:
+        """The folder that this machine reads."""
+        return local_root(self.root) / self.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is whole: its manifest is written last."""
+        return MANIFEST in self.files()
+
+    def files(self) -> dict[str, int]:
+        """The names of the files there are, with their bytes; none if the folder is not there."""
+        with self._filesystem() as (filesystem, folder):
+            found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return {info.base_name: info.size for info in found if info.is_file}
+
+    def read(self, file: str) -> pa.Buffer:
+        """The content of a file, mapped where it is local."""
+        with self._filesystem() as (filesystem, folder):
+            if self.remote:
+                return filesystem.open_input_file(f"{folder}/{file}").read_buffer()
+            return pa.memory_map(f"{folder}/{file}", "r").read_buffer()
+
+    def write(self, file: str, content: bytes | pa.Buffer) -> None:
+        """Puts a file there, whole or not at all."""
+        with self._filesystem() as (filesystem, folder):
+            if self.remote:  # an object appears when its upload is complete
+                with filesystem.open_output_stream(f"{folder}/{file}") as sink:
+                    sink.write(content)
+                return
+            write_whole(Path(folder, file), content)
+
+    @contextmanager
+    def _filesystem(self) -> Iterator[tuple[fs.FileSystem, str]]:
+        try:
+            if self.remote:
+                filesystem, root = resolve_uri(self.root)
+                yield filesystem, f"{root.rstrip('/')}/{self.name}"
+            else:
+                yield fs.LocalFileSystem(), str(self.local)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"--store {self.root}: {self.name} cannot be read or written there ({reason})") from None
+
+
+def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
+    """Writes a local file under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
