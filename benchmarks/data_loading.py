@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.sinsr_step import Taken
 from trainables.data.batches import TrainingBatches
-from trainables.data.decode import read_pixels
 from trainables.data.pairs import Pairs
-from trainables.data.photographs import Photograph
 from trainables.data.prepare import Prepared
-from trainables.data.source import load_source
+from trainables.data.sources.decode import read_pixels
+from trainables.data.sources.photographs import Photograph
+from trainables.data.sources.source import load_source
 from trainables.data.stages import DRAWN, STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.data.tensors import to_tensor, upsample

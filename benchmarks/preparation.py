@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from trainables.data.photographs import Photograph, load_photographs
+from trainables.data.sources.photographs import Photograph, load_photographs
 
 ROOT = Path(__file__).parent.parent
 _SIDE = (384, 512)  # height and width of a photograph
@@ -64,10 +64,10 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
             used |= {pid: seconds for pid in processes if (seconds := _cpu_seconds(pid)) is not None}
             if any(store.glob("*/shard-*")):
                 marks.append((time.monotonic(), sum(used.values())))
-            time.sleep(0.5)
+            time.sleep(2)  # reading how a gigabyte is mapped takes a core for a moment
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    # The last half second ends processes; the first shard is where making begins.
+    # The last moment ends processes; the first shard is where making begins.
     (began, before), (ended, after) = marks[0], marks[-2]
     return Taken(time.monotonic() - started, ended - began, (after - before) / (ended - began), peak)
 

@@ -209,7 +209,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     # Seconds of imports: only for what passed so far.
     from trainables.base_model import find_base
-    from trainables.data.source import fingerprint
+    from trainables.data.sources.source import fingerprint
     from trainables.data.stages import plan as plan_stages
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.registry import METHODS, method_class
@@ -283,7 +283,7 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
         InputError: see `load_source` and `Pairs`.
     """
     from trainables.data.pairs import Pairs
-    from trainables.data.source import load_source
+    from trainables.data.sources.source import load_source
 
     data, pairs = trial.data, trial.pairs
     load_source(data.source, "train", pairs.image_size, pairs.scale, data.max_rejected, cache)

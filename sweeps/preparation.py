@@ -32,8 +32,11 @@ def estimated_seconds(sweep: Plan) -> float:
     return seconds / (gpus or len(os.sched_getaffinity(0)))
 
 
-def prepare_stores(sweep: Plan) -> list[tuple[TrialSettings, Prepared]]:
+def prepare_stores(sweep: Plan, concurrent: int) -> list[tuple[TrialSettings, Prepared]]:
     """The stores of all methods, made or found made: for every method a trial's settings and what it reads.
+
+    Args:
+        concurrent: trials that the Ray which is connected runs at once: as many of their workers prepare.
 
     Raises:
         InputError: see `prepare`; or the nodes of a cluster do not share the stores' folder.
@@ -45,7 +48,7 @@ def prepare_stores(sweep: Plan) -> list[tuple[TrialSettings, Prepared]]:
     logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to be made")
     progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
     each = workers(settings)
-    run = on_ray(each.cpus, each.gpus)
+    run = on_ray(concurrent * each.count, each.cpus, each.gpus)
     made = []
     for trial in sweep.question.every_method:
         # What was there was verified before anything was started.

@@ -56,7 +56,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         logger.info("%-10s %s", "results", folder.path)
         recorder = Recorder(_recorder_settings(plan, folder, concurrent))
         recorder.open()
-        _measure_controls(plan, prepare_stores(plan), recorder)
+        _measure_controls(plan, prepare_stores(plan, concurrent), recorder)
         _tune(plan, folder, concurrent, recorder)
         status = finish.finish(plan, folder.path)
         logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))

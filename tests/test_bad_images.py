@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data import catalogue
-from trainables.data.photographs import Photographs, Split, load_photographs
-from trainables.data.source import fingerprint, load_source
+from trainables.data.sources import catalogue
+from trainables.data.sources.photographs import Photographs, Split, load_photographs
+from trainables.data.sources.source import fingerprint, load_source
 from trainables.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -188,7 +188,7 @@ def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
-        "from trainables.data.photographs import load_photographs\n"
+        "from trainables.data.sources.photographs import load_photographs\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "parts = [load_photographs(sys.argv[1], split) for split in ('train', 'validation')]\n"
         "rejected = parts[0].rejected | parts[1].rejected\n"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data import catalogue
 from trainables.data.pair_settings import PairSettings
 from trainables.data.pairs import FLAT, Pair, Pairs
-from trainables.data.photographs import Photographs, Split, load_photographs
-from trainables.data.source import fingerprint, is_paired, load_source
+from trainables.data.sources import catalogue
+from trainables.data.sources.photographs import Photographs, Split, load_photographs
+from trainables.data.sources.source import fingerprint, is_paired, load_source
 from trainables.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

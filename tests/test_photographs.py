@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data import catalogue, decode, photographs
-from trainables.data.photographs import Photographs, load_photographs
-from trainables.data.source import fingerprint
+from trainables.data.sources import catalogue, decode, photographs
+from trainables.data.sources.photographs import Photographs, load_photographs
+from trainables.data.sources.source import fingerprint
 from trainables.errors import InputError
 
 
@@ -55,7 +55,7 @@ def test_sample_retina_has_no_black_border() -> None:
 
 def test_sample_does_not_import_skimage() -> None:
     code = (
-        "import sys; from trainables.data.photographs import load_photographs; "
+        "import sys; from trainables.data.sources.photographs import load_photographs; "
         "load_photographs('sample', 'train'); sys.exit('skimage' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

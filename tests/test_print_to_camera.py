@@ -15,9 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
-from trainables.data.photographs import load_photographs
-from trainables.data.print_settings import MILD_PRINT, NO_PRINT, PrintSettings
-from trainables.data.print_to_camera import (
+from trainables.data.degradations.print_settings import MILD_PRINT, NO_PRINT, PrintSettings
+from trainables.data.degradations.print_to_camera import (
     expose,
     illumination,
     paper,
@@ -25,6 +24,7 @@ from trainables.data.print_to_camera import (
     print_to_camera,
     sensor_places,
 )
+from trainables.data.sources.photographs import load_photographs
 from trainables.errors import InputError
 
 LEVELS = np.arange(256) / 255
@@ -344,5 +344,5 @@ def test_settings_accept_what_yaml_gives() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, trainables.data.print_to_camera; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainables.data.degradations.print_to_camera; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from trainables.data import parquet_images
-from trainables.data.images import FileImages
-from trainables.data.locations import Location
-from trainables.data.photographs import MatchedPhotograph, Photographs, Split, load_photographs
-from trainables.data.source import fingerprint, is_paired, load_source
+from trainables.data.sources import parquet_images
+from trainables.data.sources.images import FileImages
+from trainables.data.sources.locations import Location
+from trainables.data.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
+from trainables.data.sources.source import fingerprint, is_paired, load_source
 from trainables.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -272,9 +272,9 @@ def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list
         "import sys, json, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from pathlib import Path\n"
-        "from trainables.data import catalogue\n"
-        "from trainables.data.images import FileImages\n"
-        "from trainables.data.source import load_source\n"
+        "from trainables.data.sources import catalogue\n"
+        "from trainables.data.sources.images import FileImages\n"
+        "from trainables.data.sources.source import load_source\n"
         "catalogue.FULLY_CHECKED = int(sys.argv[3])\n"
         "opened, size = [], FileImages.size\n"
         "FileImages.size = lambda self, row: opened.append(row) or size(self, row)\n"
@@ -332,7 +332,7 @@ def test_a_million_photographs_travel_as_columns() -> None:
 
 def test_importing_sources_is_cheap() -> None:
     code = (
-        "import sys; import trainables.data.source; "
+        "import sys; import trainables.data.sources.source; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow.fs', 'pyarrow.parquet', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -49,10 +49,10 @@ def prepare(flags: argparse.Namespace) -> int:
     if missing:
         from trainables.data.pipeline import check_shared, connected_for_preparation, on_ray
 
-        with connected_for_preparation(flags.address, flags.cpus, flags.gpus):
+        with connected_for_preparation(flags.address, flags.cpus, flags.gpus) as cpus:
             if flags.address:
                 check_shared(root)
-            run = on_ray(gpus=1.0 if flags.gpus else 0.0)
+            run = on_ray(flags.gpus, gpus=1.0) if flags.gpus else on_ray(flags.cpus or cpus)
             prepare_stores(settings, root, columns, progress=PreparationProgress(print), run=run)
     for stage in stages:
         print(f"{root.rstrip('/')}/{stage.folder.name}")

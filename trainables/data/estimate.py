@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from trainables.data.pairs import Pairs
-from trainables.data.photographs import Split
 from trainables.data.shards import one_thread
+from trainables.data.sources.photographs import Split
 from trainables.data.stages import Stage
 from trainables.diffusion.gaussian import full_timestep
 from trainables.first_stage import FirstStage

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trainables.data.degradation_settings import DegradationSettings
-from trainables.data.print_settings import PrintSettings
+from trainables.data.degradations.degradation_settings import DegradationSettings
+from trainables.data.degradations.print_settings import PrintSettings
 from trainables.errors import InputError
 
 PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels

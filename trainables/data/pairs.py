@@ -14,9 +14,9 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-from trainables.data.degradation import degrade
+from trainables.data.degradations.degradation import degrade
 from trainables.data.pair_settings import PairSettings
-from trainables.data.photographs import MatchedPhotograph, Photograph, Photographs, Split
+from trainables.data.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
 from trainables.errors import InputError
 
 VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs
@@ -186,7 +186,7 @@ def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
 def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
     """`target` as `settings.simulator` degrades it: uint8, `settings.scale` times smaller."""
     if settings.simulator == "print_to_camera":
-        from trainables.data.print_to_camera import print_to_camera
+        from trainables.data.degradations.print_to_camera import print_to_camera
 
         return print_to_camera(target, settings.print, rng)
     return degrade(target, settings.degradation, rng, settings.scale)

@@ -67,14 +67,14 @@ class _Worker:
         return _work(batch, held, stages, device)
 
 
-def on_ray(cpus: float = 1.0, gpus: float = 0.0) -> Runner:
-    """Who makes shards on the Ray that is connected: as many processes as it has room for.
+def on_ray(processes: int, cpus: float = 1.0, gpus: float = 0.0) -> Runner:
+    """Who makes shards on the Ray that is connected.
 
     Without GPUs one process does all stages of a shard, which keeps every core busy whatever the stages cost. With
     them, processes without one crop and degrade, and hand over to processes with one each, which encode and teach.
 
     Args:
-        cpus, gpus: what a process with networks takes.
+        processes: how many at once, at most. cpus, gpus: what one with networks takes.
     """
 
     def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
@@ -91,10 +91,11 @@ def on_ray(cpus: float = 1.0, gpus: float = 0.0) -> Runner:
             [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), _MOST_BLOCKS)
         )
         if gpus and stages > {"pairs"}:
-            made = _through(numbers, held, (frozenset({"pairs"}), "cpu"), {"CPU": 1.0}, len(tasks))
-            made = _through(made, held, (stages - {"pairs"}, "cuda"), {"CPU": cpus, "GPU": gpus}, len(tasks))
+            croppers = max(1, int(ray.cluster_resources().get("CPU", 1) - processes * cpus))
+            made = _through(numbers, held, (frozenset({"pairs"}), "cpu"), {"CPU": 1.0}, croppers)
+            made = _through(made, held, (stages - {"pairs"}, "cuda"), {"CPU": cpus, "GPU": gpus}, processes)
         else:
-            made = _through(numbers, held, (stages, "cpu"), {"CPU": cpus}, len(tasks))
+            made = _through(numbers, held, (stages, "cpu"), {"CPU": cpus}, processes)
         for row in made.iter_rows():
             yield pickle.loads(row["made"])
 
@@ -106,11 +107,9 @@ def _through(
     held: list[ray.ObjectRef],
     work: tuple[frozenset[str], str],
     each: dict[str, float],
-    tasks: int,
+    processes: int,
 ) -> ray.data.Dataset:
-    """`dataset` through processes of `_Work` that take `each` of the cluster, as many as fit."""
-    have = ray.cluster_resources()
-    fits = max(1, min(tasks, *(int(have.get(name, 0) // amount) for name, amount in each.items() if amount)))
+    """`dataset` through so many processes, which take `each` of the cluster."""
     # Tasks find the networks of the one before in their process. The reference is in a list, or Ray would unpack it.
     return dataset.map_batches(
         _Worker if "GPU" in each else _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
@@ -118,13 +117,15 @@ def _through(
         batch_size=1,
         num_cpus=each["CPU"],
         num_gpus=each.get("GPU"),
-        compute=ray.data.ActorPoolStrategy(size=fits) if "GPU" in each else ray.data.TaskPoolStrategy(size=fits),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes)
+        if "GPU" in each
+        else ray.data.TaskPoolStrategy(size=processes),
     )
 
 
 @contextmanager
-def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0) -> Iterator[None]:
-    """A Ray to prepare on, let go of in the end: a running cluster, or one of our own.
+def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0) -> Iterator[int]:
+    """A Ray to prepare on, let go of in the end: a running cluster, or one of our own. Yields its CPUs.
 
     Args:
         cpus, gpus: how many processes at once, and how many of them with a GPU; 0 CPUs are all cores.
@@ -148,7 +149,7 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0) -
     except ConnectionError as error:
         raise InputError(f"--address {address}: no Ray cluster ({str(error).splitlines()[0]})") from None
     try:
-        yield
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
 

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 
-from trainables.data.catalogue import check_rejected
 from trainables.data.mirror import mirror, window_of
 from trainables.data.pairs import Pairs
-from trainables.data.photographs import Photographs, Split
 from trainables.data.roots import local_root
 from trainables.data.shards import Runner, ShardMaker, Task, run_here
 from trainables.data.shelf import mark_used
-from trainables.data.source import load_source
+from trainables.data.sources.catalogue import check_rejected
+from trainables.data.sources.photographs import Photographs, Split
+from trainables.data.sources.source import load_source
 from trainables.data.stages import STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, Shard, Store, decode_shard, describe_shard, encode_manifest, shard_name
 from trainables.data.store_folder import PARTIAL, StoreFolder

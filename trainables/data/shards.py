@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from trainables.data.pairs import Pair, Pairs
-from trainables.data.photographs import Split, UnusableImage
+from trainables.data.sources.photographs import Split, UnusableImage
 from trainables.data.stages import Stage
 from trainables.data.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
 from trainables.data.tensors import to_tensor, upsample

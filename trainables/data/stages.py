@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.pair_settings import PAIRS_VERSION
-from trainables.data.photographs import Split
-from trainables.data.source import fingerprint, is_paired
+from trainables.data.sources.photographs import Split
+from trainables.data.sources.source import fingerprint, is_paired
 from trainables.data.store import Column, rows_per_shard, store_name
 from trainables.data.store_folder import StoreFolder
 from trainables.first_stage import first_stage_key

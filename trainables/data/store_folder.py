@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from trainables.data.locations import resolve_uri
 from trainables.data.roots import is_uri, local_root
+from trainables.data.sources.locations import resolve_uri
 from trainables.data.store import MANIFEST
 from trainables.errors import InputError
 

@@ -17,10 +17,10 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
-from trainables.data import decode
-from trainables.data.images import Images
-from trainables.data.listing import Listing
-from trainables.data.parquet_images import NO_IMAGE
+from trainables.data.sources import decode
+from trainables.data.sources.images import Images
+from trainables.data.sources.listing import Listing
+from trainables.data.sources.parquet_images import NO_IMAGE
 from trainables.errors import InputError
 
 Split = Literal["train", "validation"]

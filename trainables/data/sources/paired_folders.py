@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 
-from trainables.data.images import FileImages
-from trainables.data.locations import Location
+from trainables.data.sources.images import FileImages
+from trainables.data.sources.locations import Location
 from trainables.errors import InputError
 
 PAIRED_FOLDERS = (("input", "target"), ("captured", "original"))  # degraded, target; in any case

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from trainables.data.decode import read_size
-from trainables.data.images import Images
-from trainables.data.locations import Location, one_line
+from trainables.data.sources.decode import read_size
+from trainables.data.sources.images import Images
+from trainables.data.sources.locations import Location, one_line
 from trainables.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from trainables.data.images import FileImages, Images, names_column
-from trainables.data.locations import Location, is_uri, locate
-from trainables.data.paired_folders import match_partners, paired_subfolders
-from trainables.data.parquet_images import list_parquet
+from trainables.data.sources.images import FileImages, Images, names_column
+from trainables.data.sources.locations import Location, is_uri, locate
+from trainables.data.sources.paired_folders import match_partners, paired_subfolders
+from trainables.data.sources.parquet_images import list_parquet
 from trainables.errors import InputError
 
 SAMPLE = "sample"

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 
-from trainables.data import decode
-from trainables.data.catalogue import Part, Split, usable_part
-from trainables.data.images import Images
-from trainables.data.listing import SAMPLE, Listing, list_source
+from trainables.data.sources import decode
+from trainables.data.sources.catalogue import Part, Split, usable_part
+from trainables.data.sources.images import Images
+from trainables.data.sources.listing import SAMPLE, Listing, list_source
 from trainables.errors import InputError
 
 __all__ = ["SAMPLE", "MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
@@ -129,7 +129,7 @@ def _bytes(pixels: list[np.ndarray]) -> int:
 
 
 def load_photographs(source: str, split: Split, min_size: int = 1) -> Photographs:
-    """The photographs of one split, with all that can be used of it: see `trainables.data.source.load_source`.
+    """The photographs of one split, with all that can be used of it: see `trainables.data.sources.source.load_source`.
 
     Args:
         min_size: shorter side that a photograph needs, in pixels.
@@ -148,7 +148,7 @@ def of_split(
     max_rejected: float = 1.0,
     cache: Path | None = None,
 ) -> Photographs:
-    """See `trainables.data.source.load_source`."""
+    """See `trainables.data.sources.source.load_source`."""
     if split not in ("train", "validation"):
         raise InputError.of("split", split, '"train" or "validation"')
     part: Part = usable_part(listing, split, min_size, scale, max_rejected, cache)

@@ -11,8 +11,8 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from trainables.data.decode import read_pixels, read_size
-from trainables.data.locations import Location
+from trainables.data.sources.decode import read_pixels, read_size
+from trainables.data.sources.locations import Location
 from trainables.errors import InputError
 
 
