@@ -17,7 +17,8 @@ from sweeps.remarks import criteria_met, longer_training
 from sweeps.report import write_report
 from sweeps.settings import INTERRUPTED
 from sweeps.tables import Row, RunTables
-from trainables.checkpoint import SETTINGS, WEIGHTS
+from trainables.checkpoint import WEIGHTS
+from trainables.finished import SETTINGS
 from trainables.registry import METHODS
 from trainables.settings import TrialSettings, flatten
 

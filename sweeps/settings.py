@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import search_spaces
-import trainables
 from search_spaces import SearchSpace
 from trainables.data.roots import is_uri, refuse_secrets
 from trainables.errors import InputError
+from trainables.finished import ASSETS, finished_settings
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset
 from trainables.registry import METHODS
 from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
-ASSETS = Path(trainables.__path__[0]) / "assets"
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 INTERRUPTED = 130
 """Exit status of a sweep that was interrupted, as a shell's for SIGINT."""
@@ -194,18 +192,9 @@ def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSetti
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
     """The settings that a finished trial was trained with, but for those of its training."""
     folder = ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
-    try:
-        found = json.loads((folder / "settings.json").read_text())
-        known = flatten(preset("sample").trial)
-        settings = {name: found[name] for name in found if name in known and not name.startswith("training.")}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--checkpoint {checkpoint}: no settings.json to read there ({type(error).__name__}); expected a finished "
-            f"trial of {method}, such as the best/ of a run"
-        ) from None
-    if settings.get("method") != method:
-        raise InputError(f"--checkpoint {checkpoint}: a trial of {settings.get('method')}; expected one of {method}")
-    return settings
+    found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
+    known = flatten(preset("sample").trial)
+    return {name: found[name] for name in found if name in known and not name.startswith("training.")}
 
 
 _PATHS = {

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainables import registry
-from trainables.checkpoint import GRID, PER_IMAGE, SETTINGS, STATE, WEIGHTS
+from trainables.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
 from trainables.errors import InputError
+from trainables.finished import SETTINGS
 from trainables.loop import Trainer, World, learning_rate_factor, train
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import MetricSet

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from trainables.ema import ExponentialMovingAverage
 from trainables.errors import InputError
+from trainables.finished import SETTINGS
 from trainables.method import Method
 from trainables.settings import TrialSettings, flatten
 from trainables.validation import Validation
 from trainables.weights import describe, save_weights, unequal
 
-STATE, WEIGHTS, SETTINGS = "state.pt", "weights.safetensors", "settings.json"
+STATE, WEIGHTS = "state.pt", "weights.safetensors"
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"
 
 

@@ -11,7 +11,6 @@ as much disk as the base.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from safetensors.torch import save_file
 from trainables.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
 from trainables.base_schedule import zero_terminal_snr
 from trainables.build import build_method
-from trainables.checkpoint import SETTINGS
 from trainables.errors import InputError
+from trainables.finished import finished_settings
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
 from trainables.presets import preset
-from trainables.settings import TrialSettings, override
+from trainables.settings import override
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -40,7 +39,8 @@ def export(finished: Path, folder: Path) -> None:
     """
     if folder.exists():
         raise InputError(f"{folder}: is there already; give a folder that is not")
-    settings = _settings_of(finished)
+    found = finished_settings(finished, "latent_diffusion", str(finished))
+    settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
     method: LatentDiffusion = build_method(settings, torch.device("cpu"))  # type: ignore[assignment]  # settings say so
     base = find_base(settings.base.weights, settings.base.revision)
     unet: UNet2DConditionModel = method.networks["unet"]
@@ -63,16 +63,6 @@ def export(finished: Path, folder: Path) -> None:
     scheduler.save_pretrained(written / "scheduler")
     save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, written / EMPTY_PROMPT)
     written.rename(folder)
-
-
-def _settings_of(finished: Path) -> TrialSettings:
-    try:
-        found = json.loads((finished / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{finished}: no {SETTINGS} to read there ({type(error).__name__})") from None
-    if found.get("method") != "latent_diffusion":
-        raise InputError(f"{finished}: a trial of {found.get('method')}; only latent_diffusion can be exported")
-    return override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
 
 
 def main() -> int:

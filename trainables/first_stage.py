@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.errors import InputError, blamed_on
+from trainables.finished import finished_settings
 from trainables.settings import TrialSettings, flatten, override
 from trainables.weights import fingerprint, first_stage_path
 
@@ -87,12 +87,7 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     """
     folder = first_stage_path(settings.first_stage.weights)
     name = f"first_stage.weights={settings.first_stage.weights}"
-    try:
-        found = json.loads((folder / "settings.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no settings.json to read there ({type(error).__name__})") from None
-    if found.get("method") != "latent_diffusion":
-        raise InputError(f"{name}: a trial of {found.get('method')}; expected one of latent_diffusion")
+    found = finished_settings(folder, "latent_diffusion", name)
     known = flatten(settings)
     own = {key: value for key, value in found.items() if key in known and not key.startswith(_NOT_ITS_OWN)}
     changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}

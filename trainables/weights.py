@@ -22,11 +22,11 @@ from torch import Tensor
 
 from trainables.diffusion.resshift import ResShiftDiffusion
 from trainables.errors import InputError
+from trainables.finished import ASSETS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
 from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings
 
-ASSETS = Path(__file__).parent / "assets"
 SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
 SHIPPED_TEACHER = ASSETS / "resshift_sample.safetensors"
 SHIPPED_FIRST_STAGE = ASSETS / "latent_diffusion_sample"

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from trainables.checkpoint import SETTINGS, WEIGHTS
 from trainables.data.prepare import prepare
+from trainables.finished import ASSETS
 from trainables.loop import World, train
 from trainables.presets import preset
 from trainables.registry import method_class
 from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
-from trainables.weights import ASSETS, describe, save_weights
+from trainables.weights import describe, save_weights
 
 METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 

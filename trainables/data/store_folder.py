@@ -46,8 +46,8 @@ class StoreFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the store is whole: its manifest is written last."""
-        return MANIFEST in self.files()
+        """Whether the store is whole: its manifest is written last. One that was copied to this machine is."""
+        return (self.local / MANIFEST).exists() or (self.remote and MANIFEST in self.files())
 
     def files(self) -> dict[str, int]:
         """The names of the files there are, with their bytes; none if the folder is not there."""
