@@ -22,6 +22,7 @@ import psutil
 from PIL import Image
 
 from trainables.data.sources.photographs import Photograph, load_photographs
+from trainables.data.store import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 _SIDE = (384, 512)  # height and width of a photograph
@@ -58,17 +59,19 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
     used: dict[int, float] = {}
     marks: list[tuple[float, float]] = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        looks = 0
         while process.poll() is None:
             processes = _tree(process.pid)
-            peak = max(peak, sum(_pss(pid) for pid in processes))
+            if looks % 4 == 0:  # reading how a gigabyte is mapped takes a core for a moment
+                peak = max(peak, sum(_pss(pid) for pid in processes))
+            looks += 1
             used |= {pid: seconds for pid in processes if (seconds := _cpu_seconds(pid)) is not None}
-            if any(store.glob("*/shard-*")):
+            if any(store.glob("*/shard-*")) and not any(store.glob(f"*/{MANIFEST}")):
                 marks.append((time.monotonic(), sum(used.values())))
-            time.sleep(2)  # reading how a gigabyte is mapped takes a core for a moment
+            time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    # The last moment ends processes; the first shard is where making begins.
-    (began, before), (ended, after) = marks[0], marks[-2]
+    (began, before), (ended, after) = marks[0], marks[-1]
     return Taken(time.monotonic() - started, ended - began, (after - before) / (ended - began), peak)
 
 

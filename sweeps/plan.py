@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from sweeps.run_folder import check_writable
+from sweeps.run_folder import check_results
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
+from trainables.cluster import check_address
 from trainables.data.progress import byte_text, duration
-from trainables.data.roots import is_uri, local_root
+from trainables.data.roots import check_room, is_uri, local_root, store_root
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS, global_std_name
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 # Weights, averages, two Adam moments and the averaged weights alone, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
-MAX_DISK_SHARE = 0.95
-_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Plan:
     objective: one of them. direction: "max" or "min".
     notes: what a person should know, such as why a metric is absent.
     store: root of the prepared stores, an absolute path or a URI.
-    stages: prepared stores, made or still to be made.
+    stages_of: method -> the prepared stores that its trials read, made or still to be made.
     parameters: method -> how many parameters a trial trains, and how many its networks have.
     concurrent: trials at once on this machine; 0 if a cluster decides.
     """
@@ -49,9 +47,14 @@ class Plan:
     direction: str
     notes: tuple[str, ...]
     store: str
-    stages: tuple[Stage, ...]
+    stages_of: Mapping[str, tuple[Stage, ...]]
     parameters: Mapping[str, tuple[int, int]]
     concurrent: int
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stores of all methods, each once."""
+        return list({stage.folder.name: stage for stages in self.stages_of.values() for stage in stages}.values())
 
     @property
     def rungs(self) -> list[int]:
@@ -79,23 +82,16 @@ class Plan:
         return max(trained for trained, _ in self.parameters.values()) * CHECKPOINT_BYTES_PER_PARAMETER
 
     @property
-    def disk_bytes(self) -> float:
-        """What the run adds: stores to be made, a checkpoint a trial, one more for each that is being replaced."""
-        stores = sum(stage.bytes for stage in self.stages if not stage.exists)
-        return stores + (self.question.trials + max(1, self.concurrent)) * self.checkpoint_bytes
+    def results_bytes(self) -> float:
+        """What the run's folder takes: a checkpoint a trial, one more for each that is being replaced."""
+        return (self.question.trials + max(1, self.concurrent)) * self.checkpoint_bytes
 
     @property
-    def _store_bytes(self) -> int:
-        """What is to come on this machine's disk: stores that are not here, or the shards of a window of them."""
-        window = self.question.trial.data.window_shards if is_uri(self.store) else 0
-        coming = 0
-        for stage in self.stages:
-            if is_uri(self.store) or not stage.exists:
-                in_part = window and stage.split == "train"
-                coming += (
-                    min(2 * window * stage.shard_rows * stage.bytes_per_row, stage.bytes) if in_part else stage.bytes
-                )
-        return coming
+    def store_bytes(self) -> float:
+        """What prepared stores are going to take on this machine's disk."""
+        from trainables.data.prepare import bytes_to_come
+
+        return bytes_to_come(self.stages, self.question.trial.data.window_shards, max(1, self.concurrent))
 
     @property
     def memory_bytes(self) -> float:
@@ -126,15 +122,11 @@ class Plan:
                 f"--max-concurrent {self.concurrent}: the plan needs about {byte_text(self.memory_bytes)} of memory, "
                 f"{byte_text(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
             )
-        for name, folder, needed in (
-            ("--store", local_root(self.store), self._store_bytes),
-            ("--results", Path(self.question.settings.results).expanduser(), self.disk_bytes),
-        ):
-            free = psutil.disk_usage(str(_existing(folder))).free
-            if needed > free * MAX_DISK_SHARE:
-                raise InputError(
-                    f"{name} {folder}: needs about {byte_text(needed)} of disk, {byte_text(free)} are free"
-                )
+        needed = {
+            "--store": (local_root(self.store), self.store_bytes),
+            "--results": (Path(self.question.settings.results).expanduser(), self.results_bytes),
+        }
+        check_room(needed)
 
     def text(self, preparation_seconds: float = 0.0) -> str:
         """The plan, a line a fact.
@@ -178,8 +170,8 @@ class Plan:
                 for method, (trained, everything) in self.parameters.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
-            "disk": f"about {byte_text(self.disk_bytes)} more, of which {byte_text(self.checkpoint_bytes)} a "
-            "checkpoint, one a trial",
+            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, of which "
+            f"{byte_text(self.checkpoint_bytes)} a checkpoint, one a trial",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
@@ -197,11 +189,10 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         InputError: weights, data, objective or resources that cannot be had.
     """
     settings = question.settings
-    store = settings.store or str(Path(settings.results) / "store")
-    check_writable("--results", Path(settings.results).expanduser())
+    store = store_root(settings.store or str(Path(settings.results) / "store"))
+    check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
-        store = str(Path(store).expanduser().resolve())
-        check_writable("--store", Path(store))
+        check_results("--store", Path(store))
     check_photographs(question.trial, local_root(store))
     if settings.address:
         check_address(settings.address)
@@ -228,10 +219,9 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
     parameters = {trial.method: _build(trial, metrics) for trial in trials}
     source = fingerprint(question.trial.data.source)
-    stages = {
-        stage.folder.name: stage
+    stages_of = {
+        trial.method: tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
         for trial in trials
-        for stage in plan_stages(trial, store, method_class(trial.method).columns(trial), source)
     }
     return Plan(
         question,
@@ -240,7 +230,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         METRICS[objective].direction,
         notes,
         store,
-        tuple(stages.values()),
+        stages_of,
         parameters,
         concurrent,
     )
@@ -291,23 +281,6 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
     Pairs(held_out, pairs, "validation", data.seed)
 
 
-def check_address(address: str) -> None:
-    """Refuses an address nobody listens at; Ray itself would try for minutes, and then end the process.
-
-    Raises:
-        InputError: not an address, or nothing there.
-    """
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        raise InputError(f"--address {address}: expected auto, or HOST:PORT of a Ray cluster's head")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: no Ray cluster to connect to ({error})") from None
-
-
 def _local_concurrency(question: Question) -> int:
     settings = question.settings
     cpus = len(os.sched_getaffinity(0))
@@ -330,7 +303,3 @@ def _local_concurrency(question: Question) -> int:
             )
         fits = min(fits, int(gpus // wanted))
     return min(fits, settings.max_concurrent or fits, question.trials)
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

@@ -11,12 +11,10 @@ from sweeps.progress import logger
 from sweeps.ray_cluster import workers
 from trainables.data.estimate import seconds_of
 from trainables.data.pipeline import check_shared, on_ray
-from trainables.data.prepare import Prepared, pairs_of, prepare, read_photographs
+from trainables.data.prepare import make_stores, pairs_of, read_photographs
 from trainables.data.progress import PreparationProgress
 from trainables.data.roots import local_root
-from trainables.data.stages import plan
-from trainables.registry import method_class
-from trainables.settings import TrialSettings, override
+from trainables.data.store import Store
 
 
 def estimated_seconds(sweep: Plan) -> float:
@@ -24,7 +22,7 @@ def estimated_seconds(sweep: Plan) -> float:
     seconds, counted = 0.0, set[str]()
     gpus = torch.cuda.device_count() if sweep.question.settings.gpus_per_worker else 0
     for trial in sweep.question.every_method:
-        stages = plan(trial, sweep.store, method_class(trial.method).columns(trial))
+        stages = sweep.stages_of[trial.method]
         missing = [stage for stage in stages if not stage.exists and stage.folder.name not in counted]
         counted |= {stage.folder.name for stage in missing}
         pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store)))
@@ -32,11 +30,12 @@ def estimated_seconds(sweep: Plan) -> float:
     return seconds / (gpus or len(os.sched_getaffinity(0)))
 
 
-def prepare_stores(sweep: Plan, concurrent: int) -> list[tuple[TrialSettings, Prepared]]:
-    """The stores of all methods, made or found made: for every method a trial's settings and what it reads.
+def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:
+    """Makes the stores of all methods where they are not there yet. Returns those on this machine, open: as long as
+    somebody holds them, nobody prunes them.
 
     Args:
-        concurrent: trials that the Ray which is connected runs at once: as many of their workers prepare.
+        concurrent: trials that the Ray which is connected runs at once: as many of their GPUs prepare.
 
     Raises:
         InputError: see `prepare`; or the nodes of a cluster do not share the stores' folder.
@@ -46,13 +45,9 @@ def prepare_stores(sweep: Plan, concurrent: int) -> list[tuple[TrialSettings, Pr
         check_shared(sweep.store)
     missing = [stage for stage in sweep.stages if not stage.exists]
     logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to be made")
-    progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
     each = workers(settings)
-    run = on_ray(concurrent * each.count, each.cpus, each.gpus)
-    made = []
+    run = on_ray(concurrent * each.count, each.gpus) if each.gpus else on_ray()
     for trial in sweep.question.every_method:
-        # What was there was verified before anything was started.
-        unverified = override(trial, {"data.verify": False})
-        columns = method_class(trial.method).columns(trial)
-        made.append((trial, prepare(unverified, sweep.store, columns, progress=progress, run=run)))
-    return made
+        progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
+        make_stores(trial, sweep.stages_of[trial.method], progress=progress, run=run)
+    return [Store(stage.folder.local) for stage in sweep.stages if not stage.folder.remote]

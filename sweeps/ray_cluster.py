@@ -7,12 +7,11 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 
 from sweeps.settings import SweepSettings
-from trainables.data.roots import is_uri
+from trainables.cluster import shipped_code
 from trainables.errors import InputError
 from trainables.launch import Workers
 
@@ -34,7 +33,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store stays all but empty
-_NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
 def workers(settings: SweepSettings) -> Workers:
@@ -68,12 +66,11 @@ def connected(settings: SweepSettings) -> Iterator[int]:
 
 
 def _join(settings: SweepSettings) -> None:
-    root = Path(__file__).parent.parent
     ray.init(
         address=settings.address,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"working_dir": str(root), "excludes": _not_sent(settings, root), "env_vars": _ENVIRONMENT},
+        runtime_env={**shipped_code(settings.results, settings.store), "env_vars": _ENVIRONMENT},
     )
 
 
@@ -107,16 +104,6 @@ def _chosen_address() -> dict[str, str]:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
     return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-
-
-def _not_sent(settings: SweepSettings, root: Path) -> list[str]:
-    """What lies beside the code and does not travel with it, the results of this and other sweeps above all."""
-    kept = (
-        Path(folder).expanduser().absolute()
-        for folder in ("results", settings.results, settings.store)
-        if folder and not is_uri(folder)
-    )
-    return [*_NOT_SENT, *(str(folder.relative_to(root)) for folder in kept if root in folder.parents)]
 
 
 def _trials_at_once(settings: SweepSettings) -> int:

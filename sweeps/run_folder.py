@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from sweeps.settings import Question, SweepSettings
+from trainables.data.roots import check_writable
 from trainables.errors import InputError
 from trainables.settings import flatten
 
@@ -53,7 +54,7 @@ class RunFolder:
         os.close(self._lock)
 
 
-def check_writable(flag: str, path: Path) -> None:
+def check_results(flag: str, path: Path) -> None:
     """Refuses, making nothing, a folder that runs or prepared data cannot be kept in.
 
     Raises:
@@ -61,11 +62,7 @@ def check_writable(flag: str, path: Path) -> None:
     """
     if (path / SETTINGS).exists():
         raise InputError(f"{flag} {path}: this is the folder of a run; expected the folder that holds runs")
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{flag} {path}: {nearest} is a file; expected a folder, or one that can be made")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {path}: {nearest} cannot be written; expected a folder that can")
+    check_writable(flag, path)
 
 
 def create_run(question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str]) -> RunFolder:

@@ -21,11 +21,10 @@ from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.settings import INTERRUPTED
 from sweeps.tables import HISTORY
 from trainables.controls import measure_controls
-from trainables.data.prepare import Prepared
+from trainables.data.prepare import open_stores
 from trainables.data.progress import duration
 from trainables.launch import Job, launch, trial_resources
 from trainables.registry import METHODS
-from trainables.settings import TrialSettings
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
@@ -56,8 +55,10 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         logger.info("%-10s %s", "results", folder.path)
         recorder = Recorder(_recorder_settings(plan, folder, concurrent))
         recorder.open()
-        _measure_controls(plan, prepare_stores(plan, concurrent), recorder)
+        held = prepare_stores(plan, concurrent)
+        _measure_controls(plan, recorder)
         _tune(plan, folder, concurrent, recorder)
+        held.clear()
         status = finish.finish(plan, folder.path)
         logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
         return status
@@ -94,16 +95,21 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
     return ray.get(task.remote(device))
 
 
-def _measure_controls(plan: Plan, methods: list[tuple[TrialSettings, Prepared]], recorder: Recorder) -> None:
+def _measure_controls(plan: Plan, recorder: Recorder) -> None:
     known = {row["id"] for row in recorder.tables.leaderboard}
     names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return
     # The ceiling of latent methods needs one of them, also where the baseline is none.
-    trial, prepared = next((made for made in methods if METHODS[made[0].method].latents), methods[0])
+    trials = plan.question.every_method
+    trial = next((trial for trial in trials if METHODS[trial.method].latents), trials[0])
+    stages = [stage for stage in plan.stages_of[trial.method] if stage.split == "validation"]
     if not METHODS[trial.method].latents:
         names = [name for name in names if name != "autoencoder"]
-    measured = _somewhere(plan, lambda device: measure_controls(names, trial, prepared, plan.metrics, device))
+    metrics = plan.metrics
+    measured = _somewhere(
+        plan, lambda device: measure_controls(names, trial, open_stores(trial, stages), metrics, device)
+    )
     for name, result in measured.items():
         images = [
             {"image": image, **{metric: float(values[k]) for metric, values in result.per_image.items()}}
@@ -171,11 +177,11 @@ def _trial_id(trial: Any) -> str:
 
 def _trainable(plan: Plan, trials: Path) -> Any:
     """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
-    question, metrics, store = plan.question, plan.metrics, plan.store
+    question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     group = workers(question.settings)
 
     def trial(config: dict[str, Any]) -> None:
         settings = question.trial_with(config[PARAMETERS], config[SEED])
-        launch(Job(settings, store, metrics, group, str(trials / config[ID])))
+        launch(Job(settings, stages_of[settings.method], metrics, group, str(trials / config[ID])))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.data.__main__ import main
+from trainables.data.prepare import prepare
 from trainables.data.sources import catalogue
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, load_source
 from trainables.errors import InputError
+from trainables.presets import preset
+from trainables.settings import override
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -198,6 +202,28 @@ def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 50_000  # kB
+
+
+@pytest.mark.parametrize("broken", [5, 12])
+def test_a_dry_run_accepts_what_is_broken_beyond_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    """As the preparation does, which leaves it out."""
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
+    for number in range(12):
+        path = tmp_path / "images" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_encoded(LARGE, "PNG")[: 3000 if number < broken else None])
+    flags = ["--data", str(tmp_path / "images"), "--store", str(tmp_path / "stores"), "--method", "pix2pix"]
+    sizes = ("pairs.train_pairs=24", "pairs.validation_pairs=1", "pairs.validation_size=64", "data.max_rejected=1")
+    changes = [part for size in sizes for part in ("--set", size)]
+    assert main(["prepare", *flags, *changes, "--dry-run"]) == 0
+    assert "to be made: " in capsys.readouterr().out
+    if broken < 12:
+        settings = override(preset("sample").trial, {"method": "pix2pix", **dict(size.split("=") for size in sizes)})
+        settings = override(settings, {"data.source": str(tmp_path / "images")})
+        prepared = prepare(settings, tmp_path / "stores", {"target", "degraded"})
+        assert 0 < prepared.train_rows < 24
 
 
 @pytest.mark.filterwarnings("ignore:.* rejected")

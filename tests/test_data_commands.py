@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from trainables.data.__main__ import main
 from trainables.data.prepare import Prepared
+from trainables.data.shelf import KINDS, remove, stores_below
+from trainables.data.stages import STAGE_OF
 from trainables.data.store import MANIFEST, Store, shard_name
+from trainables.data.store_folder import StoreFolder
 
 
 @pytest.fixture
@@ -112,6 +117,84 @@ def test_prune_keeps_a_store_that_is_being_read(root: Path, capsys: pytest.Captu
     del store
     assert main(["prune", str(root), "--older-than", "0", "--yes"]) == 0
     assert not [path for path in root.iterdir() if path.is_dir()]
+
+
+def test_prune_keeps_a_store_that_is_being_made(root: Path) -> None:
+    (store,) = (each for each in stores_below(root) if each.path == the(root, "pairs-train"))
+    lock = root / f".{store.name}.lock"
+    with FileLock(lock):
+        assert remove(store) == "it is in use" and store.path.exists()
+        waited_for = lock.stat().st_ino
+    assert remove(store) == "" and not store.path.exists()
+    assert lock.stat().st_ino == waited_for  # or a waiting process and the next would lock two files
+
+
+def test_no_store_is_opened_while_it_is_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    unlink = Path.unlink
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        if path.name == MANIFEST:
+            with path.open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            tried.append(path.parent.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    stores = stores_below(root)
+    assert [remove(store) for store in stores] == [""] * 5
+    assert tried == [store.path.name for store in stores]
+
+
+def test_what_vanishes_while_it_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stores_below(root)
+    (before[0].path / ".shard-00001.arrow.1.partial").symlink_to("gone")  # listed, and not there when it is asked for
+    assert stores_below(root) == before
+    is_dir = Path.is_dir
+
+    def removing(path: Path) -> bool:
+        there = is_dir(path)
+        if path == before[1].path:
+            shutil.rmtree(path)
+        return there
+
+    monkeypatch.setattr(Path, "is_dir", removing)
+    assert stores_below(root) == [before[0], *before[2:]]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may delete everything")
+@pytest.mark.parametrize("what", ["root", "store", "manifest"])
+def test_prune_says_why_it_may_not_delete(root: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    store = the(root, "pairs-train")
+    locked = {"root": root, "store": store, "manifest": store / MANIFEST}[what]
+    locked.chmod(0o500)
+    try:
+        assert main(["prune", str(root), "--older-than", "0", "--yes"]) == 1
+        assert f"kept {store.name}: Permission denied" in capsys.readouterr().out
+        assert len(Store(store, verify=True)) == 8
+    finally:
+        locked.chmod(0o700)
+
+
+def test_prune_also_finds_windows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders with some shards of a store that is elsewhere."""
+    source = the(root, "latents-train")
+    window = root / "elsewhere" / "windows" / source.name
+    shutil.copytree(source, window)
+    (found,) = stores_below(root / "elsewhere")
+    assert (found.name, found.state) == (f"windows/{source.name}", "some of 8 rows")
+    assert found.window and not found.complete and found.bytes > 0
+    reading = Store(window, source=StoreFolder(str(root), source.name), keep=1)
+    prune = ["prune", str(root / "elsewhere"), "--older-than", "0", "--yes"]
+    assert main(prune) == 1
+    assert f"kept windows/{source.name}: it is in use" in capsys.readouterr().out
+    del reading
+    assert main(prune) == 0
+    assert f"deleted windows/{source.name}" in capsys.readouterr().out and not window.exists()
+
+
+def test_every_kind_of_store_is_found() -> None:
+    assert set(KINDS) == set(STAGE_OF.values())
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,11 @@ from sweeps.search import GIVEN, ID, SweepScheduler
 from sweeps.settings import SweepSettings
 from sweeps.tables import read_rows
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
+from trainables.data.prepare import make_stores
+from trainables.data.stages import plan
 from trainables.launch import Job, Workers, launch, trial_resources
 from trainables.presets import preset
+from trainables.registry import method_class
 from trainables.settings import override
 
 __all__ = ["store", "sweeps"]
@@ -69,17 +72,16 @@ def test_stopped_groups_give_their_cpus_back(tmp_path: Path, store: Path) -> Non
     """ASHA stops a group after its first report; the next one gets its CPUs, and in the end all are free again."""
     rates = [1e-4, 1e-5, 1e-6]
     workers = Workers(count=2)
+    common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
+    stages = tuple(plan(common, store, method_class(common.method).columns(common)))
+    make_stores(common, stages)
 
     def trial(config: dict[str, Any]) -> None:
-        changes = TINY | {
-            "training.max_steps": 6,
-            "training.reports": 3,
-            "training.learning_rate": rates[int(config[ID])],
-        }
+        settings = override(common, {"training.learning_rate": rates[int(config[ID])]})
         folder = tmp_path / f"group{config[ID]}"
-        launch(Job(override(preset("sample").trial, changes), str(store), ("val/psnr",), workers, str(folder)))
+        launch(Job(settings, stages, ("val/psnr",), workers, str(folder)))
 
-    with connected(SweepSettings("x", workers_per_trial=2)) as concurrent:
+    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
         assert concurrent == 1
         # By learning rate, so that which trials are stopped does not depend on how they fare.
         scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0, tmp_path / "history.parquet")

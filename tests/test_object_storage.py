@@ -5,15 +5,18 @@ Google Cloud Storage has no server here: of `gs://` only how a URI is understood
 
 from __future__ import annotations
 
+import http.client
 import multiprocessing
 import pickle
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -251,6 +254,69 @@ def test_a_server_that_is_not_there_or_silent(monkeypatch: pytest.MonkeyPatch) -
             assert time.monotonic() - started < 10
 
 
+class _Unsteady(BaseHTTPRequestHandler):
+    """Passes requests on to `behind`, but for the next `refusals`, which it answers with "slow down"."""
+
+    behind, refusals = "", 0
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        if kind.refusals:
+            kind.refusals -= 1
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection(self.behind)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.read())
+        connection.close()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *of: object) -> None: ...
+
+
+def test_pixels_are_waited_for_longer_than_the_door(
+    tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]
+) -> None:
+    """A preparation of hours outlives what a start gives up at."""
+    upload(_folder(tmp_path / "images"), "unsteady")
+    _Unsteady.behind = endpoint
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Unsteady) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            train = load_photographs(_uri(f"127.0.0.1:{server.server_port}", "unsteady"), "train")
+            assert isinstance(train[0], Photograph)
+            refusals = locations.S3_ATTEMPTS
+            _Unsteady.refusals = refusals
+            with pytest.raises(InputError, match="cannot be reached or read"):
+                locate(_uri(f"127.0.0.1:{server.server_port}", "unsteady/a")).kind()
+            _Unsteady.refusals = refusals
+            assert isinstance(train[1], Photograph) and _Unsteady.refusals == 0
+        finally:
+            server.shutdown()
+
+
+def test_parquet_and_lists_are_read_as_patiently(tmp_path: Path) -> None:
+    """Whatever leads to a bucket: the images of a split are on its patient file system."""
+    pixels = [np.asarray(_picture(number)) for number in range(4)]
+    (tmp_path / "tables").mkdir()
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    images = [(tmp_path / f"{number}.png").read_bytes() for number in range(4)]
+    parquet.write_table(pa.table({"image": images}), tmp_path / "tables" / "a.parquet")
+    for source in (tmp_path, tmp_path / "tables"):
+        part = load_photographs(str(source), "train")
+        assert all(side.root.patient and side.root.join("s3://bucket/a.png").patient for side in part._sides)
+        assert all(side.root.patient for side in part[:1]._sides) and part[0].pixels.shape == (40, 48, 3)
+
+
 def test_how_uris_are_understood() -> None:
     assert str(locate("s3://key:secret@bucket/a%20b/c?region=eu-west-1")) == "s3://bucket/a b/c"
     assert str(locate("s3://bucket/a/").join("b/ç.png")) == "s3://bucket/a/b/ç.png"
@@ -258,5 +324,6 @@ def test_how_uris_are_understood() -> None:
     assert locate("file:///a/b%20c").path == "/a/b c"
     filesystem, path = resolve_uri("gs://anonymous@bucket/stores/")
     assert isinstance(filesystem, fs.GcsFileSystem) and path == "bucket/stores"
-    same = [resolve_uri(f"s3://bucket/{key}?region=us-east-1")[0] for key in "ab"]
-    assert isinstance(same[0], fs.S3FileSystem) and same[0] is same[1]  # one connection pool for all of a bucket
+    for patient in (False, True):
+        same = [resolve_uri(f"s3://bucket/{key}?region=us-east-1", patient)[0] for key in "ab"]
+        assert isinstance(same[0], fs.S3FileSystem) and same[0] is same[1]  # one connection pool for all of a bucket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from trainables.data.sources import catalogue, decode, photographs
-from trainables.data.sources.photographs import Photographs, load_photographs
+from trainables.data.sources.photographs import Photographs, UnusableImage, load_photographs
 from trainables.data.sources.source import fingerprint
 from trainables.errors import InputError
 
@@ -134,6 +135,51 @@ def test_large_folder_reads_headers_and_reports_later(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match=r"000\.png: cannot be decoded .* replace or remove it"):
         part[part.names.index("a/000.png")]
     assert "a/000.png" in part.rejected
+
+
+@pytest.mark.parametrize("cause", ["No such file or directory", "Is a directory", "Too many open files"])
+def test_what_can_no_longer_be_read_is_not_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """A mount that flickers must not cost a store its good photographs."""
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", 2)
+    part = load_photographs(str(_folder(tmp_path, 6)), "train")
+    path = tmp_path / part.names[0]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if cause == "Too many open files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    else:
+        path.unlink()
+        if cause == "Is a directory":
+            path.mkdir()
+    try:
+        with pytest.raises(InputError) as caught:
+            part[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not isinstance(caught.value, UnusableImage) and part.rejected == {}
+    assert str(caught.value) == (
+        f"{path}: cannot be read ({cause}): the source must stay readable while it is prepared"
+    )
+
+
+def test_too_little_memory_is_not_the_photographs_fault(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (4000, 4000)).save(tmp_path / f"{number}.png", compress_level=1)
+    code = (
+        "import resource, sys\n"
+        "from trainables.data.sources import catalogue\n"
+        "from trainables.data.sources.photographs import load_photographs\n"
+        "catalogue.FULLY_CHECKED = 0\n"
+        "train = load_photographs(sys.argv[1], 'train')\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24,) * 2)\n"
+        "try:\n"
+        "    train[0]\n"
+        "except MemoryError:\n"
+        "    sys.exit(3 if train.rejected == {} else 4)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 3
 
 
 def test_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

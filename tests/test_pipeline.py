@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.data.pipeline import connected_for_preparation, on_ray
 from trainables.data.prepare import prepare
+from trainables.data.sources.photographs import load_photographs
 from trainables.data.store import MANIFEST, Store
 from trainables.presets import preset
 from trainables.registry import method_class
@@ -56,9 +59,24 @@ def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -
     assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("is there") == 5
 
 
+@pytest.mark.parametrize("already", [False, True])
+def test_networks_in_processes_of_their_own_make_the_same_bytes(
+    undisturbed: Path, tmp_path: Path, already: bool
+) -> None:
+    """As with GPUs, which Ray only counts: pairs are made in one kind of process and encoded in another. Or they are
+    there already, and only what follows from them is made."""
+    if already:
+        for pairs in undisturbed.glob("pairs-*"):
+            shutil.copytree(pairs, tmp_path / pairs.name)
+    with connected_for_preparation(cpus=2, gpus=1):
+        columns = method_class("sinsr").columns(settings())
+        prepare(settings(), tmp_path, columns, run=on_ray(1, device="cpu"))
+    assert manifests(tmp_path) == manifests(undisturbed)
+
+
 def test_killed_three_times_it_ends_with_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL to the whole process group, so that nothing can tidy up."""
-    rng = np.random.default_rng(int(time.time()))
+    rng = np.random.default_rng(0)
     counts = []
     for _ in range(3):
         with subprocess.Popen(
@@ -103,9 +121,10 @@ def test_too_many_broken_photographs_stop_it_with_their_names(tmp_path: Path) ->
     for number in range(240):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
-    for number in range(0, 240, 10):
-        path = folder / f"{number:03d}.png"
-        path.write_bytes(path.read_bytes()[:-200])
+    trained_on = set(load_photographs(str(folder), "train").names)
+    broken = {f"{number:03d}.png" for number in range(0, 240, 10)}
+    for name in broken:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-200])
     flags = ("--data", str(folder), "--method", "pix2pix", "--set", "pairs.train_pairs=240")
     refused = subprocess.run(command(tmp_path / "stores", *flags), cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2, refused.stdout + refused.stderr
@@ -115,4 +134,6 @@ def test_too_many_broken_photographs_stop_it_with_their_names(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "stores").glob("pairs-train-*")
     store = Store(path, verify=True)
-    assert 15 <= len(store.rejected) <= 24 and len(store) <= 240 - len(store.rejected)
+    assert set(store.rejected) == trained_on & broken != set()
+    assert {name.rpartition("@")[0] for name in store.names} == trained_on - broken
+    assert len(store) <= 240 - len(store.rejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainables.build import build_method
-from trainables.data.prepare import REJECTED, Prepared, prepare
+from trainables.data.prepare import REJECTED, Prepared, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, pair_noise, run_here
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
@@ -58,7 +59,8 @@ def made_by(settings: TrialSettings, root: Path, columns: frozenset[str] = TAUGH
 
     def noting(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
         for done in run_here(maker, tasks):
-            for name, shard in done.shards.items():
+            for name in done.shards.keys() - set(done.kept):
+                shard = done.shards[name]
                 made[f"{done.task.split} {name}"] = made.get(f"{done.task.split} {name}", 0) + shard.rows
             yield done
 
@@ -384,6 +386,34 @@ def test_photographs_that_turn_out_broken_are_left_out_and_named(tiny: TrialSett
     (rejected,) = pq.read_table(Path(again.train_stores["pairs"]) / REJECTED).to_pylist()
     assert rejected["name"] == broken and "\n" not in rejected["reason"]
     assert list(store.rejected) == [broken]
+
+
+def test_stores_of_other_pairs_are_not_read_together(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Pairs that were deleted and came out with other rows, since a photograph had become unreadable."""
+    folder = photographs(tmp_path / "photographs", 220)
+    changes = {"data.source": str(folder), "pairs.train_pairs": 40, "data.max_rejected": 0.1}
+    settings = override(tiny, changes)
+    first = prepare(settings, tmp_path / "stores", PAIRS_AND_LATENTS)
+    pairs = Path(first.train_stores["pairs"])
+    broken = folder / Store(pairs).names[0].partition("@")[0]
+    whole, stamp = broken.read_bytes(), broken.stat()
+    shutil.rmtree(pairs)
+    broken.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # by its size and time it is what it was
+    with pytest.raises(InputError, match=r"latents-train-\w+: was made from other pairs than .*; delete it"):
+        prepare(settings, tmp_path / "stores", PAIRS_AND_LATENTS)
+
+
+def test_what_is_to_come_on_the_disk_is_what_is_not_there(tiny: TrialSettings, tmp_path: Path) -> None:
+    stages = plan(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)
+    everything = sum(stage.bytes for stage in stages)
+    assert bytes_to_come(stages) == everything
+    prepare(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)
+    assert bytes_to_come(stages) == 0
+    latents = stages[1]
+    (latents.folder.local / MANIFEST).unlink()
+    (latents.folder.local / shard_name(2)).unlink()
+    assert bytes_to_come(stages) == 8 * latents.bytes_per_row
 
 
 _OTHER_PROCESS = """

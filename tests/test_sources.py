@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from trainables.data.sources import parquet_images
+from trainables.data.sources import catalogue, parquet_images
 from trainables.data.sources.images import FileImages
 from trainables.data.sources.locations import Location
 from trainables.data.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
@@ -89,6 +89,9 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
         (b"a.png\nb.png\na\0.png", r"list\.txt: 1 of the 3 .* not there: a"),
         (b"a.png\nb.png\nfolder", r"list\.txt: 1 of the 3 .* not there: folder"),
         (b"a.png\nb.png\na.png", r"list\.txt: lists a\.png twice"),
+        (b"a.png\nb.png\n./a.png", r"list\.txt: lists a\.png twice"),
+        (b"folder/../b.png\na.png\nb.png", r"list\.txt: lists b\.png twice"),
+        (b"s3://me:secret@b/a.png\n" * 2, r"list\.txt: lists s3://b/a\.png twice"),
         (b"a.png\nhttp://example.com/b.png", r"http://example\.com/b\.png: not a place"),
         (b"\xff\xfe\x00a", r"list\.txt: not a text file in UTF-8"),
     ],
@@ -100,7 +103,18 @@ def test_lists_that_are_refused(tmp_path: Path, content: bytes, message: str) ->
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         load_photographs(str(tmp_path / "list.txt"), "train")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_paths_of_one_image_are_one_photograph(tmp_path: Path) -> None:
+    for name in "abc":
+        _save(tmp_path / f"{name}.png", _picture(0))
+    listing = tmp_path / "list.txt"
+    listing.write_text("./c.png\nb.png\nfolder/../a.png")
+    assert sorted(_shown(listing)) == ["a.png", "b.png", "c.png"]
+    listing.write_text(f"a.png\nb.png\n{tmp_path / 'a.png'}")
+    with pytest.raises(InputError, match=r"list\.txt: lists a\.png twice: give each image once"):
+        load_photographs(str(listing), "train")
 
 
 def _struct(images: Sequence[bytes | None]) -> pa.Array:
@@ -319,6 +333,24 @@ def test_the_second_split_opens_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert sum(map(len, _both(tmp_path))) == 13
 
 
+def test_a_cache_that_comes_later_is_only_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of stores is made between a first look and the preparation."""
+    root, cache = _many(tmp_path / "images", 12, 2), tmp_path / "cache"
+    os.symlink("gone.png", root / "link.png")
+    monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
+    opened: list[int] = []
+    size = FileImages.size
+    monkeypatch.setattr(FileImages, "size", lambda images, row: opened.append(row) or size(images, row))
+    with pytest.warns(UserWarning, match="rejected"):
+        before = load_source(str(root), "train", 1, 1, cache=cache).names
+    assert len(opened) == 15 and not cache.exists()
+    cache.mkdir()
+    with pytest.warns(UserWarning, match="rejected"):
+        assert load_source(str(root), "train", 1, 1, cache=cache).names == before
+    assert len(opened) == 15 and len(list(cache.iterdir())) == 1
+    assert _opens(root, cache)[0] == 1  # of another process: the link alone, which may lead somewhere by now
+
+
 def test_a_million_photographs_travel_as_columns() -> None:
     names = pa.array([f"{number // 1000:04d}/{number:07d}.jpg" for number in range(1_000_000)])
     images = FileImages(Location("/photographs"), names, np.zeros((len(names), 2), np.int64))
@@ -326,6 +358,7 @@ def test_a_million_photographs_travel_as_columns() -> None:
     content = pickle.dumps(photographs)
     assert len(content) < 60 * len(names)
     again = pickle.loads(content)
+    assert again.name(500_000) == "0500/0500000.jpg" and "names" not in vars(again)  # no list for one of them
     assert len(again) == 1_000_000 and again.names[-1] == "0999/0999999.jpg" and again.sizes[-1] == (1, 1)
     assert len(pickle.dumps(again[:10])) < 2000  # a part does not carry the whole
 

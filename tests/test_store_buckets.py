@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,14 +10,22 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.conftest import SMALL_NETWORK
 from tests.test_object_storage import endpoint
+from trainables import launch as launch_module
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared, prepare
+from trainables.data.prepare import Prepared, make_stores, prepare
 from trainables.data.roots import local_root
 from trainables.data.shards import Made, ShardMaker, Task, run_here
+from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, shard_name
 from trainables.errors import InputError
+from trainables.launch import Job, Workers
+from trainables.loop import World
+from trainables.registry import method_class
+from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 
 __all__ = ["endpoint"]
@@ -50,7 +59,8 @@ def keys(endpoint: str, root: str) -> list[str]:
 def counted(made: list[Task]) -> object:
     def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
         for done in run_here(maker, tasks):
-            made.append(done.task)
+            if done.kept != done.task.stages:
+                made.append(done.task)
             yield done
 
     return run
@@ -139,3 +149,27 @@ def test_a_window_of_shards_is_here_at_a_time(settings: TrialSettings, root: str
     order = [int(np.abs(whole - row.numpy()).sum((1, 2, 3)).argmin()) for row in torch.cat(seen)]
     assert sorted(order) == list(range(40)) and order != sorted(order)
     assert np.count_nonzero(np.diff(np.array(order) // 16)) == 2  # shard after shard
+
+
+def test_a_trial_reads_a_bucket(
+    settings: TrialSettings, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine than the one that prepared, which has neither the stores nor the photographs."""
+    settings = override(settings, {"method": "resshift", **SMALL_NETWORK, "data.source": str(tmp_path / "photographs")})
+    some_photographs(tmp_path / "photographs")
+    stages = tuple(plan(settings, root, method_class("resshift").columns(settings)))
+    make_stores(settings, stages)
+    shutil.rmtree(tmp_path / "photographs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    reports: list[Report] = []
+    job = Job(settings, stages, ("val/psnr",), Workers(), str(tmp_path / "trial"))
+    launch_module._train(job, World(), lambda report, write: reports.append(report), None)
+    assert reports[-1].step == settings.training.max_steps and np.isfinite(reports[-1].metrics["val/psnr"])
+
+
+def some_photographs(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")

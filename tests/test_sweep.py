@@ -34,6 +34,8 @@ from trainables.weights import describe
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
+"""What `resolve` makes of the preset: one process a trial, without a GPU."""
 CONTROLS = ["bicubic", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
 
@@ -152,7 +154,7 @@ def test_a_trial_that_diverges_fails_alone(tmp_path: Path, store: Path, capfd: p
         objective="val/psnr",
     )
     changes = {"sinsr": TINY | {"training.max_steps": 8, "training.reports": 2, "training.seed": 0}}
-    settings = SweepSettings(space.name, perceptual="none", results=str(tmp_path / "results"), store=str(store))
+    settings = SweepSettings(space.name, **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store))
     assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
     (run,) = (tmp_path / "results" / space.name).iterdir()
     rows = trials(run)
@@ -206,7 +208,7 @@ def test_a_question_across_methods(tmp_path: Path) -> None:
     common = {name: value for name, value in TINY.items() if not name.startswith("sinsr")}
     common |= {"training.max_steps": 4, "training.reports": 2, "training.seed": 1, "perceptual.weight": 0.0}
     changes = {method: {"method": method, **common, **OF_METHOD[method]} for method in space.methods}
-    settings = SweepSettings("across", perceptual="none", results=str(tmp_path), store=str(tmp_path / "store"))
+    settings = SweepSettings("across", **ONE, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store"))
     run, rows = _sweep(Question(settings, space, changes, trials=6))
     assert [row["status"] for row in rows.values()].count("failed") == 0
     for name, row in rows.items():
@@ -224,6 +226,7 @@ def test_a_question_that_trains_nothing(first_stage: Path, tmp_path: Path) -> No
     """Every trial restores with one finished trial; only what is asked for differs, and the noise between seeds."""
     settings = SweepSettings(
         "fidelity_weight",
+        **ONE,
         trials=10,  # nine given, one proposed
         checkpoint=str(first_stage),
         perceptual="none",
@@ -254,7 +257,7 @@ SPACE_OF_X = SearchSpace(
 
 @pytest.fixture
 def local_ray() -> Iterator[int]:
-    with connected(SweepSettings("x")) as concurrent:
+    with connected(SweepSettings("x", **ONE)) as concurrent:
         yield concurrent
 
 

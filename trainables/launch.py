@@ -22,9 +22,9 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from trainables.checkpoint import STATE
-from trainables.data.prepare import prepare
+from trainables.data.prepare import open_stores
+from trainables.data.stages import Stage
 from trainables.loop import World, train
-from trainables.registry import method_class
 from trainables.reporting import Report, Reporter, TrialDiverged
 from trainables.settings import TrialSettings, override
 
@@ -57,13 +57,13 @@ class Job:
     """What a trial's processes are told.
 
     Attributes:
-        store: root of the prepared stores on every machine; what is missing there is prepared there.
+        stages: the prepared stores that the trial reads, all made: it never asks the source of the photographs again.
         metrics: names of the metrics that every validation reports, decided once for the sweep.
         folder: the trial's among the results. What Tune calls a trial's directory is one that goes with its Ray.
     """
 
     settings: TrialSettings
-    store: str
+    stages: tuple[Stage, ...]
     metrics: tuple[str, ...]
     workers: Workers
     folder: str
@@ -160,10 +160,8 @@ def _in_worker_group(job: Job) -> None:
 
 def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) -> None:
     torch.set_num_threads(job.workers.threads)
-    columns = method_class(job.settings.method).columns(job.settings)
-    # The driver has compared contents; here a store that is there needs its size and schema to be right.
-    unverified = override(job.settings, {"data.verify": False})
-    prepared = prepare(unverified, Path(job.store), columns, world.device)
+    # The driver has compared contents; here a store needs its size and schema to be right.
+    prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 

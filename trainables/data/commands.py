@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainables.cluster import check_address
 from trainables.data.contact_sheet import write_contact_sheet
 from trainables.data.progress import PreparationProgress, byte_text, duration
-from trainables.data.roots import is_uri, local_root, refuse_secrets
+from trainables.data.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
 from trainables.data.shelf import Shelved, remove, stores_below, to_prune
 from trainables.data.store import MANIFEST, Store
 from trainables.errors import InputError
@@ -26,21 +26,25 @@ _REASONS = 5  # of photographs that were rejected, as many are shown
 def prepare(flags: argparse.Namespace) -> int:
     """Makes the stores that trials of a method read, and says where they are."""
     settings = _trial(flags)
+    root = store_root(flags.store)
+    if not is_uri(root):
+        check_writable("--store", Path(root))
+    if flags.address:
+        check_address(flags.address)
+    _check_processes(flags)
     from trainables.data.estimate import seconds_of
-    from trainables.data.prepare import pairs_of, read_photographs
-    from trainables.data.prepare import prepare as prepare_stores
+    from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
     from trainables.data.stages import plan
     from trainables.registry import method_class
 
-    root = flags.store if is_uri(flags.store) else str(Path(flags.store).expanduser().resolve())
-    columns = method_class(settings.method).columns(settings)
-    stages = plan(settings, root, columns)
+    stages = plan(settings, root, method_class(settings.method).columns(settings))
     missing = [stage for stage in stages if not stage.exists]
     pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root)))
     for stage in stages:
         state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "is there"
         print(f"{stage.folder.name}: {state}")
-    _check_room(root, sum(stage.bytes for stage in missing))
+    if not is_uri(root):
+        check_room({"--store": (Path(root), bytes_to_come(missing))})
     if flags.dry_run:
         processes = flags.gpus or flags.cpus or len(os.sched_getaffinity(0))
         seconds = seconds_of(settings, missing, pairs, "cuda" if flags.gpus else "cpu") / processes
@@ -49,14 +53,24 @@ def prepare(flags: argparse.Namespace) -> int:
     if missing:
         from trainables.data.pipeline import check_shared, connected_for_preparation, on_ray
 
-        with connected_for_preparation(flags.address, flags.cpus, flags.gpus) as cpus:
+        with connected_for_preparation(flags.address, flags.cpus, flags.gpus, flags.store):
             if flags.address:
                 check_shared(root)
-            run = on_ray(flags.gpus, gpus=1.0) if flags.gpus else on_ray(flags.cpus or cpus)
-            prepare_stores(settings, root, columns, progress=PreparationProgress(print), run=run)
+            make_stores(settings, stages, progress=PreparationProgress(print), run=on_ray(flags.gpus))
     for stage in stages:
         print(f"{root.rstrip('/')}/{stage.folder.name}")
     return 0
+
+
+def _check_processes(flags: argparse.Namespace) -> None:
+    for name, value in (("cpus", flags.cpus), ("gpus", flags.gpus)):
+        if value < 0:
+            raise InputError(f"--{name} {value}: expected 0 or more")
+    if flags.gpus and not flags.address:
+        import torch
+
+        if flags.gpus > torch.cuda.device_count():
+            raise InputError(f"--gpus {flags.gpus}: this machine has {torch.cuda.device_count()}")
 
 
 def _trial(flags: argparse.Namespace) -> TrialSettings:
@@ -76,16 +90,6 @@ def _trial(flags: argparse.Namespace) -> TrialSettings:
         if name == "data.source" and not settings.data.source:
             raise InputError(f"--preset {flags.preset}: needs {how}")
     return settings
-
-
-def _check_room(root: str, needed: int) -> None:
-    if not is_uri(root):
-        folder = Path(root)
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        if needed > 0.95 * free:
-            raise InputError(f"--store {root}: needs about {byte_text(needed)} of disk, {byte_text(free)} are free")
 
 
 def inspect(flags: argparse.Namespace) -> int:
@@ -174,11 +178,11 @@ def prune(flags: argparse.Namespace) -> int:
         return 0
     kept = 0
     for store in chosen:
-        if remove(store):
-            print(f"deleted {store.path.name}")
-        else:
+        if reason := remove(store):
             kept += 1
-            print(f"kept {store.path.name}: it is in use")
+            print(f"kept {store.name}: {reason}")
+        else:
+            print(f"deleted {store.name}")
     return 1 if kept else 0
 
 

@@ -23,8 +23,10 @@ def window_of(folder: StoreFolder) -> Path:
         InputError: the store cannot be read.
     """
     window = folder.local.parent / "windows" / folder.name
-    if not (window / MANIFEST).exists():
-        write_whole(window / MANIFEST, folder.read(MANIFEST))
+    manifest = bytes(folder.read(MANIFEST))
+    if not (window / MANIFEST).exists() or (window / MANIFEST).read_bytes() != manifest:
+        shutil.rmtree(window, ignore_errors=True)  # of a store that was deleted there and made anew
+        write_whole(window / MANIFEST, manifest)
     return window
 
 

@@ -118,7 +118,10 @@ class Pairs(Sequence[Pair]):
 
     def photograph_of(self, row: int) -> str:
         """The name of the photograph that a pair is of, without reading it."""
-        return _names(self._photographs)[self._place(row)[0]]
+        which = self._place(row)[0]
+        if isinstance(self._photographs, Photographs):
+            return self._photographs.name(which)
+        return self._photographs[which].name
 
     def _place(self, row: int) -> tuple[int, int]:
         """Which photograph, and which of its pairs."""

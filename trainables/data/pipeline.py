@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import ray
@@ -22,6 +25,7 @@ import ray.data
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from trainables.cluster import check_address, shipped_code
 from trainables.data.roots import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 from trainables.errors import InputError
@@ -55,7 +59,7 @@ def _work(batch: Batch, held: list[ray.ObjectRef], stages: frozenset[str], devic
         before: Made = pickle.loads(batch["made"][place]) if "made" in batch else Made(task)
         if not before.error:
             made = maker(replace(task, stages=tuple(name for name in task.stages if name in stages)))
-            before = Made(task, {**before.shards, **made.shards}, {**before.seconds, **made.seconds}, made.error)
+            before = Made(task, {**before.shards, **made.shards}, (*before.kept, *made.kept), made.error)
         all_made.append(pickle.dumps(before))
     return {"number": batch["number"], "made": np.array(all_made, dtype=object)}
 
@@ -67,18 +71,20 @@ class _Worker:
         return _work(batch, held, stages, device)
 
 
-def on_ray(processes: int, cpus: float = 1.0, gpus: float = 0.0) -> Runner:
+def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> Runner:
     """Who makes shards on the Ray that is connected.
 
-    Without GPUs one process does all stages of a shard, which keeps every core busy whatever the stages cost. With
-    them, processes without one crop and degrade, and hand over to processes with one each, which encode and teach.
+    Without GPUs there is a process a CPU, which does all stages of a shard: that keeps every core busy whatever the
+    stages cost. With them, these crop and degrade, and hand over to processes that encode and teach on a GPU and take
+    no CPU, so that neither kind waits for the other's.
 
     Args:
-        processes: how many at once, at most. cpus, gpus: what one with networks takes.
+        gpu_processes: with networks at once, at most; 0 for networks on CPUs. gpus: that each takes.
+        device: what networks run on in these.
     """
 
     def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
-        if not gpus and len(tasks) <= _FEW:
+        if not gpu_processes and sum(not task.left for task in tasks) <= _FEW:
             yield from run_here(maker, tasks)
             return
         stages = frozenset(name for task in tasks for name in task.stages)
@@ -86,56 +92,75 @@ def on_ray(processes: int, cpus: float = 1.0, gpus: float = 0.0) -> Runner:
         quiet.enable_progress_bars = False
         quiet.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        held = [ray.put((maker, tasks))]
+        held = [ray.put((maker, tasks))]  # in a list, or Ray would unpack it for every task
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), _MOST_BLOCKS)
         )
-        if gpus and stages > {"pairs"}:
-            croppers = max(1, int(ray.cluster_resources().get("CPU", 1) - processes * cpus))
-            made = _through(numbers, held, (frozenset({"pairs"}), "cpu"), {"CPU": 1.0}, croppers)
-            made = _through(made, held, (stages - {"pairs"}, "cuda"), {"CPU": cpus, "GPU": gpus}, processes)
-        else:
-            made = _through(numbers, held, (stages, "cpu"), {"CPU": cpus}, processes)
-        for row in made.iter_rows():
-            yield pickle.loads(row["made"])
+        on_gpus = stages - {"pairs"} if gpu_processes else frozenset[str]()
+        made: ray.data.Dataset = numbers
+        # A task finds the networks of the one before in its process.
+        if stages - on_gpus:
+            made = made.map_batches(
+                _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
+                fn_args=(held, stages - on_gpus, "cpu"),
+                batch_size=1,
+                num_cpus=1,
+            )
+        if on_gpus:
+            made = made.map_batches(
+                _Worker,  # type: ignore[arg-type]
+                fn_args=(held, on_gpus, device),
+                batch_size=1,
+                num_cpus=0,
+                num_gpus=gpus,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpu_processes),
+            )
+        with _noting_interrupts() as interrupted:
+            for row in made.iter_rows():
+                if interrupted:
+                    raise KeyboardInterrupt
+                yield pickle.loads(row["made"])
 
     return run
 
 
-def _through(
-    dataset: ray.data.Dataset,
-    held: list[ray.ObjectRef],
-    work: tuple[frozenset[str], str],
-    each: dict[str, float],
-    processes: int,
-) -> ray.data.Dataset:
-    """`dataset` through so many processes, which take `each` of the cluster."""
-    # Tasks find the networks of the one before in their process. The reference is in a list, or Ray would unpack it.
-    return dataset.map_batches(
-        _Worker if "GPU" in each else _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
-        fn_args=(held, *work),
-        batch_size=1,
-        num_cpus=each["CPU"],
-        num_gpus=each.get("GPU"),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes)
-        if "GPU" in each
-        else ray.data.TaskPoolStrategy(size=processes),
-    )
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Yields a list that an interrupt fills: one that comes while Ray runs a callback is ignored there."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0) -> Iterator[int]:
-    """A Ray to prepare on, let go of in the end: a running cluster, or one of our own. Yields its CPUs.
+def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, store: str = "") -> Iterator[None]:
+    """A Ray to prepare on, let go of in the end: a running cluster, or one of our own.
 
     Args:
         cpus, gpus: how many processes at once, and how many of them with a GPU; 0 CPUs are all cores.
+        store: root of the stores, which is not sent to the nodes with the code.
 
     Raises:
         InputError: no cluster at the address.
     """
+    if address:
+        check_address(address)
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped_code(store))
         else:
             ray.init(
                 address="local",
@@ -149,7 +174,7 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0) -
     except ConnectionError as error:
         raise InputError(f"--address {address}: no Ray cluster ({str(error).splitlines()[0]})") from None
     try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield
     finally:
         ray.shutdown()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from trainables.data.sources.catalogue import check_rejected
 from trainables.data.sources.photographs import Photographs, Split
 from trainables.data.sources.source import load_source
 from trainables.data.stages import STAGE_OF, Stage, plan
-from trainables.data.store import MANIFEST, Shard, Store, decode_shard, describe_shard, encode_manifest, shard_name
+from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_name
 from trainables.data.store_folder import PARTIAL, StoreFolder
 from trainables.errors import InputError
 from trainables.latents import latent_shape
@@ -120,12 +122,24 @@ def prepare(
             allows, or a damaged store.
     """
     stages = plan(settings, root, columns)
-    if not all(stage.exists for stage in stages):
-        with _locks([stage.folder for stage in stages]):
-            missing = [stage for stage in stages if not stage.exists]
-            if missing:
-                _Preparation(settings, stages, missing, device, progress).run(run)
-    return _opened(settings, stages)
+    make_stores(settings, stages, device, progress, run)
+    return open_stores(settings, stages)
+
+
+def make_stores(
+    settings: TrialSettings,
+    stages: Sequence[Stage],
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda stage, done, rows: None,
+    run: Runner = run_here,
+) -> None:
+    """Makes those of `stages` that are not there yet; see `prepare`."""
+    if all(stage.exists for stage in stages):
+        return
+    with _locks([stage.folder for stage in stages]):
+        missing = [stage for stage in stages if not stage.exists]
+        if missing:
+            _Preparation(settings, stages, missing, device, progress).run(run)
 
 
 def read_photographs(settings: TrialSettings, stages: Sequence[Stage], cache: Path) -> dict[Split, Photographs]:
@@ -168,21 +182,19 @@ class _Preparation:
     ) -> None:
         self._settings, self._missing, self._progress = settings, missing, progress
         self._cache = local_root(missing[0].folder.root)
+        self._pairs_of = {stage.split: stage.folder for stage in stages if stage.name == "pairs"}
         self._photographs = read_photographs(settings, missing, self._cache)
         self._rejected = {split: dict(those.rejected) for split, those in self._photographs.items()}
-        self._shards = {stage.folder: _made_before(stage) for stage in missing}
+        self._shards: dict[StoreFolder, dict[int, Shard]] = {stage.folder: {} for stage in missing}
         self._maker = ShardMaker(settings, stages, pairs_of(settings, self._photographs), device)
 
     def run(self, run: Runner) -> None:
         stages = {(stage.split, stage.name): stage for stage in self._missing}
-        for stage in self._missing:
-            for shard in self._shards[stage.folder].values():
-                self._reject(stage.split, shard)
+        rows_of = {stage.split: stage.rows_of for stage in self._missing}
         tasks = self._tasks()
-        label = " + ".join(dict.fromkeys(name for task in tasks for name in task.stages)) or "nothing"
-        sizes = {stage.split: stage for stage in self._missing}
-        rows = sum(stage.rows for stage in sizes.values())
-        done = rows - sum(len(sizes[task.split].rows_of(task.number)) for task in tasks)
+        label = " + ".join(dict.fromkeys(name for task in tasks for name in task.stages))
+        rows = sum(len(rows_of[task.split](task.number)) for task in tasks)
+        done = sum(len(rows_of[task.split](task.number)) for task in tasks if task.left == task.stages)
         self._progress(label, done, rows)
         for made in run(self._maker, tasks):
             for name, shard in made.shards.items():
@@ -190,19 +202,23 @@ class _Preparation:
                 self._reject(made.task.split, shard)
             if made.error:
                 raise InputError(made.error)
-            done += len(sizes[made.task.split].rows_of(made.task.number))
-            self._progress(label, done, rows)
+            if made.task.left != made.task.stages:
+                done += len(rows_of[made.task.split](made.task.number))
+                self._progress(label, done, rows)
         for stage in self._missing:
             self._finish(stage)
 
     def _tasks(self) -> list[Task]:
-        """What is lacking, shard by shard, each with all of its stages."""
-        lacking: dict[tuple[Split, int], list[str]] = {}
+        """All shards of what is missing, each with all of its stages."""
+        files = {stage.folder: stage.folder.files() for stage in self._missing}
+        named: dict[tuple[Split, int], list[str]] = {}
+        left: dict[tuple[Split, int], list[str]] = {}
         for stage in self._missing:
             for number in range(stage.shards):
-                if number not in self._shards[stage.folder]:
-                    lacking.setdefault((stage.split, number), []).append(stage.name)
-        return [Task(split, number, tuple(names)) for (split, number), names in lacking.items()]
+                named.setdefault((stage.split, number), []).append(stage.name)
+                if shard_name(number) in files[stage.folder]:
+                    left.setdefault((stage.split, number), []).append(stage.name)
+        return [Task(*place, tuple(names), tuple(left.get(place, ()))) for place, names in named.items()]
 
     def _reject(self, split: Split, shard: Shard) -> None:
         """Counts photographs that turned out broken, and stops when they are too many."""
@@ -215,24 +231,14 @@ class _Preparation:
         shards = [self._shards[stage.folder][number] for number in range(stage.shards)]
         if not any(shard.rows for shard in shards):
             raise InputError(f"data.source={self._settings.data.source}: none of its {stage.split} images gave a pair")
+        made_from = ""
         if stage.name == "pairs":
             stage.folder.write(REJECTED, _rejected_table(self._rejected[stage.split]))
-        stage.folder.write(MANIFEST, encode_manifest(stage.folder.name, stage.key, stage.columns, shards))
-
-
-def _made_before(stage: Stage) -> dict[int, Shard]:
-    """The shards that a preparation which was cut off has left, looked through."""
-    shards: dict[int, Shard] = {}
-    there = stage.folder.files()
-    for number in range(stage.shards):
-        if shard_name(number) in there:
-            file = stage.folder.read(shard_name(number))
-            try:
-                decode_shard(file, stage.columns)
-                shards[number] = describe_shard(file)
-            except (ValueError, LookupError):
-                continue  # cut off by a full disk or a fallen machine: made anew
-    return shards
+        else:
+            made_from = hashlib.sha256(self._pairs_of[stage.split].read(MANIFEST)).hexdigest()
+        if not stage.exists:  # by someone else's hand, in a bucket
+            manifest = encode_manifest(stage.folder.name, stage.key, stage.columns, shards, made_from)
+            stage.folder.write(MANIFEST, manifest)
 
 
 def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
@@ -255,8 +261,12 @@ def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
         yield
 
 
-def _opened(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
-    """The stores, all there, as this machine reads them."""
+def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
+    """Stores that are made, as this machine reads them: those of a bucket are copied here first, once.
+
+    Raises:
+        InputError: one is not there, is damaged or does not fit on the disk, or they do not belong together.
+    """
     window = settings.data.window_shards
     paths: dict[tuple[Split, str], str] = {}
     sources = {}
@@ -271,6 +281,7 @@ def _opened(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
             Store(place, verify=settings.data.verify and stage.bytes <= VERIFIED_AT_START)
         mark_used(place)
         paths[stage.split, stage.name] = str(place)
+        _check_pairs(Path(paths[stage.split, "pairs"]), place)
     shape = latent_shape(settings)
     return Prepared(
         {name: path for (split, name), path in paths.items() if split == "train"},
@@ -280,3 +291,33 @@ def _opened(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
         sources,
         2 * window,  # the present window and the next
     )
+
+
+def _check_pairs(pairs: Path, place: Path) -> None:
+    """Refuses a store whose rows belong to other pairs: to some that were deleted and came out different since."""
+    expected = hashlib.sha256((pairs / MANIFEST).read_bytes()).hexdigest()
+    if place != pairs and json.loads((place / MANIFEST).read_text())["made_from"] != expected:
+        raise InputError(f"{place}: was made from other pairs than {pairs} holds; delete it and it is prepared anew")
+
+
+def bytes_to_come(stages: Sequence[Stage], window_shards: int = 0, readers: int = 1) -> int:
+    """What this machine's disk is going to take for stores: shards that are to be made, or to be copied here.
+
+    Args:
+        window_shards: see `data.window_shards`. readers: trials at once, of which each has its own windows.
+    """
+    coming = 0
+    for stage in stages:
+        rows = stage.rows
+        if stage.folder.remote:
+            if (stage.folder.local / MANIFEST).exists():
+                rows = 0
+            elif window_shards and stage.split == "train":
+                rows = min(rows, 2 * window_shards * stage.shard_rows * readers)
+        elif stage.exists:
+            rows = 0
+        else:
+            there = stage.folder.files()
+            rows -= sum(len(stage.rows_of(number)) for number in range(stage.shards) if shard_name(number) in there)
+        coming += rows * stage.bytes_per_row
+    return coming

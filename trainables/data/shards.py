@@ -6,7 +6,6 @@ whichever others, beside however many. Only another kind of device or another bu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from trainables.settings import TrialSettings
 from trainables.weights import build_diffusion, load_teacher
 
 _NOISE = 7  # stream of the data seed
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # through a network: of 512 px 8, whose activations fill gigabytes
 
 Values = dict[str, np.ndarray]
 
@@ -40,20 +39,27 @@ def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarr
 
 @dataclass(frozen=True)
 class Task:
-    """Shard `number` of a split, in those of its stages that lack it, in order."""
+    """Shard `number` of a split, in those of its stages whose stores are not whole, in order. `left`: those of which an
+    earlier preparation has left a file, to be looked through before it is made again."""
 
     split: Split
     number: int
     stages: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a task. `error`: why it could not be done; `seconds`: of each stage."""
+    """What came of a task.
+
+    Attributes:
+        shards: of every stage. kept: those of them that were there already.
+        error: why the others could not be made.
+    """
 
     task: Task
     shards: Mapping[str, Shard] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -77,20 +83,36 @@ class ShardMaker:
 
     def __call__(self, task: Task) -> Made:
         """Does a task; an `InputError` on the way is part of the result, for others to be told of."""
-        shards, seconds = {}, {}
-        made: dict[str, pa.Buffer] = {}
+        files: dict[str, pa.Buffer] = {}
+        shards: dict[str, Shard] = {}
+        kept, error = [], ""
         try:
             with one_thread(), torch.no_grad():
                 for name in task.stages:
-                    started = time.monotonic()
                     stage = self._stages[task.split, name]
-                    made[name] = self._make(stage, task.number, made)
-                    stage.folder.write(shard_name(task.number), made[name])
-                    shards[name] = describe_shard(made[name])
-                    seconds[name] = time.monotonic() - started
-        except InputError as error:
-            return Made(task, shards, seconds, str(error))
-        return Made(task, shards, seconds)
+                    left = self._left(stage, task)
+                    if left is not None:
+                        files[name], shards[name] = left
+                        kept.append(name)
+                    else:
+                        files[name] = self._make(stage, task.number, files)
+                        stage.folder.write(shard_name(task.number), files[name])
+                        shards[name] = describe_shard(files[name])
+        except InputError as refused:
+            error = str(refused)
+        return Made(task, shards, tuple(kept), error)
+
+    def _left(self, stage: Stage, task: Task) -> tuple[pa.Buffer, Shard] | None:
+        """A shard that an earlier preparation has left, or one that goes on elsewhere; None where it is to be made."""
+        file = shard_name(task.number)
+        if stage.name not in task.left and not (stage.folder.remote and stage.folder.has(file)):
+            return None
+        content = stage.folder.read(file)
+        try:
+            decode_shard(content, stage.columns)
+            return content, describe_shard(content)
+        except (ValueError, LookupError):
+            return None  # cut off by a full disk or a fallen machine
 
     def _make(self, stage: Stage, number: int, made: Mapping[str, pa.Buffer]) -> pa.Buffer:
         if stage.name == "pairs":
@@ -99,7 +121,8 @@ class ShardMaker:
         if stage.name != "latents":
             before |= self._shard(stage.split, "latents", number, made)
         make = {"latents": self._latents, "targets": self._targets, "restored": self._restored}[stage.name]
-        parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows)]
+        at_once = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // (before["target"].shape[-1] ** 2)))
+        parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows, at_once)]
         values = (
             {name: np.concatenate([part[name] for part in parts]) for name in stage.columns}
             if parts
@@ -108,13 +131,22 @@ class ShardMaker:
         try:
             return encode_shard(stage.columns, values)
         except ValueError as error:
-            raise InputError(f"{stage.split} {stage.name}: {error}") from None
+            raise InputError(
+                f"{stage.folder.name}: {error}; expected latents of about unit size, as autoencoders are used: check "
+                "autoencoder.weights or base.weights, and teacher.weights"
+            ) from None
 
     def _shard(self, split: Split, name: str, number: int, made: Mapping[str, pa.Buffer]) -> Values:
         """An earlier stage's shard: the one just made, or the one in its store."""
         stage = self._stages[split, name]
         file = made[name] if name in made else stage.folder.read(shard_name(number))
-        return decode_shard(file, stage.columns)
+        try:
+            return decode_shard(file, stage.columns)
+        except (ValueError, LookupError) as error:
+            raise InputError(
+                f"{stage.folder.name}/{shard_name(number)}: damaged ({error}); delete {stage.folder.name} and it is "
+                "prepared anew"
+            ) from None
 
     def _make_pairs(self, stage: Stage, number: int) -> pa.Buffer:
         pairs, made, rejected = self._pairs[stage.split], list[Pair](), dict[str, str]()
@@ -175,11 +207,11 @@ class ShardMaker:
         return {"restored": np.stack(restored, 1)}
 
 
-def _parts(values: Values, first: int) -> Iterator[tuple[Values, range]]:
+def _parts(values: Values, first: int, at_once: int) -> Iterator[tuple[Values, range]]:
     """The rows of a shard a few at a time, with their numbers; the first of them has the number `first`."""
     count = len(next(iter(values.values())))
-    for start in range(0, count, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, count)
+    for start in range(0, count, at_once):
+        stop = min(start + at_once, count)
         yield {name: column[start:stop] for name, column in values.items()}, range(first + start, first + stop)
 
 

@@ -17,19 +17,43 @@ from trainables.data.store import MANIFEST
 from trainables.errors import InputError
 
 KINDS = ("pairs", "latents", "targets", "restored")
+"""Those of `trainables.data.stages.STAGE_OF`, whose module takes seconds to import."""
 DAY = 24 * 3600.0
+WINDOWS = "windows"
+"""The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.mirror`."""
 _USED = ".used"
+_IN_USE = "it is in use"
 
 
 @dataclass(frozen=True)
 class Shelved:
-    """A store's folder. `rows` and `complete`: by its manifest. `bytes`: on the disk. `used`: POSIX time."""
+    """A store's folder.
+
+    Attributes:
+        rows: by its manifest; 0 where it has none.
+        complete: whether all of them are here.
+        window: whether it is the place of a store in a bucket whose shards are here for a while.
+        bytes: on the disk.
+        used: POSIX time.
+    """
 
     path: Path
     rows: int
     complete: bool
+    window: bool
     bytes: int
     used: float
+
+    @property
+    def name(self) -> str:
+        """Below its root."""
+        return f"{WINDOWS}/{self.path.name}" if self.window else self.path.name
+
+    @property
+    def state(self) -> str:
+        if self.window:
+            return f"some of {self.rows} rows"
+        return f"{self.rows} rows" if self.complete else "interrupted"
 
     @property
     def days(self) -> float:
@@ -38,23 +62,33 @@ class Shelved:
 
 
 def stores_below(root: Path) -> list[Shelved]:
-    """All stores directly below a root, those of interrupted preparations too, in the order of their names.
+    """All stores directly below a root, those of interrupted preparations too, in the order of their names; then those
+    in a bucket of which some shards are kept here.
 
     Raises:
         InputError: no such folder.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected one with prepared stores, such as results/store")
-    return [_look(path) for path in sorted(root.iterdir()) if path.is_dir() and path.name.split("-")[0] in KINDS]
+    shelved = []
+    for folder in (root, root / WINDOWS):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_dir() and path.name.split("-")[0] in KINDS:
+                with suppress(OSError):  # removed meanwhile, or not for us to look into
+                    shelved.append(_look(path, window=folder != root))
+    return shelved
 
 
-def _look(path: Path) -> Shelved:
-    rows, complete = 0, False
+def _look(path: Path, window: bool) -> Shelved:
+    rows, whole = 0, False
     with suppress(OSError, ValueError, LookupError):
-        rows, complete = int(json.loads((path / MANIFEST).read_text())["rows"]), True
-    stats = [file.stat() for file in path.iterdir()]
+        rows, whole = int(json.loads((path / MANIFEST).read_text())["rows"]), True
+    stats = []
+    for file in path.iterdir():
+        with suppress(OSError):  # a temporary file that has its name now, or a shard that makes room
+            stats.append(file.stat())
     used = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
-    return Shelved(path, rows, complete, sum(stat.st_size for stat in stats), used)
+    return Shelved(path, rows, whole and not window, window, sum(stat.st_size for stat in stats), used)
 
 
 def mark_used(path: Path) -> None:
@@ -77,30 +111,32 @@ def to_prune(stores: Sequence[Shelved], older_than_days: float | None, keep_byte
     return chosen
 
 
-def remove(store: Shelved) -> bool:
-    """Deletes a store, unless some process reads it or makes it; returns whether it did. What has it open goes on
-    reading what it has mapped."""
-    lock = store.path.with_name(f".{store.path.name}.lock")
+def remove(store: Shelved) -> str:
+    """Deletes a store, unless some process reads it or makes it, and returns why it did not; "" where it did."""
     try:
-        with FileLock(lock, timeout=0):
-            if _is_read(store.path / MANIFEST):
-                return False
-            # The manifest first: a removal that is cut off leaves an unfinished store, not a damaged one.
-            (store.path / MANIFEST).unlink(missing_ok=True)
+        # The lock's file stays: another process may wait for it while a third makes a new one.
+        with FileLock(store.path.with_name(f".{store.path.name}.lock"), timeout=0):
+            if not _remove_manifest(store.path / MANIFEST):
+                return _IN_USE
             shutil.rmtree(store.path)
     except Timeout:
-        return False
-    lock.unlink(missing_ok=True)
-    return True
+        return _IN_USE
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
-def _is_read(manifest: Path) -> bool:
-    """Whether a `Store` is open on it: each holds a shared lock."""
+def _remove_manifest(manifest: Path) -> bool:
+    """Deletes it first, so that a removal that is cut off leaves an unfinished store, not a damaged one; returns
+    whether it is gone. A `Store` that is open holds a shared lock on it, and none can be opened while it is deleted."""
     try:
-        with manifest.open("rb") as file:
+        with manifest.open("r+b") as file:  # network file systems give this lock only to who may write
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            manifest.unlink()
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
         return True
-    return False
+    except PermissionError:
+        raise
+    except OSError:  # locked, or on a file system without locks, that cannot tell
+        return False
+    return True

@@ -141,12 +141,19 @@ def describe_shard(file: pa.Buffer) -> Shard:
     return Shard(rows, file.size, hashlib.sha256(file).hexdigest(), json.loads(reader.schema.metadata[_REJECTED]))
 
 
-def encode_manifest(kind: str, key: Mapping[str, Any], columns: Mapping[str, Column], shards: Sequence[Shard]) -> bytes:
-    """The bytes of a manifest. They hold no time and no place: equal content has an equal manifest."""
+def encode_manifest(
+    kind: str, key: Mapping[str, Any], columns: Mapping[str, Column], shards: Sequence[Shard], made_from: str = ""
+) -> bytes:
+    """The bytes of a manifest. They hold no time and no place: equal content has an equal manifest.
+
+    Args:
+        made_from: hash of the manifest of the pairs that the rows belong to; empty of pairs themselves.
+    """
     manifest = {
         "format": FORMAT,
         "kind": kind,
         "key": dict(key),
+        "made_from": made_from,
         "rows": sum(shard.rows for shard in shards),
         "bytes": sum(shard.bytes for shard in shards),
         "columns": {name: {"dtype": c.dtype, "shape": list(c.shape)} for name, c in columns.items()},

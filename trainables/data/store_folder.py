@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,12 @@ class StoreFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the store is whole: its manifest is written last. One that was copied to this machine is."""
-        return (self.local / MANIFEST).exists() or (self.remote and MANIFEST in self.files())
+        """Whether the store is whole: its manifest is written last."""
+        return self.has(MANIFEST)
+
+    def has(self, file: str) -> bool:
+        with self._filesystem() as (filesystem, folder):
+            return bool(filesystem.get_file_info(f"{folder}/{file}").is_file)
 
     def files(self) -> dict[str, int]:
         """The names of the files there are, with their bytes; none if the folder is not there."""
@@ -85,11 +90,18 @@ class StoreFolder:
 
 
 def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Writes a local file under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    """Writes a local file under a temporary name and renames it.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); what is there already stays") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainables.data.roots import refuse_secrets
 from trainables.errors import InputError
 
 SAMPLE, SHIPPED = "sample", "shipped"
@@ -33,6 +34,7 @@ class DataSettings:
     window_shards: int = 0
 
     def __post_init__(self) -> None:
+        refuse_secrets("data.source", self.source)
         if not 0 <= self.max_rejected <= 1:
             raise InputError(f"data.max_rejected={self.max_rejected}: expected a share from 0 to 1")
         if self.window_shards < 0:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -40,10 +40,12 @@ class Catalogue:
     Attributes:
         sizes: int32 (N, 2), height and width; 0 where an image cannot be used.
         reasons: row -> why it cannot be used, on one line.
+        passing: rows of `reasons` for which another look may find something else.
     """
 
     sizes: np.ndarray
     reasons: dict[int, str]
+    passing: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,23 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
     facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     path = cache / f"catalogue-{key}.parquet" if cache and cache.is_dir() else None
-    if key in _looked and (path is None or path.exists()):
-        return _looked[key]
+    if key in _looked:
+        found, looked = _looked[key], False
+    else:
+        found = _read(path, len(images)) or Catalogue(np.zeros((len(images), 2), np.int32), {})
+        looked = _look_at_rest(images, whole, found)
+        while len(_looked) >= 2:
+            del _looked[next(iter(_looked))]
+        _looked[key] = found
+    if path and (looked or not path.exists()):  # the folder may be there only since another look of this process
+        _write(path, found)
+    return found
 
-    found = _read(path, len(images)) or Catalogue(np.zeros((len(images), 2), np.int32), {})
+
+def _look_at_rest(images: Images, whole: bool, found: Catalogue) -> bool:
+    """Looks at what `found` knows nothing of; returns whether that is worth keeping."""
     rows = np.flatnonzero(~found.sizes.any(axis=1)).tolist()
     pending = [row for row in rows if row not in found.reasons]
-    passing = set[int]()
     chunks = [pending[start : start + _AT_ONCE] for start in range(0, len(pending), _AT_ONCE)]
     with ThreadPoolExecutor(images.threads) as pool:  # waiting for the disk or the network, mostly
         for chunk, seen in zip(chunks, pool.map(partial(_look_at_rows, images, whole), chunks), strict=True):
@@ -136,14 +148,8 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
                 if reason:
                     found.reasons[row] = reason
                 if not lasting:
-                    passing.add(row)
-    while len(_looked) >= 2:
-        del _looked[next(iter(_looked))]
-    _looked[key] = found
-    if path and len(pending) > len(passing):
-        kept = {row: reason for row, reason in found.reasons.items() if row not in passing}
-        _write(path, Catalogue(found.sizes, kept))
-    return found
+                    found.passing.add(row)
+    return len(pending) > len(found.passing)
 
 
 def _look_at_rows(images: Images, whole: bool, rows: Sequence[int]) -> list[tuple[tuple[int, int], str, bool]]:
@@ -158,7 +164,8 @@ def _look_at_rows(images: Images, whole: bool, rows: Sequence[int]) -> list[tupl
         except InputError:
             raise
         except Exception as error:  # decoders raise almost anything on a damaged file
-            seen.append(((0, 0), decode.reason(error), not (isinstance(error, OSError) and error.errno)))
+            passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and bool(error.errno))
+            seen.append(((0, 0), decode.reason(error), not passing))
     return seen
 
 
@@ -266,7 +273,8 @@ def _read(path: Path | None, rows: int) -> Catalogue | None:
 
 
 def _write(path: Path, catalogue: Catalogue) -> None:
-    reasons = pa.array([catalogue.reasons.get(row) for row in range(len(catalogue.sizes))], pa.string())
+    lasting = {row: reason for row, reason in catalogue.reasons.items() if row not in catalogue.passing}
+    reasons = pa.array([lasting.get(row) for row in range(len(catalogue.sizes))], pa.string())
     _write_table(path, {"height": catalogue.sizes[:, 0], "width": catalogue.sizes[:, 1], "reason": reasons})
 
 

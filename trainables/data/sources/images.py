@@ -44,6 +44,10 @@ class Images(ABC):
         """Those of these numbers alone."""
 
     @abstractmethod
+    def patient(self) -> Self:
+        """The same, to be read for hours: see `Location.patient`."""
+
+    @abstractmethod
     def place(self, row: int) -> str:
         """Where an image lies, for messages."""
 
@@ -98,6 +102,9 @@ class FileImages(Images):
 
     def take(self, rows: np.ndarray) -> Self:
         return replace(self, names=self.names.take(pa.array(rows)), stamps=self.stamps[rows])
+
+    def patient(self) -> Self:
+        return replace(self, root=replace(self.root, patient=True))
 
     def place(self, row: int) -> str:
         return str(self.root.join(self.names[row].as_py()))

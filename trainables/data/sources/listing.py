@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
+import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -90,8 +90,8 @@ def list_source(source: str) -> Listing:
             - a folder without images that holds `.parquet` files, or one such file: a row is an image (column
               `image`) or a pair (`input` and `target`, or `captured` and `original`), as binary or as Hugging Face's
               struct, named `<file>/<row>`;
-            - a `.txt` file with an image a line, named as written: a path relative to the file's folder or absolute,
-              or a URI. Empty lines and those that begin with # are passed over.
+            - a `.txt` file with an image a line, named as written, but for `./` and `x/../`: a path relative to the
+              file's folder or absolute, or a URI. Empty lines and those that begin with # are passed over.
 
     Raises:
         InputError: nothing there, nothing that is accepted, or what cannot be reached or read; see also
@@ -164,16 +164,21 @@ def _text_file(place: Location) -> Listing:
         lines = [line.strip() for line in place.read().decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise InputError(f"{place}: not a text file in UTF-8: give an image a line") from None
-    lines = sorted(line for line in lines if line and not line.startswith("#"))
+    lines = [line if is_uri(line) else posixpath.normpath(line) for line in lines if line and not line.startswith("#")]
     if not lines:
         raise InputError(f"{place}: lists no images: give a path or URI a line")
-    for line, following in itertools.pairwise(lines):
-        if line == following:
-            raise InputError(f"{place}: lists {line} twice: give each image once")
-    root = place.parent
+    # A URI may carry credentials, which are no part of a name.
+    named = sorted((str(locate(line)) if is_uri(line) else line, line) for line in lines)
+    names, lines = [name for name, _ in named], [line for _, line in named]
+    root, seen = place.parent, set[str]()
+    for name, line in named:
+        where = str(root.join(line))
+        if where in seen:
+            raise InputError(f"{place}: lists {name} twice: give each image once")
+        seen.add(where)
     with ThreadPoolExecutor(32) as pool:  # a URI has to be asked for
         stamps = list(pool.map(lambda line: root.join(line).stamp(), lines))
-    missing = [line for line, (size, _) in zip(lines, stamps, strict=True) if size < 0]
+    missing = [name for name, (size, _) in zip(names, stamps, strict=True) if size < 0]
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
@@ -181,6 +186,4 @@ def _text_file(place: Location) -> Listing:
             f"to {root}, absolute paths or URIs"
         )
     images = FileImages(root, names_column(lines, place), np.array(stamps, np.int64))
-    # A URI may carry credentials, which are no part of a name.
-    names = [str(locate(line)) if is_uri(line) else line for line in lines]
     return Listing(f"{place}", pa.array(names), (images,))

@@ -9,7 +9,7 @@ import stat
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -26,22 +26,24 @@ ACCEPTED = "a local path, or a URI that begins with s3://, gs:// or file://"
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
 S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a bucket that is not there costs about 10 s at most
 GS_SECONDS = 4  # of retries; the last may take as long again
+PATIENT_ANSWER_SECONDS, PATIENT_ATTEMPTS, PATIENT_GS_SECONDS = 20, 10, 120  # pauses grow: about two minutes of them
 HEADER_BYTES = 64 * 2**10  # read from a bucket at once: most images tell their size within
 
 
-def resolve_uri(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a URI, one for each bucket and process, and the path on it.
+def resolve_uri(uri: str, patient: bool = False) -> tuple[FileSystem, str]:
+    """The file system of a URI, one for each bucket, patience and process, and the path on it.
 
     Args:
         uri: `s3://bucket/key`, with `endpoint_override`, `region` and `scheme` in its query as pyarrow takes them, or
             from the usual AWS environment variables and profiles; `gs://bucket/key`; or `file:///path`.
+        patient: see `Location`.
 
     Raises:
         InputError: a URI of another kind, without a bucket, or with options that are not known.
         OSError: the region of a bucket that does not say it cannot be found out.
     """
     place = locate(uri)
-    return _file_system(place.store), place.path
+    return _file_system(place.store, patient), place.path
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Location:
     Attributes:
         path: absolute on this machine, or `bucket/key`.
         store: URI of the bucket with its credentials and options; empty for this machine.
+        patient: whether a bucket that does not answer is asked again for minutes, as work of hours needs it, or given
+            up after seconds, as a person at the door needs it.
 
     Raises:
         InputError: from every method, when a bucket cannot be reached or read. What goes wrong on a local disk is an
@@ -59,6 +63,7 @@ class Location:
 
     path: str
     store: str = ""
+    patient: bool = False
 
     def __str__(self) -> str:
         """For people and logs: without credentials and options."""
@@ -70,13 +75,13 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        return Location(posixpath.dirname(self.path), self.store)
+        return replace(self, path=posixpath.dirname(self.path))
 
     def join(self, name: str) -> Location:
         """`name` below this folder; a URI is itself, and so is an absolute path, on this machine."""
         if is_uri(name) or name.startswith("/"):
-            return locate(name)
-        return Location(posixpath.normpath(posixpath.join(self.path, name)), self.store)
+            return replace(locate(name), patient=self.patient)
+        return replace(self, path=posixpath.normpath(posixpath.join(self.path, name)))
 
     def kind(self) -> Literal["file", "folder", "nothing"]:
         if self.store:
@@ -136,7 +141,7 @@ class Location:
     def reached(self) -> Iterator[tuple[FileSystem, str]]:
         """What pyarrow needs to read here; its `OSError`s become `InputError`s that name the place."""
         try:
-            yield _file_system(self.store), self.path
+            yield _file_system(self.store, self.patient), self.path
         except OSError as error:
             raise InputError(f"{self}: {self._trouble(error)}") from None
 
@@ -225,7 +230,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 @lru_cache(maxsize=32)
-def _file_system(store: str) -> FileSystem:
+def _file_system(store: str, patient: bool) -> FileSystem:
     from pyarrow import ArrowInvalid, fs
 
     if not store:
@@ -234,7 +239,7 @@ def _file_system(store: str) -> FileSystem:
     login, _, bucket = parts.netloc.rpartition("@")
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     if parts.scheme == "gs":
-        options.setdefault("retry_limit_seconds", GS_SECONDS)
+        options.setdefault("retry_limit_seconds", PATIENT_GS_SECONDS if patient else GS_SECONDS)
         try:
             return fs.FileSystem.from_uri(parts._replace(query=urlencode(options)).geturl())[0]
         except ArrowInvalid as error:
@@ -251,8 +256,8 @@ def _file_system(store: str) -> FileSystem:
         options |= {"access_key": unquote(key), "secret_key": unquote(secret)}
     return fs.S3FileSystem(
         connect_timeout=S3_CONNECT_SECONDS,
-        request_timeout=S3_ANSWER_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        request_timeout=PATIENT_ANSWER_SECONDS if patient else S3_ANSWER_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=PATIENT_ATTEMPTS if patient else S3_ATTEMPTS),
         **options,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -59,6 +60,10 @@ class ParquetImages(Images):
 
     def take(self, rows: np.ndarray) -> Self:
         return type(self)(self.root, self._names, self.stamps, self._column, self._which[rows], self._rows[rows])
+
+    def patient(self) -> Self:
+        root = replace(self.root, patient=True)
+        return type(self)(root, self._names, self.stamps, self._column, self._which, self._rows)
 
     def name(self, row: int) -> str:
         return f"{self._names[self._which[row]]}/{self._rows[row]:07d}"

@@ -81,6 +81,10 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
         `list_source` for other sources."""
         return self._names.to_pylist()
 
+    def name(self, index: int) -> str:
+        """One of `names`, without making all of them."""
+        return str(self._names[index].as_py())
+
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every photograph or target, known without decoding it."""
@@ -94,14 +98,14 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
     @overload
     def __getitem__(self, index: slice) -> Photographs: ...
     def __getitem__(self, index: int | slice) -> Photograph | MatchedPhotograph | Photographs:
-        """Raises `UnusableImage` naming the file when it cannot be read or its pixels are damaged, and another
-        `InputError` when its bucket or Parquet file cannot be read."""
+        """Raises `UnusableImage` naming the file when its pixels are damaged, and another `InputError` when the file,
+        or the bucket or Parquet file it lies in, cannot be read."""
         if isinstance(index, slice):
             rows = np.arange(len(self))[index]
             sides = tuple(side.take(rows) for side in self._sides)
             return Photographs(self._names.take(pa.array(rows)), sides, self._sizes[rows], self.rejected, self.found)
         index = range(len(self))[index]
-        name = self._names[index].as_py()
+        name = self.name(index)
         if index in self._cache:
             self._cache.move_to_end(index)  # newest last
             pixels = self._cache[index]
@@ -115,9 +119,14 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
     def _decoded(self, name: str, side: Images, index: int) -> np.ndarray:
         try:
             pixels = side.pixels(index)
-        except InputError:  # the bucket or the Parquet file that it lies in cannot be read: not this image's fault
+        except (InputError, MemoryError):  # not this image's fault
             raise
         except Exception as error:  # decoders raise almost anything on a damaged file
+            if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's: it could be opened before
+                raise InputError(
+                    f"{side.place(index)}: cannot be read ({error.strerror}): the source must stay readable while it "
+                    "is prepared"
+                ) from error
             self.rejected[name] = reason = decode.reason(error)
             raise UnusableImage(f"{side.place(index)}: cannot be decoded ({reason}): replace or remove it") from error
         pixels.setflags(write=False)
@@ -153,5 +162,5 @@ def of_split(
         raise InputError.of("split", split, '"train" or "validation"')
     part: Part = usable_part(listing, split, min_size, scale, max_rejected, cache)
     names = listing.names.take(pa.array(part.rows))
-    sides = tuple(side.take(part.rows) for side in listing.sides)
+    sides = tuple(side.take(part.rows).patient() for side in listing.sides)
     return Photographs(names, sides, part.sizes, part.rejected, part.found)

@@ -1,0 +1,42 @@
+"""Joining a Ray cluster that is already there: whether its address can be, and the code its nodes need."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from trainables.data.roots import is_uri
+from trainables.errors import InputError
+
+_CONNECT_SECONDS = 5.0
+_NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
+
+
+def check_address(address: str) -> None:
+    """Refuses an address nobody listens at; Ray itself would try for minutes, and then end the process.
+
+    Raises:
+        InputError: not an address, or nothing there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise InputError(f"--address {address}: expected auto, or HOST:PORT of a Ray cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster to connect to ({error})") from None
+
+
+def shipped_code(*kept: str) -> dict[str, Any]:
+    """What brings this project's code to the nodes of a cluster, as Ray's `runtime_env`.
+
+    Args:
+        kept: folders whose content stays here, such as results.
+    """
+    root = Path(__file__).parents[1]
+    folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
+    own = [str(folder.relative_to(root)) for folder in folders if root in folder.parents]
+    return {"working_dir": str(root), "excludes": [*_NOT_SENT, *own]}
