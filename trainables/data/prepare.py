@@ -25,7 +25,7 @@ from trainables.data.sources.catalogue import check_rejected
 from trainables.data.sources.photographs import Photographs, Split
 from trainables.data.sources.source import load_source
 from trainables.data.stages import STAGE_OF, Stage, plan
-from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_name
+from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_numbers
 from trainables.data.store_folder import PARTIAL, StoreFolder
 from trainables.errors import InputError
 from trainables.latents import latent_shape
@@ -210,13 +210,13 @@ class _Preparation:
 
     def _tasks(self) -> list[Task]:
         """All shards of what is missing, each with all of its stages."""
-        files = {stage.folder: stage.folder.files() for stage in self._missing}
+        there = {stage.folder: set(shard_numbers(stage.folder.files())) for stage in self._missing}
         named: dict[tuple[Split, int], list[str]] = {}
         left: dict[tuple[Split, int], list[str]] = {}
         for stage in self._missing:
             for number in range(stage.shards):
                 named.setdefault((stage.split, number), []).append(stage.name)
-                if shard_name(number) in files[stage.folder]:
+                if number in there[stage.folder]:
                     left.setdefault((stage.split, number), []).append(stage.name)
         return [Task(*place, tuple(names), tuple(left.get(place, ()))) for place, names in named.items()]
 
@@ -317,7 +317,6 @@ def bytes_to_come(stages: Sequence[Stage], window_shards: int = 0, readers: int 
         elif stage.exists:
             rows = 0
         else:
-            there = stage.folder.files()
-            rows -= sum(len(stage.rows_of(number)) for number in range(stage.shards) if shard_name(number) in there)
+            rows -= sum(len(stage.rows_of(number)) for number in shard_numbers(stage.folder.files()))
         coming += rows * stage.bytes_per_row
     return coming

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -78,6 +79,11 @@ def store_name(kind: str, key: Mapping[str, Any]) -> str:
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
+
+
+def shard_numbers(files: Iterable[str]) -> list[int]:
+    """Of those of `files` that are shards."""
+    return [int(found[1]) for file in files if (found := re.fullmatch(r"shard-(\d{5,})\.arrow", file))]
 
 
 def rows_per_shard(rows: int, bytes_per_row: int) -> int:
