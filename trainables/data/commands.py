@@ -187,13 +187,9 @@ def prune(flags: argparse.Namespace) -> int:
 
 
 def _table(stores: Sequence[Shelved], chosen: Sequence[Shelved] = ()) -> list[str]:
-    width = max((len(store.path.name) for store in stores), default=0)
-    lines = []
-    for store in sorted(stores, key=lambda store: store.used):
-        rows = f"{store.rows} rows" if store.complete else "interrupted"
-        mark = "  delete" if store in chosen else ""
-        lines.append(
-            f"{store.path.name:{width}}  {rows:>14}  {byte_text(store.bytes):>8}  "
-            f"used {duration(86400 * store.days)} ago{mark}"
-        )
-    return lines
+    width = max((len(store.name) for store in stores), default=0)
+    return [
+        f"{store.name:{width}}  {store.state:>17}  {byte_text(store.bytes):>8}  "
+        f"used {duration(86400 * store.days)} ago{'  delete' if store in chosen else ''}"
+        for store in sorted(stores, key=lambda store: store.used)
+    ]

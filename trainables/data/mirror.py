@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from trainables.data.shelf import WINDOWS
 from trainables.data.store import MANIFEST, shard_name
 from trainables.data.store_folder import StoreFolder, write_whole
 from trainables.errors import InputError
@@ -22,7 +23,7 @@ def window_of(folder: StoreFolder) -> Path:
     Raises:
         InputError: the store cannot be read.
     """
-    window = folder.local.parent / "windows" / folder.name
+    window = folder.local.parent / WINDOWS / folder.name
     manifest = bytes(folder.read(MANIFEST))
     if not (window / MANIFEST).exists() or (window / MANIFEST).read_bytes() != manifest:
         shutil.rmtree(window, ignore_errors=True)  # of a store that was deleted there and made anew

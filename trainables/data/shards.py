@@ -85,12 +85,14 @@ class ShardMaker:
         """Does a task; an `InputError` on the way is part of the result, for others to be told of."""
         files: dict[str, pa.Buffer] = {}
         shards: dict[str, Shard] = {}
-        kept, error = [], ""
+        kept: list[str] = []
+        error = ""
         try:
             with one_thread(), torch.no_grad():
                 for name in task.stages:
                     stage = self._stages[task.split, name]
-                    left = self._left(stage, task)
+                    # What follows from a shard that had to be made anew may be of other rows.
+                    left = self._left(stage, task) if len(kept) == len(files) else None
                     if left is not None:
                         files[name], shards[name] = left
                         kept.append(name)

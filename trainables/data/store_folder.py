@@ -80,7 +80,7 @@ class StoreFolder:
     def _filesystem(self) -> Iterator[tuple[fs.FileSystem, str]]:
         try:
             if self.remote:
-                filesystem, root = resolve_uri(self.root)
+                filesystem, root = resolve_uri(self.root, patient=True)
                 yield filesystem, f"{root.rstrip('/')}/{self.name}"
             else:
                 yield fs.LocalFileSystem(), str(self.local)

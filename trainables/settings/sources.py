@@ -20,11 +20,12 @@ class DataSettings:
             one of these, such as `s3://bucket/photographs`. See docs/data.md.
         seed: chooses crops and degradations of the training pairs; equal for all trials of a sweep.
         max_rejected: the share of a split's images that may be unusable; more of them stop the preparation.
-        verify: compare the content of prepared stores of up to 1 GB with their hashes when a sweep starts, not only
-            their sizes and schema; `python -m trainables.data verify` does it for any.
+        verify: compare the content of local prepared stores of up to 1 GB with their hashes when a sweep starts, not
+            only their sizes and schema; `python -m trainables.data verify` does it for any, and what comes from a
+            bucket is compared as it comes.
         window_shards: for a store that is larger than a machine's disk: 0 draws the training rows of an epoch from the
-            whole store, n from n shards at a time, in a random order of shards, so that with a store in a bucket no
-            more than 2 n of them have to be here.
+            whole store, n from n shards at a time, in a random order of shards, so that with a store in a bucket a
+            trial needs no more than 2 n of them here.
     """
 
     source: str = SAMPLE
