@@ -62,13 +62,13 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
         looks = 0
         while process.poll() is None:
             processes = _tree(process.pid)
-            if looks % 4 == 0:  # reading how a gigabyte is mapped takes a core for a moment
+            if looks % 5 == 0:  # reading how a gigabyte is mapped takes a core for a moment
                 peak = max(peak, sum(_pss(pid) for pid in processes))
             looks += 1
             used |= {pid: seconds for pid in processes if (seconds := _cpu_seconds(pid)) is not None}
             if any(store.glob("*/shard-*")) and not any(store.glob(f"*/{MANIFEST}")):
                 marks.append((time.monotonic(), sum(used.values())))
-            time.sleep(0.5)
+            time.sleep(1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     (began, before), (ended, after) = marks[0], marks[-1]

@@ -30,7 +30,8 @@ from trainables.data.roots import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 from trainables.errors import InputError
 
-_MOST_BLOCKS = 1000  # of a dataset of shard numbers; more cost Ray more than they spread the work better
+# Tasks a CPU, each of some shards: between two of them it waits for Ray, and at the end for the longest of others.
+_TASKS_A_CPU, _MOST_TASKS = 48, 1000
 _OBJECT_STORE_BYTES = 100 * 2**20
 _FEW = 4  # shards that are made sooner than processes start
 
@@ -93,8 +94,9 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> R
         quiet.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         held = [ray.put((maker, tasks))]  # in a list, or Ray would unpack it for every task
+        most = min(_MOST_TASKS, _TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1))))
         numbers = ray.data.from_items(
-            [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), _MOST_BLOCKS)
+            [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), most)
         )
         on_gpus = stages - {"pairs"} if gpu_processes else frozenset[str]()
         made: ray.data.Dataset = numbers
