@@ -11,6 +11,7 @@ from typing import get_args
 
 from sweeps.settings import INTERRUPTED, PRESETS_GPUS, Perceptual, SweepSettings, resolve
 from trainables.errors import InputError
+from trainables.settings import assignments
 
 EPILOG = """\
 examples:
@@ -108,12 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _settings(flags: argparse.Namespace) -> SweepSettings:
-    pairs = []
-    for text in flags.set:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"--set {text}: expected KEY=VALUE, such as training.batch_size=4")
-        pairs.append((name, value))
+    pairs = assignments(flags.set, "training.batch_size=4")
     values = {name: value for name, value in vars(flags).items() if name in SweepSettings.__dataclass_fields__}
     return SweepSettings(**{**values, "set": tuple(pairs)})
 

@@ -11,8 +11,7 @@ import pytest
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.search import draw
-from sweeps.settings import ASSETS, Question, SweepSettings, resolve
-from trainables.base_model import SHIPPED_BASE
+from sweeps.settings import Question, SweepSettings, resolve
 from trainables.data.stages import plan
 from trainables.errors import InputError
 from trainables.metrics import METRICS
@@ -95,9 +94,6 @@ def test_every_proposal_and_point_is_a_valid_trial_of_every_preset(name: str, pr
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINING])
 def test_every_proposal_and_point_restores_with_the_shipped_trial(name: str) -> None:
-    space = search_spaces.load(name)
-    if not (ASSETS / f"{space.method}_sample").is_dir():
-        pytest.skip(f"no finished {space.method} ships yet")
     question = ask(name)
     check_trials(question)
     assert (question.trial.training.max_steps, question.trial.checkpoint) == (0, "shipped")
@@ -106,8 +102,6 @@ def test_every_proposal_and_point_restores_with_the_shipped_trial(name: str) -> 
 @pytest.mark.parametrize("name", TRAINING)
 def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_path: Path) -> None:
     question = ask(name)
-    if not (SHIPPED_BASE / "unet").is_dir() and any(METHODS[m].latents == "kl" for m in question.space.methods):
-        pytest.skip("no base ships yet")
     stores: dict[str, set[tuple[Path, ...]]] = {}
     for values in [*(point.values for point in question.space.points), *proposals(question.space, 5)]:
         trial = question.trial_with(values)

@@ -18,7 +18,7 @@ from trainables.data.shelf import Shelved, remove, stores_below, to_prune
 from trainables.data.store import MANIFEST, Store
 from trainables.errors import InputError
 from trainables.presets import preset
-from trainables.settings import TrialSettings, override
+from trainables.settings import TrialSettings, assignments, override
 
 _REASONS = 5  # of photographs that were rejected, as many are shown
 
@@ -75,12 +75,7 @@ def _check_processes(flags: argparse.Namespace) -> None:
 
 def _trial(flags: argparse.Namespace) -> TrialSettings:
     chosen = preset(flags.preset)
-    values: dict[str, object] = {}
-    for text in flags.set:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"--set {text}: expected KEY=VALUE, such as pairs.train_pairs=5000")
-        values[name] = value
+    values: dict[str, object] = dict(assignments(flags.set, "pairs.train_pairs=5000"))
     method = flags.method or values.get("method", chosen.trial.method)
     refuse_secrets("--data", flags.data)
     refuse_secrets("--store", flags.store)

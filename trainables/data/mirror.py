@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -50,13 +49,7 @@ def mirror(folder: StoreFolder) -> None:
         missing = {n: s for n, s in shards.items() if _size(folder, n) != s["bytes"]}
         _check_room(folder, sum(shard["bytes"] for shard in missing.values()))
         for number, shard in missing.items():
-            content = folder.read(shard_name(number))
-            if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-                raise InputError(
-                    f"--store {folder.root}: {folder.name}/{shard_name(number)} does not match its manifest; "
-                    f"delete {folder.name} there and it is prepared anew"
-                )
-            write_whole(local / shard_name(number), content)
+            folder.fetch(shard_name(number), shard["sha256"], local / shard_name(number))
         write_whole(local / MANIFEST, manifest)
 
 

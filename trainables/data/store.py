@@ -278,7 +278,8 @@ class Store:
         file = self._file(number)
         with self._lock(file):
             if not file.exists() or file.stat().st_size != self._shards[number].bytes:
-                self._fetch(number)
+                assert self._source is not None
+                self._source.fetch(file.name, self._shards[number].sha256, file)
             now = time.time_ns()
             os.utime(file, ns=(now, now))  # tells the other processes of this machine that it is in use
             mapped = self._map(number)
@@ -289,18 +290,6 @@ class Store:
                     with self._lock(oldest):
                         oldest.unlink()
         return mapped
-
-    def _fetch(self, number: int) -> None:
-        from trainables.data.store_folder import write_whole  # which imports this module
-
-        assert self._source is not None
-        content, shard = self._source.read(shard_name(number)), self._shards[number]
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise InputError(
-                f"--store {self._source.root}: {self._source.name}/{shard_name(number)} does not match its manifest; "
-                f"delete {self._source.name} there and it is prepared anew"
-            )
-        write_whole(self._file(number), content)
 
     def _lock(self, file: Path) -> FileLock:
         return FileLock(file.with_name(f".{file.name}.lock"))

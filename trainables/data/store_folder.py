@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -66,6 +67,16 @@ class StoreFolder:
             if self.remote:
                 return filesystem.open_input_file(f"{folder}/{file}").read_buffer()
             return pa.memory_map(f"{folder}/{file}", "r").read_buffer()
+
+    def fetch(self, file: str, sha256: str, place: Path) -> None:
+        """Copies a file to `place` on this machine, if its content has that hash; refuses it otherwise."""
+        content = self.read(file)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise InputError(
+                f"--store {self.root}: {self.name}/{file} does not match its manifest; "
+                f"delete {self.name} there and it is prepared anew"
+            )
+        write_whole(place, content)
 
     def write(self, file: str, content: bytes | pa.Buffer) -> None:
         """Puts a file there, whole or not at all."""

@@ -18,7 +18,7 @@ from trainables.settings.diffusion import (
     PixelSettings,
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
-from trainables.settings.override import flatten, override
+from trainables.settings.override import assignments, flatten, override
 from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
 from trainables.settings.sources import SAMPLE, SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
@@ -47,6 +47,7 @@ __all__ = [
     "TeacherSettings",
     "TrainingSettings",
     "TrialSettings",
+    "assignments",
     "flatten",
     "override",
 ]

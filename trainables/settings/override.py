@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -128,3 +128,18 @@ def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return close or sorted({f"{head}.*" if dot else head for head, dot, _ in (n.partition(".") for n in known)})
+
+
+def assignments(texts: Sequence[str], example: str) -> list[tuple[str, str]]:
+    """(name, value) of every `--set NAME=VALUE`.
+
+    Raises:
+        InputError: one is not of that form; `example` is.
+    """
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as {example}")
+        pairs.append((name, value))
+    return pairs

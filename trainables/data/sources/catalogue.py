@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -282,7 +281,8 @@ def _write_table(path: Path, columns: dict[str, object]) -> None:
     """Under a temporary name, then renamed: others see all of it or nothing."""
     from pyarrow import parquet
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    parquet.write_table(pa.table(columns), temporary)
-    os.replace(temporary, path)
+    from trainables.data.store_folder import write_whole
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), sink)
+    write_whole(path, sink.getvalue())
