@@ -232,3 +232,11 @@ def test_a_dry_run_says_how_much_it_will_take(tmp_path: Path, capsys: pytest.Cap
     assert "1000 rows, 13.1 MB" in shown
     assert "to be made: 29.2 MB" in shown and " in about " in shown
     assert not (tmp_path / "stores").exists()
+
+
+@pytest.mark.parametrize("command", [["prepare", "--dat", "x"], ["prune", ".", "--older", "1"]])
+def test_a_flag_that_is_cut_short_is_not_guessed_at(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err

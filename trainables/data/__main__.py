@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = flags.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    prepare = commands.add_parser("prepare", help="make the stores that trials of a method read")
+    prepare = commands.add_parser("prepare", allow_abbrev=False, help="make the stores that trials of a method read")
     prepare.add_argument("--preset", default="sample", help=f"one of {', '.join(PRESETS)} (sample)")
     prepare.add_argument("--method", default="", help=f"one of {', '.join(METHODS)} (the preset's)")
     prepare.add_argument("--data", default="", metavar="SOURCE", help="a folder, .txt, .parquet or URI (the preset's)")
@@ -48,14 +48,18 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
     prepare.add_argument("--dry-run", action="store_true", help="say how much it will take, and stop")
 
-    inspect = commands.add_parser("inspect", help="what a store holds, with a sheet of its pairs; or all of a root")
+    inspect = commands.add_parser(
+        "inspect", allow_abbrev=False, help="what a store holds, with a sheet of its pairs; or all of a root"
+    )
     inspect.add_argument("path", type=Path, metavar="STORE", help="a store, or a folder of stores")
     inspect.add_argument("--sheet", type=Path, metavar="PNG", help="where the sheet goes (NAME-OF-STORE.png)")
 
-    verify = commands.add_parser("verify", help="compare the content of stores with their hashes")
+    verify = commands.add_parser("verify", allow_abbrev=False, help="compare the content of stores with their hashes")
     verify.add_argument("paths", type=Path, nargs="+", metavar="STORE", help="stores, or folders of stores")
 
-    prune = commands.add_parser("prune", help="list stores by age and size, and delete those chosen")
+    prune = commands.add_parser(
+        "prune", allow_abbrev=False, help="list stores by age and size, and delete those chosen"
+    )
     prune.add_argument("path", type=Path, metavar="ROOT", help="a folder of stores")
     prune.add_argument("--older-than", type=float, metavar="DAYS", help="those unused for longer")
     prune.add_argument("--keep", type=float, metavar="GB", help="the longest unused, until the others take so much")
