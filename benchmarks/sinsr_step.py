@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from trainables.networks.autoencoder import build_vq_f4, save_vq_f4
 from trainables.presets import PRESETS, preset
 from trainables.settings import SHIPPED, TrialSettings, override
 from trainables.sinsr import SinSR
-from trainables.weights import build_network, count_parameters, save_weights
+from trainables.weights import build_network, count_parameters, resshift_identity, save_weights
 
 MODES = ("online", "prepared")
 WARM_UP = 2  # turns that are not counted: allocations, threads, first touch of the store
@@ -60,12 +59,8 @@ def benchmark_settings(name: str, batch: int, size: int, folder: Path) -> TrialS
         changes["autoencoder.weights"] = str(folder / "autoencoder.safetensors")
         save_vq_f4(build_vq_f4(), folder / "autoencoder.safetensors")
     settings = override(trial, changes)
-    save_weights(
-        folder / "teacher.safetensors",
-        build_network(settings.network).state_dict(),
-        "resshift",
-        asdict(settings.network),
-    )
+    state = build_network(settings.network).state_dict()
+    save_weights(folder / "teacher.safetensors", state, "resshift", resshift_identity(settings))
     return settings
 
 

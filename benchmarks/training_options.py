@@ -24,9 +24,9 @@ from trainables.data.prepare import Prepared, prepare
 from trainables.loop import Trainer, World
 from trainables.presets import preset
 from trainables.registry import method_class
-from trainables.settings import TrialSettings, override
+from trainables.settings import TrialSettings, override, reason_unread
 
-METHODS = ("latent_diffusion", "pixel_diffusion", "pix2pix")
+METHODS = ("latent_diffusion", "pixel_diffusion", "pix2pix", "ccsr")
 OPTIONS: dict[str, dict[str, object]] = {
     "default": {},
     "bf16": {"training.precision": "bf16"},
@@ -34,7 +34,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "channels_last": {"training.channels_last": True},
     "compile": {"training.compile": True},
 }
-IGNORED = {"pix2pix": ("gradient_checkpointing",)}
 MEMORY_STEPS = 2  # the second one holds Adam's averages from its start
 
 
@@ -58,10 +57,10 @@ def benchmark_settings(method: str, batch: int, size: int, perceptual: float | N
     return override(sample.trial, changes)
 
 
-def options_of(method: str, asked: Sequence[str]) -> list[str]:
-    """The default, which the others are compared with, and what was asked for and the method does not ignore."""
-    ignored = IGNORED.get(method, ())
-    return ["default", *(option for option in asked if option != "default" and option not in ignored)]
+def options_of(settings: TrialSettings, asked: Sequence[str]) -> list[str]:
+    """The default, which the others are compared with, and what was asked for and the method reads."""
+    read = [option for option in asked if not any(reason_unread(name, settings) for name in OPTIONS[option])]
+    return list(dict.fromkeys(["default", *read]))
 
 
 def make_trainers(
@@ -154,9 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = flags.parse_args(arguments)
     torch.set_num_threads(given.threads)
     for method in given.methods:
-        options = options_of(method, given.options)
+        settings = benchmark_settings(method, given.batch, given.size, given.perceptual)
+        options = options_of(settings, given.options)
         with tempfile.TemporaryDirectory() as folder:
-            settings = benchmark_settings(method, given.batch, given.size, given.perceptual)
             trainers, failures = make_trainers(settings, options, Path(folder), torch.device(given.device))
             times = {option: medians(taken) for option, taken in measure(trainers, given.turns, given.steps).items()}
             del trainers

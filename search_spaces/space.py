@@ -36,6 +36,10 @@ class Float:
     def contains(self, value: Value) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        return self.low, self.high
+
 
 @dataclass(frozen=True)
 class Int:
@@ -55,6 +59,10 @@ class Int:
     def contains(self, value: Value) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        return self.low, self.high
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -71,6 +79,10 @@ class Choice:
 
     def contains(self, value: Value) -> bool:
         return value in self.values
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        return self.values
 
 
 Distribution = Float | Int | Choice
@@ -193,6 +205,24 @@ class SearchSpace:
     def active(self, values: Mapping[str, Value]) -> list[str]:
         """The parameters that exist beside these values."""
         return [name for name, p in self.parameters.items() if not isinstance(p, When) or p.holds(values)]
+
+    @property
+    def edges(self) -> list[dict[str, Value]]:
+        """Configurations that take every parameter to the ends of its range and to each of its choices, one at a time,
+        the others at their first. A space that reaches beyond what settings accept is refused at one of them."""
+        return [self._beside({name: value}) for name, among in self.distributions.items() for value in among.ends]
+
+    def _beside(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
+        """A configuration that has these values, and what they depend on."""
+        wanted = dict(wanted)
+        for name, parameter in reversed(list(self.parameters.items())):
+            if name in wanted and isinstance(parameter, When):
+                wanted = {other: accepted[0] for other, accepted in parameter.condition.items()} | wanted
+        values: dict[str, Value] = {}
+        for name, parameter in self.parameters.items():
+            if not isinstance(parameter, When) or parameter.holds(values):
+                values[name] = wanted.get(name, self.distributions[name].ends[0])
+        return values
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 # Weights, averages, two Adam moments and the averaged weights alone, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
+# Gradients, averages and two Adam moments, beside the weights.
+TRAINING_BYTES_PER_PARAMETER = 16
+
+
+@dataclass(frozen=True)
+class Networks:
+    """How large a method is.
+
+    Attributes:
+        trained: parameters that train.
+        parameters: of the networks they belong to, the frozen ones of these included.
+        resident_bytes: that a trial's networks take, those that only help among them.
+    """
+
+    trained: int
+    parameters: int
+    resident_bytes: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class Plan:
     notes: what a person should know, such as why a metric is absent.
     store: root of the prepared stores, an absolute path or a URI.
     stages_of: method -> the prepared stores that its trials read, made or still to be made.
-    parameters: method -> how many parameters a trial trains, and how many its networks have.
+    networks: method -> how large it is.
     concurrent: trials at once on this machine; 0 if a cluster decides.
     """
 
@@ -48,7 +65,7 @@ class Plan:
     notes: tuple[str, ...]
     store: str
     stages_of: Mapping[str, tuple[Stage, ...]]
-    parameters: Mapping[str, tuple[int, int]]
+    networks: Mapping[str, Networks]
     concurrent: int
 
     @property
@@ -79,7 +96,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return max(trained for trained, _ in self.parameters.values()) * CHECKPOINT_BYTES_PER_PARAMETER
+        return max(size.trained for size in self.networks.values()) * CHECKPOINT_BYTES_PER_PARAMETER
 
     @property
     def results_bytes(self) -> float:
@@ -96,8 +113,8 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
-        frozen = max(everything - trained for trained, everything in self.parameters.values()) * 4
-        return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + self.checkpoint_bytes + frozen)
+        training = max(s.resident_bytes + s.trained * TRAINING_BYTES_PER_PARAMETER for s in self.networks.values())
+        return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
 
     def check(self) -> None:
         """Refuses what would otherwise come out only once resources are taken.
@@ -165,9 +182,9 @@ class Plan:
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
-                f"{method}: {trained / 1e6:.2f} M parameters train"
-                + (f" of {everything / 1e6:.2f} M" if everything > trained else "")
-                for method, (trained, everything) in self.parameters.items()
+                f"{method}: {size.trained / 1e6:.2f} M parameters train"
+                + (f" of {size.parameters / 1e6:.2f} M" if size.parameters > size.trained else "")
+                for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, of which "
@@ -194,6 +211,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     if not is_uri(store):
         check_results("--store", Path(store))
     check_photographs(question.trial, local_root(store))
+    _check_simulator_read(question)
     if settings.address:
         check_address(settings.address)
     concurrent = 0 if settings.address else _local_concurrency(question)
@@ -217,7 +235,9 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         ensure_available(metrics, allow_download=download)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
-    parameters = {trial.method: _build(trial, metrics) for trial in trials}
+    networks = {trial.method: _build(trial, metrics) for trial in trials}
+    for trial in question.every_configuration():
+        method_class(trial.method).check(trial)
     source = fingerprint(question.trial.data.source)
     stages_of = {
         trial.method: tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
@@ -231,7 +251,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         notes,
         store,
         stages_of,
-        parameters,
+        networks,
         concurrent,
     )
 
@@ -240,9 +260,8 @@ def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return ("val/l_std", *map(global_std_name, metrics))
 
 
-def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> tuple[int, int]:
-    """Builds a trial's method, so that weights which do not go together are refused here and not in the trial; returns
-    its numbers of parameters.
+def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
+    """Builds a trial's method, so that weights which do not go together are refused here and not in the trial.
 
     Raises:
         InputError: those weights, or images that do not pass through the networks or are too small to be measured.
@@ -260,7 +279,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> tuple[int, int]:
         if size % method.size_multiple or size < smallest:
             accepted = f"a multiple of {method.size_multiple}, at least {smallest}"
             raise InputError(f"pairs.{name}={size}: expected {accepted}")
-    return method.parameters
+    return Networks(*method.parameters, method.resident_bytes)
 
 
 def check_photographs(trial: TrialSettings, cache: Path) -> None:
@@ -279,6 +298,16 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
     load_source(data.source, "train", pairs.image_size, pairs.scale, data.max_rejected, cache)
     held_out = load_source(data.source, "validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
     Pairs(held_out, pairs, "validation", data.seed)
+
+
+def _check_simulator_read(question: Question) -> None:
+    """Pairs of photographs come degraded."""
+    from trainables.data.sources.source import is_paired
+
+    source = question.trial.data.source
+    for name, value in question.settings.set:
+        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and is_paired(source):
+            raise InputError(f"--set {name}={value}: has no effect on the pairs of {source}, which come degraded")
 
 
 def _local_concurrency(question: Question) -> int:

@@ -17,7 +17,7 @@ from trainables.finished import ASSETS, finished_settings
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset
 from trainables.registry import METHODS
-from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override
+from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override, reason_unread
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
@@ -98,6 +98,14 @@ class Question:
         trial = override(preset(self.settings.preset).trial, {**changes, **values})
         return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
+    def every_configuration(self) -> list[TrialSettings]:
+        """The settings of one trial of each point, and of each end of what the space searches.
+
+        Raises:
+            InputError: values that the settings refuse, or that do not go together.
+        """
+        return [self.trial_with(values) for values in (*(p.values for p in self.space.points), *self.space.edges)]
+
     @property
     def every_method(self) -> list[TrialSettings]:
         """The settings of one trial of each method: the first point's that trains it."""
@@ -121,6 +129,30 @@ def resolve(settings: SweepSettings) -> Question:
         workers_per_trial=settings.workers_per_trial or chosen.workers,
         gpus_per_worker=chosen.gpus if settings.gpus_per_worker == PRESETS_GPUS else settings.gpus_per_worker,
     )
+    flags = _flags(settings, space)
+    methods = (str(flags["method"]),) if "method" in flags else space.methods
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(f"--set method={method}: there is none; the methods are {', '.join(METHODS)}")
+    _check_read(space, methods, settings)
+    changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
+    proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
+    question = Question(settings, space, changes, settings.trials or len(space.queue) + max(0, proposed))
+    try:
+        trials = question.every_configuration()
+    except InputError as error:
+        set_by_flag = any(str(error).startswith(name) for name, _ in settings.set)
+        searched = str(error).startswith(tuple(space.parameters))
+        blamed = "--set " if set_by_flag else f"--space {space.name}: " if searched else ""
+        raise InputError(f"{blamed}{error}") from None
+    _check_effects(settings, trials)
+    _check_shares(settings.workers_per_trial, question.trial)
+    _metric_of(settings)
+    return question
+
+
+def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
+    """What the command line says of the trials' settings."""
     flags: dict[str, object] = {}
     for name, value in settings.set:
         if name in space.parameters:
@@ -133,23 +165,7 @@ def resolve(settings: SweepSettings) -> Question:
         raise InputError(f"--max-steps {steps}: the space {space.name} trains nothing")
     if settings.max_steps:
         flags["training.max_steps"] = settings.max_steps
-    methods = (str(flags["method"]),) if "method" in flags else space.methods
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"--set method={method}: there is none; the methods are {', '.join(METHODS)}")
-    _check_read(space, methods, settings)
-    changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
-    proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
-    question = Question(settings, space, changes, settings.trials or len(space.queue) + max(0, proposed))
-    try:
-        for point in space.points:
-            question.trial_with(point.values)
-    except InputError as error:
-        set_by_flag = any(str(error).startswith(name) for name, _ in settings.set)
-        raise InputError(f"--set {error}" if set_by_flag else str(error)) from None
-    _check_shares(settings.workers_per_trial, question.trial)
-    _metric_of(settings)
-    return question
+    return flags
 
 
 def _changes(
@@ -187,6 +203,14 @@ def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSetti
         section, dot, _ = name.partition(".")
         if dot and section not in read:
             raise InputError(f"--set method={trained}: the space {space.name} searches {name}, which it does not read")
+
+
+def _check_effects(settings: SweepSettings, trials: Sequence[TrialSettings]) -> None:
+    """A flag that none of the configurations reads."""
+    for name, value in settings.set:
+        reasons = {reason_unread(name, trial) for trial in trials}
+        if "" not in reasons:
+            raise InputError(f"--set {name}={value}: has no effect with {' or '.join(sorted(reasons))}")
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:

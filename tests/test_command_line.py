@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from trainables.data.store import shard_name
 from trainables.presets import preset
 from trainables.registry import method_class
 from trainables.settings import flatten, override
-from trainables.weights import save_weights
+from trainables.weights import resshift_identity, save_weights
 
 BASE = ["--space", SPACE, "--perceptual", "none"]
 UNTRAINED = ["--space", "fidelity_weight", "--perceptual", "none"]
@@ -161,7 +160,7 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
     from trainables.weights import build_network
 
     student = tmp_path / "student.safetensors"
-    save_weights(student, build_network(settings.network).state_dict(), "sinsr", asdict(settings.network))
+    save_weights(student, build_network(settings.network).state_dict(), "sinsr", resshift_identity(settings))
     line = refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
     assert str(student) in line and "'sinsr'" in line and "resshift" in line
     student.write_bytes(student.read_bytes()[:1000])

@@ -203,7 +203,7 @@ def test_a_student_starts_as_its_teacher(
     tiny: TrialSettings, prepared: Prepared, validation: dict[str, Tensor]
 ) -> None:
     method = SinSR(tiny, CPU)
-    teacher = load_teacher(tiny.teacher.weights, tiny.network)
+    teacher = load_teacher(tiny)
     student = method.networks["student"].state_dict()
     assert student.keys() == teacher.state_dict().keys()
     assert all(torch.equal(student[name], values) for name, values in teacher.state_dict().items())

@@ -251,7 +251,7 @@ def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepare
 @torch.no_grad()
 def test_what_the_teacher_taught_is_what_it_samples(tiny: TrialSettings, prepared: Prepared) -> None:
     """From the stored noise and latents, as a student will see them."""
-    teacher, diffusion = load_teacher(tiny.teacher.weights, tiny.network), build_diffusion(tiny.resshift)
+    teacher, diffusion = load_teacher(tiny), build_diffusion(tiny.resshift)
     rows, device = np.arange(2), torch.device("cpu")
     degraded = to_tensor(prepared.train("degraded").rows("degraded", rows), device)
     y = to_tensor(prepared.train("latent_degraded").rows("latent_degraded", rows), device)

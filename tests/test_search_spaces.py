@@ -17,7 +17,7 @@ from trainables.errors import InputError
 from trainables.metrics import METRICS
 from trainables.presets import PRESETS, preset
 from trainables.registry import METHODS, method_class
-from trainables.settings import flatten, override
+from trainables.settings import flatten, override, reason_unread
 
 NAMES = search_spaces.names()
 TRAINING = [name for name in NAMES if search_spaces.load(name).trains]
@@ -133,6 +133,73 @@ def test_a_conditional_parameter_is_drawn_where_it_exists() -> None:
             values.get("lora.targets") == "to_q"
         )
         assert all(space.distributions[name].contains(value) for name, value in values.items())
+
+
+def test_the_edges_of_a_space_take_every_parameter_to_its_ends() -> None:
+    """With what it depends on, however far up."""
+    space = broken(
+        parameters={
+            "lora.rank": Choice((0, 4, 8)),
+            "lora.targets": When({"lora.rank": (8,)}, Choice(("to_q", "to_v"))),
+            "lora.dropout": When({"lora.targets": ("to_v",)}, Float(0.0, 0.5)),
+            "sinsr.draws": Int(1, 8),
+        },
+        points=(Point("whole", {"lora.rank": 0, "sinsr.draws": 4}),),
+    )
+    for name, values in {"lora.rank": (0, 4, 8), "lora.targets": ("to_q", "to_v"), "lora.dropout": (0.0, 0.5)}.items():
+        assert {edge[name] for edge in space.edges if name in edge} == set(values)
+    assert {edge["sinsr.draws"] for edge in space.edges} == {1, 8}
+    assert all(list(edge) == space.active(edge) for edge in space.edges)
+
+
+def test_a_range_that_reaches_beyond_what_a_setting_accepts_is_refused_at_the_door(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before a proposal comes to it, hours into a sweep."""
+    values = {"sinsr.inversion": 1.0, "sinsr.draws": 4}
+    wide = broken(
+        parameters={"sinsr.inversion": Float(-1.0, 10.0), "sinsr.draws": Int(1, 8)}, points=(Point("paper", values),)
+    )
+    monkeypatch.setattr(search_spaces, "load", lambda name: wide)
+    with pytest.raises(
+        InputError, match=r"^--space frozen_input: sinsr.inversion=-1.0: expected a weight of 0 or more"
+    ):
+        ask("frozen_input")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "reason"),
+    [
+        ("lora", {"method": "latent_diffusion", "perceptual.weight": 0, "perceptual.every": 4}, "perceptual.weight=0"),
+        ("max_timestep", {"lora.rank": 0, "lora.targets": "to_q"}, "lora.rank=0"),
+        ("max_timestep", {"ccsr.t_max": 0.5}, "diffusion.objective=uniform"),
+        ("max_timestep", {"diffusion.objective": "ccsr", "ccsr.t_min": 0.1}, "method=latent_diffusion"),
+        (
+            "max_timestep",
+            {"diffusion.prediction_type": "sample", "diffusion.noise_weight": 2},
+            "prediction_type=sample",
+        ),
+        ("sinsr_loss_ratios", {"pairs.print.motion_blur": "0,1"}, "pairs.simulator=super_resolution"),
+        ("inference_steps", {"training.batch_size": 4}, "training.max_steps=0"),
+    ],
+)
+def test_a_flag_without_effect_is_refused_with_the_reason(name: str, flags: dict[str, Any], reason: str) -> None:
+    *others, last = given = tuple((key, str(value)) for key, value in flags.items())
+    with pytest.raises(InputError, match=rf"^--set {last[0]}={last[1]}: has no effect with .*{reason}$"):
+        resolve(SweepSettings(name, set=given))
+    if others:
+        resolve(SweepSettings(name, set=tuple(others)))
+
+
+def test_only_networks_that_can_recompute_read_the_flag_for_it() -> None:
+    trial = preset("sample").trial
+    reasons = {
+        name: reason_unread("training.gradient_checkpointing", override(trial, {"method": name})) for name in METHODS
+    }
+    assert {name: reason for name, reason in reasons.items() if reason} == {
+        "pix2pix": "method=pix2pix",
+        "stablesr_cfw": "method=stablesr_cfw",
+    }
 
 
 def test_a_condition_holds_where_everything_it_names_is_there() -> None:

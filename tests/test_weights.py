@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from trainables.errors import InputError
-from trainables.settings import NetworkSettings, TrialSettings, override
+from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
+from trainables.settings import TrialSettings, override
 from trainables.weights import (
     SHIPPED_AUTOENCODER,
     SHIPPED_TEACHER,
@@ -25,31 +25,31 @@ from trainables.weights import (
     describe,
     fingerprint,
     load_autoencoder,
-    load_swin_unet,
     load_teacher,
+    load_teacher_weights,
+    resshift_identity,
     save_weights,
     shipped_checkpoint,
     unequal,
 )
 
 
-@pytest.fixture
-def network(small: TrialSettings) -> NetworkSettings:
-    return small.network
-
-
-def saved(path: Path, settings: NetworkSettings, kind: str = "resshift", **more: str) -> Path:
-    save_weights(path, build_network(settings).state_dict(), kind, asdict(settings), **more)
+def saved(path: Path, settings: TrialSettings, kind: str = "resshift") -> Path:
+    save_weights(path, build_network(settings.network).state_dict(), kind, resshift_identity(settings))
     return path
 
 
-def test_saving_and_loading_is_exact(network: NetworkSettings, tmp_path: Path) -> None:
-    source, target = build_network(network), build_network(network)
+def taught_by(path: Path, settings: TrialSettings) -> TrialSettings:
+    return override(settings, {"teacher.weights": str(path)})
+
+
+def test_saving_and_loading_is_exact(small: TrialSettings, tmp_path: Path) -> None:
+    source, target = build_network(small.network), build_network(small.network)
     path = tmp_path / "teacher.safetensors"
-    save_weights(path, source.state_dict(), "resshift", asdict(network), step="12")
+    save_weights(path, source.state_dict(), "resshift", resshift_identity(small), step="12")
     kind, architecture = describe(path)
-    assert kind == "resshift" and unequal(architecture, asdict(network)) == ""
-    load_swin_unet(target, path, "teacher.weights", network)
+    assert kind == "resshift" and unequal(architecture, resshift_identity(small)) == ""
+    load_teacher_weights(target, taught_by(path, small))
     for name, values in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], values)
 
@@ -58,8 +58,8 @@ def test_what_two_architectures_differ_in_is_said_as_settings() -> None:
     """What has passed through JSON has lists for tuples; that is no difference."""
     architecture = {"lora.rank": 4, "lora.targets": ("to_q", "to_k"), "base": "0ab1"}
     assert unequal(json.loads(json.dumps(architecture)), architecture) == ""
-    assert unequal({"rank": 8, "alpha": 1.0}, {"rank": 4, "dropout": 0.0}, "lora.") == (
-        "another shape of network: lora.rank is 8 there and 4 in the settings; "
+    assert unequal({"lora.rank": 8, "lora.alpha": 1.0}, {"lora.rank": 4, "lora.dropout": 0.0}) == (
+        "trained otherwise: lora.rank is 8 there and 4 in the settings; "
         "lora.dropout is None there and 0.0 in the settings; lora.alpha is 1.0 there and None in the settings"
     )
 
@@ -69,8 +69,8 @@ def test_a_trial_that_does_not_ship_is_asked_for() -> None:
         shipped_checkpoint("sinsr")
 
 
-def test_a_loaded_teacher_is_frozen(network: NetworkSettings, tmp_path: Path) -> None:
-    teacher = load_teacher(str(saved(tmp_path / "t.safetensors", network)), network)
+def test_a_loaded_teacher_is_frozen(small: TrialSettings, tmp_path: Path) -> None:
+    teacher = load_teacher(taught_by(saved(tmp_path / "t.safetensors", small), small))
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     autoencoder = load_autoencoder("shipped")
     assert not autoencoder.training and not any(p.requires_grad for p in autoencoder.parameters())
@@ -79,15 +79,15 @@ def test_a_loaded_teacher_is_frozen(network: NetworkSettings, tmp_path: Path) ->
 def test_what_ships_is_what_the_sample_preset_expects(tiny: TrialSettings) -> None:
     kind, shape = describe(SHIPPED_TEACHER)
     assert kind == "resshift"
-    assert tuple(shape["channel_mult"]) == tiny.network.channel_mult
-    teacher = load_teacher("shipped", tiny.network)
+    assert tuple(shape["network.channel_mult"]) == tiny.network.channel_mult
+    teacher = load_teacher(tiny)
     assert sum(p.numel() for p in teacher.parameters()) == count_parameters(tiny.network)
     assert SHIPPED_TEACHER.stat().st_size + SHIPPED_AUTOENCODER.stat().st_size < 16 * 2**20
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_checkpoint_in_the_official_form_is_loaded(network: NetworkSettings, tmp_path: Path, wrapped: bool) -> None:
-    source = build_network(network)
+def test_a_checkpoint_in_the_official_form_is_loaded(small: TrialSettings, tmp_path: Path, wrapped: bool) -> None:
+    source = build_network(small.network)
     state: dict[str, Any] = dict(source.state_dict())
     # What the official network keeps as buffers and ours computes.
     state["middle_block.1.blocks.0.attn.relative_position_index"] = torch.zeros(64, 64, dtype=torch.int64)
@@ -95,7 +95,7 @@ def test_a_checkpoint_in_the_official_form_is_loaded(network: NetworkSettings, t
     if wrapped:
         state = {"state_dict": {f"module.{name}": values for name, values in state.items()}}
     torch.save(state, tmp_path / "resshift.pth")
-    teacher = load_teacher(str(tmp_path / "resshift.pth"), network)
+    teacher = load_teacher(taught_by(tmp_path / "resshift.pth", small))
     for name, values in source.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], values)
 
@@ -110,10 +110,19 @@ class _Payload:
         return os.system, (self.command,)
 
 
-def _truncated(path: Path, network: NetworkSettings) -> Path:
-    saved(path, network)
+def _truncated(path: Path, settings: TrialSettings) -> Path:
+    saved(path, settings)
     path.write_bytes(path.read_bytes()[:-1000])
     return path
+
+
+def _with_another_autoencoder(folder: Path, settings: TrialSettings) -> TrialSettings:
+    path = folder / "autoencoder.safetensors"
+    model = load_vq_f4(SHIPPED_AUTOENCODER)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    save_vq_f4(model, path)
+    return override(settings, {"autoencoder.weights": str(path)})
 
 
 def _written(path: Path, content: bytes) -> Path:
@@ -126,51 +135,62 @@ def _torch_saved(path: Path, content: Any) -> Path:
     return path
 
 
-BROKEN: dict[str, tuple[Callable[[Path, NetworkSettings], Path], str]] = {
+BROKEN: dict[str, tuple[Callable[[Path, TrialSettings], Path], str]] = {
     "another method": (
-        lambda folder, net: saved(folder / "x.safetensors", net, "sinsr"),
-        "weights of 'sinsr'; expected those of resshift",
+        lambda folder, trial: saved(folder / "x.safetensors", trial, "sinsr"),
+        "weights of 'sinsr'; expected those of 'resshift'",
     ),
     "somebody else's": (
-        lambda folder, net: (save_file({"a": torch.zeros(1)}, folder / "x.safetensors"), folder / "x.safetensors")[1],
-        "weights of 'unknown'; expected those of resshift",
+        lambda folder, trial: (save_file({"a": torch.zeros(1)}, folder / "x.safetensors"), folder / "x.safetensors")[1],
+        "weights of 'unknown'; expected those of 'resshift'",
     ),
-    "an autoencoder": (lambda folder, net: SHIPPED_AUTOENCODER, "weights of 'unknown'; expected those of resshift"),
+    "an autoencoder": (lambda folder, trial: SHIPPED_AUTOENCODER, "weights of 'unknown'; expected those of 'resshift'"),
     "another shape": (
-        lambda folder, net: saved(folder / "x.safetensors", override(net, {"swin_embed_dim": 64, "swin_depth": 4})),
-        r"another shape of network: network.swin_depth is 4 there and 2 in the settings; "
+        lambda folder, trial: saved(
+            folder / "x.safetensors", override(trial, {"network.swin_embed_dim": 64, "network.swin_depth": 4})
+        ),
+        r"trained otherwise: network.swin_depth is 4 there and 2 in the settings; "
         r"network.swin_embed_dim is 64 there and 32 in the settings",
     ),
+    "another schedule": (
+        lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.kappa": 1.0})),
+        r"trained otherwise: resshift.kappa is 1.0 there and 2.0 in the settings$",
+    ),
+    "another autoencoder": (
+        lambda folder, trial: saved(folder / "x.safetensors", _with_another_autoencoder(folder, trial)),
+        r"trained otherwise: autoencoder is \w{64} there and \w{64} in the settings$",
+    ),
     "another shape, undescribed": (
-        lambda folder, net: _torch_saved(
-            folder / "x.pth", build_network(override(net, {"swin_embed_dim": 64})).state_dict()
+        lambda folder, trial: _torch_saved(
+            folder / "x.pth", build_network(override(trial.network, {"swin_embed_dim": 64})).state_dict()
         ),
         "not a checkpoint of this network: .*size mismatch for middle_block.1",
     ),
-    "truncated": (lambda folder, net: _truncated(folder / "x.safetensors", net), "not a checkpoint of this network"),
-    "empty": (lambda folder, net: _written(folder / "x.safetensors", b""), "not a checkpoint of this network"),
-    "a text": (lambda folder, net: _written(folder / "x.txt", b"see below\n"), "not a checkpoint of this network"),
-    "a number": (lambda folder, net: _torch_saved(folder / "x.pth", 3), "not a checkpoint of this network"),
-    "a folder": (lambda folder, net: folder, "not a checkpoint of this network"),
-    "missing": (lambda folder, net: folder / "x.pth", "no such file; expected 'shipped' or a path"),
+    "truncated": (
+        lambda folder, trial: _truncated(folder / "x.safetensors", trial),
+        "not a checkpoint of this network",
+    ),
+    "empty": (lambda folder, trial: _written(folder / "x.safetensors", b""), "not a checkpoint of this network"),
+    "a text": (lambda folder, trial: _written(folder / "x.txt", b"see below\n"), "not a checkpoint of this network"),
+    "a number": (lambda folder, trial: _torch_saved(folder / "x.pth", 3), "not a checkpoint of this network"),
+    "a folder": (lambda folder, trial: folder, "not a checkpoint of this network"),
+    "missing": (lambda folder, trial: folder / "x.pth", "no such file; expected 'shipped' or a path"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_teacher_that_is_none_is_refused_in_one_line(case: str, network: NetworkSettings, tmp_path: Path) -> None:
+def test_a_teacher_that_is_none_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
     make, message = BROKEN[case]
-    path = make(tmp_path, network)
+    path = make(tmp_path, small)
     with pytest.raises(InputError, match=message) as caught:
-        load_teacher(str(path), network)
+        load_teacher(taught_by(path, small))
     text = str(caught.value)
     assert text.startswith(f"teacher.weights={path}: ") and "\n" not in text and len(text) < 500
 
 
 @pytest.mark.parametrize("case", ["a text", "a number", "empty", "truncated", "another method", "missing", "a folder"])
-def test_an_autoencoder_that_is_none_is_refused_in_one_line(
-    case: str, network: NetworkSettings, tmp_path: Path
-) -> None:
-    path = BROKEN[case][0](tmp_path, network)
+def test_an_autoencoder_that_is_none_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
+    path = BROKEN[case][0](tmp_path, small)
     with pytest.raises(InputError) as caught:
         load_autoencoder(str(path))
     text = str(caught.value)
@@ -181,11 +201,11 @@ def test_an_autoencoder_that_is_none_is_refused_in_one_line(
             load_autoencoder(str(path))
 
 
-def test_a_checkpoint_cannot_run_code(network: NetworkSettings, tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_run_code(small: TrialSettings, tmp_path: Path) -> None:
     mark = tmp_path / "it ran"
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": _Payload(f"touch '{mark}'")}, path)
-    for load in (lambda: load_teacher(str(path), network), lambda: load_autoencoder(str(path))):
+    for load in (lambda: load_teacher(taught_by(path, small)), lambda: load_autoencoder(str(path))):
         with pytest.raises(InputError, match=r"evil\.pth: not a"):
             load()
     assert not mark.exists()
@@ -220,8 +240,6 @@ def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
         ({"window_size": 6}, "network: window_size is 6; windows must tile image_size, 16"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_refused(
-    network: NetworkSettings, changes: dict[str, Any], message: str
-) -> None:
+def test_a_network_that_cannot_be_built_is_refused(small: TrialSettings, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        count_parameters(override(network, changes))
+        count_parameters(override(small.network, changes))

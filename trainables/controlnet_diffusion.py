@@ -12,30 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.base_model import find_base, load_controlnet, load_empty_prompt, load_unet
-from trainables.base_schedule import base_diffusion, base_identity, steps_offset
+from trainables.base_model import find_base, load_controlnet
+from trainables.base_schedule import base_identity
 from trainables.data.tensors import upsample
 from trainables.diffusion.gaussian import Denoise
 from trainables.errors import InputError, blamed_on
-from trainables.gaussian_method import GaussianMethod
-from trainables.latents import latent_shape, load_latents
+from trainables.latents import latent_shape
 from trainables.method import Batch
 from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
 from trainables.settings import TrialSettings
+from trainables.stable_diffusion_method import StableDiffusionMethod
 
 
-class ControlNetDiffusion(GaussianMethod):
+class ControlNetDiffusion(StableDiffusionMethod):
+    frozen_unet = True
+
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
-        folder = find_base(settings.base.weights, settings.base.revision)
-        unet = load_unet(folder)
+        unet = self.load_base_unet()
         if unet.config.in_channels != unet.config.out_channels:
             raise InputError(
-                f"base.weights={folder}: its UNet takes {unet.config.in_channels} channels, a conditioning latent "
-                f"already; ControlNet needs a base of {unet.config.out_channels}"
+                f"base.weights={settings.base.weights}: its UNet takes {unet.config.in_channels} channels, a "
+                f"conditioning latent already; ControlNet needs a base of {unet.config.out_channels}"
             )
         factor = latent_shape(settings).factor
-        self.size_multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
         if settings.controlnet.weights:
             controlnet = load_controlnet(find_base(settings.controlnet.weights, setting="controlnet.weights"))
             with blamed_on(f"controlnet.weights={settings.controlnet.weights}"):
@@ -44,19 +44,14 @@ class ControlNetDiffusion(GaussianMethod):
             with blamed_on("controlnet.embedding_channels"):
                 controlnet = controlnet_from_unet(unet, 3, settings.controlnet.embedding_channels, factor)
         if settings.training.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
             controlnet.enable_gradient_checkpointing()
         self.networks = nn.ModuleDict({"controlnet": controlnet.to(device)})
         self.unet = unet.to(device).eval().requires_grad_(False)
-        self.prompt = load_empty_prompt(folder).to(device)
-        self.diffusion = base_diffusion(folder, settings.diffusion, frozen=True)
-        self.steps_offset = steps_offset(folder)
-        self.autoencoder = load_latents(settings, device)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "degraded"} | images | GaussianMethod.noises(settings))
+        return frozenset({"latent", "degraded"} | images | StableDiffusionMethod.noises(settings))
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
@@ -85,12 +80,3 @@ class ControlNetDiffusion(GaussianMethod):
             return output
 
         return denoise
-
-    def clean(self, batch: Batch) -> Tensor:
-        return batch["latent"]
-
-    def degraded(self, batch: Batch) -> Tensor:
-        return batch["latent_degraded"]
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return self.autoencoder.decode(x0)

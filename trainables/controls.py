@@ -60,7 +60,7 @@ def _control(name: str, settings: TrialSettings, device: torch.device) -> Restor
     diffusion = build_diffusion(settings.resshift)
     if name not in ("teacher_1", f"teacher_{diffusion.steps}"):
         raise InputError(f"control {name!r}: expected bicubic, autoencoder, teacher_1 or teacher_{diffusion.steps}")
-    teacher = load_teacher(settings.teacher.weights, settings.network, device)
+    teacher = load_teacher(settings, device)
     sample = diffusion.predict_from_prior if name == "teacher_1" else diffusion.sample_ddim
 
     def restore(batch: dict[str, Tensor]) -> Tensor:

@@ -45,6 +45,8 @@ class DecoderMethod(Method):
         super().__init__(settings, device)
         folder = find_base(settings.base.weights, settings.base.revision)
         self.vae = load_vae(folder).to(device).eval().requires_grad_(False)
+        if settings.training.gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing()
         self.scaling = read_shape(folder).scaling_factor
         self.first_stage = FirstStage(settings, device)
         self.size_multiple = self.first_stage.method.size_multiple
@@ -91,6 +93,10 @@ class DecoderMethod(Method):
     def restore(self, batch: Batch) -> Tensor:
         latents = self.first_stage(batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist())
         return self.decode(latents, batch["degraded"], self.strength) * 0.5 + 0.5
+
+    @property
+    def resident_bytes(self) -> int:
+        return super().resident_bytes + self.first_stage.method.resident_bytes
 
     @property
     def strength(self) -> float:

@@ -32,16 +32,29 @@ class GaussianMethod(Method):
     CCSR's objective adds a second phase with three terms of the jump from full noise, `jump_*`.
 
     Attributes:
-        diffusion: the schedule and its sampler, set by the method.
+        diffusion: the schedule and its sampler.
         steps_offset: of "leading" timesteps, as the base's scheduler has it.
     """
 
-    diffusion: GaussianDiffusion
     steps_offset = 0
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
+        self.diffusion = self.schedule(settings)
         self.perceptual = PerceptualLoss(settings.perceptual, device)
+
+    @classmethod
+    @abstractmethod
+    def schedule(cls, settings: TrialSettings) -> GaussianDiffusion:
+        """The noise schedule and its sampler.
+
+        Raises:
+            InputError: settings that do not go with it.
+        """
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        cls.schedule(settings)
 
     @abstractmethod
     def denoiser(self, batch: Batch) -> Denoise:

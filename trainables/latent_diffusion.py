@@ -11,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trainables.base_model import find_base, load_empty_prompt, load_unet
-from trainables.base_schedule import base_diffusion, base_identity, steps_offset
+from trainables.base_schedule import base_identity
 from trainables.diffusion.gaussian import Denoise
 from trainables.errors import blamed_on
-from trainables.gaussian_method import GaussianMethod
-from trainables.latents import latent_shape, load_latents
 from trainables.method import Batch
 from trainables.networks.stable_diffusion import add_lora, load_lora_state_dict, predict, widen_conv_in
 from trainables.settings import TrialSettings
+from trainables.stable_diffusion_method import StableDiffusionMethod
 from trainables.weights import read_safetensors
 
 
-class LatentDiffusion(GaussianMethod):
+class LatentDiffusion(StableDiffusionMethod):
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
-        folder = find_base(settings.base.weights, settings.base.revision)
-        unet, lora = load_unet(folder), settings.lora
-        self.size_multiple = latent_shape(settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        unet, lora = self.load_base_unet(), settings.lora
         with blamed_on("conv_in.init"):
             widen_conv_in(unet, settings.conv_in.init)
         if lora.rank:
@@ -40,18 +36,12 @@ class LatentDiffusion(GaussianMethod):
             with blamed_on(f"lora.weights={lora.weights}"):
                 load_lora_state_dict(unet, read_safetensors(Path(lora.weights)))
         unet.conv_in.requires_grad_(not settings.conv_in.frozen)
-        if settings.training.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
         self.networks = nn.ModuleDict({"unet": unet.to(device)})
-        self.prompt = load_empty_prompt(folder).to(device)
-        self.diffusion = base_diffusion(folder, settings.diffusion)
-        self.steps_offset = steps_offset(folder)
-        self.autoencoder = load_latents(settings, device)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "latent_degraded"} | images | GaussianMethod.noises(settings))
+        return frozenset({"latent", "latent_degraded"} | images | StableDiffusionMethod.noises(settings))
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
@@ -69,12 +59,3 @@ class LatentDiffusion(GaussianMethod):
     def denoiser(self, batch: Batch) -> Denoise:
         unet, conditioning = self.networks["unet"], batch["latent_degraded"]
         return lambda x_t, t: predict(unet, conditioning, x_t, t, self.prompt)
-
-    def clean(self, batch: Batch) -> Tensor:
-        return batch["latent"]
-
-    def degraded(self, batch: Batch) -> Tensor:
-        return batch["latent_degraded"]
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return self.autoencoder.decode(x0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.base_model import find_base, load_vae, read_shape
 from trainables.base_schedule import base_fingerprint
@@ -29,17 +29,21 @@ class LatentShape:
         return self.channels, size // self.factor, size // self.factor
 
 
-@dataclass(frozen=True)
-class Autoencoder:
-    """A frozen autoencoder.
+Coder = Callable[[Tensor], Tensor]
+
+
+class Autoencoder(nn.Module):
+    """A frozen autoencoder, in evaluation mode.
 
     Attributes:
         encode: images (B, 3, H, W) in [-1, 1] -> latents as the diffusion sees them.
         decode: such latents -> images about [-1, 1], not clamped.
     """
 
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
+    def __init__(self, network: nn.Module, encode: Coder, decode: Coder) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.encode, self.decode = encode, decode
 
 
 def latent_shape(settings: TrialSettings) -> LatentShape:
@@ -68,9 +72,8 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
     """
     if METHODS[settings.method].latents == "kl":
         vae = load_vae(find_base(settings.base.weights, settings.base.revision)).to(device)
-        vae.eval().requires_grad_(False)
         if settings.training.gradient_checkpointing:  # of the decoder, which a perceptual term goes back through
             vae.enable_gradient_checkpointing()
-        return Autoencoder(lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
+        return Autoencoder(vae, lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
     model = load_autoencoder(settings.autoencoder.weights, device)
-    return Autoencoder(lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))
+    return Autoencoder(model, lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))

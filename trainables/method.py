@@ -6,6 +6,7 @@ for a batch and restores a batch of images. It knows nothing of Ray, files, devi
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +73,15 @@ class Method(ABC):
         """What a file of its weights must have been made with to be loaded: dotted setting names and values, and
         fingerprints of what the weights sit in. JSON's types."""
 
+    @classmethod  # noqa: B027  # most have nothing to refuse
+    def check(cls, settings: TrialSettings) -> None:
+        """Refuses settings that do not go with the files they name, as far as that shows without reading weights; for
+        every configuration that a sweep may come to, before it starts.
+
+        Raises:
+            InputError: naming the setting.
+        """
+
     @abstractmethod
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         """The terms of one phase for a batch, each a mean over the batch; `step` counts from 0. No two phases share a
@@ -111,6 +121,12 @@ class Method(ABC):
     def parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many `networks` have in all."""
         return trainable_parameters(self.networks)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the method's networks take in memory: those of `networks`, and the frozen ones beside them."""
+        held = nn.ModuleList(part for part in vars(self).values() if isinstance(part, nn.Module))
+        return sum(tensor.nbytes for tensor in itertools.chain(held.parameters(), held.buffers()))
 
     @contextmanager
     def only(self, phase: Phase) -> Iterator[None]:

@@ -10,7 +10,7 @@ from trainables.metrics import LPIPS, STLPIPS
 from trainables.settings import PerceptualSettings
 
 
-class PerceptualLoss:
+class PerceptualLoss(nn.Module):
     """LPIPS or ST-LPIPS between images in [-1, 1], in float32, every so many steps.
 
     Raises:
@@ -18,6 +18,7 @@ class PerceptualLoss:
     """
 
     def __init__(self, settings: PerceptualSettings, device: torch.device) -> None:
+        super().__init__()
         self.settings = settings
         self._network: nn.Module | None = None
         if settings.weight:
@@ -28,7 +29,7 @@ class PerceptualLoss:
         """Whether the term enters the loss of this step."""
         return self._network is not None and step % self.settings.every == 0
 
-    def __call__(self, images: Tensor, target: Tensor) -> LossTerm:
+    def forward(self, images: Tensor, target: Tensor) -> LossTerm:
         """The term of a step where it is due; `images` and `target` are (B, 3, H, W)."""
         assert self._network is not None
         with torch.autocast(images.device.type, enabled=False):

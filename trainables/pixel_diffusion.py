@@ -33,13 +33,16 @@ class PixelDiffusion(GaussianMethod):
             unet.enable_gradient_checkpointing()
         self.networks = nn.ModuleDict({"unet": unet.to(device)})
         self.size_multiple = 2 ** (len(pixel.channels) - 1)
+
+    @classmethod
+    def schedule(cls, settings: TrialSettings) -> GaussianDiffusion:
+        pixel, diffusion = settings.pixel, settings.diffusion
         abar = alphas_cumprod(
-            pixel.train_timesteps, BETA_START, BETA_END, pixel.beta_schedule, settings.diffusion.zero_terminal_snr
+            pixel.train_timesteps, BETA_START, BETA_END, pixel.beta_schedule, diffusion.zero_terminal_snr
         )
+        predicts = "v_prediction" if diffusion.prediction_type == "base" else diffusion.prediction_type
         with blamed_on("diffusion.prediction_type"):
-            learned = settings.diffusion.prediction_type
-            predicts = "v_prediction" if learned == "base" else learned
-            self.diffusion = GaussianDiffusion(abar, predicts, settings.diffusion.max_timestep)
+            return GaussianDiffusion(abar, predicts, diffusion.max_timestep)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:

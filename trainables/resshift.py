@@ -5,7 +5,6 @@ Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by R
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, build_network
+from trainables.weights import build_diffusion, build_network, resshift_identity
 
 
 class ResShift(Method):
@@ -34,7 +33,7 @@ class ResShift(Method):
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
-        return asdict(settings.network)
+        return resshift_identity(settings)
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         denoiser, degraded = self.networks["denoiser"], batch["degraded"]

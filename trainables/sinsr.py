@@ -7,7 +7,6 @@ in one step, in both directions. The terms are in `trainables.diffusion.sinsr`.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from trainables.diffusion.sinsr import sinsr_terms
 from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, build_network, load_swin_unet, load_teacher, teacher_path
+from trainables.weights import build_diffusion, build_network, load_teacher, load_teacher_weights, resshift_identity
 
 
 class SinSR(Method):
@@ -27,16 +26,14 @@ class SinSR(Method):
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         student = build_network(settings.network, settings.training.gradient_checkpointing)
-        load_swin_unet(
-            student, teacher_path(settings.teacher.weights), "teacher.weights", settings.network, kinds=("resshift",)
-        )
+        load_teacher_weights(student, settings)
         self.networks = nn.ModuleDict({"student": student.to(device)})
         self.diffusion = build_diffusion(settings.resshift)
         self.autoencoder = load_latents(settings, device)
         self.size_multiple = settings.autoencoder.factor * student.size_multiple
         self.teacher = None
         if settings.sinsr.teaching == "online":
-            self.teacher = load_teacher(settings.teacher.weights, settings.network, device)
+            self.teacher = load_teacher(settings, device)
         self.weights = {name: weight for name, weight in settings.sinsr.weights.items() if weight > 0}
 
     @staticmethod
@@ -47,7 +44,7 @@ class SinSR(Method):
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
-        return asdict(settings.network)
+        return resshift_identity(settings)
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         if self.teacher is not None:

@@ -25,12 +25,11 @@ from trainables.errors import InputError
 from trainables.finished import ASSETS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
-from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings
+from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings, TrialSettings, flatten
 
 SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
 SHIPPED_TEACHER = ASSETS / "resshift_sample.safetensors"
 SHIPPED_FIRST_STAGE = ASSETS / "latent_diffusion_sample"
-SWIN_UNET_KINDS = ("resshift", "sinsr")
 
 
 def autoencoder_path(weights: str) -> Path:
@@ -116,31 +115,41 @@ def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQMode
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_teacher(weights: str, settings: NetworkSettings, device: torch.device | str = "cpu") -> SwinUNet:
-    """The frozen ResShift teacher, in evaluation mode.
+def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
+    """What the weights of ResShift and SinSR belong to: a shape of network, the schedule whose states it has learnt to
+    restore, and an autoencoder, by its content."""
+    return {
+        **flatten(settings.network, "network."),
+        **flatten(settings.resshift, "resshift."),
+        "autoencoder": fingerprint(autoencoder_path(settings.autoencoder.weights)),
+    }
+
+
+def load_teacher(settings: TrialSettings, device: torch.device | str = "cpu") -> SwinUNet:
+    """The trial's frozen ResShift teacher, in evaluation mode.
 
     Raises:
-        InputError: no such file, a checkpoint of another method, or weights of another shape than `settings`.
+        InputError: see `load_teacher_weights`.
     """
-    network = build_network(settings)
-    load_swin_unet(network, teacher_path(weights), "teacher.weights", settings, kinds=("resshift",))
+    network = build_network(settings.network)
+    load_teacher_weights(network, settings)
     return network.to(device).eval().requires_grad_(False)
 
 
-def load_swin_unet(
-    network: SwinUNet,
-    path: Path,
-    name: str,
-    settings: NetworkSettings,
-    kinds: tuple[str, ...] = SWIN_UNET_KINDS,
-) -> None:
-    """Loads our safetensors or an official .pth into `network`; `name` is the setting to blame."""
+def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
+    """Loads `teacher.weights`, our safetensors or an official .pth, into `network`.
+
+    Raises:
+        InputError: no such file, a checkpoint of another method, or weights of another shape, schedule or autoencoder
+            than the trial's; an official .pth names only its shapes.
+    """
+    path, name = teacher_path(settings.teacher.weights), "teacher.weights"
     try:
         if path.suffix == ".safetensors":
-            kind, shape = describe(path)
-            if kind not in kinds:
-                raise InputError(f"{name}={path}: weights of {kind!r}; expected those of {' or '.join(kinds)}")
-            if difference := unequal(shape, dataclasses.asdict(settings), "network."):
+            kind, identity = describe(path)
+            if kind != "resshift":
+                raise InputError(f"{name}={path}: weights of {kind!r}; expected those of 'resshift'")
+            if difference := unequal(identity, resshift_identity(settings)):
                 raise InputError(f"{name}={path}: {difference}")
             network.load_state_dict(load_file(path))
         else:
@@ -178,15 +187,15 @@ def save_weights(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)
 
 
-def unequal(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> str:
-    """What two architectures differ in, in words; empty if in nothing. `prefix` leads to the names as settings."""
+def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """What two architectures differ in, in words; empty if in nothing."""
     expected = json.loads(json.dumps(expected))
     parts = [
-        f"{prefix}{name} is {found.get(name)} there and {expected.get(name)} in the settings"
+        f"{name} is {found.get(name)} there and {expected.get(name)} in the settings"
         for name in {**expected, **found}
         if found.get(name) != expected.get(name)
     ]
-    return f"another shape of network: {'; '.join(parts)}" if parts else ""
+    return f"trained otherwise: {'; '.join(parts)}" if parts else ""
 
 
 def _one_line(error: Exception) -> str:

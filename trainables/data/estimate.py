@@ -44,7 +44,7 @@ def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, 
         return 2 * _timed(lambda: autoencoder.encode(images), device)
     latent = torch.zeros(_ROWS, *latent_shape(settings).of(size), device=device)
     if stage.name == "targets":
-        teacher, small = load_teacher(settings.teacher.weights, settings.network, device), size // settings.pairs.scale
+        teacher, small = load_teacher(settings, device), size // settings.pairs.scale
         t, degraded = full_timestep(0, latent), torch.zeros(_ROWS, 3, small, small, device=device)
         once = _timed(lambda: teacher(latent, t, lq=degraded), device)
         return once * settings.resshift.steps * settings.sinsr.draws

@@ -179,7 +179,7 @@ class ShardMaker:
 
     @cached_property
     def _teacher(self) -> torch.nn.Module:
-        return load_teacher(self._settings.teacher.weights, self._settings.network, self.device)
+        return load_teacher(self._settings, self.device)
 
     def _latents(self, before: Values, rows: range) -> Values:
         degraded = upsample(to_tensor(before["degraded"], self.device), self._settings.pairs.scale)

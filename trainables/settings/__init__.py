@@ -23,6 +23,7 @@ from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinS
 from trainables.settings.sources import SAMPLE, SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
 from trainables.settings.trial import TrialSettings
+from trainables.settings.unread import reason_unread
 
 __all__ = [
     "SAMPLE",
@@ -50,4 +51,5 @@ __all__ = [
     "assignments",
     "flatten",
     "override",
+    "reason_unread",
 ]

@@ -1,0 +1,42 @@
+"""Settings that a trial has and never reads, since another of its settings leaves them nothing to do."""
+
+from __future__ import annotations
+
+from trainables.registry import METHODS
+from trainables.settings.trial import TrialSettings
+
+_SIMULATORS = {"super_resolution": "pairs.degradation.", "print_to_camera": "pairs.print."}
+_ONLY_TRAINING = (
+    *("batch_size", "accumulate", "learning_rate", "rate_factor", "beta1", "warmup_steps", "schedule", "weight_decay"),
+    *("clip_gradient", "ema_decay", "gradient_checkpointing", "reports", "log_every"),
+)
+_NOTHING_TO_CHECKPOINT = ("pix2pix", "stablesr_cfw")
+
+
+def unread(trial: TrialSettings) -> dict[str, str]:
+    """What has no effect on this trial: a setting's name, or what several begin with -> what makes it so."""
+    reads, method = METHODS[trial.method].sections, f"method={trial.method}"
+    why = dict.fromkeys(_SIMULATORS.values(), f"pairs.simulator={trial.pairs.simulator}")
+    del why[_SIMULATORS[trial.pairs.simulator]]
+    if trial.training.max_steps == 0:
+        why |= {f"training.{name}": "training.max_steps=0" for name in _ONLY_TRAINING}
+    elif trial.method in _NOTHING_TO_CHECKPOINT:
+        why["training.gradient_checkpointing"] = method
+    if "lora" in reads and not trial.lora.rank:
+        why |= {f"lora.{name}": "lora.rank=0" for name in ("scale", "targets", "dropout", "weights")}
+    if "controlnet" in reads and trial.controlnet.weights:
+        why["controlnet.embedding_channels"] = f"controlnet.weights={trial.controlnet.weights}"
+    if "perceptual" in reads and not trial.perceptual.weight:
+        why |= {f"perceptual.{name}": "perceptual.weight=0" for name in ("every", "network")}
+    if "diffusion" in reads:
+        if trial.diffusion.prediction_type == "sample":
+            why["diffusion.noise_weight"] = "diffusion.prediction_type=sample"
+        uniform = trial.diffusion.objective == "uniform"
+        of_the_decoder = {f"ccsr.{name}": method for name in ("steps", "t_min", "adversarial")}
+        why |= {"ccsr.": "diffusion.objective=uniform"} if uniform else of_the_decoder
+    return why
+
+
+def reason_unread(name: str, trial: TrialSettings) -> str:
+    """The setting for which `name` has no effect on this trial; empty if it has one."""
+    return next((reason for prefix, reason in unread(trial).items() if name.startswith(prefix)), "")

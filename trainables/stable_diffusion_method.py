@@ -1,0 +1,57 @@
+"""What the methods share that start from a Stable Diffusion base and restore latents."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from trainables.base_model import find_base, load_empty_prompt, load_unet
+from trainables.base_schedule import base_diffusion, steps_offset
+from trainables.diffusion.gaussian import GaussianDiffusion
+from trainables.gaussian_method import GaussianMethod
+from trainables.latents import latent_shape, load_latents
+from trainables.method import Batch
+from trainables.settings import TrialSettings
+
+
+class StableDiffusionMethod(GaussianMethod):
+    """Gaussian diffusion of the latents of a base, with its autoencoder, prompt and noise schedule.
+
+    Attributes:
+        frozen_unet: whether the base's UNet stays as it was pretrained, and so must predict what it did.
+        prompt: (1, tokens, dim), what the UNet attends to.
+    """
+
+    frozen_unet: ClassVar[bool] = False
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        folder = find_base(settings.base.weights, settings.base.revision)
+        self.steps_offset = steps_offset(folder)
+        self.prompt = load_empty_prompt(folder).to(device)
+        self.autoencoder = load_latents(settings, device)
+
+    def load_base_unet(self) -> UNet2DConditionModel:
+        """The base's UNet, on the CPU; sets what it asks of sizes."""
+        unet = load_unet(find_base(self.settings.base.weights, self.settings.base.revision))
+        self.size_multiple = latent_shape(self.settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        if self.settings.training.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet
+
+    @classmethod
+    def schedule(cls, settings: TrialSettings) -> GaussianDiffusion:
+        folder = find_base(settings.base.weights, settings.base.revision)
+        return base_diffusion(folder, settings.diffusion, cls.frozen_unet)
+
+    def clean(self, batch: Batch) -> Tensor:
+        return batch["latent"]
+
+    def degraded(self, batch: Batch) -> Tensor:
+        return batch["latent_degraded"]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.autoencoder.decode(x0)
