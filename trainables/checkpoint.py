@@ -1,6 +1,6 @@
 """A trial's checkpoint: everything needed to continue exactly, and what people look at.
 
-state.pt            weights, averages, optimisers, scalers, RNG states, step (plain tensors and numbers)
+state.pt            weights, averages, optimisers, scalers, step (plain tensors and numbers)
 weights.safetensors the averaged weights, with their description: what `teacher.weights` takes (resshift)
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step
@@ -47,7 +47,6 @@ def write_checkpoint(
         "networks": method.trained_state(),
         "ema": ema.state_dict(),
         "optimisation": optimisation,
-        "rng": rng_state(),
     }
     torch.save(state, folder / STATE)
     settings = method.settings
@@ -104,13 +103,3 @@ def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:
     if method != settings.method:
         raise InputError(f"{folder}: a checkpoint of method {method!r}; expected one of {settings.method!r}")
     return state
-
-
-def rng_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

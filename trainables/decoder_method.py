@@ -85,9 +85,8 @@ class DecoderMethod(Method):
         if adversarial:
             reconstruction = torch.stack([term.value * term.weight for term in terms.values()]).sum()
             loss = generator_loss(GAN_MODE, discriminator(restored))
-            if self.last_layer is not None:
-                weight *= adaptive_weight(reconstruction, loss, self.last_layer).item()
-            terms["adversarial"] = LossTerm(loss, weight)
+            balance = 1.0 if self.last_layer is None else adaptive_weight(reconstruction, loss, self.last_layer)
+            terms["adversarial"] = LossTerm(loss, weight * balance)
         return terms
 
     def restore(self, batch: Batch) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Averages the trainable parameters of `networks`; everything else of their state is read from them.
+    """Averages the trainable parameters of `networks`, and their buffers of real numbers: the statistics of a batch
+    normalisation belong to the weights they were gathered under. Everything else of their state is read from them.
 
     The decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that a short run does not
     average its initial weights in.
@@ -19,14 +20,16 @@ class ExponentialMovingAverage:
     def __init__(self, networks: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._parameters = {n: p for n, p in networks.named_parameters() if p.requires_grad}
-        self._averages = {n: p.detach().clone() for n, p in self._parameters.items()}
+        trained = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}
+        gathered = {name: buffer for name, buffer in networks.named_buffers() if buffer.is_floating_point()}
+        self._followed: dict[str, Tensor] = {**trained, **gathered}
+        self._averages = {name: tensor.detach().clone() for name, tensor in self._followed.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+        torch._foreach_lerp_(list(self._averages.values()), list(self._followed.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -39,8 +42,8 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self._averages[name] = self._averages[name], parameter.data
+        for name, tensor in self._followed.items():
+            tensor.data, self._averages[name] = self._averages[name], tensor.data
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
         return {"updates": self.updates, "averages": self._averages}

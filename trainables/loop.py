@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.build import build_method
-from trainables.checkpoint import read_state, set_rng_state, write_checkpoint
+from trainables.checkpoint import read_state, write_checkpoint
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
@@ -61,6 +62,12 @@ def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of what networks draw by themselves, such as dropout: a function of the step, so that a continued trial draws
+    what it would have drawn, and other masks for each worker."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Trainer:
     """A trial in progress, on one worker."""
 
@@ -68,7 +75,7 @@ class Trainer:
         self, settings: TrialSettings, prepared: Prepared, metric_names: tuple[str, ...], world: World
     ) -> None:
         training = settings.training
-        torch.manual_seed(training.seed)
+        torch.manual_seed(training.seed)  # of initial weights
         self.settings, self.prepared, self.world = settings, prepared, world
         self.method = build_method(settings, world.device)
         self.method.networks.train()
@@ -97,7 +104,7 @@ class Trainer:
         return torch.optim.AdamW(
             parameters,
             lr=self.settings.training.peak_rate,
-            betas=(self.settings.training.beta1, 0.999),
+            betas=(self.settings.training.beta1, self.settings.training.beta2),
             weight_decay=self.settings.training.weight_decay,
             fused=True,
         )
@@ -144,6 +151,7 @@ class Trainer:
         started = time.monotonic()
         self.method.networks.train()
         while self.step < step:
+            torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
             terms: dict[str, LossTerm] = {}
@@ -233,7 +241,6 @@ class Trainer:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisation"]["optimisers"][name])
         self.scaler.load_state_dict(state["optimisation"]["scaler"])
-        set_rng_state(state["rng"])
 
 
 def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
@@ -252,7 +259,7 @@ class _LossLog:
     def __init__(self, every: int) -> None:
         self.every = every
         self.steps = 0
-        self._pending: list[tuple[int, str, Tensor, float]] = []
+        self._pending: list[tuple[int, str, Tensor, float | Tensor]] = []
         self._rows: list[LossRow] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -280,7 +287,7 @@ class _LossLog:
         for (step, name, _, weight), value in zip(self._pending, values.tolist(), strict=True):
             if not math.isfinite(value):
                 raise TrialDiverged(f"loss term {name!r} is {value} at step {step}")
-            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", value * weight)):
+            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", value * float(weight))):
                 row.setdefault(tag, []).append(number)
         for tag, numbers in row.items():
             self._sums[tag] = self._sums.get(tag, 0.0) + sum(numbers)

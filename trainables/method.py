@@ -22,10 +22,11 @@ Batch = Mapping[str, Tensor]
 
 
 class LossTerm(NamedTuple):
-    """A term of the loss: its raw batch mean, and the weight it enters the sum with."""
+    """A term of the loss: its raw batch mean, and the weight it enters the sum with. A weight that is computed stays
+    on the device: looking at it would make a GPU wait."""
 
     value: Tensor
-    weight: float
+    weight: float | Tensor
 
 
 @dataclass(frozen=True)

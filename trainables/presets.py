@@ -82,6 +82,9 @@ ALL_LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
     *("conv1", "conv2", "time_emb_proj"),
 )
+# Of the decoders that train against a discriminator, as in their official code.
+_ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2": 0.9}
+
 # What the methods need different at this size: learning rates found by hand, networks of about the same cost a step.
 _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "pix2pix": {
@@ -132,6 +135,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "cfw.adversarial_start": 60,
         "perceptual.weight": 1.0,
         "training.learning_rate": 5e-4,
+        **_ADVERSARIAL_BETAS,
     },
     "ccsr": {
         "ccsr.steps": 15,
@@ -140,6 +144,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "ccsr.adversarial_start": 60,
         "perceptual.weight": 1.0,
         "training.learning_rate": 2e-4,
+        **_ADVERSARIAL_BETAS,
     },
 }
 
@@ -247,8 +252,8 @@ PRESETS: dict[str, Preset] = {
                 "training.clip_gradient": 0.0,
             },
             "controlnet_diffusion": {"training.learning_rate": 1e-5},
-            "stablesr_cfw": {"training.learning_rate": 5e-5, "perceptual.weight": 1.0},
-            "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0},
+            "stablesr_cfw": {"training.learning_rate": 5e-5, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
+            "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
         },
     ),
 }

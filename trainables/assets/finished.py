@@ -42,6 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "stablesr_cfw": {
         "pairs.train_pairs": 1024,
         "training.max_steps": 1000,
+        "training.beta1": 0.9,
+        "training.beta2": 0.999,
         "training.ema_decay": 0.99,
         "training.reports": 4,
         "training.log_every": 50,
@@ -49,6 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ccsr": {
         "pairs.train_pairs": 1024,
         "training.max_steps": 1000,
+        "training.beta1": 0.9,
+        "training.beta2": 0.999,
         "training.ema_decay": 0.99,
         "training.reports": 4,
         "training.log_every": 50,

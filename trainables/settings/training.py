@@ -20,7 +20,7 @@ class TrainingSettings:
         learning_rate: Adam's, at its peak; `warmup_steps` leads up to it linearly.
         rate_factor: multiplies it. Questions search over this one, since the right rate differs between methods and
             sizes and the presets know it.
-        beta1: Adam's first decay. Adversarial training wants it lower.
+        beta1, beta2: Adam's decays. Adversarial training wants them lower.
         schedule: what follows the warm-up.
         ema_decay: of the averaged weights, which are what is validated. Shorter runs average over less.
         precision: of the forward and backward passes; weights stay in float32.
@@ -40,6 +40,7 @@ class TrainingSettings:
     learning_rate: float = 5e-5
     rate_factor: float = 1.0
     beta1: float = 0.9
+    beta2: float = 0.999
     warmup_steps: int = 5000
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
@@ -64,7 +65,7 @@ class TrainingSettings:
         for name in ("learning_rate", "rate_factor"):
             positive = math.isfinite(getattr(self, name)) and getattr(self, name) > 0
             require(positive, f"training.{name}", getattr(self, name), "a number above 0")
-        for name in ("ema_decay", "beta1"):
+        for name in ("ema_decay", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "a number in [0, 1)")
         require(
             self.batch_size % self.accumulate == 0,

@@ -7,8 +7,8 @@ from trainables.settings.trial import TrialSettings
 
 _SIMULATORS = {"super_resolution": "pairs.degradation.", "print_to_camera": "pairs.print."}
 _ONLY_TRAINING = (
-    *("batch_size", "accumulate", "learning_rate", "rate_factor", "beta1", "warmup_steps", "schedule", "weight_decay"),
-    *("clip_gradient", "ema_decay", "gradient_checkpointing", "reports", "log_every"),
+    *("batch_size", "accumulate", "learning_rate", "rate_factor", "beta1", "beta2", "warmup_steps", "schedule"),
+    *("weight_decay", "clip_gradient", "ema_decay", "gradient_checkpointing", "reports", "log_every"),
 )
 _NOTHING_TO_CHECKPOINT = ("pix2pix", "stablesr_cfw")
 

@@ -1,0 +1,68 @@
+"""Running the loop without Ray, and comparing what it leaves, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.checkpoint import STATE
+from trainables.data.prepare import Prepared
+from trainables.loop import World, train
+from trainables.reporting import Report
+from trainables.settings import TrialSettings
+
+METRICS = ("val/psnr",)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Recorder:
+    """A reporter that keeps the reports and, given a folder, a checkpoint of each."""
+
+    folder: Path | None = None
+    reports: list[Report] = field(default_factory=list)
+
+    def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
+        self.reports.append(report)
+        if self.folder is not None:
+            checkpoint = self.folder / str(report.step)
+            checkpoint.mkdir(parents=True)
+            write(checkpoint)
+
+    def metrics(self, *kinds: str) -> list[dict[str, float]]:
+        """Of each report those metrics that are of the given kinds."""
+        return [{k: v for k, v in r.metrics.items() if k.startswith(kinds)} for r in self.reports]
+
+
+def run(
+    settings: TrialSettings, prepared: Prepared, folder: Path | None = None, checkpoint: Path | None = None
+) -> Recorder:
+    recorder = Recorder(folder)
+    train(settings, prepared, METRICS, World(), recorder, checkpoint)
+    return recorder
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint / STATE, weights_only=True)
+
+
+def assert_same(one: Any, two: Any, where: str = "state") -> None:
+    """Equal bit by bit, through dictionaries and lists of tensors and numbers."""
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for k, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_same(a, b, f"{where}[{k}]")
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
