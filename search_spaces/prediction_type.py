@@ -1,22 +1,48 @@
 """Should the network predict the noise, the image or the velocity?
 
 The base predicts noise; fine-tuning may turn it towards another target. With `sample` the loss is the L1 distance of
-the output to x_0 and the perceptual term alone: a noise term would be the same distance once more.
+the output to x_0 and the perceptual term alone: a noise term would be the same distance once more. For `epsilon` the
+L1 distance is the noise's error times up to fifteen at the heaviest noise, and sampling starts where the schedule would
+still have a trace of signal; points without that term, below half of the timesteps and with zero terminal SNR tell
+these apart from what is predicted.
 """
 
 from __future__ import annotations
 
-from search_spaces.space import Choice, Point, SearchSpace
+from search_spaces.space import Choice, Point, SearchSpace, Value, When
+
+NAME, TERMS, SNR = "diffusion.prediction_type", "diffusion.reconstruction_weight", "diffusion.zero_terminal_snr"
+MAX_TIMESTEP = "diffusion.max_timestep"
+
+
+def _predicting(label: str, prediction: str, seeds: int = 1, **more: Value) -> Point:
+    values: dict[str, Value] = {NAME: prediction, MAX_TIMESTEP: more.get("max_timestep", 1000)}
+    if prediction != "sample":
+        values[TERMS] = more.get("reconstruction", 1.0)
+    if prediction != "epsilon":
+        values[SNR] = more.get("zero_snr", False)
+    return Point(label, values, seeds)
+
 
 SPACE = SearchSpace(
     name="prediction_type",
     question="Should a restoration diffusion model predict the noise, x_0 or the velocity?",
     method="latent_diffusion",
-    parameters={"diffusion.prediction_type": Choice(("epsilon", "sample", "v_prediction"))},
+    parameters={
+        NAME: Choice(("epsilon", "sample", "v_prediction")),
+        MAX_TIMESTEP: Choice((1000, 500)),
+        TERMS: When({NAME: ("epsilon", "v_prediction")}, Choice((1.0, 0.0))),
+        SNR: When({NAME: ("sample", "v_prediction")}, Choice((False, True))),
+    },
     points=(
-        Point("epsilon", {"diffusion.prediction_type": "epsilon"}, seeds=5),
-        Point("sample", {"diffusion.prediction_type": "sample"}, seeds=3),
-        Point("v_prediction", {"diffusion.prediction_type": "v_prediction"}, seeds=3),
+        _predicting("epsilon", "epsilon", seeds=3),
+        _predicting("sample", "sample", seeds=2),
+        _predicting("v_prediction", "v_prediction", seeds=2),
+        _predicting("epsilon without L1 on x_0", "epsilon", reconstruction=0.0),
+        _predicting("epsilon below 500", "epsilon", max_timestep=500),
+        _predicting("sample below 500", "sample", max_timestep=500),
+        _predicting("sample with zero terminal SNR", "sample", zero_snr=True),
+        _predicting("v_prediction with zero terminal SNR", "v_prediction", zero_snr=True),
     ),
     proposals=0,
     fixed={"diffusion.retarget": True},

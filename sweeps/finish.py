@@ -111,8 +111,11 @@ def _card(winner: Row, plan: Plan, result: Answer) -> str:
 
 def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
     """Where the weights came from that the trial's method builds on."""
-    sources = ("autoencoder.weights", "teacher.weights", "base.weights", "controlnet.weights", "first_stage.weights")
-    values, sections = flatten(trial), METHODS[trial.method].sections
+    sources = (
+        *("checkpoint", "autoencoder.weights", "teacher.weights", "base.weights", "lora.weights"),
+        *("controlnet.weights", "first_stage.weights"),
+    )
+    values, sections = flatten(trial), METHODS[trial.method].sections | {"checkpoint"}
     return [(name, values[name]) for name in sources if name.partition(".")[0] in sections and values[name]]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,7 +200,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     Args:
         metrics: the names a run was started with; empty to decide now.
-        download: whether LPIPS's backbone may be fetched for that.
+        download: whether bases, and LPIPS's backbone, may be fetched.
 
     Raises:
         InputError: weights, data, objective or resources that cannot be had.
@@ -211,32 +211,32 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     if not is_uri(store):
         check_results("--store", Path(store))
     check_photographs(question.trial, local_root(store))
-    _check_simulator_read(question)
     if settings.address:
         check_address(settings.address)
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
-    from trainables.base_model import find_base
     from trainables.data.sources.source import fingerprint
     from trainables.data.stages import plan as plan_stages
     from trainables.metrics import ensure_available, resolve_metrics
-    from trainables.registry import METHODS, method_class
+    from trainables.registry import method_class
 
-    trials = question.every_method
-    for trial in trials:
-        if "base" in METHODS[trial.method].sections:
-            find_base(trial.base.weights, trial.base.revision, allow_download=download)
+    trials, configurations = question.every_method, question.every_configuration()
+    _find_bases(configurations, download)
     notes: tuple[str, ...] = ()
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
         metrics, notes = (*BASE_METRICS, *choice.names), choice.notes
     else:
         ensure_available(metrics, allow_download=download)
+    training = question.trial.training
+    if 0 < training.max_steps <= training.warmup_steps:
+        notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
+    _check_effects_on_files(question)
     networks = {trial.method: _build(trial, metrics) for trial in trials}
-    for trial in question.every_configuration():
+    for trial in configurations:
         method_class(trial.method).check(trial)
     source = fingerprint(question.trial.data.source)
     stages_of = {
@@ -254,6 +254,22 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         networks,
         concurrent,
     )
+
+
+def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
+    """Fetches what the hub's cache lacks, if it may."""
+    from trainables.base_model import find_base
+    from trainables.registry import METHODS
+
+    wanted: dict[tuple[str, str], str] = {}
+    for trial in trials:
+        sections = METHODS[trial.method].sections
+        if "base" in sections:
+            wanted[trial.base.weights, trial.base.revision] = "base.weights"
+        if "controlnet" in sections and trial.controlnet.weights:
+            wanted[trial.controlnet.weights, trial.controlnet.revision] = "controlnet.weights"
+    for (weights, revision), setting in wanted.items():
+        find_base(weights, revision, download, setting)
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
@@ -300,14 +316,19 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
     Pairs(held_out, pairs, "validation", data.seed)
 
 
-def _check_simulator_read(question: Question) -> None:
-    """Pairs of photographs come degraded."""
+def _check_effects_on_files(question: Question) -> None:
+    """Refuses what would be set, or searched, without effect on the photographs and the base at hand."""
+    from trainables.base_model import find_base, read_shape
     from trainables.data.sources.source import is_paired
 
-    source = question.trial.data.source
-    for name, value in question.settings.set:
-        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and is_paired(source):
-            raise InputError(f"--set {name}={value}: has no effect on the pairs of {source}, which come degraded")
+    trial = question.trial
+    for name in (*(name for name, _ in question.settings.set), *question.space.parameters):
+        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and is_paired(trial.data.source):
+            raise InputError(f"{name}: has no effect on the pairs of {trial.data.source}, which come degraded")
+        if name == "conv_in.init":
+            shape = read_shape(find_base(trial.base.weights, trial.base.revision))
+            if shape.in_channels > shape.latent_channels:
+                raise InputError(f"{name}: has no effect on base.weights={trial.base.weights}, which sees both latents")
 
 
 def _local_concurrency(question: Question) -> int:

@@ -180,8 +180,9 @@ def _changes(
                 f"--space {space.name} trains nothing: it needs --checkpoint FOLDER, a finished trial of {method}, "
                 "such as the best/ of a run"
             )
-        changes |= _settings_of(checkpoint, method)
-        changes["training.max_steps"] = 0
+        found = _settings_of(checkpoint, method)
+        _check_trained_so(found, {**space.fixed, **flags})
+        changes |= {**found, "training.max_steps": 0}
     changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **flags}
     changes |= _absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
@@ -216,9 +217,23 @@ def _check_effects(settings: SweepSettings, trials: Sequence[TrialSettings]) -> 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
     """The settings that a finished trial was trained with, but for those of its training."""
     folder = ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
+    if folder.is_file():
+        raise InputError(
+            f"--checkpoint {checkpoint}: a file does not say with which settings it restores, as a space that trains "
+            f"nothing has to know; expected a finished trial of {method}, such as the best/ of a run"
+        )
     found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
     known = flatten(preset("sample").trial)
     return {name: found[name] for name in found if name in known and not name.startswith("training.")}
+
+
+def _check_trained_so(found: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """A finished network is not asked at timesteps that it was not trained at."""
+    for name in ("diffusion.max_timestep", "diffusion.objective"):
+        wanted, trained = str(given.get(name, found.get(name))), str(found.get(name))
+        fewer = wanted.isdigit() and trained.isdigit() and int(wanted) < int(trained)
+        if wanted != trained and not fewer:
+            raise InputError(f"{name}={wanted}: the finished trial was trained with {trained}")
 
 
 _PATHS = {

@@ -20,6 +20,8 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler
 from safetensors.torch import load_file, save_file
 
+from sweeps.plan import make_plan
+from sweeps.settings import SweepSettings, resolve
 from tests.base_helpers import DIM, save_base, tiny_text_encoder, tiny_unet, tiny_vae
 from trainables.base_model import (
     find_base,
@@ -31,13 +33,16 @@ from trainables.base_model import (
     read_shape,
 )
 from trainables.errors import InputError
+from trainables.settings.diffusion import ControlNetSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
 def text_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("text"), text=True)
+    folder = save_base(tmp_path_factory.mktemp("text"), text=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    return folder
 
 
 @pytest.fixture
@@ -69,6 +74,19 @@ def test_shape(base: Path) -> None:
 def test_shape_of_marigolds_own_unet(base: Path) -> None:
     tiny_unet(in_channels=8).save_pretrained(base / "unet")
     assert read_shape(base).in_channels == 8
+
+
+def test_other_pipelines_with_as_many_channels_are_refused(base: Path) -> None:
+    tiny_unet(in_channels=8).save_pretrained(base / "unet")
+    index = base / "model_index.json"
+    for refused_here in ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionInpaintPipeline"):
+        index.write_text(json.dumps({"_class_name": refused_here}))
+        message = refused(lambda: read_shape(base))
+        assert f"base.weights={base}: model_index.json names {refused_here}" in message
+    index.write_text(json.dumps({"_class_name": "MarigoldDepthPipeline"}))
+    assert read_shape(base).in_channels == 8
+    index.write_text("[]")
+    assert "model_index.json is no configuration" in refused(lambda: read_shape(base))
 
 
 def test_what_older_configurations_leave_out(base: Path) -> None:
@@ -360,6 +378,35 @@ def test_a_cache_with_single_parts_is_completed(hub: list[str], tmp_path: Path, 
     message = refused(lambda: find_base("owner/tiny", allow_download=False))
     assert "it has no unet/config.json" in message
     assert read_shape(find_base("owner/tiny")) == read_shape(text_base)
+
+
+def test_a_dry_run_fetches_no_controlnet(hub: list[str], text_base: Path, tmp_path: Path) -> None:
+    """A plan finds it beside the base, at its own revision, and what is built then takes it from the cache."""
+    controlnet = ControlNetModel.from_unet(load_unet(text_base), conditioning_embedding_out_channels=(8, 8, 8))
+    controlnet.save_pretrained(tmp_path / "served")
+    named = {"base.weights": str(text_base), "controlnet.weights": "owner/tiny", "controlnet.revision": "v1"}
+    small = {"pairs.train_pairs": "8", "pairs.validation_pairs": "2", "pairs.validation_size": "64"}
+    folders = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
+    settings = SweepSettings("conditioning", perceptual="none", set=tuple((named | small).items()), **folders)
+    question = resolve(settings)
+    message = refused(lambda: make_plan(question, download=False))
+    assert message.startswith("controlnet.weights=owner/tiny: no such folder")
+    assert """find_base('owner/tiny', 'v1')\"""" in message
+    assert not hub
+    plan = make_plan(question)
+    expected = sum(parameter.numel() for parameter in controlnet.parameters())
+    assert plan.networks["controlnet_diffusion"].trained == expected
+    assert "diffusion_pytorch_model.safetensors" in hub
+    hub.clear()
+    assert make_plan(question, download=False).networks == plan.networks
+    assert not hub
+
+
+def test_a_revision_belongs_to_a_hub_id(base: Path) -> None:
+    message = refused(lambda: ControlNetSettings(revision="v1"))
+    assert message.startswith("controlnet.revision=v1: expected none without a hub id")
+    message = refused(lambda: find_base(str(base), "v1", setting="controlnet.weights"))
+    assert message.startswith("controlnet.revision=v1: expected none")
 
 
 def test_what_cannot_be_fetched_says_how(hub: list[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,12 +18,13 @@ from sweeps.command_line import main
 from sweeps.run_folder import RunFolder
 from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
+from trainables.build import build_method
 from trainables.data.prepare import prepare
 from trainables.data.stages import plan as plan_stages
 from trainables.data.store import shard_name
 from trainables.presets import preset
 from trainables.registry import method_class
-from trainables.settings import flatten, override
+from trainables.settings import TrialSettings, flatten, override
 from trainables.weights import resshift_identity, save_weights
 
 BASE = ["--space", SPACE, "--perceptual", "none"]
@@ -38,6 +41,10 @@ def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> s
     line = captured.err.removesuffix("\n")
     assert line.startswith("run_sweep.py: error: ") and "\n" not in line
     return line.removeprefix("run_sweep.py: error: ")
+
+
+def setting(*given: str) -> list[str]:
+    return [part for assignment in given for part in ("--set", assignment)]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +204,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "17: 9 given points" in shown
+    assert "16: 8 given points" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
@@ -205,6 +212,81 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     assert "base.weights=nosuch" in refused(capsys, tmp_path / "results", *line, "--set", "base.weights=nosuch")
     uneven = refused(capsys, tmp_path / "results", *on_base, "--set", "pairs.validation_size=144")
     assert uneven.startswith("pairs.validation_size=144: expected a multiple of 64")
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "named"),
+    [
+        ("max_timestep", ("diffusion.prediction_type=epsilon", "diffusion.retarget=false"), "prediction_type=epsilon"),
+        ("prediction_type", ("lora.targets=to_q,conv_in",), "lora.targets=('to_q', 'conv_in'): expected other layers"),
+        (
+            "lora",
+            ("diffusion.inference_steps=1000", "diffusion.spacing=leading"),
+            "spacing=leading: steps_of",
+        ),
+        (
+            "lora",
+            ("diffusion.objective=ccsr", "diffusion.inference_steps=1"),
+            "inference_steps=1, ccsr.t_max",
+        ),
+        ("lora", ("diffusion.max_timestep=2000",), "diffusion.max_timestep=2000: expected 1 to 1000, the length"),
+    ],
+)
+def test_every_configuration_must_go_with_the_schedule_of_the_base(
+    base: Path, space: str, given: tuple[str, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--space", space, "--perceptual", "none", "--set", f"base.weights={base}", "--dry-run"]
+    assert named in refused(capsys, tmp_path / "results", *line, *setting(*given))
+
+
+def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A simulator on pairs that come degraded; the initialisation of channels that a base already has."""
+    for side in ("input", "target"):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        for k in range(4):
+            noise = np.random.default_rng(k).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pairs" / side / f"{k}.png")
+    line = ["--perceptual", "none", "--preset", "sample-print", "--dry-run"]
+    small = setting("pairs.validation_size=64", "pairs.image_size=32", "pairs.validation_pairs=1")
+    pairs = ["--space", "perceptual_frequency", "--data", str(tmp_path / "pairs"), *small]
+    refusal = refused(capsys, tmp_path / "results", *line, *pairs, *setting("pairs.print.exposure=0.1,0.2"))
+    assert refusal.startswith("pairs.print.exposure: has no effect on the pairs of ")
+
+    from tests.base_helpers import save_base, tiny_unet
+
+    wide = save_base(tmp_path / "wide")
+    tiny_unet(in_channels=8).save_pretrained(wide / "unet")
+    line = ["--perceptual", "none", "--set", f"base.weights={wide}", "--dry-run"]
+    refusal = refused(capsys, tmp_path / "results", "--space", "conv_in_freezing", *line)
+    assert refusal.startswith("conv_in.init: has no effect on base.weights=") and "both latents" in refusal
+    assert main(["--space", "max_timestep", *line, "--results", str(tmp_path / "results")]) == 0
+
+
+def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [*UNTRAINED, "--checkpoint", str(first_stage), "--dry-run"]
+    found = json.loads((first_stage / "settings.json").read_text())["diffusion.max_timestep"]
+    refusal = refused(capsys, tmp_path / "results", *line, *setting(f"diffusion.max_timestep={found + 1}"))
+    assert refusal == f"diffusion.max_timestep={found + 1}: the finished trial was trained with {found}"
+    refusal = refused(capsys, tmp_path / "results", *line, *setting("diffusion.objective=ccsr"))
+    assert refusal == "diffusion.objective=ccsr: the finished trial was trained with uniform"
+    fewer = [*line, *setting(f"diffusion.max_timestep={found - 1}"), "--results", str(tmp_path / "results")]
+    assert main(fewer) == 0
+
+
+def test_a_plan_counts_frozen_networks_and_says_when_all_is_warm_up(
+    trial_of: Callable[[str], TrialSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [*BASE, "--max-steps", "20", "--dry-run", "--results", str(tmp_path / "results")]
+    assert main(line) == 0
+    assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
+    method = build_method(trial_of("controlnet_diffusion"), torch.device("cpu"))
+    trained, parameters = method.parameters
+    unet = sum(parameter.numel() for parameter in method.unet.parameters())
+    autoencoder = sum(parameter.numel() for parameter in method.autoencoder.parameters())
+    assert trained == parameters
+    assert method.resident_bytes >= 4 * (trained + unet + autoencoder)
 
 
 def test_help_and_list_are_quick() -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from prepare_helpers import made_by
 
+from tests.prepare_helpers import made_by
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages import plan

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage

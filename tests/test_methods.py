@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.errors import InputError
+from trainables.first_stage import FirstStage
 from trainables.loop import World, train
 from trainables.method import LossTerm, Method
 from trainables.networks.autoencoder import decode
@@ -114,6 +116,51 @@ def test_restoring_depends_on_weights_and_batch_alone(name: str, trial_of: Trial
     assert restored.shape == batch["target"].shape
     # An autoencoder that quantises may turn a rounding error into another code, at a pixel in a thousand at most.
     assert float(((alone[0] - restored[1]).abs() > 1e-3).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["stablesr_cfw", "ccsr"])
+def test_a_decoder_asks_its_first_stage_once_for_every_restoration(
+    name: str, trial_of: TrialOf, prepared_for: PreparedFor
+) -> None:
+    """Which is frozen: another validation asks it only for draws and pairs that it has not seen."""
+    method: Any = build_method(trial_of(name), CPU)
+    calls: list[int] = []
+    method.first_stage.method.networks["unet"].register_forward_hook(lambda *given: calls.append(1))
+    prepared = prepared_for(trial_of(name))
+    with torch.no_grad():
+        fresh, *others = (next(validation_batches(prepared, 3, CPU, draw)) for draw in (0, 1, 0))
+        first = method.restore(fresh)
+        once = len(calls)
+        other, again = (method.restore(batch) for batch in others)
+    assert once > 0 and len(calls) == 2 * once
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_first_stage_restores_as_it_was_trained(trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path) -> None:
+    """By its own jump, where that is what it was trained for, whatever the decoder's own settings are."""
+    jumping = {"diffusion.objective": "ccsr", "ccsr.t_max": 0.5, "training.max_steps": 1, "training.warmup_steps": 0}
+    settings = override(trial_of("latent_diffusion"), jumping)
+    train(settings, prepared_for(settings), ("val/psnr",), World(), lambda report, write: write(tmp_path))
+    finished: Any = build_method(override(settings, {"checkpoint": str(tmp_path)}), CPU)
+    wrapped = override(trial_of("stablesr_cfw"), {"first_stage.weights": str(tmp_path)})
+    assert wrapped.ccsr.t_max != 0.5
+    batch = next(validation_batches(prepared_for(settings), 2, CPU))
+    with torch.no_grad():
+        expected = finished.sample(batch)
+        found = FirstStage(wrapped, CPU)(batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist())
+    assert torch.equal(found, expected)
+
+
+def test_a_first_stage_belongs_to_a_base_by_its_content(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
+    """Wherever that lies."""
+    moved = shutil.copytree(base, tmp_path / "moved")
+    settings = override(trial_of("ccsr"), {"base.weights": str(moved)})
+    FirstStage(settings, CPU)
+    weights = load_file(moved / "unet" / "diffusion_pytorch_model.safetensors")
+    weights["conv_out.bias"] += 1
+    save_file(weights, moved / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"^first_stage.weights=.*: trained otherwise: base is "):
+        FirstStage(settings, CPU)
 
 
 @EVERY_METHOD

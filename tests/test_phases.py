@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables import registry
 from trainables.checkpoint import WEIGHTS
 from trainables.data.batches import TrainingBatches

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prepare_helpers import TAUGHT, made_by
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.prepare_helpers import TAUGHT, made_by
 from trainables.build import build_method
 from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise

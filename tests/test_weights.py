@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,11 +14,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.base_helpers import tiny_unet
+from trainables.base_model import SHIPPED_BASE
+from trainables.checkpoint import WEIGHTS
 from trainables.errors import InputError
+from trainables.finished import SETTINGS
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.settings import TrialSettings, override
 from trainables.weights import (
     SHIPPED_AUTOENCODER,
+    SHIPPED_FIRST_STAGE,
     SHIPPED_TEACHER,
     autoencoder_path,
     build_network,
@@ -220,15 +226,51 @@ def test_the_home_directory_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.M
     assert autoencoder_path("shipped") == SHIPPED_AUTOENCODER
 
 
-def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "weights"), [("config.json", "diffusion_pytorch_model.safetensors"), (SETTINGS, WEIGHTS)]
+)
+def test_a_fingerprint_follows_the_content(config: str, weights: str, tmp_path: Path) -> None:
     for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_bytes(b"{}")
-        (tmp_path / folder / "weights").write_bytes(content)
+        (tmp_path / folder / config).write_bytes(b"{}")
+        (tmp_path / folder / weights).write_bytes(content)
     a, b, c = (fingerprint(tmp_path / folder) for folder in "abc")
     assert a == b != c
-    assert fingerprint(tmp_path / "a" / "weights") == fingerprint(tmp_path / "b" / "weights")
-    assert len({a, fingerprint(tmp_path / "a" / "weights"), fingerprint(tmp_path / "a" / "config.json")}) == 3
+    assert fingerprint(tmp_path / "a" / weights) == fingerprint(tmp_path / "b" / weights)
+    assert len({a, fingerprint(tmp_path / "a" / weights), fingerprint(tmp_path / "a" / config)}) == 3
+    (tmp_path / "b" / config).write_bytes(b"{ }")
+    assert fingerprint(tmp_path / "b") != a
+
+
+def test_shipped_trials_name_the_shipped_base() -> None:
+    """By the hashes of its parts' files, one after the other, of which they hold nothing but what is read."""
+    _, architecture = describe(SHIPPED_FIRST_STAGE / WEIGHTS)
+    for name, part in (("base", "unet"), ("base's autoencoder", "vae"), ("base's scheduler", "scheduler")):
+        files = sorted((SHIPPED_BASE / part).iterdir())
+        whole = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+        assert fingerprint(SHIPPED_BASE / part) == architecture[name] == whole
+
+
+@pytest.mark.parametrize("shard", ["10GB", "200KB"])
+def test_what_is_not_read_of_a_base_does_not_change_it(shard: str, tmp_path: Path) -> None:
+    """A cache of the hub holds what other programs fetched, too."""
+    tiny_unet().save_pretrained(tmp_path, max_shard_size=shard)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(shards) > 1) == (shard == "200KB")
+    before = fingerprint(tmp_path)
+    others = ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "README.md")
+    single = () if len(shards) == 1 else ("diffusion_pytorch_model.safetensors",)  # diffusers prefers the shards
+    for name in (*others, "diffusion_pytorch_model.non_ema.safetensors", *single):
+        (tmp_path / name).write_bytes(b"another variant")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "config.json").write_bytes(b"{}")
+    assert fingerprint(tmp_path) == before
+    for file in (*shards, tmp_path / "config.json"):
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        assert fingerprint(tmp_path) != before
+        file.write_bytes(content)
+    assert fingerprint(tmp_path) == before
 
 
 @pytest.mark.parametrize(

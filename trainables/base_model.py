@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 SHIPPED_BASE = Path(__file__).parent / "assets" / "stable_diffusion_sample"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-_SHARDS = "diffusion_pytorch_model.safetensors.index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SHARDS = "diffusion_pytorch_model.safetensors.index.json"
+_PIPELINE = "model_index.json"
 _FETCHED = [
     *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
-    *(f"{part}/{name}" for part in ("vae", "unet") for name in (_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
+    *(f"{part}/{name}" for part in ("vae", "unet") for name in (WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
     "text_encoder/model.safetensors",
     "tokenizer/merges.txt",
     EMPTY_PROMPT,
+    _PIPELINE,
     # A ControlNet lies at the top of its own repository.
     "config.json",
-    _WEIGHTS,
+    WEIGHTS,
 ]
 _LAYOUT = (
     f"a folder in diffusers layout with vae/, unet/, scheduler/ and {EMPTY_PROMPT} or text_encoder/ and tokenizer/, "
@@ -102,7 +103,7 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
             continue
         # Other programs leave single parts in the cache, which it takes for everything.
         absent = _absent(found)
-        if not absent or ((found / "config.json").is_file() and (found / _WEIGHTS).is_file()):
+        if not absent or ((found / "config.json").is_file() and (found / WEIGHTS).is_file()):
             return found
         reason = f"it has no {', '.join(absent)}"
     arguments = ", ".join(repr(argument) for argument in (weights, revision) if argument)
@@ -121,6 +122,11 @@ def read_shape(folder: Path) -> BaseShape:
     if absent := _absent(folder):
         single = (folder / "config.json").is_file() and _read_json(folder, "config.json").get("_class_name")
         raise _unusable(folder, f"a single {single}" if single else f"it has no {', '.join(absent)}")
+    if (folder / _PIPELINE).is_file():
+        pipeline = str(_read_json(folder, _PIPELINE).get("_class_name"))
+        # InstructPix2Pix has as many channels as Marigold, but the noisy latent comes first and the other is unscaled.
+        if "InstructPix2Pix" in pipeline or "Inpaint" in pipeline:
+            raise _unusable(folder, f"{_PIPELINE} names {pipeline}, whose UNet takes other latents than Marigold's")
     vae = _read_config(folder, "vae", "AutoencoderKL")
     unet = _read_config(folder, "unet", "UNet2DConditionModel")
     scheduler = load_scheduler_config(folder)
@@ -268,8 +274,8 @@ def _absent(folder: Path) -> list[str]:
         if not (folder / name).is_file()
     ]
     for part in ("vae", "unet"):
-        if not any((folder / part / name).is_file() for name in (_WEIGHTS, _SHARDS)):
-            absent.append(f"{part}/{_WEIGHTS}")
+        if not any((folder / part / name).is_file() for name in (WEIGHTS, SHARDS)):
+            absent.append(f"{part}/{WEIGHTS}")
     encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
     if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
         absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")

@@ -10,7 +10,7 @@ from trainables.checkpoint import load_finished
 from trainables.method import Method
 from trainables.registry import method_class
 from trainables.settings import SHIPPED, TrialSettings
-from trainables.weights import shipped_checkpoint
+from trainables.weights import reading, shipped_checkpoint
 
 
 def build_method(settings: TrialSettings, device: torch.device) -> Method:
@@ -22,6 +22,12 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
     method = method_class(settings.method)(settings, device)
     if settings.checkpoint:
         shipped = settings.checkpoint == SHIPPED
-        folder = shipped_checkpoint(settings.method) if shipped else Path(settings.checkpoint)
-        load_finished(method, folder)
+        path = shipped_checkpoint(settings.method) if shipped else Path(settings.checkpoint).expanduser()
+        if path.is_file():
+            with reading("checkpoint", path, "the folder of a finished trial, nor a public checkpoint of this network"):
+                if path.suffix == ".safetensors":  # ours, which would be read without the description that it has
+                    raise ValueError("expected a .pth or .ckpt file, or the folder that the weights are in")
+                method.load_public(path)
+        else:
+            load_finished(method, path)
     return method

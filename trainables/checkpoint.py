@@ -67,7 +67,10 @@ def load_finished(method: Method, folder: Path) -> None:
     """
     path, settings = folder / WEIGHTS, method.settings
     if not path.is_file():
-        raise InputError(f"checkpoint={folder}: has no {WEIGHTS}; expected a finished trial, such as a run's best/")
+        raise InputError(
+            f"checkpoint={folder}: has no {WEIGHTS}; expected a finished trial, such as a run's best/, or the file of "
+            "a public checkpoint, see docs/weights.md"
+        )
     try:
         kind, architecture = describe(path)
         state = load_file(path)

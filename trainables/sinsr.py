@@ -7,6 +7,7 @@ in one step, in both directions. The terms are in `trainables.diffusion.sinsr`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,14 @@ from trainables.diffusion.sinsr import sinsr_terms
 from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, build_network, load_teacher, load_teacher_weights, resshift_identity
+from trainables.weights import (
+    build_diffusion,
+    build_network,
+    load_official_swin_unet,
+    load_teacher,
+    load_teacher_weights,
+    resshift_identity,
+)
 
 
 class SinSR(Method):
@@ -45,6 +53,9 @@ class SinSR(Method):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         return resshift_identity(settings)
+
+    def load_public(self, path: Path) -> None:
+        load_official_swin_unet(self.networks["student"], path)  # type: ignore[arg-type]
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         if self.teacher is not None:

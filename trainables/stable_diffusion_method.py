@@ -30,7 +30,6 @@ class StableDiffusionMethod(GaussianMethod):
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         folder = find_base(settings.base.weights, settings.base.revision)
-        self.steps_offset = steps_offset(folder)
         self.prompt = load_empty_prompt(folder).to(device)
         self.autoencoder = load_latents(settings, device)
 
@@ -46,6 +45,10 @@ class StableDiffusionMethod(GaussianMethod):
     def schedule(cls, settings: TrialSettings) -> GaussianDiffusion:
         folder = find_base(settings.base.weights, settings.base.revision)
         return base_diffusion(folder, settings.diffusion, cls.frozen_unet)
+
+    @classmethod
+    def leading_offset(cls, settings: TrialSettings) -> int:
+        return steps_offset(find_base(settings.base.weights, settings.base.revision))
 
     def clean(self, batch: Batch) -> Tensor:
         return batch["latent"]

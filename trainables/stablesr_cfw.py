@@ -7,6 +7,7 @@ but its last layer is frozen, so that the weight stays what it is set to; so it 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from trainables.base_schedule import base_fingerprint
 from trainables.colour import match_colour
 from trainables.data.tensors import upsample
 from trainables.decoder_method import DecoderMethod
-from trainables.errors import blamed_on
+from trainables.errors import InputError, blamed_on
 from trainables.method import Batch
-from trainables.networks.cfw import ControllableFeatureWrapping, decode_with_features, encode_with_features
+from trainables.networks.cfw import (
+    ControllableFeatureWrapping,
+    decode_with_features,
+    encode_with_features,
+    load_official_cfw,
+)
 from trainables.settings import TrialSettings
 
 
@@ -47,6 +53,19 @@ class StableSRCFW(DecoderMethod):
             "cfw.growth": cfw.growth,
         }
 
+    def load_public(self, path: Path) -> None:
+        """The fusion of StableSR's `vqgan_cfw_00011.ckpt`; the discriminator starts anew.
+
+        Raises:
+            InputError: it was trained in another autoencoder than the base's.
+        """
+        vae, wrapping = load_official_cfw(path)
+        theirs, ours = vae.state_dict(), self.vae.state_dict()
+        if theirs.keys() != ours.keys() or not all(_alike(theirs[name], ours[name].cpu()) for name in theirs):
+            base = self.settings.base.weights
+            raise InputError(f"checkpoint={path}: trained in another autoencoder; expected that of base.weights={base}")
+        self.networks["decoder"].load_state_dict(wrapping.state_dict())
+
     def decode(self, latents: Tensor, degraded: Tensor, strength: float) -> Tensor:
         with torch.no_grad():
             _, features = encode_with_features(self.vae, upsample(degraded, self.settings.pairs.scale))
@@ -63,3 +82,8 @@ class StableSRCFW(DecoderMethod):
     @property
     def strength(self) -> float:
         return self.settings.cfw.strength
+
+
+def _alike(theirs: Tensor, ours: Tensor) -> bool:
+    """Equal, but for what half precision rounds off, in which bases are often kept."""
+    return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= 1e-3 * ours.abs().max())

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainables.base_model import SHARDS, WEIGHTS
 from trainables.diffusion.resshift import ResShiftDiffusion
 from trainables.errors import InputError
-from trainables.finished import ASSETS
+from trainables.finished import ASSETS, SETTINGS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
 from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings, TrialSettings, flatten
@@ -65,13 +67,21 @@ def _existing(name: str, weights: str, shipped: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder in order."""
+    """SHA-256 of a file, or of what is read of a folder in diffusers layout or of a finished trial. Whatever else lies
+    there, such as the same weights in other formats, makes no difference."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            status = file.stat()
-            digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
+    for file in _files_read(path) if path.is_dir() else [path]:
+        status = file.stat()
+        digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
+
+
+def _files_read(folder: Path) -> list[Path]:
+    names = {"config.json", "scheduler_config.json", SETTINGS, "weights.safetensors"}
+    index = folder / SHARDS
+    # Where there is an index, diffusers reads its shards, and no single file that lies beside them.
+    names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {WEIGHTS}
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,10 +118,8 @@ def build_diffusion(settings: ResShiftSettings) -> ResShiftDiffusion:
 def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQModel:
     """The frozen autoencoder, in evaluation mode."""
     path = autoencoder_path(weights)
-    try:
+    with reading("autoencoder.weights", path, "a VQ-f4 autoencoder"):
         model = load_vq_f4(path)
-    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
-        raise InputError(f"autoencoder.weights={path}: not a VQ-f4 autoencoder: {_one_line(error)}") from None
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -136,6 +144,11 @@ def load_teacher(settings: TrialSettings, device: torch.device | str = "cpu") ->
     return network.to(device).eval().requires_grad_(False)
 
 
+def load_official_swin_unet(network: SwinUNet, path: Path) -> None:
+    """Loads a .pth of ResShift or SinSR, which says nothing of its schedule and autoencoder, into `network`."""
+    network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
 def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
     """Loads `teacher.weights`, our safetensors or an official .pth, into `network`.
 
@@ -144,7 +157,7 @@ def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
             than the trial's; an official .pth names only its shapes.
     """
     path, name = teacher_path(settings.teacher.weights), "teacher.weights"
-    try:
+    with reading(name, path, "a checkpoint of this network"):
         if path.suffix == ".safetensors":
             kind, identity = describe(path)
             if kind != "resshift":
@@ -153,11 +166,18 @@ def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
                 raise InputError(f"{name}={path}: {difference}")
             network.load_state_dict(load_file(path))
         else:
-            network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            load_official_swin_unet(network, path)
+
+
+@contextmanager
+def reading(setting: str, path: Path, what: str) -> Iterator[None]:
+    """Within it, what a file that is not `what` makes its readers raise becomes an InputError of one line."""
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{name}={path}: not a checkpoint of this network: {_one_line(error)}") from None
+    except Exception as error:  # of torch, safetensors, zip archives, and of looking for names that are not there
+        raise InputError(f"{setting}={path}: not {what}: {_one_line(error)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

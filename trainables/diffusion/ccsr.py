@@ -36,6 +36,19 @@ def spaced_timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
     return [round(t) for t in accumulate(repeat(stride, steps - 1), initial=0.0)][::-1]
 
 
+def truncated_timesteps(diffusion: GaussianDiffusion, steps: int, t_max: float, t_min: float) -> tuple[int, list[int]]:
+    """The last timestep of the chain, and those between `t_max` and `t_min` that are sampled, descending.
+
+    Raises:
+        ValueError: fractions that leave none, or another value out of its range.
+    """
+    timesteps = spaced_timesteps(diffusion, steps)
+    kept = timesteps[steps - round(steps * t_max) : steps - round(steps * t_min)] if 0 <= t_min < t_max <= 1 else []
+    if not kept:
+        raise ValueError(f"t_max is {t_max} and t_min {t_min}; 0 <= t_min < t_max <= 1 must keep some of {steps} steps")
+    return timesteps[0], kept
+
+
 @torch.no_grad()
 def sample_truncated(
     diffusion: GaussianDiffusion,
@@ -67,12 +80,9 @@ def sample_truncated(
             steps (DDIM) after the jump.
 
     Raises:
-        ValueError: fractions that leave no timestep, or another value out of its range.
+        ValueError: see `truncated_timesteps`; or `eta` is out of its range.
     """
-    timesteps = spaced_timesteps(diffusion, steps)
-    kept = timesteps[steps - round(steps * t_max) : steps - round(steps * t_min)] if 0 <= t_min < t_max <= 1 else []
-    if not kept:
-        raise ValueError(f"t_max is {t_max} and t_min {t_min}; 0 <= t_min < t_max <= 1 must keep some of {steps} steps")
+    last, kept = truncated_timesteps(diffusion, steps, t_max, t_min)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie in [0, 1]")
 
@@ -81,7 +91,7 @@ def sample_truncated(
             return torch.randn(y.shape, generator=step_noise, device=step_noise.device).to(y.device)
         return step_noise(timestep)
 
-    t = full_timestep(timesteps[0], y)
+    t = full_timestep(last, y)
     x = diffusion.start(y, noise, t)
     x0 = diffusion.predict_x0(denoise(x, t), x, t)
     x = diffusion.add_noise(x0, full_timestep(kept[0], y), draw(kept[0]))

@@ -101,6 +101,8 @@ class LoRASettings:
         require(self.scale > 0, "lora.scale", self.scale, "a number above 0")
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
+        accepted = "other layers: conv_in trains as a whole, or not at all with conv_in.frozen"
+        require("conv_in" not in self.targets, "lora.targets", self.targets, accepted)
         require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "nothing with lora.rank=0")
 
 
@@ -110,16 +112,20 @@ class ControlNetSettings:
 
     Attributes:
         weights: empty for a copy of the base's encoder behind zero convolutions, or a diffusers folder or hub id.
+        revision: commit, tag or branch of a hub id; empty for its newest.
         embedding_channels: widths of the convolutions that bring the image to latent size; one more than the
             autoencoder halves.
         scale: of the features added to the UNet, in training and sampling.
     """
 
     weights: str = ""
+    revision: str = ""
     embedding_channels: tuple[int, ...] = (16, 32, 96, 256)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        named = bool(self.weights) or not self.revision
+        require(named, "controlnet.revision", self.revision, "none without a hub id in controlnet.weights")
         smallest = min(self.embedding_channels, default=0)
         require(smallest > 0, "controlnet.embedding_channels", self.embedding_channels, "positive whole numbers")
         require(self.scale > 0, "controlnet.scale", self.scale, "a number above 0")

@@ -29,7 +29,8 @@ class TrialSettings:
 
     Attributes:
         method: what trains, a name of the registry.
-        checkpoint: folder of a finished trial of this method that training starts from, "shipped", or empty.
+        checkpoint: what training starts from: the folder of a finished trial of this method, "shipped", a public
+            checkpoint of it (docs/weights.md), or empty.
     """
 
     method: str = "sinsr"

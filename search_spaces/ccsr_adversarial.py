@@ -1,0 +1,26 @@
+"""How heavily should the adversarial term weigh when CCSR's decoder is trained?
+
+The second stage of CCSR: a decoder that adds, to latents sampled in the middle of the chain only, the detail that the
+rest would have. 0 trains it by L1 and perceptual distance alone. The first stage is a finished `latent_diffusion`,
+`--set first_stage.weights=RUN/best`; what comes out is what `ccsr_truncation` sweeps: `--checkpoint RUN/best`.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Float, Point, SearchSpace
+
+
+def _weight(weight: float, seeds: int = 1) -> Point:
+    return Point(f"{weight:g}", {"ccsr.adversarial": weight}, seeds)
+
+
+SPACE = SearchSpace(
+    name="ccsr_adversarial",
+    question="How heavily should the adversarial term weigh in the training of CCSR's decoder?",
+    method="ccsr",
+    parameters={"ccsr.adversarial": Float(0.0, 1.0)},
+    points=(_weight(0.5, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(1.0)),
+    proposals=0,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)

@@ -1,0 +1,25 @@
+"""How heavily should the adversarial term weigh when StableSR's feature wrapping is trained?
+
+Only the wrapping trains, on latents that a finished `latent_diffusion` restores: `--set first_stage.weights=RUN/best`.
+0 trains it by L1 and perceptual distance alone. What comes out is what `cfw_strength` sweeps: `--checkpoint RUN/best`.
+"""
+
+from __future__ import annotations
+
+from search_spaces.space import Float, Point, SearchSpace
+
+
+def _weight(weight: float, seeds: int = 1) -> Point:
+    return Point(f"{weight:g}", {"cfw.adversarial": weight}, seeds)
+
+
+SPACE = SearchSpace(
+    name="cfw_adversarial",
+    question="How heavily should the adversarial term weigh in the training of StableSR's feature wrapping?",
+    method="stablesr_cfw",
+    parameters={"cfw.adversarial": Float(0.0, 0.5)},
+    points=(_weight(0.025, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(0.5)),
+    proposals=0,
+    objective="perceptual",
+    controls=("bicubic", "autoencoder"),
+)
