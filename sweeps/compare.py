@@ -33,6 +33,7 @@ import numpy as np
 from sweeps import resampling, verdict, wording
 from sweeps.resampling import LEVEL, Array
 from sweeps.verdict import Answer, Comparison, Difference, Row, Verdict
+from trainables.metrics.names import METRICS
 
 __all__ = ["Answer", "Comparison", "Difference", "answer"]
 
@@ -96,6 +97,7 @@ def answer(
     if not sample.images:
         ranked = sorted(finished, key=lambda name: _rank(rows[name].get(metric), direction))
         result = replace(result, winner_id=ranked[0] if ranked else None)
+        result = _controls(result, rows, _Sample(rows, per_image, metric, ranked[:1], resamples, seed), ranked[:1])
         return replace(result, sentences=verdict.sentences(result, rows))
     groups, not_compared = _candidates(result, rows, sample, finished)
     result = _compare(replace(result, not_compared=not_compared), rows, sample, groups)
@@ -104,7 +106,7 @@ def answer(
 
 
 class _Sample:
-    """The validation images of the baseline, with every trial's values of them, and their resamples.
+    """The validation images of the baseline, with every row's values of them, and their resamples.
 
     Attributes:
         images: names of the N images; empty if nothing can be compared.
@@ -226,7 +228,7 @@ def _judge(gain: Difference, p_images: float, p_seeds: float, sd: float) -> tupl
 
 
 def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
-    """Name the winner, how its other metrics changed from the baseline, and its gain over the controls."""
+    """Name the winner, how its other metrics changed from the baseline, and how it stands to the controls."""
     metric, baseline = result.metric, result.baseline_ids
     leads = bool(result.comparisons) and result.comparisons[0].gain.mean > 0
     winner = result.comparisons[0].ids if leads else baseline
@@ -237,14 +239,30 @@ def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
         if leads and sample.covers(other, *winner, *baseline)
         for change in [sample.mean(other, winner) - sample.mean(other, baseline)]
     ]
-    sign = 1.0 if result.direction == "max" else -1.0
-    best = sample.mean(metric, winner)
-    controls = [
-        sample.difference(name, metric, sign * (best - sample.mean(metric, [name])))
+    result = replace(result, winner_id=winner[0], secondary=tuple(secondary))
+    return _controls(result, rows, sample, winner)
+
+
+def _controls(result: Answer, rows: Mapping[str, Row], sample: _Sample, winner: Sequence[str]) -> Answer:
+    """Compare the winner as it was trained, so without a word on seeds, with every control over the same images."""
+    if not sample.images:
+        return result
+    others = {metric: wording.is_larger_better(metric) for metric in METRICS if metric != result.metric}
+    directions = {result.metric: result.direction == "max", **others}
+    gains = {
+        (name, metric): (1.0 if larger else -1.0) * (sample.mean(metric, winner) - sample.mean(metric, [name]))
         for name, row in rows.items()
-        if row["kind"] == "control" and sample.covers(metric, name)
-    ]
-    return replace(result, winner_id=winner[0], secondary=tuple(secondary), controls=tuple(controls))
+        for metric, larger in directions.items()
+        if row["kind"] == "control" and sample.covers(metric, name, *winner)
+    }
+    controls = [sample.difference(*key, gain) for key, gain in gains.items() if key[1] == result.metric]
+    leads = {key: -gain for key, gain in gains.items() if key[0] != verdict.CEILING}
+    ahead = []
+    if leads:
+        p = resampling.holm(resampling.sign_flip_p(np.stack([*leads.values()], axis=1), sample.rng), len(leads))
+        found = [sample.difference(*key, lead) for key, lead in leads.items()]
+        ahead = [lead for lead, luck in zip(found, p, strict=True) if lead.low > 0 and luck < LEVEL]
+    return replace(result, controls=tuple(controls), ahead=tuple(ahead))
 
 
 def _best_first(ids: Sequence[str], score: Mapping[str, float]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from trainables.finished import SETTINGS
 from trainables.registry import METHODS
 from trainables.settings import TrialSettings, flatten
 
-_WIDTH = 118
+_WIDTH = 122
 
 
 def finish(plan: Plan, folder: Path) -> int:

@@ -51,9 +51,11 @@ def board(
     baseline_ids: Sequence[str] = (),
     winner_id: str | None = None,
 ) -> Board:
-    """Lay out the leaderboard: rank, id, label, status, steps, the objective, what varied, the other metrics.
+    """Lay out the leaderboard: rank, id, label, status, steps, the objective, what it cost, what varied, the other
+    metrics.
 
-    The difference to the baseline is given for controls and for trials with as many steps as the baseline.
+    The difference to the baseline is given for controls and for trials with as many steps as the baseline; the time of
+    a step where something was trained; how many parameters trained where that is not the same in all trials.
 
     Args:
         rows: rows of leaderboard.parquet.
@@ -68,6 +70,8 @@ def board(
     baseline = [row for row in rows if row["id"] in baseline_ids]
     reference = _mean([row.get(metric) for row in baseline])
     lengths = {row.get("steps") for row in baseline}
+    timed = any(wording.step_seconds(row) for row in rows)
+    sized = len({wording.parameters_text(row.get("trained_parameters")) for row in rows} - {""}) > 1
 
     def cells(row: Row, mark: str) -> dict[str, Cell]:
         """The row's cells by column title."""
@@ -84,6 +88,10 @@ def board(
             comparable = value is not None and (control or row.get("steps") in lengths)
             delta = value - reference if value is not None and comparable else None
             found["Δ baseline"] = Cell("" if delta is None else wording.metric_text(metric, delta, True), True)
+        if timed:
+            found["ms a step"] = Cell(wording.milliseconds_text(wording.step_seconds(row)), True)
+        if sized:
+            found["trained"] = Cell(wording.parameters_text(row.get("trained_parameters")), True)
         settings = wording.settings_of(row)
         for name, title in wording.short_names(varied).items():
             title = wording.CONFIG + name if title in found else title  # a hyperparameter named "steps"

@@ -12,6 +12,7 @@ import psutil
 
 from sweeps.run_folder import check_results
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
+from sweeps.wording import parameters_text
 from trainables.cluster import check_address
 from trainables.data.progress import byte_text, duration
 from trainables.data.roots import check_room, is_uri, local_root, store_root
@@ -182,8 +183,8 @@ class Plan:
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
-                f"{method}: {size.trained / 1e6:.2f} M parameters train"
-                + (f" of {size.parameters / 1e6:.2f} M" if size.parameters > size.trained else "")
+                f"{method}: {parameters_text(size.trained)} parameters train"
+                + (f" of {parameters_text(size.parameters)}" if size.parameters > size.trained else "")
                 for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.wording import metric_text
+from sweeps.wording import metric_text, parameters_text
 from trainables.data.progress import duration
 
 logger = logging.getLogger("sweep")
@@ -42,6 +42,7 @@ class _Trial:
     status: str = "running"
     started: float = 0.0
     last: float = 0.0
+    reports: int = 0
 
 
 class Progress:
@@ -71,9 +72,12 @@ class Progress:
         trial, now = self._trials[id], time.monotonic()
         if step > trial.step:
             self._rates = [*self._rates[-19:], (now - trial.last) / (step - trial.step)]
-        trial.step, trial.last = step, now
+        trial.step, trial.last, trial.reports = step, now, trial.reports + 1
         values = "  ".join(f"{name.removeprefix('val/')} {metric_text(name, metrics[name])}" for name in self.shown)
-        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, trial.name)
+        name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
+        if step and trained and trial.reports == 1:  # not known when it starts
+            name += f", {trained} parameters train"
+        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name)
         self.summary()
 
     def ended(self, id: str, status: str, why: str = "") -> None:

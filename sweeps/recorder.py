@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +139,16 @@ class Recorder(Callback):
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
         self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": result["time_total_s"], **values})
         reports = [row for row in self.tables.history if row["id"] == id]
+        trained = result["step"] > 0
+        times = [s for row in reports if (s := row.get("train/step_seconds")) is not None]
         self.tables.upsert_trial(
             {
                 "id": id,
                 "steps": result["step"],
                 "wall_seconds": result["time_total_s"],
-                "step_seconds": result["train/step_seconds"],
+                # Not the mean: trials beside it come and go, and slow down some of its reports.
+                "step_seconds": statistics.median(times) if trained else None,
+                "trained_parameters": int(result["train/parameters"]) if trained else None,
                 "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
                 **{name: value for name, value in values.items() if name.startswith("val/")},
             }

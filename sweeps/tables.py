@@ -43,6 +43,7 @@ _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
     "wall_seconds": pa.float64(),
     "step_seconds": pa.float64(),
     "busy_seconds": pa.float64(),
+    "trained_parameters": pa.int64(),
     "checkpoint": pa.string(),
 }
 _HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}

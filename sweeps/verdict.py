@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from sweeps import wording
@@ -13,6 +14,9 @@ Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 FEW_PHOTOGRAPHS = 10
+UNTRAINED = "bicubic"
+CEILING = "autoencoder"  # it is given the target: nothing is expected to reach it
+SAME_COST = (0.9, 1.1)  # ratios of step times that are not worth a sentence
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Answer:
         comparisons: every finished configuration against the baseline, the best first.
         secondary: change of the other metrics from the baseline to the winner; positive means a larger value.
         controls: gain of the winner over each control in the objective, positive where the winner is better.
+        ahead: by how much a control is better than the winner, for every control but the ceiling and every metric
+            where the interval and the p-value over images, corrected for all of these, leave no doubt of it.
         not_compared: trial id -> why it is not in `comparisons`.
         sentences: the answer in plain English, the verdict first.
     """
@@ -92,6 +98,7 @@ class Answer:
     comparisons: tuple[Comparison, ...] = ()
     secondary: tuple[Difference, ...] = ()
     controls: tuple[Difference, ...] = ()
+    ahead: tuple[Difference, ...] = ()
     not_compared: Mapping[str, str] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
 
@@ -108,11 +115,14 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
         rows: leaderboard rows by id.
     """
     if not answer.comparisons:
-        return (_without_comparison(answer, rows), *_about_the_rest(answer, rows))
-    texts = [_about_the_first(answer)]
+        found = _without_comparison(answer, rows)
+        return (found, *_behind_untrained(answer), *_about_controls(answer), *_about_the_rest(answer, rows))
+    texts = [_about_the_first(answer), *_behind_untrained(answer)]
     if answer.secondary:
         changes = "; ".join(_change_text(change) for change in answer.secondary)
         texts.append(f"What it changes in the other metrics: {changes}.")
+    texts += _about_controls(answer)
+    texts += _about_the_cost(answer, rows)
     if len(answer.comparisons) > 1:
         counts = {word: sum(c.verdict == word for c in answer.comparisons) for word in get_args(Verdict)}
         parts = ", ".join(f"{count} {word}" for word, count in counts.items())
@@ -162,6 +172,56 @@ def _without_comparison(answer: Answer, rows: Mapping[str, Row]) -> str:
     if not answer.baseline_ids:
         return f"{found}; {answer.baseline_name} did not finish, so there is nothing to compare it with."
     return f"{found}; no other configuration can be compared with {answer.baseline_name}."
+
+
+def _behind_untrained(answer: Answer) -> list[str]:
+    """That the winner is worth less than what needs no training, where it is."""
+    doubtless = {(lead.name, lead.metric) for lead in answer.ahead}
+    texts = []
+    for gain in answer.controls:
+        if gain.name == UNTRAINED and gain.mean < 0:
+            amount = wording.metric_text(gain.metric, -gain.mean) + wording.metric_unit(gain.metric)
+            interval = _interval_text(replace(gain, low=-gain.high, high=-gain.low))
+            doubt = "" if (gain.name, gain.metric) in doubtless else ", which may be luck"
+            texts.append(
+                f"The winner is behind {gain.name}, which trains nothing, in the objective itself: by {amount} "
+                f"{wording.metric_title(gain.metric)} (95 % interval {interval}){doubt}."
+            )
+    return texts
+
+
+def _about_controls(answer: Answer) -> list[str]:
+    """Which controls are ahead of the winner, and in what, in one sentence; without what `_behind_untrained` says."""
+    leads: dict[str, list[str]] = {}
+    for lead in answer.ahead:
+        if (lead.name, lead.metric) != (UNTRAINED, answer.metric):
+            amount = wording.metric_text(lead.metric, lead.mean) + wording.metric_unit(lead.metric)
+            interval = f"{'' if leads else '95 % interval '}{_interval_text(lead)}"
+            leads.setdefault(lead.name, []).append(f"{wording.metric_title(lead.metric)} by {amount} ({interval})")
+    texts = [f"{name} is ahead of the winner in {', '.join(parts)}" for name, parts in leads.items()]
+    return ["; ".join(texts) + "."] if texts else []
+
+
+def _about_the_cost(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
+    """What a step of the best configuration other than the baseline costs beside the baseline's.
+
+    Nothing where every step is as long, or where trials of the same settings differ so much that it cannot be told:
+    each trial of the one must be slower than each of the other.
+    """
+    first = answer.comparisons[0]
+    groups = [[wording.step_seconds(rows[id]) for id in ids] for ids in (first.ids, answer.baseline_ids)]
+    ours, theirs = ([seconds for seconds in group if seconds is not None] for group in groups)
+    if not ours or not theirs or (min(ours) <= max(theirs) and min(theirs) <= max(ours)):
+        return []
+    its, base = statistics.median(ours), statistics.median(theirs)
+    if SAME_COST[0] <= its / base <= SAME_COST[1]:
+        return []
+    name = "the winner" if answer.winner_id in first.ids else f"the next best, {first.gain.name},"
+    return [
+        f"A step of {name} takes {its / base:.2f} times as long as the baseline's "
+        f"({wording.milliseconds_text(its)} against {wording.milliseconds_text(base)} ms; "
+        "rough where trials ran beside others)."
+    ]
 
 
 def _about_the_rest(answer: Answer, rows: Mapping[str, Row]) -> list[str]:

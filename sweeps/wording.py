@@ -55,6 +55,31 @@ def metric_text(metric: str, value: float | None, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
+def parameters_text(count: float | None) -> str:
+    """A number of parameters in millions, to three digits and at most to the thousand; nothing where it is not known.
+
+    >>> parameters_text(532768), parameters_text(2.18e6), parameters_text(None)
+    ('0.533 M', '2.18 M', '')
+    """
+    if count is None:
+        return ""
+    whole = int(count / 1e6)
+    return f"{count / 1e6:.{max(0, 3 - len(str(whole))) if whole else 3}f} M"
+
+
+def step_seconds(row: Row) -> float | None:
+    """Seconds that a training step of a leaderboard row took; None for what trained no step."""
+    seconds = row.get("step_seconds")
+    return seconds if row.get("steps") and seconds is not None and seconds > 0 else None
+
+
+def milliseconds_text(seconds: float | None) -> str:
+    """Seconds as whole milliseconds, below ten with a decimal; nothing where they are not known."""
+    if seconds is None:
+        return ""
+    return f"{1e3 * seconds:.{0 if seconds >= 9.95e-3 else 1}f}"
+
+
 def setting_text(value: Any) -> str:
     """A hyperparameter in three significant digits; text and whole numbers as they are."""
     if value is None:

@@ -262,6 +262,105 @@ def test_controls_are_measured_against_the_winner() -> None:
     assert control.name == "bicubic" and control.mean == pytest.approx(0.9 - leaderboard[3][METRIC]) and control.low > 0
 
 
+def with_control(tables: Tables, name: str, winner: str, leads: dict[str, Sequence[float]]) -> Tables:
+    """Adds a control that is ahead of the winner by so much image by image, in each metric."""
+    leaderboard, per_image = tables
+    rows = [
+        {"id": name, "step": 0, "image": row["image"]}
+        | {m: row[m] + by[k % len(by)] * (1 if m == "val/psnr" else -1) for m, by in leads.items()}
+        for k, row in enumerate(row for row in per_image if row["id"] == winner)
+    ]
+    means = {metric: float(np.mean([row[metric] for row in rows])) for metric in leads}
+    control = {"id": name, "kind": "control", "status": "control", "steps": 0, **means}
+    return [*leaderboard, control], [*per_image, *rows]
+
+
+def test_controls_ahead_of_the_winner_are_named_unless_it_may_be_luck() -> None:
+    tables = sweep(np.random.default_rng(0), [-0.05])
+    leads = {"bicubic": ([-0.1], [2.0, 3.0]), "teacher_1": ([0.02], [-1.0, 1.1]), "autoencoder": ([0.2], [9.0])}
+    for name, (st_lpips, psnr) in leads.items():
+        tables = with_control(tables, name, "t003", {METRIC: st_lpips, "val/psnr": psnr})
+    result = ask(tables)
+    assert [(lead.name, lead.metric) for lead in result.ahead] == [("bicubic", "val/psnr"), ("teacher_1", METRIC)]
+    assert [lead.mean for lead in result.ahead] == pytest.approx([2.5, 0.02])
+    bicubic = result.ahead[0]
+    assert 2.0 < bicubic.low < 2.5 < bicubic.high < 3.0
+    assert (
+        f"bicubic is ahead of the winner in PSNR by 2.50 dB (95 % interval {bicubic.low:.2f}..{bicubic.high:.2f}); "
+        "teacher_1 is ahead of the winner in ST-LPIPS by 0.0200 (0.0200..0.0200)."
+    ) in result.sentences
+    assert "autoencoder" not in " ".join(result.sentences) and "behind bicubic" not in " ".join(result.sentences)
+    assert result.verdict == ask(sweep(np.random.default_rng(0), [-0.05])).verdict
+
+
+def test_four_images_are_no_proof_that_a_control_is_ahead() -> None:
+    leaderboard, per_image = with_control(
+        sweep(np.random.default_rng(0), [-0.05]), "bicubic", "t003", {METRIC: [-0.1], "val/psnr": [2.5]}
+    )
+    few = [row for row in per_image if row["image"] in IMAGES[::7]]  # at best a p-value of 2 / 2^4
+    assert not ask((leaderboard, few)).ahead and ask((leaderboard, per_image)).ahead
+
+
+@pytest.mark.parametrize(("lead", "doubt"), [([0.03], ""), ([0.43, -0.37], ", which may be luck")])
+def test_a_winner_behind_bicubic_is_told_so_first(lead: list[float], doubt: str) -> None:
+    tables = sweep(np.random.default_rng(0), [-0.05])
+    result = ask(with_control(tables, "bicubic", "t003", {METRIC: lead, "val/psnr": [0.0]}))
+    low, high = -result.controls[0].high, -result.controls[0].low
+    interval = f"{low:.4f}..{high:.4f}".replace("-", "−")
+    assert result.sentences[1] == (
+        "The winner is behind bicubic, which trains nothing, in the objective itself: "
+        f"by 0.0300 ST-LPIPS (95 % interval {interval}){doubt}."
+    )
+    assert "bicubic" not in " ".join(result.sentences[2:])
+
+
+def test_controls_are_compared_without_a_baseline_too() -> None:
+    tables = with_control(sweep(np.random.default_rng(0), [-0.05]), "bicubic", "t003", {METRIC: [0.03]})
+    for row in tables[0][:3]:
+        row["status"] = "failed"
+    result = ask(tables)
+    assert "1:1:1 did not finish" in result.verdict
+    assert result.sentences[1].startswith("The winner is behind bicubic, which trains nothing, in the objective itself")
+    for row in tables[0]:
+        row["status"] = "control" if row["kind"] == "control" else "failed"
+    assert ask(tables).sentences == ("No trial finished, so there is no answer.", "4 trials failed.")
+
+
+@pytest.mark.parametrize(
+    ("winner", "said"),
+    [
+        (0.6, "takes 1.91 times as long as the baseline's (600 against 314 ms; rough where trials ran beside others)."),
+        (0.0042, "takes 0.01 times as long as the baseline's (4.2 against 314 ms;"),
+        (0.4, None),  # one trial of the baseline was slower than that
+        (None, None),  # a table of before, or no report
+    ],
+)
+def test_the_cost_of_a_step_is_told_where_it_is_clear(winner: float | None, said: str | None) -> None:
+    leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
+    for row, seconds in zip(leaderboard, (0.3, 0.314, 0.5, winner), strict=True):
+        row["step_seconds"] = seconds
+    told = [text for text in ask((leaderboard, per_image)).sentences if text.startswith("A step of the winner ")]
+    assert (said in told[0]) if said else not told
+    for row in [*leaderboard, *per_image]:  # nothing trained: what was measured is no step
+        row |= {"steps": 0, "step": 0}
+    assert "A step" not in " ".join(ask((leaderboard, per_image)).sentences)
+
+
+def test_steps_that_take_about_as_long_are_not_compared() -> None:
+    leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
+    for row, seconds in zip(leaderboard, (0.30, 0.31, 0.32, 0.34), strict=True):  # 1.097 of the median
+        row["step_seconds"] = seconds
+    assert "A step" not in " ".join(ask((leaderboard, per_image)).sentences)
+
+
+def test_where_the_baseline_wins_the_next_best_is_told_the_cost_of() -> None:
+    leaderboard, per_image = sweep(np.random.default_rng(0), [0.05])
+    for row, seconds in zip(leaderboard, (0.3, 0.3, 0.3, 0.15), strict=True):
+        row["step_seconds"] = seconds
+    text = " ".join(ask((leaderboard, per_image)).sentences)
+    assert "A step of the next best, t003 (inversion 0.2), takes 0.50 times as long as the baseline's (150" in text
+
+
 def test_unfinished_sweeps_have_an_answer_too() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
     for row in leaderboard[:3]:

@@ -64,6 +64,43 @@ def test_columns_are_the_objective_then_what_varied_then_the_rest() -> None:
     assert first == ["★1", "t001", "", "finished", "300", "0.2000", "−0.1000", "0.0123", "24.50", "0.7200"]
 
 
+def columns(rows: list[dict[str, Any]], *titles: str) -> dict[str, list[str]]:
+    """Texts of these columns by id; of a column that is not there, nothing."""
+    table = board(rows, METRIC)
+    header = [cell.text for cell in table.header]
+    shown = [header.index(title) for title in titles if title in header]
+    return {id: [cells[k].text for k in shown] for id, cells in zip(table.ids, table.lines, strict=True)}
+
+
+def test_what_a_trial_costs_stands_beside_what_it_reached() -> None:
+    cost = {
+        "t000": (0.3141, 25_632), "t001": (0.0042, 532_768), "t002": (0.0997, 2_182_404), "t003": (1.581, 866_000_000),
+    }  # fmt: skip
+    known = {id: {"step_seconds": seconds, "trained_parameters": count} for id, (seconds, count) in cost.items()}
+    rows = [row | known.get(row["id"], {}) for row in ROWS]
+    assert columns(rows, "ms a step", "trained") == {
+        "t000": ["314", "0.026 M"], "t001": ["4.2", "0.533 M"], "t002": ["100", "2.18 M"], "t003": ["1581", "866 M"],
+        "t004": ["", ""], "bicubic": ["", ""], "teacher_15": ["", ""],
+    }  # fmt: skip
+    titles = [cell.text for cell in board(rows, METRIC, baseline_ids=["t000"]).header]
+    assert titles[5:10] == ["ST-LPIPS ↓", "Δ baseline", "ms a step", "trained", "inversion"]
+
+
+def test_parameters_that_all_trials_train_have_no_column() -> None:
+    rows = [row | {"trained_parameters": None if row["kind"] == "control" else 532_768} for row in ROWS]
+    assert not any(columns(rows, "trained").values())
+    rows[0]["trained_parameters"] = 532_769  # reads the same
+    assert not any(columns(rows, "trained").values())
+    rows[0]["trained_parameters"] = 530_432
+    assert columns(rows, "trained")["t000"] == ["0.530 M"]
+
+
+def test_restoring_without_training_has_no_steps_to_time() -> None:
+    rows = [row | {"steps": 0, "step_seconds": 0.0047} for row in ROWS]
+    assert not any(columns(rows, "ms a step", "trained").values())
+    assert not any(columns([row | {"step_seconds": None} for row in ROWS], "ms a step").values())
+
+
 def test_the_baseline_is_the_mean_of_its_seeds() -> None:
     rows = [trial("t000", 0.30), trial("t001", 0.40), trial("t002", 0.25), trial("t003", 0.1, "stopped", 100)]
     deltas = [cells[-1].text for cells in board(rows, METRIC, baseline_ids=["t000", "t001"]).lines]

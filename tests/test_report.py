@@ -107,6 +107,31 @@ def test_the_page_has_everything(folder: Path) -> None:
     assert sorted(name for name in path.parent.iterdir()) == [path]
 
 
+def test_the_page_tells_what_trials_cost_and_which_controls_are_ahead(folder: Path) -> None:
+    tables = RunTables(folder).load()
+    for row in tables.leaderboard:
+        if row["kind"] == "trial" and row["status"] != "failed":
+            seconds = 0.3 if row["label"] == "1:1:1" else 0.6
+            tables.upsert_trial({"id": row["id"], "step_seconds": seconds, "trained_parameters": seconds * 1e6})
+    winner = [row for row in tables.per_image if row["id"] == "t003"]
+    tables.add_per_image([{**row, "id": "bicubic", "step": 0, METRIC: row[METRIC] - 0.1} for row in winner])
+    tables.flush(force=True)
+    text = " ".join(Page(write_report(folder, METRIC, ["t000", "t001", "t002"]).read_text(encoding="utf-8")).texts)
+    assert "behind bicubic, which trains nothing, in the objective itself: by 0.1000 ST-LPIPS" in text
+    assert "A step of the winner takes 2.00 times as long as the baseline's (600 against 300 ms;" in text
+    assert "ms a step trained inversion" in text and "600 0.600 M" in text
+
+
+def test_a_sweep_whose_trials_all_failed_has_a_page(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path / "space" / "run")
+    tables.upsert_trial({"id": "t000", "label": "1:1:1", "status": "failed", "error": "out of memory"})
+    tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", METRIC: 0.4})
+    tables.add_per_image([{"id": "bicubic", "step": 0, "image": "a@0", METRIC: 0.4}])
+    tables.flush(force=True)
+    page = Page(write_report(tables.folder, METRIC, ["t000"]).read_text(encoding="utf-8"))
+    assert "No trial finished, so there is no answer." in page.texts and "ms a step" not in page.texts
+
+
 def test_nothing_is_loaded_and_nothing_runs(folder: Path) -> None:
     text = write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")
     page = Page(text)

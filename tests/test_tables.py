@@ -6,12 +6,18 @@ import csv
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ray.tune.experiment import Trial
 
+from sweeps.progress import log_to, logger
+from sweeps.recorder import Recorder, RecorderSettings
+from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
 from sweeps.tables import RunTables, plain_value, read_rows
+from trainables.launch import LOSSES
 
 
 def column_types(path: Path) -> dict[str, str]:
@@ -216,3 +222,64 @@ def test_plain_values() -> None:
     assert plain_value({"a": (1, np.int64(2))}) == '{"a": [1, 2]}'
     assert plain_value(np.arange(2)) == "[0, 1]"
     assert plain_value(Path("a/b")) == "a/b"
+
+
+# --- what the recorder writes into them, and into the log ---------------------------------------------------
+
+
+def record(folder: Path, max_steps: int, reports: dict[int, float], label: str = "attention") -> list[str]:
+    """A driver from its start to its end: one trial reports at these steps how long a step took. Returns its log."""
+    settings = RecorderSettings(str(folder), ("val/psnr",), {}, max_steps, 1, 1, 1, seed=0, shown=("val/psnr",))
+    file = log_to(folder / "sweep.log")
+    try:
+        recorder = Recorder(settings)
+        recorder.setup()
+        config = {ID: "t000", LABEL: label, SEED: 0, GIVEN: True, PARAMETERS: {}}
+        trial = Trial("trial", config=config, stub=True)
+        recorder.on_trial_start(0, [trial], trial)
+        for step, seconds in reports.items():
+            trained = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
+            result: dict[str, Any] = {"step": step, "time_total_s": 1.0, "val/psnr": 22.0, LOSSES: [], **trained}
+            recorder.on_trial_result(0, [trial], trial, result)
+        recorder.on_experiment_end([trial])
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    return [line[10:].rstrip() for line in (folder / "sweep.log").read_text().splitlines()]
+
+
+def test_a_step_takes_the_median_of_what_its_reports_took(tmp_path: Path) -> None:
+    record(tmp_path, 240, {60: 0.9, 120: 0.3, 180: 0.32})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["step_seconds"], row["trained_parameters"]) == (0.32, 532768)
+    record(tmp_path, 240, {240: 0.1})  # a resumed driver: half-way between 0.3 and 0.32
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] == pytest.approx(0.31)
+    assert column_types(tmp_path / "leaderboard.parquet")["trained_parameters"] == "int64"
+
+
+def test_tables_of_before_go_on(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.upsert_trial({"id": "t000", "status": "interrupted", "steps": 60, "step_seconds": 0.5, "val/psnr": 20.0})
+    tables.add_report({"id": "t000", "step": 60, "val/psnr": 20.0})  # its times were lost
+    tables.flush(force=True)
+    old = pq.read_table(tmp_path / "leaderboard.parquet").drop_columns(["trained_parameters"])
+    pq.write_table(old, tmp_path / "leaderboard.parquet")
+    record(tmp_path, 180, {120: 0.2, 180: 0.4})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] == pytest.approx(0.3) and row["trained_parameters"] == 532768
+
+
+def test_the_first_report_says_how_many_parameters_train(tmp_path: Path) -> None:
+    log = record(tmp_path, 180, {60: 0.3, 120: 0.3})
+    assert [line for line in log if line.startswith("t000 step")] == [
+        "t000 step 60/180  psnr 22.00  attention, 0.533 M parameters train",
+        "t000 step 120/180  psnr 22.00  attention",
+    ]
+
+
+def test_restoring_without_training_times_no_step_and_trains_no_parameter(tmp_path: Path) -> None:
+    log = record(tmp_path, 0, {0: 0.0047})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] is None and row["trained_parameters"] is None
+    assert "t000 step 0/0  psnr 22.00  attention" in log
