@@ -18,7 +18,7 @@ from trainables.networks.autoencoder import decode
 from trainables.settings import TrialSettings, override
 from trainables.sinsr import SinSR
 from trainables.validation import Validation, validate
-from trainables.weights import load_autoencoder
+from trainables.weights import build_network, load_autoencoder, resshift_identity, save_weights
 
 CPU = torch.device("cpu")
 METRICS = ("val/psnr", "val/ssim")
@@ -129,8 +129,10 @@ def test_an_unknown_control_is_refused_with_those_there_are(name: str, tiny: Tri
         measure_controls([name], tiny, prepared, METRICS)
 
 
-def test_the_whole_chain_is_as_long_as_the_schedule(tiny: TrialSettings, prepared: Prepared) -> None:
-    shorter = override(tiny, {"resshift.steps": 3})
+def test_the_whole_chain_is_as_long_as_the_schedule(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    shorter = override(small, {"resshift.steps": 3, "teacher.weights": str(teacher)})
+    save_weights(teacher, build_network(shorter.network).state_dict(), "resshift", resshift_identity(shorter))
     with pytest.raises(InputError, match="teacher_1 or teacher_3"):
         measure_controls(["teacher_15"], shorter, prepared, METRICS)
     assert list(measure_controls(["teacher_3"], shorter, prepared, METRICS)) == ["teacher_3"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables import registry
-from trainables.checkpoint import WEIGHTS
+from trainables.checkpoint import GRID, PER_IMAGE, WEIGHTS
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
@@ -242,8 +243,8 @@ def _worker(rank: int, port: int, trials: list[TrialSettings], prepared: Prepare
     registry.METHODS.update(GANS)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     outcomes: list[Any] = []
-    for settings in trials:
-        recorder = Recorder()
+    for k, settings in enumerate(trials):
+        recorder = Recorder(folder / f"{k}-{rank}")
         try:
             train(settings, prepared, METRICS, World(rank, 2), recorder)
             outcomes.append(recorder.metrics("loss/", "val/"))
@@ -271,9 +272,14 @@ def test_two_workers_follow_the_curve_of_one(
     torch.multiprocessing.spawn(_worker, (port, trials, prepared, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second  # both report the whole batch's losses, and validate equal weights
-    alone = run(plain, prepared).metrics("loss/", "val/")
+    alone = run(plain, prepared, tmp_path / "alone").metrics("loss/", "val/")
     for outcome in first[:2]:
         assert [pytest.approx(row, rel=1e-3) for row in alone] == outcome
+    # Each has validated its share, and has the whole.
+    whole, *shared = (pq.read_table(tmp_path / one / "4" / PER_IMAGE).to_pydict() for one in ("alone", "0-0", "0-1"))
+    for one in shared:
+        assert one["image"] == whole["image"] and one["val/psnr"] == pytest.approx(whole["val/psnr"], rel=1e-3)
+    assert (tmp_path / "0-0" / "4" / GRID).read_bytes() == (tmp_path / "0-1" / "4" / GRID).read_bytes()
     assert first[2].startswith("loss term 'mse' is ") and first[2].endswith(" at step 2")
     # Dropout draws other masks where a batch is shared or split.
     alone = run(gans[0], prepared).metrics("loss/", "val/")

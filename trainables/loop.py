@@ -219,6 +219,8 @@ class Trainer:
                 self.world.device,
                 draw,
                 training.stability_draws,
+                self.world.rank,
+                self.world.size,
             )
 
     def _restore(self, batch: Batch) -> Tensor:

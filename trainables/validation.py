@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,29 +50,42 @@ def validate(
     device: torch.device,
     draw: int = 0,
     draws: int = 1,
+    rank: int = 0,
+    world: int = 1,
 ) -> Validation:
-    """Measures `restore` over the whole validation set, in order.
+    """Measures `restore` over the whole validation set.
 
     Args:
         draw: which of the noises of every pair it restores from.
         draws: with 2 or more, every pair is restored from so many noises, of which `draw` is the first and the one
             that is measured; how far the restorations fall apart is measured as well.
+        rank, world: this worker among those that share the batches; each of them returns the whole.
     """
-    parts: list[dict[str, Tensor]] = []
+    parts: dict[int, dict[str, Tensor]] = {}  # by the first row of a batch
     shown = set(np.linspace(0, prepared.validation_rows - 1, GRID_IMAGES).round().astype(int).tolist())
-    rows: list[Tensor] = []
-    seen = 0
-    noises = (validation_batches(prepared, batch, device, draw + k) for k in range(draws))
+    grids: dict[int, Tensor] = {}
+    noises = (validation_batches(prepared, batch, device, draw + k, rank, world) for k in range(draws))
     for pairs, *others in zip(*noises, strict=True):
         target = pairs["target"] * 0.5 + 0.5
         restorations = torch.stack([restore(one).float().clamp(0, 1) for one in (pairs, *others)])
         values = [metrics(restored, target) for restored in restorations]
-        parts.append(values[0] | (measure_stability(values, restorations) if others else {}))
-        for k in range(len(target)):
-            if seen + k in shown:
+        measured = values[0] | (measure_stability(values, restorations) if others else {})
+        rows = pairs["noise_key"][:, 0].tolist()
+        parts[rows[0]] = {name: value.cpu() for name, value in measured.items()}
+        for k, row in enumerate(rows):
+            if row in shown:
                 degraded = F.interpolate(pairs["degraded"][k : k + 1] * 0.5 + 0.5, target.shape[-2:], mode="nearest")
-                rows.append(torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2).cpu())
-        seen += len(target)
-    per_image = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-    grid = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
+                grids[row] = torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2).cpu()
+    if world > 1:
+        parts, grids = _of_all(parts, world), _of_all(grids, world)
+    ordered = [parts[row] for row in sorted(parts)]
+    per_image = {name: torch.cat([part[name] for part in ordered]).numpy() for name in ordered[0]}
+    grid = (torch.cat([grids[row] for row in sorted(grids)], dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Validation(per_image, prepared.validation_names, grid)
+
+
+def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:
+    """What all workers have, by row."""
+    found: list[dict[int, Any]] = [{}] * world
+    dist.all_gather_object(found, own)
+    return {row: value for theirs in found for row, value in theirs.items()}

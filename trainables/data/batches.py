@@ -183,13 +183,13 @@ class TrainingBatches:
 
 
 def validation_batches(
-    prepared: Prepared, size: int, device: torch.device, draw: int = 0
+    prepared: Prepared, size: int, device: torch.device, draw: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[dict[str, Tensor]]:
     """All validation pairs in order: `target`, `degraded`, the `noise` of one draw and, where the method has latents,
-    `latent_degraded`, as above."""
+    `latent_degraded`, as above; of `world` workers, every one's share of the batches."""
     columns = ["target", "degraded", *(["latent_degraded"] if "latents" in prepared.validation_stores else [])]
     rows = np.arange(prepared.validation_rows)
-    for start in range(0, len(rows), size):
+    for start in range(rank * size, len(rows), world * size):
         chosen = rows[start : start + size]
         batch = {name: prepared.validation(name).rows(name, chosen) for name in columns}
         batch["noise"] = np.stack([validation_noise(int(row), draw, prepared.validation_noise) for row in chosen])
