@@ -1,0 +1,303 @@
+"""`python -m trainables.restore`: one's own pictures, restored by a finished trial of any method."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import finish
+from trainables.data.batches import validation_batches
+from trainables.data.prepare import Prepared, validation_noise
+from trainables.finished import SETTINGS
+from trainables.registry import METHODS
+from trainables.restore import Restorer, main, picture_key, restoration_settings
+from trainables.settings import TrialSettings, override
+
+CPU = torch.device("cpu")
+Finished = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    trial_of: Callable[[str], TrialSettings],
+    prepared_for: Callable[[TrialSettings], Prepared],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    """`finished(method, **changes)`: a trial of it that is finished after one step, made once."""
+    made: dict[str, Path] = {}
+
+    def folder(method: str, **changes: Any) -> Path:
+        name = f"{method} {changes}"
+        if name not in made:
+            short = {"training.max_steps": 1, "training.warmup_steps": 0}
+            own = {key.replace("__", "."): value for key, value in changes.items()}
+            settings = override(trial_of(method), {**short, **own})
+            made[name] = finish(settings, prepared_for(settings), tmp_path_factory.mktemp(method))
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trial(finished: Finished) -> Path:
+    """One that restores quickly, and from noise."""
+    return finished("pixel_diffusion")
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Soft patches of colour, uint8 (H, W, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 5 + 2, width // 5 + 2, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path: Path, width: int, height: int, seed: int = 0, **how: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(width, height, seed)).save(path, **how)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_restores_any_size_and_as_it_was_validated(
+    name: str, finished: Finished, prepared_for: Callable[[TrialSettings], Prepared]
+) -> None:
+    settings = restoration_settings(finished(name))
+    restorer = Restorer(settings, CPU)
+    image = picture(21, 13)
+    restored = restorer(image, (0, 1))
+    assert restored.shape == (13 * 4, 21 * 4, 3) and restored.dtype == np.uint8
+    assert np.array_equal(restorer(image, (0, 1)), restored)
+    assert restorer(image[:1, :1], (0, 1)).shape == (4, 4, 3)
+
+    (batch,) = validation_batches(prepared_for(settings), 3, CPU)
+    with torch.no_grad():
+        expected = restorer.method.restore(batch).clamp(0, 1).numpy()
+    for row in range(3):
+        degraded = prepared_for(settings).validation("degraded")["degraded"][row].transpose(1, 2, 0)
+        noise = validation_noise(row, 0, batch["noise"].shape[1:])
+        difference = np.abs(restorer.restore(degraded, noise, (row, 0)) - expected[row])
+        # Stores hold latents in 16 bits. Another noise makes a difference of 1e-2 and more.
+        assert difference.mean() < (1e-3 if METHODS[name].latents else 1e-6)
+
+
+def test_noise_is_what_the_name_the_size_and_the_seed_make_it(trial: Path) -> None:
+    restorer, image = Restorer(restoration_settings(trial), CPU), picture(16, 12)
+    keys = [
+        picture_key(0, "a.png", image),
+        picture_key(1, "a.png", image),
+        picture_key(0, "b.png", image),
+        picture_key(0, "a.png", image.transpose(1, 0, 2)),
+    ]
+    restored = [restorer(image, key) for key in (*keys, keys[0])]
+    assert np.array_equal(restored[0], restored[-1])
+    assert len({values.tobytes() for values in restored}) == 4
+
+
+def test_a_folder_comes_out_under_its_names_and_what_is_broken_is_named(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "made" / "out"
+    save(source / "a.v2.jpg", 17, 9)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    save(source / "below" / "b.PNG", 20, 8, exif=exif)
+    (source / "broken.png").write_bytes(b"no picture")
+    (source / "cut.png").write_bytes(save(tmp_path / "whole.png", 40, 40).read_bytes()[:900])
+    (source / "notes.txt").write_text("passed over")
+    arguments = [str(trial), str(source), str(out)]
+
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("a.v2.jpg: 17 x 9 -> 68 x 36, ") and lines[0].endswith(" s")
+    assert lines[1].startswith("below/b.PNG: 8 x 20 -> 32 x 80, ")
+    assert lines[2:] == [f"restored 2 of 4 pictures to {out}; 2 could not be restored"]
+    assert [line.partition(" (")[0] for line in shown.err.splitlines()] == [
+        "broken.png: not restored",
+        "cut.png: not restored",
+    ]
+    written = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    assert set(written) == {"a.v2.png", "below/b.png"}
+    assert pixels(written["a.v2.png"]).shape == (36, 68, 3)
+    before = pixels(written["below/b.png"])
+    assert before.shape == (80, 32, 3)
+
+    # Alone it is restored as among others, and a second time as the first.
+    assert main([str(trial), str(source / "below" / "b.PNG"), str(tmp_path / "alone")]) == 0
+    assert np.array_equal(pixels(tmp_path / "alone" / "b.png"), before)
+    assert main([*arguments, "--overwrite"]) == 1
+    assert np.array_equal(pixels(written["below/b.png"]), before)
+
+    # What is there stays; the others are restored.
+    capsys.readouterr()
+    written["a.v2.png"].unlink()
+    written["below/b.png"].write_bytes(b"kept")
+    (source / "broken.png").unlink()
+    (source / "cut.png").unlink()
+    assert main([*arguments, "--skip-existing", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.endswith(f"restored 1 of 1 pictures to {out}; 1 were there already\n")
+    assert written["below/b.png"].read_bytes() == b"kept"
+    assert main([*arguments, "--skip-existing", "--device", "is not asked for"]) == 0
+
+
+def test_settings_of_restoration_are_changed(trial: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", 8, 8)
+    made = {}
+    for steps in ("2", "1"):
+        changed = ["--set", f"diffusion.inference_steps={steps}"]
+        assert main([str(trial), str(source), str(tmp_path / steps), *changed]) == 0
+        made[steps] = pixels(tmp_path / steps / "a.png")
+    assert main([str(trial), str(source), str(tmp_path / "unchanged")]) == 0
+    assert np.array_equal(pixels(tmp_path / "unchanged" / "a.png"), made["2"])  # as it was trained
+    assert not np.array_equal(made["1"], made["2"])
+
+
+def test_tiles_leave_no_trace_where_restoring_is_local(finished: Finished) -> None:
+    """Pix2Pix with batch normalisation and 5 levels sees about 117 pixels around; a quarter of the overlap is 120."""
+    short = {"training__max_steps": 8, "training__learning_rate": 0.01, "training__ema_decay": 0.0}
+    settings = restoration_settings(finished("pix2pix", pix2pix__norm="batch", **short))
+    wide, small = picture(141, 30), picture(61, 59)
+
+    def difference(image: np.ndarray, tile: int, overlap: int) -> int:
+        whole = Restorer(settings, CPU)(image, (0,)).astype(int)
+        assert np.ptp(whole) > 100
+        return int(np.abs(Restorer(settings, CPU, tile, overlap)(image, (0,)) - whole).max())
+
+    assert difference(wide, 512, 450) <= 1  # by rounding; rounded up to 480
+    assert difference(wide, 576, 480) == 0  # one tile
+    assert difference(small, 128, 32) <= 4
+    assert difference(small, 128, 0) > 40
+
+
+def test_tiles_of_a_picture_share_its_noise(trial: Path) -> None:
+    settings, image = restoration_settings(trial), picture(40, 9)
+    tiled, whole = Restorer(settings, CPU, 64, 32), Restorer(settings, CPU)
+    restored = tiled(image, (0, 1))
+    assert restored.shape == (36, 160, 3) and np.array_equal(tiled(image, (0, 1)), restored)
+    beside = np.abs(whole(image, (0, 2)) - restored.astype(int)).mean()
+    assert np.abs(whole(image, (0, 1)) - restored.astype(int)).mean() < 0.7 * beside
+
+
+def _pictures(path: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        save(path / name, 8, 8, number)
+    return path
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no trial": (["{tmp}", "{in}", "{out}"], "FINISHED .*: no settings.json to read there .*best/ of a run"),
+    "no method": (["{other}", "{in}", "{out}"], "FINISHED .*names no method of resshift, sinsr"),
+    "no input": (["{trial}", "{tmp}/nowhere", "{out}"], "INPUT .*nowhere: no such file or folder"),
+    "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no pictures in it; expected \.jpg"),
+    "inside": (["{trial}", "{in}", "{in}/new/out"], "OUTPUT .*: lies in INPUT"),
+    "equal": (["{trial}", "{in}", "{in}/../in", "--overwrite"], "OUTPUT .*: lies in INPUT"),
+    "itself": (["{trial}", "{in}/a.png", "{in}", "--overwrite"], "OUTPUT .*a.png is one of the pictures to restore"),
+    "a file": (["{trial}", "{in}", "{in}/a.png"], "OUTPUT .*a.png is a file"),
+    "there": (["{trial}", "{in}", "{made}"], r"OUTPUT .*: 1 of 2 files are there already, such as .*a\.png; expected"),
+    "same name": (["{trial}", "{twice}", "{out}"], r"INPUT .*: c\.jpg and c\.png would both become .*c\.png; rename"),
+    "seed": (["{trial}", "{in}", "{out}", "--seed", "-1"], "--seed -1: expected 0 to "),
+    "no tile": (["{trial}", "{in}", "{out}", "--overlap", "8"], "--overlap 8: has no effect without --tile"),
+    "overlap": (["{trial}", "{in}", "{out}", "--tile", "64", "--overlap", "-1"], "--overlap -1: expected 0 or more"),
+    "small tile": (["{trial}", "{in}", "{out}", "--tile", "32"], "--tile 32: expected more than --overlap 32"),
+    "odd tile": (
+        ["{trial}", "{in}", "{out}", "--tile", "66"],
+        "--tile 66: expected a multiple of 4 for this pixel_diffusion, from 36 on with --overlap 32",
+    ),
+    "device": (["{trial}", "{in}", "{out}", "--device", "meta"], "--device meta: no such device here"),
+    "no setting": (["{trial}", "{in}", "{out}", "--set", "steps"], "--set steps: expected KEY=VALUE"),
+    "of training": (
+        ["{trial}", "{in}", "{out}", "--set", "training.learning_rate=1"],
+        "--set training.learning_rate=1: this finished pixel_diffusion does not restore by it; expected one of "
+        "diffusion.inference_steps, diffusion.spacing, diffusion.fidelity_weight, training.precision$",
+    ),
+    "another's": (["{trial}", "{in}", "{out}", "--set", "cfw.strength=1"], "--set cfw.strength=1: this finished pixel"),
+    "no steps": (
+        ["{trial}", "{in}", "{out}", "--set", "diffusion.inference_steps=0"],
+        "diffusion.inference_steps=0: expected 1 to",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_restored_is_refused_in_one_line(
+    case: str, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"tmp": tmp_path, "trial": trial, "out": tmp_path / "out"}
+    places["in"] = _pictures(tmp_path / "in", "a.png", "b.png")
+    places["made"] = _pictures(tmp_path / "made", "a.png")
+    places["twice"] = _pictures(tmp_path / "twice", "c.jpg", "c.png")
+    places["other"] = tmp_path / "other"
+    places["other"].mkdir()
+    (places["other"] / SETTINGS).write_text(json.dumps({"method": "sharpen"}))
+    arguments, message = REFUSED[case]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    line = shown.err.rstrip()
+    prefix = "python -m trainables.restore: error: "
+    assert line.startswith(prefix)
+    assert re.match(message, line.removeprefix(prefix)), line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_are_refused_before_torch_is_imported(trial: Path, tmp_path: Path) -> None:
+    code = "import sys; from trainables.restore import main; status = main(sys.argv[1:]); print('torch' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(trial), str(tmp_path / "nowhere"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert "INPUT" in ran.stderr and ran.stdout == "False\n"
+
+
+def test_what_ctrl_c_leaves_is_gone_on_with(trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{number:02}.png" for number in range(60)]
+    source, out = _pictures(tmp_path / "in", *names), tmp_path / "out"
+
+    def press() -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until and not list(out.glob("0*.png")):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    assert main([str(trial), str(source), str(out)]) == 130
+    presser.join()
+    shown = capsys.readouterr()
+    done = shown.out.count("\n")
+    assert 0 < done < 60
+    goes_on = "the same command with --skip-existing goes on"
+    assert shown.err == f"interrupted: {done} of 60 pictures are restored; {goes_on}\n"
+    files = sorted(path.name for path in out.iterdir())
+    assert files in (names[:done], names[: done + 1])  # interrupted between writing and saying so
+    for path in out.iterdir():
+        assert pixels(path).shape == (32, 32, 3)
+
+    kept = len(files)
+    assert main([str(trial), str(source), str(out), "--skip-existing"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith(f"restored {60 - kept} of {60 - kept} pictures to {out}; {kept} were there already\n")
+    assert sorted(path.name for path in out.iterdir()) == names

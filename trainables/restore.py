@@ -1,0 +1,385 @@
+"""One's own pictures restored by a finished trial: `python -m trainables.restore RUN/best INPUT OUTPUT`.
+
+INPUT is a picture or a folder of them, of any size. They come out under their names as 8-bit PNG. See docs/restore.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import posixpath
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from trainables.data.roots import check_writable
+from trainables.data.sources.decode import reason
+from trainables.data.sources.images import FileImages, names_column
+from trainables.data.sources.listing import COUNTED, SUFFIXES
+from trainables.data.sources.locations import Location
+from trainables.data.store_folder import write_whole
+from trainables.errors import InputError
+from trainables.finished import SETTINGS
+from trainables.presets import preset
+from trainables.registry import METHODS, method_class
+from trainables.settings import TrialSettings, assignments, override, reason_unread
+
+if TYPE_CHECKING:
+    import torch
+
+INTERRUPTED = 130
+OVERLAP = 32
+RESTORATION_SETTINGS = (
+    # Where frozen parts lie, if not where they lay in training.
+    *("base.weights", "base.revision", "autoencoder.weights", "teacher.weights"),
+    *("first_stage.weights", "controlnet.weights"),
+    # How it is sampled and decoded.
+    *("diffusion.inference_steps", "diffusion.spacing", "diffusion.fidelity_weight"),
+    *("controlnet.scale", "cfw.strength", "cfw.colour", "ccsr.steps", "ccsr.t_max", "ccsr.t_min"),
+    "training.precision",
+)
+"""What may be changed of a finished trial; of these every method reads some."""
+_ONLY_RESTORING = {"training.max_steps": 0, "perceptual.weight": 0.0, "sinsr.teaching": "prepared"}
+_EPILOG = """\
+examples:
+  python -m trainables.restore results/sinsr_loss_ratios/RUN/best photos/ restored/
+  python -m trainables.restore trainables/assets/latent_diffusion_sample large.jpg restored/ --tile 512
+exit status: 0 all restored, 1 some pictures could not be, 2 something in the input, 130 interrupted
+"""
+
+
+def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()) -> TrialSettings:
+    """The settings of a finished trial of any method, for restoring.
+
+    Args:
+        changes: (name, value) of settings among `RESTORATION_SETTINGS`.
+
+    Raises:
+        InputError: not a finished trial, or a change that its method does not restore by.
+    """
+    name, expected = f"FINISHED {finished}", "expected a finished trial, such as the best/ of a run"
+    try:
+        found = json.loads((finished / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: no {SETTINGS} to read there ({type(error).__name__}); {expected}") from None
+    if not isinstance(found, dict) or found.get("method") not in METHODS:
+        raise InputError(f"{name}: its {SETTINGS} names no method of {', '.join(METHODS)}; {expected}")
+    trained = override(preset("sample").trial, {**found, **_ONLY_RESTORING, "checkpoint": str(finished)})
+    read = METHODS[trained.method].sections
+    accepted = [
+        setting
+        for setting in RESTORATION_SETTINGS
+        if setting.partition(".")[0] in read and not reason_unread(setting, trained)
+    ]
+    for setting, value in changes:
+        if setting not in accepted:
+            raise InputError(
+                f"--set {setting}={value}: this finished {trained.method} does not restore by it; expected one of "
+                f"{', '.join(accepted)}"
+            )
+    return override(trained, dict(changes))
+
+
+def picture_key(seed: int, name: str, pixels: np.ndarray) -> tuple[int, ...]:
+    """The numbers that the noise of a picture is a function of: its file's name and size, and a seed.
+
+    Args:
+        name: of the file, without folders. pixels: (H, W, 3).
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    return (seed, int.from_bytes(digest[:7]), *pixels.shape[:2])  # 7 bytes: the method gets the key as int64
+
+
+class Restorer:
+    """A finished trial, ready to restore pictures of any size.
+
+    Args:
+        settings: of `restoration_settings`.
+        tile: side of the pieces that a larger picture is restored in, in restored pixels; 0 for always the whole.
+        overlap: of neighbouring tiles, at least; its outer quarters are left away, between them tiles fade linearly.
+
+    Attributes:
+        multiple: what both sides of a restored piece must be multiples of.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit, or tiles that the method cannot restore.
+    """
+
+    def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
+        from trainables.build import build_method
+        from trainables.latents import latent_shape, load_latents
+
+        method_class(settings.method).check(settings)
+        self.settings, self.device, self.tile = settings, device, tile
+        self.method = build_method(settings, device)
+        self.method.networks.eval()
+        self.latent = latent_shape(settings)
+        self.encode = load_latents(settings, device).encode if METHODS[settings.method].latents else None
+        self.multiple = math.lcm(self.method.size_multiple, settings.pairs.scale)
+        self.step = (tile - overlap) // self.multiple * self.multiple
+        if tile and (tile % self.multiple or self.step < 1):
+            raise InputError(
+                f"--tile {tile}: expected a multiple of {self.multiple} for this {settings.method}, from "
+                f"{-(-overlap // self.multiple) * self.multiple + self.multiple} on with --overlap {overlap}"
+            )
+
+    def __call__(self, pixels: np.ndarray, key: Sequence[int]) -> np.ndarray:
+        """The restored picture, uint8 (H * scale, W * scale, 3).
+
+        Args:
+            pixels: uint8 (H, W, 3), RGB. It is continued by reflection to sides that the method takes.
+            key: what noise is a function of.
+        """
+        scale, factor = self.settings.pairs.scale, self.latent.factor
+        rows, columns = pixels.shape[:2]
+        unit = self.multiple // scale
+        padded = np.pad(pixels, ((0, -rows % unit), (0, -columns % unit), (0, 0)), mode="reflect")
+        height, width = padded.shape[0] * scale, padded.shape[1] * scale
+        shape = self.latent.channels, height // factor, width // factor
+        noise = np.random.default_rng([*key, 0]).standard_normal(shape, np.float32)
+        restored = np.zeros((3, height, width), np.float32)
+        for y, down in self._tiles(height):
+            for x, across in self._tiles(width):
+                place = slice(y, y + len(down)), slice(x, x + len(across))
+                piece = self.restore(
+                    padded[tuple(slice(s.start // scale, s.stop // scale) for s in place)],
+                    noise[:, *(slice(s.start // factor, s.stop // factor) for s in place)],
+                    (*key, y, x),
+                )
+                restored[:, *place] += down[:, None] * across * piece
+        cropped = restored[:, : rows * scale, : columns * scale]
+        return np.rint(cropped * 255).astype(np.uint8).transpose(1, 2, 0)
+
+    def restore(self, pixels: np.ndarray, noise: np.ndarray, key: Sequence[int]) -> np.ndarray:
+        """float32 (3, H * scale, W * scale) in [0, 1], restored as validation does.
+
+        Args:
+            pixels: uint8 (H, W, 3); `multiple` divides the restored sides.
+            noise: standard normal, (C, h, w) of the latent, or of the restored picture where there is none.
+            key: what the noise is a function of that a sampler adds in its steps.
+        """
+        import torch
+
+        from trainables.data.tensors import to_tensor, upsample
+        from trainables.loop import AUTOCAST
+
+        degraded = to_tensor(pixels.transpose(2, 0, 1)[None].copy(), self.device)
+        batch = {"degraded": degraded, "noise": to_tensor(noise[None].copy(), self.device)}
+        batch["noise_key"] = torch.tensor([list(key)])
+        dtype = AUTOCAST.get(self.settings.training.precision)
+        with torch.no_grad():
+            if self.encode:
+                batch["latent_degraded"] = self.encode(upsample(degraded, self.settings.pairs.scale))
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                restored = self.method.restore(batch)
+        return restored[0].float().clamp(0, 1).cpu().numpy()
+
+    def _tiles(self, length: int) -> list[tuple[int, np.ndarray]]:
+        """Where the tiles of a side begin, and the weights of their pixels along it, which add up to 1 everywhere."""
+        if not self.tile or length <= self.tile:
+            return [(0, np.ones(length, np.float32))]
+        starts = [*range(0, length - self.tile, self.step), length - self.tile]
+        overlap = max(1, self.tile - self.step)
+        rise = np.clip((np.arange(self.tile) + 0.5 - overlap / 4) / (overlap / 2), 0, 1).astype(np.float32)
+        weights, total = [], np.zeros(length, np.float32)
+        for start in starts:
+            weight = np.ones_like(rise) if start == 0 else rise
+            weights.append(weight if start == starts[-1] else np.minimum(weight, rise[::-1]))
+            total[start : start + self.tile] += weights[-1]
+        return [
+            (start, weight / total[start : start + self.tile]) for start, weight in zip(starts, weights, strict=True)
+        ]
+
+
+@dataclass
+class Work:
+    """What is to be restored, and how far that is.
+
+    Attributes:
+        outputs: a file for each of `images`. missing: the numbers of those that are to be restored.
+        done: how many of them are. failed: how many could not be used.
+    """
+
+    images: FileImages
+    outputs: list[Path]
+    missing: list[int]
+    done: int = 0
+    failed: int = 0
+
+
+def plan(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
+    """The pictures that `source` is or holds, and where their restorations go; nothing is made.
+
+    Raises:
+        InputError: no pictures, or places that cannot be written or hold something already.
+    """
+    images = _list_pictures(source)
+    check_writable("OUTPUT", folder)
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"OUTPUT {folder}: lies in INPUT {source}; expected another folder, or a new one beside it")
+    became: dict[Path, str] = {}
+    for name in images.file_names:
+        output = (folder / name).with_suffix(".png")
+        if output in became:
+            raise InputError(f"INPUT {source}: {became[output]} and {name} would both become {output}; rename one")
+        became[output] = name
+    outputs = list(became)
+    there = {output for output in outputs if output.exists()}
+    inputs = {Path(images.place(row)).resolve() for row in range(len(images))} if there else set()
+    if lost := sorted(output for output in there if output.resolve() in inputs):
+        raise InputError(f"OUTPUT {folder}: {lost[0]} is one of the pictures to restore; expected another folder")
+    if there and not (overwrite or skip_existing):
+        raise InputError(
+            f"OUTPUT {folder}: {len(there)} of {len(outputs)} files are there already, such as {min(there)}; expected "
+            "another folder, --skip-existing or --overwrite"
+        )
+    missing = [row for row, output in enumerate(outputs) if overwrite or output not in there]
+    return Work(images, outputs, missing)
+
+
+def _list_pictures(source: Path) -> FileImages:
+    place = Location(str(source.absolute()))
+    match place.kind():
+        case "nothing":
+            raise InputError(f"INPUT {source}: no such file or folder; expected a picture, or a folder of pictures")
+        case "file":
+            return FileImages(place.parent, names_column([place.name], place), np.array([place.stamp()]))
+    files, stamps = place.files(COUNTED)
+    if not files:
+        raise InputError(f"INPUT {source}: no pictures in it; expected {' '.join(SUFFIXES)} files")
+    return FileImages(place, names_column(files, place), stamps)
+
+
+def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
+    """Restores and writes what is missing, one picture after another. What cannot be used is named and left out.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    for row in work.missing:
+        name, started = work.images.file_names[row], time.monotonic()
+        try:
+            pixels = work.images.pixels(row)
+        except Exception as error:  # decoders raise almost anything on a damaged file
+            trouble = reason(error)
+        else:
+            trouble = _restore_picture(
+                restorer, pixels, picture_key(seed, posixpath.basename(name), pixels), work.outputs[row]
+            )
+        if trouble:
+            work.failed += 1
+            print(f"{name}: not restored ({trouble})", file=sys.stderr, flush=True)
+            continue
+        work.done += 1
+        (height, width), scale = pixels.shape[:2], restorer.settings.pairs.scale
+        size = f"{width} x {height} -> {width * scale} x {height * scale}"
+        print(f"{name}: {size}, {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int], output: Path) -> str:
+    """Writes a picture, or returns why there is not enough memory for it."""
+    content = io.BytesIO()
+    try:
+        Image.fromarray(restorer(pixels, key)).save(content, "PNG")
+    except (RuntimeError, MemoryError) as error:  # a CPU's allocator has no exception of its own
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        return f"not enough memory; give --tile PIXELS{', fewer of them' if restorer.tile else ''}"
+    write_whole(output, content.getvalue())
+    return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        prog="python -m trainables.restore",
+        description="Restores pictures with a finished trial of any method.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("finished", type=Path, metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    flags.add_argument("input", type=Path, metavar="INPUT", help="a picture, or a folder of pictures")
+    flags.add_argument("output", type=Path, metavar="OUTPUT", help="a folder for the restored ones, made if need be")
+    existing = flags.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+    existing.add_argument("--skip-existing", action="store_true", help="leave them, and restore the others")
+    flags.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change how it restores")
+    flags.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (0)")
+    flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if there is one)")
+    flags.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="restore larger pictures in square pieces of this side"
+    )
+    flags.add_argument("--overlap", type=int, metavar="PIXELS", help=f"of the pieces, at least ({OVERLAP})")
+    return flags
+
+
+def _tiling(flags: argparse.Namespace) -> tuple[int, int]:
+    """(tile, overlap) as a `Restorer` takes them, as far as that can be said without its method."""
+    if flags.tile is None:
+        if flags.overlap is not None:
+            raise InputError(f"--overlap {flags.overlap}: has no effect without --tile")
+        return 0, OVERLAP
+    overlap = OVERLAP if flags.overlap is None else flags.overlap
+    if overlap < 0:
+        raise InputError(f"--overlap {overlap}: expected 0 or more")
+    if flags.tile <= overlap:
+        raise InputError(f"--tile {flags.tile}: expected more than --overlap {overlap}")
+    return flags.tile, overlap
+
+
+def _device(text: str) -> torch.device:
+    import torch
+
+    if not text:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError):  # unknown, not there, or not in this build of torch
+        raise InputError(f"--device {text}: no such device here; expected cpu, or cuda:N with a GPU") from None
+    return torch.device(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    flags = parser().parse_args(arguments)
+    work = None
+    try:
+        if not 0 <= flags.seed < 2**63:
+            raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
+        tile, overlap = _tiling(flags)
+        settings = restoration_settings(
+            flags.finished.expanduser().absolute(), assignments(flags.set, "diffusion.inference_steps=20")
+        )
+        folder = flags.output.expanduser()
+        work = plan(flags.input.expanduser(), folder, flags.overwrite, flags.skip_existing)
+        if work.missing:
+            restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)
+    except InputError as error:
+        print(f"{parser().prog}: error: {error}", file=sys.stderr)
+        return InputError.exit_status
+    except KeyboardInterrupt:
+        done = f"{work.done} of {len(work.missing)} pictures are restored" if work else "nothing is restored"
+        again = "the same command begins again" if flags.overwrite else "the same command with --skip-existing goes on"
+        print(f"interrupted: {done}; {again}", file=sys.stderr)
+        return INTERRUPTED
+    there = len(work.outputs) - len(work.missing)
+    print(
+        f"restored {work.done} of {len(work.missing)} pictures to {folder}"
+        + (f"; {there} were there already" if there else "")
+        + (f"; {work.failed} could not be restored" if work.failed else "")
+    )
+    return 1 if work.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
