@@ -2,6 +2,9 @@
 
 Restoring is a small change, so timesteps near pure noise may waste capacity. Training below `diffusion.max_timestep`
 means sampling starts there too, from the degraded image's latent under the noise of that timestep.
+
+The network predicts what its base does, as the question was raised: where it predicts the noise, the heaviest timesteps
+are those whose estimate of x_0 is worst. `--set diffusion.prediction_type=sample` asks for x_0.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ SPACE = SearchSpace(
         Point("250", {"diffusion.max_timestep": 250}),
     ),
     proposals=5,
+    fixed={"diffusion.prediction_type": "base"},
     objective="perceptual",
     controls=("bicubic", "autoencoder"),
 )
