@@ -85,11 +85,16 @@ ALL_LAYERS = (
 # Of the decoders that train against a discriminator, as in their official code.
 _ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2": 0.9}
 
+# The published Pix2Pix normalises over a batch of one, in training and in use: over each image by itself. Statistics that
+# larger batches gather are others than those its deepest layers were trained under: see docs/answers.md.
+_PIX2PIX_NORM = "instance"
+
 # What the methods need different at this size: learning rates found by hand, networks of about the same cost a step.
 _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "pix2pix": {
         "pix2pix.ngf": 24,
         "pix2pix.downs": 6,
+        "pix2pix.norm": _PIX2PIX_NORM,
         "discriminator.ndf": 16,
         "discriminator.layers": 2,
         "perceptual.weight": 0.0,
@@ -245,6 +250,7 @@ PRESETS: dict[str, Preset] = {
         gpus=1.0,
         methods={
             "pix2pix": {
+                "pix2pix.norm": _PIX2PIX_NORM,
                 "perceptual.weight": 10.0,
                 "training.beta1": 0.5,
                 "training.learning_rate": 2e-4,
