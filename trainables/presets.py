@@ -85,8 +85,8 @@ ALL_LAYERS = (
 # Of the decoders that train against a discriminator, as in their official code.
 _ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2": 0.9}
 
-# The published Pix2Pix normalises over a batch of one, in training and in use: over each image by itself. Statistics that
-# larger batches gather are others than those its deepest layers were trained under: see docs/answers.md.
+# The published Pix2Pix normalises over a batch of one, in training and in use: over each image by itself. Statistics
+# that larger batches gather are others than those its deepest layers were trained under.
 _PIX2PIX_NORM = "instance"
 
 # What the methods need different at this size: learning rates found by hand, networks of about the same cost a step.
