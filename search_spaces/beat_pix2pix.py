@@ -40,7 +40,7 @@ SPACE = SearchSpace(
             {"diffusion.prediction_type": ("sample", "v_prediction")}, Choice((False, True))
         ),
         "conv_in.init": When(LATENT, Choice(("zeros", "duplicate"))),
-        "conv_in.frozen": When(LATENT, Choice((False, True))),
+        "conv_in.frozen": When({"conv_in.init": ("duplicate",)}, Choice((False, True))),  # frozen zeros are blind
         "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
         "lora.targets": When(LATENT, Choice((ATTENTION, CONVOLUTIONS))),
     },
@@ -53,8 +53,7 @@ SPACE = SearchSpace(
         _diffusion(
             "latent diffusion",
             "latent_diffusion",
-            diffusion__prediction_type="sample",
-            diffusion__zero_terminal_snr=False,
+            diffusion__prediction_type="epsilon",  # from half of the timesteps on, see prediction_type
             conv_in__init="duplicate",
             conv_in__frozen=False,
             lora__rank=16,

@@ -11,16 +11,24 @@ from __future__ import annotations
 
 from search_spaces.space import Choice, Point, SearchSpace, Value, When
 
-NAME, TERMS, SNR = "diffusion.prediction_type", "diffusion.reconstruction_weight", "diffusion.zero_terminal_snr"
-MAX_TIMESTEP = "diffusion.max_timestep"
+PREDICTION, MAX_TIMESTEP = "diffusion.prediction_type", "diffusion.max_timestep"
+RECONSTRUCTION, ZERO_SNR = "diffusion.reconstruction_weight", "diffusion.zero_terminal_snr"
 
 
-def _predicting(label: str, prediction: str, seeds: int = 1, **more: Value) -> Point:
-    values: dict[str, Value] = {NAME: prediction, MAX_TIMESTEP: more.get("max_timestep", 1000)}
+def _predicting(
+    label: str,
+    prediction: str,
+    seeds: int = 1,
+    *,
+    max_timestep: int = 1000,
+    reconstruction: float = 1.0,
+    zero_snr: bool = False,
+) -> Point:
+    values: dict[str, Value] = {PREDICTION: prediction, MAX_TIMESTEP: max_timestep}
     if prediction != "sample":
-        values[TERMS] = more.get("reconstruction", 1.0)
+        values[RECONSTRUCTION] = reconstruction
     if prediction != "epsilon":
-        values[SNR] = more.get("zero_snr", False)
+        values[ZERO_SNR] = zero_snr
     return Point(label, values, seeds)
 
 
@@ -29,10 +37,10 @@ SPACE = SearchSpace(
     question="Should a restoration diffusion model predict the noise, x_0 or the velocity?",
     method="latent_diffusion",
     parameters={
-        NAME: Choice(("epsilon", "sample", "v_prediction")),
+        PREDICTION: Choice(("epsilon", "sample", "v_prediction")),
         MAX_TIMESTEP: Choice((1000, 500)),
-        TERMS: When({NAME: ("epsilon", "v_prediction")}, Choice((1.0, 0.0))),
-        SNR: When({NAME: ("sample", "v_prediction")}, Choice((False, True))),
+        RECONSTRUCTION: When({PREDICTION: ("epsilon", "v_prediction")}, Choice((1.0, 0.0))),
+        ZERO_SNR: When({PREDICTION: ("sample", "v_prediction")}, Choice((False, True))),
     },
     points=(
         _predicting("epsilon", "epsilon", seeds=3),

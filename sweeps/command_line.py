@@ -42,9 +42,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="photographs or pairs to use: a folder, .txt, .parquet or URI (the preset's)",
     )
-    what.add_argument(
-        "--checkpoint", default="", metavar="PATH", help="a finished trial to start from, as best/, or a public one"
-    )
+    start = "a finished trial to start from, as best/, or a public checkpoint's file"
+    what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
     what.add_argument("--seed", type=int, default=0, help="of trials and search (0)")
     budget = flags.add_argument_group("how long to search")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from trainables.data.progress import byte_text, duration
 from trainables.data.roots import check_room, is_uri, local_root, store_root
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS, global_std_name
+from trainables.registry import METHODS
 
 if TYPE_CHECKING:
     from trainables.data.stages import Stage
@@ -222,7 +224,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.registry import method_class
 
-    trials, configurations = question.every_method, question.every_configuration()
+    trials, configurations = question.every_method, question.outer_configurations()
     _find_bases(configurations, download)
     notes: tuple[str, ...] = ()
     if not metrics:
@@ -237,6 +239,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
     _check_effects_on_files(question)
     networks = {trial.method: _build(trial, metrics) for trial in trials}
+    for trial in _larger(trials, configurations):
+        networks[trial.method] = max(networks[trial.method], _build(trial, metrics), key=lambda size: size.trained)
     for trial in configurations:
         method_class(trial.method).check(trial)
     source = fingerprint(question.trial.data.source)
@@ -260,7 +264,6 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
     """Fetches what the hub's cache lacks, if it may."""
     from trainables.base_model import find_base
-    from trainables.registry import METHODS
 
     wanted: dict[tuple[str, str], str] = {}
     for trial in trials:
@@ -271,6 +274,17 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
             wanted[trial.controlnet.weights, trial.controlnet.revision] = "controlnet.weights"
     for (weights, revision), setting in wanted.items():
         find_base(weights, revision, download, setting)
+
+
+def _larger(trials: Sequence[TrialSettings], configurations: Sequence[TrialSettings]) -> list[TrialSettings]:
+    """Of each method that adapts a base, the configuration that trains most of it, where that is another one."""
+    found = []
+    for trial in trials:
+        if "lora" in METHODS[trial.method].sections:
+            own = [one for one in configurations if one.method == trial.method]
+            largest = max(own, key=lambda one: (one.lora.rank or math.inf, len(one.lora.targets)), default=trial)
+            found += [largest] if largest.lora != trial.lora else []
+    return found
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
@@ -323,13 +337,21 @@ def _check_effects_on_files(question: Question) -> None:
     from trainables.data.sources.source import is_paired
 
     trial = question.trial
-    for name in (*(name for name, _ in question.settings.set), *question.space.parameters):
+    named = {name: f"--set {name}={value}" for name, value in question.settings.set}
+    named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
+    for name, text in named.items():
         if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and is_paired(trial.data.source):
-            raise InputError(f"{name}: has no effect on the pairs of {trial.data.source}, which come degraded")
+            source = trial.data.source
+            raise InputError(
+                f"{text} has no effect: --data {source} holds pairs; expected photographs without partners"
+            )
         if name == "conv_in.init":
             shape = read_shape(find_base(trial.base.weights, trial.base.revision))
             if shape.in_channels > shape.latent_channels:
-                raise InputError(f"{name}: has no effect on base.weights={trial.base.weights}, which sees both latents")
+                base = trial.base.weights
+                raise InputError(
+                    f"{text} has no effect: base.weights={base} sees both latents already; expected another"
+                )
 
 
 def _local_concurrency(question: Question) -> int:

@@ -13,7 +13,7 @@ import search_spaces
 from search_spaces import SearchSpace
 from trainables.data.roots import is_uri, refuse_secrets
 from trainables.errors import InputError
-from trainables.finished import ASSETS, finished_settings
+from trainables.finished import ASSETS, check_asked, finished_settings
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset
 from trainables.registry import METHODS
@@ -64,7 +64,7 @@ class SweepSettings:
             refuse_secrets(f"--{name}", getattr(self, name))
         for name in ("results", "checkpoint"):
             if "://" in getattr(self, name):
-                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared folder, no bucket yet")
+                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared path, no bucket yet")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
@@ -98,13 +98,14 @@ class Question:
         trial = override(preset(self.settings.preset).trial, {**changes, **values})
         return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
-    def every_configuration(self) -> list[TrialSettings]:
-        """The settings of one trial of each point, and of each end of what the space searches.
+    def outer_configurations(self) -> list[TrialSettings]:
+        """The settings of one trial of each point and, where configurations are proposed, of each end of their ranges.
 
         Raises:
             InputError: values that the settings refuse, or that do not go together.
         """
-        return [self.trial_with(values) for values in (*(p.values for p in self.space.points), *self.space.edges)]
+        proposed = self.space.edges if self.trials > len(self.space.queue) else []
+        return [self.trial_with(values) for values in (*(point.values for point in self.space.points), *proposed)]
 
     @property
     def every_method(self) -> list[TrialSettings]:
@@ -139,7 +140,9 @@ def resolve(settings: SweepSettings) -> Question:
     proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
     question = Question(settings, space, changes, settings.trials or len(space.queue) + max(0, proposed))
     try:
-        trials = question.every_configuration()
+        trials = question.outer_configurations()
+        if not space.trains:
+            _check_asked(trials)
     except InputError as error:
         set_by_flag = any(str(error).startswith(name) for name, _ in settings.set)
         searched = str(error).startswith(tuple(space.parameters))
@@ -180,9 +183,8 @@ def _changes(
                 f"--space {space.name} trains nothing: it needs --checkpoint FOLDER, a finished trial of {method}, "
                 "such as the best/ of a run"
             )
-        found = _settings_of(checkpoint, method)
-        _check_trained_so(found, {**space.fixed, **flags})
-        changes |= {**found, "training.max_steps": 0}
+        changes |= _settings_of(checkpoint, method)
+        changes["training.max_steps"] = 0
     changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **flags}
     changes |= _absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
@@ -209,31 +211,34 @@ def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSetti
 def _check_effects(settings: SweepSettings, trials: Sequence[TrialSettings]) -> None:
     """A flag that none of the configurations reads."""
     for name, value in settings.set:
-        reasons = {reason_unread(name, trial) for trial in trials}
-        if "" not in reasons:
+        section, dot, _ = name.partition(".")
+        reading = [trial for trial in trials if not dot or section in METHODS[trial.method].sections]
+        reasons = {reason_unread(name, trial) for trial in reading}
+        if reasons and "" not in reasons:
             raise InputError(f"--set {name}={value}: has no effect with {' or '.join(sorted(reasons))}")
+
+
+def _check_asked(trials: Sequence[TrialSettings]) -> None:
+    """See `trainables.finished.check_asked`."""
+    for trial in trials:
+        folder = _finished(trial.checkpoint, trial.method)
+        check_asked(finished_settings(folder, trial.method, "--checkpoint"), trial, f"--checkpoint {trial.checkpoint}")
+
+
+def _finished(checkpoint: str, method: str) -> Path:
+    return ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
     """The settings that a finished trial was trained with, but for those of its training."""
-    folder = ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
+    folder = _finished(checkpoint, method)
     if folder.is_file():
         raise InputError(
             f"--checkpoint {checkpoint}: a file does not say with which settings it restores, as a space that trains "
             f"nothing has to know; expected a finished trial of {method}, such as the best/ of a run"
         )
     found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
-    known = flatten(preset("sample").trial)
-    return {name: found[name] for name in found if name in known and not name.startswith("training.")}
-
-
-def _check_trained_so(found: Mapping[str, object], given: Mapping[str, object]) -> None:
-    """A finished network is not asked at timesteps that it was not trained at."""
-    for name in ("diffusion.max_timestep", "diffusion.objective"):
-        wanted, trained = str(given.get(name, found.get(name))), str(found.get(name))
-        fewer = wanted.isdigit() and trained.isdigit() and int(wanted) < int(trained)
-        if wanted != trained and not fewer:
-            raise InputError(f"{name}={wanted}: the finished trial was trained with {trained}")
+    return {name: value for name, value in found.items() if not name.startswith("training.")}
 
 
 _PATHS = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trainables.checkpoint import STATE
@@ -45,6 +47,12 @@ def run(
     recorder = Recorder(folder)
     train(settings, prepared, METRICS, World(), recorder, checkpoint)
     return recorder
+
+
+def meet_in(folder: Path, rank: int) -> None:
+    """Two processes join in a group of their own; where one hangs, the other does not wait for ever."""
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(seconds=120))
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

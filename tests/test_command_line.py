@@ -66,7 +66,7 @@ def setting(*given: str) -> list[str]:
         ),
         (["--space", "conditioning", "--set", "method=ccsr"], ["--set method=ccsr", "searches over it"]),
         ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
-        ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "folder"]),
+        ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "path"]),
         ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "needs a finished trial"]),
         ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no settings.json", "latent_diffusion"]),
         ([*UNTRAINED, "--max-steps", "3"], ["--max-steps 3", "fidelity_weight trains nothing"]),
@@ -250,7 +250,7 @@ def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, caps
     small = setting("pairs.validation_size=64", "pairs.image_size=32", "pairs.validation_pairs=1")
     pairs = ["--space", "perceptual_frequency", "--data", str(tmp_path / "pairs"), *small]
     refusal = refused(capsys, tmp_path / "results", *line, *pairs, *setting("pairs.print.exposure=0.1,0.2"))
-    assert refusal.startswith("pairs.print.exposure: has no effect on the pairs of ")
+    assert refusal.startswith("--set pairs.print.exposure=0.1,0.2 has no effect: --data ")
 
     from tests.base_helpers import save_base, tiny_unet
 
@@ -258,7 +258,7 @@ def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, caps
     tiny_unet(in_channels=8).save_pretrained(wide / "unet")
     line = ["--perceptual", "none", "--set", f"base.weights={wide}", "--dry-run"]
     refusal = refused(capsys, tmp_path / "results", "--space", "conv_in_freezing", *line)
-    assert refusal.startswith("conv_in.init: has no effect on base.weights=") and "both latents" in refusal
+    assert refusal.startswith("--space conv_in_freezing: searches conv_in.init, which has no effect: base.weights=")
     assert main(["--space", "max_timestep", *line, "--results", str(tmp_path / "results")]) == 0
 
 
@@ -268,9 +268,10 @@ def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
     line = [*UNTRAINED, "--checkpoint", str(first_stage), "--dry-run"]
     found = json.loads((first_stage / "settings.json").read_text())["diffusion.max_timestep"]
     refusal = refused(capsys, tmp_path / "results", *line, *setting(f"diffusion.max_timestep={found + 1}"))
-    assert refusal == f"diffusion.max_timestep={found + 1}: the finished trial was trained with {found}"
+    trained = f"which --checkpoint {first_stage} was trained with"
+    assert refusal == f"--set diffusion.max_timestep={found + 1}: expected at most {found}, {trained}"
     refusal = refused(capsys, tmp_path / "results", *line, *setting("diffusion.objective=ccsr"))
-    assert refusal == "diffusion.objective=ccsr: the finished trial was trained with uniform"
+    assert refusal == f"--set diffusion.objective=ccsr: expected uniform, {trained}"
     fewer = [*line, *setting(f"diffusion.max_timestep={found - 1}"), "--results", str(tmp_path / "results")]
     assert main(fewer) == 0
 

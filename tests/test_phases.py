@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
+from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
 from trainables import registry
 from trainables.checkpoint import GRID, PER_IMAGE, WEIGHTS
 from trainables.data.batches import TrainingBatches
@@ -238,10 +237,10 @@ def test_a_finished_trial_is_where_training_starts(gan: TrialSettings, prepared:
     assert not torch.equal(trainer.method.networks["discriminator"].get_parameter("weight"), other)
 
 
-def _worker(rank: int, port: int, trials: list[TrialSettings], prepared: Prepared, folder: Path) -> None:
+def _worker(rank: int, trials: list[TrialSettings], prepared: Prepared, folder: Path) -> None:
     torch.set_num_threads(1)
     registry.METHODS.update(GANS)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    meet_in(folder, rank)
     outcomes: list[Any] = []
     for k, settings in enumerate(trials):
         recorder = Recorder(folder / f"{k}-{rank}")
@@ -264,12 +263,9 @@ def test_two_workers_follow_the_curve_of_one(
         override(small, {"training.max_steps": 4, **changes})
         for changes in ({}, {"training.accumulate": 2}, {"training.learning_rate": 1e20})
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     gans = [override(gan, {"method": "LateGAN", "training.accumulate": parts}) for parts in (1, 2)]
     trials = [plain, accumulated, broken, *gans]
-    torch.multiprocessing.spawn(_worker, (port, trials, prepared, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (trials, prepared, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second  # both report the whole batch's losses, and validate equal weights
     alone = run(plain, prepared, tmp_path / "alone").metrics("loss/", "val/")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def _pictures(path: Path, *names: str) -> Path:
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no trial": (["{tmp}", "{in}", "{out}"], "FINISHED .*: no settings.json to read there .*best/ of a run"),
-    "no method": (["{other}", "{in}", "{out}"], "FINISHED .*names no method of resshift, sinsr"),
+    "no method": (["{other}", "{in}", "{out}"], "FINISHED .*: a trial of sharpen; expected a finished trial, such as"),
     "no input": (["{trial}", "{tmp}/nowhere", "{out}"], "INPUT .*nowhere: no such file or folder"),
     "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no pictures in it; expected \.jpg"),
     "inside": (["{trial}", "{in}", "{in}/new/out"], "OUTPUT .*: lies in INPUT"),
@@ -276,16 +275,22 @@ def test_what_ctrl_c_leaves_is_gone_on_with(trial: Path, tmp_path: Path, capsys:
     names = [f"{number:02}.png" for number in range(60)]
     source, out = _pictures(tmp_path / "in", *names), tmp_path / "out"
 
+    ended = threading.Event()
+
     def press() -> None:
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not list(out.glob("0*.png")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not ended.wait(0.002):
+            if list(out.glob("0*.png")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
     presser = threading.Thread(target=press)
     presser.start()
-    assert main([str(trial), str(source), str(out)]) == 130
-    presser.join()
+    try:
+        status = main([str(trial), str(source), str(out)])
+    finally:
+        ended.set()
+        presser.join()
+    assert status == 130
     shown = capsys.readouterr()
     done = shown.out.count("\n")
     assert 0 < done < 60

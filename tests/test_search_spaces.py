@@ -180,7 +180,13 @@ def test_a_range_that_reaches_beyond_what_a_setting_accepts_is_refused_at_the_do
             "prediction_type=sample",
         ),
         ("sinsr_loss_ratios", {"pairs.print.motion_blur": "0,1"}, "pairs.simulator=super_resolution"),
+        ("max_timestep", {"diffusion.objective": "ccsr", "diffusion.spacing": "leading"}, "objective=ccsr"),
         ("inference_steps", {"training.batch_size": 4}, "training.max_steps=0"),
+        ("inference_steps", {"perceptual.weight": 2}, "training.max_steps=0"),
+        ("perceptual_frequency", {"method": "ccsr", "ccsr.adversarial": 0, "discriminator.ndf": 8}, "adversarial=0"),
+        # Where several methods train, what counts is those that read the section at all.
+        ("latent_or_pixel", {"lora.rank": 0, "lora.dropout": 0.1}, "lora.rank=0"),
+        ("beat_pix2pix", {"ccsr.t_max": 0.5}, "diffusion.objective=uniform"),
     ],
 )
 def test_a_flag_without_effect_is_refused_with_the_reason(name: str, flags: dict[str, Any], reason: str) -> None:

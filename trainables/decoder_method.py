@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainables.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from trainables.base_model import find_base, load_vae, read_shape
-from trainables.first_stage import FirstStage
+from trainables.first_stage import FirstStage, first_stage_settings
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN
 from trainables.perceptual_loss import PerceptualLoss
@@ -55,6 +55,10 @@ class DecoderMethod(Method):
         discriminator = PatchGAN(in_channels=3, ndf=adversary.ndf, layers=adversary.layers)
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self.networks = nn.ModuleDict({"decoder": self.build_decoder(), "discriminator": discriminator}).to(device)
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        first_stage_settings(settings)
 
     @abstractmethod
     def build_decoder(self) -> nn.Module:
@@ -100,7 +104,7 @@ class DecoderMethod(Method):
         if not self.settings.training.max_steps:
             return self.first_stage(latents, noise, keys)
         names = [tuple(key) for key in keys]
-        if not self._kept.keys() >= set(names):
+        if any(name not in self._kept for name in names):
             self._kept.update(zip(names, self.first_stage(latents, noise, keys).cpu(), strict=True))
         return torch.stack([self._kept[name] for name in names]).to(latents.device)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainables.errors import InputError
+from trainables.presets import preset
+from trainables.registry import METHODS
+from trainables.settings import TrialSettings, flatten
 
 SETTINGS = "settings.json"
 """Beside a finished trial's weights: every setting by its dotted name."""
@@ -15,20 +19,42 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
-    """Every setting of a finished trial by its dotted name.
+    """Every setting of a finished trial by its dotted name, as far as this version knows it.
 
     Args:
-        method: that it must be of. name: of the flag or setting that names the folder, for messages.
+        method: that it must be of; empty for any. name: of the flag or setting that names the folder, for messages.
 
     Raises:
         InputError: not a finished trial, or one of another method.
     """
-    expected = f"expected a finished trial of {method}, such as the best/ of a run"
+    expected = f"expected a finished trial{f' of {method}' if method else ''}, such as the best/ of a run"
     try:
         found = json.loads((folder / SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: no {SETTINGS} to read there ({type(error).__name__}); {expected}") from None
     trained = found.get("method") if isinstance(found, dict) else None
-    if trained != method:
+    if trained not in METHODS or method not in ("", trained):
         raise InputError(f"{name}: a trial of {trained}; {expected}")
-    return found
+    known = flatten(preset("sample").trial)
+    return {key: value for key, value in found.items() if key in known}
+
+
+def check_asked(found: Mapping[str, Any], settings: TrialSettings, name: str) -> None:
+    """A finished network is not asked at timesteps that it was not trained at.
+
+    Args:
+        found: what it was trained with. settings: what it is to restore with. name: as above.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if "diffusion" not in METHODS[settings.method].sections:
+        return
+    wanted = flatten(settings)
+    for key in ("diffusion.max_timestep", "ccsr.t_max"):
+        trained_for_it = key != "ccsr.t_max" or found.get("diffusion.objective") == "ccsr"
+        if trained_for_it and wanted[key] > found.get(key, wanted[key]):
+            raise InputError(f"{key}={wanted[key]}: expected at most {found[key]}, which {name} was trained with")
+    key = "diffusion.objective"
+    if wanted[key] != found.get(key, wanted[key]):
+        raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")

@@ -13,7 +13,7 @@ from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.errors import InputError, blamed_on
 from trainables.finished import finished_settings
-from trainables.settings import TrialSettings, flatten, override
+from trainables.settings import TrialSettings, override
 from trainables.weights import fingerprint, first_stage_path
 
 if TYPE_CHECKING:
@@ -88,15 +88,17 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     """The first stage's own settings, on the trial's data.
 
     Raises:
-        InputError: no finished `latent_diffusion` there.
+        InputError: no finished `latent_diffusion` there, or one that CCSR would ask for what it was not trained for.
     """
     folder = first_stage_path(settings.first_stage.weights)
     name = f"first_stage.weights={settings.first_stage.weights}"
     found = finished_settings(folder, "latent_diffusion", name)
-    known = flatten(settings)
-    own = {key: value for key, value in found.items() if key in known and not key.startswith(_NOT_ITS_OWN)}
+    own = {key: value for key, value in found.items() if not key.startswith(_NOT_ITS_OWN)}
     changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}
-    return override(settings, own | changed)
+    first, ccsr = override(settings, own | changed), settings.ccsr
+    if settings.method == "ccsr" and first.diffusion.objective == "ccsr" and ccsr.t_max > first.ccsr.t_max:
+        raise InputError(f"ccsr.t_max={ccsr.t_max}: expected at most {first.ccsr.t_max}, which {name} was trained for")
+    return first
 
 
 def first_stage_key(settings: TrialSettings) -> dict[str, Any]:

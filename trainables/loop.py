@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,11 +91,13 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
-        losses = _Losses(self.method)
-        several_phases = len(self.method.phases) > 1
-        self.losses: nn.Module = (
-            DistributedDataParallel(losses, find_unused_parameters=several_phases) if world.size > 1 else losses
-        )
+        self.losses: nn.Module = _Losses(self.method)
+        if world.size > 1:
+            # Where phases take turns, each leaves the other's networks alone.
+            taking_turns = len({phase.networks for phase in self.method.phases}) > 1
+            self.losses = DistributedDataParallel(
+                self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
+            )
         self.step = 0
         self.log = _LossLog(training.log_every)
 
@@ -154,10 +156,12 @@ class Trainer:
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
-            terms: dict[str, LossTerm] = {}
+            terms: dict[str, _Logged] = {}
             for phase in self.method.phases:
                 terms |= self._optimise(phase, batch, factor)
             self.log.add(self.step + 1, terms)
+            if self.world.size > 1:
+                self._share_statistics()
             self.ema.update()
             self.step += 1
         self.log.check()
@@ -172,13 +176,24 @@ class Trainer:
             if not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
                 raise TrialDiverged(f"the weights of {name!r} are not finite after step {self.step}")
 
-    def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, LossTerm]:
+    @torch.no_grad()
+    def _share_statistics(self) -> None:
+        """What each worker gathered from its share of a batch, such as a batch normalisation's, becomes their mean."""
+        gathered = [buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point()]
+        if gathered:
+            means = torch.cat([buffer.flatten() for buffer in gathered])
+            dist.all_reduce(means)
+            means /= self.world.size
+            for buffer, mean in zip(gathered, means.split([buffer.numel() for buffer in gathered]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+
+    def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, _Logged]:
         """One optimiser step; returns the terms, averaged over its parts."""
         training, optimiser = self.settings.training, self.optimisers[phase.name]
         for group in optimiser.param_groups:
             group["lr"] = training.peak_rate * factor
         optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, LossTerm] = {}
+        sums: dict[str, _Logged] = {}
         for part, last in _parts(batch, training.accumulate):
             with self._synchronised(last), self.method.only(phase):
                 with self._autocast():
@@ -189,7 +204,8 @@ class Trainer:
                 self.scaler.scale(total / training.accumulate).backward()
             for name, term in terms.items():
                 value = term.value.detach().float() / training.accumulate
-                sums[name] = LossTerm(sums[name].value + value if name in sums else value, term.weight)
+                before = sums.get(name, _Logged(torch.zeros_like(value), torch.zeros_like(value)))
+                sums[name] = _Logged(before.value + value, before.weighted + value * term.weight)
         if training.clip_gradient:
             self.scaler.unscale_(optimiser)
             nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], training.clip_gradient)
@@ -254,6 +270,13 @@ def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
         yield {name: tensors[k] for name, tensors in pieces.items()}, k == count - 1
 
 
+class _Logged(NamedTuple):
+    """A term of the loss as it is logged: raw, and as it entered the sum. Scalars."""
+
+    value: Tensor
+    weighted: Tensor
+
+
 class _LossLog:
     """Loss terms since the last report. Values stay on the device until a row is due: looking at each would make a GPU
     wait for the CPU in every step. So NaN is noticed up to `every` steps late, but named at its own step."""
@@ -261,14 +284,14 @@ class _LossLog:
     def __init__(self, every: int) -> None:
         self.every = every
         self.steps = 0
-        self._pending: list[tuple[int, str, Tensor, float | Tensor]] = []
+        self._pending: list[tuple[int, str, _Logged]] = []
         self._rows: list[LossRow] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, step: int, terms: Mapping[str, LossTerm]) -> None:
+    def add(self, step: int, terms: Mapping[str, _Logged]) -> None:
         self.steps += 1
-        self._pending += [(step, name, term.value, term.weight) for name, term in terms.items()]
+        self._pending += [(step, name, term) for name, term in terms.items()]
         if step % self.every == 0:
             self.check()
 
@@ -280,16 +303,18 @@ class _LossLog:
         """
         if not self._pending:
             return
-        values = torch.stack([value for _, _, value, _ in self._pending])
+        values = torch.stack([number for _, _, term in self._pending for number in term]).view(-1, 2)
         if dist.is_initialized() and dist.get_world_size() > 1:
             # Every worker has seen its share of the batch only. NCCL needs the values where they are, on the GPU.
             dist.all_reduce(values)
             values /= dist.get_world_size()
         row: dict[str, list[float]] = {}
-        for (step, name, _, weight), value in zip(self._pending, values.tolist(), strict=True):
+        for (step, name, _), (value, weighted) in zip(self._pending, values.tolist(), strict=True):
             if not math.isfinite(value):
                 raise TrialDiverged(f"loss term {name!r} is {value} at step {step}")
-            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", value * float(weight))):
+            if not math.isfinite(weighted):
+                raise TrialDiverged(f"the weight of loss term {name!r} makes it {weighted} at step {step}")
+            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", weighted)):
                 row.setdefault(tag, []).append(number)
         for tag, numbers in row.items():
             self._sums[tag] = self._sums.get(tag, 0.0) + sum(numbers)

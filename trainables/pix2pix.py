@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from trainables.adversarial import discriminator_loss, generator_loss
 from trainables.data.tensors import upsample
+from trainables.errors import InputError
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN, UNetGenerator, load_pix2pix
 from trainables.perceptual_loss import PerceptualLoss
 from trainables.settings import TrialSettings
+from trainables.weights import unequal
 
 
 class Pix2Pix(Method):
@@ -49,8 +51,16 @@ class Pix2Pix(Method):
         return {f"pix2pix.{name}": getattr(settings.pix2pix, name) for name in ("ngf", "downs", "norm")}
 
     def load_public(self, path: Path) -> None:
-        """The generator of pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`); the discriminator starts anew."""
-        self.networks["generator"].load_state_dict(load_pix2pix(path).state_dict())
+        """The generator of pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`); the discriminator starts anew.
+
+        Raises:
+            InputError: one of another shape than the settings'.
+        """
+        loaded = load_pix2pix(path)
+        theirs = {name: getattr(loaded, name.partition(".")[2]) for name in self.architecture(self.settings)}
+        if difference := unequal(theirs, self.architecture(self.settings)):
+            raise InputError(f"checkpoint={path}: {difference}")
+        self.networks["generator"].load_state_dict(loaded.state_dict())
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         s, target, condition = self.settings.pix2pix, batch["target"], self._condition(batch)

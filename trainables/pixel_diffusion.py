@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from trainables.data.tensors import upsample
-from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, alphas_cumprod
+from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, PredictionType, alphas_cumprod
 from trainables.errors import blamed_on
 from trainables.gaussian_method import GaussianMethod
 from trainables.method import Batch
@@ -40,9 +40,8 @@ class PixelDiffusion(GaussianMethod):
         abar = alphas_cumprod(
             pixel.train_timesteps, BETA_START, BETA_END, pixel.beta_schedule, diffusion.zero_terminal_snr
         )
-        predicts = "v_prediction" if diffusion.prediction_type == "base" else diffusion.prediction_type
         with blamed_on("diffusion.prediction_type"):
-            return GaussianDiffusion(abar, predicts, diffusion.max_timestep)
+            return GaussianDiffusion(abar, _predicts(settings), diffusion.max_timestep)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
@@ -51,7 +50,8 @@ class PixelDiffusion(GaussianMethod):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         shape = {f"pixel.{name}": value for name, value in asdict(settings.pixel).items()}
-        return {"diffusion.prediction_type": settings.diffusion.prediction_type, **shape}
+        schedule = {"diffusion.zero_terminal_snr": settings.diffusion.zero_terminal_snr}
+        return {"diffusion.prediction_type": _predicts(settings), **schedule, **shape}
 
     def denoiser(self, batch: Batch) -> Denoise:
         unet, condition = self.networks["unet"], self.degraded(batch)
@@ -65,6 +65,12 @@ class PixelDiffusion(GaussianMethod):
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0
+
+
+def _predicts(settings: TrialSettings) -> PredictionType:
+    """What the network predicts: the velocity, unless it is told otherwise, since there is no base to go by."""
+    found = settings.diffusion.prediction_type
+    return "v_prediction" if found == "base" else found
 
 
 def build_unet(settings: PixelSettings) -> UNet2DModel:

@@ -104,7 +104,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
-        # From so few steps, x_0 is learned best; see docs/answers.md.
+        # From pure noise and so few steps, x_0 is learned best; see docs/answers.md.
         "diffusion.prediction_type": "sample",
         "diffusion.retarget": True,
         "diffusion.inference_steps": 10,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import math
 import posixpath
 import re
@@ -29,7 +28,7 @@ from trainables.data.sources.listing import COUNTED, SUFFIXES
 from trainables.data.sources.locations import Location
 from trainables.data.store_folder import write_whole
 from trainables.errors import InputError
-from trainables.finished import SETTINGS
+from trainables.finished import check_asked, finished_settings
 from trainables.presets import preset
 from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, assignments, override, reason_unread
@@ -42,7 +41,7 @@ OVERLAP = 32
 RESTORATION_SETTINGS = (
     # Where frozen parts lie, if not where they lay in training.
     *("base.weights", "base.revision", "autoencoder.weights", "teacher.weights"),
-    *("first_stage.weights", "controlnet.weights"),
+    *("first_stage.weights", "controlnet.weights", "controlnet.revision"),
     # How it is sampled and decoded.
     *("diffusion.inference_steps", "diffusion.spacing", "diffusion.fidelity_weight"),
     *("controlnet.scale", "cfw.strength", "cfw.colour", "ccsr.steps", "ccsr.t_max", "ccsr.t_min"),
@@ -67,13 +66,8 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
     Raises:
         InputError: not a finished trial, or a change that its method does not restore by.
     """
-    name, expected = f"FINISHED {finished}", "expected a finished trial, such as the best/ of a run"
-    try:
-        found = json.loads((finished / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no {SETTINGS} to read there ({type(error).__name__}); {expected}") from None
-    if not isinstance(found, dict) or found.get("method") not in METHODS:
-        raise InputError(f"{name}: its {SETTINGS} names no method of {', '.join(METHODS)}; {expected}")
+    name = f"FINISHED {finished}"
+    found = finished_settings(finished, "", name)
     trained = override(preset("sample").trial, {**found, **_ONLY_RESTORING, "checkpoint": str(finished)})
     read = METHODS[trained.method].sections
     accepted = [
@@ -87,7 +81,9 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
                 f"--set {setting}={value}: this finished {trained.method} does not restore by it; expected one of "
                 f"{', '.join(accepted)}"
             )
-    return override(trained, dict(changes))
+    settings = override(trained, dict(changes))
+    check_asked(found, settings, name)
+    return settings
 
 
 def picture_key(seed: int, name: str, pixels: np.ndarray) -> tuple[int, ...]:

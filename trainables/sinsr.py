@@ -34,7 +34,8 @@ class SinSR(Method):
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         student = build_network(settings.network, settings.training.gradient_checkpointing)
-        load_teacher_weights(student, settings)
+        if not settings.checkpoint:
+            load_teacher_weights(student, settings)
         self.networks = nn.ModuleDict({"student": student.to(device)})
         self.diffusion = build_diffusion(settings.resshift)
         self.autoencoder = load_latents(settings, device)

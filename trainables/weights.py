@@ -211,11 +211,16 @@ def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """What two architectures differ in, in words; empty if in nothing."""
     expected = json.loads(json.dumps(expected))
     parts = [
-        f"{name} is {found.get(name)} there and {expected.get(name)} in the settings"
+        f"{name} is {_short(found.get(name))} there and {_short(expected.get(name))} in the settings"
         for name in {**expected, **found}
         if found.get(name) != expected.get(name)
     ]
     return f"trained otherwise: {'; '.join(parts)}" if parts else ""
+
+
+def _short(value: Any) -> Any:
+    """A hash by its first digits."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def _one_line(error: Exception) -> str:

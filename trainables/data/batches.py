@@ -185,8 +185,8 @@ class TrainingBatches:
 def validation_batches(
     prepared: Prepared, size: int, device: torch.device, draw: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[dict[str, Tensor]]:
-    """All validation pairs in order: `target`, `degraded`, the `noise` of one draw and, where the method has latents,
-    `latent_degraded`, as above; of `world` workers, every one's share of the batches."""
+    """The validation pairs in order, or one worker's share of the batches: `target`, `degraded`, the `noise` of one
+    draw and, where the method has latents, `latent_degraded`, as above."""
     columns = ["target", "degraded", *(["latent_degraded"] if "latents" in prepared.validation_stores else [])]
     rows = np.arange(prepared.validation_rows)
     for start in range(rank * size, len(rows), world * size):

@@ -47,6 +47,7 @@ class UNetGenerator(nn.Module):
         dropout: bool = True,
     ) -> None:
         super().__init__()
+        self.downs, self.ngf, self.norm = downs, ngf, norm
         if downs < 2:
             raise ValueError(f"downs is {downs}; it must be at least 2")
         self.in_channels = in_channels

@@ -6,6 +6,11 @@ from trainables.registry import METHODS
 from trainables.settings.trial import TrialSettings
 
 _SIMULATORS = {"super_resolution": "pairs.degradation.", "print_to_camera": "pairs.print."}
+_LOSSES = (
+    *("pairs.train_pairs", "pairs.colour_swap_prob", "perceptual.", "discriminator.", "first_stage.draws", "sinsr."),
+    *("diffusion.noise_weight", "diffusion.reconstruction_weight", "lora.dropout"),
+    *("cfw.adversarial", "ccsr.adversarial", "pix2pix.l1", "pix2pix.adversarial", "pix2pix.gan_mode"),
+)
 _ONLY_TRAINING = (
     *("batch_size", "accumulate", "learning_rate", "rate_factor", "beta1", "beta2", "warmup_steps", "schedule"),
     *("weight_decay", "clip_gradient", "ema_decay", "gradient_checkpointing", "reports", "log_every"),
@@ -19,19 +24,27 @@ def unread(trial: TrialSettings) -> dict[str, str]:
     why = dict.fromkeys(_SIMULATORS.values(), f"pairs.simulator={trial.pairs.simulator}")
     del why[_SIMULATORS[trial.pairs.simulator]]
     if trial.training.max_steps == 0:
-        why |= {f"training.{name}": "training.max_steps=0" for name in _ONLY_TRAINING}
+        why |= dict.fromkeys((*_LOSSES, *(f"training.{name}" for name in _ONLY_TRAINING)), "training.max_steps=0")
     elif trial.method in _NOTHING_TO_CHECKPOINT:
         why["training.gradient_checkpointing"] = method
+    if trial.method == "pix2pix" and trial.pix2pix.downs == 5:
+        why["pix2pix.dropout"] = "pix2pix.downs=5"
     if "lora" in reads and not trial.lora.rank:
         why |= {f"lora.{name}": "lora.rank=0" for name in ("scale", "targets", "dropout", "weights")}
     if "controlnet" in reads and trial.controlnet.weights:
         why["controlnet.embedding_channels"] = f"controlnet.weights={trial.controlnet.weights}"
     if "perceptual" in reads and not trial.perceptual.weight:
         why |= {f"perceptual.{name}": "perceptual.weight=0" for name in ("every", "network")}
+    for section, others in (("cfw", ()), ("ccsr", ()), ("pix2pix", ("pix2pix.gan_mode",))):
+        if section == trial.method.removeprefix("stablesr_") and not getattr(trial, section).adversarial:
+            unused = (f"{section}.adversarial_start", "discriminator.", *others)
+            why |= dict.fromkeys(unused, f"{section}.adversarial=0")
     if "diffusion" in reads:
         if trial.diffusion.prediction_type == "sample":
             why["diffusion.noise_weight"] = "diffusion.prediction_type=sample"
         uniform = trial.diffusion.objective == "uniform"
+        if not uniform:
+            why["diffusion.spacing"] = "diffusion.objective=ccsr"
         of_the_decoder = {f"ccsr.{name}": method for name in ("steps", "t_min", "adversarial")}
         why |= {"ccsr.": "diffusion.objective=uniform"} if uniform else of_the_decoder
     return why
