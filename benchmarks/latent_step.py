@@ -37,7 +37,7 @@ from trainables.presets import preset
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
 
 # Stable Diffusion 1's, where they are not diffusers' defaults.
-_SD_UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}
+_SD_UNET = {"cross_attention_dim": 768}
 _SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -140,8 +140,9 @@ def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.latent_step", description=(__doc__ or "").split("\n")[0])
-    flags.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
-    flags.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
+    base_of = flags.add_mutually_exclusive_group()
+    base_of.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
+    base_of.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
     flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="with the perceptual term or without")
     flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="of images (64 256)")
     flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs a step (4)")
