@@ -19,7 +19,7 @@ def newest_runs(results: Path) -> dict[str, Path]:
 
 def page(results: Path) -> str:
     """A table with a line for every answered question, then every answer with its leaderboard, in Markdown."""
-    lines = ["| space | answer | trials | minutes |", "|---|---|---|---|"]
+    lines = ["| space | answer | trials | minutes of all trials |", "|---|---|---|---|"]
     sections = []
     for name, run in newest_runs(results).items():
         title, _, text = (run / ANSWER).read_text().strip().partition("\n")
