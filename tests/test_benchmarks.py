@@ -123,6 +123,20 @@ def test_latent_step_names_its_terms_and_compares_the_modes(capsys: pytest.Captu
     assert re.search(rf"^  32 px, reconstruction \+ perceptual{numbers}", shown, re.M)
 
 
+def test_latent_step_makes_a_base_of_the_official_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With narrower layers: the widths alone are not the official ones here."""
+    narrow = {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 4}
+    monkeypatch.setattr(latent_step, "_SD_UNET", latent_step._SD_UNET | narrow | {"attention_head_dim": 4})
+    monkeypatch.setattr(latent_step, "_SD_VAE", latent_step._SD_VAE | narrow)
+    smallest = ["--batch", "1", "--turns", "1", "--steps", "1", "--device", "cpu"]
+    latent_step.main(["--official-size", "--terms", "latent", "--sizes", "64", *smallest])
+    shown = capsys.readouterr().out
+    assert "of Stable Diffusion 1's size" in shown and "perceptual" not in shown
+    assert re.search(r"^  64 px, reconstruction( +[\d.]+){3}", shown, re.M)
+
+
 def test_latent_step_trains_alike_in_both_modes(tmp_path: Path) -> None:
     trainers = latent_step.make_trainers(
         latent_step.benchmark_settings("shipped", 2, 32, perceptual=True), tmp_path, torch.device("cpu")
