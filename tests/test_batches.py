@@ -231,7 +231,8 @@ def test_what_is_read_at_once_is_limited(tiny: TrialSettings, tmp_path: Path, mo
 
     def watched(store: Store, name: str, indices: np.ndarray, *more: Any) -> np.ndarray:
         values = rows_of(store, name, indices, *more)
-        read.append((len(indices), values.nbytes))
+        if store.path.is_relative_to(tmp_path):  # a thread of another test may still read ahead
+            read.append((len(indices), values.nbytes))
         return values
 
     monkeypatch.setattr(Store, "rows", watched)
