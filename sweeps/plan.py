@@ -238,11 +238,9 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
     _check_effects_on_files(question)
-    networks = {trial.method: _build(trial, metrics) for trial in trials}
-    for trial in _larger(trials, configurations):
-        networks[trial.method] = max(networks[trial.method], _build(trial, metrics), key=lambda size: size.trained)
     for trial in configurations:
         method_class(trial.method).check(trial)
+    networks = _networks(trials, configurations, metrics)
     source = fingerprint(question.trial.data.source)
     stages_of = {
         trial.method: tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
@@ -274,6 +272,16 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
             wanted[trial.controlnet.weights, trial.controlnet.revision] = "controlnet.weights"
     for (weights, revision), setting in wanted.items():
         find_base(weights, revision, download, setting)
+
+
+def _networks(
+    trials: Sequence[TrialSettings], configurations: Sequence[TrialSettings], metrics: tuple[str, ...]
+) -> dict[str, Networks]:
+    """How large each method is, at most."""
+    networks = {trial.method: _build(trial, metrics) for trial in trials}
+    for trial in _larger(trials, configurations):
+        networks[trial.method] = max(networks[trial.method], _build(trial, metrics), key=lambda size: size.trained)
+    return networks
 
 
 def _larger(trials: Sequence[TrialSettings], configurations: Sequence[TrialSettings]) -> list[TrialSettings]:

@@ -276,12 +276,15 @@ def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
     assert main(fewer) == 0
 
 
-def test_a_plan_counts_frozen_networks_and_says_when_all_is_warm_up(
+def test_a_plan_counts_the_largest_and_the_frozen_networks_and_says_when_all_is_warm_up(
     trial_of: Callable[[str], TrialSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [*BASE, "--max-steps", "20", "--dry-run", "--results", str(tmp_path / "results")]
     assert main(line) == 0
     assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
+    assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out  # of the point that adapts nothing and trains the whole UNet
+    assert "latent_diffusion: 2.18 M parameters train" in shown and "43.6 MB a checkpoint" in shown
     method = build_method(trial_of("controlnet_diffusion"), torch.device("cpu"))
     trained, parameters = method.parameters
     unet = sum(parameter.numel() for parameter in method.unet.parameters())
