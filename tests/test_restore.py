@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from PIL import Image
 from tests.conftest import finish
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared, validation_noise
+from trainables.data.store_folder import write_whole
 from trainables.finished import SETTINGS
 from trainables.registry import METHODS
 from trainables.restore import Restorer, main, picture_key, restoration_settings
@@ -271,28 +270,20 @@ def test_places_are_refused_before_torch_is_imported(trial: Path, tmp_path: Path
     assert "INPUT" in ran.stderr and ran.stdout == "False\n"
 
 
-def test_what_ctrl_c_leaves_is_gone_on_with(trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ctrl_c_leaves_is_gone_on_with(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"{number:02}.png" for number in range(12)]
-    source, out = tmp_path / "in", tmp_path / "out"
-    for number, name in enumerate(names):
-        save(source / name, 24, 24, number)  # of a size that takes longer than looking for the first one's file
+    source, out = _pictures(tmp_path / "in", *names), tmp_path / "out"
 
-    ended = threading.Event()
+    def write_and_press(path: Path, content: bytes) -> None:
+        write_whole(path, content)
+        if path.name == "02.png":
+            signal.raise_signal(signal.SIGINT)
 
-    def press() -> None:
-        while not ended.wait(0.002):
-            if list(out.glob("0*.png")):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    presser = threading.Thread(target=press)
-    presser.start()
-    try:
-        status = main([str(trial), str(source), str(out)])
-    finally:
-        ended.set()
-        presser.join()
-    assert status == 130
+    with monkeypatch.context() as while_pressing:
+        while_pressing.setattr("trainables.restore.write_whole", write_and_press)
+        assert main([str(trial), str(source), str(out)]) == 130
     shown = capsys.readouterr()
     done = shown.out.count("\n")
     assert 0 < done < 12
@@ -301,7 +292,7 @@ def test_what_ctrl_c_leaves_is_gone_on_with(trial: Path, tmp_path: Path, capsys:
     files = sorted(path.name for path in out.iterdir())
     assert files in (names[:done], names[: done + 1])  # interrupted between writing and saying so
     for path in out.iterdir():
-        assert pixels(path).shape == (96, 96, 3)
+        assert pixels(path).shape == (32, 32, 3)
 
     kept = len(files)
     assert main([str(trial), str(source), str(out), "--skip-existing"]) == 0
