@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sweeps.settings import INTERRUPTED, PRESETS_GPUS, Perceptual, SweepSettings, resolve
-from trainables.errors import InputError
+from sweeps.settings import PRESETS_GPUS, Perceptual, SweepSettings, resolve
+from trainables.errors import INTERRUPTED, InputError
 from trainables.settings import assignments
 
 EPILOG = """\

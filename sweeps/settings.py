@@ -21,8 +21,6 @@ from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, overrid
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
-INTERRUPTED = 130
-"""Exit status of a sweep that was interrupted, as a shell's for SIGINT."""
 PRESETS_GPUS = -1.0
 """Of `gpus_per_worker`: as many as the preset says."""
 
@@ -220,9 +218,12 @@ def _check_effects(settings: SweepSettings, trials: Sequence[TrialSettings]) -> 
 
 def _check_asked(trials: Sequence[TrialSettings]) -> None:
     """See `trainables.finished.check_asked`."""
+    found: dict[str, dict[str, Any]] = {}
     for trial in trials:
-        folder = _finished(trial.checkpoint, trial.method)
-        check_asked(finished_settings(folder, trial.method, "--checkpoint"), trial, f"--checkpoint {trial.checkpoint}")
+        name = f"--checkpoint {trial.checkpoint}"
+        if trial.method not in found:
+            found[trial.method] = finished_settings(_finished(trial.checkpoint, trial.method), trial.method, name)
+        check_asked(found[trial.method], flatten(trial), name)
 
 
 def _finished(checkpoint: str, method: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from trainables.errors import InputError
 from trainables.presets import preset
 from trainables.registry import METHODS
-from trainables.settings import TrialSettings, flatten
+from trainables.settings import flatten
 
 SETTINGS = "settings.json"
 """Beside a finished trial's weights: every setting by its dotted name."""
@@ -39,18 +39,15 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in known}
 
 
-def check_asked(found: Mapping[str, Any], settings: TrialSettings, name: str) -> None:
+def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) -> None:
     """A finished network is not asked at timesteps that it was not trained at.
 
     Args:
-        found: what it was trained with. settings: what it is to restore with. name: as above.
+        found, wanted: the settings it was trained with, and those it is to restore with. name: as above.
 
     Raises:
         InputError: naming the setting.
     """
-    if "diffusion" not in METHODS[settings.method].sections:
-        return
-    wanted = flatten(settings)
     for key in ("diffusion.max_timestep", "ccsr.t_max"):
         trained_for_it = key != "ccsr.t_max" or found.get("diffusion.objective") == "ccsr"
         if trained_for_it and wanted[key] > found.get(key, wanted[key]):

@@ -12,8 +12,8 @@ from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.errors import InputError, blamed_on
-from trainables.finished import finished_settings
-from trainables.settings import TrialSettings, override
+from trainables.finished import check_asked, finished_settings
+from trainables.settings import TrialSettings, flatten, override
 from trainables.weights import fingerprint, first_stage_path
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     found = finished_settings(folder, "latent_diffusion", name)
     own = {key: value for key, value in found.items() if not key.startswith(_NOT_ITS_OWN)}
     changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}
-    first, ccsr = override(settings, own | changed), settings.ccsr
-    if settings.method == "ccsr" and first.diffusion.objective == "ccsr" and ccsr.t_max > first.ccsr.t_max:
-        raise InputError(f"ccsr.t_max={ccsr.t_max}: expected at most {first.ccsr.t_max}, which {name} was trained for")
+    first = override(settings, own | changed)
+    if settings.method == "ccsr":
+        check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)
     return first
 
 

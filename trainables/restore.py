@@ -27,16 +27,15 @@ from trainables.data.sources.images import FileImages, names_column
 from trainables.data.sources.listing import COUNTED, SUFFIXES
 from trainables.data.sources.locations import Location
 from trainables.data.store_folder import write_whole
-from trainables.errors import InputError
+from trainables.errors import INTERRUPTED, InputError
 from trainables.finished import check_asked, finished_settings
 from trainables.presets import preset
 from trainables.registry import METHODS, method_class
-from trainables.settings import TrialSettings, assignments, override, reason_unread
+from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 
 if TYPE_CHECKING:
     import torch
 
-INTERRUPTED = 130
 OVERLAP = 32
 RESTORATION_SETTINGS = (
     # Where frozen parts lie, if not where they lay in training.
@@ -82,7 +81,7 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
                 f"{', '.join(accepted)}"
             )
     settings = override(trained, dict(changes))
-    check_asked(found, settings, name)
+    check_asked(found, flatten(settings), name)
     return settings
 
 

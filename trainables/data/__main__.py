@@ -10,11 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainables.errors import InputError
+from trainables.errors import INTERRUPTED, InputError
 from trainables.presets import PRESETS
 from trainables.registry import METHODS
 
-INTERRUPTED = 130
 EPILOG = """\
 examples:
   python -m trainables.data prepare --preset sinsr-stage1 --data ~/photos --store /data/store --dry-run
