@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; worker processes inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what they put into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C as in a terminal
 
 from collections.abc import Callable
 from pathlib import Path

@@ -173,7 +173,8 @@ class Trainer:
         """Refuses weights that the last step has broken: no loss has seen them yet, and an autoencoder that quantises
         decodes NaN to an image like any other."""
         for name, network in self.method.networks.items():
-            if not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
+            trained: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            if trained and not torch.stack(torch._foreach_norm(trained, math.inf)).isfinite().all():
                 raise TrialDiverged(f"the weights of {name!r} are not finite after step {self.step}")
 
     @torch.no_grad()
