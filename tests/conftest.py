@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loop_helpers import SHORT, VARIANTS, VariantOf
 from trainables.data.prepare import Prepared, prepare
 from trainables.presets import preset
 from trainables.registry import METHODS, method_class
@@ -122,6 +123,17 @@ def trial_of(tiny: TrialSettings, request: pytest.FixtureRequest) -> Callable[[s
         return made[method]
 
     return trial
+
+
+@pytest.fixture(scope="session")
+def variant_of(trial_of: Callable[[str], TrialSettings]) -> VariantOf:
+    """`variant_of(variant, changes, ...)`: a trial of four steps."""
+
+    def settings(variant: str, *changes: dict[str, Any]) -> TrialSettings:
+        merged = {name: value for some in (SHORT, VARIANTS[variant], *changes) for name, value in some.items()}
+        return override(trial_of(merged.pop("method")), merged)
+
+    return settings
 
 
 @pytest.fixture(scope="session")

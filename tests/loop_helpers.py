@@ -15,11 +15,35 @@ from torch import Tensor
 from trainables.checkpoint import STATE
 from trainables.data.prepare import Prepared
 from trainables.loop import World, train
+from trainables.registry import METHODS
 from trainables.reporting import Report
 from trainables.settings import TrialSettings
 
 METRICS = ("val/psnr",)
 CPU = torch.device("cpu")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in METHODS},
+    "pix2pix": {"method": "pix2pix", "pix2pix.downs": 6},  # with fewer no level has dropout
+    "whole UNet": {"method": "latent_diffusion", "lora.rank": 0},
+    "CCSR's objective": {
+        "method": "latent_diffusion",
+        "diffusion.objective": "ccsr",
+        "diffusion.inference_steps": 3,
+        "lora.dropout": 0.2,
+    },
+}
+"""What there is to train, by name: the settings that make a small trial of the method it."""
+SHORT: dict[str, Any] = {
+    "perceptual.every": 2,
+    "training.batch_size": 2,
+    "training.log_every": 1,
+    "training.max_steps": 4,
+    "training.reports": 1,
+    "training.warmup_steps": 0,
+}
+
+VariantOf = Callable[..., TrialSettings]
 
 
 @dataclass

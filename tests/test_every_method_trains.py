@@ -14,52 +14,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
+from tests.loop_helpers import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
 from trainables.build import build_method
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.loop import Trainer, World
-from trainables.registry import METHODS
 from trainables.settings import TrialSettings, override, reason_unread
 
 PreparedFor = Callable[[TrialSettings], Prepared]
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"method": name} for name in METHODS},
-    "pix2pix": {"method": "pix2pix", "pix2pix.downs": 6},  # with fewer no level has dropout
-    "whole UNet": {"method": "latent_diffusion", "lora.rank": 0},
-    "CCSR's objective": {
-        "method": "latent_diffusion",
-        "diffusion.objective": "ccsr",
-        "diffusion.inference_steps": 3,
-        "lora.dropout": 0.2,
-    },
-}
-"""What there is to train, by name: the settings that make a small trial of the method it."""
-SHORT: dict[str, Any] = {
-    "perceptual.every": 2,
-    "training.batch_size": 2,
-    "training.log_every": 1,
-    "training.max_steps": 4,
-    "training.reports": 1,
-    "training.warmup_steps": 0,
-}
 NO_DROPOUT: dict[str, Any] = {"pix2pix.dropout": False, "lora.dropout": 0.0}
 CHECKPOINTED = {"training.gradient_checkpointing": True}
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
-
-VariantOf = Callable[..., TrialSettings]
-
-
-@pytest.fixture(scope="module")
-def variant_of(trial_of: Callable[[str], TrialSettings]) -> VariantOf:
-    """`variant_of(variant, changes, ...)`: a trial of four steps."""
-
-    def settings(variant: str, *changes: dict[str, Any]) -> TrialSettings:
-        merged = {name: value for some in (SHORT, VARIANTS[variant], *changes) for name, value in some.items()}
-        return override(trial_of(merged.pop("method")), merged)
-
-    return settings
 
 
 @EVERY_VARIANT
