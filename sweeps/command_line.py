@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sweeps.settings import PRESETS_GPUS, Perceptual, SweepSettings, resolve
+from sweeps.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
 from trainables.errors import INTERRUPTED, InputError
+from trainables.flags import Flags, number, whole
 from trainables.settings import assignments
 
 EPILOG = """\
@@ -25,7 +26,7 @@ exit status: 0 done, 1 no trial finished, 2 something in the input, 130 interrup
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Defaults are those of `SweepSettings`."""
-    flags = argparse.ArgumentParser(
+    flags = Flags(
         prog="run_sweep.py",
         description="Answers a question about training an image-restoration model, by training it many times.",
         epilog=EPILOG,
@@ -45,16 +46,20 @@ def parser() -> argparse.ArgumentParser:
     start = "a finished trial to start from, as best/, or a public checkpoint's file"
     what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
-    what.add_argument("--seed", type=int, default=0, help="of trials and search (0)")
+    what.add_argument("--seed", type=whole(0), default=0, help="of trials and search (0)")
     budget = flags.add_argument_group("how long to search")
-    budget.add_argument("--trials", type=int, default=0, metavar="N", help="trials in all (the preset's)")
+    budget.add_argument("--trials", type=whole(1), default=0, metavar="N", help="trials in all (the preset's)")
     budget.add_argument(
-        "--max-steps", type=int, default=0, metavar="N", help="training steps of a trial (the preset's)"
+        "--max-steps", type=whole(1), default=0, metavar="N", help="training steps of a trial (the preset's)"
     )
     budget.add_argument("--objective", default="", metavar="METRIC", help="metric to search by (the space's)")
     budget.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
     budget.add_argument(
-        "--reduction-factor", type=float, default=3.0, metavar="R", help="ASHA keeps the best 1/R at a rung (3)"
+        "--reduction-factor",
+        type=number(LEAST_REDUCTION),
+        default=3.0,
+        metavar="R",
+        help="ASHA keeps the best 1/R at a rung (3)",
     )
     where = flags.add_argument_group("where to run")
     where.add_argument("--results", default="results", metavar="DIR", help="where runs are kept (results)")
@@ -62,29 +67,33 @@ def parser() -> argparse.ArgumentParser:
         "--store", default="", metavar="DIR", help="where prepared data is kept, a folder or URI (RESULTS/store)"
     )
     where.add_argument(
-        "--workers-per-trial", type=int, default=0, metavar="N", help="processes of a trial (the preset's)"
+        "--workers-per-trial", type=whole(1), default=0, metavar="N", help="processes of a trial (the preset's)"
     )
-    where.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="N", help="CPUs of a process (1)")
     where.add_argument(
-        "--gpus-per-worker", type=float, default=PRESETS_GPUS, metavar="N", help="GPUs of a process (the preset's)"
+        "--cpus-per-worker", type=number(LEAST_SHARE), default=1.0, metavar="N", help="CPUs of a process (1)"
     )
-    where.add_argument("--max-concurrent", type=int, default=0, metavar="N", help="trials at once (as many as fit)")
+    where.add_argument(
+        "--gpus-per-worker", type=number(0), default=PRESETS_GPUS, metavar="N", help="GPUs of a process (the preset's)"
+    )
+    where.add_argument(
+        "--max-concurrent", type=whole(1), default=0, metavar="N", help="trials at once (as many as fit)"
+    )
     where.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
     run = flags.add_argument_group("runs")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop; takes no resources")
-    run.add_argument("--resume", default="", metavar="RUN", help="continue an interrupted run, given its folder")
+    run.add_argument("--resume", metavar="RUN", help="continue an interrupted run, given its folder")
     return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    flags = parser().parse_args(given)
     try:
+        flags = parser().parse_args(given)
         if flags.list:
             print(_listing())
             return 0
-        if flags.resume:
+        if flags.resume is not None:
             return _resume(flags, given)
         if not flags.space:
             raise InputError("--space is missing; --list shows the spaces")
@@ -122,6 +131,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
+    if not flags.resume:
+        raise InputError("--resume is empty; expected the folder of a run")
     from sweeps.run_folder import open_run
 
     folder, settings, record = open_run(Path(flags.resume).expanduser())

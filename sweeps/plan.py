@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from trainables.data.roots import check_room, is_uri, local_root, store_root
 from trainables.errors import InputError
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.registry import METHODS
+from trainables.settings import flatten, override
 
 if TYPE_CHECKING:
     from trainables.data.stages import Stage
@@ -240,12 +240,15 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     _check_effects_on_files(question)
     for trial in configurations:
         method_class(trial.method).check(trial)
-    networks = _networks(trials, configurations, metrics)
+    networks = _networks((*trials, *configurations), metrics)
     source = fingerprint(question.trial.data.source)
-    stages_of = {
-        trial.method: tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
-        for trial in trials
-    }
+
+    def stages(trial: TrialSettings) -> tuple[Stage, ...]:
+        return tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
+
+    stages_of = {trial.method: stages(trial) for trial in trials}
+    for trial in configurations:
+        _check_stores(question, trial, trials, stages)
     return Plan(
         question,
         metrics,
@@ -257,6 +260,31 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         networks,
         concurrent,
     )
+
+
+def _check_stores(
+    question: Question,
+    configuration: TrialSettings,
+    trials: Sequence[TrialSettings],
+    stages: Callable[[TrialSettings], Sequence[Stage]],
+) -> None:
+    """Refuses a configuration that reads other prepared data than `trials` of its method do: a sweep prepares it once.
+
+    Args:
+        stages: the stages that a trial reads.
+    """
+    (same,) = (trial for trial in trials if trial.method == configuration.method)
+    expected = {stage.folder.name for stage in stages(same)}
+    if all(stage.folder.name in expected for stage in stages(configuration)):
+        return
+    values = flatten(configuration)
+    for name in question.space.parameters.keys() - {"method"}:
+        changed = [one.name for one in stages(override(same, {name: values[name]})) if one.folder.name not in expected]
+        if changed:
+            raise InputError(
+                f"--space {question.space.name}: searches {name}, which decides what the prepared {changed[-1]} hold, "
+                "and these are made once a sweep; expected a sweep for each of its values"
+            )
 
 
 def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
@@ -274,25 +302,20 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
         find_base(weights, revision, download, setting)
 
 
-def _networks(
-    trials: Sequence[TrialSettings], configurations: Sequence[TrialSettings], metrics: tuple[str, ...]
-) -> dict[str, Networks]:
-    """How large each method is, at most."""
-    networks = {trial.method: _build(trial, metrics) for trial in trials}
-    for trial in _larger(trials, configurations):
-        networks[trial.method] = max(networks[trial.method], _build(trial, metrics), key=lambda size: size.trained)
+def _networks(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
+    """How large each method is, at most. Of configurations that differ in no network one is built."""
+    from trainables.registry import method_class
+
+    networks: dict[str, Networks] = {}
+    built = set()
+    for trial in configurations:
+        weights = [value for name, value in flatten(trial).items() if name.endswith("weights")]
+        one = repr((trial.method, method_class(trial.method).architecture(trial), weights, trial.pairs))
+        if one not in built:
+            built.add(one)
+            sizes = [_build(trial, metrics), *([networks[trial.method]] if trial.method in networks else [])]
+            networks[trial.method] = max(sizes, key=lambda size: size.trained)
     return networks
-
-
-def _larger(trials: Sequence[TrialSettings], configurations: Sequence[TrialSettings]) -> list[TrialSettings]:
-    """Of each method that adapts a base, the configuration that trains most of it, where that is another one."""
-    found = []
-    for trial in trials:
-        if "lora" in METHODS[trial.method].sections:
-            own = [one for one in configurations if one.method == trial.method]
-            largest = max(own, key=lambda one: (one.lora.rank or math.inf, len(one.lora.targets)), default=trial)
-            found += [largest] if largest.lora != trial.lora else []
-    return found
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:

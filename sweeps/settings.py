@@ -23,6 +23,8 @@ Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 PRESETS_GPUS = -1.0
 """Of `gpus_per_worker`: as many as the preset says."""
+LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray counts no finer
+LEAST_REDUCTION = 1.1
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class SweepSettings:
             value = getattr(self, name)
             if value < least and value != type(self).__dataclass_fields__[name].default:
                 raise InputError(f"--{_flag(name)} {value}: expected {least} or more")
-        for name, bound in (("cpus_per_worker", 0), ("reduction_factor", 1)):
-            if not bound < getattr(self, name) < math.inf:
-                raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number above {bound}")
-        if self.gpus_per_worker != PRESETS_GPUS and not 0 <= self.gpus_per_worker < math.inf:
-            raise InputError(f"--gpus-per-worker {self.gpus_per_worker:g}: expected 0 or more")
+        for name, bound in (("cpus_per_worker", LEAST_SHARE), ("reduction_factor", LEAST_REDUCTION)):
+            if not bound <= getattr(self, name) < math.inf:
+                raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number, {bound:g} or more")
+        gpus = self.gpus_per_worker
+        if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
+            raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")
         for name in ("data", "store"):
             refuse_secrets(f"--{name}", getattr(self, name))
         for name in ("results", "checkpoint"):
@@ -93,7 +96,7 @@ class Question:
             InputError: values that the settings refuse, or that do not go together.
         """
         changes = self.changes[str(values.get("method", next(iter(self.changes))))]
-        trial = override(preset(self.settings.preset).trial, {**changes, **values})
+        trial = override(preset(self.settings.preset).trial, {**changes, **values, **_absolute_paths(values)})
         return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
     def outer_configurations(self) -> list[TrialSettings]:
@@ -128,6 +131,7 @@ def resolve(settings: SweepSettings) -> Question:
         workers_per_trial=settings.workers_per_trial or chosen.workers,
         gpus_per_worker=chosen.gpus if settings.gpus_per_worker == PRESETS_GPUS else settings.gpus_per_worker,
     )
+    _check_shared(space)
     flags = _flags(settings, space)
     methods = (str(flags["method"]),) if "method" in flags else space.methods
     for method in methods:
@@ -146,10 +150,19 @@ def resolve(settings: SweepSettings) -> Question:
         searched = str(error).startswith(tuple(space.parameters))
         blamed = "--set " if set_by_flag else f"--space {space.name}: " if searched else ""
         raise InputError(f"{blamed}{error}") from None
-    _check_effects(settings, trials)
-    _check_shares(settings.workers_per_trial, question.trial)
+    _check_effects(settings, space, trials)
+    for trial in trials:
+        _check_shares(settings.workers_per_trial, trial)
     _metric_of(settings)
     return question
+
+
+_SAID_BY_FLAGS = {
+    "data.source": "data",
+    "training.max_steps": "max_steps",
+    "checkpoint": "checkpoint",
+    "training.seed": "seed",
+}
 
 
 def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
@@ -158,13 +171,22 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
     for name, value in settings.set:
         if name in space.parameters:
             raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
+        if name in flags:
+            raise InputError(f"--set {name}={value}: given twice, with {flags[name]} before; expected one of them")
+        flag = _SAID_BY_FLAGS.get(name, "")
+        if flag == "seed":
+            raise InputError(f"--set {name}={value}: expected --seed {value}, which the search follows as well")
+        if flag and getattr(settings, flag):
+            given = f"--{_flag(flag)} {getattr(settings, flag)}"
+            raise InputError(f"--set {name}={value}: {given} says it as well; expected one of them")
+        if name == "training.max_steps" and not space.trains:
+            raise InputError(f"--set {name}={value}: the space {space.name} trains nothing")
         flags[name] = value
     if settings.data:
         flags["data.source"] = settings.data
-    if not space.trains and (settings.max_steps or "training.max_steps" in flags):
-        steps = settings.max_steps or flags["training.max_steps"]
-        raise InputError(f"--max-steps {steps}: the space {space.name} trains nothing")
     if settings.max_steps:
+        if not space.trains:
+            raise InputError(f"--max-steps {settings.max_steps}: the space {space.name} trains nothing")
         flags["training.max_steps"] = settings.max_steps
     return flags
 
@@ -181,9 +203,9 @@ def _changes(
                 f"--space {space.name} trains nothing: it needs --checkpoint FOLDER, a finished trial of {method}, "
                 "such as the best/ of a run"
             )
-        changes |= _settings_of(checkpoint, method)
-        changes["training.max_steps"] = 0
-    changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **flags}
+        changes |= _settings_of(checkpoint, method) | {"training.max_steps": 0, "perceptual.weight": 0.0}
+    read = {name: value for name, value in flags.items() if _is_read(name, (method,))}
+    changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **read}
     changes |= _absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
         if not changes.get(name):
@@ -191,29 +213,48 @@ def _changes(
     return changes
 
 
+def _is_read(name: str, methods: Sequence[str]) -> bool:
+    """Whether one of these methods reads the section of a setting; what is in none is for all, or is misspelt."""
+    section, dot, _ = name.partition(".")
+    read = (section in METHODS[method].sections for method in methods)
+    return not dot or section not in TrialSettings.__dataclass_fields__ or any(read)
+
+
 def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSettings) -> None:
     """A setting that no trial reads would be varied without any effect."""
-    read = frozenset().union(*(METHODS[method].sections for method in methods))
     trained = " or ".join(methods)
-    for name in (name for name, _ in settings.set):
-        section, dot, _ = name.partition(".")
-        if dot and section not in read and section in TrialSettings.__dataclass_fields__:
-            accepted = f"expected one of {', '.join(sorted(read))}"
+    for name, _ in settings.set:
+        if not _is_read(name, methods):
+            read = sorted(frozenset().union(*(METHODS[method].sections for method in methods)))
+            section = name.partition(".")[0]
+            accepted = f"expected one of {', '.join(read)}"
             raise InputError(f"--set {name}: no part of {section} is read by {trained}; {accepted}")
     for name in space.parameters:
-        section, dot, _ = name.partition(".")
-        if dot and section not in read:
+        if not _is_read(name, methods):
             raise InputError(f"--set method={trained}: the space {space.name} searches {name}, which it does not read")
 
 
-def _check_effects(settings: SweepSettings, trials: Sequence[TrialSettings]) -> None:
-    """A flag that none of the configurations reads."""
-    for name, value in settings.set:
-        section, dot, _ = name.partition(".")
-        reading = [trial for trial in trials if not dot or section in METHODS[trial.method].sections]
-        reasons = {reason_unread(name, trial) for trial in reading}
+def _check_effects(settings: SweepSettings, space: SearchSpace, trials: Sequence[TrialSettings]) -> None:
+    """What is set or searched, and none of the configurations reads."""
+    named = {name: f"--set {name}={value}:" for name, value in settings.set}
+    named |= {name: f"--space {space.name}: searches {name}, which" for name in space.parameters}
+    for name, text in named.items():
+        reasons = {reason_unread(name, trial) for trial in trials if _is_read(name, (trial.method,))}
         if reasons and "" not in reasons:
-            raise InputError(f"--set {name}={value}: has no effect with {' or '.join(sorted(reasons))}")
+            raise InputError(f"{text} has no effect with {' or '.join(sorted(reasons))}")
+
+
+_SHARED = ("data.", "training.max_steps", "training.reports", "training.stability_draws")
+
+
+def _check_shared(space: SearchSpace) -> None:
+    """Trials of a sweep are compared at the same steps, over the same photographs."""
+    for name in space.parameters:
+        if name.startswith(_SHARED):
+            raise InputError(
+                f"--space {space.name}: searches {name}, which all trials of a sweep share; expected a sweep for each "
+                "of its values, or the history of one long run"
+            )
 
 
 def _check_asked(trials: Sequence[TrialSettings]) -> None:
@@ -255,9 +296,9 @@ _PATHS_OR_HUB_IDS = ("base.weights", "controlnet.weights")
 
 def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
-    paths = {name: str(values[name]) for name, builtin in _PATHS.items() if values[name] not in (*builtin, "")}
+    paths = {name: str(values[name]) for name, builtin in _PATHS.items() if values.get(name, "") not in (*builtin, "")}
     for name in _PATHS_OR_HUB_IDS:
-        if Path(str(values[name])).expanduser().is_dir() and values[name]:
+        if values.get(name) and Path(str(values[name])).expanduser().is_dir():
             paths[name] = str(values[name])
     return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if not is_uri(path)}
 

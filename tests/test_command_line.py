@@ -76,11 +76,24 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--objective", "nosuch"], ["--objective nosuch", "psnr", "st_lpips"]),
         ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
         ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
-        ([*BASE, "--seed", "-1"], ["--seed -1", "from 0"]),
+        ([*BASE, "--seed", "-1"], ["--seed -1", "0 or more"]),
         ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: holds credentials", "AWS_ACCESS_KEY_ID"]),
-        ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "above 0"]),
+        ([*BASE, "--trials", "0"], ["--trials 0", "1 or more"]),
+        ([*BASE, "--trials", "nan"], ["--trials nan", "a whole number"]),
+        ([*BASE, "--max-steps", "0"], ["--max-steps 0", "1 or more"]),
+        ([*BASE, "--cpus-per-worker", "1e-5"], ["--cpus-per-worker 1e-5", "0.0001 or more"]),
+        ([*BASE, "--gpus-per-worker", "1e-5"], ["--gpus-per-worker 1e-05", "0.0001 or more"]),
+        ([*BASE, "--perceptual", "both"], ["--perceptual", "'both'", "lpips", "--help"]),
+        (["--spac", SPACE], ["--spac", "--help"]),
+        ([*BASE, "--set"], ["--set", "expected one argument"]),
+        ([*BASE, "--data", "here", "--set", "data.source=there"], ["--set data.source=there", "--data here"]),
+        ([*BASE, "--max-steps", "9", "--set", "training.max_steps=8"], ["training.max_steps=8", "--max-steps 9"]),
+        ([*BASE, *setting("training.beta1=0.8", "training.beta1=0.9")], ["beta1=0.9", "given twice, with 0.8"]),
+        ([*BASE, "--set", "training.seed=3"], ["--set training.seed=3", "--seed 3"]),
+        ([*UNTRAINED, "--set", "training.max_steps=3"], ["--set training.max_steps=3", "trains nothing"]),
+        ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "0.0001 or more"]),
         ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
-        ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "above 1"]),
+        ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "1.1 or more"]),
         ([*BASE, "--data", "nosuch"], ["nosuch", "no such folder"]),
         ([*BASE, "--set", "pairs.validation_pairs=100000"], ["validation_pairs=100000", "at most"]),
         ([*BASE, "--set", "pairs.validation_size=68"], ["pairs.validation_size=68", "a multiple of 32"]),
@@ -177,12 +190,14 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
 def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
     first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With all of its settings but for those of its training, unless flags and the question say otherwise."""
+    """With all of its settings but for those of its training and its loss, unless flags and the question say
+    otherwise."""
     flags = SweepSettings("fidelity_weight", checkpoint=str(first_stage), set=(("pairs.validation_pairs", "2"),))
     found = json.loads((first_stage / "settings.json").read_text())
     trial = flatten(resolve(flags).trial)
     differing = {name for name in found if trial[name] != (tuple(v) if isinstance(v := found[name], list) else v)}
-    assert {name for name in differing if not name.startswith("training.")} == {"checkpoint", "pairs.validation_pairs"}
+    expected = {"checkpoint", "pairs.validation_pairs", "perceptual.weight"}
+    assert {name for name in differing if not name.startswith("training.")} == expected
     assert (trial["training.max_steps"], trial["checkpoint"]) == (0, str(first_stage))
 
     line = ["--space", "fidelity_weight", "--perceptual", "none", "--checkpoint", str(first_stage), "--dry-run"]
@@ -308,3 +323,10 @@ def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for fact in ("5: 5 given points", "40 a trial, a validation every 10", "at steps 10, 30", "rows", "GB in all"):
         assert fact in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_run_is_no_new_one(tmp_path: Path) -> None:
+    """As of a shell's variable that is not set."""
+    before = sorted(tmp_path.iterdir())
+    assert main(["--space", SPACE, "--resume", ""]) == 2
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,93 @@
+"""A question of one's own is refused before anything starts where a sweep could not answer it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import search_spaces
+from search_spaces import Choice, Float, Int, Point, SearchSpace
+from search_spaces.space import Distribution
+from sweeps.plan import Plan, make_plan
+from sweeps.settings import SweepSettings, resolve
+from trainables.errors import InputError
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`planned(method, {name: distribution}, **fixed)`: the plan of a space that tries the distributions' ends."""
+
+    def plan(method: str, parameters: dict[str, Distribution], *flags: tuple[str, str], **settings: Any) -> Plan:
+        first, second = ({name: one.ends[k] for name, one in parameters.items()} for k in (0, 1))
+        points = (Point("first", first), Point("second", second))
+        space = SearchSpace("own", "Is it?", method, parameters, points, "val/psnr", proposals=2)
+        monkeypatch.setattr(search_spaces, "load", lambda name: space)
+        told = SweepSettings("own", results=str(tmp_path), perceptual="none", set=flags, **settings)
+        return make_plan(resolve(told), download=False)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "among", "stage"),
+    [
+        ("sinsr", "sinsr.draws", Choice((4, 2)), "targets"),
+        ("latent_diffusion", "pairs.train_pairs", Int(16, 32), "latents"),
+        ("latent_diffusion", "pairs.image_size", Choice((64, 128)), "latents"),
+        ("pix2pix", "pairs.degradation.noise_range", Choice(("1,30", "1,10")), "pairs"),
+        ("ccsr", "ccsr.t_max", Float(0.5, 0.7), "restored"),
+    ],
+)
+def test_what_prepared_data_holds_is_not_searched(
+    planned: Any, method: str, parameter: str, among: Distribution, stage: str
+) -> None:
+    with pytest.raises(InputError, match=f"^--space own: searches {parameter}, which decides .* {stage} hold"):
+        planned(method, {"training.learning_rate": Float(1e-5, 1e-4), parameter: among})
+
+
+@pytest.mark.parametrize("parameter", ["training.max_steps", "training.reports", "data.seed"])
+def test_what_trials_are_compared_by_is_not_searched(planned: Any, parameter: str) -> None:
+    with pytest.raises(InputError, match=f"^--space own: searches {parameter}, which all trials of a sweep share"):
+        planned("pix2pix", {parameter: Choice((2, 4))})
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "among", "message"),
+    [
+        ("latent_diffusion", "lora.targets", Choice(("to_q,to_k", "bogus")), "lora.targets.*'bogus'"),
+        ("latent_diffusion", "training.batch_size", Choice((4, 3)), "--workers-per-trial 2: training.batch_size=3"),
+        ("controlnet_diffusion", "controlnet.weights", Choice(("", "no/folder")), "controlnet.weights=.*no/folder"),
+        ("resshift", "network.window_size", Choice((4, 3)), "window_size is 3"),
+        ("latent_diffusion", "ccsr.t_max", Float(0.5, 0.7), "ccsr.t_max, which has no effect with"),
+    ],
+)
+def test_every_point_is_tried_at_the_door(
+    planned: Any, method: str, parameter: str, among: Distribution, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        planned(method, {parameter: among}, workers_per_trial=2)
+
+
+def test_paths_among_the_points_are_absolute(planned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    question = planned("sinsr", {"sinsr.inversion": Float(0.1, 1)}).question
+    weights = question.trial_with({"sinsr.inversion": 0.1, "checkpoint": "some.safetensors"}).checkpoint
+    assert weights == str(tmp_path / "some.safetensors")
+
+
+def test_the_plan_counts_the_largest_of_the_networks(planned: Any) -> None:
+    ranks = (2, 64)
+    alone = [planned("latent_diffusion", {"lora.rank": Choice((rank, rank))}) for rank in ranks]
+    both = planned("latent_diffusion", {"lora.rank": Choice(ranks)})
+    trained = [plan.networks["latent_diffusion"].trained for plan in (*alone, both)]
+    assert trained[0] < trained[1] == trained[2]
+
+
+def test_a_setting_that_one_of_the_methods_reads_is_no_business_of_the_others(planned: Any) -> None:
+    among = {"method": Choice(("latent_diffusion", "pixel_diffusion"))}
+    plan = planned(
+        "latent_diffusion", among, ("pixel.channels", "16,32")
+    )  # of which 32, the default groups, divides no 16
+    assert plan.question.trial_with({"method": "pixel_diffusion"}).pixel.channels == (16, 32)
