@@ -48,6 +48,12 @@ class Networks:
     parameters: int
     resident_bytes: int
 
+    def text(self, training: bool) -> str:
+        if not training:
+            return f"{parameters_text(self.parameters)} parameters"
+        frozen = f" of {parameters_text(self.parameters)}" if self.parameters > self.trained else ""
+        return f"{parameters_text(self.trained)} parameters train{frozen}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -185,9 +191,7 @@ class Plan:
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
-                f"{method}: {parameters_text(size.trained)} parameters train"
-                + (f" of {parameters_text(size.parameters)}" if size.parameters > size.trained else "")
-                for method, size in self.networks.items()
+                f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, of which "
