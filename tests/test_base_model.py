@@ -113,6 +113,7 @@ def test_finding_and_describing_load_no_torch(base: Path) -> None:
         ("unet/config.json", {"out_channels": 3}, "predicts 3 channels, the latents of vae/ have 4"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels, not 4 or 8"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
+        ("unet/config.json", {"num_class_embeds": 0}, "conditioned on more than a prompt"),
         ("vae/config.json", {"_class_name": "VQModel"}, "VQModel, not AutoencoderKL"),
         ("vae/config.json", {"shift_factor": 0.1}, "shifts its latents"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow'"),
@@ -148,6 +149,64 @@ def test_a_single_part_is_no_base(base: Path, tmp_path: Path) -> None:
 def test_a_damaged_configuration(base: Path) -> None:
     (base / "vae/config.json").write_text("{")
     assert "vae/config.json cannot be read" in refused(lambda: read_shape(base))
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        (SCHEDULER, "num_train_timesteps", None, "null; expected a whole number from 2 on"),
+        (SCHEDULER, "num_train_timesteps", "1000", '"1000"; expected a whole number from 2 on'),
+        (SCHEDULER, "num_train_timesteps", True, "true; expected a whole number"),
+        (SCHEDULER, "num_train_timesteps", 1000.5, "1000.5; expected a whole number"),
+        (SCHEDULER, "beta_start", "abc", '"abc"; expected a number above 0 and below 1'),
+        (SCHEDULER, "beta_start", float("nan"), "NaN; expected a number above 0 and below 1"),
+        (SCHEDULER, "beta_end", float("inf"), "Infinity; expected a number above 0 and below 1"),
+        (SCHEDULER, "beta_end", 0, "0; expected a number above 0 and below 1"),
+        (SCHEDULER, "steps_offset", None, "null; expected a whole number from 0 on"),
+        (SCHEDULER, "steps_offset", -1, "-1; expected a whole number from 0 on"),
+        (SCHEDULER, "rescale_betas_zero_snr", "no", '"no"; expected true or false'),
+        ("vae/config.json", "in_channels", 4, "4; expected 3, the channels of images"),
+        ("vae/config.json", "latent_channels", "4", '"4"; expected a whole number from 1 on'),
+        ("vae/config.json", "block_out_channels", None, "null; expected a list of whole numbers"),
+        ("vae/config.json", "block_out_channels", [8, "8"], '[8, "8"]; expected a list of whole numbers'),
+        ("vae/config.json", "scaling_factor", None, "null; expected a number above 0"),
+        ("vae/config.json", "scaling_factor", "x", '"x"; expected a number above 0'),
+        ("vae/config.json", "scaling_factor", float("inf"), "Infinity; expected a number above 0"),
+        ("unet/config.json", "in_channels", None, "null; expected a whole number from 1 on"),
+        ("unet/config.json", "out_channels", 0, "0; expected a whole number from 1 on"),
+        ("unet/config.json", "cross_attention_dim", [32, 32], "[32, 32]; expected a whole number from 1 on"),
+    ],
+)
+def test_values_of_another_type_or_range(base: Path, file: str, key: str, value: Any, said: str) -> None:
+    change(base / file, **{key: value})
+    message = f"base.weights={base}: {file}: {key} is {said}"
+    assert refused(lambda: read_shape(base)).startswith(message)
+    load = {"vae": load_vae, "unet": load_unet, "scheduler": load_scheduler_config}[file.partition("/")[0]]
+    assert refused(lambda: load(base)).startswith(message)
+
+
+@pytest.mark.parametrize("file", ["vae/config.json", "unet/config.json", SCHEDULER])
+@pytest.mark.parametrize("text", ["[1]", "{", "7", "[" * 100_000])
+def test_files_that_are_no_configuration(base: Path, file: str, text: str) -> None:
+    (base / file).write_text(text)
+    assert refused(lambda: read_shape(base)).startswith(f"base.weights={base}: {file} ")
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": 5}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "gone"}}])
+def test_an_index_of_weights_that_names_none(base: Path, index: Any) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors.index.json"
+    (base / name).write_text(json.dumps(index))
+    assert name in refused(lambda: read_shape(base))
+
+
+def test_a_malformed_base_is_refused_by_a_plan(base: Path, tmp_path: Path) -> None:
+    change(base / "vae/config.json", scaling_factor="x")
+    changes = (("base.weights", str(base)),)
+    settings = SweepSettings("conditioning", perceptual="none", set=changes, results=str(tmp_path / "results"))
+    assert "vae/config.json: scaling_factor is" in refused(lambda: make_plan(resolve(settings), download=False))
 
 
 # Loading
@@ -211,6 +270,24 @@ def test_weights_are_read_strictly(base: Path) -> None:
     assert f"base.weights={base}: unet/ cannot be loaded" in refused(lambda: load_unet(base))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_must_be_finite(base: Path, tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    ControlNetModel.from_unet(load_unet(base)).save_pretrained(tmp_path / "controlnet")
+    for setting, folder, part, load in (
+        ("base.weights", base, "unet", load_unet),
+        ("base.weights", base, "vae", load_vae),
+        ("controlnet.weights", tmp_path / "controlnet", ".", load_controlnet),
+    ):
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        weights = {name: values.to(dtype) for name, values in load_file(file).items()}
+        broken = next(name for name in weights if name.endswith("conv1.weight"))
+        weights[broken].view(-1)[7] = value
+        save_file(weights, file, {"format": "pt"})
+        expected = f"{setting}={folder}: {part}/ has infinite or NaN weights: {broken}; expected finite ones"
+        assert refused(lambda load=load, folder=folder: load(folder)) == expected  # type: ignore[misc]
+
+
 def test_pickles_are_not_read(base: Path) -> None:
     file = base / "unet/diffusion_pytorch_model.safetensors"
     torch.save(load_file(file), base / "unet/diffusion_pytorch_model.bin")
@@ -264,6 +341,8 @@ def test_empty_prompt_must_fit_the_unet(base: Path) -> None:
     assert f"(1, 2, {DIM + 1}), not (1, tokens, {DIM})" in refused(lambda: load_empty_prompt(base))
     (base / "empty_prompt.safetensors").write_bytes(b"")
     assert "the empty prompt cannot be had" in refused(lambda: load_empty_prompt(base))
+    save_file({"prompt": torch.full((1, 2, DIM), float("nan"))}, base / "empty_prompt.safetensors")
+    assert "the empty prompt has infinite or NaN values" in refused(lambda: load_empty_prompt(base))
 
 
 def test_a_text_encoder_without_all_its_weights(text_base: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionM
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.base_helpers import DIM, tiny_unet, tiny_vae
+from tests.base_helpers import DIM, save_base, tiny_unet, tiny_vae
+from trainables.build import build_method
+from trainables.errors import InputError
 from trainables.method import trainable_parameters
 from trainables.networks.stable_diffusion import (
     add_lora,
@@ -19,12 +23,15 @@ from trainables.networks.stable_diffusion import (
     decode_kl,
     encode_kl,
     load_lora_state_dict,
+    lora_differences,
     lora_metadata,
     lora_state_dict,
     merge_lora,
     predict,
     widen_conv_in,
 )
+from trainables.presets import preset
+from trainables.settings import override
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ALL_KINDS = (*ATTENTION, "conv_in", "conv1", "ff.net.0.proj")
@@ -192,6 +199,69 @@ def test_lora_of_another_shape_is_refused() -> None:
         load_lora_state_dict(unet, {key: values for key, values in state.items() if key != name})
     with pytest.raises(ValueError, match=rf"{name} is .* another rank"):
         load_lora_state_dict(unet, state | {name: torch.zeros(1, 1)})
+    with pytest.raises(ValueError, match=f"{name} has values that are infinite or NaN"):
+        load_lora_state_dict(unet, state | {name: torch.full_like(state[name], float("nan"))})
+
+
+def test_what_a_file_says_of_its_updates() -> None:
+    unet = tiny_unet()
+    with pytest.raises(ValueError, match="add_lora comes first"):
+        lora_differences(unet, {}, {})
+    add_lora(unet, 2, 4.0, ["to_q", "to_k"])
+    state = lora_state_dict(unet)
+    assert lora_differences(unet, state, lora_metadata(unet)) == {}
+    assert lora_differences(unet, state, {"format": "pt"}) == {}
+
+    def said(**adapter: Any) -> dict[str, Any]:
+        metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
+        return lora_differences(unet, state, metadata)
+
+    assert said(r=2, lora_alpha=8) == {"scale": (4.0, 2.0)}
+    assert said(r=4, lora_alpha=8) == {"rank": (4, 2)}
+    assert said(r=2, lora_alpha=2 * 2**0.5, use_rslora=True) == {}
+    assert said(target_modules=["attn1.to_q", "attn2.to_q", "to_k"]) == {}  # the same layers
+    del state[next(name for name in state if ".to_k." in name)]
+    assert said(target_modules=["to_q"]) == {"targets": (["to_q"], ["to_k", "to_q"])}
+    with pytest.raises(ValueError, match="alpha_pattern is"):
+        said(r=2, lora_alpha=4, alpha_pattern={"to_q": 8})
+    for broken in ({"r": "x"}, {"r": 0, "lora_alpha": 1}, {"lora_alpha": None}):
+        with pytest.raises(ValueError, match="it must be the JSON of an adapter's settings"):
+            said(**broken)
+    for text in ("{", "[]"):
+        with pytest.raises(ValueError, match="it must be the JSON of an adapter's settings"):
+            lora_differences(unet, state, {"lora_adapter_metadata": text})
+
+
+def test_a_trial_starts_from_a_lora_of_its_own_scale(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    changes = {"method": "latent_diffusion", "base.weights": str(tmp_path / "base"), "lora.rank": 2}
+
+    def trained(**lora: Any) -> UNet2DConditionModel:
+        named = {f"lora.{name}": value for name, value in lora.items()}
+        trial = override(preset("sample").trial, changes | named)
+        unet: UNet2DConditionModel = build_method(trial, torch.device("cpu")).networks["unet"]
+        return unet
+
+    source = trained(scale=4.0)
+    for values in lora_state_dict(source).values():
+        values.normal_()
+    save_file(lora_state_dict(source), file, lora_metadata(source))
+    loaded = lora_state_dict(trained(scale=4.0, weights=str(file)))
+    assert all(torch.equal(loaded[name], values) for name, values in lora_state_dict(source).items())
+
+    with pytest.raises(InputError) as error:
+        trained(scale=1.0, weights=str(file))
+    said = "its metadata says lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
+    assert str(error.value) == f"lora.weights={file}: {said}"
+    with pytest.raises(InputError) as error:
+        trained(scale=4.0, weights=str(file), targets=("to_q",))
+    assert "says lora.targets=to_k,to_out.0,to_q,to_v, the trial lora.targets=to_q;" in str(error.value)
+    with pytest.raises(InputError, match=r"^lora\.targets=to_q,bogus: no layer's name ends in 'bogus'; they end in"):
+        trained(targets=("to_q", "bogus"))
+
+    save_file(lora_state_dict(source), file)  # says nothing
+    trained(scale=1.0, weights=str(file))
 
 
 def test_merged_lora_is_a_plain_unet(inputs: dict[str, Tensor]) -> None:
@@ -255,6 +325,60 @@ def test_a_controlnet_must_fit_the_unet(tmp_path: Path) -> None:
         check_controlnet(loaded, tiny_unet(cross_attention_dim=16), factor=4)
     with pytest.raises(ValueError, match=r"block_out_channels is \[16, 32\]"):
         check_controlnet(loaded, tiny_unet(block_out_channels=(16, 16)), factor=4)
+    with pytest.raises(ValueError, match="conditioning_channels is 4; it must be 3"):
+        check_controlnet(controlnet_from_unet(tiny_unet(), 4, (4, 8, 8), factor=4), tiny_unet(), factor=4)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"in_channels": 8},
+        {"down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {"layers_per_block": 2},
+        {"attention_head_dim": 8},
+        {"use_linear_projection": True},
+        {"flip_sin_to_cos": False},
+        {"norm_num_groups": 8},
+        {"num_class_embeds": 3},
+    ],
+)
+def test_a_controlnet_of_another_unet_is_refused(changed: dict[str, Any]) -> None:
+    other = tiny_unet(**changed)
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"the ControlNet's {name} is .*; it must be the UNet's "):
+        check_controlnet(controlnet_from_unet(other, 3, (4, 8, 8), factor=4), tiny_unet(), factor=4)
+
+
+@pytest.mark.parametrize(
+    ("of_unet", "of_controlnet"),
+    [
+        ({"attention_head_dim": 4}, {"attention_head_dim": 4}),
+        ({"attention_head_dim": 4}, {"attention_head_dim": [4, 4]}),
+        ({"attention_head_dim": [2, 4], "use_linear_projection": True}, {"attention_head_dim": [2, 4]}),
+        ({"attention_head_dim": [2, 4]}, {"attention_head_dim": 8, "num_attention_heads": [2, 4]}),
+        ({"upcast_attention": True}, {"upcast_attention": False}),
+        ({}, {"mid_block_scale_factor": 1.0, "transformer_layers_per_block": [1, 1], "only_cross_attention": False}),
+    ],
+)
+def test_configurations_of_the_public_controlnets_fit(
+    tmp_path: Path, of_unet: dict[str, Any], of_controlnet: dict[str, Any]
+) -> None:
+    """Those of 2023 lack what diffusers has added since, and one value for all blocks may be written out for each."""
+    unet = tiny_unet(**of_unet)
+    controlnet_from_unet(unet, 3, (4, 8, 8), factor=4).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in (
+        "conditioning_channels",
+        "mid_block_type",
+        "num_attention_heads",
+        "transformer_layers_per_block",
+        "addition_embed_type",
+        "encoder_hid_dim",
+    ):
+        del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config | of_controlnet))
+    check_controlnet(ControlNetModel.from_pretrained(tmp_path), unet, factor=4)
 
 
 # KL latents

@@ -8,7 +8,9 @@ safetensors are read or fetched. Finding a base and reading its shape load no to
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,53 @@ _LAYOUT = (
     f"a folder in diffusers layout with vae/, unet/, scheduler/ and {EMPTY_PROMPT} or text_encoder/ and tokenizer/, "
     "see docs/base_models.md"
 )
+
+
+_Accepted = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is
+
+
+def _whole(least: int) -> _Accepted:
+    # By type, since a bool is an instance of int.
+    return f"a whole number from {least} on", lambda value: type(value) is int and value >= least
+
+
+def _number_below(limit: float) -> _Accepted:
+    return (
+        "a number above 0" if limit == math.inf else f"a number above 0 and below {limit:g}",
+        lambda value: type(value) in (int, float) and 0 < value < limit,
+    )
+
+
+_IMAGE_CHANNELS: _Accepted = ("3, the channels of images", lambda value: value == 3)
+_WIDTHS: _Accepted = (
+    "a list of whole numbers from 1 on",
+    lambda value: isinstance(value, list) and bool(value) and all(_whole(1)[1](width) for width in value),
+)
+_FLAG: _Accepted = ("true or false", lambda value: isinstance(value, bool))
+_SCHEDULER = "scheduler/scheduler_config.json"
+# What is read of the files, where it is there.
+_READ: dict[str, dict[str, _Accepted]] = {
+    "vae/config.json": {
+        "in_channels": _IMAGE_CHANNELS,
+        "out_channels": _IMAGE_CHANNELS,
+        "latent_channels": _whole(1),
+        "block_out_channels": _WIDTHS,
+        "scaling_factor": _number_below(math.inf),
+    },
+    "unet/config.json": {
+        "in_channels": _whole(1),
+        "out_channels": _whole(1),
+        "block_out_channels": _WIDTHS,
+        "cross_attention_dim": _whole(1),
+    },
+    _SCHEDULER: {
+        "num_train_timesteps": _whole(2),
+        "beta_start": _number_below(1),
+        "beta_end": _number_below(1),
+        "steps_offset": _whole(0),
+        "rescale_betas_zero_snr": _FLAG,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +176,13 @@ def read_shape(folder: Path) -> BaseShape:
         # InstructPix2Pix has as many channels as Marigold, but the noisy latent comes first and the other is unscaled.
         if "InstructPix2Pix" in pipeline or "Inpaint" in pipeline:
             raise _unusable(folder, f"{_PIPELINE} names {pipeline}, whose UNet takes other latents than Marigold's")
+    for part in ("vae", "unet"):
+        if (folder / part / SHARDS).is_file():
+            files = _read_json(folder, f"{part}/{SHARDS}").get("weight_map")
+            if not isinstance(files, dict) or not all(
+                isinstance(name, str) and (folder / part / name).is_file() for name in files.values()
+            ):
+                raise _unusable(folder, f"the weight_map of {part}/{SHARDS} names no files that are there")
     vae = _read_config(folder, "vae", "AutoencoderKL")
     unet = _read_config(folder, "unet", "UNet2DConditionModel")
     scheduler = load_scheduler_config(folder)
@@ -148,10 +204,8 @@ def read_shape(folder: Path) -> BaseShape:
         raise _unusable(folder, f"unet/ takes {shape.in_channels} channels, not {channels} or {2 * channels}")
     if vae.get("shift_factor") or vae.get("latents_mean"):
         raise _unusable(folder, "vae/ shifts its latents, which Stable Diffusion 1 and 2 do not")
-    if unet.get("addition_embed_type") or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+    if any(unet.get(name) is not None for name in ("addition_embed_type", "class_embed_type", "num_class_embeds")):
         raise _unusable(folder, "unet/ is conditioned on more than a prompt, as Stable Diffusion XL is")
-    if not isinstance(shape.cross_attention_dim, int):
-        raise _unusable(folder, f"unet/ has several cross_attention_dim {shape.cross_attention_dim}")
     if shape.prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
         raise _unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, which is none of {known}")
@@ -159,15 +213,19 @@ def read_shape(folder: Path) -> BaseShape:
 
 
 def load_scheduler_config(folder: Path) -> dict[str, Any]:
-    """The noise schedule's configuration, as diffusers' schedulers' `from_config` takes it."""
-    return _read_json(folder, "scheduler/scheduler_config.json")
+    """The noise schedule's configuration, as diffusers' schedulers' `from_config` takes it.
+
+    Raises:
+        InputError: none that can be read, or values of the wrong type or range.
+    """
+    return _checked(folder, _SCHEDULER, _read_json(folder, _SCHEDULER))
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet in float32, in evaluation mode on the CPU.
 
     Raises:
-        InputError: no UNet, or weights that are not exactly its parameters.
+        InputError: no UNet, or weights that are not exactly its parameters or not finite.
     """
     from diffusers import UNet2DConditionModel
 
@@ -178,7 +236,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """The KL autoencoder in float32, in evaluation mode on the CPU.
 
     Raises:
-        InputError: no KL autoencoder, or weights that are not exactly its parameters.
+        InputError: no KL autoencoder, or weights that are not exactly its parameters or not finite.
     """
     from diffusers import AutoencoderKL
 
@@ -189,7 +247,7 @@ def load_controlnet(folder: Path) -> ControlNetModel:
     """A ControlNet in float32, in evaluation mode on the CPU; `folder` is its own, with `config.json`.
 
     Raises:
-        InputError: no ControlNet, or weights that are not exactly its parameters.
+        InputError: no ControlNet, or weights that are not exactly its parameters or not finite.
     """
     from diffusers import ControlNetModel
 
@@ -203,7 +261,8 @@ def load_empty_prompt(folder: Path) -> Tensor:
     hidden states of the start and end tokens, without padding.
 
     Raises:
-        InputError: neither is there or can be read, or `dim` is not the UNet's `cross_attention_dim`.
+        InputError: neither is there or can be read, values are not finite, or `dim` is not the UNet's
+            `cross_attention_dim`.
     """
     width = read_shape(folder).cross_attention_dim
     try:
@@ -213,6 +272,8 @@ def load_empty_prompt(folder: Path) -> Tensor:
     if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
         wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
         raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
+    if not prompt.isfinite().all():
+        raise InputError(f"base.weights={folder}: the empty prompt has infinite or NaN values; expected finite ones")
     return prompt
 
 
@@ -262,17 +323,18 @@ def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
     for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if names:  # diffusers only warns
             raise _unusable(folder, f"{part}/ {what} weights: {_one_line(', '.join(sorted(names)))}", setting)
+    # Extremes pass NaN on, and take a tenth of the time of looking at every value.
+    broken = [n for n, values in model.state_dict().items() if not torch.stack(values.aminmax()).isfinite().all()]
+    if broken:
+        named = _one_line(", ".join(broken))
+        raise InputError(f"{setting}={folder}: {part}/ has infinite or NaN weights: {named}; expected finite ones")
     model.register_to_config(_name_or_path="")  # or this machine's path is saved with whatever is trained from it
     return model.eval()
 
 
 def _absent(folder: Path) -> list[str]:
     """The files that a base needs and `folder` has not."""
-    absent = [
-        name
-        for name in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json")
-        if not (folder / name).is_file()
-    ]
+    absent = [name for name in ("vae/config.json", "unet/config.json", _SCHEDULER) if not (folder / name).is_file()]
     for part in ("vae", "unet"):
         if not any((folder / part / name).is_file() for name in (WEIGHTS, SHARDS)):
             absent.append(f"{part}/{WEIGHTS}")
@@ -286,13 +348,22 @@ def _read_config(folder: Path, part: str, expected: str, setting: str = "base.we
     config = _read_json(folder, f"{part}/config.json", setting)
     if (found := config.get("_class_name")) != expected:
         raise _unusable(folder, f"{part}/config.json names the class {found}, not {expected}", setting)
+    return _checked(folder, f"{part}/config.json", config)
+
+
+def _checked(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what `_READ` does not accept of the base's file `name`."""
+    for key, (accepted, fits) in _READ.get(name, {}).items():
+        if key in config and not fits(config[key]):
+            found = _one_line(json.dumps(config[key]))
+            raise InputError(f"base.weights={folder}: {name}: {key} is {found}; expected {accepted}")
     return config
 
 
 def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unusable(folder, f"{name} cannot be read: {_one_line(error)}", setting) from None
     if not isinstance(content, dict):
         raise _unusable(folder, f"{name} is no configuration", setting)

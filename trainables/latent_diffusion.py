@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 from torch import nn
 
 from trainables.base_schedule import base_identity
 from trainables.diffusion.gaussian import Denoise
 from trainables.errors import blamed_on
 from trainables.method import Batch
-from trainables.networks.stable_diffusion import add_lora, load_lora_state_dict, predict, widen_conv_in
+from trainables.networks.stable_diffusion import (
+    add_lora,
+    load_lora_state_dict,
+    lora_differences,
+    predict,
+    widen_conv_in,
+)
 from trainables.settings import TrialSettings
 from trainables.stable_diffusion_method import StableDiffusionMethod
 from trainables.weights import read_safetensors
@@ -30,11 +38,11 @@ class LatentDiffusion(StableDiffusionMethod):
         with blamed_on("conv_in.init"):
             widen_conv_in(unet, settings.conv_in.init)
         if lora.rank:
-            with blamed_on("lora.targets"):
+            with blamed_on(f"lora.targets={','.join(lora.targets)}"):
                 add_lora(unet, lora.rank, lora.scale * lora.rank, lora.targets, lora.dropout)
         if lora.weights and not settings.checkpoint:
             with blamed_on(f"lora.weights={lora.weights}"):
-                load_lora_state_dict(unet, read_safetensors(Path(lora.weights)))
+                _load_lora(unet, Path(lora.weights))
         unet.conv_in.requires_grad_(not settings.conv_in.frozen)
         self.networks = nn.ModuleDict({"unet": unet.to(device)})
 
@@ -59,3 +67,21 @@ class LatentDiffusion(StableDiffusionMethod):
     def denoiser(self, batch: Batch) -> Denoise:
         unet, conditioning = self.networks["unet"], batch["latent_degraded"]
         return lambda x_t, t: predict(unet, conditioning, x_t, t, self.prompt)
+
+
+def _load_lora(unet: UNet2DConditionModel, path: Path) -> None:
+    """Reads updates into a UNet that has its own of the same rank, scale and layers."""
+    state = read_safetensors(path)
+    with safe_open(path, "pt") as file:
+        differences = lora_differences(unet, state, file.metadata() or {})
+    if differences:
+        theirs, ours = (
+            " ".join(f"lora.{name}={_typed(values[side])}" for name, values in differences.items()) for side in (0, 1)
+        )
+        raise ValueError(f"its metadata says {theirs}, the trial {ours}; expected {theirs} or another file")
+    load_lora_state_dict(unet, state)
+
+
+def _typed(value: Any) -> str:
+    """As `--set` takes it."""
+    return ",".join(value) if isinstance(value, list) else f"{value:.10g}"

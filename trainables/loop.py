@@ -173,8 +173,9 @@ class Trainer:
         """Refuses weights that the last step has broken: no loss has seen them yet, and an autoencoder that quantises
         decodes NaN to an image like any other."""
         for name, network in self.method.networks.items():
-            trained: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            if trained and not torch.stack(torch._foreach_norm(trained, math.inf)).isfinite().all():
+            # Extremes pass NaN on, and take a tenth of the time of looking at every value.
+            extremes = [extreme for p in network.parameters() if p.requires_grad for extreme in p.aminmax()]
+            if extremes and not torch.stack(extremes).isfinite().all():
                 raise TrialDiverged(f"the weights of {name!r} are not finite after step {self.step}")
 
     @torch.no_grad()

@@ -6,15 +6,44 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 _ADAPTER = "default"
+_LORA_METADATA = "lora_adapter_metadata"
+# What a ControlNet's configuration has in common with its UNet's, whose encoder it is a copy of.
+_COPIED = (
+    "in_channels",
+    "cross_attention_dim",
+    "block_out_channels",
+    "down_block_types",
+    "mid_block_type",
+    "norm_num_groups",
+    "norm_eps",
+    "act_fn",
+    "downsample_padding",
+    "mid_block_scale_factor",
+    "resnet_time_scale_shift",
+    "use_linear_projection",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim",
+)
+_COPIED_FOR_EACH_BLOCK = (
+    "attention_head_dim",
+    "layers_per_block",
+    "only_cross_attention",
+    "transformer_layers_per_block",
+)
 
 
 def widen_conv_in(unet: UNet2DConditionModel, init: Literal["zeros", "duplicate"]) -> None:
@@ -105,14 +134,53 @@ def lora_metadata(unet: UNet2DConditionModel) -> dict[str, str]:
     _require_lora(unet)
     config = unet.peft_config[_ADAPTER]
     adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
-    return {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
+    return {_LORA_METADATA: json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
+
+
+def lora_differences(
+    unet: UNet2DConditionModel, state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> dict[str, tuple[Any, Any]]:
+    """What a file says of its updates that is otherwise in a UNet after `add_lora`: `rank`, `scale` (alpha / rank) or
+    `targets` -> (there, here). Targets are otherwise only where they are other layers.
+
+    Args:
+        state: the file's weights, in either naming.
+        metadata: the file's, from `lora_metadata` or diffusers; without it, nothing is said.
+
+    Raises:
+        ValueError: no updates in the UNet, or metadata that is none, or that has several scales.
+    """
+    _require_lora(unet)
+    own = unet.peft_config[_ADAPTER]
+    own_scale, own_targets = own.lora_alpha / own.r, sorted(own.target_modules)
+    try:
+        written = json.loads(metadata.get(_LORA_METADATA, "{}"))
+        rank = written.get("unet.r", own.r)
+        alpha = written.get("unet.lora_alpha", rank * own_scale)
+        scale = alpha / (math.sqrt(rank) if written.get("unet.use_rslora") else rank)
+        targets = written.get("unet.target_modules")
+        targets = sorted(map(str, targets)) if isinstance(targets, list) else None  # or a pattern
+    except (ValueError, AttributeError, TypeError, ArithmeticError):
+        found = metadata[_LORA_METADATA]
+        raise ValueError(f"{_LORA_METADATA} is {found!r:.100}; it must be the JSON of an adapter's settings") from None
+    if several := written.get("unet.alpha_pattern"):
+        raise ValueError(f"alpha_pattern is {several!r:.100}; there must be one lora_alpha for all layers")
+    differences: dict[str, tuple[Any, Any]] = {}
+    if rank != own.r:
+        differences["rank"] = rank, own.r
+    if not math.isclose(scale, own_scale, rel_tol=1e-6):
+        differences["scale"] = scale, own_scale
+    other_layers = {_public_name(name) for name in state} != _lora_parameters(unet).keys()
+    if other_layers and targets and targets != own_targets:
+        differences["targets"] = targets, own_targets
+    return differences
 
 
 def load_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     """Read updates of `lora_state_dict`, or in peft's naming (`lora_A`, `lora_B`), into a UNet after `add_lora`.
 
     Raises:
-        ValueError: no updates to read them into, or weights missing, unexpected or of other shapes.
+        ValueError: no updates to read them into, or weights missing, unexpected, not finite or of other shapes.
     """
     parameters = _lora_parameters(unet)
     given = {_public_name(name): values for name, values in state.items()}
@@ -122,6 +190,8 @@ def load_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, Tensor]
         if given[name].shape != parameter.shape:
             found, expected = tuple(given[name].shape), tuple(parameter.shape)
             raise ValueError(f"{name} is {found}; it must be {expected}: another rank or base")
+        if not given[name].isfinite().all():
+            raise ValueError(f"{name} has values that are infinite or NaN")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(given[name])
@@ -182,11 +252,32 @@ def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, fa
     Raises:
         ValueError: naming what differs.
     """
-    for name in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
-        found, expected = (json.dumps(network.config[name]) for network in (controlnet, unet))  # lists equal tuples
-        if found != expected:
-            raise ValueError(f"the ControlNet's {name} is {found}; it must be the UNet's {expected}")
-    _require_halvings(controlnet.config.conditioning_embedding_out_channels, factor)
+    config = controlnet.config
+    if config.conditioning_channels != 3:
+        raise ValueError(f"the ControlNet's conditioning_channels is {config.conditioning_channels}; it must be 3")
+    order = config.controlnet_conditioning_channel_order
+    if order not in ("rgb", "bgr"):
+        raise ValueError(
+            f"the ControlNet's controlnet_conditioning_channel_order is {order!r}; it must be 'rgb' or 'bgr'"
+        )
+    blocks = len(unet.config.block_out_channels)
+    for name in _COPIED + _COPIED_FOR_EACH_BLOCK:
+        found, expected = config[name], unet.config[name]
+        if name == "attention_head_dim":  # the number of heads, which diffusers named after their width
+            found = config.num_attention_heads or found
+        repeated = blocks if name in _COPIED_FOR_EACH_BLOCK else 0
+        if _as_lists(found, repeated) != _as_lists(expected, repeated):
+            raise ValueError(
+                f"the ControlNet's {name} is {json.dumps(found)}; it must be the UNet's {json.dumps(expected)}"
+            )
+    _require_halvings(config.conditioning_embedding_out_channels, factor)
+
+
+def _as_lists(value: Any, blocks: int) -> Any:
+    """A configuration's value, tuples as the lists of JSON files; one value for all blocks is repeated for each."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value] * blocks if blocks else value
 
 
 def _require_halvings(embedding_channels: Sequence[int], factor: int) -> None:
