@@ -59,6 +59,7 @@ def benchmark_settings(size: int, batch: int, rows: int, steps: int) -> TrialSet
         "pairs.image_size": size,
         "pairs.train_pairs": rows,
         "network.image_size": size // trial.autoencoder.factor,
+        "network.attention_resolutions": (size // trial.autoencoder.factor // 2,),
         "training.max_steps": steps,
         "training.batch_size": batch,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,105 @@ def test_what_is_no_finished_trial_of_the_method_is_refused(
             build_method(override(trial_of(kind), {"checkpoint": str(tmp_path)}), CPU)
     (tmp_path / WEIGHTS).write_bytes(b"cut off")
     assert "not readable" in refused("latent_diffusion", tmp_path)
+
+
+def refused_at_the_door(settings: TrialSettings, **changes: Any) -> str:
+    """What a plan says to the changes, before anything is built; empty if nothing."""
+    changed = override(settings, {name.replace("__", "."): value for name, value in changes.items()})
+    try:
+        method_class(changed.method).check(changed)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", ["pix2pix", "stablesr_cfw", "ccsr"])
+def test_a_discriminator_fits_the_images_it_judges(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """The deepest one that is let through trains, the next one is refused."""
+    settings = override(trial_of(name), {"discriminator.layers": 4})
+    assert refused_at_the_door(settings) == ""
+    method = build_method(settings, CPU)
+    (judging,) = (phase for phase in method.phases if phase.name == "discriminator")
+    assert method.losses(judging, batch_for(settings, prepared_for(settings)), 0)
+    deeper = "discriminator.layers=5: expected at most 4 for pairs.image_size=64"
+    assert refused_at_the_door(settings, discriminator__layers=5) == deeper
+    finished: dict[str, Any] = {"training__max_steps": 0, "checkpoint": "best"}
+    assert refused_at_the_door(settings, discriminator__layers=5, **finished) == ""
+    if name != "pix2pix":
+        weight = f"{name.removeprefix('stablesr_')}__adversarial"
+        assert refused_at_the_door(settings, discriminator__layers=5, **{weight: 0.0}) == ""
+
+
+@pytest.mark.parametrize(("size", "downs", "most"), [(64, 7, 6), (96, 6, 5), (384, 14, 7), (48, 6, 0)])
+def test_a_generator_halves_the_images_as_often_as_they_can_be(
+    size: int, downs: int, most: int, trial_of: TrialOf
+) -> None:
+    """Where not even the shallowest can, it is the size that every method's images are refused by."""
+    refusal = refused_at_the_door(trial_of("pix2pix"), pairs__image_size=size, pix2pix__downs=downs)
+    expected = f"pix2pix.downs={downs}: expected 5 to {most} for pairs.image_size={size}" if most else ""
+    assert refusal == expected
+    assert refused_at_the_door(trial_of("pix2pix"), pairs__image_size=size, pix2pix__downs=max(most, 5)) == ""
+
+
+def test_ccsr_takes_no_more_steps_than_its_first_stage_has(trial_of: TrialOf) -> None:
+    settings = trial_of("ccsr")
+    for changes in ({}, {"training__max_steps": 0, "checkpoint": "best"}):
+        assert refused_at_the_door(settings, ccsr__steps=1000, **changes) == ""
+        refusal = refused_at_the_door(settings, ccsr__steps=1001, **changes)
+        assert refusal.startswith("ccsr.steps=1001, ") and "[2, 1000], the length of the chain" in refusal
+
+
+def test_a_first_stage_that_does_not_fit_is_what_ccsr_blames(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
+    other = with_scheduler(base, tmp_path / "other", num_train_timesteps=500)
+    refusal = refused_at_the_door(trial_of("ccsr"), base__weights=str(other))
+    assert refusal.startswith("first_stage.weights=") and "diffusion.max_timestep=1000: expected 1 to 500" in refusal
+
+
+@pytest.mark.parametrize(
+    ("predicts", "noise", "reconstruction", "perceptual", "trains"),
+    [
+        ("sample", 1.0, 1.0, 0.0, True),
+        ("sample", 1.0, 0.0, 0.1, True),
+        ("sample", 1.0, 0.0, 0.0, False),
+        ("v_prediction", 1.0, 0.0, 0.0, True),
+        ("v_prediction", 0.0, 0.0, 0.1, True),
+        ("v_prediction", 0.0, 0.0, 0.0, False),
+    ],
+)
+@pytest.mark.parametrize("told", ["by the settings", "by the base"])
+def test_some_term_trains_the_network(
+    told: str,
+    predicts: str,
+    noise: float,
+    reconstruction: float,
+    perceptual: float,
+    trains: bool,
+    trial_of: TrialOf,
+    base: Path,
+    tmp_path: Path,
+) -> None:
+    """A network that predicts the image has no noise term, whoever says that it does."""
+    terms = {"diffusion__noise_weight": noise, "diffusion__reconstruction_weight": reconstruction}
+    prediction = {"diffusion__prediction_type": predicts, "diffusion__retarget": True}
+    if told == "by the base":
+        weights = with_scheduler(base, tmp_path / "base", prediction_type=predicts)
+        prediction = {"diffusion__prediction_type": "base", "base__weights": str(weights)}
+    changes: dict[str, Any] = {**terms, "perceptual__weight": perceptual, **prediction}
+    refusal = refused_at_the_door(trial_of("latent_diffusion"), **changes)
+    if trains:
+        assert refusal == ""
+    else:
+        assert refusal.startswith("diffusion.reconstruction_weight=0.0: expected above 0, or else perceptual.weight")
+        assert ("diffusion.noise_weight" in refusal) == (predicts != "sample")
+    finished = {"training__max_steps": 0, "checkpoint": "best"}
+    assert refused_at_the_door(trial_of("latent_diffusion"), **changes, **finished) == ""
+
+
+def with_scheduler(base: Path, folder: Path, **changed: Any) -> Path:
+    """A copy of a base with other values in its scheduler's configuration."""
+    config = shutil.copytree(base, folder) / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    return folder
 
 
 def save_with_header_of(like: Path, state: dict[str, Tensor], path: Path) -> None:

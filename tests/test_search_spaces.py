@@ -197,6 +197,17 @@ def test_a_flag_without_effect_is_refused_with_the_reason(name: str, flags: dict
         resolve(SweepSettings(name, set=tuple(others)))
 
 
+@pytest.mark.parametrize("name", ["ccsr_adversarial", "cfw_adversarial"])
+def test_training_that_ends_before_what_is_asked_sets_in_is_refused(name: str) -> None:
+    section = name.removesuffix("_adversarial")
+    why = f"{section}.adversarial_start=60 and training.max_steps=60"
+    with pytest.raises(
+        InputError, match=f"^--space {name}: searches {section}.adversarial, which has no effect .*{why}$"
+    ):
+        resolve(SweepSettings(name, max_steps=60))
+    resolve(SweepSettings(name, max_steps=61))
+
+
 def test_only_networks_that_can_recompute_read_the_flag_for_it() -> None:
     trial = preset("sample").trial
     reasons = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import subprocess
@@ -89,10 +90,10 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("training.max_steps", np.bool_(True), "training.max_steps=True: expected a whole number"),
         ("training.max_steps", float("inf"), "training.max_steps=inf: expected a whole number"),
         ("training.max_steps", None, "training.max_steps=None: expected a whole number"),
-        ("training.max_steps", -1, "training.max_steps=-1: expected 0 or more"),
+        ("training.max_steps", -1, "training.max_steps=-1: expected 0 to 2147483647"),
         ("training.max_steps", 0, "training.max_steps=0: expected 1 or more; 0 only validates, and needs a finished"),
         ("training.beta1", 1.0, r"training.beta1=1.0: expected a number in \[0, 1\)"),
-        ("training.stability_draws", 0, "training.stability_draws=0: expected 1 or more"),
+        ("training.stability_draws", 0, "training.stability_draws=0: expected 1 to 1000"),
         ("training.learning_rate", "fast", "training.learning_rate=fast: expected a finite number"),
         ("training.learning_rate", True, "training.learning_rate=True: expected a finite number"),
         ("training.learning_rate", "nan", "training.learning_rate=nan: expected a finite number"),
@@ -106,33 +107,44 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("training.precision", ["fp32"], "training.precision=.*: expected one of fp32, bf16, fp16"),
         ("data.source", 3, "data.source=3: expected text"),
         ("network.attention_resolutions", "8,x", "network.attention_resolutions=x: expected a whole number"),
-        ("network.attention_resolutions", 8, "network.attention_resolutions=8: expected"),
+        ("network.attention_resolutions", 8, "network.attention_resolutions=8: expected whole numbers separated by co"),
+        (
+            "network.attention_resolutions",
+            "7",
+            r"attention_resolutions=\(7,\): expected sizes that a level has .* 16, 8$",
+        ),
+        ("network.num_res_blocks", "-1,-1", r"network.num_res_blocks=\(-1, -1\): expected each 1 to 16"),
+        ("network.mlp_ratio", "1e30", "network.mlp_ratio=1e\\+30: expected 0.03125 to 64"),
         ("network.channel_mult", "1,2,3", "network.num_res_blocks=.*: expected one number for each of the 3 levels"),
         ("network.model_channels", 48, "network.model_channels=48: expected a multiple of 32"),
         ("pairs.degradation.jpeg_range", "50", "jpeg_range=50: expected 2 values, separated by commas"),
-        ("pairs.degradation.jpeg_range", "60,50", "degradation.jpeg_range=.*1 <= low <= high <= 100"),
+        ("pairs.degradation.jpeg_range", 50, "^pairs.degradation.jpeg_range=50: expected numbers separated by commas"),
+        ("pairs.degradation.jpeg_range", "60,50", "^pairs.degradation.jpeg_range=.*1 <= low <= high <= 100"),
+        ("pairs.print.jpeg_quality", "60,50", "^pairs.print.jpeg_quality=.*1 <= low <= high <= 100"),
         ("pairs.image_size", 128, "network.image_size=16: expected 32, the latent size of pairs.image_size=128"),
         ("pairs.scale", 2, "pairs.scale=2: expected 4"),
-        ("resshift.steps", 1, "resshift.steps=1: expected 2 or more"),
+        ("resshift.steps", 1, "resshift.steps=1: expected 2 to 1000"),
         ("resshift.etas_end", 0.02, r"resshift.etas_end=0.02: expected a number in \[0.1, 1\)"),
         ("sinsr.inversion", -1, "sinsr.inversion=-1.0: expected a weight of 0 or more"),
-        ("sinsr.draws", 0, "sinsr.draws=0: expected 1 or more"),
-        ("diffusion.max_timestep", 0, "diffusion.max_timestep=0: expected 1 or more: the range is empty"),
+        ("sinsr.draws", 0, "sinsr.draws=0: expected 1 to 1000"),
+        ("diffusion.max_timestep", 0, "diffusion.max_timestep=0: expected 1 to 10000"),
         ("diffusion.max_timestep", 20, "diffusion.inference_steps=50: expected 1 to diffusion.max_timestep=20"),
         ("diffusion.fidelity_weight", 1.1, "diffusion.fidelity_weight=1.1: expected a number from 0 to 1"),
         ("diffusion.prediction_type", "x0", "prediction_type=x0: expected one of base, epsilon, sample, v_prediction"),
         ("conv_in.init", "ones", "conv_in.init=ones: expected one of zeros, duplicate"),
-        ("lora.rank", -1, "lora.rank=-1: expected a rank of 1 or more, or 0 to train the whole UNet"),
+        ("lora.rank", -1, "lora.rank=-1: expected a rank of 1 to 4096, or 0 to train the whole UNet"),
         ("lora.targets", (), r"lora.targets=\(\): expected at least one layer name"),
+        ("lora.targets", "", r"lora.targets=\(\): expected at least one layer name"),
         ("lora.targets", (3,), "lora.targets=3: expected text"),
+        ("lora.targets", 3, "lora.targets=3: expected names separated by commas"),
         ("controlnet.embedding_channels", (), r"controlnet.embedding_channels=\(\): expected positive whole numbers"),
         ("pixel.norm_groups", 48, "pixel.norm_groups=48: expected a divisor of every width of pixel.channels="),
-        ("first_stage.draws", 0, "first_stage.draws=0: expected 1 or more"),
+        ("first_stage.draws", 0, "first_stage.draws=0: expected 1 to 1000"),
         ("cfw.strength", -0.1, "cfw.strength=-0.1: expected a number from 0 to 1"),
         ("ccsr.t_min", 0.7, "ccsr.t_min=0.7: expected 0 to below ccsr.t_max=0.6667"),
-        ("pix2pix.downs", 4, "pix2pix.downs=4: expected 5 or more"),
-        ("discriminator.layers", 0, "discriminator.layers=0: expected 1 or more"),
-        ("perceptual.every", 0, "perceptual.every=0: expected 1 or more"),
+        ("pix2pix.downs", 4, "pix2pix.downs=4: expected 5 to 14"),
+        ("discriminator.layers", 0, "discriminator.layers=0: expected 1 to 12"),
+        ("perceptual.every", 0, "perceptual.every=0: expected 1 to 2147483647"),
         ("perceptual.weight", -1, "perceptual.weight=-1.0: expected a weight of 0 or more"),
         ("method", "gan", f"method=gan: expected one of {', '.join(METHODS)}"),
     ],
@@ -149,16 +161,76 @@ def test_weights_that_are_all_zero_are_refused_as_a_ratio() -> None:
     assert changed(sinsr__distillation=0, sinsr__inversion=0) == {"sinsr.distillation": 0.0, "sinsr.inversion": 0.0}
 
 
-def test_terms_that_are_left_out_leave_one_to_train_with() -> None:
-    """With `sample` there is no noise term: only the reconstruction weight counts."""
-    accepted = {"diffusion.prediction_type": "sample", "diffusion.noise_weight": 0.0}
-    assert override(SAMPLE, accepted).diffusion.reconstruction_weight == 1
-    for changes in (
-        {"diffusion.prediction_type": "sample", "diffusion.reconstruction_weight": 0.0},
-        {"diffusion.noise_weight": 0.0, "diffusion.reconstruction_weight": 0.0},
-    ):
-        with pytest.raises(InputError, match=r"diffusion.reconstruction_weight=0.0: expected above 0: nothing"):
-            override(SAMPLE, changes)
+NUMBERS = {
+    name: value
+    for name, value in flatten(SAMPLE).items()
+    if not isinstance(value, bool | str) and not (isinstance(value, tuple) and isinstance(value[0], str))
+}
+"""Every field that holds a number or several."""
+
+_RELATIVE = {f"pairs.degradation.{name}{end}" for name in ("kernel_prob", "resize_prob") for end in ("", "2")}
+_SHARES = {
+    *("pairs.colour_swap_prob", "data.max_rejected", "diffusion.fidelity_weight", "lora.dropout", "cfw.strength"),
+    *("ccsr.t_min", "training.beta1", "training.beta2", "training.ema_decay"),
+    *(name for name in NUMBERS if name.startswith("pairs.degradation.") and isinstance(NUMBERS[name], float)),
+}
+_WEIGHTS = {
+    *("sinsr.distillation", "sinsr.inversion", "sinsr.ground_truth", "diffusion.noise_weight", "perceptual.weight"),
+    *("diffusion.reconstruction_weight", "cfw.adversarial", "ccsr.adversarial", "pix2pix.l1", "pix2pix.adversarial"),
+}
+_FROM_ZERO = {
+    *("data.seed", "data.window_shards", "lora.rank", "pixel.attention_levels", "cfw.adversarial_start"),
+    *("ccsr.adversarial_start", "training.warmup_steps", "training.weight_decay", "training.clip_gradient"),
+    *("training.seed", "pairs.degradation.noise_range", "pairs.degradation.noise_range2"),
+    *("pairs.degradation.poisson_scale_range", "pairs.degradation.poisson_scale_range2"),
+}
+_SIGNED = {"pairs.print.exposure", "pairs.print.white_balance"}
+_SHAPES = {"pairs.print.halftone_period", "pairs.print.fibre_length", "pairs.print.jpeg_quality"}
+_STRENGTHS = {name for name in NUMBERS if name.startswith("pairs.print.")} - _SHAPES
+ON_PURPOSE = {
+    -1: _SIGNED,
+    0: _RELATIVE | _SHARES | _WEIGHTS | _FROM_ZERO | _STRENGTHS,
+    10**30: _RELATIVE | _WEIGHTS | {"training.learning_rate", "training.rate_factor"},
+}
+"""What is accepted of these. A weight or a rate may have any size: that a trial diverges is a result."""
+
+
+def _with(name: str, given: float) -> list[Any]:
+    """The field's value with `given` for it, or for each of its elements in turn."""
+    value = NUMBERS[name]
+    if not isinstance(value, tuple):
+        return [given]
+    return [(*value[:i], given, *value[i + 1 :]) for i in range(len(value))]
+
+
+def _refusal(name: str, value: Any) -> str:
+    try:
+        override(SAMPLE, {name: value})
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("given", [-1, 0, 10**30, math.nan, math.inf])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_passes_that_makes_no_sense(name: str, given: float) -> None:
+    """Nor does one end in another error than the door's, which names the setting. Of a range, one end may be accepted
+    where the other is not."""
+    refusals = [_refusal(name, value) for value in _with(name, given)]
+    assert all(refusal.startswith(f"{name}=") and "\n" not in refusal for refusal in refusals if refusal)
+    on_purpose = math.isfinite(given) and name in ON_PURPOSE[int(given)]
+    assert ("" in refusals) == on_purpose
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_sections_refuse_what_is_no_finite_number_by_themselves(name: str, given: float) -> None:
+    """Whoever builds one without `override`, as presets do."""
+    *path, field = name.split(".")
+    section: Any = functools.reduce(getattr, path, SAMPLE)
+    for value in _with(name, given):
+        with pytest.raises(InputError, match=f"^{name}="):
+            dataclasses.replace(section, **{field: value})
 
 
 def test_a_finished_trial_needs_no_steps() -> None:
@@ -206,7 +278,8 @@ def test_an_unknown_name_is_answered_with_its_neighbours() -> None:
 
 
 def test_fields_that_must_agree_change_together_or_not_at_all() -> None:
-    assert changed(pairs__image_size=128, network__image_size=32) == {"pairs.image_size": 128, "network.image_size": 32}
+    together = {"pairs__image_size": 128, "network__image_size": 32, "network__attention_resolutions": (16,)}
+    assert list(changed(**together).values()) == list(together.values())
     before = flatten(SAMPLE)
     with pytest.raises(InputError):
         changed(pairs__image_size=128, training__max_steps=7)

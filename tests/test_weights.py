@@ -278,7 +278,7 @@ def test_what_is_not_read_of_a_base_does_not_change_it(shard: str, tmp_path: Pat
     [
         ({"num_head_channels": 48}, "network: num_head_channels is 48; it must divide swin_embed_dim, 32"),
         ({"swin_embed_dim": 48}, "network: .*swin_embed_dim 48; all must be positive multiples of 32"),
-        ({"channel_mult": (), "num_res_blocks": ()}, "network: channel_mult is empty"),
+        ({"channel_mult": (), "num_res_blocks": ()}, r"network.channel_mult=\(\): expected 1 to 8 levels"),
         ({"window_size": 6}, "network: window_size is 6; windows must tile image_size, 16"),
     ],
 )

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.errors import InputError
+from trainables.networks.pix2pix import PatchGAN
+from trainables.settings import TrialSettings
 
 
 def discriminator_loss(mode: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -58,6 +60,18 @@ def generator_loss(mode: str, fake_logits: Tensor) -> Tensor:
 
 def _unknown(mode: str) -> InputError:
     return InputError.of("adversarial mode", mode, "vanilla, lsgan or hinge")
+
+
+def check_discriminator(settings: TrialSettings) -> None:
+    """Refuses a discriminator that is too deep for the training images.
+
+    Raises:
+        InputError: naming `discriminator.layers`.
+    """
+    layers, size = settings.discriminator.layers, settings.pairs.image_size
+    if PatchGAN.least_side(layers) > size:
+        fits = max((fewer for fewer in range(1, layers) if PatchGAN.least_side(fewer) <= size), default=0)
+        raise InputError(f"discriminator.layers={layers}: expected at most {fits} for pairs.image_size={size}")
 
 
 def adaptive_weight(

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from trainables.base_schedule import base_fingerprint
 from trainables.decoder_method import DecoderMethod
+from trainables.diffusion.ccsr import truncated_timesteps
+from trainables.errors import InputError, blamed_on
+from trainables.first_stage import first_stage_settings
+from trainables.latent_diffusion import LatentDiffusion
 from trainables.settings import TrialSettings
 
 
@@ -23,6 +27,17 @@ class CCSR(DecoderMethod):
         super().__init__(settings, device)
         self.adversarial = settings.ccsr.adversarial, settings.ccsr.adversarial_start
         self.last_layer = self.networks["decoder"].get_parameter("1.conv_out.weight")
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        super().check(settings)
+        ccsr, first = settings.ccsr, first_stage_settings(settings)
+        try:
+            chain = LatentDiffusion.schedule(first)
+        except InputError as error:
+            raise InputError(f"first_stage.weights={settings.first_stage.weights}: {error}") from None
+        with blamed_on(f"ccsr.steps={ccsr.steps}, ccsr.t_max={ccsr.t_max}, ccsr.t_min={ccsr.t_min}"):
+            truncated_timesteps(chain, ccsr.steps, ccsr.t_max, ccsr.t_min)
 
     def build_decoder(self) -> nn.Module:
         into = self.vae.post_quant_conv if self.vae.post_quant_conv is not None else nn.Identity()

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from trainables.adversarial import adaptive_weight, check_discriminator, discriminator_loss, generator_loss
 from trainables.base_model import find_base, load_vae, read_shape
 from trainables.first_stage import FirstStage, first_stage_settings
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN
 from trainables.perceptual_loss import PerceptualLoss
-from trainables.settings import TrialSettings
+from trainables.settings import TrialSettings, reason_unread
 
 GAN_MODE = "hinge"
 
@@ -59,6 +59,8 @@ class DecoderMethod(Method):
     @classmethod
     def check(cls, settings: TrialSettings) -> None:
         first_stage_settings(settings)
+        if not reason_unread("discriminator.layers", settings):
+            check_discriminator(settings)
 
     @abstractmethod
     def build_decoder(self) -> nn.Module:

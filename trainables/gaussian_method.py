@@ -15,7 +15,7 @@ from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated, truncated_timesteps
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.errors import blamed_on
+from trainables.errors import InputError, blamed_on
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.cfw import fidelity_blend
 from trainables.perceptual_loss import PerceptualLoss
@@ -59,6 +59,14 @@ class GaussianMethod(Method):
     @classmethod
     def check(cls, settings: TrialSettings) -> None:
         chain, chosen, t_max = cls.schedule(settings), settings.diffusion, settings.ccsr.t_max
+        terms = {"perceptual.weight": settings.perceptual.weight}
+        if chain.prediction_type != "sample":
+            terms["diffusion.noise_weight"] = chosen.noise_weight
+        if settings.training.max_steps and not (chosen.reconstruction_weight or any(terms.values())):
+            raise InputError(
+                f"diffusion.reconstruction_weight={chosen.reconstruction_weight}: expected above 0, or else "
+                f"{' or '.join(terms)}: no term trains the network, which predicts {chain.prediction_type}"
+            )
         if chosen.objective == "ccsr":
             with blamed_on(f"diffusion.inference_steps={chosen.inference_steps}, ccsr.t_max={t_max}"):
                 jump_timestep(chain, t_max)

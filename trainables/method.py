@@ -78,8 +78,8 @@ class Method(ABC):
 
     @classmethod  # noqa: B027  # most have nothing to refuse
     def check(cls, settings: TrialSettings) -> None:
-        """Refuses settings that do not go with the files they name, as far as that shows without reading weights; for
-        every configuration that a sweep may come to, before it starts.
+        """Refuses settings that do not go together or with the files they name, as far as that shows without reading
+        weights; for every configuration that a sweep may come to, before it starts.
 
         Raises:
             InputError: naming the setting.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.adversarial import discriminator_loss, generator_loss
+from trainables.adversarial import check_discriminator, discriminator_loss, generator_loss
 from trainables.data.tensors import upsample
 from trainables.errors import InputError
 from trainables.method import Batch, LossTerm, Method, Phase
@@ -41,6 +41,15 @@ class Pix2Pix(Method):
         self.networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator}).to(device)
         self.size_multiple = generator.size_multiple
         self.perceptual = PerceptualLoss(settings.perceptual, device)
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        downs, size = settings.pix2pix.downs, settings.pairs.image_size
+        halvings = (size & -size).bit_length() - 1
+        if 5 <= halvings < downs:  # where not even 5 go, the size is to blame, as for any method
+            raise InputError(f"pix2pix.downs={downs}: expected 5 to {halvings} for pairs.image_size={size}")
+        if settings.training.max_steps:
+            check_discriminator(settings)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:

@@ -12,6 +12,8 @@ from trainables.errors import InputError
 PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
 
 SMALLEST_PRINT = 16  # pixels a side that the print simulator needs; its own constant is behind a slow import
+LARGEST_SIDE = 16_384
+MOST_PAIRS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class PairSettings:
         for name in ("image_size", "validation_size"):
             value = getattr(self, name)
             least = max(4 * self.scale, SMALLEST_PRINT if self.simulator == "print_to_camera" else 0)
-            fits = isinstance(value, int) and value >= least and value % self.scale == 0
-            _require(fits, name, value, f"a multiple of scale={self.scale}, at least {least}")
+            fits = isinstance(value, int) and least <= value <= LARGEST_SIDE and value % self.scale == 0
+            _require(fits, name, value, f"a multiple of scale={self.scale}, {least} to {LARGEST_SIDE}")
         for name in ("train_pairs", "validation_pairs"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, name, value, "a whole number, at least 1")
+            _require(isinstance(value, int) and 1 <= value <= MOST_PAIRS, name, value, f"1 to {MOST_PAIRS}")
         _require(0 <= self.colour_swap_prob <= 1, "colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1")
         alike = self.simulator != "print_to_camera" or self.scale == 1
         _require(alike, "scale", self.scale, "1: pairs.simulator=print_to_camera keeps the size")

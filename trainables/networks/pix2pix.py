@@ -123,13 +123,18 @@ class PatchGAN(nn.Module):
         self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
         self.apply(_initialise)
 
+    @staticmethod
+    def least_side(layers: int) -> int:
+        """The shortest sides of images that so many strided layers leave a logit of, pixels."""
+        return 3 * 2**layers
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, `(B, in_channels, H, W)` in [-1, 1] `-> (B, 1, h, w)`; 30x30 of them for 256x256 pixels.
 
         Raises:
             ValueError: other channels, or sides too short for a single logit.
         """
-        smallest = 3 * 2 ** (len(self.stages) - 1)
+        smallest = self.least_side(len(self.stages) - 1)
         if images.ndim != 4 or images.shape[1] != self.in_channels or min(images.shape[2:]) < smallest:
             raise ValueError(
                 f"images are {tuple(images.shape)}; they must be (B, {self.in_channels}, H, W), sides from {smallest}"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require, require_share, require_weight
+from trainables.settings.checks import (
+    MOST_STEPS,
+    require,
+    require_positive,
+    require_share,
+    require_weight,
+    require_within,
+)
 from trainables.settings.sources import SHIPPED
 
 
@@ -42,7 +49,7 @@ class DiffusionSettings:
     fidelity_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.max_timestep >= 1, "diffusion.max_timestep", self.max_timestep, "1 or more: the range is empty")
+        require_within("diffusion", self, max_timestep=(1, 10_000))
         require_weight("diffusion.noise_weight", self.noise_weight)
         require_weight("diffusion.reconstruction_weight", self.reconstruction_weight)
         require_share("diffusion.fidelity_weight", self.fidelity_weight)
@@ -51,17 +58,6 @@ class DiffusionSettings:
             "diffusion.inference_steps",
             self.inference_steps,
             f"1 to diffusion.max_timestep={self.max_timestep}",
-        )
-        weighed = (
-            self.reconstruction_weight
-            if self.prediction_type == "sample"
-            else self.reconstruction_weight + self.noise_weight
-        )
-        require(
-            weighed > 0,
-            "diffusion.reconstruction_weight",
-            self.reconstruction_weight,
-            "above 0: nothing else trains the network",
         )
 
 
@@ -97,8 +93,8 @@ class LoRASettings:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 0, "lora.rank", self.rank, "a rank of 1 or more, or 0 to train the whole UNet")
-        require(self.scale > 0, "lora.scale", self.scale, "a number above 0")
+        require(0 <= self.rank <= 4096, "lora.rank", self.rank, "a rank of 1 to 4096, or 0 to train the whole UNet")
+        require_positive("lora.scale", self.scale)
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
         accepted = "other layers: conv_in trains as a whole, or not at all with conv_in.frozen"
@@ -126,9 +122,10 @@ class ControlNetSettings:
     def __post_init__(self) -> None:
         named = bool(self.weights) or not self.revision
         require(named, "controlnet.revision", self.revision, "none without a hub id in controlnet.weights")
-        smallest = min(self.embedding_channels, default=0)
-        require(smallest > 0, "controlnet.embedding_channels", self.embedding_channels, "positive whole numbers")
-        require(self.scale > 0, "controlnet.scale", self.scale, "a number above 0")
+        widths = self.embedding_channels
+        require(bool(widths), "controlnet.embedding_channels", widths, "positive whole numbers")
+        require_within("controlnet", self, embedding_channels=(1, 4096))
+        require_positive("controlnet.scale", self.scale)
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class PixelSettings:
     """Diffusion on pixels, without an autoencoder: a `UNet2DModel` that sees the degraded image beside the noisy one.
 
     Attributes:
-        channels: width of each level; every level but the last halves the size.
+        channels: width of each level, from the 8 of an attention head; every level but the last halves the size.
         layers: residual blocks a level.
         attention_levels: how many of the lowest levels have self-attention.
         norm_groups: groups of the normalisation; must divide every width.
@@ -151,8 +148,9 @@ class PixelSettings:
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
 
     def __post_init__(self) -> None:
-        require(bool(self.channels), "pixel.channels", self.channels, "at least one level")
-        require(self.layers >= 1, "pixel.layers", self.layers, "1 or more")
+        require(1 <= len(self.channels) <= 10, "pixel.channels", self.channels, "1 to 10 levels")
+        # Beyond 5,000 timesteps a linear schedule has no signal left that float32 could tell from none.
+        require_within("pixel", self, channels=(8, 2048), layers=(1, 16), train_timesteps=(2, 5000))
         require(
             self.norm_groups >= 1 and all(width % self.norm_groups == 0 for width in self.channels),
             "pixel.norm_groups",
@@ -161,7 +159,6 @@ class PixelSettings:
         )
         in_range = 0 <= self.attention_levels <= len(self.channels)
         require(in_range, "pixel.attention_levels", self.attention_levels, f"0 to {len(self.channels)}")
-        require(self.train_timesteps >= 2, "pixel.train_timesteps", self.train_timesteps, "2 or more")
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ class FirstStageSettings:
     draws: int = 2
 
     def __post_init__(self) -> None:
-        require(self.draws >= 1, "first_stage.draws", self.draws, "1 or more")
+        require_within("first_stage", self, draws=(1, 1000))
 
 
 @dataclass(frozen=True)
@@ -201,10 +198,8 @@ class CFWSettings:
 
     def __post_init__(self) -> None:
         require_share("cfw.strength", self.strength)
-        for name in ("dense_blocks", "growth"):
-            require(getattr(self, name) >= 1, f"cfw.{name}", getattr(self, name), "1 or more")
+        require_within("cfw", self, dense_blocks=(1, 32), growth=(1, 512), adversarial_start=(0, MOST_STEPS))
         require_weight("cfw.adversarial", self.adversarial)
-        require(self.adversarial_start >= 0, "cfw.adversarial_start", self.adversarial_start, "a step, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -226,11 +221,10 @@ class CCSRSettings:
     adversarial_start: int = 1
 
     def __post_init__(self) -> None:
-        require(self.steps >= 2, "ccsr.steps", self.steps, "2 or more")
+        require_within("ccsr", self, steps=(2, 10_000), adversarial_start=(0, MOST_STEPS))
         require(0 < self.t_max <= 1, "ccsr.t_max", self.t_max, "a number in (0, 1]")
         require(0 <= self.t_min < self.t_max, "ccsr.t_min", self.t_min, f"0 to below ccsr.t_max={self.t_max}")
         kept = round(self.steps * self.t_max) - round(self.steps * self.t_min)
         between = f"more, or a wider range: none lies between ccsr.t_min={self.t_min} and ccsr.t_max={self.t_max}"
         require(kept > 0, "ccsr.steps", self.steps, between)
         require_weight("ccsr.adversarial", self.adversarial)
-        require(self.adversarial_start >= 0, "ccsr.adversarial_start", self.adversarial_start, "a step, 0 or more")

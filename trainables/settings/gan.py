@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require, require_weight
+from trainables.settings.checks import MOST_STEPS, require, require_weight, require_within
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PerceptualSettings:
 
     def __post_init__(self) -> None:
         require_weight("perceptual.weight", self.weight)
-        require(self.every >= 1, "perceptual.every", self.every, "1 or more")
+        require_within("perceptual", self, every=(1, MOST_STEPS))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class DiscriminatorSettings:
     layers: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("ndf", "layers"):
-            require(getattr(self, name) >= 1, f"discriminator.{name}", getattr(self, name), "1 or more")
+        require_within("discriminator", self, ndf=(1, 512), layers=(1, 12))
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Pix2PixSettings:
     gan_mode: Literal["vanilla", "lsgan", "hinge"] = "vanilla"
 
     def __post_init__(self) -> None:
-        require(self.ngf >= 1, "pix2pix.ngf", self.ngf, "1 or more")
-        require(self.downs >= 5, "pix2pix.downs", self.downs, "5 or more")
+        require_within("pix2pix", self, ngf=(1, 512), downs=(5, 14))
         for name in ("l1", "adversarial"):
             require_weight(f"pix2pix.{name}", getattr(self, name))
         require(self.l1 + self.adversarial > 0, "pix2pix.l1", self.l1, "above 0 where pix2pix.adversarial is 0")

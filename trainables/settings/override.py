@@ -87,15 +87,18 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-    raise InputError(f"{name}={value}: expected {_KINDS.get(kind, kind)}")
+    expected = f"{_PLURALS[typing.get_args(kind)[0]]} separated by commas" if origin is tuple else _KINDS[kind]
+    raise InputError(f"{name}={value}: expected {expected}")
 
 
 def _split(text: str) -> list[str]:
     """The elements of a tuple: as people write them, "8, 16", or as Python does, "(8,)" and "('to_q', 'to_k')"."""
-    return [part.strip("'\" ") for part in text.strip("()[] ").removesuffix(",").split(",")]
+    inner = text.strip("()[] ").removesuffix(",")
+    return [part.strip("'\" ") for part in inner.split(",")] if inner else []
 
 
 _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def _as_bool(value: Any) -> bool:

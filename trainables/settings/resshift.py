@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require, require_weight
+from trainables.settings.checks import require, require_weight, require_within
 from trainables.settings.sources import SHIPPED
 
 
@@ -13,7 +13,8 @@ from trainables.settings.sources import SHIPPED
 class NetworkSettings:
     """The Swin-UNet of ResShift and SinSR, by the names of its official configuration. Defaults are the official size.
 
-    `image_size` is in latent pixels: the size the network is trained at.
+    `image_size` is in latent pixels: the size the network is trained at. Every level but the last halves it, and those
+    of a size in `attention_resolutions` have self-attention, as the bottleneck always has.
     """
 
     image_size: int = 64
@@ -28,12 +29,34 @@ class NetworkSettings:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        require(1 <= levels <= 8, "network.channel_mult", self.channel_mult, "1 to 8 levels")
+        require_within(
+            "network",
+            self,
+            image_size=(1, 4096),
+            model_channels=(32, 1024),
+            channel_mult=(1, 16),
+            num_res_blocks=(1, 16),
+            swin_depth=(1, 32),
+            swin_embed_dim=(32, 2048),
+            num_head_channels=(1, 2048),
+            window_size=(1, 64),
+            mlp_ratio=(1 / 32, 64),
+        )
         require(self.model_channels % 32 == 0, "network.model_channels", self.model_channels, "a multiple of 32")
         require(
-            len(self.channel_mult) == len(self.num_res_blocks),
+            len(self.num_res_blocks) == levels,
             "network.num_res_blocks",
             self.num_res_blocks,
-            f"one number for each of the {len(self.channel_mult)} levels of network.channel_mult",
+            f"one number for each of the {levels} levels of network.channel_mult",
+        )
+        sizes = [self.image_size // 2**level for level in range(levels)]
+        require(
+            set(self.attention_resolutions) <= set(sizes),
+            "network.attention_resolutions",
+            self.attention_resolutions,
+            f"sizes that a level has with network.image_size={self.image_size}: {', '.join(map(str, sizes))}",
         )
 
 
@@ -48,12 +71,11 @@ class ResShiftSettings:
     etas_end: float = 0.99
 
     def __post_init__(self) -> None:
-        require(self.steps >= 2, "resshift.steps", self.steps, "2 or more")
-        require(self.power > 0, "resshift.power", self.power, "a number above 0")
-        require(self.kappa > 0, "resshift.kappa", self.kappa, "a number above 0")
+        # So that no two steps of the schedule round to the same noise.
+        limits = {"steps": (2, 1000), "power": (0.01, 5), "kappa": (0.001, 1000), "min_noise_level": (1e-6, 1)}
+        require_within("resshift", self, **limits)
         # At least three times what the schedule starts with, whatever min_noise_level is.
         require(0.1 <= self.etas_end < 1, "resshift.etas_end", self.etas_end, "a number in [0.1, 1)")
-        require(0 < self.min_noise_level < 1, "resshift.min_noise_level", self.min_noise_level, "a number in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,7 @@ class SinSRSettings:
             ":".join(f"{weight:g}" for weight in self.weights.values()),
             "a ratio with at least one weight above 0",
         )
-        require(self.draws >= 1, "sinsr.draws", self.draws, "1 or more")
+        require_within("sinsr", self, draws=(1, 1000))
 
     @property
     def weights(self) -> dict[str, float]:

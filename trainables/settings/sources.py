@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainables.data.roots import refuse_secrets
-from trainables.errors import InputError
+from trainables.settings.checks import LARGEST_SEED, require_share, require_within
 
 SAMPLE, SHIPPED = "sample", "shipped"
 
@@ -36,10 +36,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         refuse_secrets("data.source", self.source)
-        if not 0 <= self.max_rejected <= 1:
-            raise InputError(f"data.max_rejected={self.max_rejected}: expected a share from 0 to 1")
-        if self.window_shards < 0:
-            raise InputError(f"data.window_shards={self.window_shards}: expected 0, or how many shards at a time")
+        require_share("data.max_rejected", self.max_rejected)
+        require_within("data", self, seed=(0, LARGEST_SEED), window_shards=(0, 1_000_000))
 
 
 @dataclass(frozen=True)

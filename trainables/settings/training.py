@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require
+from trainables.settings.checks import LARGEST_SEED, MOST_STEPS, require, require_within
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,27 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "accumulate", "reports", "log_every", "validation_batch", "stability_draws")
-        for name in counts:
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "1 or more")
-        for name in ("max_steps", "warmup_steps", "weight_decay", "clip_gradient", "seed"):
-            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+        require_within(
+            "training",
+            self,
+            max_steps=(0, MOST_STEPS),
+            batch_size=(1, 65_536),
+            accumulate=(1, 65_536),
+            warmup_steps=(0, MOST_STEPS),
+            weight_decay=(0, 1000),
+            clip_gradient=(0, 1_000_000),
+            reports=(1, 10_000),
+            log_every=(1, MOST_STEPS),
+            validation_batch=(1, 65_536),
+            stability_draws=(1, 1000),
+            seed=(0, LARGEST_SEED),
+        )
+        # However large: that a trial diverges is a result.
         for name in ("learning_rate", "rate_factor"):
             positive = math.isfinite(getattr(self, name)) and getattr(self, name) > 0
             require(positive, f"training.{name}", getattr(self, name), "a number above 0")
+        finite = f"a finite product with training.learning_rate={self.learning_rate}"
+        require(math.isfinite(self.peak_rate), "training.rate_factor", self.rate_factor, finite)
         for name in ("ema_decay", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "a number in [0, 1)")
         require(

@@ -36,8 +36,14 @@ def unread(trial: TrialSettings) -> dict[str, str]:
     if "perceptual" in reads and not trial.perceptual.weight:
         why |= {f"perceptual.{name}": "perceptual.weight=0" for name in ("every", "network")}
     for section, others in (("cfw", ()), ("ccsr", ()), ("pix2pix", ("pix2pix.gan_mode",))):
-        if section == trial.method.removeprefix("stablesr_") and not getattr(trial, section).adversarial:
-            unused = (f"{section}.adversarial_start", "discriminator.", *others)
+        if section != trial.method.removeprefix("stablesr_"):
+            continue
+        start, steps = getattr(getattr(trial, section), "adversarial_start", 0), trial.training.max_steps
+        unused = (f"{section}.adversarial_start", "discriminator.", *others)
+        if 0 < steps <= start:
+            late = f"{section}.adversarial_start={start} and training.max_steps={steps}"
+            why |= dict.fromkeys((f"{section}.adversarial", *unused), late)
+        elif not getattr(trial, section).adversarial:
             why |= dict.fromkeys(unused, f"{section}.adversarial=0")
     if "diffusion" in reads:
         if trial.diffusion.prediction_type == "sample":

@@ -61,7 +61,7 @@ def _checked_range(name: str, value: object, limits: Range, around_one: bool) ->
 
 def _checked_weights(name: str, value: object, kinds: tuple[str, ...]) -> tuple[float, ...]:
     weights = _numbers(value, len(kinds))
-    if weights is None or min(weights) < 0 or sum(weights) == 0:
+    if weights is None or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise InputError.of(name, value, f"weights, not negative and not all 0, for {', '.join(kinds)}")
     return weights
 
@@ -129,7 +129,7 @@ class DegradationSettings:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            name, stem = f"degradation.{spec.name}", spec.name.removesuffix("2")
+            name, stem = f"pairs.degradation.{spec.name}", spec.name.removesuffix("2")
             value = getattr(self, spec.name)
             if stem in _RANGE_LIMITS:
                 value = _checked_range(name, value, _RANGE_LIMITS[stem], around_one=stem in _AROUND_ONE)

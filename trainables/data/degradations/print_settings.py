@@ -103,7 +103,7 @@ class PrintSettings:
         for spec in fields(self):
             value = getattr(self, spec.name)
             if value is not None or spec.name != "jpeg_quality":
-                checked = _checked_range(f"print.{spec.name}", value, _LIMITS[spec.name], around_one=False)
+                checked = _checked_range(f"pairs.print.{spec.name}", value, _LIMITS[spec.name], around_one=False)
                 object.__setattr__(self, spec.name, checked)
 
 
