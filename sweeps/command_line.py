@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import get_args
 
 from sweeps.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
+from trainables.data.sources.locations import path_of
+from trainables.data.sources.notices import shown_plainly
 from trainables.errors import INTERRUPTED, InputError
 from trainables.flags import Flags, number, whole
 from trainables.settings import assignments
@@ -93,29 +94,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if flags.list:
             print(_listing())
             return 0
-        if flags.resume is not None:
-            return _resume(flags, given)
-        if not flags.space:
-            raise InputError("--space is missing; --list shows the spaces")
-        question = resolve(_settings(flags))
-        from sweeps.plan import make_plan
-
-        plan = make_plan(question, download=not flags.dry_run)
-        if flags.dry_run:
-            from sweeps.preparation import estimated_seconds
-
-            print(plan.text(estimated_seconds(plan)))
-            return 0
-        plan.check()
-        from sweeps.sweep import start
-
-        return start(plan)
+        with shown_plainly():
+            return _run(flags) if flags.resume is None else _resume(flags, given)
     except InputError as error:
         print(f"run_sweep.py: error: {error}", file=sys.stderr)
         return InputError.exit_status
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run(flags: argparse.Namespace) -> int:
+    if not flags.space:
+        raise InputError("--space is missing; --list shows the spaces")
+    question = resolve(_settings(flags))
+    from sweeps.plan import make_plan
+
+    plan = make_plan(question, download=not flags.dry_run)
+    if flags.dry_run:
+        from sweeps.preparation import estimated_seconds
+
+        print(plan.text(estimated_seconds(plan)))
+        return 0
+    plan.check()
+    from sweeps.sweep import start
+
+    return start(plan)
 
 
 def _settings(flags: argparse.Namespace) -> SweepSettings:
@@ -131,11 +135,10 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
-    if not flags.resume:
-        raise InputError("--resume is empty; expected the folder of a run")
+    run = path_of("--resume", flags.resume)
     from sweeps.run_folder import open_run
 
-    folder, settings, record = open_run(Path(flags.resume).expanduser())
+    folder, settings, record = open_run(run)
     try:
         if flags.space not in (None, settings.space):
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")

@@ -53,7 +53,7 @@ def finish(plan: Plan, folder: Path) -> int:
     logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
     logger.info("tables            %s", folder / "leaderboard.csv")
     logger.info("report            %s", page)
-    logger.info("tensorboard --logdir %s", folder / "trials")
+    logger.info("%s", tensorboard_line(folder))
     return 0
 
 
@@ -63,6 +63,11 @@ def resume_line(folder: Path) -> str:
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     return shlex.join([str(python), sys.argv[0], "--resume", str(folder)])
+
+
+def tensorboard_line(folder: Path) -> str:
+    """The command that shows the run's curves, to be pasted."""
+    return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
 
 
 def _show(plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer | None) -> None:

@@ -10,16 +10,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweeps.settings import Question, SweepSettings
+from sweeps.settings import BASE_METRICS, Question, SweepSettings
 from trainables.data.roots import check_writable
 from trainables.errors import InputError
-from trainables.settings import flatten
+from trainables.metrics.names import METRICS
+from trainables.settings import flatten, override
 
 SETTINGS, LOG = "settings.yaml", "sweep.log"
 _LOCK = ".lock"
@@ -107,16 +108,63 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     """An existing run, locked: its folder, the settings it was started with, and its whole settings.yaml.
 
     Raises:
-        InputError: not the folder of a run, or a living sweep owns it.
+        InputError: not the folder of a run, a damaged one, or one that cannot be written or that a living sweep owns.
     """
     try:
-        record = yaml.safe_load((path / SETTINGS).read_text())
-        command = {**record["command"], "set": tuple(map(tuple, record["command"]["set"]))}
-        settings = SweepSettings(**command)
-        _ = record["metrics"], record["stores"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        raise InputError(f"--resume {path}: not the folder of a run; expected one with a {SETTINGS}") from None
-    return RunFolder(path), settings, record
+        settings, record = _read((path / SETTINGS).read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {SETTINGS}"
+        ) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # the settings', and YAML's of dates and numbers
+        raise InputError(f"--resume {path / SETTINGS}: {_shortened(str(error))}") from None
+    try:
+        return RunFolder(path), settings, record
+    except OSError as error:
+        raise InputError(f"--resume {path}: cannot be written ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a run goes on with, in kinds that `override` checks."""
+
+    command: SweepSettings
+    metrics: tuple[str, ...] = ()
+
+
+def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
+    """The settings in a settings.yaml, and all of it; raises ValueError and what YAML raises for another file."""
+    record = _mapping("its content", yaml.safe_load(content))
+    command = {"space": None, "set": [], **_mapping("command", record.get("command"))}
+    settings = SweepSettings(space="", set=_pairs("command.set", command.pop("set")))
+    stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
+    changes = {f"command.{name}": value for name, value in command.items()}
+    read = override(_Record(settings), {**changes, "metrics": record.get("metrics")})
+    known = [name for name, metric in METRICS.items() if metric.compared_with != "other seeds"]
+    if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
+        raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")
+    return read.command, {**record, "metrics": list(read.metrics), "stores": stores}
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        found = "missing" if value is None else _shortened(repr(value))
+        raise ValueError(f"{name} is {found}; expected names with their values")
+    return {str(key): each for key, each in value.items()}
+
+
+def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
+    for pair in value if isinstance(value, list) else [value]:
+        match pair:
+            case [str(), str()]:
+                continue
+        raise ValueError(f"{name} holds {_shortened(repr(pair))}; expected pairs of texts")
+    return tuple((one, other) for one, other in value)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

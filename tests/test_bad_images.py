@@ -20,6 +20,7 @@ from PIL import Image
 from trainables.data.__main__ import main
 from trainables.data.prepare import prepare
 from trainables.data.sources import catalogue
+from trainables.data.sources.notices import SourceWarning, shown_plainly
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, load_source
 from trainables.errors import InputError
@@ -298,3 +299,43 @@ def test_a_bad_side_leaves_its_pair_out(tmp_path: Path, content: bytes) -> None:
         parts = [load_source(str(tmp_path), split, 1, 1) for split in SPLITS]
     assert sorted(name for part in parts for name in part.names) == ["0", "1", "2", "4", "5"]
     assert (parts[0].rejected | parts[1].rejected)["3"].startswith("input/3.png: ")
+
+
+def _with_text_among_them(root: Path) -> Path:
+    """Thirty images, of which three that train are none."""
+    root.mkdir()
+    for number in range(30):
+        _picture(number, 64, 64).save(root / f"{number:02d}.png")
+    for name in load_photographs(str(root), "train").names[:3]:
+        (root / name).write_text("no image")
+    return root
+
+
+def test_a_person_reads_one_plain_line_of_what_is_left_out(tmp_path: Path) -> None:
+    """However often the command looks at the source."""
+    folder = _with_text_among_them(tmp_path / "images")
+    changes = ("data.max_rejected=0.5", "pairs.train_pairs=8", "pairs.validation_pairs=1", "pairs.validation_size=64")
+    sets = [part for change in changes for part in ("--set", change)]
+    command = ["prepare", "--method", "pix2pix", "--data", str(folder), "--store", str(tmp_path / "stores"), *sets]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainables.data", *command, "--dry-run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"{folder}: 3 of \d+ train images rejected: \d+\.png \(not a JPEG", line)
+
+
+def test_a_line_is_shown_once_and_other_warnings_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _with_text_among_them(tmp_path / "images")
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        with shown_plainly():
+            for _ in range(3):
+                load_photographs(str(folder), "train")
+            warnings.warn("another", UserWarning, stacklevel=1)
+        shown = capsys.readouterr().err
+        load_photographs(str(folder), "train")
+    lines = [line for line in shown.splitlines() if "images rejected" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{folder}: 3 of ")
+    # A program that loads them itself notices.
+    assert [warning.category for warning in others] == [UserWarning, SourceWarning]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from sweeps.command_line import main
+from sweeps.finish import resume_line, tensorboard_line
 from sweeps.run_folder import RunFolder
 from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
@@ -330,3 +332,49 @@ def test_an_empty_run_is_no_new_one(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert main(["--space", SPACE, "--resume", ""]) == 2
     assert sorted(tmp_path.iterdir()) == before
+
+
+DAMAGED: dict[str, tuple[object, str]] = {
+    "no text": (b"\xff\xfe\x80\x01\x00", ""),
+    "no YAML": (b"command: {space: [", "while parsing"),
+    "a date that is none": (b"command: {seed: 2026-99-99}", "month must be in 1..12"),
+    "empty": (b"", "its content is missing"),
+    "a list": ([1, 2], "its content is [1, 2]; expected names with their values"),
+    "no command": ({"command": None}, "command is missing"),
+    "a number for the command": ({"command": 3}, "command is 3; expected names with their values"),
+    "no space": ({"command": {"set": []}}, "command.space=None: expected text"),
+    "no pair": ({"command": {"space": SPACE, "set": ["a"]}}, "command.set holds 'a'; expected pairs of texts"),
+    "no pairs": ({"command": {"space": SPACE, "set": 3}}, "command.set holds 3; expected pairs of texts"),
+    "a number": ({"command": {"space": SPACE, "set": [["a", 3]]}}, "command.set holds ['a', 3]; expected pairs"),
+    "no number": ({"command": {"space": SPACE, "trials": "few"}}, "command.trials=few: expected a whole number"),
+    "negative": ({"command": {"space": SPACE, "trials": -3}}, "--trials -3: expected 1 or more"),
+    "unknown": ({"command": {"space": SPACE, "colour": 1}}, "command.colour: no such setting"),
+    "no choice": ({"command": {"space": SPACE, "perceptual": ["lpips"]}}, "command.perceptual=['lpips']: expected"),
+    "no metrics": ({"metrics": 3}, "metrics=3: expected"),
+    "an unknown metric": ({"metrics": ["val/psnr", "val/nope"]}, "metrics=['val/psnr', 'val/nope']: expected val/psnr"),
+    "a metric of several": ({"metrics": ["val/psnr", "val/l_std"]}, "expected val/psnr, and others of val/psnr"),
+    "none of the metrics": ({"metrics": []}, "metrics=[]: expected val/psnr"),
+    "no stores": ({"stores": 3}, "stores is 3; expected names with their values"),
+    "a store that is a number": ({"stores": {"train pairs": 3}}, "stores holds ['train pairs', 3]; expected pairs"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = DAMAGED[damage]
+    if isinstance(content, dict):
+        whole = {"command": {"space": SPACE, "set": []}, "metrics": ["val/psnr"], "stores": {"train pairs": "pairs-0"}}
+        content = {**whole, **content}
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    assert main(["--resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"run_sweep.py: error: --resume {file}: ")
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_what_is_printed_to_be_pasted_survives_a_space_in_a_path() -> None:
+    folder = Path("my results") / "run"
+    assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
+    assert shlex.split(resume_line(folder))[-2:] == ["--resume", str(folder)]

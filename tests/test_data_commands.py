@@ -206,20 +206,37 @@ def test_every_kind_of_store_is_found() -> None:
         (["prepare", "--set", "nosuch=1"], ["nosuch"]),
         (["prepare", "--set", "pairs.train_pairs"], ["--set pairs.train_pairs", "KEY=VALUE"]),
         (["prepare", "--data", "nosuch"], ["nosuch", "no such folder"]),
-        (["prepare", "--set", "pairs.train_pairs=1000000000000"], ["--store", "of disk", "are free"]),
+        (["prepare", "--set", "pairs.train_pairs=100000000"], ["--store", "of disk", "are free"]),
         (["inspect", "nosuch"], ["nosuch", "no such folder"]),
         (["verify", "nosuch"], ["nosuch", "no such folder"]),
         (["prune", "nosuch"], ["nosuch", "no such folder"]),
-        (["prune", ".", "--keep", "-1"], ["--keep -1", "0 or more"]),
+        (
+            ["prepare", "--set", "lora.rank=3"],
+            ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"],
+        ),
+        (
+            ["prepare", "--method", "latent_diffusion", "--set", "lora.rank=0", "--set", "lora.scale=2"],
+            ["--set lora.scale=2: has no effect with lora.rank=0"],
+        ),
+        (["prepare", "--cpus", "-1"], ["--cpus", "0", "-1"]),
+        (["inspect", "tests"], ["tests: no store there"]),
+        (["inspect", ""], ["STORE is empty"]),
+        (["verify", ""], ["STORE is empty"]),
+        (["prune", ""], ["ROOT is empty"]),
+        (["prune", ".", "--keep", "-1"], ["--keep", "0", "-1"]),
+        (["prune", ".", "--older-than", "nan"], ["--older-than", "nan"]),
+        (["prune", ".", "--older", "1"], ["unrecognized arguments: --older"]),
+        (["prepare", "--dat", "x"], ["unrecognized arguments: --dat"]),
+        ([], ["COMMAND"]),
     ],
 )
 def test_input_that_is_refused(
     arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--store", str(tmp_path / "stores")] if arguments[0] == "prepare" else []
+    more = ["--store", str(tmp_path / "stores")] if arguments[:1] == ["prepare"] else []
     assert main([*arguments, *more]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"python -m trainables.data {arguments[0]}: error: ") and error.count("\n") == 1
+    assert error.startswith("python -m trainables.data") and ": error: " in error and error.count("\n") == 1
     assert [part for part in named if part not in error] == []
     assert not (tmp_path / "stores").exists()
 
@@ -234,9 +251,24 @@ def test_a_dry_run_says_how_much_it_will_take(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "stores").exists()
 
 
-@pytest.mark.parametrize("command", [["prepare", "--dat", "x"], ["prune", ".", "--older", "1"]])
-def test_a_flag_that_is_cut_short_is_not_guessed_at(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert ended.value.code == 2
-    assert "unrecognized arguments: --" in capsys.readouterr().err
+def test_nothing_is_prepared_into_the_working_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--store", ""]) == 2
+    assert "error: --store is empty" in capsys.readouterr().err
+
+
+def test_inspect_refuses_a_sheet_that_cannot_be_written_and_a_damaged_list(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = the(root, "pairs-train")
+    for sheet, why in (
+        ("sheet.txt", "unknown file extension"),
+        ("nowhere/sheet.png", "No such file"),
+        ("", "is empty"),
+    ):
+        assert main(["inspect", str(pairs), "--sheet", sheet and str(root / sheet)]) == 2
+        error = capsys.readouterr().err
+        assert "--sheet" in error and why in error and error.count("\n") == 1
+    (pairs / "rejected.parquet").write_text("no table")
+    assert main(["inspect", str(pairs), "--sheet", str(root / "sheet.png")]) == 2
+    error = capsys.readouterr().err
+    assert f"{pairs / 'rejected.parquet'}: cannot be read" in error and error.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from safetensors.torch import load_file
 from trainables.base_model import read_shape
 from trainables.build import build_method
 from trainables.errors import InputError
-from trainables.export import LORA, export
+from trainables.export import LORA, export, main
+from trainables.finished import SETTINGS
 from trainables.settings import TrialSettings, override
 
 TrialOf = Callable[[str], TrialSettings]
@@ -53,11 +56,36 @@ def test_what_is_exported_is_a_base_and_a_start(first_stage: Path, trial_of: Tri
     assert adapter[name].any() and torch.equal(started[own], adapter[name])
 
 
-@pytest.mark.parametrize(("at", "message"), [("nowhere", "no settings.json"), ("there", "is there already")])
-def test_export_refuses(at: str, message: str, first_stage: Path, tmp_path: Path) -> None:
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "no trial": ("{tmp}/nowhere", "{tmp}/new", "FINISHED .*nowhere: no settings.json"),
+    "another method": ("{tmp}/gan", "{tmp}/new", "FINISHED .*gan: a trial of pix2pix; expected a .* latent_diffusion"),
+    "no weights": ("{tmp}/bare", "{tmp}/new", "checkpoint=.*bare: has no weights.safetensors"),
+    "there": ("{trial}", "{tmp}/there", "FOLDER .*there: is there already"),
+    "below a file": ("{trial}", "{tmp}/file/new", "FOLDER .*: .*file is a file; expected a folder"),
+    "a link": ("{trial}", "{tmp}/link", "FOLDER .*link: cannot be written"),
+    "no name": ("{trial}", "", "FOLDER is empty"),
+    "no trial named": ("", "{tmp}/new", "FINISHED is empty"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_export_refuses_in_one_line(
+    case: str, first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match=message):
-        export(tmp_path / "nowhere" if at == "nowhere" else first_stage, tmp_path / ("new" if at == "nowhere" else at))
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "link").symlink_to("gone")
+    for name, settings in (("gan", json.dumps({"method": "pix2pix"})), ("bare", (first_stage / SETTINGS).read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SETTINGS).write_text(settings)
+    before = sorted(tmp_path.rglob("*"))
+    finished, folder, message = REFUSED[case]
+    places = {"tmp": tmp_path, "trial": first_stage}
+    assert main([finished.format(**places), folder.format(**places)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert re.match(f"python -m trainables.export: error: {message}", shown.err), shown.err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_adapter_that_is_none_is_refused(trial_of: TrialOf, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from trainables.data.pair_settings import PairSettings
 from trainables.data.pairs import FLAT, Pair, Pairs
 from trainables.data.sources import catalogue
+from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, is_paired, load_source
 from trainables.errors import InputError
@@ -392,3 +394,42 @@ def test_a_paired_target_is_an_ordinary_folder_of_photographs(tmp_path: Path) ->
     root = _folder(tmp_path, range(6))
     assert not is_paired(str(root / "target"))
     assert len(load_photographs(str(root / "target"), "train")) >= 1
+
+
+def test_partners_whose_accents_are_written_otherwise(tmp_path: Path) -> None:
+    """In one character by one system, in two by another. A pair is called as its target is, as it always was."""
+    root = _folder(tmp_path, range(4))
+    for number, (one, other) in enumerate((("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD"))):
+        for side, form in (("input", one), ("target", other)):
+            name = unicodedata.normalize(form, f"caf\u00e9/\u00e9{number}.png")
+            _save(root / side / name, _picture(20 + number) if side == "target" else 255 - _picture(20 + number))
+    found = _both(root)
+    assert len(found) == 7
+    for number, form in enumerate(("NFD", "NFC", "NFD")):
+        degraded, target = found[unicodedata.normalize(form, f"caf\u00e9/\u00e9{number}")]
+        assert np.array_equal(target, _picture(20 + number)) and np.array_equal(degraded, 255 - target)
+
+
+def test_two_files_of_one_folder_that_look_alike_are_refused(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(4))
+    for form in ("NFC", "NFD"):
+        _save(root / "input" / unicodedata.normalize(form, "\u00e9.png"), _picture(9))
+    _save(root / "target" / "\u00e9.png", _picture(9))
+    with pytest.raises(InputError, match="two files for one side of a pair") as caught:
+        _load(root, "train")
+    assert r"'e\u0301.png'" in str(caught.value) and r"'\xe9.png'" in str(caught.value)
+
+
+def test_images_beside_the_two_folders_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    root = _folder(tmp_path, range(4))
+    (root / "notes.txt").write_text("no image")
+    _save(root / ".hidden.png", _picture(7))
+    _load(root, "train")
+    assert not recwarn
+    for name in ("d.png", "b.JPG", "c.png", "a.png"):
+        _save(root / name, _picture(8))
+    with pytest.warns(SourceWarning) as told:
+        assert len(_both(root)) == 4
+    assert {str(each.message) for each in told} == {
+        f"{root}: 4 images lie beside input/ and target/ and are not used: a.png, b.JPG, c.png, ..."
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish
+from trainables.checkpoint import WEIGHTS
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared, validation_noise
 from trainables.data.store_folder import write_whole
@@ -212,9 +214,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a file": (["{trial}", "{in}", "{in}/a.png"], "OUTPUT .*a.png is a file"),
     "there": (["{trial}", "{in}", "{made}"], r"OUTPUT .*: 1 of 2 files are there already, such as .*a\.png; expected"),
     "same name": (["{trial}", "{twice}", "{out}"], r"INPUT .*: c\.jpg and c\.png would both become .*c\.png; rename"),
-    "seed": (["{trial}", "{in}", "{out}", "--seed", "-1"], "--seed -1: expected 0 to "),
+    "no finished named": (["", "{in}", "{out}"], "FINISHED is empty; expected a path"),
+    "no input named": (["{trial}", "", "{out}"], "INPUT is empty; expected a path"),
+    "no output named": (["{trial}", "{in}", ""], "OUTPUT is empty; expected a path"),
+    "long name": (["{trial}", "{in}", "{out}" + 300 * "x"], r"OUTPUT .*: no path that can be looked at \(File name"),
+    "no such user": (["~no-such-user/best", "{in}", "{out}"], "FINISHED ~no-such-user/best: no path that can be"),
+    "a file for a trial": (["{in}/a.png", "{in}", "{out}"], "FINISHED .*a.png: no settings.json to read there"),
+    "a place missing": (["{trial}", "{in}"], ".*OUTPUT"),
+    "seed": (["{trial}", "{in}", "{out}", "--seed", "-1"], "--seed.* 0.*"),
+    "large seed": (["{trial}", "{in}", "{out}", "--seed", str(2**63)], "--seed 9223372036854775808: expected 0 to "),
     "no tile": (["{trial}", "{in}", "{out}", "--overlap", "8"], "--overlap 8: has no effect without --tile"),
-    "overlap": (["{trial}", "{in}", "{out}", "--tile", "64", "--overlap", "-1"], "--overlap -1: expected 0 or more"),
+    "overlap": (["{trial}", "{in}", "{out}", "--tile", "64", "--overlap", "-1"], "--overlap.* 0.*"),
     "small tile": (["{trial}", "{in}", "{out}", "--tile", "32"], "--tile 32: expected more than --overlap 32"),
     "odd tile": (
         ["{trial}", "{in}", "{out}", "--tile", "66"],
@@ -299,3 +309,44 @@ def test_what_ctrl_c_leaves_is_gone_on_with(
     shown = capsys.readouterr()
     assert shown.out.endswith(f"restored {12 - kept} of {12 - kept} pictures to {out}; {kept} were there already\n")
     assert sorted(path.name for path in out.iterdir()) == names
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no method": (
+        lambda at: (at / SETTINGS).write_text('{"method": ["x"]}'),
+        "FINISHED .*: its settings.json names no",
+    ),
+    "a list": (lambda at: (at / SETTINGS).write_text("[1]"), "FINISHED .*: its settings.json names no method"),
+    "no JSON": (lambda at: (at / SETTINGS).write_bytes(b"\xff\xfe\0"), "FINISHED .*: no settings.json to read there"),
+    "deep": (lambda at: (at / SETTINGS).write_text(100_000 * "["), "FINISHED .*: no settings.json to read there"),
+    "a value": (lambda at: _changed(at, "pairs.scale", {"a": 1}), "FINISHED .*: its settings.json says pairs.scale="),
+    "another method": (lambda at: _changed(at, "method", "resshift"), "checkpoint=.*: weights of 'pixel_diffusion'"),
+    "another shape": (
+        lambda at: _changed(at, "pixel.layers", 2),
+        "checkpoint=.*: trained otherwise: pixel.layers is 1",
+    ),
+    "no weights": (lambda at: (at / WEIGHTS).unlink(), "checkpoint=.*: has no weights.safetensors"),
+    "a folder": (lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()), "checkpoint=.*: has no weights.safe"),
+    "rubbish": (lambda at: (at / WEIGHTS).write_text("rubbish"), "checkpoint=.*: not readable"),
+    "cut": (lambda at: (at / WEIGHTS).write_bytes((at / WEIGHTS).read_bytes()[:-100]), "checkpoint=.*: not readable"),
+}
+
+
+def _changed(finished: Path, name: str, value: Any) -> None:
+    settings = json.loads((finished / SETTINGS).read_text())
+    (finished / SETTINGS).write_text(json.dumps({**settings, name: value}))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_trial_is_refused_in_one_line(
+    damage: str, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, source = tmp_path / "finished", _pictures(tmp_path / "in", "a.png")
+    shutil.copytree(trial, finished)
+    change, message = DAMAGE[damage]
+    change(finished)
+    assert main([str(finished), str(source), str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert re.match(f"python -m trainables.restore: error: {message}", shown.err), shown.err
+    assert not (tmp_path / "out").exists()

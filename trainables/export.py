@@ -10,19 +10,24 @@ as much disk as the base.
 
 from __future__ import annotations
 
-import argparse
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainables.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
 from trainables.base_schedule import zero_terminal_snr
 from trainables.build import build_method
-from trainables.errors import InputError
+from trainables.data.roots import check_writable
+from trainables.data.sources.locations import path_of
+from trainables.errors import INTERRUPTED, InputError
 from trainables.finished import finished_settings
+from trainables.flags import Flags
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
 from trainables.presets import preset
@@ -35,46 +40,61 @@ def export(finished: Path, folder: Path) -> None:
     """Writes the finished trial in `finished` to `folder`, which must not exist.
 
     Raises:
-        InputError: not a finished `latent_diffusion`, or `folder` is there.
+        InputError: not a finished `latent_diffusion`, or `folder` is there or cannot be written.
     """
     if folder.exists():
-        raise InputError(f"{folder}: is there already; give a folder that is not")
-    found = finished_settings(finished, "latent_diffusion", str(finished))
+        raise InputError(f"FOLDER {folder}: is there already; expected one that is not")
+    check_writable("FOLDER", folder)
+    found = finished_settings(finished, "latent_diffusion", f"FINISHED {finished}")
     settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
     method: LatentDiffusion = build_method(settings, torch.device("cpu"))  # type: ignore[assignment]  # settings say so
-    base = find_base(settings.base.weights, settings.base.revision)
-    unet: UNet2DConditionModel = method.networks["unet"]
     written = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    if settings.lora.rank:
-        save_file({k: v.contiguous() for k, v in lora_state_dict(unet).items()}, written / LORA, lora_metadata(unet))
+    try:
+        written.mkdir(parents=True)
+        _write(method, written)
+        written.rename(folder)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise InputError(f"FOLDER {folder}: cannot be written ({' '.join(str(error).split())})") from None
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def _write(method: LatentDiffusion, folder: Path) -> None:
+    base = find_base(method.settings.base.weights, method.settings.base.revision)
+    unet: UNet2DConditionModel = method.networks["unet"]
+    if method.settings.lora.rank:
+        save_file({k: v.contiguous() for k, v in lora_state_dict(unet).items()}, folder / LORA, lora_metadata(unet))
         merge_lora(unet)
-    unet.save_pretrained(written / "unet")
-    shutil.copytree(base / "vae", written / "vae")
-    diffusion = settings.diffusion
+    unet.save_pretrained(folder / "unet")
+    shutil.copytree(base / "vae", folder / "vae")
     scheduler = DDIMScheduler.from_config(
         load_scheduler_config(base),
         prediction_type=method.diffusion.prediction_type,
-        timestep_spacing=diffusion.spacing,
-        rescale_betas_zero_snr=zero_terminal_snr(base, diffusion),
+        timestep_spacing=method.settings.diffusion.spacing,
+        rescale_betas_zero_snr=zero_terminal_snr(base, method.settings.diffusion),
         set_alpha_to_one=True,  # our sampler ends at x_0
     )
-    scheduler.save_pretrained(written / "scheduler")
-    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, written / EMPTY_PROMPT)
-    written.rename(folder)
+    scheduler.save_pretrained(folder / "scheduler")
+    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, folder / EMPTY_PROMPT)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("finished", type=Path, help="a finished trial, such as the best/ of a run")
-    parser.add_argument("folder", type=Path, help="where to write")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = Flags(prog="python -m trainables.export", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    parser.add_argument("folder", metavar="FOLDER", help="where to write")
     try:
-        export(arguments.finished.expanduser(), arguments.folder.expanduser())
+        flags = parser.parse_args(arguments)
+        folder = path_of("FOLDER", flags.folder)
+        export(path_of("FINISHED", flags.finished), folder)
     except InputError as error:
-        parser.exit(InputError.exit_status, f"{parser.prog}: error: {error}\n")
-    print(f"written to {arguments.folder}")
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return InputError.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; nothing was exported", file=sys.stderr)
+        return INTERRUPTED
+    print(f"written to {folder}")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from trainables.errors import InputError
 from trainables.presets import preset
 from trainables.registry import METHODS
-from trainables.settings import flatten
+from trainables.settings import flatten, override
 
 SETTINGS = "settings.json"
 """Beside a finished trial's weights: every setting by its dotted name."""
@@ -19,24 +19,31 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
-    """Every setting of a finished trial by its dotted name, as far as this version knows it.
+    """Every setting of a finished trial by its dotted name, as far as this version knows it, of the setting's type.
 
     Args:
         method: that it must be of; empty for any. name: of the flag or setting that names the folder, for messages.
 
     Raises:
-        InputError: not a finished trial, or one of another method.
+        InputError: not a finished trial, one of another method, or values that the settings refuse.
     """
     expected = f"expected a finished trial{f' of {method}' if method else ''}, such as the best/ of a run"
     try:
-        found = json.loads((folder / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{name}: no {SETTINGS} to read there ({type(error).__name__}); {expected}") from None
     trained = found.get("method") if isinstance(found, dict) else None
+    if not isinstance(trained, str):
+        raise InputError(f"{name}: its {SETTINGS} names no method; {expected}")
     if trained not in METHODS or method not in ("", trained):
         raise InputError(f"{name}: a trial of {trained}; {expected}")
-    known = flatten(preset("sample").trial)
-    return {key: value for key, value in found.items() if key in known}
+    sample = preset("sample").trial
+    known = found.keys() & flatten(sample).keys()
+    try:
+        values = flatten(override(sample, {key: found[key] for key in known}))
+    except InputError as error:
+        raise InputError(f"{name}: its {SETTINGS} says {' '.join(str(error).split())}") from None
+    return {key: value for key, value in values.items() if key in known}
 
 
 def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) -> None:

@@ -25,10 +25,11 @@ from trainables.data.roots import check_writable
 from trainables.data.sources.decode import reason
 from trainables.data.sources.images import FileImages, names_column
 from trainables.data.sources.listing import COUNTED, SUFFIXES
-from trainables.data.sources.locations import Location
+from trainables.data.sources.locations import Location, path_of
 from trainables.data.store_folder import write_whole
 from trainables.errors import INTERRUPTED, InputError
 from trainables.finished import check_asked, finished_settings
+from trainables.flags import Flags, whole
 from trainables.presets import preset
 from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
@@ -295,26 +296,26 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = Flags(
         prog="python -m trainables.restore",
         description="Restores pictures with a finished trial of any method.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    flags.add_argument("finished", type=Path, metavar="FINISHED", help="a finished trial, such as the best/ of a run")
-    flags.add_argument("input", type=Path, metavar="INPUT", help="a picture, or a folder of pictures")
-    flags.add_argument("output", type=Path, metavar="OUTPUT", help="a folder for the restored ones, made if need be")
+    flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    flags.add_argument("input", metavar="INPUT", help="a picture, or a folder of pictures")
+    flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored ones, made if need be")
     existing = flags.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     existing.add_argument("--skip-existing", action="store_true", help="leave them, and restore the others")
     flags.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change how it restores")
-    flags.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (0)")
+    flags.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the noise (0)")
     flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if there is one)")
     flags.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="restore larger pictures in square pieces of this side"
+        "--tile", type=whole(1), metavar="PIXELS", help="restore larger pictures in square pieces of this side"
     )
-    flags.add_argument("--overlap", type=int, metavar="PIXELS", help=f"of the pieces, at least ({OVERLAP})")
+    flags.add_argument("--overlap", type=whole(0), metavar="PIXELS", help=f"of the pieces, at least ({OVERLAP})")
     return flags
 
 
@@ -325,8 +326,6 @@ def _tiling(flags: argparse.Namespace) -> tuple[int, int]:
             raise InputError(f"--overlap {flags.overlap}: has no effect without --tile")
         return 0, OVERLAP
     overlap = OVERLAP if flags.overlap is None else flags.overlap
-    if overlap < 0:
-        raise InputError(f"--overlap {overlap}: expected 0 or more")
     if flags.tile <= overlap:
         raise InputError(f"--tile {flags.tile}: expected more than --overlap {overlap}")
     return flags.tile, overlap
@@ -346,17 +345,17 @@ def _device(text: str) -> torch.device:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    flags = parser().parse_args(arguments)
     work = None
     try:
-        if not 0 <= flags.seed < 2**63:
+        flags = parser().parse_args(arguments)
+        if flags.seed >= 2**63:
             raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
         tile, overlap = _tiling(flags)
-        settings = restoration_settings(
-            flags.finished.expanduser().absolute(), assignments(flags.set, "diffusion.inference_steps=20")
+        finished, source, folder = (
+            path_of(name, getattr(flags, name.lower())) for name in ("FINISHED", "INPUT", "OUTPUT")
         )
-        folder = flags.output.expanduser()
-        work = plan(flags.input.expanduser(), folder, flags.overwrite, flags.skip_existing)
+        settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
+        work = plan(source, folder, flags.overwrite, flags.skip_existing)
         if work.missing:
             restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)
     except InputError as error:

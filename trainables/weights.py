@@ -196,7 +196,8 @@ def describe(path: Path) -> tuple[str, dict[str, Any]]:
     """(kind, architecture) of one of our safetensors; ("unknown", {}) of somebody else's."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-    return metadata.get("kind", "unknown"), json.loads(metadata.get("network", "{}"))
+    architecture = json.loads(metadata.get("network", "{}"))
+    return metadata.get("kind", "unknown"), architecture if isinstance(architecture, dict) else {}
 
 
 def save_weights(

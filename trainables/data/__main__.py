@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from trainables.data.sources.notices import shown_plainly
 from trainables.errors import INTERRUPTED, InputError
+from trainables.flags import Flags, number, whole
 from trainables.presets import PRESETS
 from trainables.registry import METHODS
 
@@ -27,7 +28,7 @@ exit status: 0 done, 1 a store is damaged or was kept, 2 something in the input,
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = Flags(
         prog="python -m trainables.data",
         description=__doc__.partition("\n")[0],
         epilog=EPILOG,
@@ -42,39 +43,42 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--data", default="", metavar="SOURCE", help="a folder, .txt, .parquet or URI (the preset's)")
     prepare.add_argument("--store", default="results/store", metavar="DIR", help="a folder or URI (results/store)")
     prepare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    prepare.add_argument("--cpus", type=int, default=0, metavar="N", help="processes at once (all cores)")
-    prepare.add_argument("--gpus", type=int, default=0, metavar="N", help="of them with a GPU, for networks (0)")
+    prepare.add_argument("--cpus", type=whole(0), default=0, metavar="N", help="processes at once (all cores)")
+    prepare.add_argument("--gpus", type=whole(0), default=0, metavar="N", help="of them with a GPU, for networks (0)")
     prepare.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
     prepare.add_argument("--dry-run", action="store_true", help="say how much it will take, and stop")
 
     inspect = commands.add_parser(
         "inspect", allow_abbrev=False, help="what a store holds, with a sheet of its pairs; or all of a root"
     )
-    inspect.add_argument("path", type=Path, metavar="STORE", help="a store, or a folder of stores")
-    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="where the sheet goes (NAME-OF-STORE.png)")
+    inspect.add_argument("path", metavar="STORE", help="a store, or a folder of stores")
+    inspect.add_argument("--sheet", metavar="PNG", help="where the sheet goes (NAME-OF-STORE.png)")
 
     verify = commands.add_parser("verify", allow_abbrev=False, help="compare the content of stores with their hashes")
-    verify.add_argument("paths", type=Path, nargs="+", metavar="STORE", help="stores, or folders of stores")
+    verify.add_argument("paths", nargs="+", metavar="STORE", help="stores, or folders of stores")
 
     prune = commands.add_parser(
         "prune", allow_abbrev=False, help="list stores by age and size, and delete those chosen"
     )
-    prune.add_argument("path", type=Path, metavar="ROOT", help="a folder of stores")
-    prune.add_argument("--older-than", type=float, metavar="DAYS", help="those unused for longer")
-    prune.add_argument("--keep", type=float, metavar="GB", help="the longest unused, until the others take so much")
+    prune.add_argument("path", metavar="ROOT", help="a folder of stores")
+    prune.add_argument("--older-than", type=number(0), metavar="DAYS", help="those unused for longer")
+    prune.add_argument("--keep", type=number(0), metavar="GB", help="the longest unused, until the others take so much")
     prune.add_argument("--yes", action="store_true", help="do not ask")
     return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    flags = parser().parse_args(arguments)
-    from trainables.data import commands
-
+    prog = parser().prog
     try:
-        return int(getattr(commands, flags.command)(flags))
+        flags = parser().parse_args(arguments)
+        prog += f" {flags.command}"
+        from trainables.data import commands
+
+        with shown_plainly():
+            return int(getattr(commands, flags.command)(flags))
     except InputError as error:
-        print(f"python -m trainables.data {flags.command}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return InputError.exit_status
     except KeyboardInterrupt:
         print("interrupted; shards that are made stay, the same command goes on from them", file=sys.stderr)

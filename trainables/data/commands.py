@@ -15,10 +15,12 @@ from trainables.data.contact_sheet import write_contact_sheet
 from trainables.data.progress import PreparationProgress, byte_text, duration
 from trainables.data.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
 from trainables.data.shelf import Shelved, remove, stores_below, to_prune
+from trainables.data.sources.locations import one_line, path_of
 from trainables.data.store import MANIFEST, Store
 from trainables.errors import InputError
 from trainables.presets import preset
-from trainables.settings import TrialSettings, assignments, override
+from trainables.registry import METHODS
+from trainables.settings import TrialSettings, assignments, override, reason_unread
 
 _REASONS = 5  # of photographs that were rejected, as many are shown
 
@@ -26,12 +28,14 @@ _REASONS = 5  # of photographs that were rejected, as many are shown
 def prepare(flags: argparse.Namespace) -> int:
     """Makes the stores that trials of a method read, and says where they are."""
     settings = _trial(flags)
+    if not flags.store:
+        raise InputError("--store is empty; expected a folder or URI")
     root = store_root(flags.store)
     if not is_uri(root):
         check_writable("--store", Path(root))
     if flags.address:
         check_address(flags.address)
-    _check_processes(flags)
+    _check_gpus(flags)
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
     from trainables.data.stages import plan
@@ -62,10 +66,7 @@ def prepare(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _check_processes(flags: argparse.Namespace) -> None:
-    for name, value in (("cpus", flags.cpus), ("gpus", flags.gpus)):
-        if value < 0:
-            raise InputError(f"--{name} {value}: expected 0 or more")
+def _check_gpus(flags: argparse.Namespace) -> None:
     if flags.gpus and not flags.address:
         import torch
 
@@ -75,7 +76,8 @@ def _check_processes(flags: argparse.Namespace) -> None:
 
 def _trial(flags: argparse.Namespace) -> TrialSettings:
     chosen = preset(flags.preset)
-    values: dict[str, object] = dict(assignments(flags.set, "pairs.train_pairs=5000"))
+    assigned = assignments(flags.set, "pairs.train_pairs=5000")
+    values: dict[str, object] = dict(assigned)
     method = flags.method or values.get("method", chosen.trial.method)
     refuse_secrets("--data", flags.data)
     refuse_secrets("--store", flags.store)
@@ -84,16 +86,32 @@ def _trial(flags: argparse.Namespace) -> TrialSettings:
     for name, how in chosen.needs:
         if name == "data.source" and not settings.data.source:
             raise InputError(f"--preset {flags.preset}: needs {how}")
+    _check_read(settings, assigned)
     return settings
+
+
+def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) -> None:
+    """As a sweep does, refuses what has no effect on a trial."""
+    read = METHODS[settings.method].sections
+    for name, value in assigned:
+        section, dot, _ = name.partition(".")
+        if dot and section not in read:
+            accepted = f"expected one of {', '.join(sorted(read))}"
+            raise InputError(f"--set {name}: no part of {section} is read by {settings.method}; {accepted}")
+        if reason := reason_unread(name, settings):
+            raise InputError(f"--set {name}={value}: has no effect with {reason}")
 
 
 def inspect(flags: argparse.Namespace) -> int:
     """Prints what a store, or every store of a root, holds; writes a sheet of a store's pairs."""
-    path = flags.path.expanduser()
+    path = path_of("STORE", flags.path)
     if not (path / MANIFEST).exists():
-        if flags.sheet:
+        if flags.sheet is not None:
             raise InputError(f"{path}: no store, so there is no --sheet of it; give one store's folder")
-        for line in _table(stores_below(path)):
+        stores = stores_below(path)
+        if not stores:
+            raise InputError(f"{path}: no store there; expected a store, or a folder of stores")
+        for line in _table(stores):
             print(line)
         return 0
     store = Store(path)
@@ -114,8 +132,11 @@ def inspect(flags: argparse.Namespace) -> int:
         used = Counter(name.rpartition("@")[0] for name in names)
         print(f"from {len(used)} photographs, {min(used.values())} to {max(used.values())} pairs of each")
     if {"degraded", "target"} <= set(store.columns):
-        sheet = flags.sheet or Path(f"{path.name}.png")
-        print(f"{write_contact_sheet(store, sheet)} pairs, degraded and target, are in {sheet}")
+        sheet = path_of("--sheet", f"{path.name}.png" if flags.sheet is None else flags.sheet)
+        try:
+            print(f"{write_contact_sheet(store, sheet)} pairs, degraded and target, are in {sheet}")
+        except (OSError, ValueError) as error:  # Pillow's, of a name that says no format
+            raise InputError(f"--sheet {sheet}: cannot be written ({one_line(error)}); expected a .png file") from None
     return 0
 
 
@@ -132,14 +153,19 @@ def rejected_of(path: Path) -> dict[str, str]:
     import pyarrow.parquet as pq
 
     table = path / "rejected.parquet"
-    return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+    try:
+        return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+    except (OSError, LookupError, ValueError) as error:
+        raise InputError(
+            f"{table}: cannot be read ({one_line(error)}); delete {path} and it is prepared anew"
+        ) from None
 
 
 def verify(flags: argparse.Namespace) -> int:
     """Compares every store's content with its hashes."""
     damaged = 0
     for given in flags.paths:
-        path = given.expanduser()
+        path = path_of("STORE", given)
         found = [path] if (path / MANIFEST).exists() else [s.path for s in stores_below(path) if s.complete]
         if not found:
             raise InputError(f"{path}: no complete store there")
@@ -155,10 +181,7 @@ def verify(flags: argparse.Namespace) -> int:
 
 def prune(flags: argparse.Namespace) -> int:
     """Lists the stores of a root, says which would go, and deletes them when that is confirmed."""
-    for name, value in (("older-than", flags.older_than), ("keep", flags.keep)):
-        if value is not None and not value >= 0:
-            raise InputError(f"--{name} {value:g}: expected 0 or more")
-    stores = stores_below(flags.path.expanduser())
+    stores = stores_below(path_of("ROOT", flags.path))
     chosen = to_prune(stores, flags.older_than, None if flags.keep is None else flags.keep * 1e9)
     for line in _table(stores, chosen):
         print(line)

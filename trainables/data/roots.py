@@ -39,9 +39,13 @@ def refuse_secrets(name: str, uri: str) -> None:
     """Refuses a URI with a password in it: settings are kept with the results, for all to read.
 
     Raises:
-        InputError: naming the flag, without the secret.
+        InputError: naming the flag, without the secret; or it is no URI.
     """
-    if is_uri(uri) and ":" in urlsplit(uri).netloc.rpartition("@")[0]:
+    try:
+        place = urlsplit(uri).netloc if is_uri(uri) else ""
+    except ValueError as error:
+        raise InputError(f"{name}: not a URI ({error}); expected such as s3://bucket/folder") from None
+    if ":" in place.rpartition("@")[0]:
         raise InputError(
             f"{name}: holds credentials, which would be kept with the results; give them as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or as your cloud's own profile"

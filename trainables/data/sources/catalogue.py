@@ -19,6 +19,7 @@ import pyarrow as pa
 from trainables.data.sources import decode
 from trainables.data.sources.images import Images
 from trainables.data.sources.listing import Listing
+from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.parquet_images import NO_IMAGE
 from trainables.errors import InputError
 
@@ -105,7 +106,7 @@ def usable_part(
     found = int(part.sum())
     check_rejected(listing.label, split, rejected, found, max_rejected, cache)
     if rejected:
-        warnings.warn(_counted(listing.label, split, rejected, found), stacklevel=4)
+        warnings.warn(_counted(listing.label, split, rejected, found), SourceWarning, stacklevel=4)
     rows = np.flatnonzero(part & usable & large)
     return Part(rows, target[rows], rejected, found)
 

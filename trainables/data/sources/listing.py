@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import posixpath
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from trainables.data.sources.images import FileImages, Images, names_column
 from trainables.data.sources.locations import Location, is_uri, locate
+from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.paired_folders import match_partners, paired_subfolders
 from trainables.data.sources.parquet_images import list_parquet
 from trainables.errors import InputError
@@ -86,7 +88,8 @@ def list_source(source: str) -> Listing:
             - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
               passed over), named by relative path;
             - a folder with the subfolders `input/` and `target/`, or `captured/` and `original/`, searched likewise:
-              partners have the same relative path but for the extension, which is no part of their name;
+              partners have the same relative path but for the extension, which is no part of their name, and for how
+              Unicode writes an accent. Of images beside the two a `SourceWarning` tells;
             - a folder without images that holds `.parquet` files, or one such file: a row is an image (column
               `image`) or a pair (`input` and `target`, or `captured` and `original`), as binary or as Hugging Face's
               struct, named `<file>/<row>`;
@@ -134,6 +137,11 @@ def _sample() -> Listing:
 def _folder(root: Location) -> Listing:
     pair = paired_subfolders(root)
     if pair is not None:
+        if loose := root.loose_files(COUNTED):
+            first = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
+            beside = " and ".join(f"{folder.name}/" for folder in pair)
+            text = f"{root}: {len(loose)} images lie beside {beside} and are not used: {first}"
+            warnings.warn(text, SourceWarning, stacklevel=4)
         names, sides = match_partners(root, *(_images_below(folder) for folder in pair))
         return Listing(f"{root}", pa.array(names), sides)
     files, stamps = root.files((*COUNTED, ".parquet"))

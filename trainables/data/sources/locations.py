@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -110,6 +111,16 @@ class Location:
             # Not `DirEntry.is_dir`, which raises where a link leads back to itself.
             return sorted(entry.name for entry in entries if os.path.isdir(entry))
 
+    def loose_files(self, suffixes: tuple[str, ...]) -> list[str]:
+        """The names of the files directly in this folder that end so, in any case, sorted; hidden ones are passed
+        over."""
+        if self.store:
+            names = [name for name, _ in _objects(self) if "/" not in name]
+        else:
+            with os.scandir(self.path) as entries:
+                names = [entry.name for entry in entries if os.path.isfile(entry)]
+        return sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
+
     def files(self, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
         """The files below this folder whose names end so, in any case: names relative to it, sorted, and their stamps,
         int64 (N, 2). Hidden files and folders are passed over, and links to folders: they may lead around in circles.
@@ -185,6 +196,26 @@ def locate(text: str) -> Location:
     if parts.scheme not in ("s3", "gs") or not bucket:
         raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED}")
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
+
+
+def path_of(name: str, text: str) -> Path:
+    """A path on this machine that a person gave, with `~` expanded.
+
+    Args:
+        name: of the flag or argument, for messages.
+
+    Raises:
+        InputError: it is empty, which Python takes for the working directory, or it cannot be looked at.
+    """
+    if not text:
+        raise InputError(f"{name} is empty; expected a path")
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a user that there is not
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{name} {text}: no path that can be looked at ({reason})") from None
+    return path
 
 
 @lru_cache(maxsize=8)

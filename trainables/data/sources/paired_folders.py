@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 import numpy as np
 
@@ -36,8 +37,9 @@ def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
 def match_partners(
     root: Location, degraded: FileImages, targets: FileImages
 ) -> tuple[list[str], tuple[FileImages, FileImages]]:
-    """The names of pairs, relative paths without the extension, in which the sides may differ; and both sides in the
-    order of these names.
+    """The names of pairs, the targets' relative paths without the extension, in which the sides may differ; and both
+    sides in the order of these names. An é in one character is the é of two (Unicode's NFC and NFD): which of them a
+    file's name has is up to the system that wrote it.
 
     Raises:
         InputError: photographs without partner, with two, or with one whose name differs in case.
@@ -45,21 +47,27 @@ def match_partners(
     sides = degraded, targets
     rows = [_by_name(side) for side in sides]
     _check_partners(root, sides, rows)
-    names = sorted(rows[1])
+    files = targets.file_names
+    named = sorted((os.path.splitext(files[row])[0], name) for name, row in rows[1].items())
     degraded, targets = (
-        side.take(np.array([place[name] for name in names])) for side, place in zip(sides, rows, strict=True)
+        side.take(np.array([place[name] for _, name in named])) for side, place in zip(sides, rows, strict=True)
     )
-    return names, (degraded, targets)
+    return [own for own, _ in named], (degraded, targets)
 
 
 def _by_name(side: FileImages) -> dict[str, int]:
+    """Row of each name without extension, in NFC."""
     found: dict[str, int] = {}
-    for row, file in enumerate(side.names.to_pylist()):
-        name = os.path.splitext(file)[0]
+    files = side.file_names
+    for row, file in enumerate(files):
+        name = unicodedata.normalize("NFC", os.path.splitext(file)[0])
         if name in found:
+            # Names that look alike are shown as they are written.
+            unlike = os.path.splitext(files[found[name]])[0] != os.path.splitext(file)[0]
+            written = f" ({files[found[name]]!a} and {file!a})" if unlike else ""
             raise InputError(
-                f"{side.place(found[name])} and {os.path.basename(file)}: two files for one side of a pair: keep one "
-                "of them"
+                f"{side.place(found[name])} and {os.path.basename(file)}{written}: two files for one side of a pair: "
+                "keep one of them"
             )
         found[name] = row
     return found

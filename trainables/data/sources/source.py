@@ -29,7 +29,8 @@ def load_source(
         source: see `list_source`.
         min_size: shorter side that a photograph or target needs, in pixels.
         scale: target side / degraded side of pairs, exactly, after EXIF rotation.
-        max_rejected: share of the split that may be unusable or too small; up to it, one warning counts and names them.
+        max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and names
+            them.
         cache: a folder that keeps what was found in the images, so that the next start only lists them, and the
             complete list of what was rejected when it is too much.
 
