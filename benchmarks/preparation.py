@@ -52,7 +52,9 @@ def write_photographs(folder: Path, count: int) -> None:
 
 def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: int) -> Taken:
     """One preparation from its start to its end."""
-    sets = {"pairs.train_pairs": count, "pairs.validation_pairs": 16, "sinsr.draws": draws}
+    sets = {"pairs.train_pairs": count, "pairs.validation_pairs": 16}
+    if method == "sinsr":
+        sets["sinsr.draws"] = draws
     command = [sys.executable, "-m", "trainables.data", "prepare", "--data", str(folder), "--store", str(store)]
     command += ["--method", method, *(part for name, value in sets.items() for part in ("--set", f"{name}={value}"))]
     started, peak = time.monotonic(), 0.0
@@ -102,10 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     flags.add_argument("--images", type=int, nargs="+", default=[500, 5000])
     flags.add_argument("--method", default="sinsr", help="whose stores are made")
-    flags.add_argument("--draws", type=int, default=1, help="of the teacher, a pair")
+    flags.add_argument("--draws", type=int, default=1, help="of the teacher, a pair, for sinsr")
     chosen = flags.parse_args(arguments)
     cores = len(os.sched_getaffinity(0))
-    print(f"{chosen.method}, {chosen.draws} draw(s), {cores} cores")
+    drawn = f", {chosen.draws} draw(s)" if chosen.method == "sinsr" else ""
+    print(f"{chosen.method}{drawn}, {cores} cores")
     print(f"{'images':>8}{'s in all':>10}{'s making':>10}{'pairs/s':>9}{'cores busy':>12}{'peak PSS, MB':>14}")
     peaks = []
     with tempfile.TemporaryDirectory() as folder:

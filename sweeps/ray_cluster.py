@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -37,6 +39,18 @@ _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped
 
 def workers(settings: SweepSettings) -> Workers:
     return Workers(settings.workers_per_trial, settings.cpus_per_worker, settings.gpus_per_worker)
+
+
+@contextmanager
+def tune_interrupts() -> Iterator[None]:
+    """Within it Tune may take Ctrl-C for its own: it does when it runs, and does not give it back when it is done, so
+    that the next one would only tell a search that is over to end."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # where alone there are handlers to set
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

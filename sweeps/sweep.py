@@ -14,7 +14,7 @@ from sweeps import finish
 from sweeps.plan import Plan
 from sweeps.preparation import prepare_stores
 from sweeps.progress import log_to, logger
-from sweeps.ray_cluster import connected, workers
+from sweeps.ray_cluster import connected, tune_interrupts, workers
 from sweeps.recorder import Recorder, RecorderSettings
 from sweeps.run_folder import LOG, RunFolder, create_run
 from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
@@ -168,7 +168,8 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
                 verbose=0,
             ),
         )
-    tuner.fit()
+    with tune_interrupts():
+        tuner.fit()
 
 
 def _trial_id(trial: Any) -> str:

@@ -6,8 +6,6 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; worker processes inherit it
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what they put into the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C as in a terminal
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +69,13 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "ccsr": {"ccsr.steps": 6, "ccsr.adversarial_start": 0, **_ADVERSARY},
 }
 """Makes a trial of each method small, with all of its terms in every step."""
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> None:
+    """Ctrl-C interrupts, also where a shell has put the tests into the background, which ignores it, and where another
+    test has left Tune's handler behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

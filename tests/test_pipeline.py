@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ from trainables.settings import TrialSettings, override
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-CHANGES = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20", "sinsr.draws": "1"}
+PAIRS = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20"}
+CHANGES = {**PAIRS, "sinsr.draws": "1"}
 
 
-def command(store: Path, *more: str) -> list[str]:
-    sets = [part for name, value in CHANGES.items() for part in ("--set", f"{name}={value}")]
+def command(store: Path, *more: str, changes: Mapping[str, str] = CHANGES) -> list[str]:
+    sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "trainables.data", "prepare", "--store", str(store), *sets, *more]
 
 
@@ -125,11 +127,13 @@ def test_too_many_broken_photographs_stop_it_with_their_names(tmp_path: Path) ->
     broken = {f"{number:03d}.png" for number in range(0, 240, 10)}
     for name in broken:
         (folder / name).write_bytes((folder / name).read_bytes()[:-200])
-    flags = ("--data", str(folder), "--method", "pix2pix", "--set", "pairs.train_pairs=240")
-    refused = subprocess.run(command(tmp_path / "stores", *flags), cwd=ROOT, capture_output=True, text=True)
+    flags = ("--data", str(folder), "--method", "pix2pix")
+    changes = {**PAIRS, "pairs.train_pairs": "240"}
+    strict = command(tmp_path / "stores", *flags, changes=changes)
+    refused = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert ".png" in refused.stderr and "--set data.max_rejected=" in refused.stderr
-    allowed = command(tmp_path / "stores", *flags, "--set", "data.max_rejected=0.3")
+    allowed = command(tmp_path / "stores", *flags, changes={**changes, "data.max_rejected": "0.3"})
     done = subprocess.run(allowed, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "stores").glob("pairs-train-*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps import finish
 from sweeps.plan import make_plan
-from sweeps.ray_cluster import connected
+from sweeps.ray_cluster import connected, tune_interrupts
 from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.settings import Question, SweepSettings, resolve
 from sweeps.sweep import start
@@ -279,7 +280,11 @@ def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: 
         ),
         run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
     )
-    ended = {result.config[ID]: result for result in tuner.fit() if result.config and result.metrics}
+    with tune_interrupts():
+        results = tuner.fit()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # or there were nothing to undo
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ended = {result.config[ID]: result for result in results if result.config and result.metrics}
     last = {name: result.metrics["step"] for name, result in sorted(ended.items())}
     assert last == {"t000": 8, "t001": 8, "t002": 2, "t003": 2, "t004": 2}
     study = optuna.load_study(
