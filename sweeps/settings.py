@@ -17,7 +17,16 @@ from trainables.finished import ASSETS, check_asked, finished_settings
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset
 from trainables.registry import METHODS
-from trainables.settings import SAMPLE, SHIPPED, TrialSettings, flatten, override, reason_unread
+from trainables.settings import (
+    SAMPLE,
+    SHIPPED,
+    TrialSettings,
+    check_sections,
+    flatten,
+    is_read,
+    override,
+    reason_unread,
+)
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
@@ -204,7 +213,7 @@ def _changes(
                 "such as the best/ of a run"
             )
         changes |= _settings_of(checkpoint, method) | {"training.max_steps": 0, "perceptual.weight": 0.0}
-    read = {name: value for name, value in flags.items() if _is_read(name, (method,))}
+    read = {name: value for name, value in flags.items() if is_read(name, (method,))}
     changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **read}
     changes |= _absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
@@ -213,24 +222,12 @@ def _changes(
     return changes
 
 
-def _is_read(name: str, methods: Sequence[str]) -> bool:
-    """Whether one of these methods reads the section of a setting; what is in none is for all, or is misspelt."""
-    section, dot, _ = name.partition(".")
-    read = (section in METHODS[method].sections for method in methods)
-    return not dot or section not in TrialSettings.__dataclass_fields__ or any(read)
-
-
 def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSettings) -> None:
     """A setting that no trial reads would be varied without any effect."""
-    trained = " or ".join(methods)
-    for name, _ in settings.set:
-        if not _is_read(name, methods):
-            read = sorted(frozenset().union(*(METHODS[method].sections for method in methods)))
-            section = name.partition(".")[0]
-            accepted = f"expected one of {', '.join(read)}"
-            raise InputError(f"--set {name}: no part of {section} is read by {trained}; {accepted}")
+    check_sections([name for name, _ in settings.set], methods)
     for name in space.parameters:
-        if not _is_read(name, methods):
+        if not is_read(name, methods):
+            trained = " or ".join(methods)
             raise InputError(f"--set method={trained}: the space {space.name} searches {name}, which it does not read")
 
 
@@ -239,7 +236,7 @@ def _check_effects(settings: SweepSettings, space: SearchSpace, trials: Sequence
     named = {name: f"--set {name}={value}:" for name, value in settings.set}
     named |= {name: f"--space {space.name}: searches {name}, which" for name in space.parameters}
     for name, text in named.items():
-        reasons = {reason_unread(name, trial) for trial in trials if _is_read(name, (trial.method,))}
+        reasons = {reason_unread(name, trial) for trial in trials if is_read(name, (trial.method,))}
         if reasons and "" not in reasons:
             raise InputError(f"{text} has no effect with {' or '.join(sorted(reasons))}")
 

@@ -19,8 +19,7 @@ from trainables.data.sources.locations import one_line, path_of
 from trainables.data.store import MANIFEST, Store
 from trainables.errors import InputError
 from trainables.presets import preset
-from trainables.registry import METHODS
-from trainables.settings import TrialSettings, assignments, override, reason_unread
+from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 
 _REASONS = 5  # of photographs that were rejected, as many are shown
 
@@ -92,12 +91,8 @@ def _trial(flags: argparse.Namespace) -> TrialSettings:
 
 def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) -> None:
     """As a sweep does, refuses what has no effect on a trial."""
-    read = METHODS[settings.method].sections
+    check_sections([name for name, _ in assigned], (settings.method,))
     for name, value in assigned:
-        section, dot, _ = name.partition(".")
-        if dot and section not in read:
-            accepted = f"expected one of {', '.join(sorted(read))}"
-            raise InputError(f"--set {name}: no part of {section} is read by {settings.method}; {accepted}")
         if reason := reason_unread(name, settings):
             raise InputError(f"--set {name}={value}: has no effect with {reason}")
 

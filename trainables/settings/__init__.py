@@ -23,7 +23,7 @@ from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinS
 from trainables.settings.sources import SAMPLE, SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
 from trainables.settings.trial import TrialSettings
-from trainables.settings.unread import reason_unread
+from trainables.settings.unread import check_sections, is_read, reason_unread
 
 __all__ = [
     "SAMPLE",
@@ -49,7 +49,9 @@ __all__ = [
     "TrainingSettings",
     "TrialSettings",
     "assignments",
+    "check_sections",
     "flatten",
+    "is_read",
     "override",
     "reason_unread",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from trainables.errors import InputError
 from trainables.registry import METHODS
 from trainables.settings.trial import TrialSettings
 
@@ -54,6 +57,31 @@ def unread(trial: TrialSettings) -> dict[str, str]:
         of_the_decoder = {f"ccsr.{name}": method for name in ("steps", "t_min", "adversarial")}
         why |= {"ccsr.": "diffusion.objective=uniform"} if uniform else of_the_decoder
     return why
+
+
+def is_read(name: str, methods: Sequence[str]) -> bool:
+    """Whether one of these methods reads the section of a setting; what is in none is for all, or is misspelt."""
+    section, dot, _ = name.partition(".")
+    read = (section in METHODS[method].sections for method in methods)
+    return not dot or section not in TrialSettings.__dataclass_fields__ or any(read)
+
+
+def check_sections(names: Iterable[str], methods: Sequence[str]) -> None:
+    """Refuses what would be set without any effect.
+
+    Args:
+        names: of the settings that `--set` gives.
+
+    Raises:
+        InputError: one is in a section that none of the methods reads.
+    """
+    for name in names:
+        if not is_read(name, methods):
+            section, read = name.partition(".")[0], frozenset().union(*(METHODS[one].sections for one in methods))
+            raise InputError(
+                f"--set {name}: no part of {section} is read by {' or '.join(methods)}; expected one of "
+                f"{', '.join(sorted(read))}"
+            )
 
 
 def reason_unread(name: str, trial: TrialSettings) -> str:
