@@ -279,16 +279,17 @@ def _check_stores(
     """
     (same,) = (trial for trial in trials if trial.method == configuration.method)
     expected = {stage.folder.name for stage in stages(same)}
-    if all(stage.folder.name in expected for stage in stages(configuration)):
-        return
-    values = flatten(configuration)
-    for name in question.space.parameters.keys() - {"method"}:
-        changed = [one.name for one in stages(override(same, {name: values[name]})) if one.folder.name not in expected]
-        if changed:
-            raise InputError(
-                f"--space {question.space.name}: searches {name}, which decides what the prepared {changed[-1]} hold, "
-                "and these are made once a sweep; expected a sweep for each of its values"
-            )
+
+    def others(trial: TrialSettings) -> list[str]:
+        return [stage.name for stage in stages(trial) if stage.folder.name not in expected]
+
+    if found := others(configuration):
+        values, searched = flatten(configuration), [name for name in question.space.parameters if name != "method"]
+        deciding = [name for name in searched if others(override(same, {name: values[name]}))]
+        raise InputError(
+            f"--space {question.space.name}: searches {', '.join(deciding or searched)}, which decides what the "
+            f"prepared {found[-1]} hold, and these are made once a sweep; expected a sweep for each of its values"
+        )
 
 
 def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
