@@ -252,7 +252,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     stages_of = {trial.method: stages(trial) for trial in trials}
     for trial in configurations:
-        _check_stores(question, trial, trials, stages)
+        _check_stores(question, trial, stages_of[trial.method], stages)
     return Plan(
         question,
         metrics,
@@ -269,21 +269,22 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 def _check_stores(
     question: Question,
     configuration: TrialSettings,
-    trials: Sequence[TrialSettings],
+    made: Sequence[Stage],
     stages: Callable[[TrialSettings], Sequence[Stage]],
 ) -> None:
-    """Refuses a configuration that reads other prepared data than `trials` of its method do: a sweep prepares it once.
+    """Refuses a configuration that reads other prepared data than the first of its method: a sweep prepares it once.
 
     Args:
+        made: the stages of its method.
         stages: the stages that a trial reads.
     """
-    (same,) = (trial for trial in trials if trial.method == configuration.method)
-    expected = {stage.folder.name for stage in stages(same)}
+    expected = {stage.folder.name for stage in made}
 
     def others(trial: TrialSettings) -> list[str]:
         return [stage.name for stage in stages(trial) if stage.folder.name not in expected]
 
     if found := others(configuration):
+        (same,) = (trial for trial in question.every_method if trial.method == configuration.method)
         values, searched = flatten(configuration), [name for name in question.space.parameters if name != "method"]
         deciding = [name for name in searched if others(override(same, {name: values[name]}))]
         raise InputError(

@@ -18,7 +18,7 @@ import yaml
 
 from sweeps.settings import BASE_METRICS, Question, SweepSettings
 from trainables.data.roots import check_writable
-from trainables.errors import InputError
+from trainables.errors import InputError, in_one_line
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
 
@@ -117,7 +117,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
             f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {SETTINGS}"
         ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # the settings', and YAML's of dates and numbers
-        raise InputError(f"--resume {path / SETTINGS}: {_shortened(str(error))}") from None
+        raise InputError(f"--resume {path / SETTINGS}: {in_one_line(error)}") from None
     try:
         return RunFolder(path), settings, record
     except OSError as error:
@@ -148,7 +148,7 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = "missing" if value is None else _shortened(repr(value))
+        found = "missing" if value is None else in_one_line(repr(value))
         raise ValueError(f"{name} is {found}; expected names with their values")
     return {str(key): each for key, each in value.items()}
 
@@ -158,13 +158,8 @@ def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
         match pair:
             case [str(), str()]:
                 continue
-        raise ValueError(f"{name} holds {_shortened(repr(pair))}; expected pairs of texts")
+        raise ValueError(f"{name} holds {in_one_line(repr(pair))}; expected pairs of texts")
     return tuple((one, other) for one, other in value)
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,12 @@ class InputError(ValueError):
         return cls(f"{name}={value!r} is not accepted: give {accepted}")
 
 
+def in_one_line(text: object) -> str:
+    """Somebody else's words as a part of a message: without line breaks, at most 300 characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
 @contextmanager
 def blamed_on(setting: str) -> Iterator[None]:
     """Within it a ValueError, from code that knows no settings, becomes an InputError about `setting`."""

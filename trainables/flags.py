@@ -23,7 +23,7 @@ class Flags(argparse.ArgumentParser):
 def whole(least: int) -> Callable[[str], int]:
     """The type of a flag that takes whole numbers from `least` on."""
 
-    def number(text: str) -> int:
+    def counted(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
@@ -32,13 +32,13 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
         return value
 
-    return number
+    return counted
 
 
 def number(least: float) -> Callable[[str], float]:
     """The type of a flag that takes finite numbers from `least` on."""
 
-    def real(text: str) -> float:
+    def measured(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -47,4 +47,4 @@ def number(least: float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text}: expected a number, {least:g} or more")
         return value
 
-    return real
+    return measured

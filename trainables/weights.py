@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trainables.base_model import SHARDS, WEIGHTS
 from trainables.diffusion.resshift import ResShiftDiffusion
-from trainables.errors import InputError
+from trainables.errors import InputError, in_one_line
 from trainables.finished import ASSETS, SETTINGS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
@@ -177,7 +177,7 @@ def reading(setting: str, path: Path, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of torch, safetensors, zip archives, and of looking for names that are not there
-        raise InputError(f"{setting}={path}: not {what}: {_one_line(error)}") from None
+        raise InputError(f"{setting}={path}: not {what}: {in_one_line(error)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # whatever a file that is none makes the reader raise
-        raise ValueError(f"not a readable .safetensors file: {_one_line(error)}") from None
+        raise ValueError(f"not a readable .safetensors file: {in_one_line(error)}") from None
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:
@@ -222,8 +222,3 @@ def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 def _short(value: Any) -> Any:
     """A hash by its first digits."""
     return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else value
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
