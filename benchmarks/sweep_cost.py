@@ -26,7 +26,7 @@ import psutil
 
 from sweeps.run_folder import LOG, SETTINGS
 from sweeps.tables import RunTables
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)  ?(.*)")
 _TRIAL = re.compile(r"(t\d+) (starts|continues|finished|stopped|failed|interrupted)\b")

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import get_args
 
 from sweeps.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
-from trainables.data.sources.locations import path_of
+from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.flags import Flags, number, whole
+from trainables.common.locations import path_of
 from trainables.data.sources.notices import shown_plainly
-from trainables.errors import INTERRUPTED, InputError
-from trainables.flags import Flags, number, whole
 from trainables.settings import assignments
 
 EPILOG = """\

@@ -17,7 +17,7 @@ from sweeps.remarks import criteria_met, longer_training
 from sweeps.report import write_report
 from sweeps.tables import Row, RunTables
 from trainables.checkpoint import WEIGHTS
-from trainables.errors import INTERRUPTED
+from trainables.common.errors import INTERRUPTED
 from trainables.finished import SETTINGS
 from trainables.registry import METHODS
 from trainables.settings import TrialSettings, flatten

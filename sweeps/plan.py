@@ -13,10 +13,10 @@ import psutil
 from sweeps.run_folder import check_results
 from sweeps.settings import BASE_METRICS, Question, resolve_objective
 from sweeps.wording import parameters_text
-from trainables.cluster import check_address
+from trainables.common.cluster import check_address
+from trainables.common.errors import InputError
 from trainables.data.progress import byte_text, duration
 from trainables.data.roots import check_room, is_uri, local_root, store_root
-from trainables.errors import InputError
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.registry import METHODS
 from trainables.settings import flatten, override

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import ray
 
 from sweeps.settings import SweepSettings
-from trainables.cluster import shipped_code
-from trainables.errors import InputError
+from trainables.common.cluster import shipped_code
+from trainables.common.errors import InputError
 from trainables.launch import Workers
 
 _ENVIRONMENT = {

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import search_spaces
 from search_spaces import SearchSpace
+from trainables.common.errors import InputError
 from trainables.data.roots import is_uri, refuse_secrets
-from trainables.errors import InputError
 from trainables.finished import ASSETS, check_asked, finished_settings
 from trainables.metrics.names import METRICS
 from trainables.presets import Preset, preset

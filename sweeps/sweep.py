@@ -19,10 +19,10 @@ from sweeps.recorder import Recorder, RecorderSettings
 from sweeps.run_folder import LOG, RunFolder, create_run
 from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.tables import HISTORY
+from trainables.common.errors import INTERRUPTED
 from trainables.controls import measure_controls
 from trainables.data.prepare import open_stores
 from trainables.data.progress import duration
-from trainables.errors import INTERRUPTED
 from trainables.launch import Job, launch, trial_resources
 from trainables.registry import METHODS
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 Row = dict[str, Any]
 

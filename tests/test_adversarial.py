@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainables.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 MODES = ["vanilla", "lsgan", "hinge"]
 

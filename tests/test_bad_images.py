@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.common.errors import InputError
 from trainables.data.__main__ import main
 from trainables.data.prepare import prepare
 from trainables.data.sources import catalogue
 from trainables.data.sources.notices import SourceWarning, shown_plainly
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, load_source
-from trainables.errors import InputError
 from trainables.presets import preset
 from trainables.settings import override
 

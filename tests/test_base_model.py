@@ -32,7 +32,7 @@ from trainables.base_model import (
     load_vae,
     read_shape,
 )
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.settings.diffusion import ControlNetSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainables.common.errors import InputError
 from trainables.data import batches as batches_module
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared, prepare, validation_noise
@@ -22,7 +23,6 @@ from trainables.data.shards import pair_noise
 from trainables.data.store import MANIFEST, Column, Store, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.data.store_folder import StoreFolder
 from trainables.data.tensors import upsample
-from trainables.errors import InputError
 from trainables.settings import TrialSettings, override
 
 CPU = torch.device("cpu")

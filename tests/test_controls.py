@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from trainables.base_model import load_vae
+from trainables.common.errors import InputError
 from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
-from trainables.errors import InputError
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import decode
 from trainables.settings import TrialSettings, override

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from trainables.common.errors import InputError
 from trainables.data.degradations import degradation, kernels
 from trainables.data.degradations.degradation_settings import KERNEL_KINDS, MILD, DegradationSettings
 from trainables.data.pair_settings import PairSettings
 from trainables.data.sources.photographs import load_photographs
-from trainables.errors import InputError
 
 # Kernels from the functions of basicsr/data/degradations.py, and size, sigma_x, sigma_y, theta, beta, cutoff.
 PARITY = np.load(Path(__file__).parent / "data" / "parity_kernels.npz")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from trainables.base_model import read_shape
 from trainables.build import build_method
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.export import LORA, export, main
 from trainables.finished import SETTINGS
 from trainables.settings import TrialSettings, override

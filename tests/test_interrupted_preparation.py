@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from tests.prepare_helpers import made_by
+from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
-from trainables.errors import InputError
 from trainables.settings import TrialSettings, override
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
+from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
-from trainables.errors import InputError
 from trainables.finished import SETTINGS
 from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.metrics import MetricSet

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from trainables.build import build_method
 from trainables.checkpoint import STATE, WEIGHTS
+from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.errors import InputError
 from trainables.first_stage import FirstStage
 from trainables.loop import World, train
 from trainables.method import LossTerm, Method

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from skimage import metrics as skimage_metrics
 from torch import Tensor
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.metrics import (
     LPIPS,
     MAX_PSNR,

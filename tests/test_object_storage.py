@@ -27,11 +27,11 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import fs, parquet
 
-from trainables.data.sources import locations
-from trainables.data.sources.locations import locate, resolve_uri
+from trainables.common import locations
+from trainables.common.errors import InputError
+from trainables.common.locations import locate, resolve_uri
 from trainables.data.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, is_paired, load_source
-from trainables.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 BUCKET = "photographs"
@@ -185,7 +185,7 @@ def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, st
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from trainables.data.sources.locations import Location\n"
+        "from trainables.common.locations import Location\n"
         "from trainables.data.sources.source import load_source\n"
         "Location.open = Location.read = None\n"
         "print(load_source(sys.argv[1], 'train', 1, 1, cache=Path(sys.argv[2])).sizes)"

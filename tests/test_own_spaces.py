@@ -12,7 +12,7 @@ from search_spaces import Choice, Float, Int, Point, SearchSpace
 from search_spaces.space import Distribution
 from sweeps.plan import Plan, make_plan
 from sweeps.settings import SweepSettings, resolve
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainables.common.errors import InputError
 from trainables.data.sources import catalogue, decode, photographs
 from trainables.data.sources.photographs import Photographs, UnusableImage, load_photographs
 from trainables.data.sources.source import fingerprint
-from trainables.errors import InputError
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:

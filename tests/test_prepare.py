@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.prepare_helpers import TAUGHT, made_by
 from trainables.build import build_method
+from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
 from trainables.data.tensors import to_tensor, upsample
-from trainables.errors import InputError
 from trainables.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
 from trainables.registry import method_class

@@ -17,8 +17,8 @@ from sweeps.settings import SweepSettings, resolve
 from tests.base_helpers import save_base
 from trainables.build import build_method
 from trainables.checkpoint import WEIGHTS
+from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
-from trainables.errors import InputError
 from trainables.finished import SETTINGS
 from trainables.loop import Trainer, World
 from trainables.networks.cfw import load_official_cfw

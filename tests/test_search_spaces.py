@@ -12,8 +12,8 @@ import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.search import draw
 from sweeps.settings import Question, SweepSettings, resolve
+from trainables.common.errors import InputError
 from trainables.data.stages import plan
-from trainables.errors import InputError
 from trainables.metrics import METRICS
 from trainables.presets import PRESETS, preset
 from trainables.registry import METHODS, method_class

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.method import Method
 from trainables.presets import PRESETS, preset
 from trainables.registry import METHODS, Latents, method_class

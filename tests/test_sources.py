@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from trainables.common.errors import InputError
+from trainables.common.locations import Location
 from trainables.data.sources import catalogue, parquet_images
 from trainables.data.sources.images import FileImages
-from trainables.data.sources.locations import Location
 from trainables.data.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, is_paired, load_source
-from trainables.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 

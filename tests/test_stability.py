@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.metrics import METRICS, MetricSet, global_std, local_std, measure_stability
 
 # Noisy restorations of 3 images with 4 seeds, values of 3 metrics, and what CCSR's scripts give for them.

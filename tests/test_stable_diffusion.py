@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.base_helpers import DIM, save_base, tiny_unet, tiny_vae
 from trainables.build import build_method
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.method import trainable_parameters
 from trainables.networks.stable_diffusion import (
     add_lora,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainables.common.errors import InputError
 from trainables.data.store import (
     MANIFEST,
     SHARD_BYTES,
@@ -30,7 +31,6 @@ from trainables.data.store import (
     store_name,
 )
 from trainables.data.store_folder import StoreFolder
-from trainables.errors import InputError
 
 COLUMNS = {
     "image": Column("uint8", (3, 4, 4)),

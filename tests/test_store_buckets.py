@@ -15,13 +15,13 @@ from PIL import Image
 from tests.conftest import SMALL_NETWORK
 from tests.test_object_storage import endpoint
 from trainables import launch as launch_module
+from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared, make_stores, prepare
 from trainables.data.roots import local_root
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, shard_name
-from trainables.errors import InputError
 from trainables.launch import Job, Workers
 from trainables.loop import World
 from trainables.registry import method_class

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.base_helpers import tiny_unet
 from trainables.base_model import SHIPPED_BASE
 from trainables.checkpoint import WEIGHTS
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.finished import SETTINGS
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.settings import TrialSettings, override

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.networks.pix2pix import PatchGAN
 from trainables.settings import TrialSettings
 

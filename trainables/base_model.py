@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.errors import InputError, in_one_line
+from trainables.common.errors import InputError, in_one_line
 from trainables.settings import SHIPPED
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from trainables.base_model import find_base, load_empty_prompt, load_scheduler_config, read_shape
+from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
-from trainables.errors import InputError, blamed_on
 from trainables.settings import DiffusionSettings, TrialSettings
 from trainables.weights import fingerprint
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trainables.base_schedule import base_fingerprint
+from trainables.common.errors import InputError, blamed_on
 from trainables.decoder_method import DecoderMethod
 from trainables.diffusion.ccsr import truncated_timesteps
-from trainables.errors import InputError, blamed_on
 from trainables.first_stage import first_stage_settings
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.settings import TrialSettings

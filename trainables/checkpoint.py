@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from trainables.common.errors import InputError
 from trainables.ema import ExponentialMovingAverage
-from trainables.errors import InputError
 from trainables.finished import SETTINGS
 from trainables.method import Method
 from trainables.settings import TrialSettings, flatten

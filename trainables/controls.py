@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.data.tensors import upsample
-from trainables.errors import InputError
 from trainables.latents import load_latents
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings

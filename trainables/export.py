@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from trainables.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
 from trainables.base_schedule import zero_terminal_snr
 from trainables.build import build_method
+from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.flags import Flags
+from trainables.common.locations import path_of
 from trainables.data.roots import check_writable
-from trainables.data.sources.locations import path_of
-from trainables.errors import INTERRUPTED, InputError
 from trainables.finished import finished_settings
-from trainables.flags import Flags
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
 from trainables.presets import preset

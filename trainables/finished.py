@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.presets import preset
 from trainables.registry import METHODS
 from trainables.settings import flatten, override

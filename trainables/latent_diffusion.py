@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import nn
 
 from trainables.base_schedule import base_identity
+from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
-from trainables.errors import blamed_on
 from trainables.method import Batch
 from trainables.networks.stable_diffusion import (
     add_lora,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.settings import TrialSettings
 
 Batch = Mapping[str, Tensor]

@@ -14,9 +14,9 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from trainables.common.errors import blamed_on
 from trainables.data.tensors import upsample
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, PredictionType, alphas_cumprod
-from trainables.errors import blamed_on
 from trainables.gaussian_method import GaussianMethod
 from trainables.method import Batch
 from trainables.settings import PixelSettings, TrialSettings

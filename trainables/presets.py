@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trainables.common.errors import InputError
 from trainables.data.degradations.degradation_settings import MILD, DegradationSettings
 from trainables.data.degradations.print_settings import MILD_PRINT
 from trainables.data.pair_settings import PairSettings
-from trainables.errors import InputError
 from trainables.settings import (
     SHIPPED,
     AutoencoderSettings,

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.flags import Flags, whole
+from trainables.common.locations import Location, path_of
 from trainables.data.roots import check_writable
 from trainables.data.sources.decode import reason
 from trainables.data.sources.images import FileImages, names_column
 from trainables.data.sources.listing import COUNTED, SUFFIXES
-from trainables.data.sources.locations import Location, path_of
 from trainables.data.store_folder import write_whole
-from trainables.errors import INTERRUPTED, InputError
 from trainables.finished import check_asked, finished_settings
-from trainables.flags import Flags, whole
 from trainables.presets import preset
 from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainables.base_schedule import base_fingerprint
 from trainables.colour import match_colour
+from trainables.common.errors import InputError, blamed_on
 from trainables.data.tensors import upsample
 from trainables.decoder_method import DecoderMethod
-from trainables.errors import InputError, blamed_on
 from trainables.method import Batch
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.base_model import SHARDS, WEIGHTS
+from trainables.common.errors import InputError, in_one_line
 from trainables.diffusion.resshift import ResShiftDiffusion
-from trainables.errors import InputError, in_one_line
 from trainables.finished import ASSETS, SETTINGS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet

@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.flags import Flags, number, whole
 from trainables.data.sources.notices import shown_plainly
-from trainables.errors import INTERRUPTED, InputError
-from trainables.flags import Flags, number, whole
 from trainables.presets import PRESETS
 from trainables.registry import METHODS
 

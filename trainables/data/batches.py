@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared, validation_noise
 from trainables.data.stages import DRAWN, STAGE_OF
 from trainables.data.store import Column
 from trainables.data.tensors import to_float, to_tensor
-from trainables.errors import InputError
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # streams of the seed, apart from those of the pairs

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainables.cluster import check_address
+from trainables.common.cluster import check_address
+from trainables.common.errors import InputError
+from trainables.common.locations import one_line, path_of
 from trainables.data.contact_sheet import write_contact_sheet
 from trainables.data.progress import PreparationProgress, byte_text, duration
 from trainables.data.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
 from trainables.data.shelf import Shelved, remove, stores_below, to_prune
-from trainables.data.sources.locations import one_line, path_of
 from trainables.data.store import MANIFEST, Store
-from trainables.errors import InputError
 from trainables.presets import preset
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 

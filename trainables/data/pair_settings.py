@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from trainables.common.errors import InputError
 from trainables.data.degradations.degradation_settings import DegradationSettings
 from trainables.data.degradations.print_settings import PrintSettings
-from trainables.errors import InputError
 
 PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 
+from trainables.common.errors import InputError
 from trainables.data.mirror import mirror, window_of
 from trainables.data.pairs import Pairs
 from trainables.data.roots import local_root
@@ -27,7 +28,6 @@ from trainables.data.sources.source import load_source
 from trainables.data.stages import STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_numbers
 from trainables.data.store_folder import PARTIAL, StoreFolder
-from trainables.errors import InputError
 from trainables.latents import latent_shape
 from trainables.settings import TrialSettings
 

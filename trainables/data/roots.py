@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from trainables.common.errors import InputError
 from trainables.data.progress import byte_text
-from trainables.errors import InputError
 
 _MAX_DISK_SHARE = 0.95  # of what is free
 

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from trainables.common.errors import InputError
 from trainables.data.pairs import Pair, Pairs
 from trainables.data.sources.photographs import Split, UnusableImage
 from trainables.data.stages import Stage
 from trainables.data.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
 from trainables.data.tensors import to_tensor, upsample
-from trainables.errors import InputError
 from trainables.first_stage import FirstStage
 from trainables.latents import Autoencoder, load_latents
 from trainables.settings import TrialSettings

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from trainables.common.errors import InputError
 from trainables.data.store import MANIFEST
-from trainables.errors import InputError
 
 KINDS = ("pairs", "latents", "targets", "restored")
 """Those of `trainables.data.stages.STAGE_OF`, whose module takes seconds to import."""

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 if TYPE_CHECKING:
     from trainables.data.store_folder import StoreFolder

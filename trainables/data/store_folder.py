@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from trainables.common.errors import InputError
+from trainables.common.locations import resolve_uri
 from trainables.data.roots import is_uri, local_root
-from trainables.data.sources.locations import resolve_uri
 from trainables.data.store import MANIFEST
-from trainables.errors import InputError
 
 PARTIAL = ".partial"
 """How the temporary names of files in the writing end; those of killed writers stay, until the next one clears them."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.metrics import clip_iqa, musiq, st_lpips
 from trainables.metrics.lpips import ensure_backbone
 from trainables.metrics.names import METRICS, MetricUnavailableError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.metrics.choice import ensure_available
 from trainables.metrics.clip_iqa import CLIPIQA
 from trainables.metrics.lpips import LPIPS

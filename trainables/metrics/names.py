@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 class MetricUnavailableError(InputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 MOST_STEPS = 2**31 - 1
 LARGEST_SEED = 2**32 - 1

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 T = typing.TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.registry import METHODS
 from trainables.settings.trial import TrialSettings
 

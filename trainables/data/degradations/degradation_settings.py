@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 Range = tuple[float, float]
 

@@ -16,12 +16,12 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
+from trainables.common.errors import InputError
 from trainables.data.sources import decode
 from trainables.data.sources.images import Images
 from trainables.data.sources.listing import Listing
 from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.parquet_images import NO_IMAGE
-from trainables.errors import InputError
 
 Split = Literal["train", "validation"]
 

@@ -11,9 +11,9 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from trainables.common.errors import InputError
+from trainables.common.locations import Location
 from trainables.data.sources.decode import read_pixels, read_size
-from trainables.data.sources.locations import Location
-from trainables.errors import InputError
 
 
 class Images(ABC):

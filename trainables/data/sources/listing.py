@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from trainables.common.errors import InputError
+from trainables.common.locations import Location, is_uri, locate
 from trainables.data.sources.images import FileImages, Images, names_column
-from trainables.data.sources.locations import Location, is_uri, locate
 from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.paired_folders import match_partners, paired_subfolders
 from trainables.data.sources.parquet_images import list_parquet
-from trainables.errors import InputError
 
 SAMPLE = "sample"
 ACCEPTED = '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'

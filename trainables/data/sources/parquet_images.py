@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from trainables.common.errors import InputError
+from trainables.common.locations import Location, one_line
 from trainables.data.sources.decode import read_size
 from trainables.data.sources.images import Images
-from trainables.data.sources.locations import Location, one_line
-from trainables.errors import InputError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 
+from trainables.common.errors import InputError
 from trainables.data.sources import decode
 from trainables.data.sources.catalogue import Part, Split, usable_part
 from trainables.data.sources.images import Images
 from trainables.data.sources.listing import SAMPLE, Listing, list_source
-from trainables.errors import InputError
 
 __all__ = ["SAMPLE", "MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
 

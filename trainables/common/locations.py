@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import numpy as np
 
+from trainables.common.errors import InputError
 from trainables.data.roots import is_uri
-from trainables.errors import InputError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from trainables.common.errors import InputError
 from trainables.data.roots import is_uri
-from trainables.errors import InputError
 
 _CONNECT_SECONDS = 5.0
 _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]

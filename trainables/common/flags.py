@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 class Flags(argparse.ArgumentParser):
