@@ -44,8 +44,8 @@ from trainables.data.stages import DRAWN, STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.data.tensors import to_tensor, upsample
 from trainables.latents import Autoencoder, load_latents
-from trainables.presets import preset
 from trainables.settings import TrialSettings, override
+from trainables.settings.presets import preset
 from trainables.sinsr import SinSR
 
 CPU = torch.device("cpu")

@@ -33,8 +33,8 @@ from trainables.data.tensors import upsample
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.loop import Trainer, World
 from trainables.method import Batch, LossTerm, Phase, trainable_parameters
-from trainables.presets import preset
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
+from trainables.settings.presets import preset
 
 # Stable Diffusion 1's, where they are not diffusers' defaults.
 _SD_UNET = {"cross_attention_dim": 768}

@@ -39,8 +39,8 @@ from sweeps.settings import BASE_METRICS
 from trainables.data.prepare import prepare
 from trainables.launch import Workers, free_memory, trial_resources
 from trainables.loop import Trainer, World
-from trainables.presets import preset
 from trainables.settings import TrialSettings, override
+from trainables.settings.presets import preset
 from trainables.sinsr import SinSR
 
 LAUNCHED, READY = "launched", "ready"

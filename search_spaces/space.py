@@ -143,7 +143,7 @@ class SearchSpace:
     Attributes:
         name: the file's name, and what `--space` takes.
         question: one sentence, ending in a question mark.
-        method: the method every trial trains, a name of `trainables.registry`; where it is itself a parameter, that
+        method: the method every trial trains, a name of `trainables.settings.methods`; where it is itself a parameter, that
             of the baseline.
         parameters: dotted setting name -> distribution. What the search varies.
         points: tried first, in order. The first one is the baseline that every answer compares with. Points are

@@ -162,7 +162,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _listing() -> str:
     import search_spaces
-    from trainables.presets import PRESETS
+    from trainables.settings.presets import PRESETS
 
     spaces = {name: search_spaces.load(name).question for name in search_spaces.names()}
     width = max(map(len, [*spaces, *PRESETS]))

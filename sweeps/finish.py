@@ -19,8 +19,8 @@ from sweeps.tables import Row, RunTables
 from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import INTERRUPTED
 from trainables.finished import SETTINGS
-from trainables.registry import METHODS
 from trainables.settings import TrialSettings, flatten
+from trainables.settings.methods import METHODS
 
 _WIDTH = 122
 

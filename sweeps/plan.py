@@ -18,8 +18,8 @@ from trainables.common.errors import InputError
 from trainables.data.progress import byte_text, duration
 from trainables.data.roots import check_room, is_uri, local_root, store_root
 from trainables.metrics.names import METRICS, global_std_name
-from trainables.registry import METHODS
 from trainables.settings import flatten, override
+from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
     from trainables.data.stages import Stage
@@ -226,7 +226,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     from trainables.data.sources.source import fingerprint
     from trainables.data.stages import plan as plan_stages
     from trainables.metrics import ensure_available, resolve_metrics
-    from trainables.registry import method_class
+    from trainables.settings.methods import method_class
 
     trials, configurations = question.every_method, question.outer_configurations()
     _find_bases(configurations, download)
@@ -310,7 +310,7 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
 
 def _networks(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
     """How large each method is, at most. Of configurations that differ in no network one is built."""
-    from trainables.registry import method_class
+    from trainables.settings.methods import method_class
 
     networks: dict[str, Networks] = {}
     built = set()

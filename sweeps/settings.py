@@ -15,8 +15,6 @@ from trainables.common.errors import InputError
 from trainables.data.roots import is_uri, refuse_secrets
 from trainables.finished import ASSETS, check_asked, finished_settings
 from trainables.metrics.names import METRICS
-from trainables.presets import Preset, preset
-from trainables.registry import METHODS
 from trainables.settings import (
     SAMPLE,
     SHIPPED,
@@ -27,6 +25,8 @@ from trainables.settings import (
     override,
     reason_unread,
 )
+from trainables.settings.methods import METHODS
+from trainables.settings.presets import Preset, preset
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")

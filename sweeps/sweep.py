@@ -24,7 +24,7 @@ from trainables.controls import measure_controls
 from trainables.data.prepare import open_stores
 from trainables.data.progress import duration
 from trainables.launch import Job, launch, trial_resources
-from trainables.registry import METHODS
+from trainables.settings.methods import METHODS
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint

@@ -16,9 +16,9 @@ import torch
 
 from tests.loop_helpers import SHORT, VARIANTS, VariantOf
 from trainables.data.prepare import Prepared, prepare
-from trainables.presets import preset
-from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, override
+from trainables.settings.methods import METHODS, method_class
+from trainables.settings.presets import preset
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from trainables.checkpoint import STATE
 from trainables.data.prepare import Prepared
 from trainables.loop import World, train
-from trainables.registry import METHODS
 from trainables.reporting import Report
 from trainables.settings import TrialSettings
+from trainables.settings.methods import METHODS
 
 METRICS = ("val/psnr",)
 CPU = torch.device("cpu")

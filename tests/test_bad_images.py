@@ -24,8 +24,8 @@ from trainables.data.sources import catalogue
 from trainables.data.sources.notices import SourceWarning, shown_plainly
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, load_source
-from trainables.presets import preset
 from trainables.settings import override
+from trainables.settings.presets import preset
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 

@@ -25,7 +25,7 @@ from trainables.data.pairs import Pairs
 from trainables.data.sources.photographs import SAMPLE, load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
-from trainables.presets import preset
+from trainables.settings.presets import preset
 from trainables.weights import SHIPPED_AUTOENCODER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

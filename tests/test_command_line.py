@@ -24,9 +24,9 @@ from trainables.build import build_method
 from trainables.data.prepare import prepare
 from trainables.data.stages import plan as plan_stages
 from trainables.data.store import shard_name
-from trainables.presets import preset
-from trainables.registry import method_class
 from trainables.settings import TrialSettings, flatten, override
+from trainables.settings.methods import method_class
+from trainables.settings.presets import preset
 from trainables.weights import resshift_identity, save_weights
 
 BASE = ["--space", SPACE, "--perceptual", "none"]

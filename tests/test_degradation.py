@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from trainables.common.errors import InputError
 from trainables.data.degradations import degradation, kernels
-from trainables.data.degradations.degradation_settings import KERNEL_KINDS, MILD, DegradationSettings
-from trainables.data.pair_settings import PairSettings
 from trainables.data.sources.photographs import load_photographs
+from trainables.settings.degradation import KERNEL_KINDS, MILD, DegradationSettings
+from trainables.settings.pairs import PairSettings
 
 # Kernels from the functions of basicsr/data/degradations.py, and size, sigma_x, sigma_y, theta, beta, cutoff.
 PARITY = np.load(Path(__file__).parent / "data" / "parity_kernels.npz")
@@ -212,7 +212,7 @@ def test_pair_settings_are_checked(change: dict[str, Any]) -> None:
 
 
 def test_settings_import_without_torch() -> None:
-    code = "import sys; import trainables.data.pair_settings; sys.exit('torch' in sys.modules)"
+    code = "import sys; import trainables.settings.pairs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,9 +18,9 @@ from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, s
 from trainables.data.prepare import make_stores
 from trainables.data.stages import plan
 from trainables.launch import Job, Workers, launch, trial_resources
-from trainables.presets import preset
-from trainables.registry import method_class
 from trainables.settings import override
+from trainables.settings.methods import method_class
+from trainables.settings.presets import preset
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too

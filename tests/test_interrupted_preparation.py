@@ -146,7 +146,7 @@ from pathlib import Path
 import torch
 import trainables.weights  # which the first call would import, for seconds
 from trainables.data.prepare import prepare
-from trainables.presets import preset
+from trainables.settings.presets import preset
 from trainables.settings import override
 
 torch.set_num_threads(1)

@@ -25,10 +25,10 @@ from trainables.first_stage import FirstStage
 from trainables.loop import World, train
 from trainables.method import LossTerm, Method
 from trainables.networks.autoencoder import decode
-from trainables.registry import METHODS, method_class
 from trainables.reporting import Report
 from trainables.resshift import ResShift
 from trainables.settings import TrialSettings, override
+from trainables.settings.methods import METHODS, method_class
 from trainables.sinsr import SinSR
 from trainables.weights import build_diffusion, describe, load_autoencoder, load_teacher
 

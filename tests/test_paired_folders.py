@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.pair_settings import PairSettings
 from trainables.data.pairs import FLAT, Pair, Pairs
 from trainables.data.sources import catalogue
 from trainables.data.sources.notices import SourceWarning
 from trainables.data.sources.photographs import Photographs, Split, load_photographs
 from trainables.data.sources.source import fingerprint, is_paired, load_source
+from trainables.settings.pairs import PairSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 SETTINGS = PairSettings(image_size=32, scale=1, train_pairs=40, validation_pairs=6, validation_size=24)

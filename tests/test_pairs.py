@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.degradation_settings import MILD, DegradationSettings
-from trainables.data.degradations.print_settings import NO_PRINT, PrintSettings
-from trainables.data.pair_settings import PairSettings
 from trainables.data.pairs import FLAT, Pair, Pairs
 from trainables.data.sources import catalogue
 from trainables.data.sources.photographs import Photograph, Photographs, Split, load_photographs
+from trainables.settings.degradation import MILD, DegradationSettings
+from trainables.settings.pairs import PairSettings
+from trainables.settings.print_to_camera import NO_PRINT, PrintSettings
 
 Simulator = Literal["super_resolution", "print_to_camera"]
 SPLITS: tuple[Split, ...] = ("train", "validation")

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
-from trainables import registry
 from trainables.checkpoint import GRID, PER_IMAGE, WEIGHTS
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
@@ -24,6 +23,7 @@ from trainables.loop import Trainer, World, learning_rate_factor, step_seed, tra
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.reporting import TrialDiverged
 from trainables.settings import TrialSettings, override
+from trainables.settings import methods as registry
 
 # A method with two optimisers, small enough to write its training out by hand.
 

@@ -19,9 +19,9 @@ from trainables.data.pipeline import connected_for_preparation, on_ray
 from trainables.data.prepare import prepare
 from trainables.data.sources.photographs import load_photographs
 from trainables.data.store import MANIFEST, Store
-from trainables.presets import preset
-from trainables.registry import method_class
 from trainables.settings import TrialSettings, override
+from trainables.settings.methods import method_class
+from trainables.settings.presets import preset
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

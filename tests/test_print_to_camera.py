@@ -16,7 +16,6 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.print_settings import MILD_PRINT, NO_PRINT, PrintSettings
 from trainables.data.degradations.print_to_camera import (
     expose,
     illumination,
@@ -26,6 +25,7 @@ from trainables.data.degradations.print_to_camera import (
     sensor_places,
 )
 from trainables.data.sources.photographs import load_photographs
+from trainables.settings.print_to_camera import MILD_PRINT, NO_PRINT, PrintSettings
 
 LEVELS = np.arange(256) / 255
 LINEAR = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) ** 2.4)

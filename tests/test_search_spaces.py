@@ -15,9 +15,9 @@ from sweeps.settings import Question, SweepSettings, resolve
 from trainables.common.errors import InputError
 from trainables.data.stages import plan
 from trainables.metrics import METRICS
-from trainables.presets import PRESETS, preset
-from trainables.registry import METHODS, method_class
 from trainables.settings import flatten, override, reason_unread
+from trainables.settings.methods import METHODS, method_class
+from trainables.settings.presets import PRESETS, preset
 
 NAMES = search_spaces.names()
 TRAINING = [name for name in NAMES if search_spaces.load(name).trains]

@@ -30,8 +30,8 @@ from trainables.networks.stable_diffusion import (
     predict,
     widen_conv_in,
 )
-from trainables.presets import preset
 from trainables.settings import override
+from trainables.settings.presets import preset
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ALL_KINDS = (*ATTENTION, "conv_in", "conv1", "ff.net.0.proj")

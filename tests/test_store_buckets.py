@@ -24,9 +24,9 @@ from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, shard_name
 from trainables.launch import Job, Workers
 from trainables.loop import World
-from trainables.registry import method_class
 from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
+from trainables.settings.methods import method_class
 
 __all__ = ["endpoint"]
 COLUMNS = frozenset({"degraded", "latent", "latent_degraded"})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.networks.swin import _shift_mask
 from trainables.networks.swin_unet import SwinUNet, timestep_embedding
-from trainables.presets import preset
+from trainables.settings.presets import preset
 
 TINY: dict[str, Any] = {
     "image_size": 16,

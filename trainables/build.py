@@ -8,8 +8,8 @@ import torch
 
 from trainables.checkpoint import load_finished
 from trainables.method import Method
-from trainables.registry import method_class
 from trainables.settings import SHIPPED, TrialSettings
+from trainables.settings.methods import method_class
 from trainables.weights import reading, shipped_checkpoint
 
 

@@ -30,8 +30,8 @@ from trainables.data.roots import check_writable
 from trainables.finished import finished_settings
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
-from trainables.presets import preset
 from trainables.settings import override
+from trainables.settings.presets import preset
 
 LORA = "pytorch_lora_weights.safetensors"
 

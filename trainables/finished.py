@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
-from trainables.presets import preset
-from trainables.registry import METHODS
 from trainables.settings import flatten, override
+from trainables.settings.methods import METHODS
+from trainables.settings.presets import preset
 
 SETTINGS = "settings.json"
 """Beside a finished trial's weights: every setting by its dotted name."""

@@ -12,8 +12,8 @@ from trainables.base_model import find_base, load_vae, read_shape
 from trainables.base_schedule import base_fingerprint
 from trainables.networks import autoencoder as vq
 from trainables.networks.stable_diffusion import decode_kl, encode_kl
-from trainables.registry import METHODS
 from trainables.settings import TrialSettings
+from trainables.settings.methods import METHODS
 from trainables.weights import autoencoder_path, fingerprint, load_autoencoder
 
 

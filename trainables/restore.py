@@ -30,9 +30,9 @@ from trainables.data.sources.images import FileImages, names_column
 from trainables.data.sources.listing import COUNTED, SUFFIXES
 from trainables.data.store_folder import write_whole
 from trainables.finished import check_asked, finished_settings
-from trainables.presets import preset
-from trainables.registry import METHODS, method_class
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
+from trainables.settings.methods import METHODS, method_class
+from trainables.settings.presets import preset
 
 if TYPE_CHECKING:
     import torch

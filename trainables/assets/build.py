@@ -44,10 +44,10 @@ from trainables.data.tensors import to_tensor
 from trainables.loop import World, train
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
-from trainables.presets import preset
 from trainables.reporting import Report
 from trainables.resshift import ResShift
 from trainables.settings import TrialSettings, override
+from trainables.settings.presets import preset
 from trainables.weights import SHIPPED_AUTOENCODER, SHIPPED_TEACHER
 
 RECORD = Path(__file__).parent / "build.json"

@@ -20,10 +20,10 @@ from trainables.checkpoint import SETTINGS, WEIGHTS
 from trainables.data.prepare import prepare
 from trainables.finished import ASSETS
 from trainables.loop import World, train
-from trainables.presets import preset
-from trainables.registry import method_class
 from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
+from trainables.settings.methods import method_class
+from trainables.settings.presets import preset
 from trainables.weights import describe, save_weights
 
 METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")

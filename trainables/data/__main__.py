@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.data.sources.notices import shown_plainly
-from trainables.presets import PRESETS
-from trainables.registry import METHODS
+from trainables.settings.methods import METHODS
+from trainables.settings.presets import PRESETS
 
 EPILOG = """\
 examples:

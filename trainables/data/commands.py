@@ -18,8 +18,8 @@ from trainables.data.progress import PreparationProgress, byte_text, duration
 from trainables.data.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
 from trainables.data.shelf import Shelved, remove, stores_below, to_prune
 from trainables.data.store import MANIFEST, Store
-from trainables.presets import preset
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
+from trainables.settings.presets import preset
 
 _REASONS = 5  # of photographs that were rejected, as many are shown
 
@@ -38,7 +38,7 @@ def prepare(flags: argparse.Namespace) -> int:
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
     from trainables.data.stages import plan
-    from trainables.registry import method_class
+    from trainables.settings.methods import method_class
 
     stages = plan(settings, root, method_class(settings.method).columns(settings))
     missing = [stage for stage in stages if not stage.exists]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.data.degradations.degradation import degrade
-from trainables.data.pair_settings import PairSettings
 from trainables.data.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
+from trainables.settings.pairs import PairSettings
 
 VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs
 MARGIN = 6  # degraded pixels kept around a crop while it is degraded, then cut off

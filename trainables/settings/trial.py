@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trainables.data.pair_settings import PairSettings
-from trainables.registry import METHODS
 from trainables.settings.checks import require
 from trainables.settings.diffusion import (
     CCSRSettings,
@@ -18,6 +16,8 @@ from trainables.settings.diffusion import (
     PixelSettings,
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
+from trainables.settings.methods import METHODS
+from trainables.settings.pairs import PairSettings
 from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
 from trainables.settings.sources import AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
@@ -25,7 +25,7 @@ from trainables.settings.training import TrainingSettings
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """All that determines a trial. Which sections a method reads stands in `trainables.registry`.
+    """All that determines a trial. Which sections a method reads stands in `trainables.settings.methods`.
 
     Attributes:
         method: what trains, a name of the registry.

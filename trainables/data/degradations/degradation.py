@@ -21,8 +21,8 @@ from PIL import Image
 from scipy import fft
 from torch.nn import functional
 
-from trainables.data.degradations.degradation_settings import DegradationSettings, Range
 from trainables.data.degradations.kernels import choose, random_blur_kernel, random_sinc_kernel, random_size
+from trainables.settings.degradation import DegradationSettings, Range
 
 _RESIZE_MODES = ("area", "bilinear", "bicubic")
 _LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)  # the weights the reference makes grey noise with

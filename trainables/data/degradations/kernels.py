@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy import special
 
-from trainables.data.degradations.degradation_settings import KERNEL_KINDS, Range
+from trainables.settings.degradation import KERNEL_KINDS, Range
 
 
 def _mahalanobis(size: int, sigma_x: float, sigma_y: float, theta: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
-from trainables.data.degradations.print_settings import PrintSettings
+from trainables.settings.print_to_camera import PrintSettings
 
 SCREEN_ANGLES = (15.0, 75.0, 0.0, 45.0)
 """Degrees, of cyan, magenta, yellow and black: 30 apart, the least visible ink where only 15 are left."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.degradation_settings import DegradationSettings
-from trainables.data.degradations.print_settings import PrintSettings
+from trainables.settings.degradation import DegradationSettings
+from trainables.settings.print_to_camera import PrintSettings
 
 PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from trainables.data.degradations.degradation_settings import Range, _checked_range
+from trainables.settings.degradation import Range, _checked_range
 
 # Accepted limits of every (low, high) field, both ends included.
 _LIMITS: dict[str, Range] = {

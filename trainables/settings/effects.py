@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from trainables.common.errors import InputError
-from trainables.registry import METHODS
+from trainables.settings.methods import METHODS
 from trainables.settings.trial import TrialSettings
 
 _SIMULATORS = {"super_resolution": "pairs.degradation.", "print_to_camera": "pairs.print."}

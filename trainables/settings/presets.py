@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.degradation_settings import MILD, DegradationSettings
-from trainables.data.degradations.print_settings import MILD_PRINT
-from trainables.data.pair_settings import PairSettings
 from trainables.settings import (
     SHIPPED,
     AutoencoderSettings,
@@ -23,6 +20,9 @@ from trainables.settings import (
     TrainingSettings,
     TrialSettings,
 )
+from trainables.settings.degradation import MILD, DegradationSettings
+from trainables.settings.pairs import PairSettings
+from trainables.settings.print_to_camera import MILD_PRINT
 
 
 @dataclass(frozen=True)
