@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trainables.common.errors import InputError, blamed_on
-from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
+from trainables.diffusion.noise import step_noise
 from trainables.finished import check_asked, finished_settings
 from trainables.settings import TrialSettings, flatten, override
 from trainables.weights import fingerprint, first_stage_path

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.common.errors import InputError, blamed_on
-from trainables.data.noise import step_noise
 from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated, truncated_timesteps
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
+from trainables.diffusion.noise import step_noise
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.cfw import fidelity_blend
