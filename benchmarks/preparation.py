@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from trainables.data.sources.photographs import Photograph, load_photographs
 from trainables.data.store import MANIFEST
+from trainables.images.sources.photographs import Photograph, load_photographs
 
 ROOT = Path(__file__).parent.parent
 _SIDE = (384, 512)  # height and width of a photograph

@@ -12,7 +12,7 @@ from sweeps.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptu
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.common.locations import path_of
-from trainables.data.sources.notices import shown_plainly
+from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments
 
 EPILOG = """\

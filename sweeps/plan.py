@@ -223,8 +223,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
-    from trainables.data.sources.source import fingerprint
     from trainables.data.stages import plan as plan_stages
+    from trainables.images.sources.source import fingerprint
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.settings.methods import method_class
 
@@ -360,7 +360,7 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
         InputError: see `load_source` and `Pairs`.
     """
     from trainables.data.pairs import Pairs
-    from trainables.data.sources.source import load_source
+    from trainables.images.sources.source import load_source
 
     data, pairs = trial.data, trial.pairs
     load_source(data.source, "train", pairs.image_size, pairs.scale, data.max_rejected, cache)
@@ -371,7 +371,7 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
 def _check_effects_on_files(question: Question) -> None:
     """Refuses what would be set, or searched, without effect on the photographs and the base at hand."""
     from trainables.base_model import find_base, read_shape
-    from trainables.data.sources.source import is_paired
+    from trainables.images.sources.source import is_paired
 
     trial = question.trial
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}

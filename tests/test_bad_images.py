@@ -20,10 +20,10 @@ from PIL import Image
 from trainables.common.errors import InputError
 from trainables.data.__main__ import main
 from trainables.data.prepare import prepare
-from trainables.data.sources import catalogue
-from trainables.data.sources.notices import SourceWarning, shown_plainly
-from trainables.data.sources.photographs import Photographs, Split, load_photographs
-from trainables.data.sources.source import fingerprint, load_source
+from trainables.images.sources import catalogue
+from trainables.images.sources.notices import SourceWarning, shown_plainly
+from trainables.images.sources.photographs import Photographs, Split, load_photographs
+from trainables.images.sources.source import fingerprint, load_source
 from trainables.settings import override
 from trainables.settings.presets import preset
 
@@ -193,7 +193,7 @@ def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
-        "from trainables.data.sources.photographs import load_photographs\n"
+        "from trainables.images.sources.photographs import load_photographs\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "parts = [load_photographs(sys.argv[1], split) for split in ('train', 'validation')]\n"
         "rejected = parts[0].rejected | parts[1].rejected\n"

@@ -22,7 +22,7 @@ from trainables.assets.base import (
 )
 from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.data.pairs import Pairs
-from trainables.data.sources.photographs import SAMPLE, load_photographs
+from trainables.images.sources.photographs import SAMPLE, load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
 from trainables.settings.presets import preset

@@ -30,8 +30,8 @@ from pyarrow import fs, parquet
 from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
-from trainables.data.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
-from trainables.data.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
+from trainables.images.sources.source import fingerprint, is_paired, load_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 BUCKET = "photographs"
@@ -186,7 +186,7 @@ def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, st
         "import sys\n"
         "from pathlib import Path\n"
         "from trainables.common.locations import Location\n"
-        "from trainables.data.sources.source import load_source\n"
+        "from trainables.images.sources.source import load_source\n"
         "Location.open = Location.read = None\n"
         "print(load_source(sys.argv[1], 'train', 1, 1, cache=Path(sys.argv[2])).sizes)"
     )

@@ -13,10 +13,10 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.data.pairs import FLAT, Pair, Pairs
-from trainables.data.sources import catalogue
-from trainables.data.sources.notices import SourceWarning
-from trainables.data.sources.photographs import Photographs, Split, load_photographs
-from trainables.data.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources import catalogue
+from trainables.images.sources.notices import SourceWarning
+from trainables.images.sources.photographs import Photographs, Split, load_photographs
+from trainables.images.sources.source import fingerprint, is_paired, load_source
 from trainables.settings.pairs import PairSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.data.pairs import FLAT, Pair, Pairs
-from trainables.data.sources import catalogue
-from trainables.data.sources.photographs import Photograph, Photographs, Split, load_photographs
+from trainables.images.sources import catalogue
+from trainables.images.sources.photographs import Photograph, Photographs, Split, load_photographs
 from trainables.settings.degradation import MILD, DegradationSettings
 from trainables.settings.pairs import PairSettings
 from trainables.settings.print_to_camera import NO_PRINT, PrintSettings

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.sources import catalogue, decode, photographs
-from trainables.data.sources.photographs import Photographs, UnusableImage, load_photographs
-from trainables.data.sources.source import fingerprint
+from trainables.images.sources import catalogue, decode, photographs
+from trainables.images.sources.photographs import Photographs, UnusableImage, load_photographs
+from trainables.images.sources.source import fingerprint
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
@@ -56,7 +56,7 @@ def test_sample_retina_has_no_black_border() -> None:
 
 def test_sample_does_not_import_skimage() -> None:
     code = (
-        "import sys; from trainables.data.sources.photographs import load_photographs; "
+        "import sys; from trainables.images.sources.photographs import load_photographs; "
         "load_photographs('sample', 'train'); sys.exit('skimage' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -168,8 +168,8 @@ def test_too_little_memory_is_not_the_photographs_fault(tmp_path: Path) -> None:
         Image.new("RGB", (4000, 4000)).save(tmp_path / f"{number}.png", compress_level=1)
     code = (
         "import resource, sys\n"
-        "from trainables.data.sources import catalogue\n"
-        "from trainables.data.sources.photographs import load_photographs\n"
+        "from trainables.images.sources import catalogue\n"
+        "from trainables.images.sources.photographs import load_photographs\n"
         "catalogue.FULLY_CHECKED = 0\n"
         "train = load_photographs(sys.argv[1], 'train')\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"

@@ -24,7 +24,7 @@ from trainables.data.degradations.print_to_camera import (
     print_to_camera,
     sensor_places,
 )
-from trainables.data.sources.photographs import load_photographs
+from trainables.images.sources.photographs import load_photographs
 from trainables.settings.print_to_camera import MILD_PRINT, NO_PRINT, PrintSettings
 
 LEVELS = np.arange(256) / 255

@@ -20,10 +20,10 @@ from pyarrow import parquet
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location
-from trainables.data.sources import catalogue, parquet_images
-from trainables.data.sources.images import FileImages
-from trainables.data.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
-from trainables.data.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources import catalogue, parquet_images
+from trainables.images.sources.images import FileImages
+from trainables.images.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
+from trainables.images.sources.source import fingerprint, is_paired, load_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -286,9 +286,9 @@ def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list
         "import sys, json, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from pathlib import Path\n"
-        "from trainables.data.sources import catalogue\n"
-        "from trainables.data.sources.images import FileImages\n"
-        "from trainables.data.sources.source import load_source\n"
+        "from trainables.images.sources import catalogue\n"
+        "from trainables.images.sources.images import FileImages\n"
+        "from trainables.images.sources.source import load_source\n"
         "catalogue.FULLY_CHECKED = int(sys.argv[3])\n"
         "opened, size = [], FileImages.size\n"
         "FileImages.size = lambda self, row: opened.append(row) or size(self, row)\n"
@@ -365,7 +365,7 @@ def test_a_million_photographs_travel_as_columns() -> None:
 
 def test_importing_sources_is_cheap() -> None:
     code = (
-        "import sys; import trainables.data.sources.source; "
+        "import sys; import trainables.images.sources.source; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow.fs', 'pyarrow.parquet', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

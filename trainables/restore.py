@@ -25,11 +25,11 @@ from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location, path_of
 from trainables.data.roots import check_writable
-from trainables.data.sources.decode import reason
-from trainables.data.sources.images import FileImages, names_column
-from trainables.data.sources.listing import COUNTED, SUFFIXES
 from trainables.data.store_folder import write_whole
 from trainables.finished import check_asked, finished_settings
+from trainables.images.sources.decode import reason
+from trainables.images.sources.images import FileImages, names_column
+from trainables.images.sources.listing import COUNTED, SUFFIXES
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS, method_class
 from trainables.settings.presets import preset

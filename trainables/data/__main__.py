@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
-from trainables.data.sources.notices import shown_plainly
+from trainables.images.sources.notices import shown_plainly
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.data.degradations.degradation import degrade
-from trainables.data.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
+from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
 from trainables.settings.pairs import PairSettings
 
 VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs

@@ -22,12 +22,12 @@ from trainables.data.pairs import Pairs
 from trainables.data.roots import local_root
 from trainables.data.shards import Runner, ShardMaker, Task, run_here
 from trainables.data.shelf import mark_used
-from trainables.data.sources.catalogue import check_rejected
-from trainables.data.sources.photographs import Photographs, Split
-from trainables.data.sources.source import load_source
 from trainables.data.stages import STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_numbers
 from trainables.data.store_folder import PARTIAL, StoreFolder
+from trainables.images.sources.catalogue import check_rejected
+from trainables.images.sources.photographs import Photographs, Split
+from trainables.images.sources.source import load_source
 from trainables.latents import latent_shape
 from trainables.settings import TrialSettings
 

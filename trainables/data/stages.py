@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.data.sources.photographs import Split
-from trainables.data.sources.source import fingerprint, is_paired
 from trainables.data.store import Column, rows_per_shard, store_name
 from trainables.data.store_folder import StoreFolder
 from trainables.first_stage import first_stage_key
+from trainables.images.sources.photographs import Split
+from trainables.images.sources.source import fingerprint, is_paired
 from trainables.latents import autoencoder_fingerprint, latent_shape
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS

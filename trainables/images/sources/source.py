@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainables.common.locations import Location
-from trainables.data.sources import catalogue
-from trainables.data.sources.images import Images
-from trainables.data.sources.listing import SAMPLE, SAMPLE_FILES, list_source
-from trainables.data.sources.photographs import Photographs, Split, of_split
+from trainables.images.sources import catalogue
+from trainables.images.sources.images import Images
+from trainables.images.sources.listing import SAMPLE, SAMPLE_FILES, list_source
+from trainables.images.sources.photographs import Photographs, Split, of_split
 
 MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 

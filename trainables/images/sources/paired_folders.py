@@ -9,7 +9,7 @@ import numpy as np
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location
-from trainables.data.sources.images import FileImages
+from trainables.images.sources.images import FileImages
 
 PAIRED_FOLDERS = (("input", "target"), ("captured", "original"))  # degraded, target; in any case
 

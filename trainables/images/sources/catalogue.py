@@ -17,11 +17,11 @@ import PIL
 import pyarrow as pa
 
 from trainables.common.errors import InputError
-from trainables.data.sources import decode
-from trainables.data.sources.images import Images
-from trainables.data.sources.listing import Listing
-from trainables.data.sources.notices import SourceWarning
-from trainables.data.sources.parquet_images import NO_IMAGE
+from trainables.images.sources import decode
+from trainables.images.sources.images import Images
+from trainables.images.sources.listing import Listing
+from trainables.images.sources.notices import SourceWarning
+from trainables.images.sources.parquet_images import NO_IMAGE
 
 Split = Literal["train", "validation"]
 

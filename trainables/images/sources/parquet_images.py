@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location, one_line
-from trainables.data.sources.decode import read_size
-from trainables.data.sources.images import Images
+from trainables.images.sources.decode import read_size
+from trainables.images.sources.images import Images
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

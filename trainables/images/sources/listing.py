@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location, is_uri, locate
-from trainables.data.sources.images import FileImages, Images, names_column
-from trainables.data.sources.notices import SourceWarning
-from trainables.data.sources.paired_folders import match_partners, paired_subfolders
-from trainables.data.sources.parquet_images import list_parquet
+from trainables.images.sources.images import FileImages, Images, names_column
+from trainables.images.sources.notices import SourceWarning
+from trainables.images.sources.paired_folders import match_partners, paired_subfolders
+from trainables.images.sources.parquet_images import list_parquet
 
 SAMPLE = "sample"
 ACCEPTED = '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'

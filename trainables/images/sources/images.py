@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location
-from trainables.data.sources.decode import read_pixels, read_size
+from trainables.images.sources.decode import read_pixels, read_size
 
 
 class Images(ABC):
