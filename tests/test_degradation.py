@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from trainables.common.errors import InputError
-from trainables.data.degradations import degradation, kernels
+from trainables.images.degradations import degradation, kernels
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings.degradation import KERNEL_KINDS, MILD, DegradationSettings
 from trainables.settings.pairs import PairSettings

@@ -16,7 +16,7 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.print_to_camera import (
+from trainables.images.degradations.print_to_camera import (
     expose,
     illumination,
     paper,
@@ -344,5 +344,5 @@ def test_settings_accept_what_yaml_gives() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, trainables.data.degradations.print_to_camera; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainables.images.degradations.print_to_camera; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.degradations.degradation import degrade
+from trainables.images.degradations.degradation import degrade
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
 from trainables.settings.pairs import PairSettings
 
@@ -189,7 +189,7 @@ def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
 def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
     """`target` as `settings.simulator` degrades it: uint8, `settings.scale` times smaller."""
     if settings.simulator == "print_to_camera":
-        from trainables.data.degradations.print_to_camera import print_to_camera
+        from trainables.images.degradations.print_to_camera import print_to_camera
 
         return print_to_camera(target, settings.print, rng)
     return degrade(target, settings.degradation, rng, settings.scale)

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import fft
 from torch.nn import functional
 
-from trainables.data.degradations.kernels import choose, random_blur_kernel, random_sinc_kernel, random_size
+from trainables.images.degradations.kernels import choose, random_blur_kernel, random_sinc_kernel, random_size
 from trainables.settings.degradation import DegradationSettings, Range
 
 _RESIZE_MODES = ("area", "bilinear", "bicubic")
