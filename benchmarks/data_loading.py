@@ -35,14 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.sinsr_step import Taken
 from trainables.data.batches import TrainingBatches
-from trainables.data.pairs import Pairs
 from trainables.data.prepare import Prepared
 from trainables.data.stages import DRAWN, STAGE_OF, Stage, plan
 from trainables.data.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
-from trainables.data.tensors import to_tensor, upsample
+from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph
 from trainables.images.sources.source import load_source
+from trainables.images.tensors import to_tensor, upsample
 from trainables.latents import Autoencoder, load_latents
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset

@@ -29,7 +29,7 @@ from benchmarks.sinsr_step import MODES, WARM_UP, Taken
 from trainables.base_model import find_base, load_unet, load_vae
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import prepare
-from trainables.data.tensors import upsample
+from trainables.images.tensors import upsample
 from trainables.latent_diffusion import LatentDiffusion
 from trainables.loop import Trainer, World
 from trainables.method import Batch, LossTerm, Phase, trainable_parameters

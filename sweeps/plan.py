@@ -359,7 +359,7 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
     Raises:
         InputError: see `load_source` and `Pairs`.
     """
-    from trainables.data.pairs import Pairs
+    from trainables.images.pairs import Pairs
     from trainables.images.sources.source import load_source
 
     data, pairs = trial.data, trial.pairs

@@ -21,7 +21,7 @@ from trainables.assets.base import (
     train_base_unet,
 )
 from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
-from trainables.data.pairs import Pairs
+from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import SAMPLE, load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4

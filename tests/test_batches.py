@@ -22,7 +22,7 @@ from trainables.data.prepare import Prepared, prepare, validation_noise
 from trainables.data.shards import pair_noise
 from trainables.data.store import MANIFEST, Column, Store, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.data.store_folder import StoreFolder
-from trainables.data.tensors import upsample
+from trainables.images.tensors import upsample
 from trainables.settings import TrialSettings, override
 
 CPU = torch.device("cpu")

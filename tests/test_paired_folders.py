@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.pairs import FLAT, Pair, Pairs
+from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.photographs import Photographs, Split, load_photographs

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.data.pairs import FLAT, Pair, Pairs
+from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
 from trainables.images.sources.photographs import Photograph, Photographs, Split, load_photographs
 from trainables.settings.degradation import MILD, DegradationSettings

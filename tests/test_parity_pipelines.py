@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from tests.base_helpers import save_tokenizer, tiny_text_encoder
 from trainables.base_model import load_empty_prompt, load_unet, load_vae
 from trainables.controlnet_diffusion import ControlNetDiffusion
-from trainables.data.tensors import upsample
+from trainables.images.tensors import upsample
 from trainables.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion
 from trainables.settings import TrialSettings, override
 

@@ -21,8 +21,8 @@ from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
-from trainables.data.tensors import to_tensor, upsample
 from trainables.first_stage import first_stage_settings
+from trainables.images.tensors import to_tensor, upsample
 from trainables.networks.autoencoder import encode
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
-from trainables.data.tensors import upsample
+from trainables.images.tensors import upsample
 from trainables.latents import load_latents
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings

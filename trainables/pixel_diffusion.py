@@ -15,9 +15,9 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from trainables.common.errors import blamed_on
-from trainables.data.tensors import upsample
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, PredictionType, alphas_cumprod
 from trainables.gaussian_method import GaussianMethod
+from trainables.images.tensors import upsample
 from trainables.method import Batch
 from trainables.settings import PixelSettings, TrialSettings
 

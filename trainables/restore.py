@@ -166,7 +166,7 @@ class Restorer:
         """
         import torch
 
-        from trainables.data.tensors import to_tensor, upsample
+        from trainables.images.tensors import to_tensor, upsample
         from trainables.loop import AUTOCAST
 
         degraded = to_tensor(pixels.transpose(2, 0, 1)[None].copy(), self.device)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainables.data.tensors import upsample
 from trainables.diffusion.sinsr import sinsr_terms
+from trainables.images.tensors import upsample
 from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.settings import TrialSettings

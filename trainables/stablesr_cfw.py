@@ -16,8 +16,8 @@ from torch import Tensor
 from trainables.base_schedule import base_fingerprint
 from trainables.colour import match_colour
 from trainables.common.errors import InputError, blamed_on
-from trainables.data.tensors import upsample
 from trainables.decoder_method import DecoderMethod
+from trainables.images.tensors import upsample
 from trainables.method import Batch
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,

@@ -39,8 +39,8 @@ from trainables.assets.finished import METRICS, RECIPES, train_finished
 from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.controls import measure_controls
 from trainables.data.prepare import prepare
-from trainables.data.tensors import to_tensor
 from trainables.images.sources.photographs import SAMPLE, load_photographs
+from trainables.images.tensors import to_tensor
 from trainables.loop import World, train
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4

@@ -28,7 +28,7 @@ from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared, validation_noise
 from trainables.data.stages import DRAWN, STAGE_OF
 from trainables.data.store import Column
-from trainables.data.tensors import to_float, to_tensor
+from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # streams of the seed, apart from those of the pairs

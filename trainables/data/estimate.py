@@ -9,11 +9,11 @@ from contextlib import suppress
 
 import torch
 
-from trainables.data.pairs import Pairs
 from trainables.data.shards import one_thread
 from trainables.data.stages import Stage
 from trainables.diffusion.gaussian import full_timestep
 from trainables.first_stage import FirstStage
+from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.latents import latent_shape, load_latents
 from trainables.settings import TrialSettings

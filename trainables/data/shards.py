@@ -16,12 +16,12 @@ import pyarrow as pa
 import torch
 
 from trainables.common.errors import InputError
-from trainables.data.pairs import Pair, Pairs
 from trainables.data.stages import Stage
 from trainables.data.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
-from trainables.data.tensors import to_tensor, upsample
 from trainables.first_stage import FirstStage
+from trainables.images.pairs import Pair, Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
+from trainables.images.tensors import to_tensor, upsample
 from trainables.latents import Autoencoder, load_latents
 from trainables.settings import TrialSettings
 from trainables.weights import build_diffusion, load_teacher
