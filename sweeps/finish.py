@@ -18,7 +18,7 @@ from sweeps.report import write_report
 from sweeps.tables import Row, RunTables
 from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import INTERRUPTED
-from trainables.finished import SETTINGS
+from trainables.pretrained.finished_trial import SETTINGS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
 

@@ -295,7 +295,7 @@ def _check_stores(
 
 def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
     """Fetches what the hub's cache lacks, if it may."""
-    from trainables.base_model import find_base
+    from trainables.pretrained.base_model import find_base
 
     wanted: dict[tuple[str, str], str] = {}
     for trial in trials:
@@ -370,8 +370,8 @@ def check_photographs(trial: TrialSettings, cache: Path) -> None:
 
 def _check_effects_on_files(question: Question) -> None:
     """Refuses what would be set, or searched, without effect on the photographs and the base at hand."""
-    from trainables.base_model import find_base, read_shape
     from trainables.images.sources.source import is_paired
+    from trainables.pretrained.base_model import find_base, read_shape
 
     trial = question.trial
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}

@@ -13,8 +13,8 @@ import search_spaces
 from search_spaces import SearchSpace
 from trainables.common.errors import InputError
 from trainables.data.roots import is_uri, refuse_secrets
-from trainables.finished import ASSETS, check_asked, finished_settings
 from trainables.metrics.names import METRICS
+from trainables.pretrained.finished_trial import ASSETS, check_asked, finished_settings
 from trainables.settings import (
     SAMPLE,
     SHIPPED,
@@ -255,7 +255,7 @@ def _check_shared(space: SearchSpace) -> None:
 
 
 def _check_asked(trials: Sequence[TrialSettings]) -> None:
-    """See `trainables.finished.check_asked`."""
+    """See `trainables.pretrained.finished_trial.check_asked`."""
     found: dict[str, dict[str, Any]] = {}
     for trial in trials:
         name = f"--checkpoint {trial.checkpoint}"

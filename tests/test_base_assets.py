@@ -20,13 +20,13 @@ from trainables.assets.base import (
     train_base_autoencoder,
     train_base_unet,
 )
-from trainables.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import SAMPLE, load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
+from trainables.pretrained.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
+from trainables.pretrained.shipped import SHIPPED_AUTOENCODER
 from trainables.settings.presets import preset
-from trainables.weights import SHIPPED_AUTOENCODER
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

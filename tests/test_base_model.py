@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from sweeps.plan import make_plan
 from sweeps.settings import SweepSettings, resolve
 from tests.base_helpers import DIM, save_base, tiny_text_encoder, tiny_unet, tiny_vae
-from trainables.base_model import (
+from trainables.common.errors import InputError
+from trainables.pretrained.base_model import (
     find_base,
     load_controlnet,
     load_empty_prompt,
@@ -32,7 +33,6 @@ from trainables.base_model import (
     load_vae,
     read_shape,
 )
-from trainables.common.errors import InputError
 from trainables.settings.diffusion import ControlNetSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -100,7 +100,7 @@ def test_what_older_configurations_leave_out(base: Path) -> None:
 
 def test_finding_and_describing_load_no_torch(base: Path) -> None:
     code = (
-        "import sys; from trainables.base_model import find_base, read_shape; "
+        "import sys; from trainables.pretrained.base_model import find_base, read_shape; "
         "read_shape(find_base(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(base)], check=True, cwd=Path(__file__).parent.parent)

@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from trainables.base_model import read_shape
 from trainables.build import build_method
 from trainables.common.errors import InputError
 from trainables.export import LORA, export, main
-from trainables.finished import SETTINGS
+from trainables.pretrained.base_model import read_shape
+from trainables.pretrained.finished_trial import SETTINGS
 from trainables.settings import TrialSettings, override
 
 TrialOf = Callable[[str], TrialSettings]

@@ -144,7 +144,7 @@ _OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
 import torch
-import trainables.weights  # which the first call would import, for seconds
+import trainables.pretrained.shipped  # which the first call would import, for seconds
 from trainables.data.prepare import prepare
 from trainables.settings.presets import preset
 from trainables.settings import override

@@ -22,14 +22,14 @@ from trainables.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
-from trainables.finished import SETTINGS
 from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.metrics import MetricSet
+from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.shipped import describe
 from trainables.reporting import Report, TrialDiverged
 from trainables.resshift import ResShift
 from trainables.settings import TrainingSettings, TrialSettings, override
 from trainables.validation import validate
-from trainables.weights import describe
 
 
 @pytest.mark.parametrize("method", ["sinsr", "resshift"])

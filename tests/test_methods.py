@@ -25,12 +25,12 @@ from trainables.first_stage import FirstStage
 from trainables.loop import World, train
 from trainables.method import LossTerm, Method
 from trainables.networks.autoencoder import decode
+from trainables.pretrained.shipped import build_diffusion, describe, load_autoencoder, load_teacher
 from trainables.reporting import Report
 from trainables.resshift import ResShift
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS, method_class
 from trainables.sinsr import SinSR
-from trainables.weights import build_diffusion, describe, load_autoencoder, load_teacher
 
 CPU = torch.device("cpu")
 TrialOf = Callable[[str], TrialSettings]

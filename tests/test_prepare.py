@@ -24,9 +24,9 @@ from trainables.data.store import MANIFEST, Store, shard_name
 from trainables.first_stage import first_stage_settings
 from trainables.images.tensors import to_tensor, upsample
 from trainables.networks.autoencoder import encode
+from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
-from trainables.weights import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
 
 ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")} | {"train targets"}
 

@@ -19,12 +19,12 @@ from trainables.build import build_method
 from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
-from trainables.finished import SETTINGS
 from trainables.loop import Trainer, World
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
+from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.shipped import build_network, save_weights
 from trainables.settings import TrialSettings, flatten, override
-from trainables.weights import build_network, save_weights
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent / "data"

@@ -17,10 +17,10 @@ import pytest
 
 from trainables.common.errors import InputError
 from trainables.method import Method
+from trainables.pretrained.shipped import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
 from trainables.settings.methods import METHODS, Latents, method_class
 from trainables.settings.presets import PRESETS, preset
-from trainables.weights import count_parameters
 
 SAMPLE = preset("sample").trial
 

@@ -15,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.base_helpers import tiny_unet
-from trainables.base_model import SHIPPED_BASE
 from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import InputError
-from trainables.finished import SETTINGS
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
-from trainables.settings import TrialSettings, override
-from trainables.weights import (
+from trainables.pretrained.base_model import SHIPPED_BASE
+from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.shipped import (
     SHIPPED_AUTOENCODER,
     SHIPPED_FIRST_STAGE,
     SHIPPED_TEACHER,
@@ -38,6 +37,7 @@ from trainables.weights import (
     shipped_checkpoint,
     unequal,
 )
+from trainables.settings import TrialSettings, override
 
 
 def saved(path: Path, settings: TrialSettings, kind: str = "resshift") -> Path:

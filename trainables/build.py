@@ -8,9 +8,9 @@ import torch
 
 from trainables.checkpoint import load_finished
 from trainables.method import Method
+from trainables.pretrained.shipped import reading, shipped_checkpoint
 from trainables.settings import SHIPPED, TrialSettings
 from trainables.settings.methods import method_class
-from trainables.weights import reading, shipped_checkpoint
 
 
 def build_method(settings: TrialSettings, device: torch.device) -> Method:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.base_schedule import base_fingerprint
 from trainables.common.errors import InputError, blamed_on
 from trainables.decoder_method import DecoderMethod
 from trainables.diffusion.ccsr import truncated_timesteps
 from trainables.first_stage import first_stage_settings
 from trainables.latent_diffusion import LatentDiffusion
+from trainables.pretrained.base_schedule import base_fingerprint
 from trainables.settings import TrialSettings
 
 

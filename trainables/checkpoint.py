@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
 from trainables.ema import ExponentialMovingAverage
-from trainables.finished import SETTINGS
 from trainables.method import Method
+from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.shipped import describe, save_weights, unequal
 from trainables.settings import TrialSettings, flatten
 from trainables.validation import Validation
-from trainables.weights import describe, save_weights, unequal
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"

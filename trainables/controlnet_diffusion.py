@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.base_model import find_base, load_controlnet
-from trainables.base_schedule import base_identity
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.images.tensors import upsample
-from trainables.latents import latent_shape
 from trainables.method import Batch
 from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
+from trainables.pretrained.autoencoders import latent_shape
+from trainables.pretrained.base_model import find_base, load_controlnet
+from trainables.pretrained.base_schedule import base_identity
 from trainables.settings import TrialSettings
 from trainables.stable_diffusion_method import StableDiffusionMethod
 

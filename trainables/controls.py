@@ -17,11 +17,11 @@ from torch import Tensor
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.images.tensors import upsample
-from trainables.latents import load_latents
 from trainables.metrics import build_metrics
+from trainables.pretrained.autoencoders import load_latents
+from trainables.pretrained.shipped import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
 from trainables.validation import Restore, Validation, validate
-from trainables.weights import build_diffusion, load_teacher
 
 
 def measure_controls(

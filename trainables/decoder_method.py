@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.adversarial import adaptive_weight, check_discriminator, discriminator_loss, generator_loss
-from trainables.base_model import find_base, load_vae, read_shape
 from trainables.first_stage import FirstStage, first_stage_settings
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN
 from trainables.perceptual_loss import PerceptualLoss
+from trainables.pretrained.base_model import find_base, load_vae, read_shape
 from trainables.settings import TrialSettings, reason_unread
 
 GAN_MODE = "hinge"

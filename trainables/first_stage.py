@@ -12,9 +12,9 @@ from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.diffusion.noise import step_noise
-from trainables.finished import check_asked, finished_settings
+from trainables.pretrained.finished_trial import check_asked, finished_settings
+from trainables.pretrained.shipped import fingerprint, first_stage_path
 from trainables.settings import TrialSettings, flatten, override
-from trainables.weights import fingerprint, first_stage_path
 
 if TYPE_CHECKING:
     from trainables.gaussian_method import GaussianMethod

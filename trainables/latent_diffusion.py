@@ -15,7 +15,6 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 
-from trainables.base_schedule import base_identity
 from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.method import Batch
@@ -26,9 +25,10 @@ from trainables.networks.stable_diffusion import (
     predict,
     widen_conv_in,
 )
+from trainables.pretrained.base_schedule import base_identity
+from trainables.pretrained.shipped import read_safetensors
 from trainables.settings import TrialSettings
 from trainables.stable_diffusion_method import StableDiffusionMethod
-from trainables.weights import read_safetensors
 
 
 class LatentDiffusion(StableDiffusionMethod):

@@ -21,8 +21,8 @@ from trainables.images.tensors import upsample
 from trainables.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN, UNetGenerator, load_pix2pix
 from trainables.perceptual_loss import PerceptualLoss
+from trainables.pretrained.shipped import unequal
 from trainables.settings import TrialSettings
-from trainables.weights import unequal
 
 
 class Pix2Pix(Method):

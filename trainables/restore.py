@@ -26,10 +26,10 @@ from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location, path_of
 from trainables.data.roots import check_writable
 from trainables.data.store_folder import write_whole
-from trainables.finished import check_asked, finished_settings
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import COUNTED, SUFFIXES
+from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS, method_class
 from trainables.settings.presets import preset
@@ -113,7 +113,7 @@ class Restorer:
 
     def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
         from trainables.build import build_method
-        from trainables.latents import latent_shape, load_latents
+        from trainables.pretrained.autoencoders import latent_shape, load_latents
 
         method_class(settings.method).check(settings)
         self.settings, self.device, self.tile = settings, device, tile

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from trainables.diffusion.sinsr import sinsr_terms
 from trainables.images.tensors import upsample
-from trainables.latents import load_latents
 from trainables.method import Batch, LossTerm, Method, Phase
-from trainables.settings import TrialSettings
-from trainables.weights import (
+from trainables.pretrained.autoencoders import load_latents
+from trainables.pretrained.shipped import (
     build_diffusion,
     build_network,
     load_official_swin_unet,
@@ -26,6 +25,7 @@ from trainables.weights import (
     load_teacher_weights,
     resshift_identity,
 )
+from trainables.settings import TrialSettings
 
 
 class SinSR(Method):

@@ -8,12 +8,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from trainables.base_model import find_base, load_empty_prompt, load_unet
-from trainables.base_schedule import base_diffusion, steps_offset
 from trainables.diffusion.gaussian import GaussianDiffusion
 from trainables.gaussian_method import GaussianMethod
-from trainables.latents import latent_shape, load_latents
 from trainables.method import Batch
+from trainables.pretrained.autoencoders import latent_shape, load_latents
+from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet
+from trainables.pretrained.base_schedule import base_diffusion, steps_offset
 from trainables.settings import TrialSettings
 
 

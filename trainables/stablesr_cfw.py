@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.base_schedule import base_fingerprint
 from trainables.colour import match_colour
 from trainables.common.errors import InputError, blamed_on
 from trainables.decoder_method import DecoderMethod
@@ -25,6 +24,7 @@ from trainables.networks.cfw import (
     encode_with_features,
     load_official_cfw,
 )
+from trainables.pretrained.base_schedule import base_fingerprint
 from trainables.settings import TrialSettings
 
 

@@ -15,9 +15,9 @@ from trainables.diffusion.gaussian import full_timestep
 from trainables.first_stage import FirstStage
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
-from trainables.latents import latent_shape, load_latents
+from trainables.pretrained.autoencoders import latent_shape, load_latents
+from trainables.pretrained.shipped import load_teacher
 from trainables.settings import TrialSettings
-from trainables.weights import load_teacher
 
 _PAIRS, _TRIES = 3, 100  # made for a try, as they differ; asked for until as many are made
 _ROWS = 2  # that a network is tried on

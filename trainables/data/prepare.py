@@ -28,7 +28,7 @@ from trainables.images.pairs import Pairs
 from trainables.images.sources.catalogue import check_rejected
 from trainables.images.sources.photographs import Photographs, Split
 from trainables.images.sources.source import load_source
-from trainables.latents import latent_shape
+from trainables.pretrained.autoencoders import latent_shape
 from trainables.settings import TrialSettings
 
 REJECTED = "rejected.parquet"

@@ -22,9 +22,9 @@ from trainables.first_stage import FirstStage
 from trainables.images.pairs import Pair, Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.images.tensors import to_tensor, upsample
-from trainables.latents import Autoencoder, load_latents
+from trainables.pretrained.autoencoders import Autoencoder, load_latents
+from trainables.pretrained.shipped import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
-from trainables.weights import build_diffusion, load_teacher
 
 _NOISE = 7  # stream of the data seed
 _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # through a network: of 512 px 8, whose activations fill gigabytes

@@ -21,12 +21,12 @@ from trainables.data.store_folder import StoreFolder
 from trainables.first_stage import first_stage_key
 from trainables.images.sources.photographs import Split
 from trainables.images.sources.source import fingerprint, is_paired
-from trainables.latents import autoencoder_fingerprint, latent_shape
+from trainables.pretrained.autoencoders import autoencoder_fingerprint, latent_shape
+from trainables.pretrained.shipped import fingerprint as weights_fingerprint
+from trainables.pretrained.shipped import teacher_path
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
 from trainables.settings.pairs import PAIRS_VERSION
-from trainables.weights import fingerprint as weights_fingerprint
-from trainables.weights import teacher_path
 
 STAGE_OF = {
     "target": "pairs",

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainables.base_model import find_base, load_vae, read_shape
-from trainables.base_schedule import base_fingerprint
 from trainables.networks import autoencoder as vq
 from trainables.networks.stable_diffusion import decode_kl, encode_kl
+from trainables.pretrained.base_model import find_base, load_vae, read_shape
+from trainables.pretrained.base_schedule import base_fingerprint
+from trainables.pretrained.shipped import autoencoder_path, fingerprint, load_autoencoder
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
-from trainables.weights import autoencoder_path, fingerprint, load_autoencoder
 
 
 @dataclass(frozen=True)

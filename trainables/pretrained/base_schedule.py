@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from trainables.base_model import find_base, load_empty_prompt, load_scheduler_config, read_shape
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
+from trainables.pretrained.base_model import find_base, load_empty_prompt, load_scheduler_config, read_shape
+from trainables.pretrained.shipped import fingerprint
 from trainables.settings import DiffusionSettings, TrialSettings
-from trainables.weights import fingerprint
 
 
 def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = False) -> GaussianDiffusion:

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.base_model import SHARDS, WEIGHTS
 from trainables.common.errors import InputError, in_one_line
 from trainables.diffusion.resshift import ResShiftDiffusion
-from trainables.finished import ASSETS, SETTINGS
 from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
+from trainables.pretrained.base_model import SHARDS, WEIGHTS
+from trainables.pretrained.finished_trial import ASSETS, SETTINGS
 from trainables.settings import SHIPPED, NetworkSettings, ResShiftSettings, TrialSettings, flatten
 
 SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
