@@ -43,10 +43,10 @@ from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph
 from trainables.images.sources.source import load_source
 from trainables.images.tensors import to_tensor, upsample
+from trainables.methods.sinsr import SinSR
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
-from trainables.sinsr import SinSR
 
 CPU = torch.device("cpu")
 WORKERS = 2

@@ -39,9 +39,9 @@ from sweeps.settings import BASE_METRICS
 from trainables.data.prepare import prepare
 from trainables.launch import Workers, free_memory, trial_resources
 from trainables.loop import Trainer, World
+from trainables.methods.sinsr import SinSR
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
-from trainables.sinsr import SinSR
 
 LAUNCHED, READY = "launched", "ready"
 """Seconds from the first line of the trial's function to the training function's first and last line."""

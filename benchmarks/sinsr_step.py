@@ -21,11 +21,11 @@ import torch
 
 from trainables.data.prepare import prepare
 from trainables.loop import Trainer, World
+from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import build_vq_f4, save_vq_f4
 from trainables.pretrained.shipped import build_network, count_parameters, resshift_identity, save_weights
 from trainables.settings import SHIPPED, TrialSettings, override
 from trainables.settings.presets import PRESETS, preset
-from trainables.sinsr import SinSR
 
 MODES = ("online", "prepared")
 WARM_UP = 2  # turns that are not counted: allocations, threads, first touch of the store

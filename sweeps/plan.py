@@ -336,7 +336,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
     """
     import torch
 
-    from trainables.build import build_method
+    from trainables.methods.build import build_method
 
     method = build_method(trial, torch.device("cpu"))
     least = max(METRICS[name].min_side for name in metrics)

@@ -12,12 +12,12 @@ import torch
 from trainables.common.errors import InputError
 from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
+from trainables.methods.sinsr import SinSR
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import decode
 from trainables.pretrained.base_model import load_vae
 from trainables.pretrained.shipped import build_network, load_autoencoder, resshift_identity, save_weights
 from trainables.settings import TrialSettings, override
-from trainables.sinsr import SinSR
 from trainables.validation import Validation, validate
 
 CPU = torch.device("cpu")

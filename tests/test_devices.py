@@ -16,9 +16,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.loop_helpers import CPU, VARIANTS, VariantOf
-from trainables.build import build_method
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
+from trainables.methods.build import build_method
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 

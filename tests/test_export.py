@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from trainables.build import build_method
 from trainables.common.errors import InputError
 from trainables.export import LORA, export, main
+from trainables.methods.build import build_method
 from trainables.pretrained.base_model import read_shape
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.settings import TrialSettings, override

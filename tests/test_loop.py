@@ -23,11 +23,11 @@ from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
 from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
+from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import describe
 from trainables.reporting import Report, TrialDiverged
-from trainables.resshift import ResShift
 from trainables.settings import TrainingSettings, TrialSettings, override
 from trainables.validation import validate
 

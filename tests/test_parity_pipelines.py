@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.base_helpers import save_tokenizer, tiny_text_encoder
-from trainables.controlnet_diffusion import ControlNetDiffusion
 from trainables.images.tensors import upsample
-from trainables.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion
+from trainables.methods.controlnet_diffusion import ControlNetDiffusion
+from trainables.methods.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion
 from trainables.pretrained.base_model import load_empty_prompt, load_unet, load_vae
 from trainables.settings import TrialSettings, override
 

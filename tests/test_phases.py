@@ -20,7 +20,7 @@ from trainables.checkpoint import GRID, PER_IMAGE, WEIGHTS
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.reporting import TrialDiverged
 from trainables.settings import TrialSettings, override
 from trainables.settings import methods as registry

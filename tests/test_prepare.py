@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.prepare_helpers import TAUGHT, made_by
-from trainables.build import build_method
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
@@ -23,6 +22,7 @@ from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
 from trainables.first_stage import first_stage_settings
 from trainables.images.tensors import to_tensor, upsample
+from trainables.methods.build import build_method
 from trainables.networks.autoencoder import encode
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
 from trainables.settings import TrialSettings, override

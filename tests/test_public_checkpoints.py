@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sweeps.settings import SweepSettings, resolve
 from tests.base_helpers import save_base
-from trainables.build import build_method
 from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
 from trainables.loop import Trainer, World
+from trainables.methods.build import build_method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
 from trainables.pretrained.finished_trial import SETTINGS

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from trainables.common.errors import InputError
-from trainables.method import Method
+from trainables.methods.method import Method
 from trainables.pretrained.shipped import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
 from trainables.settings.methods import METHODS, Latents, method_class

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.base_helpers import DIM, save_base, tiny_unet, tiny_vae
-from trainables.build import build_method
 from trainables.common.errors import InputError
-from trainables.method import trainable_parameters
+from trainables.methods.build import build_method
+from trainables.methods.method import trainable_parameters
 from trainables.networks.stable_diffusion import (
     add_lora,
     check_controlnet,

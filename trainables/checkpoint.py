@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
 from trainables.ema import ExponentialMovingAverage
-from trainables.method import Method
+from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import describe, save_weights, unequal
 from trainables.settings import TrialSettings, flatten

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainables.adversarial import adaptive_weight, check_discriminator, discriminator_loss, generator_loss
 from trainables.first_stage import FirstStage, first_stage_settings
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.networks.pix2pix import PatchGAN
 from trainables.perceptual_loss import PerceptualLoss
 from trainables.pretrained.base_model import find_base, load_vae, read_shape

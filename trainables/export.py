@@ -20,12 +20,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trainables.build import build_method
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags
 from trainables.common.locations import path_of
 from trainables.data.roots import check_writable
-from trainables.latent_diffusion import LatentDiffusion
+from trainables.methods.build import build_method
+from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
 from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
 from trainables.pretrained.base_schedule import zero_terminal_snr

@@ -35,7 +35,7 @@ class FirstStage:
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         # Here, since building a method leads back to prepared data, of which what this class makes is a part.
-        from trainables.build import build_method
+        from trainables.methods.build import build_method
 
         self.settings = settings
         name = f"first_stage.weights={settings.first_stage.weights}"

@@ -16,7 +16,7 @@ from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_tru
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
 from trainables.diffusion.noise import step_noise
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.networks.cfw import fidelity_blend
 from trainables.perceptual_loss import PerceptualLoss
 from trainables.settings import TrialSettings

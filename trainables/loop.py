@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.build import build_method
 from trainables.checkpoint import read_state, write_checkpoint
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.ema import ExponentialMovingAverage
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.build import build_method
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
 from trainables.reporting import LossRow, Report, Reporter, TrialDiverged
 from trainables.settings import TrainingSettings, TrialSettings

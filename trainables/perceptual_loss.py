@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainables.method import LossTerm
+from trainables.methods.method import LossTerm
 from trainables.metrics import LPIPS, STLPIPS
 from trainables.settings import PerceptualSettings
 

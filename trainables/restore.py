@@ -112,7 +112,7 @@ class Restorer:
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
-        from trainables.build import build_method
+        from trainables.methods.build import build_method
         from trainables.pretrained.autoencoders import latent_shape, load_latents
 
         method_class(settings.method).check(settings)

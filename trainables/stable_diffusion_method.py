@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainables.diffusion.gaussian import GaussianDiffusion
 from trainables.gaussian_method import GaussianMethod
-from trainables.method import Batch
+from trainables.methods.method import Batch
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet
 from trainables.pretrained.base_schedule import base_diffusion, steps_offset

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from trainables.method import Method
+    from trainables.methods.method import Method
 
 Latents = Literal["", "vq", "kl"]
 COMMON = ("data", "pairs", "training")
@@ -33,18 +33,18 @@ _DECODER = ("base", "first_stage", "discriminator", "perceptual")
 
 # One line a method.
 METHODS: dict[str, Entry] = {
-    "resshift": Entry("trainables.resshift:ResShift", "vq", _RESSHIFT),
-    "sinsr": Entry("trainables.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
-    "pix2pix": Entry("trainables.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual")),
+    "resshift": Entry("trainables.methods.resshift:ResShift", "vq", _RESSHIFT),
+    "sinsr": Entry("trainables.methods.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
+    "pix2pix": Entry("trainables.methods.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual")),
     "latent_diffusion": Entry(
-        "trainables.latent_diffusion:LatentDiffusion", "kl", ("base", *_DIFFUSION, "conv_in", "lora")
+        "trainables.methods.latent_diffusion:LatentDiffusion", "kl", ("base", *_DIFFUSION, "conv_in", "lora")
     ),
     "controlnet_diffusion": Entry(
-        "trainables.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
+        "trainables.methods.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
     ),
-    "pixel_diffusion": Entry("trainables.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
-    "stablesr_cfw": Entry("trainables.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw")),
-    "ccsr": Entry("trainables.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),
+    "pixel_diffusion": Entry("trainables.methods.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
+    "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw")),
+    "ccsr": Entry("trainables.methods.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.images.tensors import upsample
-from trainables.method import Batch
+from trainables.methods.method import Batch
 from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.pretrained.base_model import find_base, load_controlnet

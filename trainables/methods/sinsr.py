@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainables.diffusion.sinsr import sinsr_terms
 from trainables.images.tensors import upsample
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.pretrained.autoencoders import load_latents
 from trainables.pretrained.shipped import (
     build_diffusion,

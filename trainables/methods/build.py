@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainables.checkpoint import load_finished
-from trainables.method import Method
+from trainables.methods.method import Method
 from trainables.pretrained.shipped import reading, shipped_checkpoint
 from trainables.settings import SHIPPED, TrialSettings
 from trainables.settings.methods import method_class

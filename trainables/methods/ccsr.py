@@ -17,7 +17,7 @@ from trainables.common.errors import InputError, blamed_on
 from trainables.decoder_method import DecoderMethod
 from trainables.diffusion.ccsr import truncated_timesteps
 from trainables.first_stage import first_stage_settings
-from trainables.latent_diffusion import LatentDiffusion
+from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.pretrained.base_schedule import base_fingerprint
 from trainables.settings import TrialSettings
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainables.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.pretrained.autoencoders import load_latents
 from trainables.pretrained.shipped import build_diffusion, build_network, load_official_swin_unet, resshift_identity
 from trainables.settings import TrialSettings

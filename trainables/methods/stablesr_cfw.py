@@ -17,7 +17,7 @@ from trainables.colour import match_colour
 from trainables.common.errors import InputError, blamed_on
 from trainables.decoder_method import DecoderMethod
 from trainables.images.tensors import upsample
-from trainables.method import Batch
+from trainables.methods.method import Batch
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
     decode_with_features,

@@ -17,7 +17,7 @@ from torch import nn
 
 from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
-from trainables.method import Batch
+from trainables.methods.method import Batch
 from trainables.networks.stable_diffusion import (
     add_lora,
     load_lora_state_dict,
