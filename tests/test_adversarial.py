@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from trainables.common.errors import InputError
+from trainables.methods.shared.adversarial import adaptive_weight, discriminator_loss, generator_loss
 
 MODES = ["vanilla", "lsgan", "hinge"]
 

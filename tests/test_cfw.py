@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.models import AutoencoderKL
 
-from trainables.colour import match_colour
+from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
     DenseBlock,

@@ -20,11 +20,11 @@ from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.first_stage import FirstStage
 from trainables.loop import World, train
 from trainables.methods.build import build_method
 from trainables.methods.method import LossTerm, Method
 from trainables.methods.resshift import ResShift
+from trainables.methods.shared.first_stage import FirstStage
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import decode
 from trainables.pretrained.shipped import build_diffusion, describe, load_autoencoder, load_teacher

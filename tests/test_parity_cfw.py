@@ -13,7 +13,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from trainables.colour import match_colour
+from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
     convert_official_cfw,

@@ -20,9 +20,9 @@ from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
 from trainables.data.stages import plan
 from trainables.data.store import MANIFEST, Store, shard_name
-from trainables.first_stage import first_stage_settings
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.build import build_method
+from trainables.methods.shared.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
 from trainables.settings import TrialSettings, override

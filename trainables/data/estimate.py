@@ -12,9 +12,9 @@ import torch
 from trainables.data.shards import one_thread
 from trainables.data.stages import Stage
 from trainables.diffusion.gaussian import full_timestep
-from trainables.first_stage import FirstStage
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
+from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.shipped import load_teacher
 from trainables.settings import TrialSettings

@@ -18,10 +18,10 @@ import torch
 from trainables.common.errors import InputError
 from trainables.data.stages import Stage
 from trainables.data.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
-from trainables.first_stage import FirstStage
 from trainables.images.pairs import Pair, Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.images.tensors import to_tensor, upsample
+from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
 from trainables.pretrained.shipped import build_diffusion, load_teacher
 from trainables.settings import TrialSettings

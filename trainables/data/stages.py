@@ -18,9 +18,9 @@ from typing import Any
 
 from trainables.data.store import Column, rows_per_shard, store_name
 from trainables.data.store_folder import StoreFolder
-from trainables.first_stage import first_stage_key
 from trainables.images.sources.photographs import Split
 from trainables.images.sources.source import fingerprint, is_paired
+from trainables.methods.shared.first_stage import first_stage_key
 from trainables.pretrained.autoencoders import autoencoder_fingerprint, latent_shape
 from trainables.pretrained.shipped import fingerprint as weights_fingerprint
 from trainables.pretrained.shipped import teacher_path

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.common.errors import InputError, blamed_on
-from trainables.decoder_method import DecoderMethod
 from trainables.diffusion.ccsr import truncated_timesteps
-from trainables.first_stage import first_stage_settings
 from trainables.methods.latent_diffusion import LatentDiffusion
+from trainables.methods.shared.decoder import DecoderMethod
+from trainables.methods.shared.first_stage import first_stage_settings
 from trainables.pretrained.base_schedule import base_fingerprint
 from trainables.settings import TrialSettings
 

@@ -16,12 +16,12 @@ from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
+from trainables.methods.shared.stable_diffusion import StableDiffusionMethod
 from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.pretrained.base_model import find_base, load_controlnet
 from trainables.pretrained.base_schedule import base_identity
 from trainables.settings import TrialSettings
-from trainables.stable_diffusion_method import StableDiffusionMethod
 
 
 class ControlNetDiffusion(StableDiffusionMethod):

@@ -18,6 +18,7 @@ from torch import nn
 from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.methods.method import Batch
+from trainables.methods.shared.stable_diffusion import StableDiffusionMethod
 from trainables.networks.stable_diffusion import (
     add_lora,
     load_lora_state_dict,
@@ -28,7 +29,6 @@ from trainables.networks.stable_diffusion import (
 from trainables.pretrained.base_schedule import base_identity
 from trainables.pretrained.shipped import read_safetensors
 from trainables.settings import TrialSettings
-from trainables.stable_diffusion_method import StableDiffusionMethod
 
 
 class LatentDiffusion(StableDiffusionMethod):

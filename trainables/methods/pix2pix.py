@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.adversarial import check_discriminator, discriminator_loss, generator_loss
 from trainables.common.errors import InputError
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.shared.adversarial import check_discriminator, discriminator_loss, generator_loss
+from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.pix2pix import PatchGAN, UNetGenerator, load_pix2pix
-from trainables.perceptual_loss import PerceptualLoss
 from trainables.pretrained.shipped import unequal
 from trainables.settings import TrialSettings
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, PredictionType, alphas_cumprod
-from trainables.gaussian_method import GaussianMethod
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
+from trainables.methods.shared.gaussian import GaussianMethod
 from trainables.settings import PixelSettings, TrialSettings
 
 BETA_START, BETA_END = 1e-4, 0.02  # Ho et al. 2020

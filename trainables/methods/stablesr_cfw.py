@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.colour import match_colour
 from trainables.common.errors import InputError, blamed_on
-from trainables.decoder_method import DecoderMethod
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
+from trainables.methods.shared.colour import match_colour
+from trainables.methods.shared.decoder import DecoderMethod
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
     decode_with_features,

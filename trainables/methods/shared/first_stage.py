@@ -17,7 +17,7 @@ from trainables.pretrained.shipped import fingerprint, first_stage_path
 from trainables.settings import TrialSettings, flatten, override
 
 if TYPE_CHECKING:
-    from trainables.gaussian_method import GaussianMethod
+    from trainables.methods.shared.gaussian import GaussianMethod
 
 NoiseKeys = Sequence[Sequence[int]]
 """For every image the numbers that its noise is a function of."""

@@ -17,8 +17,8 @@ from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
 from trainables.diffusion.noise import step_noise
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.cfw import fidelity_blend
-from trainables.perceptual_loss import PerceptualLoss
 from trainables.settings import TrialSettings
 
 

@@ -9,8 +9,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from trainables.diffusion.gaussian import GaussianDiffusion
-from trainables.gaussian_method import GaussianMethod
 from trainables.methods.method import Batch
+from trainables.methods.shared.gaussian import GaussianMethod
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet
 from trainables.pretrained.base_schedule import base_diffusion, steps_offset

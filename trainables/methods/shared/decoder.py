@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.adversarial import adaptive_weight, check_discriminator, discriminator_loss, generator_loss
-from trainables.first_stage import FirstStage, first_stage_settings
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.shared.adversarial import (
+    adaptive_weight,
+    check_discriminator,
+    discriminator_loss,
+    generator_loss,
+)
+from trainables.methods.shared.first_stage import FirstStage, first_stage_settings
+from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.pix2pix import PatchGAN
-from trainables.perceptual_loss import PerceptualLoss
 from trainables.pretrained.base_model import find_base, load_vae, read_shape
 from trainables.settings import TrialSettings, reason_unread
 
