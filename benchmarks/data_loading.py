@@ -37,7 +37,7 @@ from benchmarks.sinsr_step import Taken
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
 from trainables.data.stages import DRAWN, STAGE_OF, Stage, plan
-from trainables.data.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
+from trainables.data.stores.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph

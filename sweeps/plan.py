@@ -16,7 +16,7 @@ from sweeps.wording import parameters_text
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError
 from trainables.data.progress import byte_text, duration
-from trainables.data.roots import check_room, is_uri, local_root, store_root
+from trainables.data.stores.roots import check_room, is_uri, local_root, store_root
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
@@ -132,7 +132,7 @@ class Plan:
             InputError: a damaged store, or a machine that is too small.
         """
         from trainables.data.prepare import VERIFIED_AT_START
-        from trainables.data.store import Store
+        from trainables.data.stores.store import Store
 
         for stage in self.stages:
             if stage.exists and not stage.folder.remote:

@@ -13,8 +13,8 @@ from trainables.data.estimate import seconds_of
 from trainables.data.pipeline import check_shared, on_ray
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
 from trainables.data.progress import PreparationProgress
-from trainables.data.roots import local_root
-from trainables.data.store import Store
+from trainables.data.stores.roots import local_root
+from trainables.data.stores.store import Store
 
 
 def estimated_seconds(sweep: Plan) -> float:

@@ -20,8 +20,16 @@ from trainables.data import batches as batches_module
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared, prepare, validation_noise
 from trainables.data.shards import pair_noise
-from trainables.data.store import MANIFEST, Column, Store, describe_shard, encode_manifest, encode_shard, shard_name
-from trainables.data.store_folder import StoreFolder
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.store import (
+    MANIFEST,
+    Column,
+    Store,
+    describe_shard,
+    encode_manifest,
+    encode_shard,
+    shard_name,
+)
 from trainables.images.tensors import upsample
 from trainables.settings import TrialSettings, override
 

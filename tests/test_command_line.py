@@ -22,7 +22,7 @@ from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
 from trainables.data.stages import plan as plan_stages
-from trainables.data.store import shard_name
+from trainables.data.stores.store import shard_name
 from trainables.methods.build import build_method
 from trainables.pretrained.shipped import resshift_identity, save_weights
 from trainables.settings import TrialSettings, flatten, override

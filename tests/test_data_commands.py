@@ -15,10 +15,10 @@ from PIL import Image
 
 from trainables.data.__main__ import main
 from trainables.data.prepare import Prepared
-from trainables.data.shelf import KINDS, remove, stores_below
 from trainables.data.stages import STAGE_OF
-from trainables.data.store import MANIFEST, Store, shard_name
-from trainables.data.store_folder import StoreFolder
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.inventory import KINDS, remove, stores_below
+from trainables.data.stores.store import MANIFEST, Store, shard_name
 
 
 @pytest.fixture

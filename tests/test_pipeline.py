@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainables.data.pipeline import connected_for_preparation, on_ray
 from trainables.data.prepare import prepare
-from trainables.data.store import MANIFEST, Store
+from trainables.data.stores.store import MANIFEST, Store
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class

@@ -19,7 +19,7 @@ from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
 from trainables.data.stages import plan
-from trainables.data.store import MANIFEST, Store, shard_name
+from trainables.data.stores.store import MANIFEST, Store, shard_name
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.build import build_method
 from trainables.methods.shared.first_stage import first_stage_settings

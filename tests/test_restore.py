@@ -21,7 +21,7 @@ from tests.conftest import finish
 from trainables.checkpoint import WEIGHTS
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared, validation_noise
-from trainables.data.store_folder import write_whole
+from trainables.data.stores.folder import write_whole
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.restore import Restorer, main, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override

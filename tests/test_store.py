@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from trainables.common.errors import InputError
-from trainables.data.store import (
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.store import (
     MANIFEST,
     SHARD_BYTES,
     Column,
@@ -30,7 +31,6 @@ from trainables.data.store import (
     shard_name,
     store_name,
 )
-from trainables.data.store_folder import StoreFolder
 
 COLUMNS = {
     "image": Column("uint8", (3, 4, 4)),
@@ -241,8 +241,8 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 _WRITER = """
 import sys, time
 import numpy as np
-from trainables.data.store import Column, encode_shard, shard_name
-from trainables.data.store_folder import StoreFolder
+from trainables.data.stores.store import Column, encode_shard, shard_name
+from trainables.data.stores.folder import StoreFolder
 
 folder = StoreFolder(sys.argv[1], "pairs")
 for number in range(2):

@@ -18,10 +18,10 @@ from trainables import launch as launch_module
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared, make_stores, prepare
-from trainables.data.roots import local_root
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages import plan
-from trainables.data.store import MANIFEST, shard_name
+from trainables.data.stores.roots import local_root
+from trainables.data.stores.store import MANIFEST, shard_name
 from trainables.launch import Job, Workers
 from trainables.loop import World
 from trainables.reporting import Report

@@ -24,8 +24,8 @@ from PIL import Image
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location, path_of
-from trainables.data.roots import check_writable
-from trainables.data.store_folder import write_whole
+from trainables.data.stores.folder import write_whole
+from trainables.data.stores.roots import check_writable
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import COUNTED, SUFFIXES

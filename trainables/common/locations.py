@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import numpy as np
 
 from trainables.common.errors import InputError
-from trainables.data.roots import is_uri
+from trainables.data.stores.roots import is_uri
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

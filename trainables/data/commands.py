@@ -15,9 +15,9 @@ from trainables.common.errors import InputError
 from trainables.common.locations import one_line, path_of
 from trainables.data.contact_sheet import write_contact_sheet
 from trainables.data.progress import PreparationProgress, byte_text, duration
-from trainables.data.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
-from trainables.data.shelf import Shelved, remove, stores_below, to_prune
-from trainables.data.store import MANIFEST, Store
+from trainables.data.stores.inventory import Shelved, remove, stores_below, to_prune
+from trainables.data.stores.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
+from trainables.data.stores.store import MANIFEST, Store
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainables.data.store import Store
+from trainables.data.stores.store import Store
 
 _COLUMNS, _GAP = 4, 4
 _BACKGROUND = 255

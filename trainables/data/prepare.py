@@ -17,13 +17,13 @@ import torch
 from filelock import FileLock
 
 from trainables.common.errors import InputError
-from trainables.data.mirror import mirror, window_of
-from trainables.data.roots import local_root
 from trainables.data.shards import Runner, ShardMaker, Task, run_here
-from trainables.data.shelf import mark_used
 from trainables.data.stages import STAGE_OF, Stage, plan
-from trainables.data.store import MANIFEST, Shard, Store, encode_manifest, shard_numbers
-from trainables.data.store_folder import PARTIAL, StoreFolder
+from trainables.data.stores.folder import PARTIAL, StoreFolder
+from trainables.data.stores.inventory import mark_used
+from trainables.data.stores.mirror import mirror, window_of
+from trainables.data.stores.roots import local_root
+from trainables.data.stores.store import MANIFEST, Shard, Store, encode_manifest, shard_numbers
 from trainables.images.pairs import Pairs
 from trainables.images.sources.catalogue import check_rejected
 from trainables.images.sources.photographs import Photographs, Split

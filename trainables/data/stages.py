@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.data.store import Column, rows_per_shard, store_name
-from trainables.data.store_folder import StoreFolder
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.store import Column, rows_per_shard, store_name
 from trainables.images.sources.photographs import Split
 from trainables.images.sources.source import fingerprint, is_paired
 from trainables.methods.shared.first_stage import first_stage_key

@@ -15,8 +15,8 @@ from pyarrow import fs
 
 from trainables.common.errors import InputError
 from trainables.common.locations import resolve_uri
-from trainables.data.roots import is_uri, local_root
-from trainables.data.store import MANIFEST
+from trainables.data.stores.roots import is_uri, local_root
+from trainables.data.stores.store import MANIFEST
 
 PARTIAL = ".partial"
 """How the temporary names of files in the writing end; those of killed writers stay, until the next one clears them."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from trainables.common.errors import InputError
-from trainables.data.store import MANIFEST
+from trainables.data.stores.store import MANIFEST
 
 KINDS = ("pairs", "latents", "targets", "restored")
 """Those of `trainables.data.stages.STAGE_OF`, whose module takes seconds to import."""
 DAY = 24 * 3600.0
 WINDOWS = "windows"
-"""The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.mirror`."""
+"""The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.stores.mirror`."""
 _USED = ".used"
 _IN_USE = "it is in use"
 

@@ -31,7 +31,7 @@ from filelock import FileLock
 from trainables.common.errors import InputError
 
 if TYPE_CHECKING:
-    from trainables.data.store_folder import StoreFolder
+    from trainables.data.stores.folder import StoreFolder
 
 FORMAT = 2
 MANIFEST = "manifest.json"

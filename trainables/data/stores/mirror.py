@@ -9,9 +9,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from trainables.common.errors import InputError
-from trainables.data.shelf import WINDOWS
-from trainables.data.store import MANIFEST, shard_name
-from trainables.data.store_folder import StoreFolder, write_whole
+from trainables.data.stores.folder import StoreFolder, write_whole
+from trainables.data.stores.inventory import WINDOWS
+from trainables.data.stores.store import MANIFEST, shard_name
 
 _SPARE_SHARE = 0.05  # of a disk stays free
 
