@@ -22,7 +22,7 @@ from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
-    from trainables.data.stages import Stage
+    from trainables.data.stages.plan import Stage
     from trainables.settings import TrialSettings
 
 # Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
@@ -223,7 +223,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
-    from trainables.data.stages import plan as plan_stages
+    from trainables.data.stages.plan import plan as plan_stages
     from trainables.images.sources.source import fingerprint
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.settings.methods import method_class

@@ -21,7 +21,7 @@ from sweeps.run_folder import RunFolder
 from sweeps.settings import SweepSettings, resolve
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
-from trainables.data.stages import plan as plan_stages
+from trainables.data.stages.plan import plan as plan_stages
 from trainables.data.stores.store import shard_name
 from trainables.methods.build import build_method
 from trainables.pretrained.shipped import resshift_identity, save_weights

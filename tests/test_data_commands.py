@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainables.data.__main__ import main
 from trainables.data.prepare import Prepared
-from trainables.data.stages import STAGE_OF
+from trainables.data.stages.plan import STAGE_OF
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import KINDS, remove, stores_below
 from trainables.data.stores.store import MANIFEST, Store, shard_name

@@ -16,7 +16,7 @@ from sweeps.settings import SweepSettings
 from sweeps.tables import read_rows
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
-from trainables.data.stages import plan
+from trainables.data.stages.plan import plan
 from trainables.launch import Job, Workers, launch, trial_resources
 from trainables.settings import override
 from trainables.settings.methods import method_class

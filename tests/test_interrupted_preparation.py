@@ -20,7 +20,7 @@ from tests.prepare_helpers import made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
-from trainables.data.stages import plan
+from trainables.data.stages.plan import plan
 from trainables.data.stores.store import MANIFEST, Store, shard_name
 from trainables.settings import TrialSettings, override
 

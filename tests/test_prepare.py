@@ -18,7 +18,7 @@ from tests.prepare_helpers import TAUGHT, made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, Prepared, prepare
 from trainables.data.shards import pair_noise
-from trainables.data.stages import plan
+from trainables.data.stages.plan import plan
 from trainables.data.stores.store import MANIFEST, Store, shard_name
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.build import build_method

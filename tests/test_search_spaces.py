@@ -13,7 +13,7 @@ from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.search import draw
 from sweeps.settings import Question, SweepSettings, resolve
 from trainables.common.errors import InputError
-from trainables.data.stages import plan
+from trainables.data.stages.plan import plan
 from trainables.metrics import METRICS
 from trainables.settings import flatten, override, reason_unread
 from trainables.settings.methods import METHODS, method_class

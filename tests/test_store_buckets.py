@@ -19,7 +19,7 @@ from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared, make_stores, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
-from trainables.data.stages import plan
+from trainables.data.stages.plan import plan
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import MANIFEST, shard_name
 from trainables.launch import Job, Workers

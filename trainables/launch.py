@@ -23,7 +23,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 
 from trainables.checkpoint import STATE
 from trainables.data.prepare import open_stores
-from trainables.data.stages import Stage
+from trainables.data.stages.plan import Stage
 from trainables.loop import World, train
 from trainables.reporting import Report, Reporter, TrialDiverged
 from trainables.settings import TrialSettings, override

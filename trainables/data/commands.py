@@ -37,7 +37,7 @@ def prepare(flags: argparse.Namespace) -> int:
     _check_gpus(flags)
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
-    from trainables.data.stages import plan
+    from trainables.data.stages.plan import plan
     from trainables.settings.methods import method_class
 
     stages = plan(settings, root, method_class(settings.method).columns(settings))
