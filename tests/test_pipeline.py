@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data.pipeline import connected_for_preparation, on_ray
 from trainables.data.prepare import prepare
+from trainables.data.ray_pipeline import connected_for_preparation, on_ray
 from trainables.data.stores.store import MANIFEST, Store
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings import TrialSettings, override

@@ -54,7 +54,7 @@ def prepare(flags: argparse.Namespace) -> int:
         print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}")
         return 0
     if missing:
-        from trainables.data.pipeline import check_shared, connected_for_preparation, on_ray
+        from trainables.data.ray_pipeline import check_shared, connected_for_preparation, on_ray
 
         with connected_for_preparation(flags.address, flags.cpus, flags.gpus, flags.store):
             if flags.address:

@@ -112,7 +112,7 @@ def prepare(
         root: of the stores: a local folder, or a URI, from which they are mirrored to this machine once.
         columns: of a training batch, see `trainables.data.batches`.
         device: where networks run, in this process.
-        run: who makes the shards; see `trainables.data.pipeline` for all cores and machines.
+        run: who makes the shards; see `trainables.data.ray_pipeline` for all cores and machines.
 
     Two callers on one machine do not make the same store twice: the second waits for the first. Whatever ends a
     preparation early, the shards that are made stay, and the next one goes on from them.
