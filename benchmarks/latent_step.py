@@ -29,12 +29,12 @@ from benchmarks.sinsr_step import MODES, WARM_UP, Taken
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import prepare
 from trainables.images.tensors import upsample
-from trainables.loop import Trainer, World
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.methods.method import Batch, LossTerm, Phase, trainable_parameters
 from trainables.pretrained.base_model import find_base, load_unet, load_vae
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
 from trainables.settings.presets import preset
+from trainables.training.loop import Trainer, World
 
 # Stable Diffusion 1's, where they are not diffusers' defaults.
 _SD_UNET = {"cross_attention_dim": 768}

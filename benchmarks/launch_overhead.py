@@ -37,11 +37,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from sweeps.settings import BASE_METRICS
 from trainables.data.prepare import prepare
-from trainables.launch import Workers, free_memory, trial_resources
-from trainables.loop import Trainer, World
 from trainables.methods.sinsr import SinSR
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
+from trainables.training.launch import Workers, free_memory, trial_resources
+from trainables.training.loop import Trainer, World
 
 LAUNCHED, READY = "launched", "ready"
 """Seconds from the first line of the trial's function to the training function's first and last line."""
@@ -51,7 +51,7 @@ Launcher = Callable[[Work, str], None]
 
 
 def ours(work: Work, folder: str) -> None:
-    """Train's local mode in the trial's own process; see `trainables.launch`."""
+    """Train's local mode in the trial's own process; see `trainables.training.launch`."""
     begun = time.time()
 
     def train_function() -> None:

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import torch
 
 from trainables.data.prepare import prepare
-from trainables.loop import Trainer, World
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import build_vq_f4, save_vq_f4
 from trainables.pretrained.shipped import build_network, count_parameters, resshift_identity, save_weights
 from trainables.settings import SHIPPED, TrialSettings, override
 from trainables.settings.presets import PRESETS, preset
+from trainables.training.loop import Trainer, World
 
 MODES = ("online", "prepared")
 WARM_UP = 2  # turns that are not counted: allocations, threads, first touch of the store

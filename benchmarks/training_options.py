@@ -21,10 +21,10 @@ import torch
 from benchmarks.latent_step import measure, medians
 from benchmarks.sinsr_step import Taken
 from trainables.data.prepare import Prepared, prepare
-from trainables.loop import Trainer, World
 from trainables.settings import TrialSettings, override, reason_unread
 from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
+from trainables.training.loop import Trainer, World
 
 METHODS = ("latent_diffusion", "pixel_diffusion", "pix2pix", "ccsr")
 OPTIONS: dict[str, dict[str, object]] = {

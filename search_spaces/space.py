@@ -149,7 +149,7 @@ class SearchSpace:
         points: tried first, in order. The first one is the baseline that every answer compares with. Points are
             never stopped early: a comparison needs both sides at the last step.
         objective: the metric to search by: its full name, or "perceptual" for the perceptual metric of the sweep.
-        controls: reference rows of the leaderboard, names of `trainables.controls`.
+        controls: reference rows of the leaderboard, names of `trainables.training.controls`.
         fixed: dotted setting name -> value that this question needs different from the preset.
         proposals: how many trials the search adds to the points; None for as many as the preset allows, 0 where the
             points are all there is to try.

@@ -16,11 +16,11 @@ from sweeps.progress import logger
 from sweeps.remarks import criteria_met, longer_training
 from sweeps.report import write_report
 from sweeps.tables import Row, RunTables
-from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import INTERRUPTED
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
+from trainables.training.checkpoint import WEIGHTS
 
 _WIDTH = 122
 

@@ -15,7 +15,7 @@ import ray
 from sweeps.settings import SweepSettings
 from trainables.common.cluster import shipped_code
 from trainables.common.errors import InputError
-from trainables.launch import Workers
+from trainables.training.launch import Workers
 
 _ENVIRONMENT = {
     # Train's controller looks for reports this often; its default of 2 s would be the length of a small step.

@@ -21,8 +21,8 @@ from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
 from sweeps.tables import RunTables
 from sweeps.tensorboard import TensorBoardTrials
 from sweeps.wording import setting_text
-from trainables.checkpoint import GRID, PER_IMAGE
-from trainables.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
+from trainables.training.checkpoint import GRID, PER_IMAGE
+from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
 
 TABLED = ("val/", "loss/", "weighted/", "train/")
 

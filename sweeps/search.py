@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import Choice, Distribution, Float, SearchSpace, Value, When
 from sweeps.tables import read_rows
-from trainables.launch import FAILED
+from trainables.training.launch import FAILED
 
 PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
 """Keys of a trial's Tune config: dotted name -> value; "t000"; the point's label; seed offset; a point of the space."""

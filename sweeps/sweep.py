@@ -20,11 +20,11 @@ from sweeps.run_folder import LOG, RunFolder, create_run
 from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.tables import HISTORY
 from trainables.common.errors import INTERRUPTED
-from trainables.controls import measure_controls
 from trainables.data.prepare import open_stores
 from trainables.data.progress import duration
-from trainables.launch import Job, launch, trial_resources
 from trainables.settings.methods import METHODS
+from trainables.training.controls import measure_controls
+from trainables.training.launch import Job, launch, trial_resources
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint

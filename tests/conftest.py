@@ -154,7 +154,7 @@ def first_stage(
 
 def finish(settings: TrialSettings, prepared: Prepared, folder: Path) -> Path:
     """Trains to the end and leaves the last checkpoint in an existing folder."""
-    from trainables.loop import World, train
+    from trainables.training.loop import World, train
 
     train(settings, prepared, ("val/psnr",), World(), lambda report, write: write(folder))
     return folder

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainables.checkpoint import STATE
 from trainables.data.prepare import Prepared
-from trainables.loop import World, train
-from trainables.reporting import Report
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
+from trainables.training.checkpoint import STATE
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report
 
 METRICS = ("val/psnr",)
 CPU = torch.device("cpu")

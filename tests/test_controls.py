@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from trainables.common.errors import InputError
-from trainables.controls import measure_controls
 from trainables.data.prepare import Prepared, prepare
 from trainables.methods.sinsr import SinSR
 from trainables.metrics import MetricSet
@@ -18,7 +17,8 @@ from trainables.networks.autoencoder import decode
 from trainables.pretrained.base_model import load_vae
 from trainables.pretrained.shipped import build_network, load_autoencoder, resshift_identity, save_weights
 from trainables.settings import TrialSettings, override
-from trainables.validation import Validation, validate
+from trainables.training.controls import measure_controls
+from trainables.training.validation import Validation, validate
 
 CPU = torch.device("cpu")
 METRICS = ("val/psnr", "val/ssim")

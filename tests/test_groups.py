@@ -17,10 +17,10 @@ from sweeps.tables import read_rows
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
 from trainables.data.stages.plan import plan
-from trainables.launch import Job, Workers, launch, trial_resources
 from trainables.settings import override
 from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
+from trainables.training.launch import Job, Workers, launch, trial_resources
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too

@@ -18,18 +18,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
-from trainables.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
-from trainables.ema import ExponentialMovingAverage
-from trainables.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import describe
-from trainables.reporting import Report, TrialDiverged
 from trainables.settings import TrainingSettings, TrialSettings, override
-from trainables.validation import validate
+from trainables.training.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
+from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
+from trainables.training.reporting import Report, TrialDiverged
+from trainables.training.validation import validate
 
 
 @pytest.mark.parametrize("method", ["sinsr", "resshift"])

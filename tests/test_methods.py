@@ -15,12 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainables.checkpoint import STATE, WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import Prepared
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.loop import World, train
 from trainables.methods.build import build_method
 from trainables.methods.method import LossTerm, Method
 from trainables.methods.resshift import ResShift
@@ -28,9 +26,11 @@ from trainables.methods.shared.first_stage import FirstStage
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import decode
 from trainables.pretrained.shipped import build_diffusion, describe, load_autoencoder, load_teacher
-from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS, method_class
+from trainables.training.checkpoint import STATE, WEIGHTS
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report
 
 CPU = torch.device("cpu")
 TrialOf = Callable[[str], TrialSettings]

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from sweeps.settings import SweepSettings, resolve
 from tests.base_helpers import save_base
-from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared
-from trainables.loop import Trainer, World
 from trainables.methods.build import build_method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import build_network, save_weights
 from trainables.settings import TrialSettings, flatten, override
+from trainables.training.checkpoint import WEIGHTS
+from trainables.training.loop import Trainer, World
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent / "data"

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish
-from trainables.checkpoint import WEIGHTS
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared, validation_noise
 from trainables.data.stores.folder import write_whole
@@ -26,6 +25,7 @@ from trainables.pretrained.finished_trial import SETTINGS
 from trainables.restore import Restorer, main, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS
+from trainables.training.checkpoint import WEIGHTS
 
 CPU = torch.device("cpu")
 Finished = Callable[..., Path]

@@ -12,10 +12,10 @@ import search_spaces
 from sweeps.search import draw
 from sweeps.settings import SweepSettings, resolve
 from trainables.data.prepare import prepare
-from trainables.loop import World, train
-from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report
 
 # As few pairs and sampling steps as there can be; everything else is the preset's.
 FEW: dict[str, Any] = {

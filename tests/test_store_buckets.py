@@ -22,11 +22,11 @@ from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages.plan import plan
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import MANIFEST, shard_name
-from trainables.launch import Job, Workers
-from trainables.loop import World
-from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
+from trainables.training.launch import Job, Workers
+from trainables.training.loop import World
+from trainables.training.reporting import Report
 
 __all__ = ["endpoint"]
 COLUMNS = frozenset({"degraded", "latent", "latent_degraded"})

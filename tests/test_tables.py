@@ -17,7 +17,7 @@ from sweeps.progress import log_to, logger
 from sweeps.recorder import Recorder, RecorderSettings
 from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
 from sweeps.tables import RunTables, plain_value, read_rows
-from trainables.launch import LOSSES
+from trainables.training.launch import LOSSES
 
 
 def column_types(path: Path) -> dict[str, str]:

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.base_helpers import tiny_unet
-from trainables.checkpoint import WEIGHTS
 from trainables.common.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.base_model import SHIPPED_BASE
@@ -38,6 +37,7 @@ from trainables.pretrained.shipped import (
     unequal,
 )
 from trainables.settings import TrialSettings, override
+from trainables.training.checkpoint import WEIGHTS
 
 
 def saved(path: Path, settings: TrialSettings, kind: str = "resshift") -> Path:

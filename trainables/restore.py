@@ -167,7 +167,7 @@ class Restorer:
         import torch
 
         from trainables.images.tensors import to_tensor, upsample
-        from trainables.loop import AUTOCAST
+        from trainables.training.loop import AUTOCAST
 
         degraded = to_tensor(pixels.transpose(2, 0, 1)[None].copy(), self.device)
         batch = {"degraded": degraded, "noise": to_tensor(noise[None].copy(), self.device)}

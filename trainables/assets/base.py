@@ -20,8 +20,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, VQMode
 from torch import Tensor
 
 from trainables.assets.autoencoder import random_crops
-from trainables.ema import ExponentialMovingAverage
 from trainables.metrics.st_lpips import STLPIPS
+from trainables.training.ema import ExponentialMovingAverage
 
 LATENT_CHANNELS = 4
 CROSS_ATTENTION_DIM = 32

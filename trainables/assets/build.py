@@ -36,19 +36,19 @@ from trainables.assets.base import (
     train_base_unet,
 )
 from trainables.assets.finished import METRICS, RECIPES, train_finished
-from trainables.controls import measure_controls
 from trainables.data.prepare import prepare
 from trainables.images.sources.photographs import SAMPLE, load_photographs
 from trainables.images.tensors import to_tensor
-from trainables.loop import World, train
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, SHIPPED_TEACHER
-from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
+from trainables.training.controls import measure_controls
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report
 
 RECORD = Path(__file__).parent / "build.json"
 NOISE_MEASURED_AT = (50, 200, 500, 800, 999)

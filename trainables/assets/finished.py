@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainables.checkpoint import SETTINGS, WEIGHTS
 from trainables.data.prepare import prepare
-from trainables.loop import World, train
 from trainables.pretrained.finished_trial import ASSETS
 from trainables.pretrained.shipped import describe, save_weights
-from trainables.reporting import Report
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
+from trainables.training.checkpoint import SETTINGS, WEIGHTS
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report
 
 METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 

@@ -1,6 +1,6 @@
 """Preparation on all cores, or all machines of a cluster, as a Ray Data pipeline.
 
-Beside `trainables.launch` the only module here that knows Ray. What flows through the pipeline is the numbers of
+Beside `trainables.training.launch` the only module here that knows Ray. What flows through the pipeline is the numbers of
 shards; their rows go from stage to stage through the stores, where the next stage maps them, so that neither the
 driver nor Ray's object store ever holds pixels and memory does not grow with the data set.
 """

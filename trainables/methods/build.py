@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from trainables.checkpoint import load_finished
 from trainables.methods.method import Method
 from trainables.pretrained.shipped import reading, shipped_checkpoint
 from trainables.settings import SHIPPED, TrialSettings
 from trainables.settings.methods import method_class
+from trainables.training.checkpoint import load_finished
 
 
 def build_method(settings: TrialSettings, device: torch.device) -> Method:

@@ -16,16 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.checkpoint import read_state, write_checkpoint
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import Prepared
-from trainables.ema import ExponentialMovingAverage
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
-from trainables.reporting import LossRow, Report, Reporter, TrialDiverged
 from trainables.settings import TrainingSettings, TrialSettings
-from trainables.validation import Validation, validate
+from trainables.training.checkpoint import read_state, write_checkpoint
+from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
+from trainables.training.validation import Validation, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

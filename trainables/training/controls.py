@@ -21,7 +21,7 @@ from trainables.metrics import build_metrics
 from trainables.pretrained.autoencoders import load_latents
 from trainables.pretrained.shipped import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
-from trainables.validation import Restore, Validation, validate
+from trainables.training.validation import Restore, Validation, validate
 
 
 def measure_controls(

@@ -20,12 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
-from trainables.ema import ExponentialMovingAverage
 from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import describe, save_weights, unequal
 from trainables.settings import TrialSettings, flatten
-from trainables.validation import Validation
+from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.validation import Validation
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"

@@ -21,12 +21,12 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
-from trainables.checkpoint import STATE
 from trainables.data.prepare import open_stores
 from trainables.data.stages.plan import Stage
-from trainables.loop import World, train
-from trainables.reporting import Report, Reporter, TrialDiverged
 from trainables.settings import TrialSettings, override
+from trainables.training.checkpoint import STATE
+from trainables.training.loop import World, train
+from trainables.training.reporting import Report, Reporter, TrialDiverged
 
 LOSSES, FAILED, PID = "losses", "failed", "process"
 """Keys of a result beside the metrics: rows of loss terms, why the trial failed, the trial's process id."""
