@@ -44,7 +44,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 assets: $(STAMP)
-	$(BIN)/python -m trainables.assets.build $(ARGS)
+	$(BIN)/python -m trainables.assets $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BEGUN) $(LOCK) .mypy_cache .pytest_cache .ruff_cache

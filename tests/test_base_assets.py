@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors import safe_open
 from torch import Tensor
 
-from trainables.assets.base import (
+from trainables.assets.stable_diffusion import (
     BaseAutoencoderRecipe,
     BaseUNetRecipe,
     base_scheduler,

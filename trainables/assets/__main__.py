@@ -1,4 +1,4 @@
-"""Trains the weights that ship with the project: `make assets`, or `python -m trainables.assets.build`.
+"""Trains the weights that ship with the project: `make assets`, or `python -m trainables.assets`.
 
 On the training photographs of the sample alone, one thread, one seed: the same machine makes the same files. First the
 autoencoder, then the ResShift teacher in its latents, through the same loop as every trial; then the base's
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainables.assets.autoencoder import AutoencoderRecipe, random_crops, train_autoencoder
-from trainables.assets.base import (
+from trainables.assets.stable_diffusion import (
     BaseAutoencoderRecipe,
     BaseUNetRecipe,
     base_scheduler,
@@ -35,7 +35,7 @@ from trainables.assets.base import (
     train_base_autoencoder,
     train_base_unet,
 )
-from trainables.assets.finished import METRICS, RECIPES, train_finished
+from trainables.assets.trials import METRICS, RECIPES, train_finished
 from trainables.data.prepare import prepare
 from trainables.images.sources.photographs import SAMPLE, load_photographs
 from trainables.images.tensors import to_tensor
