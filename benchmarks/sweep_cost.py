@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from sweeps.run_folder import LOG, SETTINGS
+from sweeps.planning.run_folder import LOG, SETTINGS
 from sweeps.tables import RunTables
 from trainables.common.errors import InputError
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
-from sweeps.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
+from sweeps.planning.question import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.common.locations import path_of
@@ -108,7 +108,7 @@ def _run(flags: argparse.Namespace) -> int:
     if not flags.space:
         raise InputError("--space is missing; --list shows the spaces")
     question = resolve(_settings(flags))
-    from sweeps.plan import make_plan
+    from sweeps.planning.plan import make_plan
 
     plan = make_plan(question, download=not flags.dry_run)
     if flags.dry_run:
@@ -136,14 +136,14 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
     run = path_of("--resume", flags.resume)
-    from sweeps.run_folder import open_run
+    from sweeps.planning.run_folder import open_run
 
     folder, settings, record = open_run(run)
     try:
         if flags.space not in (None, settings.space):
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=flags.address or settings.address)
-        from sweeps.plan import make_plan
+        from sweeps.planning.plan import make_plan
 
         plan = make_plan(resolve(settings), tuple(record["metrics"]))
         if plan.stores != record["stores"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sweeps.compare import Answer, answer
 from sweeps.leaderboard import format_leaderboard, to_markdown
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
 from sweeps.progress import logger
 from sweeps.remarks import criteria_met, longer_training
 from sweeps.report import write_report

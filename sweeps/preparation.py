@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
 from sweeps.progress import logger
 from sweeps.ray_cluster import workers
 from trainables.data.estimate import seconds_of

@@ -11,12 +11,12 @@ import ray
 from ray import tune
 
 from sweeps import finish
-from sweeps.plan import Plan
+from sweeps.planning.plan import Plan
+from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.preparation import prepare_stores
 from sweeps.progress import log_to, logger
 from sweeps.ray_cluster import connected, tune_interrupts, workers
 from sweeps.recorder import Recorder, RecorderSettings
-from sweeps.run_folder import LOG, RunFolder, create_run
 from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.tables import HISTORY
 from trainables.common.errors import INTERRUPTED

@@ -17,8 +17,8 @@ from PIL import Image
 
 from sweeps.command_line import main
 from sweeps.finish import resume_line, tensorboard_line
-from sweeps.run_folder import RunFolder
-from sweeps.settings import SweepSettings, resolve
+from sweeps.planning.question import SweepSettings, resolve
+from sweeps.planning.run_folder import RunFolder
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
 from trainables.data.stages.plan import plan as plan_stages

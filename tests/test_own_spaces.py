@@ -10,8 +10,8 @@ import pytest
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace
 from search_spaces.space import Distribution
-from sweeps.plan import Plan, make_plan
-from sweeps.settings import SweepSettings, resolve
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.planning.question import SweepSettings, resolve
 from trainables.common.errors import InputError
 
 

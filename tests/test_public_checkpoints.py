@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sweeps.settings import SweepSettings, resolve
+from sweeps.planning.question import SweepSettings, resolve
 from tests.base_helpers import save_base
 from trainables.common.errors import InputError
 from trainables.data.prepare import Prepared

@@ -10,8 +10,8 @@ import pytest
 
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
+from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.search import draw
-from sweeps.settings import Question, SweepSettings, resolve
 from trainables.common.errors import InputError
 from trainables.data.stages.plan import plan
 from trainables.metrics import METRICS

@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 import search_spaces
+from sweeps.planning.question import SweepSettings, resolve
 from sweeps.search import draw
-from sweeps.settings import SweepSettings, resolve
 from trainables.data.prepare import prepare
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class

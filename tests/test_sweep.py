@@ -22,10 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps import finish
-from sweeps.plan import make_plan
+from sweeps.planning.plan import make_plan
+from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.ray_cluster import connected, tune_interrupts
 from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
-from sweeps.settings import Question, SweepSettings, resolve
 from sweeps.sweep import start
 from sweeps.tables import RunTables, read_rows
 from tests.conftest import OF_METHOD

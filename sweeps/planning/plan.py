@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from sweeps.run_folder import check_results
-from sweeps.settings import BASE_METRICS, Question, resolve_objective
+from sweeps.planning.question import BASE_METRICS, Question, resolve_objective
+from sweeps.planning.run_folder import check_results
 from sweeps.wording import parameters_text
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError

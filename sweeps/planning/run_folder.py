@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sweeps.settings import BASE_METRICS, Question, SweepSettings
+from sweeps.planning.question import BASE_METRICS, Question, SweepSettings
 from trainables.common.errors import InputError, in_one_line
 from trainables.data.stores.roots import check_writable
 from trainables.metrics.names import METRICS
