@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from sweeps.planning.run_folder import LOG, SETTINGS
-from sweeps.tables import RunTables
+from sweeps.recording.tables import RunTables
 from trainables.common.errors import InputError
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)  ?(.*)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import search_spaces
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 
 ANSWER = Path("report") / "answer.md"
 

@@ -16,7 +16,7 @@ from sweeps import wording
 from sweeps.charts import Dot, Line, line_chart, scatter
 from sweeps.compare import answer
 from sweeps.leaderboard import board
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 from sweeps.verdict import Answer, Difference
 from sweeps.wording import Row
 

@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import Choice, Distribution, Float, SearchSpace, Value, When
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 from trainables.training.launch import FAILED
 
 PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 
 ROOT = Path(__file__).parent.parent
 SPACE = "sinsr_loss_ratios"

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import data_loading, latent_step, preparation, sinsr_step, sweep_cost, training_options
 from sweeps.planning.run_folder import LOG, SETTINGS
-from sweeps.progress import Progress, log_to, logger
-from sweeps.tables import RunTables
+from sweeps.recording.progress import Progress, log_to, logger
+from sweeps.recording.tables import RunTables
 
 ROOT = Path(__file__).parent.parent
 

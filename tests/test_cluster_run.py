@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 from tests.sweep_helpers import SPACE, only_run, run_sweep, sets, store, trials
 
 __all__ = ["store"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.tables import read_rows
+from sweeps.recording.tables import read_rows
 from tests.sweep_helpers import SPACE, gone, only_run, run_sweep, sets, steps, store, sweeps, trials
 from tests.test_tensorboard import Page, scalars
 

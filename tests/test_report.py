@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sweeps.charts import Dot, Line, line_chart, scatter
+from sweeps.recording.tables import RunTables
 from sweeps.report import write_report
-from sweeps.tables import RunTables
 
 METRIC = "val/st_lpips"
 VOID = {"meta", "img", "br"}

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune.experiment import Trial
 
-from sweeps.progress import log_to, logger
-from sweeps.recorder import Recorder, RecorderSettings
+from sweeps.recording.progress import log_to, logger
+from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
-from sweeps.tables import RunTables, plain_value, read_rows
 from trainables.training.launch import LOSSES
 
 

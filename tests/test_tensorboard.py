@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from tensorboard.util import tensor_util
 
 from search_spaces import Choice, Float
-from sweeps.tensorboard import TensorBoardTrials
+from sweeps.recording.tensorboard import TensorBoardTrials
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -28,7 +28,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from search_spaces import Choice, Distribution
-from sweeps.tables import STATUSES, plain_value
+from sweeps.recording.tables import STATUSES, plain_value
 from trainables.metrics.names import METRICS
 
 _END = {
@@ -130,7 +130,7 @@ class TensorBoardTrials:
             metrics: metric -> value. The page shows the last value of the scalar of that name; here it is
             written
                 once more at `step` if it was not yet, as for controls, which report nothing.
-            status: one of `sweeps.tables.STATUSES`; all but "running" and "interrupted" end the trial.
+            status: one of `sweeps.recording.tables.STATUSES`; all but "running" and "interrupted" end the trial.
             step: by default the trial's last one.
 
         Raises:
