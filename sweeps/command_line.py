@@ -112,7 +112,7 @@ def _run(flags: argparse.Namespace) -> int:
 
     plan = make_plan(question, download=not flags.dry_run)
     if flags.dry_run:
-        from sweeps.preparation import estimated_seconds
+        from sweeps.running.preparation import estimated_seconds
 
         print(plan.text(estimated_seconds(plan)))
         return 0

@@ -13,12 +13,12 @@ from ray import tune
 from sweeps import finish
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
-from sweeps.preparation import prepare_stores
-from sweeps.ray_cluster import connected, tune_interrupts, workers
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import HISTORY
-from sweeps.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.running.preparation import prepare_stores
+from sweeps.running.ray_cluster import connected, tune_interrupts, workers
+from sweeps.running.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from trainables.common.errors import INTERRUPTED
 from trainables.data.prepare import open_stores
 from trainables.data.progress import duration

@@ -11,9 +11,9 @@ import ray
 from ray import tune
 
 from sweeps.planning.question import SweepSettings
-from sweeps.ray_cluster import connected
 from sweeps.recording.tables import read_rows
-from sweeps.search import GIVEN, ID, SweepScheduler
+from sweeps.running.ray_cluster import connected
+from sweeps.running.search import GIVEN, ID, SweepScheduler
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
 from trainables.data.stages.plan import plan

@@ -11,7 +11,7 @@ import pytest
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.planning.question import Question, SweepSettings, resolve
-from sweeps.search import draw
+from sweeps.running.search import draw
 from trainables.common.errors import InputError
 from trainables.data.stages.plan import plan
 from trainables.metrics import METRICS

@@ -10,7 +10,7 @@ import pytest
 
 import search_spaces
 from sweeps.planning.question import SweepSettings, resolve
-from sweeps.search import draw
+from sweeps.running.search import draw
 from trainables.data.prepare import prepare
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class

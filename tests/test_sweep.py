@@ -24,9 +24,9 @@ from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps import finish
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, SweepSettings, resolve
-from sweeps.ray_cluster import connected, tune_interrupts
 from sweeps.recording.tables import RunTables, read_rows
-from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.running.ray_cluster import connected, tune_interrupts
+from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
 from sweeps.sweep import start
 from tests.conftest import OF_METHOD
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials

@@ -19,7 +19,7 @@ from search_spaces import Distribution
 from sweeps.recording.progress import Progress
 from sweeps.recording.tables import RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.search import GIVEN, ID, LABEL, PARAMETERS, SEED
+from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED
 from sweeps.wording import setting_text
 from trainables.training.checkpoint import GRID, PER_IMAGE
 from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from

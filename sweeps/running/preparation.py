@@ -7,8 +7,8 @@ import os
 import torch
 
 from sweeps.planning.plan import Plan
-from sweeps.ray_cluster import workers
 from sweeps.recording.progress import logger
+from sweeps.running.ray_cluster import workers
 from trainables.data.estimate import seconds_of
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
 from trainables.data.progress import PreparationProgress
