@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from sweeps import finish
+from sweeps.answering import finish
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger

@@ -15,8 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
+from sweeps.answering.finish import resume_line, tensorboard_line
 from sweeps.command_line import main
-from sweeps.finish import resume_line, tensorboard_line
 from sweeps.planning.question import SweepSettings, resolve
 from sweeps.planning.run_folder import RunFolder
 from tests.sweep_helpers import SPACE, run_sweep, sets

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sweeps import resampling
-from sweeps.compare import Answer, answer
+from sweeps.answering import statistics as resampling
+from sweeps.answering.comparison import Answer, answer
 
 IMAGES = [f"{photograph}@{index:03d},000" for photograph in ("chelsea", "coffee", "rocket") for index in range(8)]
 METRIC = "val/st_lpips"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.leaderboard import board, format_leaderboard, to_markdown
+from sweeps.answering.leaderboard import board, format_leaderboard, to_markdown
 
 METRIC = "val/st_lpips"
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sweeps.charts import Dot, Line, line_chart, scatter
+from sweeps.answering.charts import Dot, Line, line_chart, scatter
+from sweeps.answering.report import write_report
 from sweeps.recording.tables import RunTables
-from sweeps.report import write_report
 
 METRIC = "val/st_lpips"
 VOID = {"meta", "img", "br"}

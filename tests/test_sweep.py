@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
-from sweeps import finish
+from sweeps.answering import finish
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.recording.tables import RunTables, read_rows

@@ -9,13 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sweeps.compare import Answer, answer
-from sweeps.leaderboard import format_leaderboard, to_markdown
+from sweeps.answering.comparison import Answer, answer
+from sweeps.answering.leaderboard import format_leaderboard, to_markdown
+from sweeps.answering.report import write_report
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import Row, RunTables
 from sweeps.remarks import criteria_met, longer_training
-from sweeps.report import write_report
 from trainables.common.errors import INTERRUPTED
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.settings import TrialSettings, flatten

@@ -30,9 +30,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sweeps import resampling, verdict, wording
-from sweeps.resampling import LEVEL, Array
-from sweeps.verdict import Answer, Comparison, Difference, Row, Verdict
+from sweeps import wording
+from sweeps.answering import statistics as resampling
+from sweeps.answering import verdict
+from sweeps.answering.statistics import LEVEL, Array
+from sweeps.answering.verdict import Answer, Comparison, Difference, Row, Verdict
 from trainables.metrics.names import METRICS
 
 __all__ = ["Answer", "Comparison", "Difference", "answer"]

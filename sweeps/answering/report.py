@@ -13,11 +13,11 @@ from html import escape
 from pathlib import Path
 
 from sweeps import wording
-from sweeps.charts import Dot, Line, line_chart, scatter
-from sweeps.compare import answer
-from sweeps.leaderboard import board
+from sweeps.answering.charts import Dot, Line, line_chart, scatter
+from sweeps.answering.comparison import answer
+from sweeps.answering.leaderboard import board
+from sweeps.answering.verdict import Answer, Difference
 from sweeps.recording.tables import read_rows
-from sweeps.verdict import Answer, Difference
 from sweeps.wording import Row
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet
@@ -49,7 +49,7 @@ def write_report(
         The page's path.
 
     Raises:
-        ValueError: a table cannot be read, or see `sweeps.compare.answer`.
+        ValueError: a table cannot be read, or see `sweeps.answering.comparison.answer`.
     """
     folder = Path(folder)
     rows = read_rows(folder / "leaderboard.parquet")

@@ -1,4 +1,4 @@
-"""Resampling and multiplicity: numbers in, numbers out. What they decide is in `sweeps.compare`."""
+"""Resampling and multiplicity: numbers in, numbers out. What they decide is in `sweeps.answering.comparison`."""
 
 from __future__ import annotations
 

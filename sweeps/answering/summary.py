@@ -1,4 +1,4 @@
-"""The answers of many sweeps on one page: `python -m sweeps.answers results > answers.md`."""
+"""The answers of many sweeps on one page: `python -m sweeps.answering.summary results > answers.md`."""
 
 from __future__ import annotations
 
