@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import Criterion
-from sweeps.wording import is_larger_better, metric_text, metric_title, metric_unit
+from sweeps.formatting import is_larger_better, metric_text, metric_title, metric_unit
 
 Row = Mapping[str, Any]
 

@@ -30,7 +30,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sweeps import wording
+from sweeps import formatting as wording
 from sweeps.answering import statistics as resampling
 from sweeps.answering import verdict
 from sweeps.answering.statistics import LEVEL, Array

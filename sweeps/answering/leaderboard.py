@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps import wording
-from sweeps.wording import Row
+from sweeps import formatting as wording
+from sweeps.formatting import Row
 
 _UNFINISHED = ("running", "interrupted", "stopped", "failed")
 _MAX_LABEL = 22

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from sweeps import wording
+from sweeps import formatting as wording
 from sweeps.answering.charts import Dot, Line, line_chart, scatter
 from sweeps.answering.comparison import answer
 from sweeps.answering.leaderboard import board
 from sweeps.answering.verdict import Answer, Difference
+from sweeps.formatting import Row
 from sweeps.recording.tables import read_rows
-from sweeps.wording import Row
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet
 _STYLE = Path(__file__).with_name("report.css")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from sweeps import wording
+from sweeps import formatting as wording
 
 Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not distinguishable"]

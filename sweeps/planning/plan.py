@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from sweeps.formatting import parameters_text
 from sweeps.planning.question import BASE_METRICS, Question, resolve_objective
 from sweeps.planning.run_folder import check_results
-from sweeps.wording import parameters_text
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError
 from trainables.data.progress import byte_text, duration

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.wording import metric_text, parameters_text
+from sweeps.formatting import metric_text, parameters_text
 from trainables.data.progress import duration
 
 logger = logging.getLogger("sweep")

@@ -16,11 +16,11 @@ from PIL import Image
 from ray.tune import Callback
 
 from search_spaces import Distribution
+from sweeps.formatting import setting_text
 from sweeps.recording.progress import Progress
 from sweeps.recording.tables import RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED
-from sweeps.wording import setting_text
 from trainables.training.checkpoint import GRID, PER_IMAGE
 from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
 
