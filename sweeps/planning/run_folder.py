@@ -172,7 +172,7 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str:
     """The commit the code is at, with + if it was changed since; empty outside a git checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     try:
         ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
         return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

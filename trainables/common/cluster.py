@@ -36,7 +36,7 @@ def shipped_code(*kept: str) -> dict[str, Any]:
     Args:
         kept: folders whose content stays here, such as results.
     """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
     own = [str(folder.relative_to(root)) for folder in folders if root in folder.parents]
     return {"working_dir": str(root), "excludes": [*_NOT_SENT, *own]}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from torch import Tensor
 
-SHIPPED_BASE = Path(__file__).parent / "assets" / "stable_diffusion_sample"
+SHIPPED_BASE = Path(__file__).parents[1] / "assets" / "stable_diffusion_sample"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
