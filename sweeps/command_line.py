@@ -11,7 +11,7 @@ from typing import get_args
 from sweeps.planning.question import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
-from trainables.common.locations import path_of
+from trainables.common.paths import path_of
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments
 

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish
+from trainables.common.paths import write_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepare import Prepared, validation_noise
-from trainables.data.stores.folder import write_whole
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.restore import Restorer, main, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override

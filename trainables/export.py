@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags
-from trainables.common.locations import path_of
-from trainables.data.stores.roots import check_writable
+from trainables.common.paths import check_writable, path_of
 from trainables.methods.build import build_method
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora

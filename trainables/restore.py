@@ -23,9 +23,8 @@ from PIL import Image
 
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, whole
-from trainables.common.locations import Location, path_of
-from trainables.data.stores.folder import write_whole
-from trainables.data.stores.roots import check_writable
+from trainables.common.locations import Location
+from trainables.common.paths import check_writable, path_of, write_whole
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import COUNTED, SUFFIXES

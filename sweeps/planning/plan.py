@@ -15,8 +15,9 @@ from sweeps.planning.question import BASE_METRICS, Question, resolve_objective
 from sweeps.planning.run_folder import check_results
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError
-from trainables.data.progress import byte_text, duration
-from trainables.data.stores.roots import check_room, is_uri, local_root, store_root
+from trainables.common.paths import check_room, is_uri
+from trainables.common.units import byte_text, duration
+from trainables.data.stores.roots import local_root, store_root
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS

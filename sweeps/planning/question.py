@@ -12,7 +12,7 @@ from typing import Any, Literal
 import search_spaces
 from search_spaces import SearchSpace
 from trainables.common.errors import InputError
-from trainables.data.stores.roots import is_uri, refuse_secrets
+from trainables.common.paths import is_uri, refuse_secrets
 from trainables.metrics.names import METRICS
 from trainables.pretrained.finished_trial import ASSETS, check_asked, finished_settings
 from trainables.settings import (

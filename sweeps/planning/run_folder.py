@@ -18,7 +18,7 @@ import yaml
 
 from sweeps.planning.question import BASE_METRICS, Question, SweepSettings
 from trainables.common.errors import InputError, in_one_line
-from trainables.data.stores.roots import check_writable
+from trainables.common.paths import check_writable
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.formatting import metric_text, parameters_text
-from trainables.data.progress import duration
+from trainables.common.units import duration
 
 logger = logging.getLogger("sweep")
 

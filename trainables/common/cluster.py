@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
-from trainables.data.stores.roots import is_uri
+from trainables.common.paths import is_uri
 
 _CONNECT_SECONDS = 5.0
 _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]

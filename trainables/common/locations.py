@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import numpy as np
 
 from trainables.common.errors import InputError
-from trainables.data.stores.roots import is_uri
+from trainables.common.paths import is_uri
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -196,26 +195,6 @@ def locate(text: str) -> Location:
     if parts.scheme not in ("s3", "gs") or not bucket:
         raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED}")
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
-
-
-def path_of(name: str, text: str) -> Path:
-    """A path on this machine that a person gave, with `~` expanded.
-
-    Args:
-        name: of the flag or argument, for messages.
-
-    Raises:
-        InputError: it is empty, which Python takes for the working directory, or it cannot be looked at.
-    """
-    if not text:
-        raise InputError(f"{name} is empty; expected a path")
-    try:
-        path = Path(text).expanduser()
-        path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; a user that there is not
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{name} {text}: no path that can be looked at ({reason})") from None
-    return path
 
 
 @lru_cache(maxsize=8)

@@ -12,11 +12,13 @@ from typing import Any
 
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError
-from trainables.common.locations import one_line, path_of
+from trainables.common.locations import one_line
+from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
+from trainables.common.units import byte_text, duration
 from trainables.data.contact_sheet import write_contact_sheet
-from trainables.data.progress import PreparationProgress, byte_text, duration
+from trainables.data.progress import PreparationProgress
 from trainables.data.stores.inventory import Shelved, remove, stores_below, to_prune
-from trainables.data.stores.roots import check_room, check_writable, is_uri, local_root, refuse_secrets, store_root
+from trainables.data.stores.roots import local_root, store_root
 from trainables.data.stores.store import MANIFEST, Store
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset

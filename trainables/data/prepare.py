@@ -17,9 +17,10 @@ import torch
 from filelock import FileLock
 
 from trainables.common.errors import InputError
+from trainables.common.paths import PARTIAL
 from trainables.data.shards import Runner, ShardMaker, Task, run_here
 from trainables.data.stages.plan import STAGE_OF, Stage, plan
-from trainables.data.stores.folder import PARTIAL, StoreFolder
+from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import mark_used
 from trainables.data.stores.mirror import mirror, window_of
 from trainables.data.stores.roots import local_root

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from trainables.common.units import duration
+
 _BAR = 20
 
 
@@ -40,20 +42,3 @@ class PreparationProgress:
         took = f", {duration(now - self._began)} in all" if done == rows else ""
         filled = _BAR * done // rows
         self._say(f"{stage}: {'█' * filled}{'░' * (_BAR - filled)} {done}/{rows}{speed}{left}{took}")
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min`, `2 h 10 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def byte_text(number: float) -> str:
-    """`1.23 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.common.cluster import check_address, shipped_code
 from trainables.common.errors import InputError
+from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
-from trainables.data.stores.roots import is_uri
 
 # Tasks a CPU, each of some shards: between two of them it waits for Ray, and at the end for the longest of others.
 _TASKS_A_CPU, _MOST_TASKS = 48, 1000

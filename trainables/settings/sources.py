@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainables.data.stores.roots import refuse_secrets
+from trainables.common.paths import refuse_secrets
 from trainables.settings.checks import LARGEST_SEED, require_share, require_within
 
 SAMPLE, SHIPPED = "sample", "shipped"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +13,9 @@ from pyarrow import fs
 
 from trainables.common.errors import InputError
 from trainables.common.locations import resolve_uri
-from trainables.data.stores.roots import is_uri, local_root
+from trainables.common.paths import is_uri, write_whole
+from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import MANIFEST
-
-PARTIAL = ".partial"
-"""How the temporary names of files in the writing end; those of killed writers stay, until the next one clears them."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +94,3 @@ class StoreFolder:
         except OSError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"--store {self.root}: {self.name} cannot be read or written there ({reason})") from None
-
-
-def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Writes a local file under a temporary name and renames it.
-
-    Raises:
-        InputError: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); what is there already stays") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

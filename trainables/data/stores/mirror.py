@@ -9,7 +9,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from trainables.common.errors import InputError
-from trainables.data.stores.folder import StoreFolder, write_whole
+from trainables.common.paths import write_whole
+from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import WINDOWS
 from trainables.data.stores.store import MANIFEST, shard_name
 

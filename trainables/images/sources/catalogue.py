@@ -282,7 +282,7 @@ def _write_table(path: Path, columns: dict[str, object]) -> None:
     """Under a temporary name, then renamed: others see all of it or nothing."""
     from pyarrow import parquet
 
-    from trainables.data.stores.folder import write_whole
+    from trainables.common.paths import write_whole
 
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), sink)
