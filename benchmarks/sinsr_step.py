@@ -22,7 +22,9 @@ import torch
 from trainables.data.prepare import prepare
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import build_vq_f4, save_vq_f4
-from trainables.pretrained.shipped import build_network, count_parameters, resshift_identity, save_weights
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.resshift import build_network, count_parameters
+from trainables.pretrained.weights_file import save_weights
 from trainables.settings import SHIPPED, TrialSettings, override
 from trainables.settings.presets import PRESETS, preset
 from trainables.training.loop import Trainer, World

@@ -23,7 +23,7 @@ from trainables.data.prepare import prepare
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning, shown_plainly
 from trainables.images.sources.photographs import Photographs, Split, load_photographs
-from trainables.images.sources.source import fingerprint, load_source
+from trainables.images.sources.source import load_source, source_fingerprint
 from trainables.settings import override
 from trainables.settings.presets import preset
 
@@ -257,7 +257,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     parts = _both(tmp_path)
     assert "pipe.png" in parts[0].rejected | parts[1].rejected
-    assert len(fingerprint(str(tmp_path))) == 64
+    assert len(source_fingerprint(str(tmp_path))) == 64
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

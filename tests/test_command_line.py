@@ -24,7 +24,8 @@ from trainables.data.prepare import prepare
 from trainables.data.stages.plan import plan as plan_stages
 from trainables.data.stores.store import shard_name
 from trainables.methods.build import build_method
-from trainables.pretrained.shipped import resshift_identity, save_weights
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, override
 from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
@@ -179,7 +180,7 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
         assert str(stage.folder.local) in line and "damaged store" in line and "delete the folder" in line
     data.write_bytes(whole)
 
-    from trainables.pretrained.shipped import build_network
+    from trainables.pretrained.resshift import build_network
 
     student = tmp_path / "student.safetensors"
     save_weights(student, build_network(settings.network).state_dict(), "sinsr", resshift_identity(settings))

@@ -14,8 +14,11 @@ from trainables.data.prepare import Prepared, prepare
 from trainables.methods.sinsr import SinSR
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import decode
+from trainables.pretrained.autoencoders import load_autoencoder
 from trainables.pretrained.base_model import load_vae
-from trainables.pretrained.shipped import build_network, load_autoencoder, resshift_identity, save_weights
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.resshift import build_network
+from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, override
 from trainables.training.controls import measure_controls
 from trainables.training.validation import Validation, validate

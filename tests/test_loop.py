@@ -23,7 +23,7 @@ from trainables.data.prepare import Prepared
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.pretrained.finished_trial import SETTINGS
-from trainables.pretrained.shipped import describe
+from trainables.pretrained.weights_file import describe
 from trainables.settings import TrainingSettings, TrialSettings, override
 from trainables.training.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.training.ema import ExponentialMovingAverage

@@ -25,7 +25,9 @@ from trainables.methods.resshift import ResShift
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import decode
-from trainables.pretrained.shipped import build_diffusion, describe, load_autoencoder, load_teacher
+from trainables.pretrained.autoencoders import load_autoencoder
+from trainables.pretrained.resshift import build_diffusion, load_teacher
+from trainables.pretrained.weights_file import describe
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS, method_class
 from trainables.training.checkpoint import STATE, WEIGHTS

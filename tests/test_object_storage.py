@@ -31,7 +31,7 @@ from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
-from trainables.images.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources.source import is_paired, load_source, source_fingerprint
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 BUCKET = "photographs"
@@ -108,7 +108,7 @@ def _assert_same(source: str, other: str) -> None:
     for name, sides in expected.items():
         assert all(np.array_equal(a, b) for a, b in zip(shown[name], sides, strict=True))
     assert is_paired(source) == is_paired(other)
-    assert fingerprint(source) == fingerprint(other)  # by content, so wherever it lies
+    assert source_fingerprint(source) == source_fingerprint(other)  # by content, so wherever it lies
 
 
 def test_a_folder_in_a_bucket_is_a_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:

@@ -16,7 +16,7 @@ from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.photographs import Photographs, Split, load_photographs
-from trainables.images.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources.source import is_paired, load_source, source_fingerprint
 from trainables.settings.pairs import PairSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -131,7 +131,7 @@ def test_half_a_pair_or_two_are_refused(tmp_path: Path, subfolders: tuple[str, .
     message = f": holds {listed}: give one pair of folders, input/ with target/ or captured/ with original/"
     calls: list[Callable[[], object]] = [
         lambda: is_paired(str(tmp_path)),
-        lambda: fingerprint(str(tmp_path)),
+        lambda: source_fingerprint(str(tmp_path)),
         lambda: _load(tmp_path, "train"),
     ]
     for call in calls:
@@ -349,17 +349,17 @@ def test_training_crops_prefer_content(tmp_path: Path) -> None:
 def test_fingerprint_covers_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", fully_checked)
     root = _folder(tmp_path, range(4))
-    seen = [fingerprint(str(root))]
+    seen = [source_fingerprint(str(root))]
     _save(root / "preview.png", _picture(50))  # beside the pairs: not a part of them
-    assert fingerprint(str(root)) == seen[0]
+    assert source_fingerprint(str(root)) == seen[0]
     for side in ("input", "target"):
         _save(root / side / "a" / "000.png", _picture(99))
-        seen.append(fingerprint(str(root)))
+        seen.append(source_fingerprint(str(root)))
     (root / "input").rename(root / "kept")
     (root / "target").rename(root / "input")
     (root / "kept").rename(root / "target")
     _save(root / "input" / "a" / "002.png", _picture(98))
-    seen.append(fingerprint(str(root)))
+    seen.append(source_fingerprint(str(root)))
     assert len(set(seen)) == 4
 
 
@@ -367,14 +367,17 @@ def test_fingerprint_tells_pairs_from_photographs(tmp_path: Path) -> None:
     for side, suffix in (("input", "bmp"), ("target", "png")):
         _save(tmp_path / "paired" / side / f"a.{suffix}", _picture(0))
         _save(tmp_path / "plain" / f"a.{suffix}", _picture(0))
-    assert fingerprint(str(tmp_path / "plain")) != fingerprint(str(tmp_path / "paired"))
+    assert source_fingerprint(str(tmp_path / "plain")) != source_fingerprint(str(tmp_path / "paired"))
 
 
 def test_fingerprint_tells_the_sides_apart(tmp_path: Path) -> None:
     one = _folder(tmp_path / "one", range(4))
-    prints = fingerprint(str(one)), fingerprint(str(_folder(tmp_path / "two", range(4), sides=("target", "input"))))
+    prints = (
+        source_fingerprint(str(one)),
+        source_fingerprint(str(_folder(tmp_path / "two", range(4), sides=("target", "input")))),
+    )
     assert prints[0] != prints[1]
-    assert prints[0] == fingerprint(str(_folder(tmp_path / "three", range(4), sides=("captured", "original"))))
+    assert prints[0] == source_fingerprint(str(_folder(tmp_path / "three", range(4), sides=("captured", "original"))))
 
 
 def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
@@ -383,10 +386,10 @@ def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
     for side in ("input", "target"):
         (root / side).symlink_to(elsewhere / side)
     assert len(_both(root)) == 6
-    before = fingerprint(str(root))
-    assert before == fingerprint(str(elsewhere))
+    before = source_fingerprint(str(root))
+    assert before == source_fingerprint(str(elsewhere))
     _save(elsewhere / "target" / "a" / "000.png", _picture(99))
-    assert fingerprint(str(root)) != before
+    assert source_fingerprint(str(root)) != before
 
 
 def test_a_paired_target_is_an_ordinary_folder_of_photographs(tmp_path: Path) -> None:

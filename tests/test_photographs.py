@@ -15,7 +15,7 @@ from PIL import Image
 from trainables.common.errors import InputError
 from trainables.images.sources import catalogue, decode, photographs
 from trainables.images.sources.photographs import Photographs, UnusableImage, load_photographs
-from trainables.images.sources.source import fingerprint
+from trainables.images.sources.source import source_fingerprint
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
@@ -266,17 +266,19 @@ def test_cache_is_bounded_and_rereads(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_fingerprint_follows_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", fully_checked)
     root = _folder(tmp_path / "one", 4)
-    before = fingerprint(str(root))
-    assert fingerprint(str(root)) == before
+    before = source_fingerprint(str(root))
+    assert source_fingerprint(str(root)) == before
     (root / "notes.txt").write_text("not an image")
-    assert fingerprint(str(root)) == before
+    assert source_fingerprint(str(root)) == before
     _picture(99).save(root / "a" / "000.png")
-    changed = fingerprint(str(root))
+    changed = source_fingerprint(str(root))
     assert changed != before
     (root / "a" / "000.png").rename(root / "a" / "000b.png")
-    assert fingerprint(str(root)) not in (before, changed)
-    assert fingerprint("sample") not in (before, changed)
+    assert source_fingerprint(str(root)) not in (before, changed)
+    assert source_fingerprint("sample") not in (before, changed)
 
 
 def test_fingerprint_of_a_copy_is_the_same(tmp_path: Path) -> None:
-    assert fingerprint(str(_folder(tmp_path / "one", 4))) == fingerprint(str(_folder(tmp_path / "two", 4)))
+    assert source_fingerprint(str(_folder(tmp_path / "one", 4))) == source_fingerprint(
+        str(_folder(tmp_path / "two", 4))
+    )

@@ -24,7 +24,9 @@ from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.build import build_method
 from trainables.methods.shared.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
-from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, build_diffusion, load_autoencoder, load_teacher
+from trainables.pretrained.autoencoders import load_autoencoder
+from trainables.pretrained.resshift import build_diffusion, load_teacher
+from trainables.pretrained.shipped import SHIPPED_AUTOENCODER
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
 

@@ -21,7 +21,8 @@ from trainables.methods.build import build_method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
 from trainables.pretrained.finished_trial import SETTINGS
-from trainables.pretrained.shipped import build_network, save_weights
+from trainables.pretrained.resshift import build_network
+from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, override
 from trainables.training.checkpoint import WEIGHTS
 from trainables.training.loop import Trainer, World

@@ -17,7 +17,7 @@ import pytest
 
 from trainables.common.errors import InputError
 from trainables.methods.method import Method
-from trainables.pretrained.shipped import count_parameters
+from trainables.pretrained.resshift import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
 from trainables.settings.methods import METHODS, Latents, method_class
 from trainables.settings.presets import PRESETS, preset

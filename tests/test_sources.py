@@ -23,7 +23,7 @@ from trainables.common.locations import Location
 from trainables.images.sources import catalogue, parquet_images
 from trainables.images.sources.images import FileImages
 from trainables.images.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
-from trainables.images.sources.source import fingerprint, is_paired, load_source
+from trainables.images.sources.source import is_paired, load_source, source_fingerprint
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -70,11 +70,11 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
     assert all(np.array_equal(shown[name], _picture(number)) for name, number in expected.items())
     assert all(part.names == sorted(part.names) for part in _both(listing))
 
-    before = fingerprint(str(listing))
+    before = source_fingerprint(str(listing))
     listing.write_text("\n".join([*lines, "# the same images", ""]))
-    assert fingerprint(str(listing)) == before
+    assert source_fingerprint(str(listing)) == before
     _save(paths[2], _picture(99))
-    assert fingerprint(str(listing)) != before
+    assert source_fingerprint(str(listing)) != before
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_parquet_files_hold_photographs(tmp_path: Path, kind: str) -> None:
     assert parts[0][::-1][0].name == parts[0].names[-1]  # in any order
     assert sorted(_shown(folder / "a.parquet")) == names[:12]
 
-    before = fingerprint(str(folder))
+    before = source_fingerprint(str(folder))
     (folder / "b" / "1.parquet").unlink()
-    assert fingerprint(str(folder)) != before
+    assert source_fingerprint(str(folder)) != before
 
 
 @pytest.mark.parametrize("columns", [("input", "target"), ("captured", "original")])
@@ -238,7 +238,7 @@ def test_images_win_over_tables_beside_them(tmp_path: Path) -> None:
     (tmp_path / "notes.csv").write_text("a,b")
     with pytest.raises(InputError, match=r"notes\.csv: is a file, not a folder: give \"sample\", a folder"):
         load_photographs(str(tmp_path / "notes.csv"), "train")
-    assert fingerprint(f"file://{tmp_path}") == fingerprint(os.path.relpath(tmp_path))
+    assert source_fingerprint(f"file://{tmp_path}") == source_fingerprint(os.path.relpath(tmp_path))
 
 
 def _many(root: Path, good: int, bad: int) -> Path:

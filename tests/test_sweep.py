@@ -31,7 +31,7 @@ from sweeps.sweep import start
 from tests.conftest import OF_METHOD
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.test_tensorboard import Page, scalars
-from trainables.pretrained.shipped import describe
+from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too

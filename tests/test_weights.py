@@ -17,25 +17,19 @@ from safetensors.torch import save_file
 from tests.base_helpers import tiny_unet
 from trainables.common.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
+from trainables.pretrained.autoencoders import load_autoencoder
 from trainables.pretrained.base_model import SHIPPED_BASE
 from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.identity import resshift_identity, unequal, weights_fingerprint
+from trainables.pretrained.resshift import build_network, count_parameters, load_teacher, load_teacher_weights
 from trainables.pretrained.shipped import (
     SHIPPED_AUTOENCODER,
     SHIPPED_FIRST_STAGE,
     SHIPPED_TEACHER,
     autoencoder_path,
-    build_network,
-    count_parameters,
-    describe,
-    fingerprint,
-    load_autoencoder,
-    load_teacher,
-    load_teacher_weights,
-    resshift_identity,
-    save_weights,
     shipped_checkpoint,
-    unequal,
 )
+from trainables.pretrained.weights_file import describe, save_weights
 from trainables.settings import TrialSettings, override
 from trainables.training.checkpoint import WEIGHTS
 
@@ -234,12 +228,12 @@ def test_a_fingerprint_follows_the_content(config: str, weights: str, tmp_path: 
         (tmp_path / folder).mkdir()
         (tmp_path / folder / config).write_bytes(b"{}")
         (tmp_path / folder / weights).write_bytes(content)
-    a, b, c = (fingerprint(tmp_path / folder) for folder in "abc")
+    a, b, c = (weights_fingerprint(tmp_path / folder) for folder in "abc")
     assert a == b != c
-    assert fingerprint(tmp_path / "a" / weights) == fingerprint(tmp_path / "b" / weights)
-    assert len({a, fingerprint(tmp_path / "a" / weights), fingerprint(tmp_path / "a" / config)}) == 3
+    assert weights_fingerprint(tmp_path / "a" / weights) == weights_fingerprint(tmp_path / "b" / weights)
+    assert len({a, weights_fingerprint(tmp_path / "a" / weights), weights_fingerprint(tmp_path / "a" / config)}) == 3
     (tmp_path / "b" / config).write_bytes(b"{ }")
-    assert fingerprint(tmp_path / "b") != a
+    assert weights_fingerprint(tmp_path / "b") != a
 
 
 def test_shipped_trials_name_the_shipped_base() -> None:
@@ -248,7 +242,7 @@ def test_shipped_trials_name_the_shipped_base() -> None:
     for name, part in (("base", "unet"), ("base's autoencoder", "vae"), ("base's scheduler", "scheduler")):
         files = sorted((SHIPPED_BASE / part).iterdir())
         whole = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-        assert fingerprint(SHIPPED_BASE / part) == architecture[name] == whole
+        assert weights_fingerprint(SHIPPED_BASE / part) == architecture[name] == whole
 
 
 @pytest.mark.parametrize("shard", ["10GB", "200KB"])
@@ -257,20 +251,20 @@ def test_what_is_not_read_of_a_base_does_not_change_it(shard: str, tmp_path: Pat
     tiny_unet().save_pretrained(tmp_path, max_shard_size=shard)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert (len(shards) > 1) == (shard == "200KB")
-    before = fingerprint(tmp_path)
+    before = weights_fingerprint(tmp_path)
     others = ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "README.md")
     single = () if len(shards) == 1 else ("diffusion_pytorch_model.safetensors",)  # diffusers prefers the shards
     for name in (*others, "diffusion_pytorch_model.non_ema.safetensors", *single):
         (tmp_path / name).write_bytes(b"another variant")
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "config.json").write_bytes(b"{}")
-    assert fingerprint(tmp_path) == before
+    assert weights_fingerprint(tmp_path) == before
     for file in (*shards, tmp_path / "config.json"):
         content = file.read_bytes()
         file.write_bytes(content + b" ")
-        assert fingerprint(tmp_path) != before
+        assert weights_fingerprint(tmp_path) != before
         file.write_bytes(content)
-    assert fingerprint(tmp_path) == before
+    assert weights_fingerprint(tmp_path) == before
 
 
 @pytest.mark.parametrize(

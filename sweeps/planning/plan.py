@@ -225,7 +225,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     # Seconds of imports: only for what passed so far.
     from trainables.data.stages.plan import plan as plan_stages
-    from trainables.images.sources.source import fingerprint
+    from trainables.images.sources.source import source_fingerprint
     from trainables.metrics import ensure_available, resolve_metrics
     from trainables.settings.methods import method_class
 
@@ -246,7 +246,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     for trial in configurations:
         method_class(trial.method).check(trial)
     networks = _networks((*trials, *configurations), metrics)
-    source = fingerprint(question.trial.data.source)
+    source = source_fingerprint(question.trial.data.source)
 
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
         return tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))

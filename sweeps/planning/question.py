@@ -14,7 +14,8 @@ from search_spaces import SearchSpace
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri, refuse_secrets
 from trainables.metrics.names import METRICS
-from trainables.pretrained.finished_trial import ASSETS, check_asked, finished_settings
+from trainables.pretrained.finished_trial import check_asked, finished_settings
+from trainables.pretrained.shipped import ASSETS
 from trainables.settings import (
     SAMPLE,
     SHIPPED,

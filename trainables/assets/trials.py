@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.data.prepare import prepare
-from trainables.pretrained.finished_trial import ASSETS
-from trainables.pretrained.shipped import describe, save_weights
+from trainables.pretrained.shipped import ASSETS
+from trainables.pretrained.weights_file import describe, save_weights
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import method_class
 from trainables.settings.presets import preset

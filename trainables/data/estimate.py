@@ -16,7 +16,7 @@ from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import latent_shape, load_latents
-from trainables.pretrained.shipped import load_teacher
+from trainables.pretrained.resshift import load_teacher
 from trainables.settings import TrialSettings
 
 _PAIRS, _TRIES = 3, 100  # made for a try, as they differ; asked for until as many are made

@@ -23,7 +23,7 @@ from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
-from trainables.pretrained.shipped import build_diffusion, load_teacher
+from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
 
 _NOISE = 7  # stream of the data seed

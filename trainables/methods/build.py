@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from trainables.methods.method import Method
-from trainables.pretrained.shipped import reading, shipped_checkpoint
+from trainables.pretrained.shipped import shipped_checkpoint
+from trainables.pretrained.weights_file import reading
 from trainables.settings import SHIPPED, TrialSettings
 from trainables.settings.methods import method_class
 from trainables.training.checkpoint import load_finished

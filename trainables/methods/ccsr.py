@@ -18,7 +18,7 @@ from trainables.diffusion.ccsr import truncated_timesteps
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.methods.shared.decoder import DecoderMethod
 from trainables.methods.shared.first_stage import first_stage_settings
-from trainables.pretrained.base_schedule import base_fingerprint
+from trainables.pretrained.identity import base_fingerprint
 from trainables.settings import TrialSettings
 
 

@@ -20,7 +20,7 @@ from trainables.methods.shared.stable_diffusion import StableDiffusionMethod
 from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.pretrained.base_model import find_base, load_controlnet
-from trainables.pretrained.base_schedule import base_identity
+from trainables.pretrained.identity import base_identity
 from trainables.settings import TrialSettings
 
 

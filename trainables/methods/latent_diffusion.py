@@ -26,8 +26,8 @@ from trainables.networks.stable_diffusion import (
     predict,
     widen_conv_in,
 )
-from trainables.pretrained.base_schedule import base_identity
-from trainables.pretrained.shipped import read_safetensors
+from trainables.pretrained.identity import base_identity
+from trainables.pretrained.weights_file import read_safetensors
 from trainables.settings import TrialSettings
 
 

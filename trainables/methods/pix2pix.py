@@ -21,7 +21,7 @@ from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.adversarial import check_discriminator, discriminator_loss, generator_loss
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.pix2pix import PatchGAN, UNetGenerator, load_pix2pix
-from trainables.pretrained.shipped import unequal
+from trainables.pretrained.identity import unequal
 from trainables.settings import TrialSettings
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.pretrained.autoencoders import load_latents
-from trainables.pretrained.shipped import build_diffusion, build_network, load_official_swin_unet, resshift_identity
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.resshift import build_diffusion, build_network, load_official_swin_unet
 from trainables.settings import TrialSettings
 
 

@@ -17,13 +17,13 @@ from trainables.diffusion.sinsr import sinsr_terms
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.pretrained.autoencoders import load_latents
-from trainables.pretrained.shipped import (
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.resshift import (
     build_diffusion,
     build_network,
     load_official_swin_unet,
     load_teacher,
     load_teacher_weights,
-    resshift_identity,
 )
 from trainables.settings import TrialSettings
 

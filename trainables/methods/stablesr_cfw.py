@@ -24,7 +24,7 @@ from trainables.networks.cfw import (
     encode_with_features,
     load_official_cfw,
 )
-from trainables.pretrained.base_schedule import base_fingerprint
+from trainables.pretrained.identity import base_fingerprint
 from trainables.settings import TrialSettings
 
 

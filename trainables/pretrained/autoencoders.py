@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import VQModel
 from torch import Tensor, nn
 
 from trainables.networks import autoencoder as vq
+from trainables.networks.autoencoder import load_vq_f4
 from trainables.networks.stable_diffusion import decode_kl, encode_kl
 from trainables.pretrained.base_model import find_base, load_vae, read_shape
-from trainables.pretrained.base_schedule import base_fingerprint
-from trainables.pretrained.shipped import autoencoder_path, fingerprint, load_autoencoder
+from trainables.pretrained.shipped import autoencoder_path
+from trainables.pretrained.weights_file import reading
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
 
@@ -57,13 +59,6 @@ def latent_shape(settings: TrialSettings) -> LatentShape:
     return LatentShape(3, 1)
 
 
-def autoencoder_fingerprint(settings: TrialSettings) -> str:
-    """Identifies the autoencoder by content."""
-    if METHODS[settings.method].latents == "kl":
-        return base_fingerprint(settings, "vae")
-    return fingerprint(autoencoder_path(settings.autoencoder.weights))
-
-
 def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder of the trial's method.
 
@@ -77,3 +72,11 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
         return Autoencoder(vae, lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
     model = load_autoencoder(settings.autoencoder.weights, device)
     return Autoencoder(model, lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))
+
+
+def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQModel:
+    """The frozen autoencoder, in evaluation mode."""
+    path = autoencoder_path(weights)
+    with reading("autoencoder.weights", path, "a VQ-f4 autoencoder"):
+        model = load_vq_f4(path)
+    return model.to(device).eval().requires_grad_(False)

@@ -1,16 +1,13 @@
-"""The noise schedule of a base as a trial uses it, and the base's identity."""
+"""The noise schedule of a base, as a trial uses it."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Literal
 
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
-from trainables.pretrained.base_model import find_base, load_empty_prompt, load_scheduler_config, read_shape
-from trainables.pretrained.shipped import fingerprint
-from trainables.settings import DiffusionSettings, TrialSettings
+from trainables.pretrained.base_model import load_scheduler_config, read_shape
+from trainables.settings import DiffusionSettings
 
 
 def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = False) -> GaussianDiffusion:
@@ -58,21 +55,3 @@ def zero_terminal_snr(folder: Path, settings: DiffusionSettings) -> bool:
 def steps_offset(folder: Path) -> int:
     """What the base's scheduler adds to "leading" timesteps."""
     return int(load_scheduler_config(folder).get("steps_offset", 0))
-
-
-def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
-    """What of the base the weights of a latent method belong to: UNet, autoencoder, schedule and prompt."""
-    folder = find_base(settings.base.weights, settings.base.revision)
-    prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
-    return {
-        "base": base_fingerprint(settings),
-        "base's autoencoder": base_fingerprint(settings, "vae"),
-        "base's scheduler": base_fingerprint(settings, "scheduler"),
-        "base's prompt": prompt,
-        "zero terminal SNR": zero_terminal_snr(folder, settings.diffusion),
-    }
-
-
-def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae", "scheduler"] = "unet") -> str:
-    """Identifies a part of the base by content."""
-    return fingerprint(find_base(settings.base.weights, settings.base.revision) / part)

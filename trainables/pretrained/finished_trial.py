@@ -14,8 +14,6 @@ from trainables.settings.presets import preset
 
 SETTINGS = "settings.json"
 """Beside a finished trial's weights: every setting by its dotted name."""
-ASSETS = Path(__file__).parents[1] / "assets"
-"""What ships with the project; `<method>_sample` are finished trials."""
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:

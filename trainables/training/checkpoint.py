@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from trainables.common.errors import InputError
 from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import SETTINGS
-from trainables.pretrained.shipped import describe, save_weights, unequal
+from trainables.pretrained.identity import unequal
+from trainables.pretrained.weights_file import describe, save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.validation import Validation

@@ -19,7 +19,7 @@ from trainables.data.prepare import Prepared
 from trainables.images.tensors import upsample
 from trainables.metrics import build_metrics
 from trainables.pretrained.autoencoders import load_latents
-from trainables.pretrained.shipped import build_diffusion, load_teacher
+from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
 from trainables.training.validation import Restore, Validation, validate
 

@@ -19,10 +19,10 @@ from typing import Any
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.store import Column, rows_per_shard, store_name
 from trainables.images.sources.photographs import Split
-from trainables.images.sources.source import fingerprint, is_paired
+from trainables.images.sources.source import is_paired, source_fingerprint
 from trainables.methods.shared.first_stage import first_stage_key
-from trainables.pretrained.autoencoders import autoencoder_fingerprint, latent_shape
-from trainables.pretrained.shipped import fingerprint as weights_fingerprint
+from trainables.pretrained.autoencoders import latent_shape
+from trainables.pretrained.identity import autoencoder_fingerprint, weights_fingerprint
 from trainables.pretrained.shipped import teacher_path
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
@@ -83,15 +83,15 @@ class Stage:
 
 def plan(settings: TrialSettings, root: Path | str, columns: Collection[str], source: str = "") -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
-    fingerprint them; makes nothing.
+    source_fingerprint them; makes nothing.
 
     Args:
         root: of the stores, a local folder or a URI.
-        source: the fingerprint of `settings.data.source` where it is known already.
+        source: the source_fingerprint of `settings.data.source` where it is known already.
     """
     needed = {STAGE_OF[column] for column in columns if column in STAGE_OF}
     latent = METHODS[settings.method].latents != ""
-    source = source or fingerprint(settings.data.source)
+    source = source or source_fingerprint(settings.data.source)
     stages = []
     # What trains nothing reads no training batch.
     splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)

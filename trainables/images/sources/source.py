@@ -51,7 +51,7 @@ def is_paired(source: str) -> bool:
     return list_source(source).paired
 
 
-def fingerprint(source: str) -> str:
+def source_fingerprint(source: str) -> str:
     """Identify the content of `source` (both splits): 64 hexadecimal digits.
 
     The sample and sources of up to 200 files and 1 GB on a side are hashed by content; larger ones by name, size and

@@ -13,7 +13,8 @@ from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.diffusion.noise import step_noise
 from trainables.pretrained.finished_trial import check_asked, finished_settings
-from trainables.pretrained.shipped import fingerprint, first_stage_path
+from trainables.pretrained.identity import weights_fingerprint
+from trainables.pretrained.shipped import first_stage_path
 from trainables.settings import TrialSettings, flatten, override
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
 def first_stage_key(settings: TrialSettings) -> dict[str, Any]:
     """What determines the latents it restores, beside the input and the noise."""
     folder = first_stage_path(settings.first_stage.weights)
-    key: dict[str, Any] = {"first_stage": fingerprint(folder), "draws": settings.first_stage.draws}
+    key: dict[str, Any] = {"first_stage": weights_fingerprint(folder), "draws": settings.first_stage.draws}
     if settings.method == "ccsr":
         ccsr = settings.ccsr
         key |= {"steps": ccsr.steps, "t_max": ccsr.t_max, "t_min": ccsr.t_min}

@@ -1,0 +1,93 @@
+"""What weights belong to, by content: hashes of files, and the identity that a trained network carries."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.pretrained.base_model import SHARDS, WEIGHTS, find_base, load_empty_prompt
+from trainables.pretrained.base_schedule import zero_terminal_snr
+from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.shipped import autoencoder_path
+from trainables.settings import TrialSettings, flatten
+from trainables.settings.methods import METHODS
+
+
+def weights_fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of what is read of a folder in diffusers layout or of a finished trial. Whatever else lies
+    there, such as the same weights in other formats, makes no difference."""
+    digest = hashlib.sha256()
+    for file in _files_read(path) if path.is_dir() else [path]:
+        status = file.stat()
+        digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _files_read(folder: Path) -> list[Path]:
+    names = {"config.json", "scheduler_config.json", SETTINGS, "weights.safetensors"}
+    index = folder / SHARDS
+    # Where there is an index, diffusers reads its shards, and no single file that lies beside them.
+    names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {WEIGHTS}
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_file(path: Path, size: int, changed: int) -> bytes:
+    """Once for each state of a file: a base has gigabytes, and every checkpoint names it."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
+    """What the weights of ResShift and SinSR belong to: a shape of network, the schedule whose states it has learnt to
+    restore, and an autoencoder, by its content."""
+    return {
+        **flatten(settings.network, "network."),
+        **flatten(settings.resshift, "resshift."),
+        "autoencoder": weights_fingerprint(autoencoder_path(settings.autoencoder.weights)),
+    }
+
+
+def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """What two architectures differ in, in words; empty if in nothing."""
+    expected = json.loads(json.dumps(expected))
+    parts = [
+        f"{name} is {_short(found.get(name))} there and {_short(expected.get(name))} in the settings"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
+    return f"trained otherwise: {'; '.join(parts)}" if parts else ""
+
+
+def _short(value: Any) -> Any:
+    """A hash by its first digits."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else value
+
+
+def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
+    """What of the base the weights of a latent method belong to: UNet, autoencoder, schedule and prompt."""
+    folder = find_base(settings.base.weights, settings.base.revision)
+    prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
+    return {
+        "base": base_fingerprint(settings),
+        "base's autoencoder": base_fingerprint(settings, "vae"),
+        "base's scheduler": base_fingerprint(settings, "scheduler"),
+        "base's prompt": prompt,
+        "zero terminal SNR": zero_terminal_snr(folder, settings.diffusion),
+    }
+
+
+def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae", "scheduler"] = "unet") -> str:
+    """Identifies a part of the base by content."""
+    return weights_fingerprint(find_base(settings.base.weights, settings.base.revision) / part)
+
+
+def autoencoder_fingerprint(settings: TrialSettings) -> str:
+    """Identifies the autoencoder by content."""
+    if METHODS[settings.method].latents == "kl":
+        return base_fingerprint(settings, "vae")
+    return weights_fingerprint(autoencoder_path(settings.autoencoder.weights))
