@@ -35,9 +35,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.sinsr_step import Taken
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared
-from trainables.data.stages.plan import DRAWN, STAGE_OF, Stage, plan
-from trainables.data.stores.store import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
+from trainables.data.prepared import Prepared
+from trainables.data.stages.plan import plan
+from trainables.data.stages.stage import DRAWN, STAGE_OF, Stage
+from trainables.data.stores.shard_format import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from trainables.data.stores.store import MANIFEST
+from trainables.data.stores.shard_format import MANIFEST
 from trainables.images.sources.photographs import Photograph, load_photographs
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.latent_step import measure, medians
 from benchmarks.sinsr_step import Taken
-from trainables.data.prepare import Prepared, prepare
+from trainables.data.prepare import prepare
+from trainables.data.prepared import Prepared
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override, reason_unread
-from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
 from trainables.training.loop import Trainer, World
 

@@ -18,10 +18,11 @@ from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import HISTORY
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
-from sweeps.running.search import ID, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.running.search import SweepScheduler, SweepSearch
+from sweeps.trial_config import ID, PARAMETERS, SEED
 from trainables.common.errors import INTERRUPTED
 from trainables.common.units import duration
-from trainables.data.prepare import open_stores
+from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
 from trainables.training.controls import measure_controls
 from trainables.training.launch import Job, launch, trial_resources

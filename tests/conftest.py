@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from tests.loop_helpers import SHORT, VARIANTS, VariantOf
-from trainables.data.prepare import Prepared, prepare
+from trainables.data.prepare import prepare
+from trainables.data.prepared import Prepared
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import METHODS, method_class
+from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 
 torch.set_num_threads(1)

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
+from trainables.pretrained.finished_trial import STATE
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
-from trainables.training.checkpoint import STATE
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 

@@ -18,18 +18,19 @@ from torch import Tensor
 from trainables.common.errors import InputError
 from trainables.data import batches as batches_module
 from trainables.data.batches import TrainingBatches, validation_batches
-from trainables.data.prepare import Prepared, prepare, validation_noise
+from trainables.data.prepare import prepare
+from trainables.data.prepared import Prepared, validation_noise
 from trainables.data.shards import pair_noise
 from trainables.data.stores.folder import StoreFolder
-from trainables.data.stores.store import (
+from trainables.data.stores.shard_format import (
     MANIFEST,
     Column,
-    Store,
     describe_shard,
     encode_manifest,
     encode_shard,
     shard_name,
 )
+from trainables.data.stores.store import Store
 from trainables.images.tensors import upsample
 from trainables.settings import TrialSettings, override
 

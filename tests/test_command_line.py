@@ -22,12 +22,11 @@ from sweeps.planning.run_folder import RunFolder
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
 from trainables.data.stages.plan import plan as plan_stages
-from trainables.data.stores.store import shard_name
-from trainables.methods.build import build_method
+from trainables.data.stores.shard_format import shard_name
+from trainables.methods.build import build_method, method_class
 from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, override
-from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
 
 BASE = ["--space", SPACE, "--perceptual", "none"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainables.common.errors import InputError
-from trainables.data.prepare import Prepared, prepare
+from trainables.data.prepare import prepare
+from trainables.data.prepared import Prepared
 from trainables.methods.sinsr import SinSR
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import decode

@@ -14,11 +14,12 @@ from filelock import FileLock
 from PIL import Image
 
 from trainables.data.__main__ import main
-from trainables.data.prepare import Prepared
-from trainables.data.stages.plan import STAGE_OF
+from trainables.data.prepared import Prepared
+from trainables.data.stages.stage import STAGE_OF
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import KINDS, remove, stores_below
-from trainables.data.stores.store import MANIFEST, Store, shard_name
+from trainables.data.stores.shard_format import MANIFEST, shard_name
+from trainables.data.stores.store import Store
 
 
 @pytest.fixture

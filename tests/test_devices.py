@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.loop_helpers import CPU, VARIANTS, VariantOf
 from trainables.data.batches import TrainingBatches, validation_batches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.settings import TrialSettings, override, reason_unread
 from trainables.training.loop import Trainer, World

@@ -13,12 +13,13 @@ from ray import tune
 from sweeps.planning.question import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
-from sweeps.running.search import GIVEN, ID, SweepScheduler
+from sweeps.running.search import SweepScheduler
+from sweeps.trial_config import GIVEN, ID
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
 from trainables.data.stages.plan import plan
+from trainables.methods.build import method_class
 from trainables.settings import override
-from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
 from trainables.training.launch import Job, Workers, launch, trial_resources
 

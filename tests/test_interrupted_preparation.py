@@ -21,7 +21,8 @@ from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages.plan import plan
-from trainables.data.stores.store import MANIFEST, Store, shard_name
+from trainables.data.stores.shard_format import MANIFEST, shard_name
+from trainables.data.stores.store import Store
 from trainables.settings import TrialSettings, override
 
 

@@ -19,17 +19,16 @@ from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables.common.errors import InputError
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
-from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrainingSettings, TrialSettings, override
-from trainables.training.checkpoint import GRID, PER_IMAGE, STATE, WEIGHTS
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.training.reporting import Report, TrialDiverged
-from trainables.training.validation import validate
+from trainables.training.validation import GRID, PER_IMAGE, validate
 
 
 @pytest.mark.parametrize("method", ["sinsr", "resshift"])

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.diffusion.resshift import per_sample_mse
-from trainables.methods.build import build_method
+from trainables.methods.build import build_method, method_class
 from trainables.methods.method import LossTerm, Method
 from trainables.methods.resshift import ResShift
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import decode
 from trainables.pretrained.autoencoders import load_autoencoder
+from trainables.pretrained.finished_trial import STATE, WEIGHTS
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import METHODS, method_class
-from trainables.training.checkpoint import STATE, WEIGHTS
+from trainables.settings.methods import METHODS
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.settings import TrialSettings, override
 from trainables.settings import methods as registry
-from trainables.training.checkpoint import GRID, PER_IMAGE, WEIGHTS
 from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.training.reporting import TrialDiverged
+from trainables.training.validation import GRID, PER_IMAGE
 
 # A method with two optimisers, small enough to write its training out by hand.
 

@@ -17,10 +17,11 @@ from PIL import Image
 
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
-from trainables.data.stores.store import MANIFEST, Store
+from trainables.data.stores.shard_format import MANIFEST
+from trainables.data.stores.store import Store
 from trainables.images.sources.photographs import load_photographs
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
 
 ROOT = Path(__file__).parent.parent

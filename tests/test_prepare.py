@@ -16,19 +16,20 @@ from safetensors.torch import load_file, save_file
 
 from tests.prepare_helpers import TAUGHT, made_by
 from trainables.common.errors import InputError
-from trainables.data.prepare import REJECTED, Prepared, prepare
+from trainables.data.prepare import REJECTED, prepare
+from trainables.data.prepared import Prepared
 from trainables.data.shards import pair_noise
 from trainables.data.stages.plan import plan
-from trainables.data.stores.store import MANIFEST, Store, shard_name
+from trainables.data.stores.shard_format import MANIFEST, shard_name
+from trainables.data.stores.store import Store
 from trainables.images.tensors import to_tensor, upsample
-from trainables.methods.build import build_method
+from trainables.methods.build import build_method, method_class
 from trainables.methods.shared.first_stage import first_stage_settings
 from trainables.networks.autoencoder import encode
 from trainables.pretrained.autoencoders import load_autoencoder
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import method_class
 
 ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")} | {"train targets"}
 

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from sweeps.planning.question import SweepSettings, resolve
 from tests.base_helpers import save_base
 from trainables.common.errors import InputError
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
-from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.pretrained.resshift import build_network
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, override
-from trainables.training.checkpoint import WEIGHTS
 from trainables.training.loop import Trainer, World
 
 CPU = torch.device("cpu")

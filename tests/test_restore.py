@@ -20,12 +20,11 @@ from PIL import Image
 from tests.conftest import finish
 from trainables.common.paths import write_whole
 from trainables.data.batches import validation_batches
-from trainables.data.prepare import Prepared, validation_noise
-from trainables.pretrained.finished_trial import SETTINGS
+from trainables.data.prepared import Prepared, validation_noise
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.restore import Restorer, main, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS
-from trainables.training.checkpoint import WEIGHTS
 
 CPU = torch.device("cpu")
 Finished = Callable[..., Path]

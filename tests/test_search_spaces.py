@@ -14,9 +14,10 @@ from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.running.search import draw
 from trainables.common.errors import InputError
 from trainables.data.stages.plan import plan
+from trainables.methods.build import method_class
 from trainables.metrics import METRICS
 from trainables.settings import flatten, override, reason_unread
-from trainables.settings.methods import METHODS, method_class
+from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS, preset
 
 NAMES = search_spaces.names()

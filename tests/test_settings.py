@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from trainables.common.errors import InputError
+from trainables.methods.build import method_class
 from trainables.methods.method import Method
 from trainables.pretrained.resshift import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
-from trainables.settings.methods import METHODS, Latents, method_class
+from trainables.settings.methods import METHODS, Latents
 from trainables.settings.presets import PRESETS, preset
 
 SAMPLE = preset("sample").trial

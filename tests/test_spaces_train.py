@@ -12,8 +12,8 @@ import search_spaces
 from sweeps.planning.question import SweepSettings, resolve
 from sweeps.running.search import draw
 from trainables.data.prepare import prepare
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import method_class
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 

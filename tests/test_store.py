@@ -17,11 +17,10 @@ import pytest
 
 from trainables.common.errors import InputError
 from trainables.data.stores.folder import StoreFolder
-from trainables.data.stores.store import (
+from trainables.data.stores.shard_format import (
     MANIFEST,
     SHARD_BYTES,
     Column,
-    Store,
     decode_shard,
     describe_shard,
     encode_manifest,
@@ -31,6 +30,7 @@ from trainables.data.stores.store import (
     shard_name,
     store_name,
 )
+from trainables.data.stores.store import Store
 
 COLUMNS = {
     "image": Column("uint8", (3, 4, 4)),

@@ -17,13 +17,14 @@ from tests.test_object_storage import endpoint
 from trainables import launch as launch_module
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared, make_stores, prepare
+from trainables.data.prepare import make_stores, prepare
+from trainables.data.prepared import Prepared
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages.plan import plan
 from trainables.data.stores.roots import local_root
-from trainables.data.stores.store import MANIFEST, shard_name
+from trainables.data.stores.shard_format import MANIFEST, shard_name
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import method_class
 from trainables.training.launch import Job, Workers
 from trainables.training.loop import World
 from trainables.training.reporting import Report

@@ -26,8 +26,9 @@ from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.recording.tables import RunTables, read_rows
 from sweeps.running.ray_cluster import connected, tune_interrupts
-from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED, SweepScheduler, SweepSearch
+from sweeps.running.search import SweepScheduler, SweepSearch
 from sweeps.sweep import start
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.test_tensorboard import Page, scalars

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
-from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from trainables.training.launch import LOSSES
 
 

@@ -19,7 +19,7 @@ from trainables.common.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.autoencoders import load_autoencoder
 from trainables.pretrained.base_model import SHIPPED_BASE
-from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.pretrained.identity import resshift_identity, unequal, weights_fingerprint
 from trainables.pretrained.resshift import build_network, count_parameters, load_teacher, load_teacher_weights
 from trainables.pretrained.shipped import (
@@ -31,7 +31,6 @@ from trainables.pretrained.shipped import (
 )
 from trainables.pretrained.weights_file import describe, save_weights
 from trainables.settings import TrialSettings, override
-from trainables.training.checkpoint import WEIGHTS
 
 
 def saved(path: Path, settings: TrialSettings, kind: str = "resshift") -> Path:

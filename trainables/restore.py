@@ -28,9 +28,10 @@ from trainables.common.paths import check_writable, path_of, write_whole
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import COUNTED, SUFFIXES
+from trainables.methods.build import method_class
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
-from trainables.settings.methods import METHODS, method_class
+from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 
 if TYPE_CHECKING:

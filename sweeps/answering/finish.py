@@ -17,10 +17,9 @@ from sweeps.recording.progress import logger
 from sweeps.recording.tables import Row, RunTables
 from sweeps.remarks import criteria_met, longer_training
 from trainables.common.errors import INTERRUPTED
-from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
-from trainables.training.checkpoint import WEIGHTS
 
 _WIDTH = 122
 

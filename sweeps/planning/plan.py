@@ -23,7 +23,7 @@ from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
-    from trainables.data.stages.plan import Stage
+    from trainables.data.stages.stage import Stage
     from trainables.settings import TrialSettings
 
 # Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
@@ -132,7 +132,7 @@ class Plan:
         Raises:
             InputError: a damaged store, or a machine that is too small.
         """
-        from trainables.data.prepare import VERIFIED_AT_START
+        from trainables.data.prepared import VERIFIED_AT_START
         from trainables.data.stores.store import Store
 
         for stage in self.stages:
@@ -226,8 +226,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     # Seconds of imports: only for what passed so far.
     from trainables.data.stages.plan import plan as plan_stages
     from trainables.images.sources.source import source_fingerprint
+    from trainables.methods.build import method_class
     from trainables.metrics import ensure_available, resolve_metrics
-    from trainables.settings.methods import method_class
 
     trials, configurations = question.every_method, question.outer_configurations()
     _find_bases(configurations, download)
@@ -311,7 +311,7 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
 
 def _networks(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
     """How large each method is, at most. Of configurations that differ in no network one is built."""
-    from trainables.settings.methods import method_class
+    from trainables.methods.build import method_class
 
     networks: dict[str, Networks] = {}
     built = set()

@@ -20,9 +20,9 @@ from sweeps.formatting import setting_text
 from sweeps.recording.progress import Progress
 from sweeps.recording.tables import RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.running.search import GIVEN, ID, LABEL, PARAMETERS, SEED
-from trainables.training.checkpoint import GRID, PER_IMAGE
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
+from trainables.training.validation import GRID, PER_IMAGE
 
 TABLED = ("val/", "loss/", "weighted/", "train/")
 

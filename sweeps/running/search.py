@@ -17,10 +17,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import Choice, Distribution, Float, SearchSpace, Value, When
 from sweeps.recording.tables import read_rows
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from trainables.training.launch import FAILED
-
-PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
-"""Keys of a trial's Tune config: dotted name -> value; "t000"; the point's label; seed offset; a point of the space."""
 
 
 def optuna_distribution(distribution: Distribution) -> BaseDistribution:

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.data.prepare import prepare
+from trainables.methods.build import method_class
+from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.shipped import ASSETS
 from trainables.pretrained.weights_file import describe, save_weights
 from trainables.settings import TrialSettings, override
-from trainables.settings.methods import method_class
 from trainables.settings.presets import preset
-from trainables.training.checkpoint import SETTINGS, WEIGHTS
+from trainables.training.checkpoint import SETTINGS
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 

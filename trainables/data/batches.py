@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from trainables.common.errors import InputError
-from trainables.data.prepare import Prepared, validation_noise
-from trainables.data.stages.plan import DRAWN, STAGE_OF
-from trainables.data.stores.store import Column
+from trainables.data.prepared import Prepared, validation_noise
+from trainables.data.stages.stage import DRAWN, STAGE_OF
+from trainables.data.stores.shard_format import Column
 from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 

@@ -19,7 +19,8 @@ from trainables.data.contact_sheet import write_contact_sheet
 from trainables.data.progress import PreparationProgress
 from trainables.data.stores.inventory import Shelved, remove, stores_below, to_prune
 from trainables.data.stores.roots import local_root, store_root
-from trainables.data.stores.store import MANIFEST, Store
+from trainables.data.stores.shard_format import MANIFEST
+from trainables.data.stores.store import Store
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset
 
@@ -40,7 +41,7 @@ def prepare(flags: argparse.Namespace) -> int:
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
     from trainables.data.stages.plan import plan
-    from trainables.settings.methods import method_class
+    from trainables.methods.build import method_class
 
     stages = plan(settings, root, method_class(settings.method).columns(settings))
     missing = [stage for stage in stages if not stage.exists]

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from trainables.data.shards import one_thread
-from trainables.data.stages.plan import Stage
+from trainables.data.stages.stage import Stage
 from trainables.diffusion.gaussian import full_timestep
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split, UnusableImage

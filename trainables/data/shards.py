@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 
 from trainables.common.errors import InputError
-from trainables.data.stages.plan import Stage
-from trainables.data.stores.store import Shard, decode_shard, describe_shard, encode_shard, shard_name
+from trainables.data.stages.stage import Stage
+from trainables.data.stores.shard_format import Shard, decode_shard, describe_shard, encode_shard, shard_name
 from trainables.images.pairs import Pair, Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
 from trainables.images.tensors import to_tensor, upsample

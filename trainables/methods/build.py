@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
+from trainables.common.errors import InputError
 from trainables.methods.method import Method
+from trainables.pretrained.finished_trial import WEIGHTS
+from trainables.pretrained.identity import unequal
 from trainables.pretrained.shipped import shipped_checkpoint
-from trainables.pretrained.weights_file import reading
+from trainables.pretrained.weights_file import describe, reading
 from trainables.settings import SHIPPED, TrialSettings
-from trainables.settings.methods import method_class
-from trainables.training.checkpoint import load_finished
+from trainables.settings.methods import METHODS
 
 
 def build_method(settings: TrialSettings, device: torch.device) -> Method:
@@ -32,3 +36,43 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
         else:
             load_finished(method, path)
     return method
+
+
+def load_finished(method: Method, folder: Path) -> None:
+    """Gives `method` the averaged weights of a finished trial.
+
+    Raises:
+        InputError: not such a folder, or one of another method or architecture.
+    """
+    path, settings = folder / WEIGHTS, method.settings
+    if not path.is_file():
+        raise InputError(
+            f"checkpoint={folder}: has no {WEIGHTS}; expected a finished trial, such as a run's best/, or the file of "
+            "a public checkpoint, see docs/weights.md"
+        )
+    try:
+        kind, architecture = describe(path)
+        state = load_file(path)
+    except Exception as error:
+        raise InputError(f"checkpoint={path}: not readable ({type(error).__name__})") from None
+    if kind != settings.method:
+        raise InputError(f"checkpoint={path}: weights of {kind!r}; expected those of {settings.method!r}")
+    if difference := unequal(architecture, method.architecture(settings)):
+        raise InputError(f"checkpoint={path}: {difference}")
+    try:
+        method.load({f"{_prefix(method)}{name}": tensor for name, tensor in state.items()}, method.result())
+    except ValueError as error:
+        raise InputError(f"checkpoint={path}: {error}") from None
+
+
+def _prefix(method: Method) -> str:
+    """Weights of a single network are written under its own names, as other programs know them."""
+    restoring = [name for name in method.networks if name not in method.adversaries]
+    return f"{restoring[0]}." if len(restoring) == 1 else ""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a registered method."""
+    module, _, attribute = METHODS[name].path.partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -60,3 +60,6 @@ def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) 
     key = "diffusion.objective"
     if wanted[key] != found.get(key, wanted[key]):
         raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")
+
+
+STATE, WEIGHTS = "state.pt", "weights.safetensors"

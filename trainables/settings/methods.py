@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from trainables.methods.method import Method
+    pass
 
 Latents = Literal["", "vq", "kl"]
 COMMON = ("data", "pairs", "training")
@@ -46,10 +45,3 @@ METHODS: dict[str, Entry] = {
     "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw")),
     "ccsr": Entry("trainables.methods.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),
 }
-
-
-def method_class(name: str) -> type[Method]:
-    """The class of a registered method."""
-    module, _, attribute = METHODS[name].path.partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found

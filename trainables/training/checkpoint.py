@@ -17,19 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
+from trainables.methods.build import _prefix
 from trainables.methods.method import Method
-from trainables.pretrained.finished_trial import SETTINGS
-from trainables.pretrained.identity import unequal
-from trainables.pretrained.weights_file import describe, save_weights
+from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
+from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
-from trainables.training.validation import Validation
-
-STATE, WEIGHTS = "state.pt", "weights.safetensors"
-PER_IMAGE, GRID = "per_image.parquet", "grid.png"
+from trainables.training.validation import GRID, PER_IMAGE, Validation
 
 
 def write_checkpoint(
@@ -58,39 +54,6 @@ def write_checkpoint(
     table = {"step": [step] * len(validation.images), "image": validation.images, **validation.per_image}
     pq.write_table(pa.table(table), folder / PER_IMAGE)
     Image.fromarray(validation.grid).save(folder / GRID)
-
-
-def load_finished(method: Method, folder: Path) -> None:
-    """Gives `method` the averaged weights of a finished trial.
-
-    Raises:
-        InputError: not such a folder, or one of another method or architecture.
-    """
-    path, settings = folder / WEIGHTS, method.settings
-    if not path.is_file():
-        raise InputError(
-            f"checkpoint={folder}: has no {WEIGHTS}; expected a finished trial, such as a run's best/, or the file of "
-            "a public checkpoint, see docs/weights.md"
-        )
-    try:
-        kind, architecture = describe(path)
-        state = load_file(path)
-    except Exception as error:
-        raise InputError(f"checkpoint={path}: not readable ({type(error).__name__})") from None
-    if kind != settings.method:
-        raise InputError(f"checkpoint={path}: weights of {kind!r}; expected those of {settings.method!r}")
-    if difference := unequal(architecture, method.architecture(settings)):
-        raise InputError(f"checkpoint={path}: {difference}")
-    try:
-        method.load({f"{_prefix(method)}{name}": tensor for name, tensor in state.items()}, method.result())
-    except ValueError as error:
-        raise InputError(f"checkpoint={path}: {error}") from None
-
-
-def _prefix(method: Method) -> str:
-    """Weights of a single network are written under its own names, as other programs know them."""
-    restoring = [name for name in method.networks if name not in method.adversaries]
-    return f"{restoring[0]}." if len(restoring) == 1 else ""
 
 
 def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainables.common.errors import InputError
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.images.tensors import upsample
 from trainables.metrics import build_metrics
 from trainables.pretrained.autoencoders import load_latents

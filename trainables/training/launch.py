@@ -21,10 +21,10 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
-from trainables.data.prepare import open_stores
-from trainables.data.stages.plan import Stage
+from trainables.data.prepared import open_stores
+from trainables.data.stages.stage import Stage
+from trainables.pretrained.finished_trial import STATE
 from trainables.settings import TrialSettings, override
-from trainables.training.checkpoint import STATE
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.data.batches import TrainingBatches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.data.batches import validation_batches
-from trainables.data.prepare import Prepared
+from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
 from trainables.metrics.stability import measure_stability
 
@@ -89,3 +89,6 @@ def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:
     found: list[dict[int, Any]] = [{}] * world
     dist.all_gather_object(found, own)
     return {row: value for theirs in found for row, value in theirs.items()}
+
+
+PER_IMAGE, GRID = "per_image.parquet", "grid.png"

@@ -15,7 +15,7 @@ from trainables.common.errors import InputError
 from trainables.common.locations import resolve_uri
 from trainables.common.paths import is_uri, write_whole
 from trainables.data.stores.roots import local_root
-from trainables.data.stores.store import MANIFEST
+from trainables.data.stores.shard_format import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from trainables.common.errors import InputError
-from trainables.data.stores.store import MANIFEST
+from trainables.data.stores.shard_format import MANIFEST
 
 KINDS = ("pairs", "latents", "targets", "restored")
-"""Those of `trainables.data.stages.plan.STAGE_OF`, whose module takes seconds to import."""
+"""Those of `trainables.data.stages.stage.STAGE_OF`, whose module takes seconds to import."""
 DAY = 24 * 3600.0
 WINDOWS = "windows"
 """The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.stores.mirror`."""

@@ -12,7 +12,7 @@ from trainables.common.errors import InputError
 from trainables.common.paths import write_whole
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import WINDOWS
-from trainables.data.stores.store import MANIFEST, shard_name
+from trainables.data.stores.shard_format import MANIFEST, shard_name
 
 _SPARE_SHARE = 0.05  # of a disk stays free
 

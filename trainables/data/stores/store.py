@@ -1,9 +1,8 @@
-"""The prepared store: fixed-size tensors in memory-mapped Arrow shards, keyed by all that determined them.
+"""A prepared store as trials read it: memory-mapped Arrow shards, keyed by all that determined them.
 
-A store is a folder `<kind>-<key hash>/` of `shard-00000.arrow`, ... and a `manifest.json`, which is written last: a
-folder without one is being made, or was cut off, and is never read. Every file comes under a temporary name and is
-renamed, so what has its name is whole, and a preparation that is started again goes on from the shards that are there.
-Pages are mapped read-only: all processes of a machine share one copy.
+Every file is written under a temporary name and then renamed, so a file that has its name is whole, and a preparation
+that starts again continues from the shards that exist. Pages are mapped read-only: all processes of a machine share one
+copy. The format is in `shard_format`.
 """
 
 from __future__ import annotations
@@ -13,161 +12,33 @@ import hashlib
 import json
 import math
 import os
-import re
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
 from trainables.common.errors import InputError
+from trainables.data.stores.shard_format import (
+    FORMAT,
+    MANIFEST,
+    NAME,
+    Column,
+    Shard,
+    _batches,
+    _view,
+    shard_name,
+)
 
 if TYPE_CHECKING:
     from trainables.data.stores.folder import StoreFolder
-
-FORMAT = 2
-MANIFEST = "manifest.json"
-NAME = "name"
-"""The column of strings that tells where a row comes from; only pairs have it."""
-SHARD_BYTES = 64 * 2**20
-_SMALLEST_SHARD, _SHARDS = 16, 256  # rows; shards that a store is cut into before they grow
-_REJECTED = b"rejected"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One tensor a row: `dtype` as NumPy names it, `shape` without the row dimension."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def bytes_per_row(self) -> int:
-        return self.size * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a manifest says of one shard. `rejected`: photograph -> why its rows are missing here."""
-
-    rows: int
-    bytes: int
-    sha256: str
-    rejected: Mapping[str, str]
-
-
-def key_hash(key: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the key's canonical JSON."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def store_name(kind: str, key: Mapping[str, Any]) -> str:
-    return f"{kind}-{key_hash(key)}"
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}.arrow"
-
-
-def shard_numbers(files: Iterable[str]) -> list[int]:
-    """Of those of `files` that are shards."""
-    return [int(found[1]) for file in files if (found := re.fullmatch(r"shard-(\d{5,})\.arrow", file))]
-
-
-def rows_per_shard(rows: int, bytes_per_row: int) -> int:
-    """Rows of every shard but the last: few enough that all cores have work from the start and little is lost when it
-    is cut off, and never over 64 MB of them."""
-    wanted = max(_SMALLEST_SHARD, -(-rows // _SHARDS))
-    return max(1, min(wanted, SHARD_BYTES // bytes_per_row))
-
-
-def encode_shard(
-    columns: Mapping[str, Column],
-    values: Mapping[str, np.ndarray],
-    names: Sequence[str] | None = None,
-    rejected: Mapping[str, str] | None = None,
-) -> pa.Buffer:
-    """The bytes of a shard's file: a function of the arguments alone.
-
-    Args:
-        values: for every column an array (rows, *shape), cast to the column's type.
-        names: one a row, or none of any row.
-        rejected: photograph -> why its rows are missing.
-
-    Raises:
-        ValueError: rows of another shape, or values that a 16-bit float cannot hold.
-    """
-    fields, arrays = [], []
-    for name, column in columns.items():
-        rows = np.asarray(values[name])
-        if rows.shape[1:] != column.shape:
-            raise ValueError(f"column {name}: rows of shape {rows.shape[1:]}, expected {column.shape}")
-        with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(rows, dtype=column.dtype)
-        if column.dtype == "float16" and not np.isfinite(cast).all():
-            raise ValueError(f"column {name}: a value is not finite or over 65504, the largest of 16 bits")
-        fields.append((name, pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype)), column.size)))
-        arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(cast.reshape(-1)), column.size))
-    if names is not None:
-        fields.append((NAME, pa.string()))
-        arrays.append(pa.array(names, pa.string()))
-    schema = pa.schema(fields, {_REJECTED: json.dumps(dict(rejected or {}), sort_keys=True)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return sink.getvalue()
-
-
-def decode_shard(file: pa.Buffer, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
-    """The columns in a shard's bytes, (rows, *shape), without a copy.
-
-    Raises:
-        ValueError, LookupError: not a shard with these columns.
-    """
-    (batch,) = _batches(pa.BufferReader(file))
-    return {name: _view(batch, name, column) for name, column in columns.items()}
-
-
-def describe_shard(file: pa.Buffer) -> Shard:
-    """What the manifest is to say of a shard with these bytes."""
-    reader = pa.ipc.open_file(pa.BufferReader(file))
-    rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-    return Shard(rows, file.size, hashlib.sha256(file).hexdigest(), json.loads(reader.schema.metadata[_REJECTED]))
-
-
-def encode_manifest(
-    kind: str, key: Mapping[str, Any], columns: Mapping[str, Column], shards: Sequence[Shard], made_from: str = ""
-) -> bytes:
-    """The bytes of a manifest. They hold no time and no place: equal content has an equal manifest.
-
-    Args:
-        made_from: hash of the manifest of the pairs that the rows belong to; empty of pairs themselves.
-    """
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "key": dict(key),
-        "made_from": made_from,
-        "rows": sum(shard.rows for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "columns": {name: {"dtype": c.dtype, "shape": list(c.shape)} for name, c in columns.items()},
-        "shards": [
-            {"rows": s.rows, "bytes": s.bytes, "sha256": s.sha256, "rejected": dict(s.rejected)} for s in shards
-        ],
-    }
-    return json.dumps(manifest, indent=1, sort_keys=True).encode()
 
 
 class _Mapped(NamedTuple):
@@ -344,16 +215,6 @@ class Store:
         """Maps these shards, in this order, for `rows` to find them here."""
         for number in shards:
             self._shard(int(number))
-
-
-def _batches(source: Any) -> Iterator[pa.RecordBatch]:
-    file = pa.ipc.open_file(source)
-    return (file.get_batch(number) for number in range(file.num_record_batches))
-
-
-def _view(batch: pa.RecordBatch, name: str, column: Column) -> np.ndarray:
-    values = batch.column(name).flatten().to_numpy(zero_copy_only=True)
-    return values.view(column.dtype).reshape(batch.num_rows, *column.shape)
 
 
 def _check_range(indices: np.ndarray, count: int, what: str) -> None:

@@ -1,0 +1,119 @@
+"""Prepared data as a trial reads it: the stores, opened and checked, and the noise of validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables.common.errors import InputError
+from trainables.data.stages.stage import STAGE_OF, Stage
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.inventory import mark_used
+from trainables.data.stores.mirror import mirror, window_of
+from trainables.data.stores.shard_format import MANIFEST
+from trainables.data.stores.store import Store
+from trainables.images.sources.photographs import Split
+from trainables.pretrained.autoencoders import latent_shape
+from trainables.settings import TrialSettings
+
+VERIFIED_AT_START = 2**30
+"""Stores of up to so many bytes are compared with their hashes whenever a sweep starts; larger ones by size alone."""
+
+_VALIDATION_NOISE = 8  # stream, apart from those of the data seed
+
+
+def validation_noise(row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
+    """The standard normal noise that validation pair `row` is restored with, float32; equal for all trials."""
+    stream = [_VALIDATION_NOISE, row] + ([draw] if draw else [])
+    return np.random.default_rng(stream).standard_normal(tuple(shape), np.float32)
+
+
+@dataclass
+class Prepared:
+    """The stores a trial reads. Opens them on first use, so that it travels between processes as paths.
+
+    Attributes:
+        train_stores, validation_stores: stage -> folder.
+        train_noise, validation_noise: (C, H, W) of the noise for one pair: of a latent, or of an image.
+        sources: folder -> where its shards come from when they are read, for stores that are not here as a whole.
+        keep: how many shards of such a store are kept here at a time.
+    """
+
+    train_stores: Mapping[str, str]
+    validation_stores: Mapping[str, str]
+    train_noise: tuple[int, int, int]
+    validation_noise: tuple[int, int, int]
+    sources: Mapping[str, StoreFolder] = field(default_factory=dict)
+    keep: int = 0
+    _open: dict[str, Store] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def train(self, column: str) -> Store:
+        return self._store(self.train_stores[STAGE_OF[column]])
+
+    def validation(self, column: str) -> Store:
+        return self._store(self.validation_stores[STAGE_OF[column]])
+
+    @property
+    def train_rows(self) -> int:
+        return len(self._store(self.train_stores["pairs"]))
+
+    @property
+    def validation_rows(self) -> int:
+        return len(self._store(self.validation_stores["pairs"]))
+
+    @property
+    def validation_names(self) -> list[str]:
+        return self._store(self.validation_stores["pairs"]).names
+
+    def _store(self, path: str) -> Store:
+        if path not in self._open:
+            self._open[path] = Store(path, source=self.sources.get(path), keep=self.keep)
+        return self._open[path]
+
+
+def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
+    """Stores that are made, as this machine reads them: those of a bucket are copied here first, once.
+
+    Raises:
+        InputError: one is not there, is damaged or does not fit on the disk, or they do not belong together.
+    """
+    window = settings.data.window_shards
+    paths: dict[tuple[Split, str], str] = {}
+    sources = {}
+    for stage in stages:
+        folder, place = stage.folder, stage.folder.local
+        if folder.remote and window and stage.split == "train" and not (place / MANIFEST).exists():
+            place = window_of(folder)
+            sources[str(place)] = folder
+        else:
+            if folder.remote:
+                mirror(folder)
+            Store(place, verify=settings.data.verify and stage.bytes <= VERIFIED_AT_START)
+        mark_used(place)
+        paths[stage.split, stage.name] = str(place)
+        _check_pairs(Path(paths[stage.split, "pairs"]), place)
+    shape = latent_shape(settings)
+    return Prepared(
+        {name: path for (split, name), path in paths.items() if split == "train"},
+        {name: path for (split, name), path in paths.items() if split == "validation"},
+        shape.of(settings.pairs.image_size),
+        shape.of(settings.pairs.validation_size),
+        sources,
+        2 * window,  # the present window and the next
+    )
+
+
+def _check_pairs(pairs: Path, place: Path) -> None:
+    """Refuses a store whose rows belong to other pairs: to some that were deleted and came out different since."""
+    expected = hashlib.sha256((pairs / MANIFEST).read_bytes()).hexdigest()
+    if place != pairs and json.loads((place / MANIFEST).read_text())["made_from"] != expected:
+        raise InputError(f"{place}: was made from other pairs than {pairs} holds; delete it and it is prepared anew")
