@@ -36,8 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.sinsr_step import Taken
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
-from trainables.data.stages.plan import plan
-from trainables.data.stages.stage import DRAWN, STAGE_OF, Stage
+from trainables.data.stages.kinds import DRAWN, STAGE_OF
+from trainables.data.stages.needed import needed_stages
+from trainables.data.stages.stage import Stage
 from trainables.data.stores.shard_format import MANIFEST, describe_shard, encode_manifest, encode_shard, shard_name
 from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
@@ -70,7 +71,7 @@ def benchmark_settings(size: int, batch: int, rows: int, steps: int) -> TrialSet
 def make_stores(settings: TrialSettings, root: Path) -> list[Stage]:
     """The training stores of a SinSR trial, full of random numbers."""
     rng = np.random.default_rng(0)
-    stages = [stage for stage in plan(settings, root, SinSR.columns(settings)) if stage.split == "train"]
+    stages = [stage for stage in needed_stages(settings, root, SinSR.columns(settings)) if stage.split == "train"]
     for stage in stages:
         shards = []
         for number in range(stage.shards):
@@ -210,7 +211,7 @@ def memory_report(root: Path, gigabytes: float) -> str:
     """PSS of one process that has read a store of that size, and of two."""
     size, batch = 256, 16
     one = benchmark_settings(size, batch, 16, 1)
-    row = sum(s.bytes_per_row for s in plan(one, root, SinSR.columns(one)) if s.split == "train")
+    row = sum(s.bytes_per_row for s in needed_stages(one, root, SinSR.columns(one)) if s.split == "train")
     rows = max(batch, int(gigabytes * 1e9 / row) // batch * batch)
     settings = benchmark_settings(size, batch, rows, one.sinsr.draws * rows // batch)
     stages = make_stores(settings, root)

@@ -20,7 +20,7 @@ from trainables.data import batches as batches_module
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepare import prepare
 from trainables.data.prepared import Prepared, validation_noise
-from trainables.data.shards import pair_noise
+from trainables.data.stages.stage import pair_noise
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import (
     MANIFEST,

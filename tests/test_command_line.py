@@ -21,7 +21,7 @@ from sweeps.planning.question import SweepSettings, resolve
 from sweeps.planning.run_folder import RunFolder
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
-from trainables.data.stages.plan import plan as plan_stages
+from trainables.data.stages.needed import needed_stages
 from trainables.data.stores.shard_format import shard_name
 from trainables.methods.build import build_method, method_class
 from trainables.pretrained.identity import resshift_identity
@@ -168,7 +168,7 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
         flags += ["--set", f"pairs.{name}"]
     prepare(settings, store, {"target"})
     shutil.rmtree(next(store.glob("latents-validation-*")))
-    stage = next(s for s in plan_stages(settings, store, method_class("sinsr").columns(settings)) if s.exists)
+    stage = next(s for s in needed_stages(settings, store, method_class("sinsr").columns(settings)) if s.exists)
     data = stage.folder.local / shard_name(0)
     whole = data.read_bytes()
     changed = bytearray(whole)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainables.data.__main__ import main
 from trainables.data.prepared import Prepared
-from trainables.data.stages.stage import STAGE_OF
+from trainables.data.stages.kinds import STAGE_OF
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import KINDS, remove, stores_below
 from trainables.data.stores.shard_format import MANIFEST, shard_name

@@ -17,7 +17,7 @@ from sweeps.running.search import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
 from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import override
 from trainables.settings.presets import preset
@@ -74,7 +74,7 @@ def test_stopped_groups_give_their_cpus_back(tmp_path: Path, store: Path) -> Non
     rates = [1e-4, 1e-5, 1e-6]
     workers = Workers(count=2)
     common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
-    stages = tuple(plan(common, store, method_class(common.method).columns(common)))
+    stages = tuple(needed_stages(common, store, method_class(common.method).columns(common)))
     make_stores(common, stages)
 
     def trial(config: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from tests.prepare_helpers import made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.data.stores.store import Store
 from trainables.settings import TrialSettings, override
@@ -130,7 +130,7 @@ def test_stores_of_other_pairs_are_not_read_together(tiny: TrialSettings, tmp_pa
 
 
 def test_what_is_to_come_on_the_disk_is_what_is_not_there(tiny: TrialSettings, tmp_path: Path) -> None:
-    stages = plan(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)
+    stages = needed_stages(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)
     everything = sum(stage.bytes for stage in stages)
     assert bytes_to_come(stages) == everything
     prepare(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)

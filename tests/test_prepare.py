@@ -18,8 +18,8 @@ from tests.prepare_helpers import TAUGHT, made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, prepare
 from trainables.data.prepared import Prepared
-from trainables.data.shards import pair_noise
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
+from trainables.data.stages.stage import pair_noise
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.data.stores.store import Store
 from trainables.images.tensors import to_tensor, upsample
@@ -36,7 +36,7 @@ ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pa
 
 def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT) -> dict[str, str]:
     """Stage -> name of its store, without making any."""
-    return {f"{stage.split} {stage.name}": stage.folder.name for stage in plan(settings, "root", columns)}
+    return {f"{stage.split} {stage.name}": stage.folder.name for stage in needed_stages(settings, "root", columns)}
 
 
 def other_autoencoder(folder: Path) -> str:
@@ -175,7 +175,7 @@ def test_restored_latents_are_the_first_stages(
 
 
 def test_the_plan_says_what_is_made(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
-    for stage in plan(tiny, store_root, TAUGHT):
+    for stage in needed_stages(tiny, store_root, TAUGHT):
         store = Store(stage.folder.local)
         assert (len(store), store.columns) == (stage.rows, stage.columns)
         # Beside the values an Arrow file has a schema and a record of every batch.
@@ -204,7 +204,7 @@ def test_preparing_twice_gives_the_same_bytes(
     tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
 ) -> None:
     assert made_by(tiny, tmp_path) == {stage: 8 if "train" in stage else 3 for stage in ALL}
-    for stage in plan(tiny, store_root, TAUGHT):
+    for stage in needed_stages(tiny, store_root, TAUGHT):
         files = set(stage.folder.files()) - {".used"}
         assert {MANIFEST, shard_name(0)} <= files and (REJECTED in files) == (stage.name == "pairs")
         for file in files:

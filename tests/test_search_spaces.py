@@ -13,7 +13,7 @@ from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
 from sweeps.planning.question import Question, SweepSettings, resolve
 from sweeps.running.search import draw
 from trainables.common.errors import InputError
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.metrics import METRICS
 from trainables.settings import flatten, override, reason_unread
@@ -106,7 +106,7 @@ def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_p
     stores: dict[str, set[tuple[Path, ...]]] = {}
     for values in [*(point.values for point in question.space.points), *proposals(question.space, 5)]:
         trial = question.trial_with(values)
-        stages = plan(trial, tmp_path, method_class(trial.method).columns(trial))
+        stages = needed_stages(trial, tmp_path, method_class(trial.method).columns(trial))
         stores.setdefault(trial.method, set()).add(tuple(stage.folder for stage in stages))
     assert all(len(different) == 1 for different in stores.values())
 

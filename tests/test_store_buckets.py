@@ -14,17 +14,17 @@ from PIL import Image
 
 from tests.conftest import SMALL_NETWORK
 from tests.test_object_storage import endpoint
-from trainables import launch as launch_module
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import make_stores, prepare
 from trainables.data.prepared import Prepared
 from trainables.data.shards import Made, ShardMaker, Task, run_here
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
+from trainables.training import launch as launch_module
 from trainables.training.launch import Job, Workers
 from trainables.training.loop import World
 from trainables.training.reporting import Report
@@ -158,7 +158,7 @@ def test_a_trial_reads_a_bucket(
     """On another machine than the one that prepared, which has neither the stores nor the photographs."""
     settings = override(settings, {"method": "resshift", **SMALL_NETWORK, "data.source": str(tmp_path / "photographs")})
     some_photographs(tmp_path / "photographs")
-    stages = tuple(plan(settings, root, method_class("resshift").columns(settings)))
+    stages = tuple(needed_stages(settings, root, method_class("resshift").columns(settings)))
     make_stores(settings, stages)
     shutil.rmtree(tmp_path / "photographs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))

@@ -224,7 +224,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     concurrent = 0 if settings.address else _local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
-    from trainables.data.stages.plan import plan as plan_stages
+    from trainables.data.stages.needed import needed_stages
     from trainables.images.sources.source import source_fingerprint
     from trainables.methods.build import method_class
     from trainables.metrics import ensure_available, resolve_metrics
@@ -249,7 +249,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     source = source_fingerprint(question.trial.data.source)
 
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
-        return tuple(plan_stages(trial, store, method_class(trial.method).columns(trial), source))
+        return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source))
 
     stages_of = {trial.method: stages(trial) for trial in trials}
     for trial in configurations:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared, validation_noise
-from trainables.data.stages.stage import DRAWN, STAGE_OF
+from trainables.data.stages.kinds import DRAWN, STAGE_OF
 from trainables.data.stores.shard_format import Column
 from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings

@@ -40,10 +40,10 @@ def prepare(flags: argparse.Namespace) -> int:
     _check_gpus(flags)
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
-    from trainables.data.stages.plan import plan
+    from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
 
-    stages = plan(settings, root, method_class(settings.method).columns(settings))
+    stages = needed_stages(settings, root, method_class(settings.method).columns(settings))
     missing = [stage for stage in stages if not stage.exists]
     pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root)))
     for stage in stages:

@@ -20,7 +20,7 @@ from trainables.data.prepared import (
     open_stores,
 )
 from trainables.data.shards import Runner, ShardMaker, Task, run_here
-from trainables.data.stages.plan import plan
+from trainables.data.stages.needed import needed_stages
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.roots import local_root
@@ -51,7 +51,7 @@ def prepare(
     progress: Progress = lambda stage, done, rows: None,
     run: Runner = run_here,
 ) -> Prepared:
-    """Makes what `plan` lists and is not there yet; returns all of it, on this machine's disk.
+    """Makes what `needed_stages` lists and is not there yet; returns all of it, on this machine's disk.
 
     Args:
         root: of the stores: a local folder, or a URI, from which they are mirrored to this machine once.
@@ -66,7 +66,7 @@ def prepare(
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
             allows, or a damaged store.
     """
-    stages = plan(settings, root, columns)
+    stages = needed_stages(settings, root, columns)
     make_stores(settings, stages, device, progress, run)
     return open_stores(settings, stages)
 

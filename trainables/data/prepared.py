@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from trainables.common.errors import InputError
-from trainables.data.stages.stage import STAGE_OF, Stage
+from trainables.data.stages.kinds import STAGE_OF
+from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import mark_used
 from trainables.data.stores.mirror import mirror, window_of

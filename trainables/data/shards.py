@@ -9,32 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from trainables.common.errors import InputError
-from trainables.data.stages.stage import Stage
+from trainables.data.stages.kinds import MAKERS
+from trainables.data.stages.pairs import encode_pairs
+from trainables.data.stages.stage import Stage, StageMaker, Values
 from trainables.data.stores.shard_format import Shard, decode_shard, describe_shard, encode_shard, shard_name
-from trainables.images.pairs import Pair, Pairs
-from trainables.images.sources.photographs import Split, UnusableImage
-from trainables.images.tensors import to_tensor, upsample
-from trainables.methods.shared.first_stage import FirstStage
-from trainables.pretrained.autoencoders import Autoencoder, load_latents
-from trainables.pretrained.resshift import build_diffusion, load_teacher
+from trainables.images.pairs import Pairs
+from trainables.images.sources.photographs import Split
 from trainables.settings import TrialSettings
 
-_NOISE = 7  # stream of the data seed
 _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # through a network: of 512 px 8, whose activations fill gigabytes
-
-Values = dict[str, np.ndarray]
-
-
-def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
-    """The standard normal noise of one draw for one training pair, float16; equal on every machine."""
-    return np.random.default_rng([seed, _NOISE, row, draw]).standard_normal(tuple(shape), np.float32).astype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -80,6 +69,7 @@ class ShardMaker:
     ) -> None:
         self._settings, self._pairs, self.device = settings, pairs, torch.device(device)
         self._stages = {(stage.split, stage.name): stage for stage in stages}
+        self._makers: dict[str, StageMaker] = {}
 
     def __call__(self, task: Task) -> Made:
         """Does a task; an `InputError` on the way is part of the result, for others to be told of."""
@@ -118,11 +108,11 @@ class ShardMaker:
 
     def _make(self, stage: Stage, number: int, made: Mapping[str, pa.Buffer]) -> pa.Buffer:
         if stage.name == "pairs":
-            return self._make_pairs(stage, number)
+            return encode_pairs(stage, number, self._pairs[stage.split])
         before = self._shard(stage.split, "pairs", number, made)
         if stage.name != "latents":
             before |= self._shard(stage.split, "latents", number, made)
-        make = {"latents": self._latents, "targets": self._targets, "restored": self._restored}[stage.name]
+        make = self._maker(stage.name)
         at_once = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // (before["target"].shape[-1] ** 2)))
         parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows, at_once)]
         values = (
@@ -150,63 +140,10 @@ class ShardMaker:
                 "prepared anew"
             ) from None
 
-    def _make_pairs(self, stage: Stage, number: int) -> pa.Buffer:
-        pairs, made, rejected = self._pairs[stage.split], list[Pair](), dict[str, str]()
-        for row in stage.rows_of(number):
-            name = pairs.photograph_of(row)
-            if name not in rejected:
-                try:
-                    made.append(pairs[row])
-                except UnusableImage as error:
-                    rejected[name] = str(error)
-        # One that is found broken in the middle of its rows gives none of them.
-        made = [pair for pair in made if pair.photograph not in rejected]
-        values = {
-            name: np.stack([getattr(pair, name).transpose(2, 0, 1) for pair in made])
-            if made
-            else np.empty((0, *column.shape), column.dtype)
-            for name, column in stage.columns.items()
-        }
-        return encode_shard(stage.columns, values, [pair.name for pair in made], rejected)
-
-    @cached_property
-    def _autoencoder(self) -> Autoencoder:
-        return load_latents(self._settings, self.device)
-
-    @cached_property
-    def _first_stage(self) -> FirstStage:
-        return FirstStage(self._settings, self.device)
-
-    @cached_property
-    def _teacher(self) -> torch.nn.Module:
-        return load_teacher(self._settings, self.device)
-
-    def _latents(self, before: Values, rows: range) -> Values:
-        degraded = upsample(to_tensor(before["degraded"], self.device), self._settings.pairs.scale)
-        return {
-            "latent": self._autoencoder.encode(to_tensor(before["target"], self.device)).cpu().numpy(),
-            "latent_degraded": self._autoencoder.encode(degraded).cpu().numpy(),
-        }
-
-    def _targets(self, before: Values, rows: range) -> Values:
-        teacher, diffusion = self._teacher, build_diffusion(self._settings.resshift)
-        degraded, y = (to_tensor(before[name], self.device) for name in ("degraded", "latent_degraded"))
-        noises, taught = [], []
-        for draw in range(self._settings.sinsr.draws):
-            noises.append(np.stack([pair_noise(self._settings.data.seed, row, draw, y.shape[1:]) for row in rows]))
-            noise = to_tensor(noises[-1], self.device)
-            x0 = diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise)
-            taught.append(x0.float().cpu().numpy())
-        return {"noise": np.stack(noises, 1), "taught": np.stack(taught, 1)}
-
-    def _restored(self, before: Values, rows: range) -> Values:
-        x0, y = (to_tensor(before[name], self.device) for name in ("latent", "latent_degraded"))
-        seed, restored = self._settings.data.seed, []
-        for draw in range(self._settings.first_stage.draws):
-            noise = np.stack([pair_noise(seed, row, draw, y.shape[1:]) for row in rows])
-            keys = [(seed, _NOISE, row, draw) for row in rows]
-            restored.append(self._first_stage(y, to_tensor(noise, self.device), keys, x0).float().cpu().numpy())
-        return {"restored": np.stack(restored, 1)}
+    def _maker(self, name: str) -> StageMaker:
+        if name not in self._makers:
+            self._makers[name] = MAKERS[name](self._settings, self.device)
+        return self._makers[name]
 
 
 def _parts(values: Values, first: int, at_once: int) -> Iterator[tuple[Values, range]]:

@@ -1,30 +1,30 @@
-"""One store of prepared data: a stage of one split."""
+"""What a stage of prepared data is, and the contract of whatever makes its rows.
+
+Each stage is a store of its own, keyed by everything that determined it, so that a change remakes only what follows it:
+
+    pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (ResShift teacher, noise draws)
+                                                                     -> restored (finished first stage, noise draws)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
 
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import Column
 from trainables.images.sources.photographs import Split
+from trainables.settings import TrialSettings
 
-STAGE_OF = {
-    "target": "pairs",
-    "degraded": "pairs",
-    "latent": "latents",
-    "latent_degraded": "latents",
-    "noise": "targets",
-    "taught": "targets",
-    "restored": "restored",
-}
-
-DRAWN = ("noise", "taught", "restored")
-"""Columns that hold several noise draws of each pair."""
-
-LATENTS_VERSION = 3
-"""Part of what determines latents and what follows from them: raise it when the same inputs give others."""
+NOISE_STREAM = 7
+"""Of the data seed: the noise of training pairs."""
+Values = dict[str, np.ndarray]
+"""Column -> (rows, *shape)."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,42 @@ class Stage:
     @property
     def bytes(self) -> int:
         return self.rows * self.bytes_per_row
+
+
+class StageMaker(ABC):
+    """Makes the rows of one stage from those of the stages before it; loads its networks when it is made.
+
+    To add a stage: one file with a subclass, and one line in `kinds.py`.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]]
+    DRAWN: ClassVar[bool] = False
+    """Whether its columns hold several noise draws of each pair, (rows, draws, C, H, W)."""
+
+    @abstractmethod
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        """Raises InputError where weights cannot be had."""
+
+    @staticmethod
+    @abstractmethod
+    def key(settings: TrialSettings) -> dict[str, Any]:
+        """What determines its values, besides what determines those of the stage before."""
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, settings: TrialSettings, size: int) -> dict[str, Column]:
+        """Its columns for images of `size` pixels a side."""
+
+    @abstractmethod
+    def __call__(self, before: Values, rows: range) -> Values:
+        """The columns of these rows.
+
+        Args:
+            before: columns of the stages before it, for these rows. rows: their numbers in the split.
+        """
+
+
+def pair_noise(seed: int, row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
+    """The standard normal noise of one draw for one training pair, float16; equal on every machine."""
+    stream = [seed, NOISE_STREAM, row, draw]
+    return np.random.default_rng(stream).standard_normal(tuple(shape), np.float32).astype(np.float16)

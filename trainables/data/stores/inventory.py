@@ -17,7 +17,7 @@ from trainables.common.errors import InputError
 from trainables.data.stores.shard_format import MANIFEST
 
 KINDS = ("pairs", "latents", "targets", "restored")
-"""Those of `trainables.data.stages.stage.STAGE_OF`, whose module takes seconds to import."""
+"""Those of `trainables.data.stages.kinds.STAGE_OF`, whose module takes seconds to import."""
 DAY = 24 * 3600.0
 WINDOWS = "windows"
 """The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.stores.mirror`."""

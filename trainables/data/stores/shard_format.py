@@ -128,8 +128,8 @@ def decode_shard(file: pa.Buffer, columns: Mapping[str, Column]) -> dict[str, np
     Raises:
         ValueError, LookupError: not a shard with these columns.
     """
-    (batch,) = _batches(pa.BufferReader(file))
-    return {name: _view(batch, name, column) for name, column in columns.items()}
+    (batch,) = record_batches(pa.BufferReader(file))
+    return {name: column_view(batch, name, column) for name, column in columns.items()}
 
 
 def describe_shard(file: pa.Buffer) -> Shard:
@@ -162,11 +162,11 @@ def encode_manifest(
     return json.dumps(manifest, indent=1, sort_keys=True).encode()
 
 
-def _batches(source: Any) -> Iterator[pa.RecordBatch]:
+def record_batches(source: Any) -> Iterator[pa.RecordBatch]:
     file = pa.ipc.open_file(source)
     return (file.get_batch(number) for number in range(file.num_record_batches))
 
 
-def _view(batch: pa.RecordBatch, name: str, column: Column) -> np.ndarray:
+def column_view(batch: pa.RecordBatch, name: str, column: Column) -> np.ndarray:
     values = batch.column(name).flatten().to_numpy(zero_copy_only=True)
     return values.view(column.dtype).reshape(batch.num_rows, *column.shape)

@@ -32,8 +32,8 @@ from trainables.data.stores.shard_format import (
     NAME,
     Column,
     Shard,
-    _batches,
-    _view,
+    column_view,
+    record_batches,
     shard_name,
 )
 
@@ -139,10 +139,10 @@ class Store:
         return mapped
 
     def _map(self, number: int) -> _Mapped:
-        (batch,) = _batches(pa.memory_map(str(self._file(number)), "r"))
+        (batch,) = record_batches(pa.memory_map(str(self._file(number)), "r"))
         if batch.num_rows != self._shards[number].rows:
             raise self._damaged(f"{shard_name(number)} has {batch.num_rows} rows, expected {self._shards[number].rows}")
-        return _Mapped(batch, {name: _view(batch, name, column) for name, column in self.columns.items()})
+        return _Mapped(batch, {name: column_view(batch, name, column) for name, column in self.columns.items()})
 
     def _map_fetched(self, number: int) -> _Mapped:
         """Maps a shard that is here or else at the source, and makes room for it."""

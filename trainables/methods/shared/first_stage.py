@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.diffusion.noise import step_noise
 from trainables.pretrained.finished_trial import check_asked, finished_settings
-from trainables.pretrained.identity import weights_fingerprint
 from trainables.pretrained.shipped import first_stage_path
 from trainables.settings import TrialSettings, flatten, override
 
@@ -100,13 +99,3 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     if settings.method == "ccsr":
         check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)
     return first
-
-
-def first_stage_key(settings: TrialSettings) -> dict[str, Any]:
-    """What determines the latents it restores, beside the input and the noise."""
-    folder = first_stage_path(settings.first_stage.weights)
-    key: dict[str, Any] = {"first_stage": weights_fingerprint(folder), "draws": settings.first_stage.draws}
-    if settings.method == "ccsr":
-        ccsr = settings.ccsr
-        key |= {"steps": ccsr.steps, "t_max": ccsr.t_max, "t_min": ccsr.t_min}
-    return key

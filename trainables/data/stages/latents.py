@@ -1,0 +1,42 @@
+"""The latents of targets and of upsampled degraded images, as the trial's autoencoder encodes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trainables.data.stages.stage import StageMaker, Values
+from trainables.data.stores.shard_format import Column
+from trainables.images.tensors import to_tensor, upsample
+from trainables.pretrained.autoencoders import latent_shape, load_latents
+from trainables.pretrained.identity import autoencoder_fingerprint
+from trainables.settings import TrialSettings
+
+VERSION = 3
+"""Part of what determines latents and what follows from them: raise it when the same inputs give others."""
+
+
+class Latents(StageMaker):
+    """Encodes each image once, in float16."""
+
+    COLUMNS = ("latent", "latent_degraded")
+
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        self._scale, self._device = settings.pairs.scale, device
+        self._autoencoder = load_latents(settings, device)
+
+    @staticmethod
+    def key(settings: TrialSettings) -> dict[str, Any]:
+        return {"latents": VERSION, "autoencoder": autoencoder_fingerprint(settings)}
+
+    @classmethod
+    def columns(cls, settings: TrialSettings, size: int) -> dict[str, Column]:
+        return dict.fromkeys(cls.COLUMNS, Column("float16", latent_shape(settings).of(size)))
+
+    def __call__(self, before: Values, rows: range) -> Values:
+        degraded = upsample(to_tensor(before["degraded"], self._device), self._scale)
+        return {
+            "latent": self._autoencoder.encode(to_tensor(before["target"], self._device)).cpu().numpy(),
+            "latent_degraded": self._autoencoder.encode(degraded).cpu().numpy(),
+        }

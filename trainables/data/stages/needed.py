@@ -1,0 +1,54 @@
+"""Which stages a trial's data needs, and what determines each of them.
+
+All stages of a split are cut into shards at the same rows, so that a shard needs only the shards of its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from trainables.data.stages.kinds import MAKERS, STAGE_OF
+from trainables.data.stages.pairs import pairs_columns, pairs_key
+from trainables.data.stages.stage import Stage
+from trainables.data.stores.folder import StoreFolder
+from trainables.data.stores.shard_format import rows_per_shard, store_name
+from trainables.images.sources.photographs import Split
+from trainables.images.sources.source import source_fingerprint
+from trainables.settings import TrialSettings
+from trainables.settings.methods import METHODS
+
+
+def needed_stages(settings: TrialSettings, root: Path | str, columns: Collection[str], source: str = "") -> list[Stage]:
+    """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
+    fingerprint them; makes nothing.
+
+    Args:
+        root: of the stores, a local folder or a URI.
+        source: the fingerprint of `settings.data.source` where it is known already.
+    """
+    source = source or source_fingerprint(settings.data.source)
+    # What trains nothing reads no training batch.
+    splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
+    return [stage for split in splits for stage in _stages_of(split, settings, str(root), columns, source)]
+
+
+def _stages_of(split: Split, settings: TrialSettings, root: str, columns: Collection[str], source: str) -> list[Stage]:
+    pairs = settings.pairs
+    training = split == "train"
+    rows = pairs.train_pairs if training else pairs.validation_pairs
+    size = pairs.image_size if training else pairs.validation_size
+    wanted = {STAGE_OF[column] for column in columns if column in STAGE_OF} & MAKERS.keys() if training else {"latents"}
+    keys: dict[str, dict[str, Any]] = {"pairs": pairs_key(settings, split, source)}
+    if METHODS[settings.method].latents and wanted:
+        keys["latents"] = keys["pairs"] | MAKERS["latents"].key(settings)
+    keys |= {name: keys["latents"] | MAKERS[name].key(settings) for name in MAKERS if name in wanted - {"latents"}}
+    of_pairs = pairs_columns(settings, size)
+    shard_rows = rows_per_shard(rows, sum(column.bytes_per_row for column in of_pairs.values()))
+    stages = []
+    for name, key in keys.items():
+        folder = StoreFolder(root, store_name(f"{name}-{split}", key))
+        held = of_pairs if name == "pairs" else MAKERS[name].columns(settings, size)
+        stages.append(Stage(name, split, key, folder, rows, shard_rows, held))
+    return stages

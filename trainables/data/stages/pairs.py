@@ -1,0 +1,66 @@
+"""Pairs of target and degraded image, cut out of photographs: the first stage, which no network makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from trainables.data.stages.stage import Stage
+from trainables.data.stores.shard_format import Column, encode_shard
+from trainables.images.pairs import Pair, Pairs
+from trainables.images.sources.photographs import Split, UnusableImage
+from trainables.images.sources.source import is_paired
+from trainables.settings import TrialSettings
+from trainables.settings.pairs import PAIRS_VERSION
+
+COLUMNS = ("target", "degraded")
+
+
+def pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, Any]:
+    """Training pairs depend on their size, number and seed, validation pairs on theirs alone.
+
+    Args:
+        source: the fingerprint of the photographs.
+    """
+    pairs = dataclasses.asdict(settings.pairs)
+    own = (
+        ("image_size", "train_pairs", "colour_swap_prob")
+        if split == "train"
+        else ("validation_size", "validation_pairs")
+    )
+    key = {name: pairs[name] for name in (*own, "scale")}
+    if not is_paired(settings.data.source):
+        made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
+        key |= {made_by: pairs[made_by]}
+    key |= {"version": PAIRS_VERSION, "source": source, "split": split}
+    return key | ({"seed": settings.data.seed} if split == "train" else {})
+
+
+def pairs_columns(settings: TrialSettings, size: int) -> dict[str, Column]:
+    """uint8 images (3, H, W) of `size` pixels a side, and degraded ones `pairs.scale` times smaller."""
+    degraded = size // settings.pairs.scale
+    return {"target": Column("uint8", (3, size, size)), "degraded": Column("uint8", (3, degraded, degraded))}
+
+
+def encode_pairs(stage: Stage, number: int, pairs: Pairs) -> pa.Buffer:
+    """Shard `number` of a stage of pairs. A photograph that turns out broken in the middle of its rows gives none of
+    them."""
+    made, rejected = list[Pair](), dict[str, str]()
+    for row in stage.rows_of(number):
+        name = pairs.photograph_of(row)
+        if name not in rejected:
+            try:
+                made.append(pairs[row])
+            except UnusableImage as error:
+                rejected[name] = str(error)
+    made = [pair for pair in made if pair.photograph not in rejected]
+    values = {
+        name: np.stack([getattr(pair, name).transpose(2, 0, 1) for pair in made])
+        if made
+        else np.empty((0, *column.shape), column.dtype)
+        for name, column in stage.columns.items()
+    }
+    return encode_shard(stage.columns, values, [pair.name for pair in made], rejected)
