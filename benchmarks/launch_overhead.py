@@ -35,7 +35,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from sweeps.planning.question import BASE_METRICS
+from sweeps.planning.settings import BASE_METRICS
 from trainables.data.prepare import prepare
 from trainables.methods.sinsr import SinSR
 from trainables.settings import TrialSettings, override

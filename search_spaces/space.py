@@ -143,8 +143,8 @@ class SearchSpace:
     Attributes:
         name: the file's name, and what `--space` takes.
         question: one sentence, ending in a question mark.
-        method: the method every trial trains, a name of `trainables.settings.methods`; where it is itself a parameter, that
-            of the baseline.
+        method: the method every trial trains, a name of `trainables.settings.methods`; where it is itself a
+            parameter, that of the baseline.
         parameters: dotted setting name -> distribution. What the search varies.
         points: tried first, in order. The first one is the baseline that every answer compares with. Points are
             never stopped early: a comparison needs both sides at the last step.

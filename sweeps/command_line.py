@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
-from sweeps.planning.question import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings, resolve
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings
 from trainables.common.errors import INTERRUPTED, InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.common.paths import path_of

@@ -17,8 +17,9 @@ from PIL import Image
 
 from sweeps.answering.finish import resume_line, tensorboard_line
 from sweeps.command_line import main
-from sweeps.planning.question import SweepSettings, resolve
+from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import RunFolder
+from sweeps.planning.settings import SweepSettings
 from tests.sweep_helpers import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
 from trainables.data.stages.needed import needed_stages

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray import tune
 
-from sweeps.planning.question import SweepSettings
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from sweeps.running.search import SweepScheduler

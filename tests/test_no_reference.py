@@ -80,7 +80,7 @@ def test_clip_iqa_equals_torchmetrics(clip: MetricSet, images: Tensor) -> None:
         # A score amplifies the rounding of its embeddings a hundredfold.
         torch.testing.assert_close(clip(part, part)["val/clip_iqa"], expected[name], rtol=2e-5, atol=0)
     with pytest.raises(RuntimeError):
-        clip._networks["val/clip_iqa"](images[..., : side - 1, : side - 1])
+        clip.networks_of["val/clip_iqa"](images[..., : side - 1, : side - 1])
 
 
 def test_clip_iqa_sees_the_restored_image_alone(clip: MetricSet, images: Tensor) -> None:

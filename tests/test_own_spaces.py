@@ -11,7 +11,8 @@ import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace
 from search_spaces.space import Distribution
 from sweeps.planning.plan import Plan, make_plan
-from sweeps.planning.question import SweepSettings, resolve
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import SweepSettings
 from trainables.common.errors import InputError
 
 

@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sweeps.planning.question import SweepSettings, resolve
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import SweepSettings
 from tests.base_helpers import save_base
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared

@@ -10,7 +10,8 @@ import pytest
 
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, Value, When
-from sweeps.planning.question import Question, SweepSettings, resolve
+from sweeps.planning.question import Question, resolve
+from sweeps.planning.settings import SweepSettings
 from sweeps.running.search import draw
 from trainables.common.errors import InputError
 from trainables.data.stages.needed import needed_stages

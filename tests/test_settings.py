@@ -314,7 +314,7 @@ def test_there_are_never_more_reports_than_asked_for(max_steps: int, reports: in
 def test_settings_are_read_without_torch() -> None:
     """`--help`, `--list` and input errors must not wait for it."""
     code = (
-        "import sys; from trainables.settings.presets import preset; from trainables.settings import TrialSettings, override;"
+        "import sys; from trainables.settings.presets import preset; from trainables.settings import override;"
         "import search_spaces; [search_spaces.load(name) for name in search_spaces.names()];"
         "override(preset('sample').trial, {'sinsr.inversion': 0.1});"
         "print([name for name in ('torch', 'ray', 'optuna', 'diffusers') if name in sys.modules])"

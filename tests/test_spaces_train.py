@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 import search_spaces
-from sweeps.planning.question import SweepSettings, resolve
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import SweepSettings
 from sweeps.running.search import draw
 from trainables.data.prepare import prepare
 from trainables.methods.build import method_class

@@ -23,7 +23,8 @@ import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps.answering import finish
 from sweeps.planning.plan import make_plan
-from sweeps.planning.question import Question, SweepSettings, resolve
+from sweeps.planning.question import Question, resolve
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import RunTables, read_rows
 from sweeps.running.ray_cluster import connected, tune_interrupts
 from sweeps.running.search import SweepScheduler, SweepSearch

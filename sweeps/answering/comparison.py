@@ -30,7 +30,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sweeps import formatting as wording
+from sweeps import formatting
 from sweeps.answering import statistics as resampling
 from sweeps.answering import verdict
 from sweeps.answering.statistics import LEVEL, Array
@@ -75,7 +75,7 @@ def answer(
     Raises:
         ValueError: the objective is in no row, or a baseline trial is not in the leaderboard.
     """
-    direction = "max" if wording.is_larger_better(metric, direction) else "min"
+    direction = "max" if formatting.is_larger_better(metric, direction) else "min"
     rows = {row["id"]: row for row in leaderboard}
     unknown = [name for name in baseline_ids if name not in rows]
     if unknown:
@@ -197,11 +197,11 @@ def _compare(result: Answer, rows: Mapping[str, Row], sample: _Sample, groups: l
         stopped = [1] * (family - len(groups))
         p_seeds = resampling.dunnett_p(t, seeds + stopped, len(baseline), df, sample.rng)
 
-    varied = wording.varied_settings(list(rows.values()))
+    varied = formatting.varied_settings(list(rows.values()))
     comparisons = []
     for column, group in enumerate(groups):
         ids = _best_first(group, score)
-        gain = sample.difference(wording.trial_text(rows[ids[0]], varied), metric, gains[:, column])
+        gain = sample.difference(formatting.trial_text(rows[ids[0]], varied), metric, gains[:, column])
         p = float(p_images[column]), float(p_seeds[column])
         comparisons.append(Comparison(ids, gain, *p, *_judge(gain, *p, sd)))
     comparisons.sort(key=lambda comparison: -comparison.gain.mean)
@@ -236,7 +236,7 @@ def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
     winner = result.comparisons[0].ids if leads else baseline
     names = {name for row in rows.values() for name in row if name.startswith("val/")}
     secondary = [
-        sample.difference(wording.metric_title(other), other, change)
+        sample.difference(formatting.metric_title(other), other, change)
         for other in sorted(names - {metric})
         if leads and sample.covers(other, *winner, *baseline)
         for change in [sample.mean(other, winner) - sample.mean(other, baseline)]
@@ -249,7 +249,7 @@ def _controls(result: Answer, rows: Mapping[str, Row], sample: _Sample, winner: 
     """Compare the winner as it was trained, so without a word on seeds, with every control over the same images."""
     if not sample.images:
         return result
-    others = {metric: wording.is_larger_better(metric) for metric in METRICS if metric != result.metric}
+    others = {metric: formatting.is_larger_better(metric) for metric in METRICS if metric != result.metric}
     directions = {result.metric: result.direction == "max", **others}
     gains = {
         (name, metric): (1.0 if larger else -1.0) * (sample.mean(metric, winner) - sample.mean(metric, [name]))
@@ -272,7 +272,7 @@ def _best_first(ids: Sequence[str], score: Mapping[str, float]) -> tuple[str, ..
 
 
 def _configuration(row: Row) -> str:
-    return repr(sorted(wording.settings_of(row).items()))
+    return repr(sorted(formatting.settings_of(row).items()))
 
 
 def _count_configurations(leaderboard: Sequence[Row]) -> int:

@@ -12,10 +12,10 @@ from pathlib import Path
 from sweeps.answering.comparison import Answer, answer
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
 from sweeps.answering.report import write_report
+from sweeps.answering.verdict import criteria_met, longer_training
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
-from sweeps.recording.tables import Row, RunTables
-from sweeps.remarks import criteria_met, longer_training
+from sweeps.recording.tables import RunTables, TableRow
 from trainables.common.errors import INTERRUPTED
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
@@ -69,14 +69,14 @@ def tensorboard_line(folder: Path) -> str:
     return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
 
 
-def _show(plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer | None) -> None:
+def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Answer | None) -> None:
     winner = result.winner_id if result else None
     table = format_leaderboard(rows, plan.objective, plan.direction, baseline_ids, winner, _WIDTH)
     for line in ["", *table.splitlines(), "", *(result.sentences if result else ()), ""]:
         logger.info("%s", line)
 
 
-def _keep_best(folder: Path, winner: Row, plan: Plan, result: Answer) -> None:
+def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> None:
     """best/: the winner's averaged weights, its settings and a card; replaced as a whole."""
     source, target = folder / winner["checkpoint"], folder / "best"
     working = folder / ".best"
@@ -89,7 +89,7 @@ def _keep_best(folder: Path, winner: Row, plan: Plan, result: Answer) -> None:
     working.rename(target)
 
 
-def _card(winner: Row, plan: Plan, result: Answer) -> str:
+def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     config = {name.removeprefix("config/"): value for name, value in winner.items() if name.startswith("config/")}
     metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
     trial = plan.question.trial
@@ -123,7 +123,7 @@ def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
     return [(name, values[name]) for name in sources if name.partition(".")[0] in sections and values[name]]
 
 
-def _write_answer(folder: Path, plan: Plan, rows: list[Row], baseline_ids: list[str], result: Answer) -> None:
+def _write_answer(folder: Path, plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Answer) -> None:
     report = folder / "report"
     report.mkdir(exist_ok=True)
     table = to_markdown(rows, plan.objective, plan.direction, baseline_ids, result.winner_id)

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps import formatting as wording
+from sweeps import formatting
 from sweeps.formatting import Row
 
 _UNFINISHED = ("running", "interrupted", "stopped", "failed")
@@ -64,14 +64,14 @@ def board(
         baseline_ids: trials whose mean the objective's difference column refers to.
         winner_id: the row to mark with a star.
     """
-    larger = wording.is_larger_better(metric, direction)
-    varied = wording.varied_settings(rows)
+    larger = formatting.is_larger_better(metric, direction)
+    varied = formatting.varied_settings(rows)
     others = [name for name in _metric_names(rows) if name != metric]
     baseline = [row for row in rows if row["id"] in baseline_ids]
     reference = _mean([row.get(metric) for row in baseline])
     lengths = {row.get("steps") for row in baseline}
-    timed = any(wording.step_seconds(row) for row in rows)
-    sized = len({wording.parameters_text(row.get("trained_parameters")) for row in rows} - {""}) > 1
+    timed = any(formatting.step_seconds(row) for row in rows)
+    sized = len({formatting.parameters_text(row.get("trained_parameters")) for row in rows} - {""}) > 1
 
     def cells(row: Row, mark: str) -> dict[str, Cell]:
         """The row's cells by column title."""
@@ -82,22 +82,22 @@ def board(
             "label": Cell(_clip(row.get("label") or "", _MAX_LABEL)),
             "status": Cell(str(row.get("status", ""))),
             "steps": Cell("" if control else str(row.get("steps", "")), True),
-            _titled(metric, larger): Cell(wording.metric_text(metric, value), True),
+            _titled(metric, larger): Cell(formatting.metric_text(metric, value), True),
         }
         if reference is not None:
             comparable = value is not None and (control or row.get("steps") in lengths)
             delta = value - reference if value is not None and comparable else None
-            found["Δ baseline"] = Cell("" if delta is None else wording.metric_text(metric, delta, True), True)
+            found["Δ baseline"] = Cell("" if delta is None else formatting.metric_text(metric, delta, True), True)
         if timed:
-            found["ms a step"] = Cell(wording.milliseconds_text(wording.step_seconds(row)), True)
+            found["ms a step"] = Cell(formatting.milliseconds_text(formatting.step_seconds(row)), True)
         if sized:
-            found["trained"] = Cell(wording.parameters_text(row.get("trained_parameters")), True)
-        settings = wording.settings_of(row)
-        for name, title in wording.short_names(varied).items():
-            title = wording.CONFIG + name if title in found else title  # a hyperparameter named "steps"
-            found[title] = Cell(wording.setting_text(settings.get(name)), True)
+            found["trained"] = Cell(formatting.parameters_text(row.get("trained_parameters")), True)
+        settings = formatting.settings_of(row)
+        for name, title in formatting.short_names(varied).items():
+            title = formatting.CONFIG + name if title in found else title  # a hyperparameter named "steps"
+            found[title] = Cell(formatting.setting_text(settings.get(name)), True)
         for name in others:
-            found[_titled(name)] = Cell(wording.metric_text(name, _number(row.get(name))), True)
+            found[_titled(name)] = Cell(formatting.metric_text(name, _number(row.get(name))), True)
         if not any(row.get("label") for row in rows):
             del found["label"]
         return found
@@ -138,7 +138,7 @@ def format_leaderboard(
     if baseline_ids:
         notes.append("Δ against the mean of " + ", ".join(baseline_ids))
     if table.hidden:
-        notes.append(f"{wording.count_text(table.hidden, 'more column')} in leaderboard.csv")
+        notes.append(f"{formatting.count_text(table.hidden, 'more column')} in leaderboard.csv")
     lines += textwrap.wrap("; ".join(notes), width)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -180,14 +180,14 @@ def _place(row: Row, metric: str, larger: bool) -> tuple[int, float, float]:
 def _metric_names(rows: Sequence[Row]) -> list[str]:
     """The metrics of the rows: known ones in their usual order, then others by name."""
     present = {name for row in rows for name in row if name.startswith("val/") and row[name] is not None}
-    usual = [name for name in wording.METRICS if name in present]
+    usual = [name for name in formatting.METRICS if name in present]
     return usual + sorted(present - set(usual))
 
 
 def _titled(metric: str, larger: bool | None = None) -> str:
-    if larger is None and metric in wording.METRICS:
-        larger = wording.is_larger_better(metric)
-    return wording.metric_title(metric) + ("" if larger is None else " ↑" if larger else " ↓")
+    if larger is None and metric in formatting.METRICS:
+        larger = formatting.is_larger_better(metric)
+    return formatting.metric_title(metric) + ("" if larger is None else " ↑" if larger else " ↓")
 
 
 def _number(value: object) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from sweeps import formatting as wording
+from sweeps import formatting
 from sweeps.answering.charts import Dot, Line, line_chart, scatter
 from sweeps.answering.comparison import answer
 from sweeps.answering.leaderboard import board
@@ -60,7 +60,7 @@ def write_report(
         _answer(found),
         _section("Leaderboard", _leaderboard(rows, found)),
         _section("Against the baseline", _comparisons(found)),
-        _section(f"{wording.metric_title(metric)} over what varied", _settings(rows, found)),
+        _section(f"{formatting.metric_title(metric)} over what varied", _settings(rows, found)),
         _section("Learning curves", _curves(history, rows, found)),
         _section(f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(history, found)),
         _section("Images", _images(folder, rows, found, images)),
@@ -124,7 +124,7 @@ def _comparisons(found: Answer) -> str:
     if not body:
         return ""
     note = (
-        f"Gain in {wording.metric_title(found.metric)} over {found.baseline_name}, positive is better; "
+        f"Gain in {formatting.metric_title(found.metric)} over {found.baseline_name}, positive is better; "
         "p-values are corrected for the number of configurations tried."
     )
     return f'<p class="note">{escape(note)}</p>{_table(header, body)}'
@@ -132,7 +132,7 @@ def _comparisons(found: Answer) -> str:
 
 def _difference(difference: Difference) -> list[tuple[str, bool]]:
     mean, low, high = (
-        wording.metric_text(difference.metric, value, sign=True)
+        formatting.metric_text(difference.metric, value, sign=True)
         for value in (difference.mean, difference.low, difference.high)
     )
     return [(difference.name, False), (mean, True), (f"{low} … {high}", True)]
@@ -140,16 +140,16 @@ def _difference(difference: Difference) -> list[tuple[str, bool]]:
 
 def _settings(rows: Sequence[Row], found: Answer) -> str:
     """The objective over every numeric hyperparameter that varied."""
-    varied = wording.varied_settings(rows)
-    objective = wording.metric_title(found.metric)
+    varied = formatting.varied_settings(rows)
+    objective = formatting.metric_title(found.metric)
     trials = [row for row in rows if row["kind"] == "trial"]
     controls = [(row["id"], _number(row, found.metric)) for row in rows if row["kind"] == "control"]
     charts = []
     for name in varied:
         dots = [
             Dot(
-                wording.trial_text(row, varied),
-                _number(row, wording.CONFIG + name),
+                formatting.trial_text(row, varied),
+                _number(row, formatting.CONFIG + name),
                 _number(row, found.metric),
                 _emphasis(row, found),
             )
@@ -163,17 +163,17 @@ def _settings(rows: Sequence[Row], found: Answer) -> str:
 
 def _curves(history: Sequence[Row], rows: Sequence[Row], found: Answer) -> str:
     by_id = {row["id"]: row for row in rows}
-    varied = wording.varied_settings(rows)
+    varied = formatting.varied_settings(rows)
     lines = []
     for name, reports in _by_trial(history).items():
         points = [(row["step"], _number(row, found.metric)) for row in reports]
         if name in by_id:
-            lines.append(Line(wording.trial_text(by_id[name], varied), points, _emphasis(by_id[name], found)))
+            lines.append(Line(formatting.trial_text(by_id[name], varied), points, _emphasis(by_id[name], found)))
     if not lines:
         return ""
     # Emphasised lines last, so that they lie on top.
     lines.sort(key=lambda line: ("baseline" in line.css) + 2 * ("winner" in line.css))
-    chart = line_chart(lines, "step", wording.metric_title(found.metric))
+    chart = line_chart(lines, "step", formatting.metric_title(found.metric))
     return _charts([chart], _emphases(found))
 
 
@@ -203,14 +203,14 @@ def _images(folder: Path, rows: Sequence[Row], found: Answer, pattern: str) -> s
     controls = [row["id"] for row in rows if row["kind"] == "control"]
     chosen = dict.fromkeys([*([found.winner_id] if found.winner_id else []), *found.baseline_ids[:1], *controls])
     by_id = {row["id"]: row for row in rows}
-    varied = wording.varied_settings(rows)
+    varied = formatting.varied_settings(rows)
     figures = []
     for name in chosen:
         files = sorted((folder / "trials" / name).glob(pattern))
         if files:
             data = base64.b64encode(files[-1].read_bytes()).decode("ascii")
             steps = f", step {by_id[name]['steps']}" if by_id[name]["steps"] else ""
-            caption = escape(wording.trial_text(by_id[name], varied) + steps)
+            caption = escape(formatting.trial_text(by_id[name], varied) + steps)
             image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
             figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return "".join(figures)

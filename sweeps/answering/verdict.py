@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from sweeps import formatting as wording
+from search_spaces import Criterion
+from sweeps import formatting
+from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, metric_unit
 
-Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 FEW_PHOTOGRAPHS = 10
@@ -130,7 +131,7 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     texts += _about_the_rest(answer, rows)
     photographs = answer.comparisons[0].gain.photographs
     if photographs < FEW_PHOTOGRAPHS:
-        rest = wording.count_text(photographs, "photograph")
+        rest = formatting.count_text(photographs, "photograph")
         texts.append(f"The intervals rest on {rest} and are rough; other photographs may say otherwise.")
     return tuple(texts)
 
@@ -138,22 +139,22 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
 def _about_the_first(answer: Answer) -> str:
     """The best configuration other than the baseline: by how much, on what ground, with which conclusion."""
     first, base = answer.comparisons[0], answer.baseline_name
-    amount = wording.metric_text(answer.metric, abs(first.gain.mean)) + wording.metric_unit(answer.metric)
-    amount = f"{amount} {wording.metric_title(answer.metric)}"
+    amount = formatting.metric_text(answer.metric, abs(first.gain.mean)) + formatting.metric_unit(answer.metric)
+    amount = f"{amount} {formatting.metric_title(answer.metric)}"
     if math.isnan(answer.seed_sd):
         spread = "seed-to-seed spread unknown"
     else:
-        seeds = wording.count_text(answer.seed_df, "degree of freedom", "degrees of freedom")
-        spread = f"seed-to-seed sd {wording.metric_text(answer.metric, answer.seed_sd)} on {seeds}"
-    images = wording.count_text(first.gain.images, "image")
-    photographs = wording.count_text(first.gain.photographs, "photograph")
+        seeds = formatting.count_text(answer.seed_df, "degree of freedom", "degrees of freedom")
+        spread = f"seed-to-seed sd {formatting.metric_text(answer.metric, answer.seed_sd)} on {seeds}"
+    images = formatting.count_text(first.gain.images, "image")
+    photographs = formatting.count_text(first.gain.photographs, "photograph")
     ground = (
         f"95 % interval {_interval_text(first.gain)} over {images} of {photographs}; {spread}; "
         f"best of {answer.selected_from} configurations, corrected p = {first.p:.2g}"
     )
     if answer.winner_id in answer.baseline_ids:
         found = f"Nothing beat {base}; the next best, {first.gain.name}, is behind it by {amount}"
-        ground = f"gain {wording.metric_text(answer.metric, first.gain.mean, sign=True)}, {ground}"
+        ground = f"gain {formatting.metric_text(answer.metric, first.gain.mean, sign=True)}, {ground}"
     elif first.verdict == "better":
         found = f"{first.gain.name} is better than {base} by {amount}"
     else:
@@ -166,9 +167,9 @@ def _without_comparison(answer: Answer, rows: Mapping[str, Row]) -> str:
     if answer.winner_id is None:
         return "No trial finished, so there is no answer."
     row = rows[answer.winner_id]
-    value = wording.metric_text(answer.metric, row.get(answer.metric)) + wording.metric_unit(answer.metric)
-    varied = wording.varied_settings(list(rows.values()))
-    found = f"{wording.trial_text(row, varied)} reached {wording.metric_title(answer.metric)} {value}"
+    value = formatting.metric_text(answer.metric, row.get(answer.metric)) + formatting.metric_unit(answer.metric)
+    varied = formatting.varied_settings(list(rows.values()))
+    found = f"{formatting.trial_text(row, varied)} reached {formatting.metric_title(answer.metric)} {value}"
     if not answer.baseline_ids:
         return f"{found}; {answer.baseline_name} did not finish, so there is nothing to compare it with."
     return f"{found}; no other configuration can be compared with {answer.baseline_name}."
@@ -180,12 +181,12 @@ def _behind_untrained(answer: Answer) -> list[str]:
     texts = []
     for gain in answer.controls:
         if gain.name == UNTRAINED and gain.mean < 0:
-            amount = wording.metric_text(gain.metric, -gain.mean) + wording.metric_unit(gain.metric)
+            amount = formatting.metric_text(gain.metric, -gain.mean) + formatting.metric_unit(gain.metric)
             interval = _interval_text(replace(gain, low=-gain.high, high=-gain.low))
             doubt = "" if (gain.name, gain.metric) in doubtless else ", which may be luck"
             texts.append(
                 f"The winner is behind {gain.name}, which trains nothing, in the objective itself: by {amount} "
-                f"{wording.metric_title(gain.metric)} (95 % interval {interval}){doubt}."
+                f"{formatting.metric_title(gain.metric)} (95 % interval {interval}){doubt}."
             )
     return texts
 
@@ -195,9 +196,9 @@ def _about_controls(answer: Answer) -> list[str]:
     leads: dict[str, list[str]] = {}
     for lead in answer.ahead:
         if (lead.name, lead.metric) != (UNTRAINED, answer.metric):
-            amount = wording.metric_text(lead.metric, lead.mean) + wording.metric_unit(lead.metric)
+            amount = formatting.metric_text(lead.metric, lead.mean) + formatting.metric_unit(lead.metric)
             interval = f"{'' if leads else '95 % interval '}{_interval_text(lead)}"
-            leads.setdefault(lead.name, []).append(f"{wording.metric_title(lead.metric)} by {amount} ({interval})")
+            leads.setdefault(lead.name, []).append(f"{formatting.metric_title(lead.metric)} by {amount} ({interval})")
     texts = [f"{name} is ahead of the winner in {', '.join(parts)}" for name, parts in leads.items()]
     return ["; ".join(texts) + "."] if texts else []
 
@@ -209,7 +210,7 @@ def _about_the_cost(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
     each trial of the one must be slower than each of the other.
     """
     first = answer.comparisons[0]
-    groups = [[wording.step_seconds(rows[id]) for id in ids] for ids in (first.ids, answer.baseline_ids)]
+    groups = [[formatting.step_seconds(rows[id]) for id in ids] for ids in (first.ids, answer.baseline_ids)]
     ours, theirs = ([seconds for seconds in group if seconds is not None] for group in groups)
     if not ours or not theirs or (min(ours) <= max(theirs) and min(theirs) <= max(ours)):
         return []
@@ -219,7 +220,7 @@ def _about_the_cost(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
     name = "the winner" if answer.winner_id in first.ids else f"the next best, {first.gain.name},"
     return [
         f"A step of {name} takes {its / base:.2f} times as long as the baseline's "
-        f"({wording.milliseconds_text(its)} against {wording.milliseconds_text(base)} ms; "
+        f"({formatting.milliseconds_text(its)} against {formatting.milliseconds_text(base)} ms; "
         "rough where trials ran beside others)."
     ]
 
@@ -230,20 +231,67 @@ def _about_the_rest(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
     ended = [row["status"] for row in rows.values() if row["kind"] == "trial"]
     if stopped := ended.count("stopped"):
         texts.append(
-            f"{wording.count_text(stopped, 'trial')} stopped early by ASHA: behind others after as many "
+            f"{formatting.count_text(stopped, 'trial')} stopped early by ASHA: behind others after as many "
             "steps, so not worth more; that is no comparison at full length."
         )
     for status in ("failed", "interrupted"):
         if count := ended.count(status):
-            texts.append(f"{wording.count_text(count, 'trial')} {status}.")
+            texts.append(f"{formatting.count_text(count, 'trial')} {status}.")
     return texts
 
 
 def _change_text(change: Difference) -> str:
-    mean = wording.metric_text(change.metric, change.mean, sign=True) + wording.metric_unit(change.metric)
+    mean = formatting.metric_text(change.metric, change.mean, sign=True) + formatting.metric_unit(change.metric)
     return f"{change.name} {mean} (95 % interval {_interval_text(change)})"
 
 
 def _interval_text(difference: Difference) -> str:
-    low, high = (wording.metric_text(difference.metric, value) for value in (difference.low, difference.high))
+    low, high = (formatting.metric_text(difference.metric, value) for value in (difference.low, difference.high))
     return f"{low}..{high}"
+
+
+SHORT = 0.2  # share of the training that the whole is compared with, as 5,000 steps of 25,000
+
+
+def criteria_met(
+    criteria: Sequence[Criterion], rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None
+) -> list[str]:
+    """A sentence for every criterion: the winner against the target, beside what was reached elsewhere and what the
+    baseline reached here."""
+    return [_criterion(criterion, rows, baseline_ids, winner_id) for criterion in criteria]
+
+
+def _criterion(criterion: Criterion, rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None) -> str:
+    metric, unit = criterion.metric, metric_unit(criterion.metric)
+    larger = is_larger_better(metric)
+    target = f"{metric_title(metric)} {'≥' if larger else '≤'} {metric_text(metric, criterion.target)}{unit}"
+    elsewhere = f"elsewhere {metric_text(metric, criterion.reference)}{unit} was reached on other data"
+    values = {row["id"]: row[metric] for row in rows if row.get(metric) is not None}
+    if winner_id not in values:
+        return f"Target {target}: not measured here; {elsewhere}."
+    value = values[winner_id]
+    met = value >= criterion.target if larger else value <= criterion.target
+    baseline = [values[id] for id in baseline_ids if id in values]
+    here = f", the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if baseline else ""
+    verdict = "met" if met else "not met"
+    return f"Target {target}: {verdict}, the winner has {metric_text(metric, value)}{unit}{here}; {elsewhere}."
+
+
+def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric: str) -> list[str]:
+    """What the baseline had at a fifth of its steps and at the end, from the history of the same runs: no shorter ones
+    are needed. A learning rate that decays over the whole run favours its end. Empty where there are no two reports to
+    compare."""
+    runs = [
+        {row["step"]: row[metric] for row in history if row["id"] == id and row.get(metric) is not None}
+        for id in baseline_ids
+    ]
+    runs = [run for run in runs if run]
+    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if len(steps) < 2:
+        return []
+    last = steps[-1]
+    short = min(steps[:-1], key=lambda step: abs(step - SHORT * last))
+    at = {step: sum(run[step] for run in runs) / len(runs) for step in (short, steps[-2], last)}
+    stood = [f"{metric_text(metric, value)}{metric_unit(metric)} at step {step}" for step, value in at.items()]
+    told = f"{', '.join(stood[:-1])} and {stood[-1]}"
+    return [f"In the history of the baseline, {metric_title(metric)} was {told}."]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import search_spaces
 from search_spaces import SearchSpace
+from sweeps.planning.settings import (
+    PRESETS_GPUS,
+    SweepSettings,
+    flag_name,
+)
 from trainables.common.errors import InputError
-from trainables.common.paths import is_uri, refuse_secrets
+from trainables.common.paths import is_uri
 from trainables.metrics.names import METRICS
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.pretrained.shipped import ASSETS
@@ -28,56 +32,6 @@ from trainables.settings import (
 )
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import Preset, preset
-
-Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
-BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
-PRESETS_GPUS = -1.0
-"""Of `gpus_per_worker`: as many as the preset says."""
-LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray counts no finer
-LEAST_REDUCTION = 1.1
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """One flag a field; see `python run_sweep.py --help`. What is 0 or empty is left to the preset or the space."""
-
-    space: str
-    preset: str = "sample"
-    objective: str = ""
-    trials: int = 0
-    max_steps: int = 0
-    reduction_factor: float = 3.0
-    workers_per_trial: int = 0
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = PRESETS_GPUS
-    max_concurrent: int = 0
-    seed: int = 0
-    results: str = "results"
-    store: str = ""
-    data: str = ""
-    checkpoint: str = ""
-    perceptual: Perceptual = "auto"
-    address: str = ""
-    set: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("max_steps", 1), ("max_concurrent", 1), ("workers_per_trial", 1)):
-            value = getattr(self, name)
-            if value < least and value != type(self).__dataclass_fields__[name].default:
-                raise InputError(f"--{_flag(name)} {value}: expected {least} or more")
-        for name, bound in (("cpus_per_worker", LEAST_SHARE), ("reduction_factor", LEAST_REDUCTION)):
-            if not bound <= getattr(self, name) < math.inf:
-                raise InputError(f"--{_flag(name)} {getattr(self, name):g}: expected a number, {bound:g} or more")
-        gpus = self.gpus_per_worker
-        if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
-            raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")
-        for name in ("data", "store"):
-            refuse_secrets(f"--{name}", getattr(self, name))
-        for name in ("results", "checkpoint"):
-            if "://" in getattr(self, name):
-                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared path, no bucket yet")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +141,7 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
         if flag == "seed":
             raise InputError(f"--set {name}={value}: expected --seed {value}, which the search follows as well")
         if flag and getattr(settings, flag):
-            given = f"--{_flag(flag)} {getattr(settings, flag)}"
+            given = f"--{flag_name(flag)} {getattr(settings, flag)}"
             raise InputError(f"--set {name}={value}: {given} says it as well; expected one of them")
         if name == "training.max_steps" and not space.trains:
             raise InputError(f"--set {name}={value}: the space {space.name} trains nothing")
@@ -348,10 +302,6 @@ def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Seq
     return name
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
 def flags(settings: SweepSettings) -> list[str]:
     """The command line that says the same, without what is default."""
     line: list[str] = []
@@ -360,5 +310,5 @@ def flags(settings: SweepSettings) -> list[str]:
         if item.name == "set":
             line += [part for name, text in value for part in ("--set", f"{name}={text}")]
         elif value != item.default:
-            line += [f"--{_flag(item.name)}", str(value)]
+            line += [f"--{flag_name(item.name)}", str(value)]
     return line

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from sweeps.planning.question import BASE_METRICS, Question, SweepSettings
+from sweeps.planning.question import Question
+from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.errors import InputError, in_one_line
 from trainables.common.paths import check_writable
 from trainables.metrics.names import METRICS

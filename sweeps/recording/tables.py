@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from trainables.common.errors import InputError
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 HISTORY = "history.parquet"
 KINDS = ("trial", "control")
@@ -49,7 +49,7 @@ _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
 _HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}
 _PER_IMAGE_COLUMNS = {"id": pa.string(), "step": pa.int64(), "image": pa.string()}
 _NUMBER_PREFIXES = ("val/", "loss/", "weighted/", "train/")
-_DEFAULTS: Row = {
+_DEFAULTS: TableRow = {
     "kind": "trial",
     "label": "",
     "status": "running",
@@ -59,7 +59,7 @@ _DEFAULTS: Row = {
 }
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
     """The rows of one of the tables, also while a sweep is writing it; none if it is not there.
 
     Raises:
@@ -99,24 +99,24 @@ class RunTables:
     def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 2.0) -> None:
         self.folder = Path(folder)
         self.flush_seconds = flush_seconds
-        self._trials: dict[str, Row] = {}
-        self._reports: dict[tuple[str, int], Row] = {}
-        self._per_image: dict[str, dict[str, Row]] = {}
+        self._trials: dict[str, TableRow] = {}
+        self._reports: dict[tuple[str, int], TableRow] = {}
+        self._per_image: dict[str, dict[str, TableRow]] = {}
         self._dirty: set[str] = set()
         self._last_write = -float("inf")
 
     @property
-    def leaderboard(self) -> list[Row]:
+    def leaderboard(self) -> list[TableRow]:
         """One row a trial and one a control, in the order of arrival."""
         return list(self._trials.values())
 
     @property
-    def history(self) -> list[Row]:
+    def history(self) -> list[TableRow]:
         """One row a report, by trial, then by step."""
         return [self._reports[key] for key in sorted(self._reports)]
 
     @property
-    def per_image(self) -> list[Row]:
+    def per_image(self) -> list[TableRow]:
         """One row a (trial, validation image), at the trial's newest step."""
         return [row for images in self._per_image.values() for row in images.values()]
 
@@ -200,7 +200,7 @@ class RunTables:
         return True
 
 
-def _plain(row: Mapping[str, Any], *required: str) -> Row:
+def _plain(row: Mapping[str, Any], *required: str) -> TableRow:
     """`row` in Python's own types, with everything that has parts turned into JSON text."""
     for name in required:
         if row.get(name) is None:
@@ -229,7 +229,7 @@ def plain_value(value: Any) -> bool | int | float | str | None:
     return str(value)
 
 
-def _to_arrow(rows: list[Row], columns: Mapping[str, pa.DataType]) -> pa.Table:
+def _to_arrow(rows: list[TableRow], columns: Mapping[str, pa.DataType]) -> pa.Table:
     """`rows` as a table: the fixed columns, then config/*, then everything else in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row if name not in columns)
     ordered = [

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import ray
 
-from sweeps.planning.question import SweepSettings
+from sweeps.planning.settings import SweepSettings
 from trainables.common.cluster import shipped_code
 from trainables.common.errors import InputError
 from trainables.training.launch import Workers

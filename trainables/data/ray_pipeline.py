@@ -1,8 +1,8 @@
 """Preparation on all cores, or all machines of a cluster, as a Ray Data pipeline.
 
-Beside `trainables.training.launch` the only module here that knows Ray. What flows through the pipeline is the numbers of
-shards; their rows go from stage to stage through the stores, where the next stage maps them, so that neither the
-driver nor Ray's object store ever holds pixels and memory does not grow with the data set.
+With `trainables.training.launch` the only module here that imports Ray. The pipeline passes on the numbers of shards.
+Their rows go from stage to stage through the stores, where the next stage maps them, so neither the driver nor Ray's
+object store ever holds pixels, and memory does not grow with the data set.
 """
 
 from __future__ import annotations

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from trainables.common.errors import InputError
 from trainables.metrics import clip_iqa, musiq, st_lpips
 from trainables.metrics.lpips import ensure_backbone
-from trainables.metrics.names import METRICS, MetricUnavailableError
-
-Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
+from trainables.metrics.names import METRICS, MetricUnavailableError, Perceptual
 
 _FIND: dict[str, Callable[[], object]] = {
     "val/st_lpips": st_lpips.weights_path,

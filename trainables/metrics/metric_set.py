@@ -55,7 +55,7 @@ class MetricSet:
             raise InputError.of("metrics", several, "metrics of one restoration")
         self.device = torch.device(device)
         self.min_side = max((METRICS[name].min_side for name in self.names), default=1)
-        self._networks = {name: _DEEP[name]().to(self.device) for name in self.names if name in _DEEP}
+        self.networks_of = {name: _DEEP[name]().to(self.device) for name in self.names if name in _DEEP}
 
     @torch.no_grad()
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -81,8 +81,8 @@ class MetricSet:
         if name in _PIXEL:
             return _PIXEL[name](restored, target)
         if METRICS[name].compared_with == "nothing":
-            return self._networks[name](restored)
-        return self._networks[name](2 * restored - 1, 2 * target - 1)
+            return self.networks_of[name](restored)
+        return self.networks_of[name](2 * restored - 1, 2 * target - 1)
 
     def _check(self, restored: Tensor, target: Tensor) -> None:
         shape = target.shape

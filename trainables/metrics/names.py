@@ -12,6 +12,9 @@ from typing import Literal
 
 from trainables.common.errors import InputError
 
+Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
+"""Which perceptual metric a sweep reports: `auto` takes LPIPS where its weights are found, else ST-LPIPS."""
+
 
 class MetricUnavailableError(InputError):
     """A metric whose weights are not on this machine; the message names the file and where it belongs."""

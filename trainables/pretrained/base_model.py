@@ -158,7 +158,8 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
     arguments = ", ".join(repr(argument) for argument in (weights, revision) if argument)
     raise InputError(
         f"{setting}={weights}: no such folder, and as a hub id: {reason}. Expected {SHIPPED!r}, {_LAYOUT}, or a hub id "
-        f'fetched before with: python -c "from trainables.pretrained.base_model import find_base; find_base({arguments})"'
+        "fetched before with: python -c "
+        f'"from trainables.pretrained.base_model import find_base; find_base({arguments})"'
     )
 
 

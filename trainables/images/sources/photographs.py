@@ -138,7 +138,7 @@ def _bytes(pixels: list[np.ndarray]) -> int:
 
 
 def load_photographs(source: str, split: Split, min_size: int = 1) -> Photographs:
-    """The photographs of one split, with all that can be used of it: see `trainables.images.sources.source.load_source`.
+    """The photographs of one split that can be used; see `trainables.images.sources.source.load_source`.
 
     Args:
         min_size: shorter side that a photograph needs, in pixels.

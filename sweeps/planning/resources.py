@@ -1,0 +1,111 @@
+"""What a sweep takes of a machine: memory, parameters, and how many trials fit at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweeps.formatting import parameters_text
+from sweeps.planning.question import Question
+from trainables.common.errors import InputError
+from trainables.metrics.names import METRICS
+from trainables.settings import flatten
+
+if TYPE_CHECKING:
+    from trainables.settings import TrialSettings
+
+
+# Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
+# measured on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
+PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
+
+# Weights, averages, two Adam moments and the averaged weights alone, in float32.
+CHECKPOINT_BYTES_PER_PARAMETER = 20
+
+# Gradients, averages and two Adam moments, beside the weights.
+TRAINING_BYTES_PER_PARAMETER = 16
+
+
+@dataclass(frozen=True)
+class Networks:
+    """How large a method is.
+
+    Attributes:
+        trained: parameters that train.
+        parameters: of the networks they belong to, the frozen ones of these included.
+        resident_bytes: that a trial's networks take, those that only help among them.
+    """
+
+    trained: int
+    parameters: int
+    resident_bytes: int
+
+    def text(self, training: bool) -> str:
+        if not training:
+            return f"{parameters_text(self.parameters)} parameters"
+        frozen = f" of {parameters_text(self.parameters)}" if self.parameters > self.trained else ""
+        return f"{parameters_text(self.trained)} parameters train{frozen}"
+
+
+def networks_of(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
+    """How large each method is, at most. Of configurations that differ in no network one is built."""
+    from trainables.methods.build import method_class
+
+    networks: dict[str, Networks] = {}
+    built = set()
+    for trial in configurations:
+        weights = [value for name, value in flatten(trial).items() if name.endswith("weights")]
+        one = repr((trial.method, method_class(trial.method).architecture(trial), weights, trial.pairs))
+        if one not in built:
+            built.add(one)
+            sizes = [_build(trial, metrics), *([networks[trial.method]] if trial.method in networks else [])]
+            networks[trial.method] = max(sizes, key=lambda size: size.trained)
+    return networks
+
+
+def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
+    """Builds a trial's method, so that weights which do not go together are refused here and not in the trial.
+
+    Raises:
+        InputError: those weights, or images that do not pass through the networks or are too small to be measured.
+    """
+    import torch
+
+    from trainables.methods.build import build_method
+
+    method = build_method(trial, torch.device("cpu"))
+    least = max(METRICS[name].min_side for name in metrics)
+    for name, size, smallest in (
+        ("image_size", trial.pairs.image_size, 1),
+        ("validation_size", trial.pairs.validation_size, least),
+    ):
+        if size % method.size_multiple or size < smallest:
+            accepted = f"a multiple of {method.size_multiple}, at least {smallest}"
+            raise InputError(f"pairs.{name}={size}: expected {accepted}")
+    return Networks(*method.parameters, method.resident_bytes)
+
+
+def local_concurrency(question: Question) -> int:
+    settings = question.settings
+    cpus = len(os.sched_getaffinity(0))
+    each = settings.workers_per_trial * settings.cpus_per_worker
+    if each > cpus:
+        raise InputError(
+            f"--workers-per-trial {settings.workers_per_trial} x --cpus-per-worker {settings.cpus_per_worker:g}: "
+            f"a trial needs {each:g} CPUs, this machine has {cpus}"
+        )
+    fits = int(cpus // each)
+    if settings.gpus_per_worker:
+        import torch
+
+        gpus = torch.cuda.device_count()
+        wanted = settings.workers_per_trial * settings.gpus_per_worker
+        if wanted > gpus:
+            raise InputError(
+                f"--workers-per-trial {settings.workers_per_trial} x --gpus-per-worker {settings.gpus_per_worker:g}: "
+                f"a trial needs {wanted:g} GPUs, this machine has {gpus}; --gpus-per-worker 0 trains on CPUs"
+            )
+        fits = min(fits, int(gpus // wanted))
+    return min(fits, settings.max_concurrent or fits, question.trials)

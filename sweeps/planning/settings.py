@@ -1,0 +1,66 @@
+"""What a sweep is told: the command line as a typed record, checked as far as that needs nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trainables.common.errors import InputError
+from trainables.common.paths import refuse_secrets
+from trainables.metrics.names import Perceptual
+
+BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
+
+PRESETS_GPUS = -1.0
+"""Of `gpus_per_worker`: as many as the preset says."""
+
+LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray counts no finer
+
+LEAST_REDUCTION = 1.1
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """One flag a field; see `python run_sweep.py --help`. What is 0 or empty is left to the preset or the space."""
+
+    space: str
+    preset: str = "sample"
+    objective: str = ""
+    trials: int = 0
+    max_steps: int = 0
+    reduction_factor: float = 3.0
+    workers_per_trial: int = 0
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = PRESETS_GPUS
+    max_concurrent: int = 0
+    seed: int = 0
+    results: str = "results"
+    store: str = ""
+    data: str = ""
+    checkpoint: str = ""
+    perceptual: Perceptual = "auto"
+    address: str = ""
+    set: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("max_steps", 1), ("max_concurrent", 1), ("workers_per_trial", 1)):
+            value = getattr(self, name)
+            if value < least and value != type(self).__dataclass_fields__[name].default:
+                raise InputError(f"--{flag_name(name)} {value}: expected {least} or more")
+        for name, bound in (("cpus_per_worker", LEAST_SHARE), ("reduction_factor", LEAST_REDUCTION)):
+            if not bound <= getattr(self, name) < math.inf:
+                raise InputError(f"--{flag_name(name)} {getattr(self, name):g}: expected a number, {bound:g} or more")
+        gpus = self.gpus_per_worker
+        if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
+            raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")
+        for name in ("data", "store"):
+            refuse_secrets(f"--{name}", getattr(self, name))
+        for name in ("results", "checkpoint"):
+            if "://" in getattr(self, name):
+                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared path, no bucket yet")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
+
+
+def flag_name(name: str) -> str:
+    return name.replace("_", "-")
