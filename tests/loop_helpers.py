@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,7 +56,7 @@ class Recorder:
 
     def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
         self.reports.append(report)
-        if self.folder is not None:
+        if self.folder is not None and not report.repeated:
             checkpoint = self.folder / str(report.step)
             checkpoint.mkdir(parents=True)
             write(checkpoint)
@@ -96,5 +97,7 @@ def assert_same(one: Any, two: Any, where: str = "state") -> None:
             assert_same(a, b, f"{where}[{k}]")
     elif isinstance(one, Tensor):
         assert torch.equal(one, two), where
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == two.dtype and np.array_equal(one, two), where
     else:
         assert one == two, where

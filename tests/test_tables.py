@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
-from trainables.training.launch import LOSSES
+from trainables.training.launch import VALIDATION, payload
+from trainables.training.reporting import Report
+from trainables.training.validation import Validation
 
 
 def column_types(path: Path) -> dict[str, str]:
@@ -227,8 +230,23 @@ def test_plain_values() -> None:
 # --- what the recorder writes into them, and into the log ---------------------------------------------------
 
 
-def record(folder: Path, max_steps: int, reports: dict[int, float], label: str = "attention") -> list[str]:
-    """A driver from its start to its end: one trial reports at these steps how long a step took. Returns its log."""
+def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22.0) -> dict[str, Any]:
+    """The result of a report as Tune hands it to callbacks: at this step, a step took so many seconds."""
+    validation = Validation(
+        {"val/psnr": np.array([psnr - 1, psnr + 1], np.float32)},
+        ["cat@0,0", "cat@0,64"],
+        np.full((2, 6, 3), step % 256, np.uint8),
+    )
+    times = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
+    report = Report(step, {"val/psnr": psnr, **times}, [], validation, repeated)
+    return {**payload(report), "time_total_s": 1.0}
+
+
+def record(
+    folder: Path, max_steps: int, reports: Mapping[int, float] | Sequence[dict[str, Any]], label: str = "attention"
+) -> list[str]:
+    """A driver from its start to its end: one trial reports, at these steps how long a step took. Returns its log."""
+    results = [measured(*report) for report in reports.items()] if isinstance(reports, Mapping) else reports
     settings = RecorderSettings(str(folder), ("val/psnr",), {}, max_steps, 1, 1, 1, seed=0, shown=("val/psnr",))
     file = log_to(folder / "sweep.log")
     try:
@@ -237,9 +255,7 @@ def record(folder: Path, max_steps: int, reports: dict[int, float], label: str =
         config = {ID: "t000", LABEL: label, SEED: 0, GIVEN: True, PARAMETERS: {}}
         trial = Trial("trial", config=config, stub=True)
         recorder.on_trial_start(0, [trial], trial)
-        for step, seconds in reports.items():
-            trained = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
-            result: dict[str, Any] = {"step": step, "time_total_s": 1.0, "val/psnr": 22.0, LOSSES: [], **trained}
+        for result in results:
             recorder.on_trial_result(0, [trial], trial, result)
         recorder.on_experiment_end([trial])
     finally:
@@ -283,3 +299,40 @@ def test_restoring_without_training_times_no_step_and_trains_no_parameter(tmp_pa
     (row,) = read_rows(tmp_path / "leaderboard.parquet")
     assert row["step_seconds"] is None and row["trained_parameters"] is None
     assert "t000 step 0/0  psnr 22.00  attention" in log
+
+
+def images_of(folder: Path) -> dict[str, tuple[int, float]]:
+    return {row["image"]: (row["step"], row["val/psnr"]) for row in read_rows(folder / "per_image.parquet")}
+
+
+def test_every_image_of_a_report_is_recorded_and_leaves_the_result(tmp_path: Path) -> None:
+    """Tune writes the last result of each trial into its state at every report: images would make that large."""
+    result = measured(60, 0.3)
+    record(tmp_path, 180, [result])
+    assert images_of(tmp_path) == {"cat@0,0": (60, 21.0), "cat@0,64": (60, 23.0)}
+    assert VALIDATION not in result
+
+
+def test_repeated_report_changes_nothing_that_is_recorded(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    before = {name: (tmp_path / name).read_bytes() for name in ("history.parquet", "per_image.parquet")}
+    log = record(tmp_path, 180, [measured(60, 9.0, repeated=True, psnr=1.0)])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert "t000 continues at step 60" in log
+
+
+def test_repeated_report_fills_what_the_driver_never_received(tmp_path: Path) -> None:
+    """The trial had written its checkpoint, and the driver ended before the report arrived."""
+    record(tmp_path, 180, {60: 0.3})
+    record(tmp_path, 180, [measured(120, 0.4, repeated=True, psnr=24.0)])
+    assert [row["step"] for row in read_rows(tmp_path / "history.parquet")] == [60, 120]
+    assert images_of(tmp_path) == {"cat@0,0": (120, 23.0), "cat@0,64": (120, 25.0)}
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["steps"], row["val/psnr"]) == (120, 24.0)
+
+
+def test_trial_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    log = record(tmp_path, 180, [measured(60, 0.5)])
+    assert {"t000 starts again: attention", "t000 continues at step 0"} <= set(log)
+    assert [row["train/step_seconds"] for row in read_rows(tmp_path / "history.parquet")] == [0.5]

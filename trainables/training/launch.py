@@ -173,7 +173,7 @@ def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) ->
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 
-def _payload(report: Report) -> dict[str, Any]:
+def payload(report: Report) -> dict[str, Any]:
     """A report as Tune and Train carry it: they keep results as JSON, so the picture is text. A list, since Tune
     flattens dictionaries."""
     validation, picture = report.validation, io.BytesIO()
@@ -199,11 +199,11 @@ def take_validation(result: dict[str, Any]) -> Validation:
 def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
     def report(row: Report, write: Callable[[Path], None]) -> None:
         if row.repeated:  # its checkpoint is kept already
-            send(_payload(row))
+            send(payload(row))
             return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             write(Path(folder))
-            send(_payload(row), checkpoint=checkpoint.from_directory(folder))
+            send(payload(row), checkpoint=checkpoint.from_directory(folder))
 
     return report
 
@@ -216,7 +216,7 @@ def _group_reporter(world: World) -> Reporter:
         if world.rank == 0:
             writing(row, write)
         else:
-            ray_train.report(_payload(row))
+            ray_train.report(payload(row))
 
     return report
 
