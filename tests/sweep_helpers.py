@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 SPACE = "sinsr_loss_ratios"
 TINY = {
     "pairs.train_pairs": 16,

@@ -24,9 +24,11 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from tests.paths import ROOT
+
 Config = dict[str, Any]  # the file, as YAML gives it
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = ROOT
 REMOTE = "/home/ubuntu/restoration-sweeps"
 COMMAND_LISTS = [
     "initialization_commands",

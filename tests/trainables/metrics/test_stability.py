@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from tests.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import METRICS, MetricSet, global_std, local_std, measure_stability
 
 # Noisy restorations of 3 images with 4 seeds, values of 3 metrics, and what CCSR's scripts give for them.
-CCSR = np.load(Path(__file__).parent / "data" / "stability.npz")
+CCSR = np.load(EXPECTED / "stability.npz")
 
 
 def test_local_std_equals_ccsr() -> None:

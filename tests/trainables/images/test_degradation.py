@@ -6,7 +6,6 @@ import dataclasses
 import math
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.images.degradations import degradation, kernels
 from trainables.images.sources.photographs import load_photographs
@@ -21,7 +21,7 @@ from trainables.settings.degradation import KERNEL_KINDS, MILD, DegradationSetti
 from trainables.settings.pairs import PairSettings
 
 # Kernels from the functions of basicsr/data/degradations.py, and size, sigma_x, sigma_y, theta, beta, cutoff.
-PARITY = np.load(Path(__file__).parent / "data" / "parity_kernels.npz")
+PARITY = np.load(EXPECTED / "parity_kernels.npz")
 PUBLISHED = DegradationSettings()
 
 

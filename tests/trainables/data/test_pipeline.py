@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
 from trainables.data.stores.shard_format import MANIFEST
@@ -24,7 +25,6 @@ from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 
-ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PAIRS = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20"}
 CHANGES = {**PAIRS, "sinsr.draws": "1"}

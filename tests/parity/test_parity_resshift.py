@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.diffusion.resshift import PredictX0, ResShiftDiffusion
 from trainables.diffusion.sinsr import TERMS, sinsr_terms
 from trainables.networks.swin_unet import SwinUNet
 
 # How it was made: data/README.md.
-PATH = Path(__file__).parent / "data" / "parity_resshift.safetensors"
+PATH = EXPECTED / "parity_resshift.safetensors"
 DATA = load_file(PATH)
 X0, Y, NOISE, LQ = (DATA[key] for key in ("x0", "y", "noise", "lq"))
 

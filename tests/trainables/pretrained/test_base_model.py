@@ -24,6 +24,7 @@ from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
 from tests.base_helpers import DIM, save_base, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.paths import ROOT
 from trainables.common.errors import InputError
 from trainables.pretrained.base_model import (
     find_base,
@@ -104,7 +105,7 @@ def test_finding_and_describing_load_no_torch(base: Path) -> None:
         "import sys; from trainables.pretrained.base_model import find_base, read_shape; "
         "read_shape(find_base(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(base)], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code, str(base)], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(

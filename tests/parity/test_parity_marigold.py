@@ -13,11 +13,12 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from tests.base_helpers import save_tokenizer, scheduler, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.paths import EXPECTED
 from trainables.networks.stable_diffusion import decode_kl, encode_kl, predict, widen_conv_in
 from trainables.pretrained.base_model import load_empty_prompt, load_scheduler_config, load_unet, load_vae
 
 # How it was made: data/README.md.
-DATA = {name: torch.from_numpy(values) for name, values in np.load(Path(__file__).parent / "data/marigold.npz").items()}
+DATA = {name: torch.from_numpy(values) for name, values in np.load(EXPECTED / "marigold.npz").items()}
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

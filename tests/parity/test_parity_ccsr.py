@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.paths import EXPECTED
 from trainables.diffusion.ccsr import JUMP_TERMS, ccsr_jump_terms, sample_truncated
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 
 # How it was made: data/README.md.
-with np.load(Path(__file__).parent / "data" / "ccsr.npz") as file:
+with np.load(EXPECTED / "ccsr.npz") as file:
     DATA = {key: torch.from_numpy(file[key]) for key in file.files}
 X0, Y, X_T, STEP_NOISE = (DATA[key] for key in ("x0", "y", "x_T", "step_noise"))
 T_MAX, T_MIN = 0.6667, 0.3333

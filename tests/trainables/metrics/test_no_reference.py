@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.metrics import (
     METRICS,
     MUSIQ,
@@ -24,7 +25,7 @@ from trainables.metrics import (
     resolve_metrics,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = EXPECTED
 CLIP_FILE = Path("hub/checkpoints/resnet50_clip.openai/open_clip_model.safetensors")
 MUSIQ_FILE = Path("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth")
 NAMES = ("val/clip_iqa", "val/musiq")

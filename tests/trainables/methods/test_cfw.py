@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers.models import AutoencoderKL
 
+from tests.paths import EXPECTED
 from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
@@ -159,7 +160,7 @@ def test_colours_need_a_kind_and_a_reference_of_the_same_shape() -> None:
 
 
 def official_shapes() -> dict[str, list[int]]:
-    return json.loads((Path(__file__).parent / "data" / "cfw.json").read_text())["tiny"]
+    return json.loads((EXPECTED / "cfw.json").read_text())["tiny"]
 
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:

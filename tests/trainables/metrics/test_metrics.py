@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from skimage import metrics as skimage_metrics
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import (
     LPIPS,
@@ -36,7 +37,7 @@ from trainables.metrics import (
 from trainables.metrics.lpips import _download, backbone_path, ensure_backbone
 
 # Crops of three photographs, a blurred and noisy version of each, and what SinSR's batch_PSNR gives for them.
-SINSR = load_file(Path(__file__).parent / "data" / "parity_sinsr_psnr_y.safetensors")
+SINSR = load_file(EXPECTED / "parity_sinsr_psnr_y.safetensors")
 WITHOUT_DOWNLOAD = tuple(
     name for name, metric in METRICS.items() if metric.compared_with == "target" and name != "val/lpips"
 )

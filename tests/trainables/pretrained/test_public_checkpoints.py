@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
 from tests.base_helpers import save_base
+from tests.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
@@ -28,7 +29,7 @@ from trainables.settings import TrialSettings, flatten, override
 from trainables.training.loop import Trainer, World
 
 CPU = torch.device("cpu")
-DATA = Path(__file__).parent / "data"
+DATA = EXPECTED
 TrialOf = Callable[[str], TrialSettings]
 
 

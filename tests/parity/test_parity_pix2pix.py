@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.methods.shared.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from trainables.networks.pix2pix import (
     PatchGAN,
@@ -24,7 +25,7 @@ from trainables.networks.pix2pix import (
 )
 
 # How it was made: data/README.md.
-PATH = Path(__file__).parent / "data" / "pix2pix.safetensors"
+PATH = EXPECTED / "pix2pix.safetensors"
 DATA = load_file(PATH)
 with safe_open(PATH, framework="pt") as file:
     SHAPES = json.loads(file.metadata()["shapes"])

@@ -9,12 +9,12 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from tests.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.methods.build import method_class
 from trainables.methods.method import Method
@@ -324,7 +324,7 @@ def test_settings_are_read_without_torch() -> None:
 
 
 def test_the_default_network_has_the_size_of_the_released_one() -> None:
-    shapes = json.loads((Path(__file__).parent / "data" / "official_shapes.json").read_text())["UNetModelSwin"]
+    shapes = json.loads((EXPECTED / "official_shapes.json").read_text())["UNetModelSwin"]
     derived = ("relative_position_index", "attn_mask")
     released = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(derived))
     assert count_parameters(preset("sinsr-stage2").trial.network) == released

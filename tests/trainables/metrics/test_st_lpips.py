@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.metrics.names import MetricUnavailableError
 from trainables.metrics.st_lpips import STLPIPS, weights_path
 
 # Image pairs as bytes, with the distances and gradient norms that stlpips-pytorch 0.0.2 gives for them.
-PARITY = load_file(Path(__file__).parent / "data" / "parity_st_lpips.safetensors")
+PARITY = load_file(EXPECTED / "parity_st_lpips.safetensors")
 
 
 def pair(case: str) -> tuple[Tensor, Tensor]:

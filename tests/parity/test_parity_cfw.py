@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
@@ -23,7 +23,7 @@ from trainables.networks.cfw import (
 )
 
 # How they were made: data/README.md.
-DATA_DIR = Path(__file__).parent / "data"
+DATA_DIR = EXPECTED
 EXPECTED = {name: torch.from_numpy(values) for name, values in np.load(DATA_DIR / "cfw.npz").items()}
 SHAPES = json.loads((DATA_DIR / "cfw.json").read_text())
 LATENTS_SHAPE, IMAGES_SHAPE = (1, 4, 2, 3), (1, 3, 16, 24)

@@ -11,6 +11,7 @@ from diffusers.models import VQModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.networks.autoencoder import (
     build_vq_f4,
     convert_ldm_state_dict,
@@ -22,7 +23,7 @@ from trainables.networks.autoencoder import (
 )
 
 # How it was made: data/README.md.
-DATA_DIR = Path(__file__).parent / "data"
+DATA_DIR = EXPECTED
 DATA = load_file(DATA_DIR / "parity_vq.safetensors")
 
 

@@ -6,13 +6,13 @@ import copy
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.paths import EXPECTED
 from trainables.networks.swin import _shift_mask
 from trainables.networks.swin_unet import SwinUNet, timestep_embedding
 from trainables.settings.presets import preset
@@ -46,7 +46,7 @@ def inputs(height: int = 16, width: int = 16, batch: int = 2) -> tuple[Tensor, T
 
 
 def test_default_parameters_are_the_released_network() -> None:
-    shapes = json.loads((Path(__file__).parent / "data" / "official_shapes.json").read_text())["UNetModelSwin"]
+    shapes = json.loads((EXPECTED / "official_shapes.json").read_text())["UNetModelSwin"]
     derived = {k for k in shapes if k.endswith(("relative_position_index", "attn_mask"))}
     with torch.device("meta"):
         network = SwinUNet()
