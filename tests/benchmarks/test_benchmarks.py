@@ -15,7 +15,7 @@ from benchmarks import data_loading, latent_step, preparation, sinsr_step, sweep
 from sweeps.planning.run_folder import LOG, SETTINGS
 from sweeps.recording.progress import Progress, log_to, logger
 from sweeps.recording.tables import RunTables
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
 
 def test_sinsr_step_compares_the_modes_at_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

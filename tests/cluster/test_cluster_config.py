@@ -24,7 +24,7 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
 Config = dict[str, Any]  # the file, as YAML gives it
 

@@ -9,7 +9,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from sweeps.recording.tables import read_rows
-from tests.sweep_helpers import SPACE, only_run, run_sweep, sets, store, trials
+from tests.helpers.sweep import SPACE, only_run, run_sweep, sets, store, trials
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too

@@ -15,7 +15,7 @@ from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from sweeps.running.search import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
-from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
+from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class

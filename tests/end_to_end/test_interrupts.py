@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sweeps.recording.tables import read_rows
-from tests.sweep_helpers import SPACE, gone, only_run, run_sweep, sets, steps, store, sweeps, trials
-from tests.test_tensorboard import Page, scalars
+from tests.helpers.sweep import SPACE, gone, only_run, run_sweep, sets, steps, store, sweeps, trials
+from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too

@@ -31,8 +31,8 @@ from sweeps.running.search import SweepScheduler, SweepSearch
 from sweeps.sweep import start
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
-from tests.sweep_helpers import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
-from tests.test_tensorboard import Page, scalars
+from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
+from tests.helpers.tensorboard import Page, scalars
 from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.diffusion.ccsr import JUMP_TERMS, ccsr_jump_terms, sample_truncated
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,

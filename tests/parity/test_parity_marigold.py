@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from tests.base_helpers import save_tokenizer, scheduler, tiny_text_encoder, tiny_unet, tiny_vae
-from tests.paths import EXPECTED
+from tests.helpers.bases import save_tokenizer, scheduler, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.helpers.paths import EXPECTED
 from trainables.networks.stable_diffusion import decode_kl, encode_kl, predict, widen_conv_in
 from trainables.pretrained.base_model import load_empty_prompt, load_scheduler_config, load_unet, load_vae
 

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from tests.base_helpers import save_tokenizer, tiny_text_encoder
+from tests.helpers.bases import save_tokenizer, tiny_text_encoder
 from trainables.images.tensors import upsample
 from trainables.methods.controlnet_diffusion import ControlNetDiffusion
 from trainables.methods.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion

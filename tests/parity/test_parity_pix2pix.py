@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.methods.shared.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from trainables.networks.pix2pix import (
     PatchGAN,

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.diffusion.resshift import PredictX0, ResShiftDiffusion
 from trainables.diffusion.sinsr import TERMS, sinsr_terms
 from trainables.networks.swin_unet import SwinUNet

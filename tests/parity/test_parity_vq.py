@@ -11,7 +11,7 @@ from diffusers.models import VQModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.networks.autoencoder import (
     build_vq_f4,
     convert_ldm_state_dict,

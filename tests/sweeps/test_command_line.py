@@ -20,7 +20,7 @@ from sweeps.command_line import main
 from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import RunFolder
 from sweeps.planning.settings import SweepSettings
-from tests.sweep_helpers import SPACE, run_sweep, sets
+from tests.helpers.sweep import SPACE, run_sweep, sets
 from trainables.data.prepare import prepare
 from trainables.data.stages.needed import needed_stages
 from trainables.data.stores.shard_format import shard_name
@@ -270,7 +270,7 @@ def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, caps
     refusal = refused(capsys, tmp_path / "results", *line, *pairs, *setting("pairs.print.exposure=0.1,0.2"))
     assert refusal.startswith("--set pairs.print.exposure=0.1,0.2 has no effect: --data ")
 
-    from tests.base_helpers import save_base, tiny_unet
+    from tests.helpers.bases import save_base, tiny_unet
 
     wide = save_base(tmp_path / "wide")
     tiny_unet(in_channels=8).save_pretrained(wide / "unet")

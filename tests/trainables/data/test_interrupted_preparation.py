@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.prepare_helpers import made_by
+from tests.helpers.preparation import made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
 from trainables.data.stores.shard_format import MANIFEST

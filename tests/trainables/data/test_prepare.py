@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.prepare_helpers import TAUGHT, made_by
+from tests.helpers.preparation import TAUGHT, made_by
 from trainables.common.errors import InputError
 from trainables.data.prepare import REJECTED, prepare
 from trainables.data.prepared import Prepared

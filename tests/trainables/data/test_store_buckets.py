@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import SMALL_NETWORK
-from tests.test_object_storage import endpoint
+from tests.helpers.buckets import endpoint
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import make_stores, prepare

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.images.degradations import degradation, kernels
 from trainables.images.sources.photographs import load_photographs

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,10 +23,10 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import fs, parquet
 
+from tests.helpers.buckets import BUCKET
 from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
@@ -34,28 +34,6 @@ from trainables.images.sources.photographs import MatchedPhotograph, Photograph,
 from trainables.images.sources.source import is_paired, load_source, source_fingerprint
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
-BUCKET = "photographs"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """HOST:PORT of a server of our own; credentials in the environment, as usual."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        with pytest.MonkeyPatch.context() as environment:
-            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
-                environment.delenv(name, raising=False)
-            environment.setenv("AWS_ACCESS_KEY_ID", "reader")
-            environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-            host, port = server.get_host_and_port()
-            boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
-                Bucket=BUCKET
-            )
-            yield f"{host}:{port}"
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_a_pair_needs_no_other_pair(train: Photographs, validation: Photographs,
 
 def test_pairs_are_the_same_in_another_process(train: Photographs) -> None:
     code = (
-        "from tests.test_pairs import SETTINGS, _digest, load_photographs, Pairs\n"
+        "from tests.trainables.images.test_pairs import SETTINGS, _digest, load_photographs, Pairs\n"
         "source = load_photographs('sample', 'train', 64)\n"
         "print(_digest([Pairs(source, SETTINGS, 'train', 3)[index] for index in (17, 4)]))"
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.models import AutoencoderKL
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from tests.loop_helpers import CPU, VARIANTS, VariantOf
+from tests.helpers.loop import CPU, VARIANTS, VariantOf
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from skimage import metrics as skimage_metrics
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import (
     LPIPS,

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.metrics import (
     METRICS,
     MUSIQ,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.metrics.names import MetricUnavailableError
 from trainables.metrics.st_lpips import STLPIPS, weights_path
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import METRICS, MetricSet, global_std, local_std, measure_stability
 

@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionM
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.base_helpers import DIM, save_base, tiny_unet, tiny_vae
+from tests.helpers.bases import DIM, save_base, tiny_unet, tiny_vae
 from trainables.common.errors import InputError
 from trainables.methods.build import build_method
 from trainables.methods.method import trainable_parameters

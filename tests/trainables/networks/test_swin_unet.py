@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.networks.swin import _shift_mask
 from trainables.networks.swin_unet import SwinUNet, timestep_embedding
 from trainables.settings.presets import preset

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
-from tests.base_helpers import DIM, save_base, tiny_text_encoder, tiny_unet, tiny_vae
-from tests.paths import ROOT
+from tests.helpers.bases import DIM, save_base, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 from trainables.pretrained.base_model import (
     find_base,

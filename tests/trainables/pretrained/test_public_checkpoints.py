@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
-from tests.base_helpers import save_base
-from tests.paths import EXPECTED
+from tests.helpers.bases import save_base
+from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method

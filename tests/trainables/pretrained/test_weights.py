@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.base_helpers import tiny_unet
+from tests.helpers.bases import tiny_unet
 from trainables.common.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.autoencoders import load_autoencoder

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from tests.paths import EXPECTED
+from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.methods.build import method_class
 from trainables.methods.method import Method

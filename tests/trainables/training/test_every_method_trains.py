@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.loop_helpers import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
+from tests.helpers.loop import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method

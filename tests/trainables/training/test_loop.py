@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, run, state_of
+from tests.helpers.loop import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
 from trainables.methods.resshift import ResShift

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.loop_helpers import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
+from tests.helpers.loop import CPU, METRICS, Recorder, assert_same, meet_in, run, state_of
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
 from trainables.methods.method import Batch, LossTerm, Method, Phase

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
 SPACE = "sinsr_loss_ratios"
 TINY = {
