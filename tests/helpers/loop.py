@@ -81,7 +81,10 @@ def meet_in(folder: Path, rank: int) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    return torch.load(checkpoint / STATE, weights_only=True)
+    """All that training continues from. The report in it holds times, and means since the report before."""
+    state: dict[str, Any] = torch.load(checkpoint / STATE, weights_only=True)
+    del state["report"]
+    return state
 
 
 def assert_same(one: Any, two: Any, where: str = "state") -> None:
