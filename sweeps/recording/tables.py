@@ -94,6 +94,7 @@ class RunTables:
         >>> tables.upsert_trial({"id": "t000", "config/sinsr.inversion": 0.1, "seed": 0})
         >>> tables.add_report({"id": "t000", "step": 100, "val/psnr": 24.1, "loss/distillation": 0.03})
         >>> tables.flush(force=True)
+        True
     """
 
     def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 2.0) -> None:
