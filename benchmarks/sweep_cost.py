@@ -26,6 +26,7 @@ import psutil
 
 from sweeps.planning.run_folder import LOG, SETTINGS
 from sweeps.recording.tables import RunTables
+from trainables.common.command import ExitStatus
 from trainables.common.errors import InputError
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)  ?(.*)")
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, peak, seconds = measure(command, given.every)
     except (InputError, OSError) as error:
         print(f"sweep_cost: error: {error}", file=sys.stderr)
-        return InputError.exit_status
+        return ExitStatus.INVALID_INPUT
     print(f"{'wall time':26}{seconds:.0f} s, exit status {status}\n{memory_report(peak)}")
     return status
 

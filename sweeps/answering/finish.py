@@ -16,7 +16,7 @@ from sweeps.answering.verdict import criteria_met, longer_training
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
-from trainables.common.errors import INTERRUPTED
+from trainables.common.command import ExitStatus
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
@@ -41,10 +41,10 @@ def finish(plan: Plan, folder: Path) -> int:
     if unfinished or len(trials) < plan.question.trials:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
         logger.info("continue with: %s", resume_line(folder))
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     if result is None or result.winner_id is None:
         logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
-        return 1
+        return ExitStatus.FAILED
     winner = next(row for row in rows if row["id"] == result.winner_id)
     _keep_best(folder, winner, plan, result)
     page = write_report(folder, plan.objective, baseline_ids, plan.direction, plan.question.space.question, result)
@@ -53,7 +53,7 @@ def finish(plan: Plan, folder: Path) -> int:
     logger.info("tables            %s", folder / "leaderboard.csv")
     logger.info("report            %s", page)
     logger.info("%s", tensorboard_line(folder))
-    return 0
+    return ExitStatus.DONE
 
 
 def resume_line(folder: Path) -> str:

@@ -18,7 +18,7 @@ import yaml
 
 from sweeps.planning.question import Question
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
-from trainables.common.errors import InputError, in_one_line
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import check_writable
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
@@ -118,7 +118,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
             f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {SETTINGS}"
         ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # the settings', and YAML's of dates and numbers
-        raise InputError(f"--resume {path / SETTINGS}: {in_one_line(error)}") from None
+        raise InputError(f"--resume {path / SETTINGS}: {one_line(error)}") from None
     try:
         return RunFolder(path), settings, record
     except OSError as error:
@@ -149,7 +149,7 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = "missing" if value is None else in_one_line(repr(value))
+        found = "missing" if value is None else one_line(repr(value))
         raise ValueError(f"{name} is {found}; expected names with their values")
     return {str(key): each for key, each in value.items()}
 
@@ -159,7 +159,7 @@ def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
         match pair:
             case [str(), str()]:
                 continue
-        raise ValueError(f"{name} holds {in_one_line(repr(pair))}; expected pairs of texts")
+        raise ValueError(f"{name} holds {one_line(repr(pair))}; expected pairs of texts")
     return tuple((one, other) for one, other in value)
 
 

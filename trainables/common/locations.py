@@ -6,7 +6,6 @@ import io
 import os
 import posixpath
 import stat
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import numpy as np
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import is_uri
 
 if TYPE_CHECKING:
@@ -270,7 +269,3 @@ def _file_system(store: str, patient: bool) -> FileSystem:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=PATIENT_ATTEMPTS if patient else S3_ATTEMPTS),
         **options,
     )
-
-
-def one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")

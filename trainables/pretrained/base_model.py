@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.common.errors import InputError, in_one_line
+from trainables.common.errors import InputError, one_line
 from trainables.settings import SHIPPED
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
             )
         except Exception as error:  # the hub's, the network's, the disk's
             if not offline:
-                reason = in_one_line(error).rstrip(".")
+                reason = one_line(error).rstrip(".")
             continue
         # Other programs leave single parts in the cache, which it takes for everything.
         absent = _absent(found)
@@ -269,7 +269,7 @@ def load_empty_prompt(folder: Path) -> Tensor:
     try:
         prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
     except Exception as error:  # whatever a file that is neither makes the readers raise
-        raise _unusable(folder, f"the empty prompt cannot be had: {in_one_line(error)}") from None
+        raise _unusable(folder, f"the empty prompt cannot be had: {one_line(error)}") from None
     if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
         wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
         raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
@@ -320,14 +320,14 @@ def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
-        raise _unusable(folder, f"{part}/ cannot be loaded: {in_one_line(error)}", setting) from None
+        raise _unusable(folder, f"{part}/ cannot be loaded: {one_line(error)}", setting) from None
     for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if names:  # diffusers only warns
-            raise _unusable(folder, f"{part}/ {what} weights: {in_one_line(', '.join(sorted(names)))}", setting)
+            raise _unusable(folder, f"{part}/ {what} weights: {one_line(', '.join(sorted(names)))}", setting)
     # Extremes pass NaN on, and take a tenth of the time of looking at every value.
     broken = [n for n, values in model.state_dict().items() if not torch.stack(values.aminmax()).isfinite().all()]
     if broken:
-        named = in_one_line(", ".join(broken))
+        named = one_line(", ".join(broken))
         raise InputError(f"{setting}={folder}: {part}/ has infinite or NaN weights: {named}; expected finite ones")
     model.register_to_config(_name_or_path="")  # or this machine's path is saved with whatever is trained from it
     return model.eval()
@@ -356,7 +356,7 @@ def _checked(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Refuses what `_READ` does not accept of the base's file `name`."""
     for key, (accepted, fits) in _READ.get(name, {}).items():
         if key in config and not fits(config[key]):
-            found = in_one_line(json.dumps(config[key]))
+            found = one_line(json.dumps(config[key]))
             raise InputError(f"base.weights={folder}: {name}: {key} is {found}; expected {accepted}")
     return config
 
@@ -365,7 +365,7 @@ def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[s
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(folder, f"{name} cannot be read: {in_one_line(error)}", setting) from None
+        raise _unusable(folder, f"{name} cannot be read: {one_line(error)}", setting) from None
     if not isinstance(content, dict):
         raise _unusable(folder, f"{name} is no configuration", setting)
     return content

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from trainables.common.errors import InputError
-from trainables.common.locations import Location, one_line
+from trainables.common.errors import InputError, one_line
+from trainables.common.locations import Location
 from trainables.images.sources.decode import read_size
 from trainables.images.sources.images import Images
 
