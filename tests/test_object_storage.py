@@ -31,7 +31,7 @@ from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
-from trainables.images.sources.source import is_paired, load_source, source_fingerprint
+from trainables.images.sources.source import open_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 BUCKET = "photographs"
@@ -92,7 +92,7 @@ def _folder(root: Path, count: int = 12) -> Path:
 
 def _shown(source: str) -> dict[str, list[np.ndarray]]:
     """Name -> pixels of one or two sides, of both splits."""
-    parts = [load_source(source, split, 1, 1) for split in SPLITS]
+    parts = [open_source(source).of_split(split, 1, 1) for split in SPLITS]
     return {
         each.name: [each.degraded, each.target] if isinstance(each, MatchedPhotograph) else [each.pixels]
         for part in parts
@@ -102,13 +102,13 @@ def _shown(source: str) -> dict[str, list[np.ndarray]]:
 
 def _assert_same(source: str, other: str) -> None:
     for split in SPLITS:
-        one, two = load_source(source, split, 1, 1), load_source(other, split, 1, 1)
+        one, two = open_source(source).of_split(split, 1, 1), open_source(other).of_split(split, 1, 1)
         assert (one.names, one.sizes, one.found) == (two.names, two.sizes, two.found)
     shown, expected = _shown(source), _shown(other)
     for name, sides in expected.items():
         assert all(np.array_equal(a, b) for a, b in zip(shown[name], sides, strict=True))
-    assert is_paired(source) == is_paired(other)
-    assert source_fingerprint(source) == source_fingerprint(other)  # by content, so wherever it lies
+    assert open_source(source).paired == open_source(other).paired
+    assert open_source(source).fingerprint == open_source(other).fingerprint  # by content, so wherever it lies
 
 
 def test_a_folder_in_a_bucket_is_a_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
@@ -126,7 +126,7 @@ def test_pairs_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -
     _folder(tmp_path / "Captured")
     _folder(tmp_path / "Original")
     uri = upload(tmp_path, "pairs")
-    assert is_paired(uri)
+    assert open_source(uri).paired
     _assert_same(uri, str(tmp_path))
 
 
@@ -180,15 +180,15 @@ def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, st
     """What a first start noted of a bucket's images is enough for the second."""
     uri = upload(_folder(tmp_path / "images"), "noted")
     (tmp_path / "cache").mkdir()
-    before = load_source(uri, "train", 1, 1, cache=tmp_path / "cache")
+    before = open_source(uri).of_split("train", 1, 1, cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("catalogue-*.parquet"))) == 1
     code = (
         "import sys\n"
         "from pathlib import Path\n"
         "from trainables.common.locations import Location\n"
-        "from trainables.images.sources.source import load_source\n"
+        "from trainables.images.sources.source import open_source\n"
         "Location.open = Location.read = None\n"
-        "print(load_source(sys.argv[1], 'train', 1, 1, cache=Path(sys.argv[2])).sizes)"
+        "print(open_source(sys.argv[1]).of_split('train', 1, 1, cache=Path(sys.argv[2])).sizes)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, uri, str(tmp_path / "cache")], capture_output=True, text=True, check=False
@@ -219,7 +219,7 @@ def test_errors_name_the_source_and_what_is_accepted(tmp_path: Path, endpoint: s
         ("gs://bucket/a?speed=9", r"gs://bucket: .*speed"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
-            load_source(source, "train", 1, 1)
+            open_source(source).of_split("train", 1, 1)
         assert "\n" not in str(caught.value)
 
 
@@ -235,7 +235,7 @@ def test_refused_credentials(tmp_path: Path, endpoint: str, upload: Callable[[Pa
     check_credentials(b"0")
     try:
         with pytest.raises(InputError, match=rf"{BUCKET}/guarded: cannot be reached or read .*credentials") as caught:
-            load_source(uri, "train", 1, 1)
+            open_source(uri).of_split("train", 1, 1)
         assert "hidden" not in str(caught.value)
     finally:
         check_credentials(b"inf")
@@ -250,7 +250,7 @@ def test_a_server_that_is_not_there_or_silent(monkeypatch: pytest.MonkeyPatch) -
             uri = "s3://anonymous:none@b/a?scheme=http&region=us-east-1&endpoint_override={}:{}"
             started = time.monotonic()
             with pytest.raises(InputError, match=r"s3://b/a: cannot be reached or read .* give a bucket, its region"):
-                load_source(uri.format(*server.getsockname()), "train", 1, 1)
+                open_source(uri.format(*server.getsockname())).of_split("train", 1, 1)
             assert time.monotonic() - started < 10
 
 

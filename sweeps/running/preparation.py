@@ -25,7 +25,7 @@ def estimated_seconds(sweep: Plan) -> float:
         stages = sweep.stages_of[trial.method]
         missing = [stage for stage in stages if not stage.exists and stage.folder.name not in counted]
         counted |= {stage.folder.name for stage in missing}
-        pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store)))
+        pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store), sweep.source))
         seconds += seconds_of(trial, missing, pairs, "cuda" if gpus else "cpu")
     return seconds / (gpus or len(os.sched_getaffinity(0)))
 
@@ -49,5 +49,5 @@ def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:
     run = on_ray(concurrent * each.count, each.gpus) if each.gpus else on_ray()
     for trial in sweep.question.every_method:
         progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
-        make_stores(trial, sweep.stages_of[trial.method], progress=progress, run=run)
+        make_stores(trial, sweep.stages_of[trial.method], progress=progress, run=run, source=sweep.source)
     return [Store(stage.folder.local) for stage in sweep.stages if not stage.folder.remote]
