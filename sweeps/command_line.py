@@ -20,6 +20,7 @@ from trainables.common.paths import path_of
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments
 
+PROG = "run_sweep.py"
 EPILOG = f"""\
 examples:
   python run_sweep.py --space sinsr_loss_ratios
@@ -30,10 +31,11 @@ examples:
 """
 
 
-def parser(prog: str = "run_sweep.py") -> Flags:
+def parser(prog: str = PROG) -> Flags:
     """The command line. Defaults are those of `SweepSettings`."""
     description = "Answers a question about training an image-restoration model, by training it many times."
-    flags = command_flags(prog, description, EPILOG)
+    epilog = EPILOG if prog == PROG else EPILOG.replace(f"python {PROG}", prog)
+    flags = command_flags(prog, description, epilog)
     what = flags.add_argument_group("what to ask")
     what.add_argument("--space", metavar="NAME", help="the question, a file of search_spaces/")
     what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
@@ -86,7 +88,7 @@ def parser(prog: str = "run_sweep.py") -> Flags:
     return flags
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "run_sweep.py") -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
 

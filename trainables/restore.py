@@ -297,7 +297,7 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
 
 
 def parser(prog: str = PROG) -> Flags:
-    flags = command_flags(prog, DESCRIPTION, _EPILOG)
+    flags = command_flags(prog, DESCRIPTION, _EPILOG.replace(PROG, prog))
     flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
     flags.add_argument("input", metavar="INPUT", help="a picture, or a folder of pictures")
     flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored ones, made if need be")

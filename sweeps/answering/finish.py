@@ -17,6 +17,7 @@ from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from trainables.common.command import ExitStatus
+from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
@@ -58,6 +59,10 @@ def finish(plan: Plan, folder: Path) -> int:
 
 def resume_line(folder: Path) -> str:
     """The command that continues the run, to be pasted where this one was given."""
+    script = Path(sys.argv[0])
+    if script.name == PROJECT:  # the console script
+        on_path = shutil.which(PROJECT) == str(script)
+        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", str(folder)])
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())

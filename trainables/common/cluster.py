@@ -10,6 +10,7 @@ from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 
 _CONNECT_SECONDS = 5.0
+_PACKAGES = ("cluster", "search_spaces", "sweeps", "trainables")
 _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
@@ -31,12 +32,15 @@ def check_address(address: str) -> None:
 
 
 def shipped_code(*kept: str) -> dict[str, Any]:
-    """What brings this project's code to the nodes of a cluster, as Ray's `runtime_env`.
+    """What brings this project's code to the nodes of a cluster, as Ray's `runtime_env`: the checkout, or the packages
+    that pip installed.
 
     Args:
         kept: folders whose content stays here, such as results.
     """
     root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():  # installed by pip: whatever else is installed lies here too
+        return {"py_modules": [str(root / package) for package in _PACKAGES], "excludes": ["**/__pycache__"]}
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
     own = [str(folder.relative_to(root)) for folder in folders if root in folder.parents]
     return {"working_dir": str(root), "excludes": [*_NOT_SENT, *own]}

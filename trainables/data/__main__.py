@@ -29,7 +29,7 @@ examples:
 
 
 def parser(prog: str = PROG) -> Flags:
-    flags = command_flags(prog, DESCRIPTION, EPILOG)
+    flags = command_flags(prog, DESCRIPTION, EPILOG.replace(PROG, prog))
     commands = flags.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     prepare = commands.add_parser("prepare", allow_abbrev=False, help="make the stores that trials of a method read")
