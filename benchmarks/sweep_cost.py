@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from sweeps.planning.run_folder import LOG, SETTINGS
+from sweeps.planning.run_folder import LOG, RUN_SETTINGS
 from sweeps.recording.tables import RunTables
 from trainables.common.command import ExitStatus
 from trainables.common.errors import InputError
@@ -77,8 +77,8 @@ def time_report(run: Path) -> str:
     Raises:
         InputError: not the folder of a run, or one in which no trial has ended.
     """
-    if not (run / SETTINGS).exists() or not (run / LOG).exists():
-        raise InputError(f"{run}: not the folder of a run; expected one with {SETTINGS} and {LOG}")
+    if not (run / RUN_SETTINGS).exists() or not (run / LOG).exists():
+        raise InputError(f"{run}: not the folder of a run; expected one with {RUN_SETTINGS} and {LOG}")
     trials = [row for row in RunTables(run).load().leaderboard if row["kind"] == "trial"]
     timeline = read_timeline(run / LOG)
     if not timeline.last_trial or not trials:

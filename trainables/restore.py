@@ -214,7 +214,7 @@ class Work:
     failed: int = 0
 
 
-def plan(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
+def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
     """The pictures that `source` is or holds, and where their restorations go; nothing is made.
 
     Raises:
@@ -349,7 +349,7 @@ def _run(flags: argparse.Namespace) -> int:
     tile, overlap = _tiling(flags)
     finished, source, folder = (path_of(name, getattr(flags, name.lower())) for name in ("FINISHED", "INPUT", "OUTPUT"))
     settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
-    work = plan(source, folder, flags.overwrite, flags.skip_existing)
+    work = plan_restoration(source, folder, flags.overwrite, flags.skip_existing)
     try:
         if work.missing:
             restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)

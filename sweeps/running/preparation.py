@@ -10,8 +10,8 @@ from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.running.ray_cluster import workers
 from trainables.data.estimate import seconds_of
+from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
-from trainables.data.progress import PreparationProgress
 from trainables.data.ray_pipeline import check_shared, on_ray
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import Store

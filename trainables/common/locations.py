@@ -21,7 +21,7 @@ from trainables.common.paths import is_uri
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
-ACCEPTED = "a local path, or a URI that begins with s3://, gs:// or file://"
+ACCEPTED_PLACES = "a local path, or a URI that begins with s3://, gs:// or file://"
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
 S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a bucket that is not there costs about 10 s at most
 GS_SECONDS = 4  # of retries; the last may take as long again
@@ -192,7 +192,7 @@ def locate(text: str) -> Location:
     if parts.scheme == "file" and not bucket:
         return Location(os.path.abspath(path))
     if parts.scheme not in ("s3", "gs") or not bucket:
-        raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED}")
+        raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED_PLACES}")
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
 
 

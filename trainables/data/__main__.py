@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         from trainables.data import commands
 
         with shown_plainly():
-            return int(getattr(commands, flags.command)(flags))
+            return int(getattr(commands, f"{flags.command}_command")(flags))
 
     return run_command(parser(prog), arguments, work, "finished shards are kept; run the same command to resume")
 

@@ -15,7 +15,7 @@ from trainables.common.errors import InputError, one_line
 from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
 from trainables.common.units import byte_text, duration
 from trainables.data.contact_sheet import write_contact_sheet
-from trainables.data.progress import PreparationProgress
+from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.stores.inventory import Shelved, remove, stores_below, to_prune
 from trainables.data.stores.roots import local_root, store_root
 from trainables.data.stores.shard_format import MANIFEST
@@ -26,7 +26,7 @@ from trainables.settings.presets import preset
 _REASONS = 5  # of photographs that were rejected, as many are shown
 
 
-def prepare(flags: argparse.Namespace) -> int:
+def prepare_command(flags: argparse.Namespace) -> int:
     """Makes the stores that trials of a method read, and says where they are."""
     settings = _trial(flags)
     if not flags.store:
@@ -102,7 +102,7 @@ def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) ->
             raise InputError(f"--set {name}={value}: has no effect with {reason}")
 
 
-def inspect(flags: argparse.Namespace) -> int:
+def inspect_command(flags: argparse.Namespace) -> int:
     """Prints what a store, or every store of a root, holds; writes a sheet of a store's pairs."""
     path = path_of("STORE", flags.path)
     if not (path / MANIFEST).exists():
@@ -161,7 +161,7 @@ def rejected_of(path: Path) -> dict[str, str]:
         ) from None
 
 
-def verify(flags: argparse.Namespace) -> int:
+def verify_command(flags: argparse.Namespace) -> int:
     """Compares every store's content with its hashes."""
     damaged = 0
     for given in flags.paths:
@@ -179,7 +179,7 @@ def verify(flags: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def prune(flags: argparse.Namespace) -> int:
+def prune_command(flags: argparse.Namespace) -> int:
     """Lists the stores of a root, says which would go, and deletes them when that is confirmed."""
     stores = stores_below(path_of("ROOT", flags.path))
     chosen = to_prune(stores, flags.older_than, None if flags.keep is None else flags.keep * 1e9)

@@ -36,7 +36,7 @@ REJECTED = "rejected.parquet"
 _REJECTED_SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Told before the first shard and after every one. `stage`: which there are to make, "pairs + latents". Rows are
     pairs, those of training and validation together."""
 
@@ -48,7 +48,7 @@ def prepare(
     root: Path | str,
     columns: Collection[str],
     device: torch.device | str = "cpu",
-    progress: Progress = lambda stage, done, rows: None,
+    progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
 ) -> Prepared:
     """Makes what `needed_stages` lists and is not there yet; returns all of it, on this machine's disk.
@@ -76,7 +76,7 @@ def make_stores(
     settings: TrialSettings,
     stages: Sequence[Stage],
     device: torch.device | str = "cpu",
-    progress: Progress = lambda stage, done, rows: None,
+    progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
     source: Source | None = None,
 ) -> None:
@@ -136,7 +136,7 @@ class _Preparation:
         stages: Sequence[Stage],
         missing: Sequence[Stage],
         device: torch.device | str,
-        progress: Progress,
+        progress: ProgressCallback,
         source: Source | None,
     ) -> None:
         self._settings, self._missing, self._progress = settings, missing, progress

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 SHIPPED_BASE = Path(__file__).parents[1] / "assets" / "stable_diffusion_sample"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+PART_WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
 _PIPELINE = "model_index.json"
 _FETCHED = [
     *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
-    *(f"{part}/{name}" for part in ("vae", "unet") for name in (WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
+    *(f"{part}/{name}" for part in ("vae", "unet") for name in (PART_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
     "text_encoder/model.safetensors",
     "tokenizer/merges.txt",
     EMPTY_PROMPT,
     _PIPELINE,
     # A ControlNet lies at the top of its own repository.
     "config.json",
-    WEIGHTS,
+    PART_WEIGHTS,
 ]
 _LAYOUT = (
     f"a folder in diffusers layout with vae/, unet/, scheduler/ and {EMPTY_PROMPT} or text_encoder/ and tokenizer/, "
@@ -152,7 +152,7 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
             continue
         # Other programs leave single parts in the cache, which it takes for everything.
         absent = _absent(found)
-        if not absent or ((found / "config.json").is_file() and (found / WEIGHTS).is_file()):
+        if not absent or ((found / "config.json").is_file() and (found / PART_WEIGHTS).is_file()):
             return found
         reason = f"it has no {', '.join(absent)}"
     arguments = ", ".join(repr(argument) for argument in (weights, revision) if argument)
@@ -337,8 +337,8 @@ def _absent(folder: Path) -> list[str]:
     """The files that a base needs and `folder` has not."""
     absent = [name for name in ("vae/config.json", "unet/config.json", _SCHEDULER) if not (folder / name).is_file()]
     for part in ("vae", "unet"):
-        if not any((folder / part / name).is_file() for name in (WEIGHTS, SHARDS)):
-            absent.append(f"{part}/{WEIGHTS}")
+        if not any((folder / part / name).is_file() for name in (PART_WEIGHTS, SHARDS)):
+            absent.append(f"{part}/{PART_WEIGHTS}")
     encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
     if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
         absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")

@@ -19,9 +19,9 @@ from trainables.common.errors import InputError
 from trainables.images.sources import decode
 from trainables.images.sources.catalogue import Part, Split, usable_part
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import SAMPLE, Listing, list_source
+from trainables.images.sources.listing import Listing, list_source
 
-__all__ = ["SAMPLE", "MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
+__all__ = ["MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
 
 CACHE_BYTES = 256 * 2**20
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from trainables.common.locations import Location
 from trainables.images.sources import catalogue
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import SAMPLE, SAMPLE_FILES, Listing, list_source
+from trainables.images.sources.listing import SAMPLE_FILES, Listing, list_source
 from trainables.images.sources.photographs import Photographs, Split, of_split
+from trainables.settings import SAMPLE
 
 MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 
