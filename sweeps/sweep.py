@@ -23,7 +23,7 @@ from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.search import SweepScheduler, SweepSearch
 from sweeps.trial_config import ID, PARAMETERS, SEED
-from trainables.common.errors import INTERRUPTED
+from trainables.common.command import ExitStatus
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
@@ -70,7 +70,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         return status
     except KeyboardInterrupt:
         logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     finally:
         logger.removeHandler(file)
         file.close()

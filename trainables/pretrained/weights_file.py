@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.common.errors import InputError, in_one_line
+from trainables.common.errors import InputError, one_line
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def reading(setting: str, path: Path, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of torch, safetensors, zip archives, and of looking for names that are not there
-        raise InputError(f"{setting}={path}: not {what}: {in_one_line(error)}") from None
+        raise InputError(f"{setting}={path}: not {what}: {one_line(error)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # whatever a file that is none makes the reader raise
-        raise ValueError(f"not a readable .safetensors file: {in_one_line(error)}") from None
+        raise ValueError(f"not a readable .safetensors file: {one_line(error)}") from None
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:

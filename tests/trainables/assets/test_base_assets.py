@@ -21,11 +21,12 @@ from trainables.assets.stable_diffusion import (
     train_base_unet,
 )
 from trainables.images.pairs import Pairs
-from trainables.images.sources.photographs import SAMPLE, load_photographs
+from trainables.images.sources.photographs import load_photographs
 from trainables.metrics import STLPIPS, psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
 from trainables.pretrained.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER
+from trainables.settings import SAMPLE
 from trainables.settings.presets import preset
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
