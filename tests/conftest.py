@@ -78,9 +78,8 @@ SEED = 0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
-    """Seeds PyTorch for every fixture, each by its name: what it draws does not depend on what ran before, and differs
-    from what other fixtures and the test draw. NumPy needs none: its generators are made with a seed where they are
-    used, which the linter checks."""
+    """Seeds PyTorch for every fixture, by the fixture's name: its draws do not depend on what ran before, and differ
+    from those of other fixtures and of the test. NumPy has no common generator here; each is made with a seed."""
     torch.manual_seed(SEED + zlib.crc32(fixturedef.argname.encode()))
 
 

@@ -81,8 +81,8 @@ def test_the_autoencoder_row_is_its_reconstruction(
 def test_one_step_of_the_teacher_is_the_student_at_its_start(
     measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
-    """From the same noise. Their equal weights lie at other addresses, whose rounding can become another code at a pixel
-    in a thousand; other noise changes a fifth of the pixels."""
+    """From the same noise; other noise changes a fifth of the pixels. Equal weights at other addresses may be rounded
+    otherwise, and become another code at a pixel in a thousand."""
     student = validate(SinSR(tiny, CPU).restore, prepared, MetricSet(METRICS), tiny.training.validation_batch, CPU)
     for name in METRICS:
         np.testing.assert_allclose(student.per_image[name], measured["teacher_1"].per_image[name], rtol=1e-3)

@@ -68,7 +68,7 @@ def shaken(method: Method) -> Method:
 
 
 def same_images(one: Tensor, other: Tensor) -> bool:
-    """But for rounding. An autoencoder that quantises may turn it into another code, at a pixel in a thousand at most."""
+    """But for rounding, which an autoencoder may turn into another code, at a pixel in a thousand at most."""
     return float(((one - other).abs() > 1e-3).float().mean()) < 0.02
 
 

@@ -69,7 +69,7 @@ def test_controlnet_restores_as_diffusers_pipeline(spacing: str, trial_of: Trial
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_pixel_diffusion_restores_as_diffusers_sampler(prediction_type: str, trial_of: TrialOf) -> None:
-    """In float64: the first estimate of x_0 from epsilon divides by 1/15 of the signal, and enlarges what is rounded."""
+    """In float64: the first estimate of x_0 from epsilon enlarges what is rounded, with this schedule 20,000 times."""
     torch.manual_seed(0)
     changes = {"diffusion.inference_steps": STEPS, "diffusion.prediction_type": prediction_type}
     method = PixelDiffusion(override(trial_of("pixel_diffusion"), changes), CPU)

@@ -21,14 +21,14 @@ DATA = load_file(PATH)
 X0, Y, NOISE, LQ = (DATA[key] for key in ("x0", "y", "noise", "lq"))
 
 ONE_PASS = 1e-5
-"""Relative error of one pass through the network, of a loss, or of anything computed in float64. In float64 our rounding
-vanishes and what is left is the reference's: 1.6e-6 at most, on every machine. In float32 a pass has up to 1.9e-6 with
-the kernels for SSE4.1 and AVX2."""
+"""Relative error of one pass through the network, of a loss, or of anything computed in float64. In float64 our own
+rounding vanishes. What is left is the reference's, which no machine changes: up to 1.6e-6. In float32 a pass has up to
+1.9e-6 with the kernels for SSE4.1 and AVX2."""
 CHAIN = {torch.float64: ONE_PASS, torch.float32: 3e-5}
-"""Of passes that follow each other, whose rounding adds up: in float32 3e-6 with the kernels for SSE4.1 and AVX2, 1.05e-5
-was seen with those for AVX-512. The official code's own numbers differ by 5e-6 between machines."""
+"""Of passes that follow each other, whose rounding adds up. In float32 up to 3e-6 with the kernels for SSE4.1 and AVX2,
+and 1.05e-5 with those for AVX-512. The official code's own numbers differ by 5e-6 between machines."""
 GRADIENT = {torch.float64: 1e-6, torch.float32: 3e-5}
-"""The reference's are computed in float64, where 9e-8 is left, its storage in float32. In float32 up to 6.3e-6."""
+"""The reference is computed in float64 and stored in float32, which leaves 9e-8. Ours in float32 have up to 6.3e-6."""
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
