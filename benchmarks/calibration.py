@@ -108,33 +108,42 @@ def simulate(truth: Truth, sweeps: int, rng: np.random.Generator) -> tuple[Array
         Test values (sweeps, 1 + K, seeds, P, images) and validation values of the same trials, with V photographs. The
         baseline comes first, then the best K of the search, best first.
     """
-    draw, count = SHAPES[truth.shape], truth.configurations
-    scale, its = np.ones((1, count)), np.ones((1, count))
-    scale[:, 0], its[:, 0] = truth.baseline_seeds, truth.baseline_interaction
+    draw = SHAPES[truth.shape]
 
-    def effects(photographs: int) -> Array:
-        of_photographs = truth.interaction_sd * its[..., None] * draw(rng, (sweeps, count, photographs))
-        return of_photographs[..., None] + truth.image_sd * rng.standard_normal((*of_photographs.shape, truth.images))
+    def relative(count: int, baseline: float) -> Array:
+        return np.array([baseline, *np.ones(count - 1)])[:, None]
 
-    def trained(interaction: Array, of_seeds: Array, scale: Array) -> Array:
-        shape = (*of_seeds.shape, *interaction.shape[-2:])
-        crossed = truth.crossed_sd * scale[..., None, None] * draw(rng, shape[:-1])
-        noise = truth.noise_sd * np.sqrt(truth.images) * rng.standard_normal(shape)
-        return interaction[:, :, None] + of_seeds[..., None, None] + crossed[..., None] + noise
+    def interactions(count: int, photographs: int) -> Array:
+        scale = truth.interaction_sd * relative(count, truth.baseline_interaction)
+        effects = scale * draw(rng, (sweeps, count, photographs))
+        if not truth.image_sd:
+            return np.repeat(effects[..., None], truth.images, axis=-1)
+        return effects[..., None] + truth.image_sd * rng.standard_normal((*effects.shape, truth.images))
 
-    validation = effects(truth.validation)
-    one_seed = truth.seed_sd * scale[..., None] * draw(rng, (sweeps, count, 1))
-    found = trained(validation, one_seed, scale).mean(axis=(2, 3, 4))
+    def trained(effects: Array, of_seeds: Array) -> Array:
+        shape = (*of_seeds.shape, *effects.shape[2:])
+        scale = truth.crossed_sd * relative(shape[1], truth.baseline_seeds)[..., None]
+        values = (scale * draw(rng, shape[:-1]))[..., None]
+        values = values + truth.noise_sd * np.sqrt(truth.images) * rng.standard_normal(shape)
+        values += effects[:, :, None]
+        values += of_seeds[..., None, None]
+        return values
+
+    def seeds(count: int, number: int) -> Array:
+        scale = truth.seed_sd * relative(count, truth.baseline_seeds)
+        return scale * draw(rng, (sweeps, count, number))
+
+    # The search: one seed each, ranked by the mean over validation photographs.
+    effects = interactions(truth.configurations, truth.validation)
+    found = trained(effects, seeds(truth.configurations, 1)).mean(axis=(2, 3, 4))
     best = np.argsort(-found[:, 1:], axis=1)[:, : truth.confirmed] + 1
     chosen = np.concatenate([np.zeros((sweeps, 1), dtype=int), best], axis=1)
 
-    rows, scale = (
-        np.arange(sweeps)[:, None],
-        np.broadcast_to(scale, (sweeps, count))[np.arange(sweeps)[:, None], chosen],
-    )
-    seeds = truth.seed_sd * scale[..., None] * draw(rng, (*chosen.shape, truth.seeds))
-    values = trained(effects(truth.photographs)[rows, chosen], seeds, scale)
-    return values, trained(validation[rows, chosen], seeds, scale)
+    # The confirmation: fresh seeds; photographs that the search never saw.
+    count = truth.confirmed + 1
+    fresh = seeds(count, truth.seeds)
+    validation = trained(effects[np.arange(sweeps)[:, None], chosen], fresh)
+    return trained(interactions(count, truth.photographs), fresh), validation
 
 
 def estimates(test: Array, validation: Array | None, exponent: float = SHARE_EXPONENT) -> Estimate:

@@ -20,14 +20,13 @@ seeds minus the baseline's over its k. Its variance has two parts and an overlap
 This is the variance of a mean in a crossed design with two random factors (Cornfield & Tukey 1956; Clark 1973 for
 psychology; Roe & Metz 1997 for readers and images in radiology). The interval is d +- t(level, nu) sqrt(variance).
 
-Degrees of freedom. With the parts v_i (A and the parts of B), their shares w_i = v_i / sum v, and their degrees of
-freedom n_i,
+Degrees of freedom. The parts v_i are A and the one or two terms of B; n_i are their degrees of freedom:
 
-    1 / nu = sum_i w_i^q / n_i.
+    1 / nu = sum_i (v_i / variance of d)^q / n_i,    but nu is at least the smallest n_i.
 
-q = 2 is Satterthwaite (1946) and Welch (1947). With two to four degrees of freedom in a dominating part it gives too
-many: a part that is small by chance both narrows the interval and raises nu. q = 5/4 holds the level where q = 2 makes
-up to twice the promised errors, for 0 to 3 points of power (docs/statistics.md has the measurements).
+q = 2 is Satterthwaite (1946) and Welch (1947), which give too many where a part with two to four degrees of freedom
+dominates: one that is small by chance both narrows the interval and raises nu. q = 5/4 was measured to hold the level
+where q = 2 makes up to twice the promised errors, for 0 to 5 points of power (docs/statistics.md).
 
 Two ways to more degrees of freedom:
 
@@ -155,11 +154,11 @@ def estimate(
     crossed = others_spread.crossed * theirs + reference_spread.crossed * its
     overlap = np.where(pooled, common.crossed * (theirs + its), crossed) / photographs
 
-    total = of_photographs + of_seeds
-    scale = np.where(total > 0, total, 1.0)
-    inverse = sum(((part / scale) ** exponent / max(df, 1) for part, df in parts), np.zeros(()))
-    variance = np.maximum(np.maximum(of_photographs, of_seeds), total - overlap)
-    df = 1 / np.where(inverse > 0, inverse, 1.0)
+    variance = np.maximum(np.maximum(of_photographs, of_seeds), of_photographs + of_seeds - overlap)
+    scale = np.where(variance > 0, variance, 1.0)
+    inverse = sum(((part / scale) ** exponent / max(n, 1) for part, n in parts), np.zeros(()))
+    fewest = np.min([np.where(part > 0, max(n, 1), np.inf) for part, n in parts], axis=0)
+    df = np.where(variance > 0, np.maximum(1 / np.where(inverse > 0, inverse, 1.0), fewest), 1.0)
     return Estimate(differences.mean(axis=-1), variance, df, of_photographs, of_seeds, overlap)
 
 
@@ -228,7 +227,7 @@ def detectable(standard_error: float, df: float, level: float, power: float = PO
         return 0.0
     critical = scipy.stats.t.ppf((1 + level) / 2, df)
     # Quantiles of the chi distribution instead of scipy's noncentral t, which fails for large noncentralities.
-    scale = np.sqrt(scipy.stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, df) / df)
+    scale = np.sqrt(scipy.stats.chi2.ppf((np.arange(400) + 0.5) / 400, df) / df)
 
     def lack(noncentrality: float) -> float:
         return float(scipy.stats.norm.cdf(noncentrality - critical * scale).mean()) - power
