@@ -9,7 +9,7 @@ test photographs. Values are
 photographs themselves cancel, since all configurations restore the same. A truth says how large each effect is and how
 it is distributed.
 
-    python -m benchmarks.calibration                     # the grid, four minutes
+    python -m benchmarks.calibration                     # the grid, some minutes
     python -m benchmarks.calibration --exponent 2        # Satterthwaite's degrees of freedom
     python -m benchmarks.calibration --no-validation     # the variance from test photographs alone
 """
@@ -256,13 +256,18 @@ def other_truths(shapes: Sequence[str]) -> Iterator[tuple[str, Truth]]:
 
 
 HEADER = (
-    f"{'':34} {'truths':>6} {'finalists (95 %)':>20} {'shown':>14} {'winner':>14} {'false claims':>13}"
-    f" {'power':>6} {'/ knows var.':>12} {'/ knows shares':>14}"
+    f"{'':41} {'truths':>6} {'finalists (95 %)':>16} {'in 93..97':>9} {'shown':>15} {'winner':>15}"
+    f" {'false claims':>13} {'power':>5} {'/ variances':>11} {'/ shares':>8}"
 )
 
 
-def row(name: str, outcomes: Sequence[Outcome]) -> str:
-    """Means over truths, with the extremes in brackets; per cent."""
+def _noise(sweeps: int) -> float:
+    """Two standard errors of a share near 5 %."""
+    return 1.96 * float(np.sqrt(LEVEL * (1 - LEVEL) / sweeps))
+
+
+def row(name: str, outcomes: Sequence[Outcome], sweeps: int) -> str:
+    """Means over truths, with the extremes in brackets; per cent. "in 93..97" allows for the simulation's noise."""
 
     def span(attribute: str) -> str:
         values = 100 * np.array([getattr(outcome, attribute) for outcome in outcomes])
@@ -272,16 +277,19 @@ def row(name: str, outcomes: Sequence[Outcome]) -> str:
     power, oracle, shares = (
         np.mean([getattr(outcome, attribute) for outcome in outcomes]) for attribute in ("power", "oracle", "shares")
     )
+    noise = _noise(sweeps)
+    inside = np.mean([0.93 - noise <= outcome.coverage <= 0.97 + noise for outcome in outcomes])
     return (
-        f"{name:34} {len(outcomes):6} {span('coverage'):>20} {span('shown'):>14} {span('winner'):>14}"
+        f"{name:41} {len(outcomes):6} {span('coverage'):>16} {100 * inside:8.0f}%"
+        f" {span('shown'):>15} {span('winner'):>15}"
         f" {f'{claims.mean():.1f} (..{claims.max():.1f})':>13}"
-        f" {100 * power:6.0f} {power / oracle:12.2f} {power / shares:14.2f}"
+        f" {100 * power:5.0f} {power / oracle:11.2f} {power / shares:8.2f}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", type=int, default=2000, help="simulated sweeps a truth (default 2000)")
+    parser.add_argument("--sweeps", type=int, default=1000, help="simulated sweeps a truth (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--exponent", type=float, default=SHARE_EXPONENT, help="of the degrees of freedom")
@@ -291,31 +299,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     begun, rng = time.monotonic(), np.random.default_rng(options.seed)
 
+    def show(name: str, outcomes: Sequence[Outcome]) -> None:
+        print(row(name, outcomes, options.sweeps), flush=True)
+
     def measured(truth: Truth) -> tuple[Truth, Outcome]:
         return truth, measure(truth, options.sweeps, rng, options.exponent, not options.no_validation)
 
     results = [measured(truth) for truth in grid(options.shapes)]
-    noise = 196 * np.sqrt(LEVEL * (1 - LEVEL) / options.sweeps)
-    print(f"{options.sweeps} sweeps a truth: single shares near 5 % are known to +- {noise:.1f} points")
-    print("per cent: mean over truths (smallest..largest); power where the test that knows the variances has 80 %")
+    noise = 100 * _noise(options.sweeps)
+    print(f"{options.sweeps} sweeps a truth: a single share near 5 % is known to +- {noise:.1f} points")
+    print("per cent, mean over truths (smallest..largest); power where a test that knows the variances has 80 %,")
+    print("and its ratio to that test's and to that of a test that knows how the variance divides")
     print(HEADER)
     for test, validation in PHOTOGRAPHS:
         chosen = [outcome for truth, outcome in results if truth.photographs == test]
-        print(row(f"{test} photographs, {validation} validation", chosen))
+        show(f"{test} photographs, {validation} validation", chosen)
     for seeds in SEEDS:
-        print(row(f"{seeds} seeds", [outcome for truth, outcome in results if truth.seeds == seeds]))
+        show(f"{seeds} seeds", [outcome for truth, outcome in results if truth.seeds == seeds])
     for tried, confirmed in SEARCHES:
         chosen = [outcome for truth, outcome in results if truth.configurations == tried]
-        print(row(f"best {confirmed} of {tried} configurations", chosen))
+        show(f"best {confirmed} of {tried} configurations", chosen)
     for shape in options.shapes:
-        print(row(f"effects: {shape}", [outcome for truth, outcome in results if truth.shape == shape]))
-    print(row("all", [outcome for _, outcome in results]))
+        show(f"effects: {shape}", [outcome for truth, outcome in results if truth.shape == shape])
+    show("all", [outcome for _, outcome in results])
     for truth, outcome in sorted(results, key=lambda result: -result[1].claims)[: options.worst]:
         print(f"  {100 * outcome.claims:.1f} % claims, {100 * outcome.coverage:.1f} % coverage: {truth}")
 
     print("outside the grid (12 configurations, 3 confirmed)")
     for (name, shape), group in itertools.groupby(other_truths(options.shapes), lambda item: (item[0], item[1].shape)):
-        print(row(f"{name}, {shape}", [measured(truth)[1] for _, truth in group]))
+        show(f"{name}, {shape}", [measured(truth)[1] for _, truth in group])
     print(f"{time.monotonic() - begun:.0f} s")
 
 
