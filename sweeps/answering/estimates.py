@@ -26,7 +26,7 @@ Degrees of freedom. The parts v_i are A and the one or two terms of B; n_i are t
 
 q = 2 is Satterthwaite (1946) and Welch (1947), which give too many where a part with two to four degrees of freedom
 dominates: one that is small by chance both narrows the interval and raises nu. q = 5/4 was measured to hold the level
-where q = 2 makes up to twice the promised errors, for 0 to 5 points of power (docs/statistics.md).
+where q = 2 makes up to twice the promised errors, at some cost of power (docs/statistics.md).
 
 Two ways to more degrees of freedom:
 
