@@ -1,8 +1,8 @@
-# The front doors: `make sweep` and `make test` make .venv first if it is not there. `make help` lists the rest.
+# `make sweep` and `make test` create .venv first if it is missing. `make help` lists all targets.
 #
-#   make sweep ARGS="--trials 4"              flags for run_sweep.py
+#   make sweep ARGS="--trials 4"              flags of run_sweep.py
 #   make sweep SPACE=another_space            another question
-#   make test ARGS="-m 'not slow' tests/..."  flags for pytest
+#   make test ARGS="-m 'not slow' tests/..."  flags of pytest
 #   make PYTHON=python3.12 sweep              another interpreter for .venv, 3.11 or newer
 
 PYTHON ?= python3
@@ -11,18 +11,21 @@ ARGS   ?=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Written last: there is a whole environment, made from requirements.txt as it was then.
+# Written last: the environment is complete, and as new as requirements.txt.
 STAMP  := $(VENV)/.made-from-requirements
-# Written first and removed last: an install began here. Found at the start, it means that install was cut off.
+# Written first and removed last: if it is found at the start, an install was interrupted.
 BEGUN  := $(VENV).begun
 LOCK   := $(VENV).lock
 
-.PHONY: help sweep test lint format assets clean
+TRAINING_TESTS := end_to_end trainables/training trainables/methods trainables/assets benchmarks
+
+.PHONY: help sweep test check lint format assets clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make sweep    train and compare: run_sweep.py --space $(SPACE) (flags: ARGS="...", question: SPACE=...)'
-	@echo 'make test     the whole test suite, slow tests too (flags: ARGS="...")'
+	@echo 'make sweep    run a sweep: run_sweep.py --space $(SPACE) (flags: ARGS="...", question: SPACE=...)'
+	@echo 'make test     all tests, slow ones too (flags: ARGS="...")'
+	@echo 'make check    lint, types, import rules and the fast tests (a few minutes)'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make format   let ruff format the code'
 	@echo 'make assets   train again the small networks that ship with the project'
@@ -33,6 +36,10 @@ sweep: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Tests that train no network and start no Ray.
+check: lint
+	@$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=tests/,$(TRAINING_TESTS)) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

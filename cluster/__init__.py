@@ -1,0 +1,1 @@
+"""How to get machines: one file for each way."""

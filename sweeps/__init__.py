@@ -1,0 +1,1 @@
+"""How trials are proposed, placed, recorded and compared."""

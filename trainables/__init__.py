@@ -1,0 +1,1 @@
+"""How one trial learns: methods, the training loop, data, weights, metrics."""

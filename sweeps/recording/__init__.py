@@ -1,0 +1,1 @@
+"""What trials report, as tables, TensorBoard events and lines on the terminal."""

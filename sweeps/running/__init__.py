@@ -1,0 +1,1 @@
+"""Search, Ray cluster and preparation of one sweep."""

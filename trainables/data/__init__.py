@@ -1,0 +1,1 @@
+"""Prepared data: everything that does not depend on the hyperparameters of a trial."""

@@ -1,0 +1,1 @@
+"""Noise schedules, samplers and loss terms. Pure functions of tensors."""

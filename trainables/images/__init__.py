@@ -1,0 +1,1 @@
+"""Images from outside: sources, degradations, pairs."""

@@ -1,0 +1,1 @@
+"""Network architectures. They know no settings, files or Ray."""

@@ -1,0 +1,1 @@
+"""Weights that a trial starts from: found, identified, loaded."""

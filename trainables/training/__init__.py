@@ -1,0 +1,1 @@
+"""The one training loop, its launchers, checkpoints, validation and untrained reference methods."""

@@ -1,0 +1,1 @@
+"""The stages of prepared data: one file for each."""

@@ -1,0 +1,1 @@
+"""The Arrow stores that hold prepared data."""
