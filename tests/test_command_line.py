@@ -80,7 +80,7 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
         ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
         ([*BASE, "--seed", "-1"], ["--seed -1", "0 or more"]),
-        ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: holds credentials", "AWS_ACCESS_KEY_ID"]),
+        ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: contains credentials", "AWS_ACCESS_KEY_ID"]),
         ([*BASE, "--trials", "0"], ["--trials 0", "1 or more"]),
         ([*BASE, "--trials", "nan"], ["--trials nan", "a whole number"]),
         ([*BASE, "--max-steps", "0"], ["--max-steps 0", "1 or more"]),

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster that is already there: whether its address can be, and the code its nodes need."""
+"""Connecting to a running Ray cluster: checking its address, and sending this project's code to its nodes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__py
 
 
 def check_address(address: str) -> None:
-    """Refuses an address nobody listens at; Ray itself would try for minutes, and then end the process.
+    """Refuses an address at which nothing answers. Ray itself would retry for minutes and then end the process.
 
     Raises:
-        InputError: not an address, or nothing there.
+        InputError: not an address, or no answer.
     """
     if address == "auto":
         return
@@ -31,10 +31,10 @@ def check_address(address: str) -> None:
 
 
 def shipped_code(*kept: str) -> dict[str, Any]:
-    """What brings this project's code to the nodes of a cluster, as Ray's `runtime_env`.
+    """The `runtime_env` with which Ray copies this project's code to the nodes of a cluster.
 
     Args:
-        kept: folders whose content stays here, such as results.
+        kept: folders that are not copied, such as results.
     """
     root = Path(__file__).parents[2]
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))

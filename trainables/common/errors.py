@@ -1,4 +1,4 @@
-"""The error for what a person typed or pointed at: one line, no traceback, exit status 2 at the door."""
+"""The error for invalid input: one line without a traceback; the command line exits with status 2."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in a shell."""
 
 
 class InputError(ValueError):
     """A setting, a path or a file that cannot be used.
 
-    The message is one line that names the thing, the value and what would be accepted, so the command line
-    prints it as it is and exits with `exit_status`. Anything else that is raised is a defect and keeps its
-    traceback.
+    The message is one line that names the setting or file, the value and what would be accepted. The command line
+    prints it as it is and exits with `exit_status`. Any other exception is a defect and keeps its traceback.
     """
 
     exit_status = 2
@@ -26,14 +25,14 @@ class InputError(ValueError):
 
 
 def in_one_line(text: object) -> str:
-    """Somebody else's words as a part of a message: without line breaks, at most 300 characters."""
+    """Text of another program as part of a message: no line breaks, at most 300 characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 @contextmanager
 def blamed_on(setting: str) -> Iterator[None]:
-    """Within it a ValueError, from code that knows no settings, becomes an InputError about `setting`."""
+    """Turns a ValueError from code that does not know the settings into an InputError about `setting`."""
     try:
         yield
     except InputError:
