@@ -105,14 +105,14 @@ LEFT_OUT = [
     ("bomb.png", _png(60_000, 60_000, 8, 2, b""), "decompression bomb"),
     ("moving.gif", _encoded(_picture(), "GIF", **FRAMES), "a GIF, .* give its frames as PNG or JPEG files"),
     ("still.GIF", _encoded(_picture(), "GIF"), "a GIF, .* give its frames as PNG or JPEG files"),
-    ("moving.webp", _encoded(_picture(), "WEBP", **FRAMES), "3 frames or pages: give each as a file of its own"),
+    ("moving.webp", _encoded(_picture(), "WEBP", **FRAMES), "3 frames or pages: save each in its own file"),
     ("moving.png", _encoded(_picture(), "PNG", **FRAMES), "3 frames or pages"),
     ("pages.tiff", _encoded(_picture(), "TIFF", **FRAMES), "3 frames or pages"),
     ("text.png", b"not an image", "not a JPEG, PNG, WEBP, BMP, TIFF image"),
     ("empty.jpg", b"", "an empty file"),
     ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
-    ("float.tif", _encoded(Image.fromarray(np.ones((40, 48), np.float32)), "TIFF"), "pixel mode F has no agreed"),
-    ("32bit.tif", _encoded(Image.fromarray(np.ones((40, 48), np.int32)), "TIFF"), "pixel mode I has no agreed"),
+    ("float.tif", _encoded(Image.fromarray(np.ones((40, 48), np.float32)), "TIFF"), "pixel mode F has no defined"),
+    ("32bit.tif", _encoded(Image.fromarray(np.ones((40, 48), np.int32)), "TIFF"), "pixel mode I has no defined"),
 ]
 
 
@@ -248,7 +248,7 @@ def test_links_in_circles_and_to_nowhere(tmp_path: Path) -> None:
     assert sorted(name for part in parts for name in part.names) == ["0.png", "1.png", "2.png", "3.png", "good.png"]
     rejected = parts[0].rejected | parts[1].rejected
     assert sorted(rejected) == ["circle.png", "nowhere.png"]
-    assert set(rejected.values()) == {"a link that leads nowhere, or not a regular file"}
+    assert set(rejected.values()) == {"a broken link, or not a regular file"}
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_lists_of_what_lies_in_buckets(tmp_path: Path, endpoint: str, upload: Ca
         assert np.array_equal(shown[f"s3://{BUCKET}/listed/{names[0]}"][0], np.asarray(first))
 
     mixed.write_text(f"images/{names[1]}\n{_uri(endpoint, 'listed/gone.png')}\nimages/gone.png")
-    with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 images it lists are not there: images/gone\.png, s3"):
+    with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 listed images do not exist: images/gone\.png, s3"):
         load_photographs(str(mixed), "train")
 
 

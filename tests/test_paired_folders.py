@@ -418,7 +418,7 @@ def test_two_files_of_one_folder_that_look_alike_are_refused(tmp_path: Path) -> 
     for form in ("NFC", "NFD"):
         _save(root / "input" / unicodedata.normalize(form, "\u00e9.png"), _picture(9))
     _save(root / "target" / "\u00e9.png", _picture(9))
-    with pytest.raises(InputError, match="two files for one side of a pair") as caught:
+    with pytest.raises(InputError, match="two files for one image of a pair") as caught:
         _load(root, "train")
     assert r"'e\u0301.png'" in str(caught.value) and r"'\xe9.png'" in str(caught.value)
 
@@ -434,5 +434,5 @@ def test_images_beside_the_two_folders_are_told_of(tmp_path: Path, recwarn: pyte
     with pytest.warns(SourceWarning) as told:
         assert len(_both(root)) == 4
     assert {str(each.message) for each in told} == {
-        f"{root}: 4 images lie beside input/ and target/ and are not used: a.png, b.JPG, c.png, ..."
+        f"{root}: 4 images next to input/ and target/ are not used: a.png, b.JPG, c.png, ..."
     }

@@ -80,7 +80,7 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"list\.txt: lists no images: give a path or URI a line"),
+        (b"", r"list\.txt: lists no images: give one path or URI per line"),
         (b"# nothing\n\n", r"list\.txt: lists no images"),
         (
             b"a.png\nb.png\nc.png\ngone.png\n/no/where.png",
@@ -209,7 +209,7 @@ def test_parquet_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     refused(pa.table({"image": ["a.png"]}), r"b\.parquet: has the columns image \(string\)")
     refused(pa.table({"input": images, "original": images}), r"b\.parquet: has the columns input \(binary\), original")
     refused(pa.table({"image": images, "input": images, "target": images}), r"b\.parquet: has the columns image")
-    refused(pa.table({"image": pa.array([], pa.binary())}), r"b\.parquet: no rows in it")
+    refused(pa.table({"image": pa.array([], pa.binary())}), r"b\.parquet: has no rows")
     refused(b"PAR1 but not really", r"b\.parquet: not a Parquet file that can be read")
     refused(b"", r"b\.parquet: not a Parquet file that can be read")
     parquet.write_table(pa.table({"input": images, "target": images}), folder / "a.parquet")
@@ -259,7 +259,9 @@ def test_too_many_rejected_images(tmp_path: Path) -> None:
     start = rf"images: {rejected} of {found} train images rejected: bad\d+\.png \(not a JPEG.*; and {rejected - 5} more"
     with pytest.raises(InputError, match=start + r": remove them, or allow them with --set data\.max_rejected=") as one:
         load_source(str(root), "train", 1, 1, 0.1)
-    with pytest.raises(InputError, match=start + r"; all of them in .*rejected-\w+\.parquet: remove them") as other:
+    with pytest.raises(
+        InputError, match=start + r"; the complete list is in .*rejected-\w+\.parquet: remove them"
+    ) as other:
         load_source(str(root), "train", 1, 1, 0.1, cache)
     (listed,) = cache.glob("rejected-*.parquet")
     assert str(listed) in str(other.value)

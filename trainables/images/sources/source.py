@@ -1,4 +1,4 @@
-"""`data.source` as something to cut pairs from: photographs, or pairs of them."""
+"""`data.source` as photographs or pairs of photographs, from which pairs are cropped."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 def load_source(
     source: str, split: Split, min_size: int, scale: int, max_rejected: float = 1.0, cache: Path | None = None
 ) -> Photographs:
-    """The photographs of a split; with their targets where `source` holds pairs.
+    """The photographs of a split; with their targets if `source` holds pairs.
 
-    About one photograph or pair in ten validates, by the hash of its name, so adding some moves none of those already
-    there; only a source whose hashes leave one side empty lends that side its nearest one. Images are looked into once
-    for both splits. Of a source of up to 200 images every pixel is decoded for that; of larger ones only the headers
-    are read, and pixels that are broken further on come out when they are asked for.
+    About one photograph or pair in ten is used for validation, chosen by the hash of its name, so adding some does not
+    change the split of the others. If the hashes leave one split empty, the image closest to the limit moves to it.
+    Images are checked once for both splits. In a source of up to 200 images every image is decoded for that check; in
+    larger ones only the headers are read, and damaged pixels are found on access.
 
     Args:
         source: see `list_source`.
-        min_size: shorter side that a photograph or target needs, in pixels.
+        min_size: smallest accepted shorter side of a photograph or target, in pixels.
         scale: target side / degraded side of pairs, exactly, after EXIF rotation.
         max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and names
             them.
-        cache: a folder that keeps what was found in the images, so that the next start only lists them, and the
-            complete list of what was rejected when it is too much.
+        cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal it
+            keeps the complete list of rejected images.
 
     Raises:
-        InputError: what cannot be found, reached or read; photographs without partner, or of a size that does not fit
-            its partner's; no usable image, too few to split, none large enough, or too many rejected.
+        InputError: the source cannot be found, reached or read; photographs without partner, or with a size that does
+            not fit the partner's; no usable image, too few to split, none large enough, or too many rejected.
     """
     return of_split(list_source(source), split, min_size, scale, max_rejected, cache)
 
 
 def is_paired(source: str) -> bool:
     """Whether `source` holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case,
-    or Parquet files with such columns.
+    or
+    Parquet files with such columns.
 
     Raises:
         InputError: as `list_source`.
@@ -52,11 +53,11 @@ def is_paired(source: str) -> bool:
 
 
 def source_fingerprint(source: str) -> str:
-    """Identify the content of `source` (both splits): 64 hexadecimal digits.
+    """Identifies the content of `source` (both splits): 64 hexadecimal digits.
 
-    The sample and sources of up to 200 files and 1 GB on a side are hashed by content; larger ones by name, size and
-    modification time of their files, because reading terabytes to name a cache entry would cost more than the entry
-    saves.
+    The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by name,
+    size
+    and modification time of their files: reading terabytes for a cache key would cost more than the cache saves.
 
     Raises:
         InputError: as `list_source`.
@@ -70,7 +71,7 @@ def source_fingerprint(source: str) -> str:
 
 
 def _contents(side: Images) -> list[str]:
-    """What is in each file, or what stands for it."""
+    """For each file its hash, or its size and time of change."""
     sizes = side.stamps[:, 0]
     if len(sizes) > catalogue.FULLY_CHECKED or sizes.sum() > MAX_HASHED_BYTES:
         return [f"{size} {changed}" for size, changed in side.stamps.tolist()]
