@@ -87,7 +87,7 @@ def test_other_pipelines_with_as_many_channels_are_refused(base: Path) -> None:
     index.write_text(json.dumps({"_class_name": "MarigoldDepthPipeline"}))
     assert read_shape(base).in_channels == 8
     index.write_text("[]")
-    assert "model_index.json is no configuration" in refused(lambda: read_shape(base))
+    assert "model_index.json is not a configuration" in refused(lambda: read_shape(base))
 
 
 def test_what_older_configurations_leave_out(base: Path) -> None:
@@ -158,27 +158,27 @@ SCHEDULER = "scheduler/scheduler_config.json"
 @pytest.mark.parametrize(
     ("file", "key", "value", "said"),
     [
-        (SCHEDULER, "num_train_timesteps", None, "null; expected a whole number from 2 on"),
-        (SCHEDULER, "num_train_timesteps", "1000", '"1000"; expected a whole number from 2 on'),
+        (SCHEDULER, "num_train_timesteps", None, "null; expected a whole number, 2 or more"),
+        (SCHEDULER, "num_train_timesteps", "1000", '"1000"; expected a whole number, 2 or more'),
         (SCHEDULER, "num_train_timesteps", True, "true; expected a whole number"),
         (SCHEDULER, "num_train_timesteps", 1000.5, "1000.5; expected a whole number"),
         (SCHEDULER, "beta_start", "abc", '"abc"; expected a number above 0 and below 1'),
         (SCHEDULER, "beta_start", float("nan"), "NaN; expected a number above 0 and below 1"),
         (SCHEDULER, "beta_end", float("inf"), "Infinity; expected a number above 0 and below 1"),
         (SCHEDULER, "beta_end", 0, "0; expected a number above 0 and below 1"),
-        (SCHEDULER, "steps_offset", None, "null; expected a whole number from 0 on"),
-        (SCHEDULER, "steps_offset", -1, "-1; expected a whole number from 0 on"),
+        (SCHEDULER, "steps_offset", None, "null; expected a whole number, 0 or more"),
+        (SCHEDULER, "steps_offset", -1, "-1; expected a whole number, 0 or more"),
         (SCHEDULER, "rescale_betas_zero_snr", "no", '"no"; expected true or false'),
         ("vae/config.json", "in_channels", 4, "4; expected 3, the channels of images"),
-        ("vae/config.json", "latent_channels", "4", '"4"; expected a whole number from 1 on'),
+        ("vae/config.json", "latent_channels", "4", '"4"; expected a whole number, 1 or more'),
         ("vae/config.json", "block_out_channels", None, "null; expected a list of whole numbers"),
         ("vae/config.json", "block_out_channels", [8, "8"], '[8, "8"]; expected a list of whole numbers'),
         ("vae/config.json", "scaling_factor", None, "null; expected a number above 0"),
         ("vae/config.json", "scaling_factor", "x", '"x"; expected a number above 0'),
         ("vae/config.json", "scaling_factor", float("inf"), "Infinity; expected a number above 0"),
-        ("unet/config.json", "in_channels", None, "null; expected a whole number from 1 on"),
-        ("unet/config.json", "out_channels", 0, "0; expected a whole number from 1 on"),
-        ("unet/config.json", "cross_attention_dim", [32, 32], "[32, 32]; expected a whole number from 1 on"),
+        ("unet/config.json", "in_channels", None, "null; expected a whole number, 1 or more"),
+        ("unet/config.json", "out_channels", 0, "0; expected a whole number, 1 or more"),
+        ("unet/config.json", "cross_attention_dim", [32, 32], "[32, 32]; expected a whole number, 1 or more"),
     ],
 )
 def test_values_of_another_type_or_range(base: Path, file: str, key: str, value: Any, said: str) -> None:
@@ -341,7 +341,7 @@ def test_empty_prompt_must_fit_the_unet(base: Path) -> None:
     save_file({"prompt": torch.zeros(1, 2, DIM + 1)}, base / "empty_prompt.safetensors")
     assert f"(1, 2, {DIM + 1}), not (1, tokens, {DIM})" in refused(lambda: load_empty_prompt(base))
     (base / "empty_prompt.safetensors").write_bytes(b"")
-    assert "the empty prompt cannot be had" in refused(lambda: load_empty_prompt(base))
+    assert "the empty prompt cannot be loaded" in refused(lambda: load_empty_prompt(base))
     save_file({"prompt": torch.full((1, 2, DIM), float("nan"))}, base / "empty_prompt.safetensors")
     assert "the empty prompt has infinite or NaN values" in refused(lambda: load_empty_prompt(base))
 

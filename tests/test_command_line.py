@@ -71,7 +71,7 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
         ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "path"]),
         ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "needs a finished trial"]),
-        ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no settings.json", "latent_diffusion"]),
+        ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no readable settings", "latent_diffusion"]),
         ([*UNTRAINED, "--max-steps", "3"], ["--max-steps 3", "fidelity_weight trains nothing"]),
         ([*UNTRAINED, "--preset", "sinsr-stage1", "--data", "."], ["trains nothing", "--checkpoint FOLDER"]),
         ([*BASE, "--set", "training.batch_size"], ["--set training.batch_size", "KEY=VALUE"]),

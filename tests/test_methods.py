@@ -162,7 +162,7 @@ def test_a_first_stage_belongs_to_a_base_by_its_content(trial_of: TrialOf, base:
     weights = load_file(moved / "unet" / "diffusion_pytorch_model.safetensors")
     weights["conv_out.bias"] += 1
     save_file(weights, moved / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"^first_stage.weights=.*: trained otherwise: base is "):
+    with pytest.raises(InputError, match=r"^first_stage.weights=.*: does not match: base is "):
         FirstStage(settings, CPU)
 
 
@@ -227,8 +227,8 @@ def test_what_is_no_finished_trial_of_the_method_is_refused(
     assert "weights of 'latent_diffusion'; expected those of 'pix2pix'" in refused("pix2pix", first_stage)
     retargeted: dict[str, Any] = {"diffusion__prediction_type": "epsilon", "diffusion__retarget": True}
     line = refused("latent_diffusion", first_stage, lora__rank=4, **retargeted)
-    assert "lora.rank is 2 there and 4 in the settings" in line
-    assert "diffusion.prediction_type is v_prediction there and epsilon in the settings" in line
+    assert "lora.rank is 2 in the file and 4 in the settings" in line
+    assert "diffusion.prediction_type is v_prediction in the file and epsilon in the settings" in line
 
     whole = load_file(first_stage / WEIGHTS)
     kind, _ = describe(first_stage / WEIGHTS)

@@ -159,9 +159,9 @@ def test_another_shape_is_named(tiny: TrialSettings, gan: TrialSettings, tmp_pat
     path = saved(tmp_path / "wider.pth", official_swin_unet(wider))
     assert "size mismatch for" in refused(override(tiny, {"method": "resshift"}), path)
     path = saved(tmp_path / "net_G.pth", official_generator())
-    assert "pix2pix.ngf is 8 there and 16 in the settings" in refused(override(gan, {"pix2pix.ngf": 16}), path)
+    assert "pix2pix.ngf is 8 in the file and 16 in the settings" in refused(override(gan, {"pix2pix.ngf": 16}), path)
     line = refused(override(gan, {"pix2pix.norm": "instance"}), path)
-    assert "pix2pix.norm is batch there and instance in the settings" in line
+    assert "pix2pix.norm is batch in the file and instance in the settings" in line
 
 
 def test_our_own_weights_are_not_taken_without_their_description(tiny: TrialSettings, tmp_path: Path) -> None:

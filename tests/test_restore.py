@@ -203,7 +203,7 @@ def _pictures(path: Path, *names: str) -> Path:
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no trial": (["{tmp}", "{in}", "{out}"], "FINISHED .*: no settings.json to read there .*best/ of a run"),
+    "no trial": (["{tmp}", "{in}", "{out}"], "FINISHED .*: has no readable settings.json .*best/ of a run"),
     "no method": (["{other}", "{in}", "{out}"], "FINISHED .*: a trial of sharpen; expected a finished trial, such as"),
     "no input": (["{trial}", "{tmp}/nowhere", "{out}"], "INPUT .*nowhere: no such file or folder"),
     "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no pictures in it; expected \.jpg"),
@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no output named": (["{trial}", "{in}", ""], "OUTPUT is empty; expected a path"),
     "long name": (["{trial}", "{in}", "{out}" + 300 * "x"], r"OUTPUT .*: not a valid path \(File name"),
     "no such user": (["~no-such-user/best", "{in}", "{out}"], "FINISHED ~no-such-user/best: not a valid path"),
-    "a file for a trial": (["{in}/a.png", "{in}", "{out}"], "FINISHED .*a.png: no settings.json to read there"),
+    "a file for a trial": (["{in}/a.png", "{in}", "{out}"], "FINISHED .*a.png: has no readable settings.json"),
     "a place missing": (["{trial}", "{in}"], ".*OUTPUT"),
     "seed": (["{trial}", "{in}", "{out}", "--seed", "-1"], "--seed.* 0.*"),
     "large seed": (["{trial}", "{in}", "{out}", "--seed", str(2**63)], "--seed 9223372036854775808: expected 0 to "),
@@ -316,13 +316,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "FINISHED .*: its settings.json names no",
     ),
     "a list": (lambda at: (at / SETTINGS).write_text("[1]"), "FINISHED .*: its settings.json names no method"),
-    "no JSON": (lambda at: (at / SETTINGS).write_bytes(b"\xff\xfe\0"), "FINISHED .*: no settings.json to read there"),
-    "deep": (lambda at: (at / SETTINGS).write_text(100_000 * "["), "FINISHED .*: no settings.json to read there"),
-    "a value": (lambda at: _changed(at, "pairs.scale", {"a": 1}), "FINISHED .*: its settings.json says pairs.scale="),
+    "no JSON": (lambda at: (at / SETTINGS).write_bytes(b"\xff\xfe\0"), "FINISHED .*: has no readable settings.json"),
+    "deep": (lambda at: (at / SETTINGS).write_text(100_000 * "["), "FINISHED .*: has no readable settings.json"),
+    "a value": (lambda at: _changed(at, "pairs.scale", {"a": 1}), "FINISHED .*: its settings.json has pairs.scale="),
     "another method": (lambda at: _changed(at, "method", "resshift"), "checkpoint=.*: weights of 'pixel_diffusion'"),
     "another shape": (
         lambda at: _changed(at, "pixel.layers", 2),
-        "checkpoint=.*: trained otherwise: pixel.layers is 1",
+        "checkpoint=.*: does not match: pixel.layers is 1",
     ),
     "no weights": (lambda at: (at / WEIGHTS).unlink(), "checkpoint=.*: has no weights.safetensors"),
     "a folder": (lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()), "checkpoint=.*: has no weights.safe"),

@@ -58,13 +58,14 @@ def test_what_two_architectures_differ_in_is_said_as_settings() -> None:
     architecture = {"lora.rank": 4, "lora.targets": ("to_q", "to_k"), "base": "0ab1"}
     assert unequal(json.loads(json.dumps(architecture)), architecture) == ""
     assert unequal({"lora.rank": 8, "lora.alpha": 1.0}, {"lora.rank": 4, "lora.dropout": 0.0}) == (
-        "trained otherwise: lora.rank is 8 there and 4 in the settings; "
-        "lora.dropout is None there and 0.0 in the settings; lora.alpha is 1.0 there and None in the settings"
+        "does not match: lora.rank is 8 in the file and 4 in the settings; "
+        "lora.dropout is None in the file and 0.0 in the settings; "
+        "lora.alpha is 1.0 in the file and None in the settings"
     )
 
 
 def test_a_trial_that_does_not_ship_is_asked_for() -> None:
-    with pytest.raises(InputError, match=r"checkpoint=shipped: none ships for the method sinsr; give --checkpoint"):
+    with pytest.raises(InputError, match=r"checkpoint=shipped: no checkpoint of sinsr is shipped; give --checkpoint"):
         shipped_checkpoint("sinsr")
 
 
@@ -148,16 +149,16 @@ BROKEN: dict[str, tuple[Callable[[Path, TrialSettings], Path], str]] = {
         lambda folder, trial: saved(
             folder / "x.safetensors", override(trial, {"network.swin_embed_dim": 64, "network.swin_depth": 4})
         ),
-        r"trained otherwise: network.swin_depth is 4 there and 2 in the settings; "
-        r"network.swin_embed_dim is 64 there and 32 in the settings",
+        r"does not match: network.swin_depth is 4 in the file and 2 in the settings; "
+        r"network.swin_embed_dim is 64 in the file and 32 in the settings",
     ),
     "another schedule": (
         lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.kappa": 1.0})),
-        r"trained otherwise: resshift.kappa is 1.0 there and 2.0 in the settings$",
+        r"does not match: resshift.kappa is 1.0 in the file and 2.0 in the settings$",
     ),
     "another autoencoder": (
         lambda folder, trial: saved(folder / "x.safetensors", _with_another_autoencoder(folder, trial)),
-        r"trained otherwise: autoencoder is \w{8}... there and \w{8}... in the settings$",
+        r"does not match: autoencoder is \w{8}... in the file and \w{8}... in the settings$",
     ),
     "another shape, undescribed": (
         lambda folder, trial: _torch_saved(

@@ -116,8 +116,7 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
 
     Args:
         cache: a folder. If it exists, it keeps the result as `catalogue-<hash>.parquet`, which is reused without
-            opening
-            an image until one is added, removed or changed. Images that could not be opened are checked again.
+            opening an image until one is added, removed or changed. Images that could not be opened are checked again.
     """
     whole = len(images) <= FULLY_CHECKED
     facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"

@@ -40,8 +40,7 @@ def match_partners(
     """The names of pairs, and both sides in the order of these names.
 
     A name is the target's relative path without the extension, which may differ between the sides. Unicode's NFC and
-    NFD
-    forms of a name (é as one character or as two) are equal, because the operating system chooses the form.
+    NFD forms of a name (é as one character or as two) are equal, because the operating system chooses the form.
 
     Raises:
         InputError: a photograph without partner, with two, or with a partner whose name differs in case.

@@ -98,8 +98,7 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
     def __getitem__(self, index: slice) -> Photographs: ...
     def __getitem__(self, index: int | slice) -> Photograph | MatchedPhotograph | Photographs:
         """Raises `UnusableImage` naming the file if its pixels are damaged, and another `InputError` if the file, or
-        the
-        bucket or Parquet file that holds it, cannot be read.
+        the bucket or Parquet file that holds it, cannot be read.
         """
         if isinstance(index, slice):
             rows = np.arange(len(self))[index]

@@ -43,8 +43,7 @@ def load_source(
 
 def is_paired(source: str) -> bool:
     """Whether `source` holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case,
-    or
-    Parquet files with such columns.
+    or Parquet files with such columns.
 
     Raises:
         InputError: as `list_source`.
@@ -56,8 +55,7 @@ def source_fingerprint(source: str) -> str:
     """Identifies the content of `source` (both splits): 64 hexadecimal digits.
 
     The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by name,
-    size
-    and modification time of their files: reading terabytes for a cache key would cost more than the cache saves.
+    size and modification time of their files: reading terabytes for a cache key would cost more than the cache saves.
 
     Raises:
         InputError: as `list_source`.
