@@ -71,14 +71,14 @@ def test_inspect_lists_a_root_with_what_was_interrupted(root: Path, capsys: pyte
 
 def test_verify_names_the_damaged_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(root)]) == 0
-    assert capsys.readouterr().out.count(": whole") == 5
+    assert capsys.readouterr().out.count(": intact") == 5
     shard = the(root, "latents-train") / shard_name(0)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert main(["verify", str(root)]) == 1
     shown = capsys.readouterr().out
-    assert shown.count(": whole") == 4
+    assert shown.count(": intact") == 4
     assert f"{shard.parent}: damaged store, the content of shard-00000.arrow does not match" in shown
 
 
@@ -88,7 +88,7 @@ def test_prune_deletes_what_is_old_once_it_is_told_to(
     old, new = the(root, "latents-train"), the(root, "pairs-train")
     aged(old, 40)
     assert main(["prune", str(root)]) == 0
-    assert "say which" in capsys.readouterr().out and old.exists()
+    assert "choose stores" in capsys.readouterr().out and old.exists()
 
     monkeypatch.setattr("builtins.input", lambda question: "")
     assert main(["prune", str(root), "--older-than", "30"]) == 0
@@ -220,7 +220,7 @@ def test_every_kind_of_store_is_found() -> None:
             ["--set lora.scale=2: has no effect with lora.rank=0"],
         ),
         (["prepare", "--cpus", "-1"], ["--cpus", "0", "-1"]),
-        (["inspect", "tests"], ["tests: no store there"]),
+        (["inspect", "tests"], ["tests: no store found"]),
         (["inspect", ""], ["STORE is empty"]),
         (["verify", ""], ["STORE is empty"]),
         (["prune", ""], ["ROOT is empty"]),

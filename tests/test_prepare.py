@@ -261,7 +261,7 @@ def test_a_damaged_store_is_refused_and_made_anew_once_deleted(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder and it is prepared anew"):
+    with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder to prepare it again"):
         made_by(tiny, tmp_path / "stores")
     shutil.rmtree(latents)
     assert made_by(tiny, tmp_path / "stores") == {"train latents": 8}

@@ -222,9 +222,7 @@ def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
     ]
     for damage, message in damages:
         damage()
-        with pytest.raises(
-            InputError, match=f"damaged store, {message}.*; delete the folder and it is prepared anew"
-        ) as e:
+        with pytest.raises(InputError, match=f"damaged store, {message}.*; delete the folder to prepare it again") as e:
             Store(path)
         assert "\n" not in str(e.value)
         (path / MANIFEST).write_text(good)
