@@ -113,7 +113,7 @@ def test_clip_weights_that_are_none_are_named(content: str, clip_home: Path, emp
     else:
         state = load_file(clip_home / CLIP_FILE)
         save_file(state | {"visual.layer2.0.conv1.weight": torch.zeros(3, 3, 1, 1)}, path)
-    with pytest.raises(MetricUnavailableError, match=f"{path} does not hold timm/resnet50_clip.openai") as error:
+    with pytest.raises(MetricUnavailableError, match=f"{path} is not timm/resnet50_clip.openai") as error:
         MetricSet(["val/clip_iqa"])
     assert "\n" not in str(error.value)
 
