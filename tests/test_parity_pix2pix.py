@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_pix2pix(tmp_path / "nowhere.pth")
     for content in (official_state("batch", "discriminator"), torch.zeros(1)):
         torch.save(content, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match=r"other\.pth is no Pix2Pix generator"):
+        with pytest.raises(ValueError, match=r"other\.pth is not a Pix2Pix generator"):
             load_pix2pix(tmp_path / "other.pth")
 
 

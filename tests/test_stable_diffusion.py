@@ -190,7 +190,7 @@ def test_lora_is_loaded(naming: str, inputs: dict[str, Tensor]) -> None:
 
 def test_lora_of_another_shape_is_refused() -> None:
     unet = tiny_unet()
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         load_lora_state_dict(unet, {})
     add_lora(unet, 2, 2.0, ATTENTION)
     state = lora_state_dict(unet)
@@ -205,7 +205,7 @@ def test_lora_of_another_shape_is_refused() -> None:
 
 def test_what_a_file_says_of_its_updates() -> None:
     unet = tiny_unet()
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         lora_differences(unet, {}, {})
     add_lora(unet, 2, 4.0, ["to_q", "to_k"])
     state = lora_state_dict(unet)
@@ -272,7 +272,7 @@ def test_merged_lora_is_a_plain_unet(inputs: dict[str, Tensor]) -> None:
     assert list(unet.state_dict()) == list(base.state_dict())
     assert relative_error(output(unet, inputs), before) < 1e-5
     assert relative_error(output(copy_of(unet), inputs), before) < 1e-5
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         merge_lora(unet)
 
 
