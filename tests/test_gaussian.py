@@ -176,7 +176,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     for steps in (0, 401):
         with pytest.raises(ValueError, match=f"steps is {steps}"):
             diffusion.timesteps(steps, "leading")
-    with pytest.raises(ValueError, match=r"steps_offset is 100; with 4 steps it must lie in \[0, 99\]"):
+    with pytest.raises(ValueError, match=r"steps_offset is 100; with 4 steps it must be in \[0, 99\]"):
         diffusion.timesteps(4, "leading", steps_offset=100)
     with pytest.raises(ValueError, match="spacing is 'even'"):
         diffusion.timesteps(4, "even")  # type: ignore[arg-type]
