@@ -163,7 +163,7 @@ def test_names_that_differ_in_case_are_refused(tmp_path: Path) -> None:
 def test_two_files_for_one_side_are_refused(tmp_path: Path) -> None:
     root = _folder(tmp_path, range(4))
     _save(root / "target" / "a" / "000.jpg", _picture(0))
-    with pytest.raises(InputError, match=r"target/a/000\.jpg and 000\.png: two files for one side"):
+    with pytest.raises(InputError, match=r"target/a/000\.jpg and 000\.png: two files for one image"):
         _load(root, "train")
 
 

@@ -147,7 +147,7 @@ def test_validation_crops_overlap_only_when_they_must() -> None:
     settings = PairSettings(validation_pairs=9, degradation=MILD)
     names = {pair.name for pair in Pairs(scenes, settings, "validation", 0)}
     assert len(names) == 9
-    with pytest.raises(InputError, match=r"validation_pairs=10 .* hold 9 crops .* give at most 9"):
+    with pytest.raises(InputError, match=r"validation_pairs=10 .* have 9 crops .* give at most 9"):
         list(Pairs(scenes, PairSettings(validation_pairs=10, degradation=MILD), "validation", 0))
 
 
