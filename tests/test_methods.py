@@ -235,7 +235,7 @@ def test_what_is_no_finished_trial_of_the_method_is_refused(
     name = sorted(whole)[0]
     for state, message in (
         ({key: values for key, values in whole.items() if key != name}, f"1 tensors are missing or .*{name}$"),
-        ({**whole, name: torch.zeros(1)}, rf"{name} is \(1,\) there and \("),
+        ({**whole, name: torch.zeros(1)}, rf"{name} is \(1,\) in the file; expected \("),
     ):
         save_with_header_of(first_stage / WEIGHTS, state, tmp_path / WEIGHTS)
         with pytest.raises(InputError, match=message):

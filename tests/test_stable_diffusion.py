@@ -252,11 +252,11 @@ def test_a_trial_starts_from_a_lora_of_its_own_scale(tmp_path: Path) -> None:
 
     with pytest.raises(InputError) as error:
         trained(scale=1.0, weights=str(file))
-    said = "its metadata says lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
+    said = "its metadata has lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
     assert str(error.value) == f"lora.weights={file}: {said}"
     with pytest.raises(InputError) as error:
         trained(scale=4.0, weights=str(file), targets=("to_q",))
-    assert "says lora.targets=to_k,to_out.0,to_q,to_v, the trial lora.targets=to_q;" in str(error.value)
+    assert "has lora.targets=to_k,to_out.0,to_q,to_v, the trial lora.targets=to_q;" in str(error.value)
     with pytest.raises(InputError, match=r"^lora\.targets=to_q,bogus: no layer's name ends in 'bogus'; they end in"):
         trained(targets=("to_q", "bogus"))
 
