@@ -1,7 +1,7 @@
-"""A trial's checkpoint: everything needed to continue exactly, and what people look at.
+"""A trial's checkpoint: everything needed to continue exactly, and files for people to look at.
 
 state.pt            weights, averages, optimisers, scalers, step (plain tensors and numbers)
-weights.safetensors the averaged weights, with their description: what `teacher.weights` takes (resshift)
+weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift)
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step
 grid.png            input | output | target
@@ -36,8 +36,11 @@ def write_checkpoint(
     optimisation: dict[str, Any],
     validation: Validation,
 ) -> None:
-    """Writes all files of a checkpoint into an existing folder. Costs about 16 bytes a trained parameter, and 4 more
-    for the weights alone; the rest is under a megabyte. What is frozen is not written."""
+    """Writes all files of a checkpoint into an existing folder.
+
+    They take about 16 bytes per trained parameter, and 4 more for the weights alone; the rest is under a megabyte.
+    Frozen weights are not written.
+    """
     state = {
         "method": method.settings.method,
         "step": step,

@@ -1,4 +1,4 @@
-"""What a trial tells the world, and through whom. The loop knows this interface and nothing behind it."""
+"""The interface through which a trial reports. The loop knows only this interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Report:
     """One validation.
 
     Attributes:
-        step: optimiser steps done.
+        step: finished optimiser steps.
         metrics: `val/*` means over the validation set, `loss/*` and `weighted/*` means since the last report,
             `train/*` timings.
         losses: the terms step by step since the last report, every `log_every` steps.
@@ -27,8 +27,8 @@ class Report:
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]
-"""`report(row, write)` takes a report, and may never return, when the trial is stopped. `write(folder)` puts the
-checkpoint and everything to look at into a folder of the reporter's choice."""
+"""`report(row, write)` takes a report; if the trial is stopped, it may not return. `write(folder)` writes the
+checkpoint and its images into a folder that the reporter chooses."""
 
 
 class TrialDiverged(RuntimeError):
