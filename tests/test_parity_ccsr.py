@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainables.diffusion.ccsr import JUMP_TERMS, ccsr_jump_terms, sample_truncated
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 
-# How it was made: data/README.md.
+# Origin of the file: data/README.md.
 with np.load(Path(__file__).parent / "data" / "ccsr.npz") as file:
     DATA = {key: torch.from_numpy(file[key]) for key in file.files}
 X0, Y, X_T, STEP_NOISE = (DATA[key] for key in ("x0", "y", "x_T", "step_noise"))
@@ -65,7 +65,7 @@ def test_truncated_sampling(
     assert relative_error(x0, DATA[f"{key}/x0"]) < 1e-5
 
 
-def test_what_the_decoder_is_trained_on(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
+def test_sampling_for_decoder_training(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
     """The official training starts from the noised ground truth, and adds the same noise again at the jump."""
     end_noise = DATA["decoder/end_noise"]
     x_T = diffusion.add_noise(X0, torch.full((2,), 999), end_noise)
