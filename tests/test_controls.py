@@ -31,9 +31,9 @@ NAMES = ("bicubic", "autoencoder", "teacher_1", "teacher_15")
 
 @pytest.fixture(scope="module")
 def measured(tiny: TrialSettings, prepared: Prepared) -> dict[str, Validation]:
-    told: list[str] = []
-    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: told.append(name))
-    assert told == list(rows) == list(NAMES)
+    names: list[str] = []
+    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: names.append(name))
+    assert names == list(rows) == list(NAMES)
     return rows
 
 
@@ -91,7 +91,7 @@ def test_teacher_1_equals_the_initial_student(
     np.testing.assert_array_equal(student.grid, measured["teacher_1"].grid)
 
 
-def test_the_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:
+def test_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:
     grid = measured["bicubic"].grid
     assert grid.shape == (3 * 64, 3 * 64, 3) and grid.dtype == np.uint8
     target = prepared.validation("target")["target"]

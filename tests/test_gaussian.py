@@ -35,12 +35,12 @@ class Oracle:
 
     def __init__(self, diffusion: GaussianDiffusion, x0: Tensor) -> None:
         self.diffusion, self.x0 = diffusion, x0
-        self.told: list[int] = []
+        self.seen: list[int] = []
         self.states: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         assert t.shape == x_t.shape[:1] and len(set(t.tolist())) == 1
-        self.told.append(int(t[0]))
+        self.seen.append(int(t[0]))
         self.states.append(x_t)
         abar = self.diffusion.alphas_cumprod[t].float().view(-1, *[1] * (x_t.ndim - 1))
         noise = (x_t - abar.sqrt() * self.x0) / (1 - abar).sqrt()
@@ -105,16 +105,16 @@ def test_oracle_is_sampled_exactly(kind: PredictionType, spacing: TimestepSpacin
     oracle = Oracle(diffusion, normal(0))
     sample = diffusion.sample_ddim(oracle, normal(1), normal(2), steps=6, spacing=spacing)
     torch.testing.assert_close(sample, oracle.x0, rtol=0, atol=1e-4)
-    assert oracle.told == diffusion.timesteps(6, spacing)
+    assert oracle.seen == diffusion.timesteps(6, spacing)
 
 
 def test_whole_chain_starts_from_noise_and_cut_chain_from_noised_input() -> None:
     y, noise = normal(0), normal(1)
     whole, cut = Oracle(make("sample"), normal(2)), Oracle(make("sample", 400), normal(2))
     whole.diffusion.sample_ddim(whole, y, noise, 3, "trailing")
-    assert whole.told[0] == 999 and torch.equal(whole.states[0], noise)
+    assert whole.seen[0] == 999 and torch.equal(whole.states[0], noise)
     cut.diffusion.sample_ddim(cut, y, noise, 3, "trailing")
-    assert cut.told[0] == 399
+    assert cut.seen[0] == 399
     assert torch.equal(cut.states[0], cut.diffusion.add_noise(y, torch.full((3,), 399), noise))
 
 
@@ -196,7 +196,7 @@ def test_truncated_sampling_stays_between_its_ends(kind: PredictionType, eta: fl
     sample = sample_truncated(oracle.diffusion, oracle, y, noise, 10, 0.8, 0.3, step_noise, eta)
     torch.testing.assert_close(sample, oracle.x0, rtol=0, atol=1e-3)
     timesteps = spaced_timesteps(oracle.diffusion, 10)
-    assert oracle.told == [999, *timesteps[2:7]]
+    assert oracle.seen == [999, *timesteps[2:7]]
     assert asked == timesteps[2:7]
     assert torch.equal(oracle.states[0], noise)
 
@@ -208,7 +208,7 @@ def test_stochastic_steps_keep_the_marginal() -> None:
         oracle = Oracle(diffusion, normal(0, 1, 1, 256, 256))
         noise = normal(1, 1, 1, 256, 256)
         sample_truncated(diffusion, oracle, noise, noise, 12, 1.0, 0.0, torch.Generator().manual_seed(2), eta)
-        for t, state in zip(oracle.told[1:], oracle.states[1:], strict=True):
+        for t, state in zip(oracle.seen[1:], oracle.states[1:], strict=True):
             abar = float(diffusion.alphas_cumprod[t])
             residual = state - abar**0.5 * oracle.x0
             assert float(residual.mean()) == pytest.approx(0, abs=0.02)

@@ -303,9 +303,9 @@ def test_ccsr_names_a_first_stage_that_does_not_fit(trial_of: TrialOf, base: Pat
         ("v_prediction", 0.0, 0.0, 0.0, False),
     ],
 )
-@pytest.mark.parametrize("told", ["by the settings", "by the base"])
+@pytest.mark.parametrize("chosen", ["by the settings", "by the base"])
 def test_at_least_one_term_must_train_the_network(
-    told: str,
+    chosen: str,
     predicts: str,
     noise: float,
     reconstruction: float,
@@ -318,7 +318,7 @@ def test_at_least_one_term_must_train_the_network(
     """A network that predicts the image has no noise term, whether the settings or the base choose that."""
     terms = {"diffusion__noise_weight": noise, "diffusion__reconstruction_weight": reconstruction}
     prediction = {"diffusion__prediction_type": predicts, "diffusion__retarget": True}
-    if told == "by the base":
+    if chosen == "by the base":
         weights = with_scheduler(base, tmp_path / "base", prediction_type=predicts)
         prediction = {"diffusion__prediction_type": "base", "base__weights": str(weights)}
     changes: dict[str, Any] = {**terms, "perceptual__weight": perceptual, **prediction}

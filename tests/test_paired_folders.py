@@ -433,8 +433,8 @@ def test_images_outside_the_two_folders_are_reported(tmp_path: Path, recwarn: py
     assert not recwarn
     for name in ("d.png", "b.JPG", "c.png", "a.png"):
         _save(root / name, _picture(8))
-    with pytest.warns(SourceWarning) as told:
+    with pytest.warns(SourceWarning) as caught:
         assert len(_both(root)) == 4
-    assert {str(each.message) for each in told} == {
+    assert {str(each.message) for each in caught} == {
         f"{root}: 4 images next to input/ and target/ are not used: a.png, b.JPG, c.png, ..."
     }

@@ -36,10 +36,10 @@ class ToyDenoiser(nn.Module):
             for weight in self.parameters():
                 fan_in = max(weight[0].numel(), 4)
                 weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
-        self.told: list[int] = []
+        self.seen: list[int] = []
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        self.told.append(int(t[0]))
+        self.seen.append(int(t[0]))
         time = torch.sin(t[:, None] / 1000 * torch.arange(1, 9))
         hidden = F.silu(self.conv1(torch.cat([x_t, Y], dim=1)) + time[:, :, None, None])
         return x_t + 0.5 * self.conv2(hidden)
@@ -61,7 +61,7 @@ def test_truncated_sampling(
 ) -> None:
     recorded = iter(STEP_NOISE)
     x0 = sample_truncated(diffusion, network, Y, X_T, steps, t_max, t_min, lambda t: next(recorded))
-    assert network.told == DATA[f"{key}/timesteps"].tolist()
+    assert network.seen == DATA[f"{key}/timesteps"].tolist()
     assert relative_error(x0, DATA[f"{key}/x0"]) < 1e-5
 
 
@@ -84,7 +84,7 @@ def test_denoising_loss(diffusion: GaussianDiffusion, network: ToyDenoiser) -> N
 
 def test_jump_terms(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
     terms = ccsr_jump_terms(diffusion, network, X0, STEP_NOISE[1], STEP_NOISE[2], T_MAX)
-    assert network.told == [999, 667]
+    assert network.seen == [999, 667]
     for term in JUMP_TERMS:
         assert relative_error(terms[term].mean().detach(), DATA[f"jump/{term}"]) < 1e-5
     torch.stack(list(terms.values())).sum(dim=0).mean().backward()

@@ -93,14 +93,14 @@ def test_prior_equals_the_chains_end_for_x0_equal_to_y(diffusion: ResShiftDiffus
 
 def test_oracle_is_sampled_exactly(diffusion: ResShiftDiffusion) -> None:
     x0, y, noise = (normal(seed) for seed in range(3))
-    told = []
+    seen = []
 
     def oracle(x: Tensor, t: Tensor) -> Tensor:
-        told.append(t.tolist())
+        seen.append(t.tolist())
         return x0
 
     assert torch.equal(diffusion.sample_ddim(oracle, y, noise), x0)
-    assert told == [[t] * 3 for t in reversed(range(15))]
+    assert seen == [[t] * 3 for t in reversed(range(15))]
     assert torch.equal(diffusion.sample_ancestral(oracle, y, noise, torch.Generator()), x0)
     assert torch.equal(diffusion.predict_from_prior(oracle, y, noise), x0)
     assert torch.equal(diffusion.training_loss(oracle, x0, y, torch.tensor([0, 7, 14]), noise), torch.zeros(3))
@@ -125,14 +125,14 @@ def test_ancestral_noise_depends_on_the_generator_only(diffusion: ResShiftDiffus
 
 def test_respaced_chain_passes_original_timesteps(diffusion: ResShiftDiffusion) -> None:
     respaced = diffusion.respace(4)
-    told: list[int] = []
+    seen: list[int] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(int(t[0]))
+        seen.append(int(t[0]))
         return x
 
     respaced.sample_ddim(network, normal(0), normal(1))
-    assert told == [11, 7, 3, 0]
+    assert seen == [11, 7, 3, 0]
     np.testing.assert_array_equal(respaced.etas, diffusion.etas[[0, 3, 7, 11]])
     assert diffusion.steps == 15
 

@@ -37,8 +37,11 @@ _REJECTED_SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
 
 
 class Progress(Protocol):
-    """Told before the first shard and after every one. `stage`: which there are to make, "pairs + latents". Rows are
-    pairs, those of training and validation together."""
+    """Called before the first shard and after every one.
+
+    `stage`: the stages to make, such as "pairs + latents". `done` and `rows` count pairs, training and validation
+    together.
+    """
 
     def __call__(self, stage: str, done: int, rows: int) -> None: ...
 
