@@ -112,11 +112,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
         plan, lambda device: measure_controls(names, trial, open_stores(trial, stages), metrics, device)
     )
     for name, result in measured.items():
-        images = [
-            {"image": image, **{metric: float(values[k]) for metric, values in result.per_image.items()}}
-            for k, image in enumerate(result.images)
-        ]
-        recorder.control(name, result.means, images, result.grid)
+        recorder.control(name, result)
         shown = "  ".join(f"{m.removeprefix('val/')} {result.means[m]:.4g}" for m in recorder.settings.shown)
         logger.info("control    %-12s %s", name, shown)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.loop_helpers import SHORT, VARIANTS, VariantOf
+from tests.helpers.loop import SHORT, VARIANTS, VariantOf
 from trainables.data.prepare import prepare
 from trainables.data.prepared import Prepared
 from trainables.methods.build import method_class
@@ -106,7 +106,7 @@ def prepared(tiny: TrialSettings, store_root: Path) -> Prepared:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with random weights that predicts the velocity; its latents have a quarter of the image's side."""
-    from tests.base_helpers import save_base  # diffusers and transformers take seconds to import
+    from tests.helpers.bases import save_base  # diffusers and transformers take seconds to import
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

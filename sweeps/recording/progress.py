@@ -62,11 +62,16 @@ class Progress:
         self._rates: list[float] = []
         self._last_summary = 0.0
 
-    def started(self, id: str, name: str, given: bool, step: int = 0) -> None:
-        known = self._trials.get(id)
+    def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
         now = time.monotonic()
-        self._trials[id] = _Trial(name, given, step, step, "running", now, now)
-        logger.info("%s %s %s", id, "starts" if known is None and not step else f"continues at step {step}", name)
+        self._trials[id] = _Trial(name, given, 0, 0, "running", now, now)
+        logger.info("%s %s %s", id, "starts again:" if again else "starts", name)
+
+    def continued(self, id: str, step: int) -> None:
+        """A trial that was started again says at which step it continues."""
+        trial = self._trials[id]
+        trial.step, trial.first_step, trial.last = step, step, time.monotonic()
+        logger.info("%s continues at step %d", id, step)
 
     def reported(self, id: str, step: int, metrics: Mapping[str, float]) -> None:
         trial, now = self._trials[id], time.monotonic()

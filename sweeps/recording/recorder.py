@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image
 from ray.tune import Callback
 
 from search_spaces import Distribution
@@ -21,8 +18,8 @@ from sweeps.recording.progress import Progress
 from sweeps.recording.tables import RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
-from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, resumes_from
-from trainables.training.validation import GRID, PER_IMAGE
+from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, REPEATED, take_validation
+from trainables.training.validation import Validation
 
 TABLED = ("val/", "loss/", "weighted/", "train/")
 
@@ -55,9 +52,11 @@ class Recorder(Callback):
         self.settings = settings
         self._ready = False
         self._live: dict[str, Any] = {}
+        self._silent: set[str] = set()
+        """Trials that were started again and have not reported since: at which step they continue is not known."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "_ready": False, "_live": {}}
+        return {"settings": self.settings, "_ready": False, "_live": {}, "_silent": set()}
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
@@ -79,28 +78,19 @@ class Recorder(Callback):
                 self.progress.known(row["id"], row["label"], bool(row["label"]), row["steps"], row["status"])
         self._ready = True
 
-    def control(
-        self, name: str, means: Mapping[str, float], per_image: Sequence[Mapping[str, Any]], grid: np.ndarray
-    ) -> None:
+    def control(self, name: str, validation: Validation) -> None:
         """A reference row."""
-        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
-        self.tables.add_per_image([{"id": name, "step": 0, **row} for row in per_image])
-        self.board.images(name, 0, "restored", grid)
-        self.board.hparams(name, {}, means, "control", step=0)
+        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **validation.means})
+        self._images(name, 0, validation, "restored")
+        self.board.hparams(name, {}, validation.means, "control", step=0)
         self.tables.flush(force=True)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config, id = trial.config, trial.config[ID]
-        known = any(row["id"] == id for row in self.tables.leaderboard)
-        step, validation = self._start_of(trial)
+        known = self.tables.has_trial(id)
         self._introduce(trial)
         if known:
-            self.board.restart(id, step)
-        if step and not any(row["id"] == id and row["step"] == step for row in self.tables.history):
-            # A worker group got there and kept it, and the driver was gone before it heard. Losses and times are lost.
-            self.tables.add_report({"id": id, "step": step, **validation})
-            self.tables.upsert_trial({"id": id, "steps": step, **validation})
-            self.board.report(id, step, validation)
+            self._silent.add(id)
         self.board.hparams(id, self._hparams(config), {}, "running")
         name = config[LABEL] or ", ".join(
             f"{k.split('.')[-1]} {setting_text(v)}" for k, v in config[PARAMETERS].items()
@@ -108,7 +98,7 @@ class Recorder(Callback):
         if config[SEED]:
             name += f", seed {self.settings.seed + config[SEED]}"
         self._live[id] = trial
-        self.progress.started(id, name, config[GIVEN], step)
+        self.progress.started(id, name, config[GIVEN], again=known)
         self.tables.flush()
 
     def _introduce(self, trial: Any) -> None:
@@ -136,9 +126,18 @@ class Recorder(Callback):
         id = trial.config[ID]
         if FAILED in result:
             return
+        repeated = result[REPEATED]
+        if id in self._silent:
+            self._silent.discard(id)
+            start = result["step"] if repeated else 0
+            self.board.restart(id, start)
+            self.progress.continued(id, start)
+        validation = take_validation(result)
+        if repeated and self.tables.has_report(id, result["step"]):
+            return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
         self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": result["time_total_s"], **values})
-        reports = [row for row in self.tables.history if row["id"] == id]
+        reports = self.tables.reports_of(id)
         trained = result["step"] > 0
         times = [s for row in reports if (s := row.get("train/step_seconds")) is not None]
         self.tables.upsert_trial(
@@ -156,15 +155,15 @@ class Recorder(Callback):
         self.board.losses(id, [(step, row) for step, row in result[LOSSES]])
         scalars = {name: value for name, value in values.items() if name.startswith(("val/", "train/"))}
         self.board.report(id, result["step"], scalars)
+        self._images(id, result["step"], validation, "input | output | target")
         if CHECKPOINT_PATH in result:
-            self._look_into(id, Path(result[CHECKPOINT_PATH]), result["step"])
+            self._checkpoint(id, result[CHECKPOINT_PATH])
         self.progress.reported(id, result["step"], values)
         # At once, and so before Tune notes the checkpoint: no trial goes on from a report that the tables lack.
         self.tables.flush(force=True)
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
-        with checkpoint.as_directory() as folder:
-            self._look_into(trial.config[ID], Path(folder))
+        self._checkpoint(trial.config[ID], checkpoint.path)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -202,24 +201,18 @@ class Recorder(Callback):
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config[PARAMETERS], "seed": self.settings.seed + config[SEED]}
 
-    def _look_into(self, id: str, folder: Path, step: int | None = None) -> None:
-        """Takes the per-image metrics and the picture out of a checkpoint."""
-        rows = pq.read_table(folder / PER_IMAGE).to_pylist()
-        self.tables.add_per_image([{"id": id, **row} for row in rows])
-        step = rows[0]["step"] if step is None else step
-        self.board.images(id, step, "input | output | target", np.asarray(Image.open(folder / GRID)))
-        relative = folder.relative_to(self.settings.folder) if folder.is_relative_to(self.settings.folder) else folder
-        self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
+    def _images(self, id: str, step: int, validation: Validation, tag: str) -> None:
+        rows = [{"id": id, "step": step, "image": image} for image in validation.images]
+        for name, values in validation.per_image.items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = value
+        self.tables.add_per_image(rows)
+        self.board.images(id, step, tag, validation.grid)
 
-    def _start_of(self, trial: Any) -> tuple[int, dict[str, float]]:
-        """The step a trial goes on from, and the metrics it had reached there."""
-        known = Path(trial.checkpoint.path) if trial.checkpoint is not None else None
-        folder = resumes_from(known, Path(self.settings.folder) / "trials" / trial.config[ID])
-        if folder is None:
-            return 0, {}
-        rows = pq.read_table(folder / PER_IMAGE).to_pylist()
-        names = [name for name in rows[0] if name.startswith("val/")]
-        return rows[0]["step"], {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
+    def _checkpoint(self, id: str, path: str) -> None:
+        folder, run = Path(path), self.settings.folder
+        relative = folder.relative_to(run) if folder.is_relative_to(run) else folder
+        self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
 
 
 def _reason(trial: Any) -> str:

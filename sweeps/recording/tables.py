@@ -94,14 +94,16 @@ class RunTables:
         >>> tables.upsert_trial({"id": "t000", "config/sinsr.inversion": 0.1, "seed": 0})
         >>> tables.add_report({"id": "t000", "step": 100, "val/psnr": 24.1, "loss/distillation": 0.03})
         >>> tables.flush(force=True)
+        True
     """
 
     def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 2.0) -> None:
         self.folder = Path(folder)
         self.flush_seconds = flush_seconds
         self._trials: dict[str, TableRow] = {}
-        self._reports: dict[tuple[str, int], TableRow] = {}
+        self._reports: dict[str, dict[int, TableRow]] = {}
         self._per_image: dict[str, dict[str, TableRow]] = {}
+        self._newest: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._last_write = -float("inf")
 
@@ -113,7 +115,18 @@ class RunTables:
     @property
     def history(self) -> list[TableRow]:
         """One row a report, by trial, then by step."""
-        return [self._reports[key] for key in sorted(self._reports)]
+        return [row for id in sorted(self._reports) for row in self.reports_of(id)]
+
+    def has_trial(self, id: str) -> bool:
+        return id in self._trials
+
+    def has_report(self, id: str, step: int) -> bool:
+        return step in self._reports.get(id, {})
+
+    def reports_of(self, id: str) -> list[TableRow]:
+        """The reports of one trial, by step."""
+        reports = self._reports.get(id, {})
+        return [reports[step] for step in sorted(reports)]
 
     @property
     def per_image(self) -> list[TableRow]:
@@ -127,10 +140,12 @@ class RunTables:
             ValueError: a table is there but cannot be read; the message names the file.
         """
         self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
-        self._reports = {(row["id"], row["step"]): row for row in read_rows(self.folder / HISTORY)}
-        self._per_image = {}
+        self._reports, self._per_image, self._newest = {}, {}, {}
+        for row in read_rows(self.folder / HISTORY):
+            self._reports.setdefault(row["id"], {})[row["step"]] = row
         for row in read_rows(self.folder / "per_image.parquet"):
             self._per_image.setdefault(row["id"], {})[row["image"]] = row
+            self._newest[row["id"]] = max(row["step"], self._newest.get(row["id"], -1))
         self._dirty.clear()
         return self
 
@@ -154,7 +169,7 @@ class RunTables:
             ValueError: no id or no step.
         """
         row = _plain(row, "id", "step")
-        self._reports[row["id"], row["step"]] = row
+        self._reports.setdefault(row["id"], {})[row["step"]] = row
         self._dirty.add("history")
 
     def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -166,10 +181,10 @@ class RunTables:
         """
         for row in rows:
             plain = _plain(row, "id", "step", "image")
-            images = self._per_image.setdefault(plain["id"], {})
-            newest = max((known["step"] for known in images.values()), default=-1)
+            images, newest = self._per_image.setdefault(plain["id"], {}), self._newest.get(plain["id"], -1)
             if plain["step"] > newest:
                 images.clear()
+                self._newest[plain["id"]] = plain["step"]
             if plain["step"] >= newest:
                 images[plain["image"]] = plain
                 self._dirty.add("per_image")

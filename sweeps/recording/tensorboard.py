@@ -53,7 +53,8 @@ class TensorBoardTrials:
         metrics: the metrics to compare trials by, the objective first.
 
     Example:
-        >>> board = TensorBoardTrials(folder, space.parameters, ["val/st_lpips", "val/psnr"])
+        >>> from search_spaces import Float
+        >>> board = TensorBoardTrials(folder, {"sinsr.inversion": Float(0.1, 10.0)}, ["val/psnr"])
         >>> board.hparams("t000", {"sinsr.inversion": 0.1}, {}, "running")
         >>> board.report("t000", 100, {"val/psnr": 24.1, "loss/distillation": 0.03})
         >>> board.hparams("t000", {"sinsr.inversion": 0.1}, {"val/psnr": 24.1}, "stopped")

@@ -60,12 +60,12 @@ def load_finished(method: Method, folder: Path) -> None:
     if difference := unequal(architecture, method.architecture(settings)):
         raise InputError(f"checkpoint={path}: {difference}")
     try:
-        method.load({f"{_prefix(method)}{name}": tensor for name, tensor in state.items()}, method.result())
+        method.load({f"{weights_prefix(method)}{name}": tensor for name, tensor in state.items()}, method.result())
     except ValueError as error:
         raise InputError(f"checkpoint={path}: {error}") from None
 
 
-def _prefix(method: Method) -> str:
+def weights_prefix(method: Method) -> str:
     """A single network is saved under its own weight names, which other programs know."""
     restoring = [name for name in method.networks if name not in method.adversaries]
     return f"{restoring[0]}." if len(restoring) == 1 else ""

@@ -1,10 +1,10 @@
 """A trial's checkpoint: everything needed to continue exactly, and files for people to look at.
 
-state.pt            weights, averages, optimisers, scalers, step (plain tensors and numbers)
+state.pt            weights, averages, optimisers, scalers, step, report: plain tensors, numbers and names
 weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift)
 settings.json       the trial's settings, by dotted name
-per_image.parquet   validation metrics of every image at this step
-grid.png            input | output | target
+per_image.parquet   validation metrics of every image at this step, to look at
+grid.png            input | output | target, to look at
 """
 
 from __future__ import annotations
@@ -13,50 +13,57 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.methods.build import _prefix
+from trainables.methods.build import weights_prefix
 from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
-from trainables.training.validation import GRID, PER_IMAGE, Validation
+from trainables.training.reporting import Report
+from trainables.training.validation import Validation
 
 
 def write_checkpoint(
-    folder: Path,
-    step: int,
-    method: Method,
-    ema: ExponentialMovingAverage,
-    optimisation: dict[str, Any],
-    validation: Validation,
+    folder: Path, report: Report, method: Method, ema: ExponentialMovingAverage, optimisation: dict[str, Any]
 ) -> None:
     """Writes all files of a checkpoint into an existing folder.
 
     They take about 16 bytes per trained parameter, and 4 more for the weights alone; the rest is under a megabyte.
     Frozen weights are not written.
     """
+    settings, validation = method.settings, report.validation
     state = {
-        "method": method.settings.method,
-        "step": step,
+        "method": settings.method,
+        "step": report.step,
         "networks": method.trained_state(),
         "ema": ema.state_dict(),
         "optimisation": optimisation,
+        "report": {
+            "metrics": dict(report.metrics),
+            "images": list(validation.images),
+            "per_image": {name: torch.from_numpy(values) for name, values in validation.per_image.items()},
+            "grid": torch.from_numpy(validation.grid),
+        },
     }
     torch.save(state, folder / STATE)
-    settings = method.settings
     with ema.applied():
-        weights = {name.removeprefix(_prefix(method)): tensor for name, tensor in method.result().items()}
-        save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(step))
-    (folder / SETTINGS).write_text(json.dumps(flatten(method.settings), indent=1))
-    table = {"step": [step] * len(validation.images), "image": validation.images, **validation.per_image}
-    pq.write_table(pa.table(table), folder / PER_IMAGE)
-    Image.fromarray(validation.grid).save(folder / GRID)
+        weights = {name.removeprefix(weights_prefix(method)): tensor for name, tensor in method.result().items()}
+        save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(report.step))
+    (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1))
+    validation.write(folder, report.step)
+
+
+def report_of(state: dict[str, Any]) -> Report | None:
+    """The report that a checkpoint was written with, to be sent again; None in a checkpoint of version 0.1."""
+    kept = state.get("report")
+    if kept is None:
+        return None
+    per_image = {name: values.numpy() for name, values in kept["per_image"].items()}
+    validation = Validation(per_image, kept["images"], kept["grid"].numpy())
+    return Report(state["step"], kept["metrics"], [], validation, repeated=True)
 
 
 def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:

@@ -7,7 +7,9 @@ Train worker group with DistributedDataParallel, which costs the start of its pr
 
 from __future__ import annotations
 
+import base64
 import gc
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from ray import train as ray_train
 from ray import tune
 from ray.train.torch import TorchTrainer
@@ -27,9 +31,13 @@ from trainables.pretrained.finished_trial import STATE
 from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
+from trainables.training.validation import Validation
 
-LOSSES, FAILED, PID = "losses", "failed", "process"
-"""Keys of a result besides the metrics: rows of loss terms, the reason of a failure, the trial's process id."""
+LOSSES, VALIDATION, REPEATED = "losses", "validation", "repeated"
+"""Keys of a result besides the metrics: rows of loss terms, the values of every image, and whether a continued trial
+sends the report of its checkpoint again."""
+FAILED, PID = "failed", "process"
+"""Keys of a result: the reason of a failure, the trial's process id."""
 CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
 """Key of the checkpoint's path in a worker group's result."""
 _GROUP = "group"
@@ -165,20 +173,37 @@ def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) ->
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 
-def _payload(report: Report) -> dict[str, Any]:
+def payload(report: Report) -> dict[str, Any]:
+    """A report as Tune and Train carry it: they keep results as JSON, so the picture is text. A list, since Tune
+    flattens dictionaries."""
+    validation, picture = report.validation, io.BytesIO()
+    Image.fromarray(validation.grid).save(picture, "png")
+    per_image = {name: values.tolist() for name, values in validation.per_image.items()}
     return {
         **report.metrics,
         "step": report.step,
         LOSSES: [[step, dict(row)] for step, row in report.losses],
+        VALIDATION: [list(validation.images), per_image, base64.b64encode(picture.getvalue()).decode()],
+        REPEATED: report.repeated,
         PID: os.getpid(),
     }
 
 
+def take_validation(result: dict[str, Any]) -> Validation:
+    """Takes what was measured of every image out of a result, so that Tune does not keep it with the trial's state."""
+    images, per_image, picture = result.pop(VALIDATION)
+    grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+    return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
+
+
 def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
     def report(row: Report, write: Callable[[Path], None]) -> None:
+        if row.repeated:  # its checkpoint is kept already
+            send(payload(row))
+            return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             write(Path(folder))
-            send(_payload(row), checkpoint=checkpoint.from_directory(folder))
+            send(payload(row), checkpoint=checkpoint.from_directory(folder))
 
     return report
 
@@ -191,7 +216,7 @@ def _group_reporter(world: World) -> Reporter:
         if world.rank == 0:
             writing(row, write)
         else:
-            ray_train.report(_payload(row))
+            ray_train.report(payload(row))
 
     return report
 

@@ -22,7 +22,7 @@ from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
 from trainables.settings import TrainingSettings, TrialSettings
-from trainables.training.checkpoint import read_state, write_checkpoint
+from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
 from trainables.training.validation import Validation, validate
@@ -104,6 +104,7 @@ class Trainer:
                 self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
             )
         self.step = 0
+        self.loaded: Report | None = None
         self.log = _LossLog(training.log_every)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
@@ -123,6 +124,8 @@ class Trainer:
             TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
         """
         training = self.settings.training
+        if self.loaded is not None:
+            self._send(self.loaded, report)
         if 0 < training.max_steps <= self.step:
             return  # the trial had finished before it was restarted
         while True:
@@ -148,8 +151,7 @@ class Trainer:
                     "train/parameters": float(self.method.parameters[0]),
                 }
             )
-            row = Report(self.step, metrics, self.log.take())
-            report(row, lambda folder, shown=validation: self._write(folder, shown))  # type: ignore[misc]
+            self._send(Report(self.step, metrics, self.log.take(), validation), report)
             if self.step >= training.max_steps:
                 return
 
@@ -254,17 +256,20 @@ class Trainer:
         with self._autocast():
             return self.method.restore(batch)
 
-    def _write(self, folder: Path, validation: Validation) -> None:
-        optimisation = {
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "scaler": self.scaler.state_dict(),
-        }
-        write_checkpoint(folder, self.step, self.method, self.ema, optimisation, validation)
+    def _send(self, row: Report, report: Reporter) -> None:
+        def write(folder: Path) -> None:
+            optimisation = {
+                "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                "scaler": self.scaler.state_dict(),
+            }
+            write_checkpoint(folder, row, self.method, self.ema, optimisation)
+
+        report(row, write)
 
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
         state = read_state(folder, self.settings)
-        self.step = state["step"]
+        self.step, self.loaded = state["step"], report_of(state)
         self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
         for name, optimiser in self.optimisers.items():

@@ -6,29 +6,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.training.validation import Validation
+
 LossRow = tuple[int, Mapping[str, float]]
 """(step, tag -> value), tags `loss/<term>` raw, `weighted/<term>`, and `train/*`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """One validation.
+    """One validation, with all that was measured.
 
     Attributes:
         step: finished optimiser steps.
         metrics: `val/*` means over the validation set, `loss/*` and `weighted/*` means since the last report,
             `train/*` timings.
         losses: the terms step by step since the last report, every `log_every` steps.
+        validation: the values of every image, and the picture.
+        repeated: a trial that continues from a checkpoint sends the checkpoint's own report again, since its driver
+            may have ended before it received it.
     """
 
     step: int
     metrics: Mapping[str, float]
     losses: Sequence[LossRow]
+    validation: Validation
+    repeated: bool = False
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]
-"""`report(row, write)` takes a report; if the trial is stopped, it may not return. `write(folder)` writes the
-checkpoint and its images into a folder that the reporter chooses."""
+"""`report(row, write)` takes a report; if the trial is stopped, it does not return. `write(folder)` writes the
+checkpoint into a folder that the reporter chooses."""
 
 
 class TrialDiverged(RuntimeError):

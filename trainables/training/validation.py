@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from trainables.data.batches import validation_batches
@@ -18,6 +22,7 @@ from trainables.metrics import MetricSet
 from trainables.metrics.stability import measure_stability
 
 GRID_IMAGES = 4
+PER_IMAGE, GRID = "per_image.parquet", "grid.png"
 
 
 @dataclass
@@ -37,6 +42,12 @@ class Validation:
     @property
     def means(self) -> dict[str, float]:
         return {name: float(values.mean()) for name, values in self.per_image.items()}
+
+    def write(self, folder: Path, step: int) -> None:
+        """The table and the picture as files in an existing folder, for people to look at."""
+        table = {"step": [step] * len(self.images), "image": self.images, **self.per_image}
+        pq.write_table(pa.table(table), folder / PER_IMAGE)
+        Image.fromarray(self.grid).save(folder / GRID)
 
 
 Restore = Callable[[dict[str, Tensor]], Tensor]
@@ -91,6 +102,3 @@ def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:
     found: list[dict[int, Any]] = [{}] * world
     dist.all_gather_object(found, own)
     return {row: value for theirs in found for row, value in theirs.items()}
-
-
-PER_IMAGE, GRID = "per_image.parquet", "grid.png"

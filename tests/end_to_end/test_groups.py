@@ -1,0 +1,99 @@
+"""Two workers per trial: gloo and DistributedDataParallel on two cores, through Train's worker groups."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from sweeps.planning.settings import SweepSettings
+from sweeps.recording.tables import read_rows
+from sweeps.running.ray_cluster import connected
+from sweeps.running.search import SweepScheduler
+from sweeps.trial_config import GIVEN, ID
+from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
+from trainables.data.prepare import make_stores
+from trainables.data.stages.needed import needed_stages
+from trainables.methods.build import method_class
+from trainables.settings import override
+from trainables.settings.presets import preset
+from trainables.training.launch import Job, Workers, launch, trial_resources
+
+__all__ = ["store", "sweeps"]
+pytestmark = pytest.mark.timeout(900)  # each test starts many processes, on machines with other load
+RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "2", "--max-steps", "8", *sets(training__reports=4)]
+
+
+def curve(run: Path, prefix: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(trial, step) -> the reported values with this prefix."""
+    rows = read_rows(run / "history.parquet")
+    return {(r["id"], r["step"]): {n: v for n, v in r.items() if n.startswith(prefix)} for r in rows}
+
+
+@pytest.mark.slow
+def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: Path, sweeps: Any) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run_sweep(*RUN, "--store", str(store), "--results", str(alone)).returncode == 0
+    first = sweeps(
+        *(*RUN, "--store", str(store), "--results", str(together)),
+        *("--workers-per-trial", "2", "--max-concurrent", "1"),
+    )
+    first.wait_for("t000 step 4/8")
+    first.interrupt()
+    assert first.wait() == 130
+    assert "Traceback" not in first.text
+    run = only_run(together)
+    assert trials(run)["t000"]["status"] == "interrupted"
+    second = sweeps("--resume", str(run))
+    assert second.wait() == 0, second.text
+    assert "t000 continues at step" in second.text and "t000 step 2/8" not in second.text
+
+    expected = only_run(alone)
+    assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished", "t001": "finished"}
+    assert [steps(run, name) for name in ("t000", "t001")] == [[2, 4, 6, 8]] * 2
+    heard = 0
+    for prefix in ("loss/", "weighted/", "val/"):
+        ours, theirs = curve(run, prefix), curve(expected, prefix)
+        assert ours.keys() == theirs.keys()
+        for key, values in ours.items():
+            known = {name: value for name, value in values.items() if value is not None}
+            assert known == pytest.approx({name: theirs[key][name] for name in known}, rel=1e-4), key
+            heard += len(known) == len(theirs[key])
+    # After an interrupt during a report, a group's driver may have only its metrics.
+    assert heard >= 3 * 8 - 2
+    assert (run / "best" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
+    """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
+    rates = [1e-4, 1e-5, 1e-6]
+    workers = Workers(count=2)
+    common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
+    stages = tuple(needed_stages(common, store, method_class(common.method).columns(common)))
+    make_stores(common, stages)
+
+    def trial(config: dict[str, Any]) -> None:
+        settings = override(common, {"training.learning_rate": rates[int(config[ID])]})
+        folder = tmp_path / f"group{config[ID]}"
+        launch(Job(settings, stages, ("val/psnr",), workers, str(folder)))
+
+    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
+        assert concurrent == 1
+        # By learning rate, so that ASHA's choice does not depend on the training.
+        scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0, tmp_path / "history.parquet")
+        ended = tune.Tuner(
+            tune.with_resources(trial, trial_resources(workers)),
+            param_space={ID: tune.grid_search([0, 1, 2]), GIVEN: False},
+            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1),
+            run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
+        ).fit()
+        assert {result.config[ID]: result.metrics["step"] for result in ended} == {0: 6, 1: 2, 2: 2}
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < deadline, ray.available_resources()
+            time.sleep(0.2)

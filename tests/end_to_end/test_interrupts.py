@@ -1,0 +1,102 @@
+"""What survives Ctrl-C, `kill -9` of the driver and `kill -9` of a trial: the real command line, a real Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.recording.tables import read_rows
+from tests.helpers.sweep import SPACE, gone, only_run, run_sweep, sets, steps, store, sweeps, trials
+from tests.helpers.tensorboard import Page, scalars
+
+__all__ = ["store", "sweeps"]
+pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+STEPS = [10, 20, 30, 40]
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_what_can_happen_to_it(tmp_path: Path, store: Path, sweeps: Any) -> None:
+    """One run, interrupted three times: a second driver, Ctrl-C, the driver killed, a trial's process killed."""
+    results = tmp_path / "results"
+    first = sweeps(
+        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
+        *("--trials", "4", "--max-steps", "40", *sets(training__reports=4)),
+    )
+    first.wait_for("step 10/40", 2)
+    run = only_run(results)
+
+    second = run_sweep("--resume", str(run))
+    assert second.returncode == 2
+    assert f"{run}: in use by a running sweep (process {first.process.pid} on " in second.stderr
+    assert second.stdout == "" and second.stderr.count("\n") == 1
+
+    first.wait_for("step 20/40")
+    processes = first.descendants()
+    first.interrupt()
+    assert first.wait() == 130
+    assert gone(processes, 5) == []
+    assert "Traceback" not in first.text
+    assert f"--resume {run}" in first.text
+    rows = trials(run)
+    assert {name: row["status"] for name, row in rows.items()} == {"t000": "interrupted", "t001": "interrupted"}
+    assert all(name in first.text for name in ("interrupted at step", "bicubic", "interrupted with 0 of 4"))
+    reported = {name: steps(run, name) for name in rows}
+    assert reported == {name: STEPS[: row["steps"] // 10] for name, row in rows.items()}
+    page = Page(run / "trials")
+    assert {name: page.status(name) for name in rows} == dict.fromkeys(rows, "STATUS_UNKNOWN")
+
+    third = sweeps("--resume", str(run), "--space", SPACE)
+    third.wait_for("t000 continues at step (10|20|30)")
+    third.wait_for("t001 continues at step (10|20|30)")
+    third.wait_for("t00[01] finished at step 40")
+    third.wait_for("t00[23] step 10/40")
+    # Ray's two agents look for a head that is no longer there for another minute. They hold nothing.
+    processes = [process for process in third.descendants() if "Agent" not in process.name()]
+    third.kill()
+    third.wait()
+    assert gone(processes, 20) == []
+    finished = {name: row for name, row in trials(run).items() if row["status"] == "finished"}
+    assert finished
+
+    fourth = sweeps("--resume", str(run))
+    fourth.wait_for("t00[23] step 20/40")
+    victims = [process for process in fourth.descendants() if process.name().startswith("ray::ImplicitFunc")]
+    assert victims
+    victims[0].kill()
+    assert fourth.wait() == 0, fourth.text
+    assert "Traceback" not in fourth.text
+    assert "t002 continues at step" in fourth.text or "t003 continues at step" in fourth.text
+
+    rows = trials(run)
+    assert sorted(rows) == ["t000", "t001", "t002", "t003"]
+    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 40)}
+    assert all(steps(run, name) == STEPS for name in rows)
+    assert {name: rows[name] for name in finished} == finished  # not one of its numbers was made again
+    assert [row["label"] for _, row in sorted(rows.items())] == ["1:1:1", "1:1:2", "1:0.1:10", "1:1:1"]
+    assert {row["step"] for row in read_rows(run / "per_image.parquet") if row["id"] in rows} == {40}
+    page = Page(run / "trials")
+    assert {page.status(name) for name in page.groups} == {"STATUS_SUCCESS"}
+    for name in rows:
+        assert [step for step, _ in scalars(run / "trials" / name, "val/psnr")] == STEPS
+        assert [step for step, _ in scalars(run / "trials" / name, "loss/inversion")] == list(range(2, 41, 2))
+    assert (run / "best" / "weights.safetensors").exists()
+
+
+def test_ctrl_c_while_data_is_prepared(tmp_path: Path, sweeps: Any) -> None:
+    results, own_store = tmp_path / "results", tmp_path / "store"
+    sweep = sweeps(
+        *("--space", SPACE, "--results", str(results), "--store", str(own_store), "--perceptual", "none"),
+        *("--trials", "1", *sets(pairs__train_pairs=512, sinsr__draws=4)),
+    )
+    sweep.wait_for(r"prepare +pairs \+ latents \+ targets: .* \d+/\d+")
+    processes = sweep.descendants()
+    sweep.interrupt()
+    assert sweep.wait() == 130
+    assert gone(processes, 5) == []
+    assert "Traceback" not in sweep.text
+    assert f"--resume {only_run(results)}" in sweep.text
+    # What is made is kept, and none of it is taken for whole.
+    assert list(own_store.glob("targets-*/shard-*.arrow"))
+    assert list(own_store.glob("targets-*/manifest.json")) == []

@@ -1,0 +1,396 @@
+"""A whole tiny sweep, and what searching, stopping and failing do in it; real Ray, real training."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import search_spaces
+from search_spaces import Choice, Float, Int, Point, SearchSpace, When
+from sweeps.answering import finish
+from sweeps.planning.plan import make_plan
+from sweeps.planning.question import Question, resolve
+from sweeps.planning.settings import SweepSettings
+from sweeps.recording.tables import RunTables, read_rows
+from sweeps.running.ray_cluster import connected, tune_interrupts
+from sweeps.running.search import SweepScheduler, SweepSearch
+from sweeps.sweep import start
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
+from tests.conftest import OF_METHOD
+from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
+from tests.helpers.tensorboard import Page, scalars
+from trainables.pretrained.weights_file import describe
+
+__all__ = ["store"]
+pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
+"""What `resolve` makes of the preset: one process a trial, without a GPU."""
+CONTROLS = ["bicubic", "autoencoder", "teacher_1", "teacher_15"]
+TERMS = ["distillation", "inversion", "ground_truth"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Path, str]:
+    """A run of the space's seven points and two proposed trials of 12 steps, and what it printed."""
+    results = tmp_path_factory.mktemp("swept") / "results"
+    done = run_sweep(
+        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "st_lpips"),
+        *("--trials", "9", "--max-steps", "12", "--seed", "3", *sets(training__reports=4)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return only_run(results), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+class TestWholeSweep:
+    def test_files(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        for name in (
+            *("settings.yaml", "leaderboard.parquet", "leaderboard.csv", "history.parquet", "per_image.parquet"),
+            *("optuna.journal", "sweep.log", "best/weights.safetensors", "best/settings.json", "best/README.md"),
+            *("report/index.html", "report/answer.md", "trials/t000/params.json"),
+        ):
+            assert (run / name).stat().st_size > 0, name
+        record = yaml.safe_load((run / "settings.yaml").read_text())
+        assert record["command"]["space"] == SPACE and record["trial"]["training.max_steps"] == 12
+        assert set(record["versions"]) >= {"python", "torch", "ray", "optuna"}
+        assert list(run.rglob("*.tmp")) == []
+
+    def test_points_come_first_and_run_to_the_end(self, swept: tuple[Path, str]) -> None:
+        rows = [row for _, row in sorted(trials(swept[0]).items())]
+        queue = search_spaces.load(SPACE).queue
+        assert [row["label"] for row in rows] == [*(point.label for point, _ in queue), "", ""]
+        for row, (point, offset) in zip(rows, queue, strict=False):
+            assert {name: row[f"config/{name}"] for name in point.values} == point.values
+            assert (row["seed"], row["status"], row["steps"]) == (3 + offset, "finished", 12)
+        for row in rows[len(queue) :]:
+            assert row["status"] in ("finished", "stopped") and 0.01 <= row["config/sinsr.inversion"] <= 10
+        repeats = [row["val/psnr"] for row in rows if row["label"] == "1:1:1"]
+        assert len(set(repeats)) == len(repeats) == 5
+
+    def test_tables(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
+        assert [name for name, row in board.items() if row["kind"] == "control"] == CONTROLS
+        images = read_rows(run / "per_image.parquet")
+        for name, row in board.items():
+            own = [image for image in images if image["id"] == name]
+            assert len(own) == 3
+            for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
+                assert row[metric] == pytest.approx(sum(image[metric] for image in own) / 3, rel=1e-5)
+        for name, row in trials(run).items():
+            assert steps(run, name) == list(range(3, row["steps"] + 1, 3))
+            assert (run / row["checkpoint"] / "state.pt").exists()
+            assert row["busy_seconds"] > 0
+
+    def test_tensorboard(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        page = Page(run / "trials")
+        rows = trials(run)
+        assert set(page.groups) == {*rows, *CONTROLS}
+        for name, row in rows.items():
+            assert page.status(name) == "STATUS_SUCCESS"
+            shown = page.hparams(name)
+            assert shown["status"] == row["status"] and shown["seed"] == row["seed"]
+            assert shown["sinsr.inversion"] == row["config/sinsr.inversion"]
+            assert page.metrics(name)["val/psnr"] == (row["steps"], pytest.approx(row["val/psnr"], rel=1e-6))
+            for term in TERMS:
+                raw = scalars(run / "trials" / name, f"loss/{term}")
+                weighted = scalars(run / "trials" / name, f"weighted/{term}")
+                weight = row.get(f"config/sinsr.{term}", 1.0)
+                assert [step for step, _ in raw] == [step for step, _ in weighted]
+                assert [weight * value for _, value in raw] == pytest.approx([value for _, value in weighted], rel=1e-5)
+            for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
+                assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
+            events = EventAccumulator(str(run / "trials" / name))
+            events.Reload()
+            (tag,) = events.Tags()["images"]
+            assert [event.step for event in events.Images(tag)] == steps(run, name)
+
+    def test_optuna_opens_the_journal(self, swept: tuple[Path, str]) -> None:
+        run, _ = swept
+        journal = JournalStorage(JournalFileBackend(str(run / "optuna.journal")))
+        study = optuna.load_study(study_name=SPACE, storage=journal)
+        expected = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+        rows = trials(run)
+        assert {f"t{trial.number:03d}": trial.state for trial in study.trials} == {
+            name: expected[row["status"]] for name, row in rows.items()
+        }
+        for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+            row = rows[f"t{trial.number:03d}"]
+            assert trial.value == pytest.approx(row["val/st_lpips"])
+            assert trial.params == {name: row[f"config/{name}"] for name in trial.params}
+
+    def test_what_is_printed(self, swept: tuple[Path, str]) -> None:
+        run, shown = swept
+        assert "Traceback" not in shown and "Warning" not in shown
+        for part in ("9 of 9 trials ended", "★1", "teacher_15", "1:1:1", f"tensorboard --logdir {run}/trials", "done"):
+            assert part in shown
+        log = (run / "sweep.log").read_text()
+        assert [line for line in log.splitlines() if line not in shown] == []
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_fails_alone(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A question of its own, in this process: which learning rate? One of the two is absurd."""
+    name = "training.learning_rate"
+    space = SearchSpace(
+        name="learning_rates",
+        question="Which learning rate?",
+        method="sinsr",
+        parameters={name: Float(1e-6, 1e30, log=True)},
+        points=(Point("sane", {name: 1e-4}), Point("absurd", {name: 1e30})),
+        objective="val/psnr",
+    )
+    changes = {"sinsr": TINY | {"training.max_steps": 8, "training.reports": 2, "training.seed": 0}}
+    settings = SweepSettings(space.name, **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store))
+    assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
+    (run,) = (tmp_path / "results" / space.name).iterdir()
+    rows = trials(run)
+    assert (rows["t000"]["status"], rows["t000"]["steps"], rows["t000"]["error"]) == ("finished", 8, "")
+    assert rows["t001"]["status"] == "failed"
+    assert rows["t001"]["error"].startswith("loss term '") and " at step " in rows["t001"]["error"]
+    assert Page(run / "trials").status("t001") == "STATUS_FAILURE"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
+    results = tmp_path / "results"
+    done = run_sweep(
+        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
+        *("--trials", "1", "--max-steps", "8", *sets(training__reports=2, training__learning_rate=1e30)),
+    )
+    assert done.returncode == 1
+    (row,) = trials(only_run(results)).values()
+    assert row["status"] == "failed" and row["error"] in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Runs it in this process; its folder and the trials of its leaderboard."""
+    assert start(make_plan(question)) == 0
+    (run,) = (Path(question.settings.results) / question.space.name).iterdir()
+    return run, trials(run)
+
+
+@pytest.mark.slow
+def test_a_question_across_methods(tmp_path: Path) -> None:
+    """Each method with its own settings, and a parameter that only one of them has."""
+    rate, most = "training.learning_rate", "diffusion.max_timestep"
+    space = SearchSpace(
+        name="across",
+        question="Which method?",
+        method="pix2pix",
+        parameters={
+            "method": Choice(("pix2pix", "pixel_diffusion")),
+            rate: Float(1e-5, 1e-3, log=True),
+            most: When({"method": ("pixel_diffusion",)}, Int(10, 1000)),
+        },
+        points=(
+            Point("pix2pix", {"method": "pix2pix", rate: 1e-3}),
+            Point("diffusion", {"method": "pixel_diffusion", rate: 1e-4, most: 500}),
+        ),
+        objective="val/psnr",
+        controls=("bicubic",),
+    )
+    common = {name: value for name, value in TINY.items() if not name.startswith("sinsr")}
+    common |= {"training.max_steps": 4, "training.reports": 2, "training.seed": 1, "perceptual.weight": 0.0}
+    changes = {method: {"method": method, **common, **OF_METHOD[method]} for method in space.methods}
+    settings = SweepSettings("across", **ONE, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store"))
+    run, rows = _sweep(Question(settings, space, changes, trials=6))
+    assert [row["status"] for row in rows.values()].count("failed") == 0
+    for name, row in rows.items():
+        values = {key: row[f"config/{key}"] for key in space.parameters if row[f"config/{key}"] is not None}
+        assert list(values) == space.active(values)
+        checkpoint = json.loads((run / row["checkpoint"] / "settings.json").read_text())
+        assert {key: checkpoint[key] for key in values} == values
+        assert describe(run / row["checkpoint"] / "weights.safetensors")[0] == row["config/method"], name
+    assert (rows["t000"]["config/method"], rows["t001"]["config/method"]) == ("pix2pix", "pixel_diffusion")
+    assert len(list((tmp_path / "store").glob("pairs-train-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_question_that_trains_nothing(first_stage: Path, tmp_path: Path) -> None:
+    """Every trial restores with one finished trial; only what is asked for differs, and the noise between seeds."""
+    settings = SweepSettings(
+        "fidelity_weight",
+        **ONE,
+        trials=10,  # nine given, one proposed
+        checkpoint=str(first_stage),
+        perceptual="none",
+        results=str(tmp_path / "results"),
+        store=str(tmp_path / "store"),
+    )
+    run, rows = _sweep(resolve(settings))
+    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 0)}
+    board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
+    shares = {row["label"]: row["val/psnr"] for row in rows.values() if row["seed"] == 0}
+    # At weight 1 the output is the degraded image through the autoencoder, whatever the diffusion made.
+    assert len(set(shares.values())) == len(shares) == 6
+    repeats = [row["val/psnr"] for row in rows.values() if row["label"] == "0"]
+    assert len(set(repeats)) == 5
+    assert list(tmp_path.glob("store/latents-train-*")) == [] and board["autoencoder"]["kind"] == "control"
+    assert (run / "best" / "weights.safetensors").exists()
+
+
+SPACE_OF_X = SearchSpace(
+    name="x",
+    question="Which x?",
+    method="sinsr",
+    parameters={"x": Float(0.0, 1.0)},
+    points=(Point("best", {"x": 0.9}), Point("worst", {"x": 0.1})),
+    objective="val/psnr",
+)
+
+
+@pytest.fixture
+def local_ray() -> Iterator[int]:
+    with connected(SweepSettings("x", **ONE)) as concurrent:
+        yield concurrent
+
+
+@pytest.mark.slow
+def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: int) -> None:
+    """Tune with our search and scheduler over a function of which the given points are the best and the worst."""
+
+    def trial(config: dict[str, Any]) -> None:
+        value = config[PARAMETERS]["x"] if config[GIVEN] else 0.2 - 0.01 * int(config[ID][1:])
+        for step in (2, 4, 6, 8):
+            tune.report({"val/psnr": value, "step": step})
+
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 5, 8, tmp_path / "optuna.journal")
+    scheduler = SweepScheduler("val/psnr", "max", 8, 2, 3.0, tmp_path / "history.parquet")
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"CPU": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=search, scheduler=scheduler, num_samples=5, max_concurrent_trials=1, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
+    )
+    with tune_interrupts():
+        results = tuner.fit()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # or there were nothing to undo
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ended = {result.config[ID]: result for result in results if result.config and result.metrics}
+    last = {name: result.metrics["step"] for name, result in sorted(ended.items())}
+    assert last == {"t000": 8, "t001": 8, "t002": 2, "t003": 2, "t004": 2}
+    study = optuna.load_study(
+        study_name="x", storage=JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    )
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, *[TrialState.PRUNED] * 3]
+
+
+def test_rungs_are_filled_from_what_an_earlier_driver_saw(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    for name, value in (("t000", 30.0), ("t001", 29.0), ("t002", 28.0)):
+        tables.add_report({"id": name, "step": 2, "wall_seconds": 1.0, "val/psnr": value})
+    tables.flush(force=True)
+
+    def scheduler(history: Path) -> tuple[SweepScheduler, Trial]:
+        made = SweepScheduler("val/psnr", "max", 8, 2, 3.0, history)
+        for k in range(4):
+            trial = Trial("function", stub=True, config={ID: f"t{k:03d}", GIVEN: False})
+            made.on_trial_add(None, trial)
+        return made, trial
+
+    result = {"step": 2, "val/psnr": 27.0}
+    resumed, newest = scheduler(tmp_path / "history.parquet")
+    assert resumed.on_trial_result(None, newest, result) == "STOP"
+    fresh, newest = scheduler(tmp_path / "nothing.parquet")
+    assert fresh.on_trial_result(None, newest, result) == "CONTINUE"
+
+
+def test_a_trial_that_tune_forgot_is_proposed_again(tmp_path: Path) -> None:
+    """A driver is killed after Optuna handed out a trial and before Tune noted it."""
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 4, 8, tmp_path / "optuna.journal")
+    as_tune_keeps_it = pickle.dumps(search)
+    first = search.suggest("a")
+    search.save(str(tmp_path / "state.pkl"))
+    second = search.suggest("b")
+    resumed = pickle.loads(as_tune_keeps_it)
+    resumed.restore(str(tmp_path / "state.pkl"))
+    assert resumed.suggest("c") == second == {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True}
+    third = resumed.suggest("d")
+    assert first is not None and third is not None
+    assert (first[ID], third[ID], third[GIVEN]) == ("t000", "t002", False)
+
+
+CONDITIONAL = SearchSpace(
+    name="x",
+    question="Which a, and which b where there is one?",
+    method="sinsr",
+    parameters={"a": Choice(("p", "q", "r")), "b": When({"a": ("q", "r")}, Float(0.0, 1.0))},
+    points=(Point("p", {"a": "p"}), Point("q", {"a": "q", "b": 0.5})),
+    objective="val/psnr",
+)
+
+
+def test_what_tune_forgot_is_proposed_again_with_its_conditional_parameters(tmp_path: Path) -> None:
+    """After trials that have ended, so that TPE proposes; whether or not the journal had all parameters already."""
+    journal = tmp_path / "optuna.journal"
+    search = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, journal)
+    known: list[dict[str, Any]] = []
+    for k in range(10):
+        known.append(search.suggest(f"trial{k}"))
+        value = {"p": 0.0, "q": 1.0, "r": 0.5}[known[-1][PARAMETERS]["a"]] - known[-1][PARAMETERS].get("b", 0.0)
+        search.on_trial_result(f"trial{k}", {"val/psnr": value, "step": 8})
+        search.on_trial_complete(f"trial{k}", {"val/psnr": value, "step": 8})
+    as_tune_keeps_it = pickle.dumps(search)
+    search.save(str(tmp_path / "state.pkl"))
+    forgotten = [search.suggest(name) for name in ("first", "second", "third")]
+
+    resumed = pickle.loads(as_tune_keeps_it)
+    resumed.restore(str(tmp_path / "state.pkl"))
+    again = [resumed.suggest(name) for name in ("other", "names", "now")]
+    assert again == forgotten
+    assert resumed.suggest("next")[ID] == "t013"
+    for row in (*known, *forgotten):
+        assert list(row[PARAMETERS]) == CONDITIONAL.active(row[PARAMETERS])
+    assert [row[PARAMETERS] for row in known[:2]] == [dict(point.values) for point in CONDITIONAL.points]
+    assert {len(row[PARAMETERS]) for row in known[2:]} == {1, 2}
+
+    study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
+    half_asked = study.ask()  # killed between its number and its parameters
+    last = resumed.suggest("last")
+    assert last[ID] == f"t{half_asked.number:03d}"
+    assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
+
+
+def test_what_is_proposed_again_is_tried_with_another_seed(tmp_path: Path) -> None:
+    """Twice the same trial would pass for two seeds that happen to agree."""
+    space = SearchSpace(
+        name="x",
+        question="Which of two?",
+        method="sinsr",
+        parameters={"a": Choice(("p", "q"))},
+        points=(Point("p", {"a": "p"}, seeds=2), Point("q", {"a": "q"})),
+        objective="val/psnr",
+    )
+    search = SweepSearch(space, "val/psnr", "max", 0, 9, 8, tmp_path / "optuna.journal")
+    tried = [search.suggest(f"trial{k}") for k in range(9)]
+    seeds = {value: [trial[SEED] for trial in tried if trial[PARAMETERS]["a"] == value] for value in ("p", "q")}
+    assert len(seeds["p"]) >= 2 and len(seeds["q"]) >= 1
+    assert all(found == list(range(len(found))) for found in seeds.values())
+
+
+def test_the_resume_line_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run_sweep.py", "--space", "x"])
+    line = finish.resume_line(tmp_path / "a run")
+    assert line.endswith(f"run_sweep.py --resume '{tmp_path}/a run'")
+    assert "python" in line.split()[0]

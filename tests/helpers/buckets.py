@@ -1,0 +1,32 @@
+"""An S3 server of the tests' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+BUCKET = "photographs"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """HOST:PORT of a server of our own; credentials in the environment, as usual."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+                environment.delenv(name, raising=False)
+            environment.setenv("AWS_ACCESS_KEY_ID", "reader")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            host, port = server.get_host_and_port()
+            boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+                Bucket=BUCKET
+            )
+            yield f"{host}:{port}"
+    finally:
+        server.stop()

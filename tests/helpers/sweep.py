@@ -1,0 +1,155 @@
+"""The real command line in processes of its own, and what it leaves behind, for the tests of whole sweeps."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sweeps.recording.tables import read_rows
+from tests.helpers.paths import ROOT
+
+SPACE = "sinsr_loss_ratios"
+TINY = {
+    "pairs.train_pairs": 16,
+    "pairs.validation_pairs": 3,
+    "pairs.validation_size": 64,
+    "sinsr.draws": 1,
+    "training.batch_size": 2,
+    "training.warmup_steps": 2,
+    "training.log_every": 2,
+}
+"""Makes a trial of the `sample` preset a matter of seconds."""
+PATIENCE = 840.0  # seconds; a process that is stuck fails its test rather than the whole run
+
+
+def sets(**changes: object) -> list[str]:
+    """`--set` flags of TINY and of more, `training__reports=2` for `training.reports=2`."""
+    values = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+
+
+def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """`python run_sweep.py` with these flags, to its end; standard output and error apart."""
+    return subprocess.run(
+        [sys.executable, "run_sweep.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+class RunningSweep:
+    """`python run_sweep.py` with these flags, as from a terminal: the leader of a process group of its own."""
+
+    def __init__(self, *flags: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "run_sweep.py", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, count: int = 1) -> None:
+        """Until so many lines match."""
+        deadline = time.monotonic() + PATIENCE
+        while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode} before {pattern!r}:\n{self.text}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {pattern!r} within {PATIENCE:.0f} s:\n{self.text}")
+            time.sleep(0.02)
+
+    def descendants(self) -> list[psutil.Process]:
+        """Ray's processes and the trials'."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """kill -9 of the driver, and of it alone."""
+        self.process.kill()
+
+    def wait(self) -> int:
+        """The exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(10)
+        return status
+
+    def close(self) -> None:
+        """Leaves nothing of this sweep running, whatever became of the test."""
+        try:
+            left = self.descendants()
+        except psutil.NoSuchProcess:
+            left = []
+        self.process.kill()
+        self.process.wait()
+        for process in left:
+            if process.is_running():
+                process.kill()
+
+
+@pytest.fixture
+def sweeps() -> Any:
+    """`sweeps(*flags)` starts a sweep that ends with the test at the latest."""
+    started: list[RunningSweep] = []
+
+    def start(*flags: str) -> RunningSweep:
+        started.append(RunningSweep(*flags))
+        return started[-1]
+
+    yield start
+    for sweep in started:
+        sweep.close()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the prepared data of all tiny sweeps lies: the first one makes it."""
+    folder = tmp_path_factory.getbasetemp() / "sweep-store"  # one for all test files that import this fixture
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def only_run(results: Path) -> Path:
+    """The one run in a results folder."""
+    (folder,) = (results / SPACE).iterdir()
+    return folder
+
+
+def trials(run: Path) -> dict[str, dict[str, Any]]:
+    """Trial id -> its row of the leaderboard."""
+    return {row["id"]: row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "trial"}
+
+
+def steps(run: Path, trial: str) -> list[int]:
+    """The steps of a trial's reports."""
+    return sorted(row["step"] for row in read_rows(run / "history.parquet") if row["id"] == trial)
+
+
+def gone(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still live after so many seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return alive

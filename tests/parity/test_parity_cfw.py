@@ -1,0 +1,129 @@
+"""Controllable Feature Wrapping and the colour corrections against StableSR's code."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models import AutoencoderKL
+from torch import Tensor
+
+from tests.helpers.paths import EXPECTED
+from trainables.methods.shared.colour import match_colour
+from trainables.networks.cfw import (
+    ControllableFeatureWrapping,
+    convert_official_cfw,
+    decode_with_features,
+    encode_with_features,
+    load_official_cfw,
+)
+
+# Origin of the files: expected/README.md.
+DATA_DIR = EXPECTED
+EXPECTED = {name: torch.from_numpy(values) for name, values in np.load(DATA_DIR / "cfw.npz").items()}
+SHAPES = json.loads((DATA_DIR / "cfw.json").read_text())
+LATENTS_SHAPE, IMAGES_SHAPE = (1, 4, 2, 3), (1, 3, 16, 24)
+
+Networks = tuple[AutoencoderKL, ControllableFeatureWrapping]
+
+
+def uniform(seed: int, *shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape)).float()
+
+
+def official_state() -> dict[str, Tensor]:
+    """Weights of the small autoencoder, by the same rule as for the official code."""
+    rng = np.random.default_rng(30)
+    state = {}
+    for name, shape in sorted(SHAPES["tiny"].items()):
+        draw = torch.from_numpy(rng.uniform(-1.7, 1.7, shape)).float()
+        if len(shape) > 1:
+            state[name] = draw / math.sqrt(math.prod(shape[1:]))
+        else:
+            state[name] = 1 + 0.2 * draw if name.endswith(".weight") else 0.1 * draw
+    return state
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    path = tmp_path_factory.mktemp("cfw") / "vqgan_cfw_00011.ckpt"
+    state = official_state() | {"loss.logvar": torch.zeros(())}
+    torch.save({"state_dict": state, "global_step": 16500}, path)
+    vae, cfw = load_official_cfw(path)
+    vae.requires_grad_(False)
+    return vae, cfw
+
+
+@torch.no_grad()
+def test_encode(networks: Networks) -> None:
+    mean, features = encode_with_features(networks[0], uniform(31, *IMAGES_SHAPE))
+    assert relative_error(mean, EXPECTED["mean"]) < 1e-5
+    for level, feature in enumerate(features, start=1):
+        assert relative_error(feature[:, ::4], EXPECTED[f"feature/{level}"]) < 1e-5
+    assert len(features) == 2
+
+
+@torch.no_grad()
+def test_fusion_module(networks: Networks) -> None:
+    vae, cfw = networks
+    _, features = encode_with_features(vae, uniform(31, *IMAGES_SHAPE))
+    for level, feature in enumerate(features, start=1):
+        fused = cfw(level, feature, uniform(40 + level, *feature.shape), 0.5)
+        assert relative_error(fused[:, ::4], EXPECTED[f"fused/{level}"]) < 1e-5
+
+
+@pytest.mark.parametrize("strength", [0, 0.5, 1])
+@torch.no_grad()
+def test_decode(networks: Networks, strength: float) -> None:
+    vae, cfw = networks
+    _, features = encode_with_features(vae, uniform(31, *IMAGES_SHAPE))
+    decoded = decode_with_features(vae, cfw, 3 * uniform(32, *LATENTS_SHAPE), features, strength)
+    assert relative_error(decoded, EXPECTED[f"decoded/{strength}"]) < 1e-5
+
+
+def test_gradients(networks: Networks) -> None:
+    """Of the decoded images' mean square with respect to every parameter, at about 24 evenly spaced elements each."""
+    vae, cfw = networks
+    _, features = encode_with_features(vae, uniform(31, *IMAGES_SHAPE))
+    decoded = decode_with_features(vae, cfw, 3 * uniform(32, *LATENTS_SHAPE), features, 0.5)
+    decoded.square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in cfw.named_parameters()}
+    cfw.zero_grad()
+    sampled = []
+    for name in convert_official_cfw(official_state())[1]:  # in the order of the official names
+        gradient = gradients.pop(name)
+        assert gradient is not None
+        sampled.append(gradient.flatten()[:: max(1, gradient.numel() // 24)])
+    assert not gradients
+    expected = EXPECTED["grads"].split([len(values) for values in sampled])
+    assert max(map(relative_error, sampled, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["adain", "wavelet"])
+def test_colour(kind: Literal["adain", "wavelet"]) -> None:
+    restored, reference = uniform(50, 2, 3, 12, 20), uniform(51, 2, 3, 12, 20) * 0.5 + 0.2
+    assert relative_error(match_colour(restored, reference, kind), EXPECTED[f"colour/{kind}"]) < 1e-5
+
+
+def test_released_size_converts_completely() -> None:
+    """Names and shapes at the released size; its values are too large to ship."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+        cfw = ControllableFeatureWrapping(vae.config.block_out_channels, vae.config.norm_num_groups)
+        state = {name: torch.empty(shape) for name, shape in SHAPES["released"].items()}
+    for network, converted in zip((vae, cfw), convert_official_cfw(state), strict=True):
+        assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in network.state_dict().items()}

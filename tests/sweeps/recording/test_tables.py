@@ -1,0 +1,338 @@
+"""The tables of a run folder: what goes in comes back, at any moment, from any process, after any restart."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from ray.tune.experiment import Trial
+
+from sweeps.recording.progress import log_to, logger
+from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables, plain_value, read_rows
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
+from trainables.training.launch import VALIDATION, payload
+from trainables.training.reporting import Report
+from trainables.training.validation import Validation
+
+
+def column_types(path: Path) -> dict[str, str]:
+    return {field.name: str(field.type) for field in pq.read_schema(path)}
+
+
+def test_rows_come_back_after_a_restart(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.upsert_trial({"id": "t000", "label": "1:1:1", "seed": 3, "config/sinsr.inversion": 0.1})
+    tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", "val/psnr": 24.5})
+    tables.add_report({"id": "t000", "step": 200, "val/psnr": 25.0, "loss/distillation": 0.5})
+    tables.add_report({"id": "t000", "step": 100, "val/psnr": 24.0, "train/learning_rate": 1e-4})
+    tables.add_per_image([{"id": "t000", "step": 200, "image": "chelsea@064,128", "val/psnr": 25.0}])
+    tables.flush(force=True)
+
+    again = RunTables(tmp_path).load()
+    trial, control = again.leaderboard
+    assert (trial["id"], trial["status"], trial["seed"], trial["config/sinsr.inversion"]) == (
+        "t000",
+        "running",
+        3,
+        0.1,
+    )
+    assert trial["val/psnr"] is None and control["config/sinsr.inversion"] is None
+    assert [(row["step"], row["val/psnr"], row.get("loss/distillation")) for row in again.history] == [
+        (100, 24.0, None),
+        (200, 25.0, 0.5),
+    ]
+    assert again.per_image[0]["image"] == "chelsea@064,128"
+
+    again.upsert_trial({"id": "t000", "status": "finished", "val/psnr": 25.0})
+    again.flush(force=True)
+    row = RunTables(tmp_path).load().leaderboard[0]
+    assert (row["status"], row["label"], row["val/psnr"]) == ("finished", "1:1:1", 25.0)
+
+
+def test_a_repeated_report_replaces_the_first(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.add_report({"id": "t000", "step": 100, "val/psnr": 1.0, "loss/old": 5.0})
+    tables.flush(force=True)
+    tables = RunTables(tmp_path).load()
+    tables.add_report({"id": "t000", "step": np.int64(100), "val/psnr": np.float32(2.0)})
+    assert [(row["step"], row["val/psnr"]) for row in tables.history] == [(100, 2.0)]
+    assert tables.history[0].get("loss/old") is None
+
+
+def test_per_image_keeps_the_newest_step_of_a_trial(tmp_path: Path) -> None:
+    def rows(step: int, value: float, images: str = "ab") -> list[dict[str, object]]:
+        return [{"id": "t0", "step": step, "image": image, "val/psnr": value} for image in images]
+
+    tables = RunTables(tmp_path)
+    tables.add_per_image(rows(200, 1.0))
+    tables.add_per_image(rows(100, 9.0))  # older: a trial that restarted from an earlier checkpoint
+    assert {(r["image"], r["step"], r["val/psnr"]) for r in tables.per_image} == {
+        ("a", 200, 1.0),
+        ("b", 200, 1.0),
+    }
+    tables.add_per_image(rows(200, 2.0, "b"))
+    assert {(r["image"], r["val/psnr"]) for r in tables.per_image} == {("a", 1.0), ("b", 2.0)}
+    tables.add_per_image(rows(300, 3.0, "c"))
+    assert [(r["image"], r["step"]) for r in tables.per_image] == [("c", 300)]
+
+
+def test_every_type_of_a_configuration_is_stored(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    first = {
+        "a": np.float32(0.5),
+        "b": True,
+        "c": None,
+        "d": (1, 2),
+        "e": 1,
+        "f": 1,
+        "g": 2**70,
+        "h": np.bool_(False),
+    }
+    second = {
+        "a": 1,
+        "b": False,
+        "c": None,
+        "d": [np.int64(3)],
+        "e": "x",
+        "f": np.int32(2),
+        "g": 1,
+        "h": None,
+    }
+    for index, config in enumerate((first, second)):
+        tables.upsert_trial({"id": f"t{index}", **{f"config/{name}": value for name, value in config.items()}})
+    tables.flush(force=True)
+
+    types = column_types(tmp_path / "leaderboard.parquet")
+    kinds = {name: types[f"config/{name}"] for name in first}
+    assert kinds == {
+        "a": "double", "b": "bool", "c": "string", "d": "string",
+        "e": "string", "f": "int64", "g": "string", "h": "bool",
+    }  # fmt: skip
+    stored = [[row[f"config/{name}"] for name in first] for row in RunTables(tmp_path).load().leaderboard]
+    assert stored == [
+        [0.5, True, None, "[1, 2]", "1", 1, str(2**70), False],
+        [1.0, False, None, "[3]", "x", 2, "1", None],
+    ]
+
+    # A resumed run writes the same trials once more: nothing changes.
+    again = RunTables(tmp_path).load()
+    again.upsert_trial({"id": "t1", **{f"config/{name}": value for name, value in second.items()}})
+    again.flush(force=True)
+    assert column_types(tmp_path / "leaderboard.parquet") == types
+    assert [row["config/d"] for row in RunTables(tmp_path).load().leaderboard] == ["[1, 2]", "[3]"]
+
+
+def test_metrics_stay_numbers(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.upsert_trial({"id": "t0", "val/psnr": None})
+    tables.add_report({"id": "t0", "step": 1, "val/psnr": float("nan"), "loss/x": np.float16(1), "train/n": 3})
+    tables.flush(force=True)
+    assert column_types(tmp_path / "leaderboard.parquet")["val/psnr"] == "double"
+    history = column_types(tmp_path / "history.parquet")
+    assert {history[name] for name in ("val/psnr", "loss/x", "train/n")} == {"double"}
+    assert np.isnan(RunTables(tmp_path).load().history[0]["val/psnr"])
+
+
+def test_csv_has_the_same_rows(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.upsert_trial({"id": "t0", "label": 'a "quoted", label', "error": "", "val/psnr": 1.5, "config/x": 0.1})
+    tables.flush(force=True)
+    with open(tmp_path / "leaderboard.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["id"], row["label"], row["val/psnr"], row["config/x"]) == (
+        "t0",
+        'a "quoted", label',
+        "1.5",
+        "0.1",
+    )
+
+
+def test_flush_waits_unless_forced(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path, flush_seconds=3600)
+    tables.upsert_trial({"id": "t0", "steps": 1})
+    assert tables.flush()
+    tables.upsert_trial({"id": "t0", "steps": 2})
+    assert not tables.flush()
+    assert RunTables(tmp_path).load().leaderboard[0]["steps"] == 1
+    assert tables.flush(force=True)
+    assert RunTables(tmp_path).load().leaderboard[0]["steps"] == 2
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_reader_never_sees_half_a_table(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path, flush_seconds=0.0)
+    tables.add_report({"id": "t0", "step": 0, "val/psnr": 0.0})
+    tables.flush()
+    done = threading.Event()
+
+    def read() -> list[int]:
+        lengths = []
+        while not done.is_set():
+            lengths.append(len(read_rows(tmp_path / "history.parquet")))
+        return lengths
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for step in range(1, 300):
+            tables.add_report({"id": "t0", "step": step, "val/psnr": float(step)})
+            tables.flush()
+        done.set()
+        lengths = reading.result()
+    assert lengths == sorted(lengths) and len(set(lengths)) > 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": "x"}, "'id'"),
+        ({"id": "t0", "status": "done"}, "'done' is not one of running, finished"),
+        ({"id": "t0", "kind": "teacher"}, "'teacher' is not one of trial, control"),
+    ],
+)
+def test_bad_rows_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunTables(tmp_path).upsert_trial(row)
+
+
+def test_missing_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'step'"):
+        RunTables(tmp_path).add_report({"id": "t0"})
+    with pytest.raises(ValueError, match="'image'"):
+        RunTables(tmp_path).add_per_image([{"id": "t0", "step": 1}])
+
+
+def test_a_broken_table_is_named(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.add_report({"id": "t0", "step": 1})
+    tables.flush(force=True)
+    path = tmp_path / "history.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"history\.parquet: not a readable Parquet table"):
+        RunTables(tmp_path).load()
+
+
+def test_plain_values() -> None:
+    assert plain_value(np.float64(0.25)) == 0.25 and type(plain_value(np.float64(0.25))) is float
+    assert type(plain_value(np.bool_(True))) is bool
+    assert plain_value({"a": (1, np.int64(2))}) == '{"a": [1, 2]}'
+    assert plain_value(np.arange(2)) == "[0, 1]"
+    assert plain_value(Path("a/b")) == "a/b"
+
+
+# --- what the recorder writes into them, and into the log ---------------------------------------------------
+
+
+def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22.0) -> dict[str, Any]:
+    """The result of a report as Tune hands it to callbacks: at this step, a step took so many seconds."""
+    validation = Validation(
+        {"val/psnr": np.array([psnr - 1, psnr + 1], np.float32)},
+        ["cat@0,0", "cat@0,64"],
+        np.full((2, 6, 3), step % 256, np.uint8),
+    )
+    times = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
+    report = Report(step, {"val/psnr": psnr, **times}, [], validation, repeated)
+    return {**payload(report), "time_total_s": 1.0}
+
+
+def record(
+    folder: Path, max_steps: int, reports: Mapping[int, float] | Sequence[dict[str, Any]], label: str = "attention"
+) -> list[str]:
+    """A driver from its start to its end: one trial reports, at these steps how long a step took. Returns its log."""
+    results = [measured(*report) for report in reports.items()] if isinstance(reports, Mapping) else reports
+    settings = RecorderSettings(str(folder), ("val/psnr",), {}, max_steps, 1, 1, 1, seed=0, shown=("val/psnr",))
+    file = log_to(folder / "sweep.log")
+    try:
+        recorder = Recorder(settings)
+        recorder.setup()
+        config = {ID: "t000", LABEL: label, SEED: 0, GIVEN: True, PARAMETERS: {}}
+        trial = Trial("trial", config=config, stub=True)
+        recorder.on_trial_start(0, [trial], trial)
+        for result in results:
+            recorder.on_trial_result(0, [trial], trial, result)
+        recorder.on_experiment_end([trial])
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    return [line[10:].rstrip() for line in (folder / "sweep.log").read_text().splitlines()]
+
+
+def test_a_step_takes_the_median_of_what_its_reports_took(tmp_path: Path) -> None:
+    record(tmp_path, 240, {60: 0.9, 120: 0.3, 180: 0.32})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["step_seconds"], row["trained_parameters"]) == (0.32, 532768)
+    record(tmp_path, 240, {240: 0.1})  # a resumed driver: half-way between 0.3 and 0.32
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] == pytest.approx(0.31)
+    assert column_types(tmp_path / "leaderboard.parquet")["trained_parameters"] == "int64"
+
+
+def test_tables_of_before_go_on(tmp_path: Path) -> None:
+    tables = RunTables(tmp_path)
+    tables.upsert_trial({"id": "t000", "status": "interrupted", "steps": 60, "step_seconds": 0.5, "val/psnr": 20.0})
+    tables.add_report({"id": "t000", "step": 60, "val/psnr": 20.0})  # its times were lost
+    tables.flush(force=True)
+    old = pq.read_table(tmp_path / "leaderboard.parquet").drop_columns(["trained_parameters"])
+    pq.write_table(old, tmp_path / "leaderboard.parquet")
+    record(tmp_path, 180, {120: 0.2, 180: 0.4})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] == pytest.approx(0.3) and row["trained_parameters"] == 532768
+
+
+def test_the_first_report_says_how_many_parameters_train(tmp_path: Path) -> None:
+    log = record(tmp_path, 180, {60: 0.3, 120: 0.3})
+    assert [line for line in log if line.startswith("t000 step")] == [
+        "t000 step 60/180  psnr 22.00  attention, 0.533 M parameters train",
+        "t000 step 120/180  psnr 22.00  attention",
+    ]
+
+
+def test_restoring_without_training_times_no_step_and_trains_no_parameter(tmp_path: Path) -> None:
+    log = record(tmp_path, 0, {0: 0.0047})
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] is None and row["trained_parameters"] is None
+    assert "t000 step 0/0  psnr 22.00  attention" in log
+
+
+def images_of(folder: Path) -> dict[str, tuple[int, float]]:
+    return {row["image"]: (row["step"], row["val/psnr"]) for row in read_rows(folder / "per_image.parquet")}
+
+
+def test_every_image_of_a_report_is_recorded_and_leaves_the_result(tmp_path: Path) -> None:
+    """Tune writes the last result of each trial into its state at every report: images would make that large."""
+    result = measured(60, 0.3)
+    record(tmp_path, 180, [result])
+    assert images_of(tmp_path) == {"cat@0,0": (60, 21.0), "cat@0,64": (60, 23.0)}
+    assert VALIDATION not in result
+
+
+def test_repeated_report_changes_nothing_that_is_recorded(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    before = {name: (tmp_path / name).read_bytes() for name in ("history.parquet", "per_image.parquet")}
+    log = record(tmp_path, 180, [measured(60, 9.0, repeated=True, psnr=1.0)])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert "t000 continues at step 60" in log
+
+
+def test_repeated_report_fills_what_the_driver_never_received(tmp_path: Path) -> None:
+    """The trial had written its checkpoint, and the driver ended before the report arrived."""
+    record(tmp_path, 180, {60: 0.3})
+    record(tmp_path, 180, [measured(120, 0.4, repeated=True, psnr=24.0)])
+    assert [row["step"] for row in read_rows(tmp_path / "history.parquet")] == [60, 120]
+    assert images_of(tmp_path) == {"cat@0,0": (120, 23.0), "cat@0,64": (120, 25.0)}
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["steps"], row["val/psnr"]) == (120, 24.0)
+
+
+def test_trial_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    log = record(tmp_path, 180, [measured(60, 0.5)])
+    assert {"t000 starts again: attention", "t000 continues at step 0"} <= set(log)
+    assert [row["train/step_seconds"] for row in read_rows(tmp_path / "history.parquet")] == [0.5]

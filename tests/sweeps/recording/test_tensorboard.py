@@ -1,0 +1,202 @@
+"""TensorBoard's files, read back with TensorBoard's own readers."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+
+from search_spaces import Choice, Float
+from sweeps.recording.tensorboard import TensorBoardTrials
+from tests.helpers.tensorboard import Page, scalars
+
+
+def test_scalars_come_back(tmp_path: Path) -> None:
+    board = TensorBoardTrials(tmp_path)
+    board.losses("t000", [(step, {"loss/distillation": 1.0 / step}) for step in (50, 100)])
+    board.report("t000", 100, {"val/psnr": np.float32(24.5), "val/ssim": math.nan, "val/lpips": None})
+    board.losses("t000", [(step, {"loss/distillation": 1.0 / step}) for step in (150, 200)])
+    board.report("t000", 200, {"val/psnr": 25.0})
+    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 24.5), (200, 25.0)]  # readable while it is open
+    board.close()
+    losses = scalars(tmp_path / "t000", "loss/distillation")
+    assert losses == [(step, pytest.approx(1.0 / step)) for step in (50, 100, 150, 200)]
+    assert math.isnan(scalars(tmp_path / "t000", "val/ssim")[0][1])
+
+
+def test_images_come_back(tmp_path: Path) -> None:
+    grid = np.random.default_rng(0).integers(0, 256, (8, 24, 3), dtype=np.uint8)
+    board = TensorBoardTrials(tmp_path)
+    board.images("t000", 100, "val/input_output_target", grid)
+    board.close()
+    accumulator = EventAccumulator(str(tmp_path / "t000"))
+    accumulator.Reload()
+    (event,) = accumulator.Images("val/input_output_target")
+    assert event.step == 100
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), grid)
+    with pytest.raises(ValueError, match=r"float64 of shape \(8, 24, 3\), not uint8"):
+        board.images("t000", 100, "x", grid / 255)
+
+
+def test_a_repeated_step_replaces_what_came_after_it(tmp_path: Path) -> None:
+    """A trial process died after step 300 and went on from the checkpoint of step 100."""
+    board = TensorBoardTrials(tmp_path)
+    for step in (100, 200, 300):
+        board.losses("t000", [(step, {"loss/x": 1.0})])
+        board.report("t000", step, {"val/psnr": 1.0})
+    for step in (200, 300, 400):
+        board.losses("t000", [(step, {"loss/x": 2.0})])
+        board.report("t000", step, {"val/psnr": 2.0})
+    board.close()
+    expected = [(100, 1.0), (200, 2.0), (300, 2.0), (400, 2.0)]
+    assert scalars(tmp_path / "t000", "val/psnr") == expected
+    assert scalars(tmp_path / "t000", "loss/x") == expected
+
+
+def test_what_is_written_twice_is_there_once(tmp_path: Path) -> None:
+    board = TensorBoardTrials(tmp_path)
+    grid = np.zeros((4, 4, 3), dtype=np.uint8)
+    for _ in range(2):
+        board.report("t000", 100, {"val/psnr": 1.0})
+        board.images("t000", 100, "grid", grid)
+        board.losses("t000", [(100, {"loss/x": 2.0})])
+    board.close()
+    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 1.0)]
+    accumulator = EventAccumulator(str(tmp_path / "t000"))
+    accumulator.Reload()
+    assert len(accumulator.Images("grid")) == 1
+
+
+def test_a_resumed_driver_drops_what_the_trial_repeats(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        board = TensorBoardTrials(tmp_path)
+        if value == 2.0:
+            board.restart("t000", 100)
+        for step in (100, 200, 300)[int(value) - 1 :]:
+            board.report("t000", step, {"val/psnr": value})
+        board.close()
+    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 1.0), (200, 2.0), (300, 2.0)]
+
+
+@pytest.fixture
+def sweep_folder(tmp_path: Path) -> Path:
+    """A sweep with a trial of every status and a control."""
+    parameters = {"sinsr.inversion": Float(0.01, 10.0, log=True), "optimizer": Choice(("adam", "sgd"))}
+    board = TensorBoardTrials(tmp_path, parameters, ["val/st_lpips", "val/psnr"])
+    for index, status in enumerate(("finished", "stopped", "failed", "interrupted", "running")):
+        trial = f"t00{index}"
+        config = {"sinsr.inversion": np.float64(0.1 * (index + 1)), "optimizer": "adam", "seed": np.int64(3)}
+        board.hparams(trial, config, {}, "running")
+        metrics = {"val/psnr": 20.0 + index, "val/st_lpips": 0.5}
+        board.report(trial, 100, metrics)
+        if status != "running":
+            board.hparams(trial, config, metrics, status, step=100)
+    board.hparams("bicubic", {}, {"val/psnr": 19.0, "val/st_lpips": 0.7}, "control")
+    board.close()
+    return tmp_path
+
+
+def test_the_page_lists_every_trial_with_its_status(sweep_folder: Path) -> None:
+    page = Page(sweep_folder)
+    assert {name: page.status(name) for name in page.groups} == {
+        "t000": "STATUS_SUCCESS",
+        "t001": "STATUS_SUCCESS",
+        "t002": "STATUS_FAILURE",
+        "t003": "STATUS_UNKNOWN",
+        "t004": "STATUS_UNKNOWN",
+        "bicubic": "STATUS_SUCCESS",
+    }
+    statuses = {name: page.hparams(name).get("status") for name in page.groups}
+    assert statuses == {
+        "t000": "finished",
+        "t001": "stopped",
+        "t002": "failed",
+        "t003": None,
+        "t004": None,
+        "bicubic": "control",
+    }
+    assert [session.name for session in page.groups["t001"].sessions] == ["t001"]  # no sub-runs
+
+
+def test_the_page_has_the_numbers(sweep_folder: Path) -> None:
+    page = Page(sweep_folder)
+    settings = {"sinsr.inversion": pytest.approx(0.2), "optimizer": "adam", "seed": 3.0, "status": "stopped"}
+    assert page.hparams("t001") == settings
+    assert page.metrics("t001") == {"val/psnr": (100, 21.0), "val/st_lpips": (100, 0.5)}
+    assert page.metrics("bicubic") == {
+        "val/psnr": (0, pytest.approx(19.0)),
+        "val/st_lpips": (0, pytest.approx(0.7)),
+    }
+    assert scalars(sweep_folder / "t001", "val/psnr") == [(100, 21.0)]  # not written twice
+
+
+def test_the_experiment_is_declared(sweep_folder: Path) -> None:
+    experiment = Page(sweep_folder).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/st_lpips", "val/psnr"]
+    infos = {info.name: info for info in experiment.hparam_infos}
+    assert set(infos) == {"sinsr.inversion", "optimizer", "seed", "status"}
+    inversion = infos["sinsr.inversion"]
+    assert inversion.type == api_pb2.DATA_TYPE_FLOAT64 and inversion.differs
+    assert (inversion.domain_interval.min_value, inversion.domain_interval.max_value) == (0.01, 10.0)
+    assert infos["optimizer"].type == api_pb2.DATA_TYPE_STRING
+    assert not infos["seed"].differs
+
+
+def test_every_type_of_a_configuration_is_shown(tmp_path: Path) -> None:
+    board = TensorBoardTrials(tmp_path)
+    first = {
+        "a": np.float32(0.5),
+        "b": True,
+        "c": None,
+        "d": (1, 2),
+        "e": 1,
+        "f": np.bool_(False),
+        "g": math.inf,
+    }
+    second = {"a": 2, "b": np.bool_(False), "c": None, "d": [3], "e": "x", "f": None, "g": 1.0}
+    board.hparams("t000", first, {"val/psnr": np.float64(math.nan)}, "failed")
+    board.hparams("t001", second, {"val/psnr": np.float16(2)}, "finished")
+    board.close()
+    page = Page(tmp_path)
+    assert page.hparams("t000") == {
+        "a": 0.5, "b": True, "d": "[1, 2]", "e": 1.0, "f": False, "g": "inf", "status": "failed",
+    }  # fmt: skip
+    assert page.hparams("t001") == {
+        "a": 2.0,
+        "b": False,
+        "d": "[3]",
+        "e": "x",
+        "g": 1.0,
+        "status": "finished",
+    }
+    types = {info.name: api_pb2.DataType.Name(info.type) for info in page.experiment.hparam_infos}
+    assert types["a"] == "DATA_TYPE_FLOAT64" and types["b"] == types["f"] == "DATA_TYPE_BOOL"
+    assert types["d"] == types["e"] == "DATA_TYPE_STRING"
+    assert math.isnan(page.metrics("t000")["val/psnr"][1])
+
+
+def test_an_interrupted_trial_can_finish_after_a_resume(sweep_folder: Path) -> None:
+    board = TensorBoardTrials(sweep_folder, {"sinsr.inversion": Float(0.01, 10.0, log=True)}, ["val/psnr"])
+    config = {"sinsr.inversion": 0.4, "optimizer": "adam", "seed": 3}
+    board.restart("t003", 100)
+    board.hparams("t003", config, {}, "running")
+    board.report("t003", 200, {"val/psnr": 30.0})
+    board.hparams("t003", config, {"val/psnr": 30.0}, "finished")
+    board.hparams("t002", config, {"val/psnr": 31.0}, "finished", step=300)  # it had failed
+    board.close()
+    page = Page(sweep_folder)
+    assert (page.status("t003"), page.hparams("t003")["status"]) == ("STATUS_SUCCESS", "finished")
+    assert (page.status("t002"), page.hparams("t002")["status"]) == ("STATUS_SUCCESS", "finished")
+    assert page.metrics("t003")["val/psnr"] == (200, 30.0)
+    assert scalars(sweep_folder / "t003", "val/psnr") == [(100, 23.0), (200, 30.0)]
+
+
+def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="status 'done' of t000 is not one of running, finished"):
+        TensorBoardTrials(tmp_path).hparams("t000", {}, {}, "done")

@@ -1,0 +1,381 @@
+"""The front door: what it refuses, how fast and in which words, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sweeps.answering.finish import resume_line, tensorboard_line
+from sweeps.command_line import main
+from sweeps.planning.question import resolve
+from sweeps.planning.run_folder import RunFolder
+from sweeps.planning.settings import SweepSettings
+from tests.helpers.sweep import SPACE, run_sweep, sets
+from trainables.data.prepare import prepare
+from trainables.data.stages.needed import needed_stages
+from trainables.data.stores.shard_format import shard_name
+from trainables.methods.build import build_method, method_class
+from trainables.pretrained.identity import resshift_identity
+from trainables.pretrained.weights_file import save_weights
+from trainables.settings import TrialSettings, flatten, override
+from trainables.settings.presets import preset
+
+BASE = ["--space", SPACE, "--perceptual", "none"]
+UNTRAINED = ["--space", "fidelity_weight", "--perceptual", "none"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> str:
+    """The one line that `flags` are refused with; checks that nothing came of them."""
+    before = sorted(results.parent.rglob("*"))
+    assert main([*flags, "--results", str(results)]) == 2
+    assert sorted(results.parent.rglob("*")) == before
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.removesuffix("\n")
+    assert line.startswith("run_sweep.py: error: ") and "\n" not in line
+    return line.removeprefix("run_sweep.py: error: ")
+
+
+def setting(*given: str) -> list[str]:
+    return [part for assignment in given for part in ("--set", assignment)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--space", "nosuch"], ["--space nosuch", SPACE]),
+        ([], ["--space", "--list"]),
+        ([*BASE, "--preset", "nosuch"], ["--preset nosuch", "sample", "sinsr-stage1"]),
+        ([*BASE, "--preset", "sinsr-stage1"], ["--preset sinsr-stage1", "--data FOLDER"]),
+        ([*BASE, "--set", "sinsr.distillation=-1"], ["--set sinsr.distillation=-1", "0 or more"]),
+        ([*BASE, "--set", "sinsr.distillation=nan"], ["--set sinsr.distillation=nan", "expected"]),
+        ([*BASE, "--set", "sinsr.inversion=-1"], ["--set sinsr.inversion=-1", "searches over it"]),
+        ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
+        ([*BASE, "--set", "lora.rank=4"], ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"]),
+        ([*BASE, "--set", "method=nosuch"], ["--set method=nosuch", "resshift, sinsr, pix2pix"]),
+        (
+            [*BASE, "--set", "method=pix2pix"],
+            ["--set method=pix2pix", "searches sinsr.inversion, which it does not read"],
+        ),
+        (["--space", "conditioning", "--set", "method=ccsr"], ["--set method=ccsr", "searches over it"]),
+        ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
+        ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "path"]),
+        ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "needs a finished trial"]),
+        ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no readable settings", "latent_diffusion"]),
+        ([*UNTRAINED, "--max-steps", "3"], ["--max-steps 3", "fidelity_weight trains nothing"]),
+        ([*UNTRAINED, "--preset", "sinsr-stage1", "--data", "."], ["trains nothing", "--checkpoint FOLDER"]),
+        ([*BASE, "--set", "training.batch_size"], ["--set training.batch_size", "KEY=VALUE"]),
+        ([*BASE, "--set", "training.batch_size=two"], ["--set training.batch_size=two", "expected"]),
+        ([*BASE, "--objective", "nosuch"], ["--objective nosuch", "psnr", "st_lpips"]),
+        ([*BASE, "--objective", "st_lpips"], ["--objective", "st_lpips", "val/psnr", "--perceptual"]),
+        ([*BASE, "--trials", "-1"], ["--trials -1", "1 or more"]),
+        ([*BASE, "--seed", "-1"], ["--seed -1", "0 or more"]),
+        ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: contains credentials", "AWS_ACCESS_KEY_ID"]),
+        ([*BASE, "--trials", "0"], ["--trials 0", "1 or more"]),
+        ([*BASE, "--trials", "nan"], ["--trials nan", "a whole number"]),
+        ([*BASE, "--max-steps", "0"], ["--max-steps 0", "1 or more"]),
+        ([*BASE, "--cpus-per-worker", "1e-5"], ["--cpus-per-worker 1e-5", "0.0001 or more"]),
+        ([*BASE, "--gpus-per-worker", "1e-5"], ["--gpus-per-worker 1e-05", "0.0001 or more"]),
+        ([*BASE, "--perceptual", "both"], ["--perceptual", "'both'", "lpips", "--help"]),
+        (["--spac", SPACE], ["--spac", "--help"]),
+        ([*BASE, "--set"], ["--set", "expected one argument"]),
+        ([*BASE, "--data", "here", "--set", "data.source=there"], ["--set data.source=there", "--data here"]),
+        ([*BASE, "--max-steps", "9", "--set", "training.max_steps=8"], ["training.max_steps=8", "--max-steps 9"]),
+        ([*BASE, *setting("training.beta1=0.8", "training.beta1=0.9")], ["beta1=0.9", "given twice, with 0.8"]),
+        ([*BASE, "--set", "training.seed=3"], ["--set training.seed=3", "--seed 3"]),
+        ([*UNTRAINED, "--set", "training.max_steps=3"], ["--set training.max_steps=3", "trains nothing"]),
+        ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "0.0001 or more"]),
+        ([*BASE, "--gpus-per-worker", "nan"], ["--gpus-per-worker nan", "0 or more"]),
+        ([*BASE, "--reduction-factor", "1"], ["--reduction-factor 1", "1.1 or more"]),
+        ([*BASE, "--data", "nosuch"], ["nosuch", "no such folder"]),
+        ([*BASE, "--set", "pairs.validation_pairs=100000"], ["validation_pairs=100000", "at most"]),
+        ([*BASE, "--set", "pairs.validation_size=68"], ["pairs.validation_size=68", "a multiple of 32"]),
+        ([*BASE, "--set", "teacher.weights=nosuch"], ["teacher.weights=", "nosuch: no such file"]),
+        ([*BASE, "--workers-per-trial", "3"], ["--workers-per-trial 3", "training.batch_size=4", "multiple of 3"]),
+        ([*BASE, "--cpus-per-worker", "4000"], ["--cpus-per-worker 4000", "4000 CPUs", "this machine has"]),
+        ([*BASE, "--gpus-per-worker", "900"], ["--gpus-per-worker 900", "900 GPUs", "this machine has"]),
+        ([*BASE, "--cpus-per-worker", "0.0001", "--trials", "9999"], ["--max-concurrent 9999", "of memory", "free"]),
+        ([*BASE, "--address", "127.0.0.1:1"], ["--address 127.0.0.1:1", "no Ray cluster"]),
+        ([*BASE, "--address", "nonsense"], ["--address nonsense", "HOST:PORT"]),
+    ],
+)
+def test_input_that_is_refused(
+    flags: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, tmp_path / "results", *flags)
+    assert [part for part in named if part not in line] == []
+
+
+def test_folders_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results"
+    empty, one, file = tmp_path / "empty", tmp_path / "one", tmp_path / "file"
+    empty.mkdir()
+    one.mkdir()
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(one / "a.png")
+    file.write_text("not a folder")
+    assert "no images" in refused(capsys, results, *BASE, "--data", str(empty))
+    assert "at least 2" in refused(capsys, results, *BASE, "--data", str(one))
+    assert "is a file" in refused(capsys, results, *BASE, "--data", str(file))
+    assert "--results" in refused(capsys, file / "results", *BASE)
+    assert "--store" in refused(capsys, results, *BASE, "--store", str(file))
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(one / "b.png")
+    (one / "b.png").write_bytes((one / "b.png").read_bytes()[:50])
+    assert "b.png" in refused(capsys, results, *BASE, "--data", str(one))
+
+
+def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert main(["--resume", str(run)]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "nosuch")]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    command = {"space": SPACE, "set": [["training.batch_size", "2"]]}
+    (run / "settings.yaml").write_text(
+        yaml.safe_dump({"command": command, "metrics": ["val/psnr"], "stores": {"train pairs": "pairs-train-0"}})
+    )
+    assert main(["--resume", str(run), "--space", "another"]) == 2
+    assert f"--space another: {run} is a run of the space {SPACE}" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--seed", "3"]) == 2
+    assert "--seed cannot be given with --resume" in capsys.readouterr().err
+    assert "is the folder of a run" in refused(capsys, run, *BASE)
+    assert main(["--resume", str(run)]) == 2
+    assert "behind train latents, train pairs" in capsys.readouterr().err
+    owner = RunFolder(run)
+    try:
+        assert main(["--resume", str(run)]) == 2
+        assert "in use by a running sweep (process " in capsys.readouterr().err
+    finally:
+        owner.close()
+
+
+def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = override(
+        preset("sample").trial, {"pairs.train_pairs": 2, "pairs.validation_pairs": 1, "pairs.validation_size": 64}
+    )
+    results, store = tmp_path / "results", tmp_path / "store"
+    flags = [*BASE, "--store", str(store)]
+    for name in ("train_pairs=2", "validation_pairs=1", "validation_size=64"):
+        flags += ["--set", f"pairs.{name}"]
+    prepare(settings, store, {"target"})
+    shutil.rmtree(next(store.glob("latents-validation-*")))
+    stage = next(s for s in needed_stages(settings, store, method_class("sinsr").columns(settings)) if s.exists)
+    data = stage.folder.local / shard_name(0)
+    whole = data.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content in (whole[:-100], bytes(changed), b""):
+        data.write_bytes(content)
+        line = refused(capsys, results, *flags)
+        assert str(stage.folder.local) in line and "damaged store" in line and "delete the folder" in line
+    data.write_bytes(whole)
+
+    from trainables.pretrained.resshift import build_network
+
+    student = tmp_path / "student.safetensors"
+    save_weights(student, build_network(settings.network).state_dict(), "sinsr", resshift_identity(settings))
+    line = refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
+    assert str(student) in line and "'sinsr'" in line and "resshift" in line
+    student.write_bytes(student.read_bytes()[:1000])
+    assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
+
+
+def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all of its settings but for those of its training and its loss, unless flags and the question say
+    otherwise."""
+    flags = SweepSettings("fidelity_weight", checkpoint=str(first_stage), set=(("pairs.validation_pairs", "2"),))
+    found = json.loads((first_stage / "settings.json").read_text())
+    trial = flatten(resolve(flags).trial)
+    differing = {name for name in found if trial[name] != (tuple(v) if isinstance(v := found[name], list) else v)}
+    expected = {"checkpoint", "pairs.validation_pairs", "perceptual.weight"}
+    assert {name for name in differing if not name.startswith("training.")} == expected
+    assert (trial["training.max_steps"], trial["checkpoint"]) == (0, str(first_stage))
+
+    line = ["--space", "fidelity_weight", "--perceptual", "none", "--checkpoint", str(first_stage), "--dry-run"]
+    assert main([*line, "--results", str(tmp_path / "results"), "--store", str(tmp_path / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert f"none: every trial restores with {first_stage}" in shown
+    assert "13: 9 given points" in shown and "parameters train" not in shown
+    refusal = refused(capsys, tmp_path / "results", "--space", "ccsr_truncation", "--checkpoint", str(first_stage))
+    assert refusal.startswith(
+        f"--checkpoint {first_stage}: a trial of latent_diffusion; expected a finished trial of ccsr"
+    )
+
+
+def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Built, so that what does not go together is refused at once, and with the stores of all of them."""
+    line = ["--space", "beat_pix2pix", "--perceptual", "none", "--store", str(tmp_path / "store")]
+    on_base = [*line, "--set", f"base.weights={base}"]
+    assert main([*on_base, "--results", str(tmp_path / "results"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
+        assert f"{method}: " in shown
+    assert "16: 8 given points" in shown
+    for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
+        assert shown.count(stage) == 1
+    narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
+    assert narrow.startswith("controlnet.embedding_channels: ")
+    assert "base.weights=nosuch" in refused(capsys, tmp_path / "results", *line, "--set", "base.weights=nosuch")
+    uneven = refused(capsys, tmp_path / "results", *on_base, "--set", "pairs.validation_size=144")
+    assert uneven.startswith("pairs.validation_size=144: expected a multiple of 64")
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "named"),
+    [
+        ("max_timestep", ("diffusion.prediction_type=epsilon", "diffusion.retarget=false"), "prediction_type=epsilon"),
+        ("prediction_type", ("lora.targets=to_q,conv_in",), "lora.targets=('to_q', 'conv_in'): expected other layers"),
+        (
+            "lora",
+            ("diffusion.inference_steps=1000", "diffusion.spacing=leading"),
+            "spacing=leading: steps_of",
+        ),
+        (
+            "lora",
+            ("diffusion.objective=ccsr", "diffusion.inference_steps=1"),
+            "inference_steps=1, ccsr.t_max",
+        ),
+        ("lora", ("diffusion.max_timestep=2000",), "diffusion.max_timestep=2000: expected 1 to 1000, the length"),
+    ],
+)
+def test_every_configuration_must_go_with_the_schedule_of_the_base(
+    base: Path, space: str, given: tuple[str, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--space", space, "--perceptual", "none", "--set", f"base.weights={base}", "--dry-run"]
+    assert named in refused(capsys, tmp_path / "results", *line, *setting(*given))
+
+
+def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A simulator on pairs that come degraded; the initialisation of channels that a base already has."""
+    for side in ("input", "target"):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        for k in range(4):
+            noise = np.random.default_rng(k).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pairs" / side / f"{k}.png")
+    line = ["--perceptual", "none", "--preset", "sample-print", "--dry-run"]
+    small = setting("pairs.validation_size=64", "pairs.image_size=32", "pairs.validation_pairs=1")
+    pairs = ["--space", "perceptual_frequency", "--data", str(tmp_path / "pairs"), *small]
+    refusal = refused(capsys, tmp_path / "results", *line, *pairs, *setting("pairs.print.exposure=0.1,0.2"))
+    assert refusal.startswith("--set pairs.print.exposure=0.1,0.2 has no effect: --data ")
+
+    from tests.helpers.bases import save_base, tiny_unet
+
+    wide = save_base(tmp_path / "wide")
+    tiny_unet(in_channels=8).save_pretrained(wide / "unet")
+    line = ["--perceptual", "none", "--set", f"base.weights={wide}", "--dry-run"]
+    refusal = refused(capsys, tmp_path / "results", "--space", "conv_in_freezing", *line)
+    assert refusal.startswith("--space conv_in_freezing: searches conv_in.init, which has no effect: base.weights=")
+    assert main(["--space", "max_timestep", *line, "--results", str(tmp_path / "results")]) == 0
+
+
+def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [*UNTRAINED, "--checkpoint", str(first_stage), "--dry-run"]
+    found = json.loads((first_stage / "settings.json").read_text())["diffusion.max_timestep"]
+    refusal = refused(capsys, tmp_path / "results", *line, *setting(f"diffusion.max_timestep={found + 1}"))
+    trained = f"which --checkpoint {first_stage} was trained with"
+    assert refusal == f"--set diffusion.max_timestep={found + 1}: expected at most {found}, {trained}"
+    refusal = refused(capsys, tmp_path / "results", *line, *setting("diffusion.objective=ccsr"))
+    assert refusal == f"--set diffusion.objective=ccsr: expected uniform, {trained}"
+    fewer = [*line, *setting(f"diffusion.max_timestep={found - 1}"), "--results", str(tmp_path / "results")]
+    assert main(fewer) == 0
+
+
+def test_a_plan_counts_the_largest_and_the_frozen_networks_and_says_when_all_is_warm_up(
+    trial_of: Callable[[str], TrialSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [*BASE, "--max-steps", "20", "--dry-run", "--results", str(tmp_path / "results")]
+    assert main(line) == 0
+    assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
+    assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out  # of the point that adapts nothing and trains the whole UNet
+    assert "latent_diffusion: 2.18 M parameters train" in shown and "43.6 MB a checkpoint" in shown
+    method = build_method(trial_of("controlnet_diffusion"), torch.device("cpu"))
+    trained, parameters = method.parameters
+    unet = sum(parameter.numel() for parameter in method.unet.parameters())
+    autoencoder = sum(parameter.numel() for parameter in method.autoencoder.parameters())
+    assert trained == parameters
+    assert method.resident_bytes >= 4 * (trained + unet + autoencoder)
+
+
+def test_help_and_list_are_quick() -> None:
+    for flag, shown in (("--help", "--workers-per-trial"), ("--list", f"{SPACE}  ")):
+        started = time.monotonic()
+        done = run_sweep(flag)
+        assert time.monotonic() - started < 2
+        assert done.returncode == 0 and shown in done.stdout and done.stderr == ""
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
+    assert main([*flags, "--results", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out
+    for fact in ("5: 5 given points", "40 a trial, a validation every 10", "at steps 10, 30", "rows", "GB in all"):
+        assert fact in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_run_is_no_new_one(tmp_path: Path) -> None:
+    """As of a shell's variable that is not set."""
+    before = sorted(tmp_path.iterdir())
+    assert main(["--space", SPACE, "--resume", ""]) == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+DAMAGED: dict[str, tuple[object, str]] = {
+    "no text": (b"\xff\xfe\x80\x01\x00", ""),
+    "no YAML": (b"command: {space: [", "while parsing"),
+    "a date that is none": (b"command: {seed: 2026-99-99}", "month must be in 1..12"),
+    "empty": (b"", "its content is missing"),
+    "a list": ([1, 2], "its content is [1, 2]; expected names with their values"),
+    "no command": ({"command": None}, "command is missing"),
+    "a number for the command": ({"command": 3}, "command is 3; expected names with their values"),
+    "no space": ({"command": {"set": []}}, "command.space=None: expected text"),
+    "no pair": ({"command": {"space": SPACE, "set": ["a"]}}, "command.set holds 'a'; expected pairs of texts"),
+    "no pairs": ({"command": {"space": SPACE, "set": 3}}, "command.set holds 3; expected pairs of texts"),
+    "a number": ({"command": {"space": SPACE, "set": [["a", 3]]}}, "command.set holds ['a', 3]; expected pairs"),
+    "no number": ({"command": {"space": SPACE, "trials": "few"}}, "command.trials=few: expected a whole number"),
+    "negative": ({"command": {"space": SPACE, "trials": -3}}, "--trials -3: expected 1 or more"),
+    "unknown": ({"command": {"space": SPACE, "colour": 1}}, "command.colour: no such setting"),
+    "no choice": ({"command": {"space": SPACE, "perceptual": ["lpips"]}}, "command.perceptual=['lpips']: expected"),
+    "no metrics": ({"metrics": 3}, "metrics=3: expected"),
+    "an unknown metric": ({"metrics": ["val/psnr", "val/nope"]}, "metrics=['val/psnr', 'val/nope']: expected val/psnr"),
+    "a metric of several": ({"metrics": ["val/psnr", "val/l_std"]}, "expected val/psnr, and others of val/psnr"),
+    "none of the metrics": ({"metrics": []}, "metrics=[]: expected val/psnr"),
+    "no stores": ({"stores": 3}, "stores is 3; expected names with their values"),
+    "a store that is a number": ({"stores": {"train pairs": 3}}, "stores holds ['train pairs', 3]; expected pairs"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = DAMAGED[damage]
+    if isinstance(content, dict):
+        whole = {"command": {"space": SPACE, "set": []}, "metrics": ["val/psnr"], "stores": {"train pairs": "pairs-0"}}
+        content = {**whole, **content}
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    assert main(["--resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"run_sweep.py: error: --resume {file}: ")
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_what_is_printed_to_be_pasted_survives_a_space_in_a_path() -> None:
+    folder = Path("my results") / "run"
+    assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
+    assert shlex.split(resume_line(folder))[-2:] == ["--resume", str(folder)]

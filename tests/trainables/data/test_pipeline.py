@@ -1,0 +1,143 @@
+"""Preparation on Ray makes the same bytes as in one process, even if processes are killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.paths import ROOT
+from trainables.data.prepare import prepare
+from trainables.data.ray_pipeline import connected_for_preparation, on_ray
+from trainables.data.stores.shard_format import MANIFEST
+from trainables.data.stores.store import Store
+from trainables.images.sources.photographs import load_photographs
+from trainables.methods.build import method_class
+from trainables.settings import TrialSettings, override
+from trainables.settings.presets import preset
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+PAIRS = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20"}
+CHANGES = {**PAIRS, "sinsr.draws": "1"}
+
+
+def command(store: Path, *more: str, changes: Mapping[str, str] = CHANGES) -> list[str]:
+    sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    return [sys.executable, "-m", "trainables.data", "prepare", "--store", str(store), *sets, *more]
+
+
+def settings() -> TrialSettings:
+    return override(preset("sample").trial, CHANGES)
+
+
+def manifests(root: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in root.glob(f"*/{MANIFEST}")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made in this process, one shard after the other."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    prepare(settings(), root, method_class("sinsr").columns(settings()))
+    return root
+
+
+def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "180/180" in done.stdout and "pairs + latents + targets" in done.stdout
+    assert manifests(tmp_path) == manifests(undisturbed) and len(manifests(tmp_path)) == 5
+    for path in tmp_path.glob("*/*.arrow"):
+        assert path.read_bytes() == (undisturbed / path.relative_to(tmp_path)).read_bytes()
+    again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("already prepared") == 5
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path, already: bool) -> None:
+    """As with GPUs, which Ray only counts: pairs are made in one kind of process and encoded in another. Or the pairs
+    exist, and only later stages are made.
+    """
+    if already:
+        for pairs in undisturbed.glob("pairs-*"):
+            shutil.copytree(pairs, tmp_path / pairs.name)
+    with connected_for_preparation(cpus=2, gpus=1):
+        columns = method_class("sinsr").columns(settings())
+        prepare(settings(), tmp_path, columns, run=on_ray(1, device="cpu"))
+    assert manifests(tmp_path) == manifests(undisturbed)
+
+
+def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group, so that nothing can clean up."""
+    rng = np.random.default_rng(0)
+    counts = []
+    for _ in range(3):
+        with subprocess.Popen(
+            command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+        ) as run:
+            assert run.stdout is not None
+            until = len(list(tmp_path.glob("*/*.arrow"))) + int(rng.integers(1, 6))
+            for _ in range(3000):
+                if len(list(tmp_path.glob("*/*.arrow"))) >= until or run.poll() is not None:
+                    break
+                time.sleep(0.05)
+            assert run.poll() is None, "done before it was killed"
+            os.killpg(run.pid, signal.SIGKILL)
+        counts.append(len(list(tmp_path.glob("*/*.arrow"))))
+        assert not manifests(tmp_path)
+    assert 0 < counts[0] <= counts[1] <= counts[2]
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kept from an interrupted preparation" in done.stdout
+    assert manifests(tmp_path) == manifests(undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        for _ in range(3000):
+            if list(tmp_path.glob("*/*.arrow")) or run.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        _, error = run.communicate(timeout=120)
+    assert run.returncode == 130 and "finished shards are kept" in error and "Traceback" not in error
+
+
+def test_too_many_broken_photographs_stop_the_preparation(tmp_path: Path) -> None:
+    """Only their pixels are broken, so processes far from the command line find them."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(240):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    trained_on = set(load_photographs(str(folder), "train").names)
+    broken = {f"{number:03d}.png" for number in range(0, 240, 10)}
+    for name in broken:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+    flags = ("--data", str(folder), "--method", "pix2pix")
+    changes = {**PAIRS, "pairs.train_pairs": "240"}
+    strict = command(tmp_path / "stores", *flags, changes=changes)
+    refused = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert ".png" in refused.stderr and "--set data.max_rejected=" in refused.stderr
+    allowed = command(tmp_path / "stores", *flags, changes={**changes, "data.max_rejected": "0.3"})
+    done = subprocess.run(allowed, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (tmp_path / "stores").glob("pairs-train-*")
+    store = Store(path, verify=True)
+    assert set(store.rejected) == trained_on & broken != set()
+    assert {name.rpartition("@")[0] for name in store.names} == trained_on - broken
+    assert len(store) <= 240 - len(store.rejected)
