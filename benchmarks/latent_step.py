@@ -1,4 +1,4 @@
-"""What prepared latents save: a training step of `latent_diffusion` with them, and one that encodes images itself.
+"""The time that prepared latents save in a training step of `latent_diffusion`, against encoding in the step.
 
 The online step takes the same images from the same store, encodes target and upsampled degraded image, and then
 computes the same losses. Both use the product's own training loop, with equal networks, batches and optimisers, and

@@ -1,4 +1,4 @@
-"""What prepared targets save: SinSR's training step with them, and the online step.
+"""The time that prepared targets save in SinSR's training step, against the online step.
 
 The online step encodes both images and runs the teacher's whole sampler every time, as the official code does. Both use
 the product's own training loop, with equal network, batch, image size and optimiser. They take turns, step by step, so

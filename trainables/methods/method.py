@@ -75,8 +75,8 @@ class Method(ABC):
     @staticmethod
     @abstractmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
-        """What a weights file must match to be loaded: dotted setting names and values, and fingerprints of the
-        networks around the weights. JSON types only.
+        """The settings that a weights file must match to be loaded, by dotted name, and fingerprints of the networks
+        that its weights depend on. JSON types only.
         """
 
     @classmethod  # noqa: B027  # most methods refuse nothing

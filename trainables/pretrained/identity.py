@@ -45,7 +45,7 @@ def _hash_file(path: Path, size: int, changed: int) -> bytes:
 
 
 def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
-    """What weights of ResShift and SinSR depend on: the network's shape, the schedule, and the autoencoder's
+    """The identity of weights of ResShift and SinSR: the network's shape, the schedule, and the autoencoder's
     content.
     """
     return {
@@ -72,7 +72,7 @@ def _short(value: Any) -> Any:
 
 
 def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
-    """What the weights of a latent method depend on in the base: UNet, autoencoder, schedule and prompt."""
+    """The parts of the base on which a latent method's weights depend: UNet, autoencoder, schedule and prompt."""
     folder = find_base(settings.base.weights, settings.base.revision)
     prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
     return {

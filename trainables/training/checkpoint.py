@@ -57,7 +57,7 @@ def write_checkpoint(
 
 
 def report_of(state: dict[str, Any]) -> Report | None:
-    """The report that a checkpoint was written with, to be sent again; None in a checkpoint of version 0.1."""
+    """The report of a checkpoint, to be sent again; None in a checkpoint of version 0.1."""
     kept = state.get("report")
     if kept is None:
         return None

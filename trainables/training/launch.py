@@ -174,8 +174,10 @@ def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) ->
 
 
 def payload(report: Report) -> dict[str, Any]:
-    """A report as Tune and Train carry it: they keep results as JSON, so the picture is text. A list, since Tune
-    flattens dictionaries."""
+    """A report in the form that Tune and Train carry.
+
+    They keep results as JSON, so the picture is text. Values are in a list, because Tune flattens dictionaries.
+    """
     validation, picture = report.validation, io.BytesIO()
     Image.fromarray(validation.grid).save(picture, "png")
     per_image = {name: values.tolist() for name, values in validation.per_image.items()}
@@ -190,7 +192,7 @@ def payload(report: Report) -> dict[str, Any]:
 
 
 def take_validation(result: dict[str, Any]) -> Validation:
-    """Takes what was measured of every image out of a result, so that Tune does not keep it with the trial's state."""
+    """Removes the values of every image from a result, so that Tune does not keep them with the trial's state."""
     images, per_image, picture = result.pop(VALIDATION)
     grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)

@@ -189,8 +189,8 @@ class Trainer:
 
     @torch.no_grad()
     def _share_statistics(self) -> None:
-        """Averages over the workers what each collected from its share of a batch, such as a batch normalisation's
-        statistics.
+        """Averages statistics over the workers, such as those of a batch normalisation, since each saw only its
+        share of a batch.
         """
         gathered = [buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point()]
         if gathered:

@@ -14,7 +14,7 @@ LossRow = tuple[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Report:
-    """One validation, with all that was measured.
+    """One validation, with all its measurements.
 
     Attributes:
         step: finished optimiser steps.
@@ -22,8 +22,8 @@ class Report:
             `train/*` timings.
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
-        repeated: a trial that continues from a checkpoint sends the checkpoint's own report again, since its driver
-            may have ended before it received it.
+        repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
+            before it received it.
     """
 
     step: int
