@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own."""
+"""A local S3 server for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BUCKET = "photographs"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """HOST:PORT of a server of our own; credentials in the environment, as usual."""
+    """HOST:PORT of a local server; credentials are in the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
