@@ -43,7 +43,7 @@ from trainables.data.stores.shard_format import MANIFEST, describe_shard, encode
 from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph
-from trainables.images.sources.source import load_source
+from trainables.images.sources.source import open_source
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.sinsr import SinSR
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
@@ -164,7 +164,7 @@ def online_rate(settings: TrialSettings, folder: Path, pairs: int) -> float:
     its favour.
     """
     files = []
-    for photograph in load_source("sample", "train", settings.pairs.image_size, settings.pairs.scale):
+    for photograph in open_source("sample").of_split("train", settings.pairs.image_size, settings.pairs.scale):
         files.append(folder / f"{photograph.name}.jpg")
         Image.fromarray(photograph.pixels).save(files[-1], quality=95)
     size = settings.training.batch_size

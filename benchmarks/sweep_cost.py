@@ -24,8 +24,9 @@ from pathlib import Path
 
 import psutil
 
-from sweeps.planning.run_folder import LOG, SETTINGS
+from sweeps.planning.run_folder import LOG, RUN_SETTINGS
 from sweeps.recording.tables import RunTables
+from trainables.common.command import ExitStatus
 from trainables.common.errors import InputError
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)  ?(.*)")
@@ -76,8 +77,8 @@ def time_report(run: Path) -> str:
     Raises:
         InputError: not the folder of a run, or a run in which no trial has ended.
     """
-    if not (run / SETTINGS).exists() or not (run / LOG).exists():
-        raise InputError(f"{run}: not the folder of a run; expected one with {SETTINGS} and {LOG}")
+    if not (run / RUN_SETTINGS).exists() or not (run / LOG).exists():
+        raise InputError(f"{run}: not the folder of a run; expected one with {RUN_SETTINGS} and {LOG}")
     trials = [row for row in RunTables(run).load().leaderboard if row["kind"] == "trial"]
     timeline = read_timeline(run / LOG)
     if not timeline.last_trial or not trials:
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, peak, seconds = measure(command, given.every)
     except (InputError, OSError) as error:
         print(f"sweep_cost: error: {error}", file=sys.stderr)
-        return InputError.exit_status
+        return ExitStatus.INVALID_INPUT
     print(f"{'wall time':26}{seconds:.0f} s, exit status {status}\n{memory_report(peak)}")
     return status
 

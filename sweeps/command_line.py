@@ -1,4 +1,7 @@
-"""Flags in, exit status out. Heavy packages are imported only once the flags are known to make sense."""
+"""`python run_sweep.py` and `restoration-sweeps run`: flags in, exit status out.
+
+Heavy packages are imported only once the flags are known to make sense.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,29 @@ from typing import get_args
 
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings
-from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.command import command_flags, exit_statuses, run_command
+from trainables.common.errors import InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.common.paths import path_of
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments
 
-EPILOG = """\
+PROG = "run_sweep.py"
+EPILOG = f"""\
 examples:
   python run_sweep.py --space sinsr_loss_ratios
   python run_sweep.py --space sinsr_loss_ratios --dry-run
   python run_sweep.py --space sinsr_loss_ratios --trials 6 --max-steps 120 --objective psnr
   python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000
-exit status: 0 done, 1 no trial finished, 2 something in the input, 130 interrupted
+{exit_statuses("no trial finished")}
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> Flags:
     """The command line. Defaults are those of `SweepSettings`."""
-    flags = Flags(
-        prog="run_sweep.py",
-        description="Answers a question about training an image-restoration model, by training it many times.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Answers a question about training an image-restoration model, by training it many times."
+    epilog = EPILOG if prog == PROG else EPILOG.replace(f"python {PROG}", prog)
+    flags = command_flags(prog, description, epilog)
     what = flags.add_argument_group("what to ask")
     what.add_argument("--space", metavar="NAME", help="the question, a file of search_spaces/")
     what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
@@ -87,22 +88,18 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        flags = parser().parse_args(given)
+
+    def work(flags: argparse.Namespace) -> int:
         if flags.list:
             print(_listing())
             return 0
         with shown_plainly():
             return _run(flags) if flags.resume is None else _resume(flags, given)
-    except InputError as error:
-        print(f"run_sweep.py: error: {error}", file=sys.stderr)
-        return InputError.exit_status
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left half-written", file=sys.stderr)
-        return INTERRUPTED
+
+    return run_command(parser(prog), given, work, "nothing was left half-written")
 
 
 def _run(flags: argparse.Namespace) -> int:

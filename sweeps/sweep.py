@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,16 @@ from ray import tune
 from sweeps.answering import finish
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
+from sweeps.recording import recorder as recorder_module
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import HISTORY
+from sweeps.running import search as search_module
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.search import SweepScheduler, SweepSearch
 from sweeps.trial_config import ID, PARAMETERS, SEED
-from trainables.common.errors import INTERRUPTED
+from trainables.common.command import ExitStatus
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
@@ -28,6 +31,8 @@ from trainables.training.controls import measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 
 _TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
+RENAMED = {"sweeps.recorder": recorder_module, "sweeps.search": search_module}
+"""Names of version 0.1: Tune pickles a run's searcher, scheduler and callbacks by the names of their modules."""
 MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
 
 
@@ -65,7 +70,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         return status
     except KeyboardInterrupt:
         logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     finally:
         logger.removeHandler(file)
         file.close()
@@ -122,6 +127,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
     question, training = plan.question, plan.question.trial.training
     trainable = _trainable(plan, folder.trials.resolve())
     path, journal = str(folder.trials.resolve()), folder.path.resolve() / "optuna.journal"
+    sys.modules.update(RENAMED)
     if tune.Tuner.can_restore(path) and any(folder.trials.glob(_TUNE_STATE)):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
     else:

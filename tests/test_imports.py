@@ -30,7 +30,8 @@ LEVELS = (
     ("sweeps.recording",),
     ("sweeps.running", "sweeps.answering"),
     ("sweeps.sweep",),
-    ("sweeps.command_line",),
+    ("sweeps.command_line", "sweeps.completion"),
+    ("sweeps.console",),
     ("run_sweep",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -10,28 +10,26 @@ as much disk as the base.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags
 from trainables.common.paths import check_writable, path_of
-from trainables.methods.build import build_method
-from trainables.methods.latent_diffusion import LatentDiffusion
-from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
-from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
-from trainables.pretrained.base_schedule import zero_terminal_snr
 from trainables.pretrained.finished_trial import finished_settings
 from trainables.settings import override
 from trainables.settings.presets import preset
 
+if TYPE_CHECKING:
+    from trainables.methods.latent_diffusion import LatentDiffusion
+
+PROG, DESCRIPTION = "python -m trainables.export", "Writes a finished latent_diffusion in diffusers' layout."
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -46,6 +44,12 @@ def export(finished: Path, folder: Path) -> None:
     check_writable("FOLDER", folder)
     found = finished_settings(finished, "latent_diffusion", f"FINISHED {finished}")
     settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
+
+    # Seconds of imports: only for what passed so far.
+    import torch
+
+    from trainables.methods.build import build_method
+
     method: LatentDiffusion = build_method(settings, torch.device("cpu"))  # type: ignore[assignment]  # settings say so
     written = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(written, ignore_errors=True)
@@ -54,12 +58,19 @@ def export(finished: Path, folder: Path) -> None:
         _write(method, written)
         written.rename(folder)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise InputError(f"FOLDER {folder}: cannot be written ({' '.join(str(error).split())})") from None
+        raise InputError(f"FOLDER {folder}: cannot be written ({one_line(error)})") from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
 
 
 def _write(method: LatentDiffusion, folder: Path) -> None:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
+    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
+    from trainables.pretrained.base_schedule import zero_terminal_snr
+
     base = find_base(method.settings.base.weights, method.settings.base.revision)
     unet: UNet2DConditionModel = method.networks["unet"]
     if method.settings.lora.rank:
@@ -78,23 +89,23 @@ def _write(method: LatentDiffusion, folder: Path) -> None:
     save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, folder / EMPTY_PROMPT)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parser(prog: str = PROG) -> Flags:
+    flags = command_flags(prog, DESCRIPTION, exit_statuses())
+    flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    flags.add_argument("folder", metavar="FOLDER", help="where to write")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
-    parser = Flags(prog="python -m trainables.export", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
-    parser.add_argument("folder", metavar="FOLDER", help="where to write")
-    try:
-        flags = parser.parse_args(arguments)
+
+    def work(flags: argparse.Namespace) -> int:
         folder = path_of("FOLDER", flags.folder)
         export(path_of("FINISHED", flags.finished), folder)
-    except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return InputError.exit_status
-    except KeyboardInterrupt:
-        print("interrupted; nothing was exported", file=sys.stderr)
-        return INTERRUPTED
-    print(f"written to {folder}")
-    return 0
+        print(f"written to {folder}")
+        return ExitStatus.DONE
+
+    return run_command(parser(prog), arguments, work, "nothing was exported")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
 from trainables.common.paths import check_writable, path_of, write_whole
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import COUNTED, SUFFIXES
-from trainables.methods.build import method_class
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS
@@ -37,6 +37,7 @@ from trainables.settings.presets import preset
 if TYPE_CHECKING:
     import torch
 
+PROG, DESCRIPTION = "python -m trainables.restore", "Restores pictures with a finished trial of any method."
 OVERLAP = 32
 RESTORATION_SETTINGS = (
     # Where frozen parts lie, if not where they lay in training.
@@ -49,11 +50,11 @@ RESTORATION_SETTINGS = (
 )
 """What may be changed of a finished trial; of these every method reads some."""
 _ONLY_RESTORING = {"training.max_steps": 0, "perceptual.weight": 0.0, "sinsr.teaching": "prepared"}
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   python -m trainables.restore results/sinsr_loss_ratios/RUN/best photos/ restored/
   python -m trainables.restore trainables/assets/latent_diffusion_sample large.jpg restored/ --tile 512
-exit status: 0 all restored, 1 some pictures could not be, 2 something in the input, 130 interrupted
+{exit_statuses("some pictures could not be restored")}
 """
 
 
@@ -112,7 +113,7 @@ class Restorer:
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
-        from trainables.methods.build import build_method
+        from trainables.methods.build import build_method, method_class
         from trainables.pretrained.autoencoders import latent_shape, load_latents
 
         method_class(settings.method).check(settings)
@@ -213,7 +214,7 @@ class Work:
     failed: int = 0
 
 
-def plan(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
+def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
     """The pictures that `source` is or holds, and where their restorations go; nothing is made.
 
     Raises:
@@ -295,14 +296,8 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     return ""
 
 
-def parser() -> argparse.ArgumentParser:
-    flags = Flags(
-        prog="python -m trainables.restore",
-        description="Restores pictures with a finished trial of any method.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser(prog: str = PROG) -> Flags:
+    flags = command_flags(prog, DESCRIPTION, _EPILOG.replace(PROG, prog))
     flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
     flags.add_argument("input", metavar="INPUT", help="a picture, or a folder of pictures")
     flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored ones, made if need be")
@@ -343,36 +338,31 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
-    work = None
+    return run_command(parser(prog), arguments, _run, "nothing is restored")
+
+
+def _run(flags: argparse.Namespace) -> int:
+    if flags.seed >= 2**63:
+        raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
+    tile, overlap = _tiling(flags)
+    finished, source, folder = (path_of(name, getattr(flags, name.lower())) for name in ("FINISHED", "INPUT", "OUTPUT"))
+    settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
+    work = plan_restoration(source, folder, flags.overwrite, flags.skip_existing)
     try:
-        flags = parser().parse_args(arguments)
-        if flags.seed >= 2**63:
-            raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
-        tile, overlap = _tiling(flags)
-        finished, source, folder = (
-            path_of(name, getattr(flags, name.lower())) for name in ("FINISHED", "INPUT", "OUTPUT")
-        )
-        settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
-        work = plan(source, folder, flags.overwrite, flags.skip_existing)
         if work.missing:
             restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)
-    except InputError as error:
-        print(f"{parser().prog}: error: {error}", file=sys.stderr)
-        return InputError.exit_status
     except KeyboardInterrupt:
-        done = f"{work.done} of {len(work.missing)} pictures are restored" if work else "nothing is restored"
         again = "the same command begins again" if flags.overwrite else "the same command with --skip-existing goes on"
-        print(f"interrupted: {done}; {again}", file=sys.stderr)
-        return INTERRUPTED
+        raise KeyboardInterrupt(f"{work.done} of {len(work.missing)} pictures are restored; {again}") from None
     there = len(work.outputs) - len(work.missing)
     print(
         f"restored {work.done} of {len(work.missing)} pictures to {folder}"
         + (f"; {there} were there already" if there else "")
         + (f"; {work.failed} could not be restored" if work.failed else "")
     )
-    return 1 if work.failed else 0
+    return ExitStatus.FAILED if work.failed else ExitStatus.DONE
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from sweeps.answering.verdict import criteria_met, longer_training
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
-from trainables.common.errors import INTERRUPTED
+from trainables.common.command import ExitStatus
+from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
@@ -41,10 +42,10 @@ def finish(plan: Plan, folder: Path) -> int:
     if unfinished or len(trials) < plan.question.trials:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
         logger.info("continue with: %s", resume_line(folder))
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
     if result is None or result.winner_id is None:
         logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
-        return 1
+        return ExitStatus.FAILED
     winner = next(row for row in rows if row["id"] == result.winner_id)
     _keep_best(folder, winner, plan, result)
     page = write_report(folder, plan.objective, baseline_ids, plan.direction, plan.question.space.question, result)
@@ -53,11 +54,15 @@ def finish(plan: Plan, folder: Path) -> int:
     logger.info("tables            %s", folder / "leaderboard.csv")
     logger.info("report            %s", page)
     logger.info("%s", tensorboard_line(folder))
-    return 0
+    return ExitStatus.DONE
 
 
 def resume_line(folder: Path) -> str:
     """The command that continues the run, to be pasted where this one was given."""
+    script = Path(sys.argv[0])
+    if script.name == PROJECT:  # the console script
+        on_path = shutil.which(PROJECT) == str(script)
+        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", str(folder)])
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())

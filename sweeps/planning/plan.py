@@ -27,6 +27,7 @@ from trainables.common.errors import InputError
 from trainables.common.paths import check_room, is_uri
 from trainables.common.units import byte_text, duration
 from trainables.data.stores.roots import local_root, store_root
+from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
@@ -42,6 +43,7 @@ class Plan:
     metrics: names of all metrics that every validation reports.
     objective: one of them. direction: "max" or "min".
     notes: what a person should know, such as why a metric is absent.
+    source: the photographs that all trials learn from, opened.
     store: root of the prepared stores, an absolute path or a URI.
     stages_of: method -> the prepared stores that its trials read, made or still to be made.
     networks: method -> how large it is.
@@ -53,6 +55,7 @@ class Plan:
     objective: str
     direction: str
     notes: tuple[str, ...]
+    source: Source
     store: str
     stages_of: Mapping[str, tuple[Stage, ...]]
     networks: Mapping[str, Networks]
@@ -198,14 +201,14 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
         check_results("--store", Path(store))
-    check_photographs(question.trial, local_root(store))
+    source = open_source(question.trial.data.source)
+    check_photographs(question.trial, source, local_root(store))
     if settings.address:
         check_address(settings.address)
     concurrent = 0 if settings.address else local_concurrency(question)
 
     # Seconds of imports: only for what passed so far.
     from trainables.data.stages.needed import needed_stages
-    from trainables.images.sources.source import source_fingerprint
     from trainables.methods.build import method_class
     from trainables.metrics import ensure_available, resolve_metrics
 
@@ -222,11 +225,10 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective = resolve_objective(settings, question.space, (*metrics, *stable))
-    _check_effects_on_files(question)
+    _check_effects_on_files(question, source)
     for trial in configurations:
         method_class(trial.method).check(trial)
     networks = networks_of((*trials, *configurations), metrics)
-    source = source_fingerprint(question.trial.data.source)
 
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
         return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source))
@@ -240,6 +242,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         objective,
         METRICS[objective].direction,
         notes,
+        source,
         store,
         stages_of,
         networks,
@@ -293,37 +296,34 @@ def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return ("val/l_std", *map(global_std_name, metrics))
 
 
-def check_photographs(trial: TrialSettings, cache: Path) -> None:
+def check_photographs(trial: TrialSettings, source: Source, cache: Path) -> None:
     """Refuses a source that cannot give the pairs, before anything is started.
 
     Args:
         cache: a folder, where it may be noted what was found among many images.
 
     Raises:
-        InputError: see `load_source` and `Pairs`.
+        InputError: see `Source.of_split` and `Pairs`.
     """
-    from trainables.images.pairs import Pairs
-    from trainables.images.sources.source import load_source
-
     data, pairs = trial.data, trial.pairs
-    load_source(data.source, "train", pairs.image_size, pairs.scale, data.max_rejected, cache)
-    held_out = load_source(data.source, "validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
+    source.of_split("train", pairs.image_size, pairs.scale, data.max_rejected, cache)
+    held_out = source.of_split("validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
+    from trainables.images.pairs import Pairs  # imports torch: only for what passed so far
+
     Pairs(held_out, pairs, "validation", data.seed)
 
 
-def _check_effects_on_files(question: Question) -> None:
+def _check_effects_on_files(question: Question, source: Source) -> None:
     """Refuses what would be set, or searched, without effect on the photographs and the base at hand."""
-    from trainables.images.sources.source import is_paired
     from trainables.pretrained.base_model import find_base, read_shape
 
     trial = question.trial
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}
     named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
     for name, text in named.items():
-        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and is_paired(trial.data.source):
-            source = trial.data.source
+        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and source.paired:
             raise InputError(
-                f"{text} has no effect: --data {source} holds pairs; expected photographs without partners"
+                f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
             )
         if name == "conv_in.init":
             shape = read_shape(find_base(trial.base.weights, trial.base.revision))

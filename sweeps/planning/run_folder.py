@@ -18,12 +18,12 @@ import yaml
 
 from sweeps.planning.question import Question
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
-from trainables.common.errors import InputError, in_one_line
-from trainables.common.paths import check_writable
+from trainables.common.errors import InputError, one_line
+from trainables.common.paths import ROOT, check_writable, is_checkout
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
 
-SETTINGS, LOG = "settings.yaml", "sweep.log"
+RUN_SETTINGS, LOG = "settings.yaml", "sweep.log"
 _LOCK = ".lock"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
@@ -62,7 +62,7 @@ def check_results(flag: str, path: Path) -> None:
     Raises:
         InputError: it is itself the folder of a run, or it is not there and cannot be made.
     """
-    if (path / SETTINGS).exists():
+    if (path / RUN_SETTINGS).exists():
         raise InputError(f"{flag} {path}: this is the folder of a run; expected the folder that holds runs")
     check_writable(flag, path)
 
@@ -99,9 +99,9 @@ def create_run(question: Question, metrics: tuple[str, ...], objective: str, sto
         "versions": _versions(),
         "commit": _commit(),
     }
-    temporary = folder.path / f".{SETTINGS}"
+    temporary = folder.path / f".{RUN_SETTINGS}"
     temporary.write_text(yaml.safe_dump(record, sort_keys=False))
-    temporary.rename(folder.path / SETTINGS)
+    temporary.rename(folder.path / RUN_SETTINGS)
     return folder
 
 
@@ -112,13 +112,13 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
         InputError: not the folder of a run, a damaged one, or one that cannot be written or that a living sweep owns.
     """
     try:
-        settings, record = _read((path / SETTINGS).read_bytes())
+        settings, record = _read((path / RUN_SETTINGS).read_bytes())
     except OSError as error:
         raise InputError(
-            f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {SETTINGS}"
+            f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {RUN_SETTINGS}"
         ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # the settings', and YAML's of dates and numbers
-        raise InputError(f"--resume {path / SETTINGS}: {in_one_line(error)}") from None
+        raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
     try:
         return RunFolder(path), settings, record
     except OSError as error:
@@ -149,7 +149,7 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        found = "missing" if value is None else in_one_line(repr(value))
+        found = "missing" if value is None else one_line(repr(value))
         raise ValueError(f"{name} is {found}; expected names with their values")
     return {str(key): each for key, each in value.items()}
 
@@ -159,7 +159,7 @@ def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
         match pair:
             case [str(), str()]:
                 continue
-        raise ValueError(f"{name} holds {in_one_line(repr(pair))}; expected pairs of texts")
+        raise ValueError(f"{name} holds {one_line(repr(pair))}; expected pairs of texts")
     return tuple((one, other) for one, other in value)
 
 
@@ -173,9 +173,10 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str:
     """The commit the code is at, with + if it was changed since; empty outside a git checkout."""
-    root = Path(__file__).parents[2]
+    if not is_checkout():  # it may be installed inside another project's checkout
+        return ""
     try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        ask = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
         return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -52,11 +52,9 @@ class Recorder(Callback):
         self.settings = settings
         self._ready = False
         self._live: dict[str, Any] = {}
-        self._silent: set[str] = set()
-        """Trials that were started again and have not reported since: at which step they continue is not known."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "_ready": False, "_live": {}, "_silent": set()}
+        return {"settings": self.settings, "_ready": False, "_live": {}}
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
@@ -66,6 +64,8 @@ class Recorder(Callback):
         if self._ready:
             return
         settings = self.settings
+        self._silent: set[str] = set()
+        """Trials that were started again and have not reported since: at which step they continue is not known."""
         self.tables = RunTables(settings.folder).load()
         self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
         self.progress = Progress(

@@ -10,8 +10,8 @@ from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.running.ray_cluster import workers
 from trainables.data.estimate import seconds_of
+from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
-from trainables.data.progress import PreparationProgress
 from trainables.data.ray_pipeline import check_shared, on_ray
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import Store
@@ -25,7 +25,7 @@ def estimated_seconds(sweep: Plan) -> float:
         stages = sweep.stages_of[trial.method]
         missing = [stage for stage in stages if not stage.exists and stage.folder.name not in counted]
         counted |= {stage.folder.name for stage in missing}
-        pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store)))
+        pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store), sweep.source))
         seconds += seconds_of(trial, missing, pairs, "cuda" if gpus else "cpu")
     return seconds / (gpus or len(os.sched_getaffinity(0)))
 
@@ -49,5 +49,5 @@ def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:
     run = on_ray(concurrent * each.count, each.gpus) if each.gpus else on_ray()
     for trial in sweep.question.every_method:
         progress = PreparationProgress(lambda line: logger.info("prepare    %s", line))
-        make_stores(trial, sweep.stages_of[trial.method], progress=progress, run=run)
+        make_stores(trial, sweep.stages_of[trial.method], progress=progress, run=run, source=sweep.source)
     return [Store(stage.folder.local) for stage in sweep.stages if not stage.folder.remote]

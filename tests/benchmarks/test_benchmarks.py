@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import data_loading, latent_step, preparation, sinsr_step, sweep_cost, training_options
-from sweeps.planning.run_folder import LOG, SETTINGS
+from sweeps.planning.run_folder import LOG, RUN_SETTINGS
 from sweeps.recording.progress import Progress, log_to, logger
 from sweeps.recording.tables import RunTables
 from tests.helpers.paths import ROOT
@@ -68,7 +68,7 @@ def test_timeline_reads_the_log_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_time_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / SETTINGS).write_text("trials: 2\n")
+    (tmp_path / RUN_SETTINGS).write_text("trials: 2\n")
     (tmp_path / LOG).write_text(
         "12:00:00  plan\n12:00:10  t000 starts a\n12:00:10  t001 starts b\n"
         "12:00:50  t001 stopped at step 10\n12:01:00  t000 finished at step 30\n12:01:05  done\n"

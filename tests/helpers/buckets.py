@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -30,3 +31,22 @@ def endpoint() -> Iterator[str]:
             yield f"{host}:{port}"
     finally:
         server.stop()
+
+
+@pytest.fixture
+def upload(endpoint: str) -> Callable[[Path, str], str]:
+    """`upload(folder or file, prefix)`: puts it into the bucket and returns its URI."""
+    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
+
+    def put(path: Path, prefix: str) -> str:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            key = prefix if path.is_file() else f"{prefix}/{file.relative_to(path).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
+        return bucket_uri(endpoint, prefix)
+
+    return put
+
+
+def bucket_uri(endpoint: str, key: str, bucket: str = BUCKET) -> str:
+    return f"s3://{bucket}/{key}?endpoint_override={endpoint}&scheme=http&region=us-east-1"

@@ -88,7 +88,11 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Any, two: Any, where: str = "state") -> None:
-    """Equal bit by bit, through dictionaries and lists of tensors and numbers."""
+    """Equal bit by bit, through dictionaries and lists of tensors and numbers.
+
+    This may be asked of two runs on one machine with one thread each: PyTorch allocates at multiples of 64 bytes, so
+    that equal numbers pass the same kernels. It may not be asked of other memory, as that of a mapped file.
+    """
     assert type(one) is type(two), where
     if isinstance(one, dict):
         assert one.keys() == two.keys(), where

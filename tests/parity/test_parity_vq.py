@@ -66,7 +66,8 @@ def test_straight_through_gradient(model: VQModel) -> None:
     latents = DATA["latents"].clone().requires_grad_()
     decode(model, latents, straight_through=True).square().mean().backward()
     assert latents.grad is not None
-    assert relative_error(latents.grad, DATA["decode_grad"]) < 1e-5
+    # Forward and back, both sides in float32: 3.6e-6 with the kernels for SSE4.1 and AVX2.
+    assert relative_error(latents.grad, DATA["decode_grad"]) < 2e-5
 
 
 def test_quantisation_blocks_gradients_by_default(model: VQModel) -> None:
@@ -92,8 +93,13 @@ def test_saved_and_loaded(model: VQModel, tmp_path: Path, kind: str) -> None:
         model.save_pretrained(path)
     loaded = load_vq_f4(path)
     assert not loaded.training
+    weights = loaded.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], values) for name, values in model.state_dict().items())
+    # Weights at other addresses may take other kernels. Latents are given: rounded ones may have another nearest code.
     with torch.no_grad():
-        assert torch.equal(decode(loaded, encode(loaded, DATA["images"])), decode(model, encode(model, DATA["images"])))
+        assert relative_error(encode(loaded, DATA["images"]), encode(model, DATA["images"])) < 1e-5
+        assert relative_error(decode(loaded, DATA["latents"]), decode(model, DATA["latents"])) < 1e-5
 
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:

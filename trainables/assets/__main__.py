@@ -35,16 +35,16 @@ from trainables.assets.stable_diffusion import (
     train_base_autoencoder,
     train_base_unet,
 )
-from trainables.assets.trials import METRICS, RECIPES, train_finished
+from trainables.assets.trials import RECIPES, SAMPLE_METRICS, train_finished
 from trainables.data.prepare import prepare
-from trainables.images.sources.photographs import SAMPLE, load_photographs
+from trainables.images.sources.photographs import load_photographs
 from trainables.images.tensors import to_tensor
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER, SHIPPED_TEACHER
-from trainables.settings import TrialSettings, override
+from trainables.settings import SAMPLE, TrialSettings, override
 from trainables.settings.presets import preset
 from trainables.training.controls import measure_controls
 from trainables.training.loop import World, train
@@ -87,7 +87,7 @@ def build_teacher() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(settings, Path(folder), ResShift.columns(settings))
-        train(settings, prepared, METRICS, World(), _keep)
+        train(settings, prepared, SAMPLE_METRICS, World(), _keep)
     _note("teacher", {"recipe": TEACHER_CHANGES, "minutes": _minutes(started)})
 
 
@@ -134,7 +134,7 @@ def measure() -> None:
     names = ("bicubic", "autoencoder", "teacher_1", f"teacher_{settings.resshift.steps}")
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(settings, Path(folder), ResShift.columns(settings))
-        reached = measure_controls(names, settings, prepared, METRICS)
+        reached = measure_controls(names, settings, prepared, SAMPLE_METRICS)
         targets = prepared.validation("target").rows("target", np.arange(prepared.validation_rows))
     for name, validation in reached.items():
         print(name, {metric: round(value, 4) for metric, value in validation.means.items()}, flush=True)
@@ -162,7 +162,7 @@ def _measure_base(held_out: Tensor) -> None:
     vae, unet, empty_prompt = load_vae(SHIPPED_BASE), load_unet(SHIPPED_BASE), load_empty_prompt(SHIPPED_BASE)
     latents = {name: encode_crops(vae, images) for name, images in crops.items()}
     restored = vae.decode(latents["held_out"]).sample
-    metrics = MetricSet(METRICS)(restored * 0.5 + 0.5, held_out * 0.5 + 0.5)
+    metrics = MetricSet(SAMPLE_METRICS)(restored * 0.5 + 0.5, held_out * 0.5 + 0.5)
     facts: dict[str, object] = {
         "autoencoder": {name: values.mean().item() for name, values in metrics.items()},
         "noise_mse": {

@@ -27,7 +27,7 @@ from trainables.training.checkpoint import SETTINGS
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
-METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
+SAMPLE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 
 # In this order: the decoders are trained on what the first one restores.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ def train_finished(method: str) -> Mapping[str, Any]:
 
     with tempfile.TemporaryDirectory() as store:
         prepared = prepare(settings, Path(store), method_class(method).columns(settings))
-        train(settings, prepared, METRICS, World(), keep)
+        train(settings, prepared, SAMPLE_METRICS, World(), keep)
     return {
         "recipe": RECIPES[method],
         "minutes": round((time.monotonic() - started) / 60, 1),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
-from trainables.common.paths import is_uri
+from trainables.common.paths import ROOT, is_checkout, is_uri
 
 _CONNECT_SECONDS = 5.0
+_PACKAGES = ("cluster", "search_spaces", "sweeps", "trainables")
 _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
@@ -31,12 +32,14 @@ def check_address(address: str) -> None:
 
 
 def shipped_code(*kept: str) -> dict[str, Any]:
-    """The `runtime_env` with which Ray copies this project's code to the nodes of a cluster.
+    """The `runtime_env` with which Ray copies this project's code to a cluster's nodes: the checkout, or the installed
+    packages.
 
     Args:
         kept: folders that are not copied, such as results.
     """
-    root = Path(__file__).parents[2]
+    if not is_checkout():  # whatever else is installed lies there too
+        return {"py_modules": [str(ROOT / package) for package in _PACKAGES], "excludes": ["**/__pycache__"]}
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
-    own = [str(folder.relative_to(root)) for folder in folders if root in folder.parents]
-    return {"working_dir": str(root), "excludes": [*_NOT_SENT, *own]}
+    own = [str(folder.relative_to(ROOT)) for folder in folders if ROOT in folder.parents]
+    return {"working_dir": str(ROOT), "excludes": [*_NOT_SENT, *own]}

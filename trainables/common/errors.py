@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as in a shell."""
-
 
 class InputError(ValueError):
     """A setting, a path or a file that cannot be used.
 
     The message is one line that names the setting or file, the value and what would be accepted. The command line
-    prints it as it is and exits with `exit_status`. Any other exception is a defect and keeps its traceback.
+    prints it as it is and exits with status 2. Any other exception is a defect and keeps its traceback.
     """
-
-    exit_status = 2
 
     @classmethod
     def of(cls, name: str, value: object, accepted: str) -> InputError:
@@ -24,9 +19,24 @@ class InputError(ValueError):
         return cls(f"{name}={value!r} is not accepted: give {accepted}")
 
 
-def in_one_line(text: object) -> str:
-    """Text of another program as part of a message: no line breaks, at most 300 characters."""
-    line = " ".join(str(text).split())
+class UsageError(InputError):
+    """Arguments that a command does not take.
+
+    Attributes:
+        prog: the command or subcommand, as its usage names it.
+    """
+
+    def __init__(self, message: str, prog: str) -> None:
+        super().__init__(message)
+        self.prog = prog
+
+
+def one_line(text: object) -> str:
+    """An exception or a text of other software as a part of a message: no line breaks, at most 300 characters.
+
+    An exception without a text is named by its type.
+    """
+    line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 

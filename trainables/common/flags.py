@@ -8,16 +8,16 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainables.common.errors import InputError
+from trainables.common.errors import UsageError
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `InputError` instead of printing its usage and ending the process."""
+    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and ending the process."""
 
     def error(self, message: str) -> NoReturn:
         of_a_type = re.match(r"argument (\S+): (.*: expected .*)", message)
         text = " ".join(of_a_type.groups()) if of_a_type else f"{message.removeprefix('argument ')}; see --help"
-        raise InputError(text)
+        raise UsageError(text, self.prog)
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -6,7 +6,6 @@ import io
 import os
 import posixpath
 import stat
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,13 +15,13 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import numpy as np
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import is_uri
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
-ACCEPTED = "a local path, or a URI that begins with s3://, gs:// or file://"
+ACCEPTED_PLACES = "a local path, or a URI that begins with s3://, gs:// or file://"
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
 S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a missing bucket costs at most about 10 s
 GS_SECONDS = 4  # of retries; the last retry may take another 4 s
@@ -199,7 +198,7 @@ def locate(text: str) -> Location:
     if parts.scheme == "file" and not bucket:
         return Location(os.path.abspath(path))
     if parts.scheme not in ("s3", "gs") or not bucket:
-        raise InputError(f"{parts.scheme}://{bucket}{path}: cannot be read from there: give {ACCEPTED}")
+        raise InputError(f"{parts.scheme}://{bucket}{path}: cannot be read from there: give {ACCEPTED_PLACES}")
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
 
 
@@ -278,7 +277,3 @@ def _file_system(store: str, patient: bool) -> FileSystem:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=PATIENT_ATTEMPTS if patient else S3_ATTEMPTS),
         **options,
     )
-
-
-def one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 _MAX_DISK_SHARE = 0.95  # of the free space
 
 
+ROOT = Path(__file__).parents[2]
+"""The folder that our packages lie in: a checkout, or the site-packages of an environment."""
+
+
+def is_checkout() -> bool:
+    """Whether the code runs from a checkout; otherwise pip installed it."""
+    return (ROOT / "pyproject.toml").is_file()
+
+
 def is_uri(root: str) -> bool:
     return "://" in root
 

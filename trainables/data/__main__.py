@@ -6,16 +6,17 @@ A sweep prepares its data by itself. Use this to prepare in advance, to inspect 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from trainables.common.errors import INTERRUPTED, InputError
+from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.flags import Flags, number, whole
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS
 
-EPILOG = """\
+PROG = "python -m trainables.data"
+DESCRIPTION = "Makes, shows, checks and deletes prepared data. A sweep prepares what it needs by itself."
+EPILOG = f"""\
 examples:
   python -m trainables.data prepare --preset sinsr-stage1 --data ~/photos --store /data/store --dry-run
   python -m trainables.data prepare --preset sinsr-stage1 --data ~/photos --store /data/store
@@ -23,18 +24,12 @@ examples:
   python -m trainables.data inspect /data/store/pairs-train-0123456789ab
   python -m trainables.data verify /data/store
   python -m trainables.data prune /data/store --older-than 30 --keep 200
-exit status: 0 done, 1 a store is damaged or was not deleted, 2 invalid input, 130 interrupted
+{exit_statuses("a store is damaged or was not deleted")}
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    flags = Flags(
-        prog="python -m trainables.data",
-        description=__doc__.partition("\n")[0],
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser(prog: str = PROG) -> Flags:
+    flags = command_flags(prog, DESCRIPTION, EPILOG.replace(PROG, prog))
     commands = flags.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     prepare = commands.add_parser("prepare", allow_abbrev=False, help="prepare the data of a method's trials")
@@ -67,22 +62,16 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
-    prog = parser().prog
-    try:
-        flags = parser().parse_args(arguments)
-        prog += f" {flags.command}"
+
+    def work(flags: argparse.Namespace) -> int:
         from trainables.data import commands
 
         with shown_plainly():
-            return int(getattr(commands, flags.command)(flags))
-    except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return InputError.exit_status
-    except KeyboardInterrupt:
-        print("interrupted; finished shards are kept; run the same command to resume", file=sys.stderr)
-        return INTERRUPTED
+            return int(getattr(commands, f"{flags.command}_command")(flags))
+
+    return run_command(parser(prog), arguments, work, "finished shards are kept; run the same command to resume")
 
 
 if __name__ == "__main__":

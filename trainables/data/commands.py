@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.cluster import check_address
-from trainables.common.errors import InputError
-from trainables.common.locations import one_line
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
 from trainables.common.units import byte_text, duration
 from trainables.data.contact_sheet import write_contact_sheet
-from trainables.data.progress import PreparationProgress
+from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.stores.inventory import Shelved, remove, stores_below, to_prune
 from trainables.data.stores.roots import local_root, store_root
 from trainables.data.stores.shard_format import MANIFEST
@@ -27,7 +26,7 @@ from trainables.settings.presets import preset
 _REASONS = 5  # rejected photographs to show
 
 
-def prepare(flags: argparse.Namespace) -> int:
+def prepare_command(flags: argparse.Namespace) -> int:
     """Makes the stores that trials of a method read, and prints their paths."""
     settings = _trial(flags)
     if not flags.store:
@@ -41,11 +40,13 @@ def prepare(flags: argparse.Namespace) -> int:
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
     from trainables.data.stages.needed import needed_stages
+    from trainables.images.sources.source import open_source
     from trainables.methods.build import method_class
 
-    stages = needed_stages(settings, root, method_class(settings.method).columns(settings))
+    source = open_source(settings.data.source)
+    stages = needed_stages(settings, root, method_class(settings.method).columns(settings), source)
     missing = [stage for stage in stages if not stage.exists]
-    pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root)))
+    pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root), source))
     for stage in stages:
         state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "already prepared"
         print(f"{stage.folder.name}: {state}")
@@ -62,7 +63,8 @@ def prepare(flags: argparse.Namespace) -> int:
         with connected_for_preparation(flags.address, flags.cpus, flags.gpus, flags.store):
             if flags.address:
                 check_shared(root)
-            make_stores(settings, stages, progress=PreparationProgress(print), run=on_ray(flags.gpus))
+            progress = PreparationProgress(print)
+            make_stores(settings, stages, progress=progress, run=on_ray(flags.gpus), source=source)
     for stage in stages:
         print(f"{root.rstrip('/')}/{stage.folder.name}")
     return 0
@@ -100,7 +102,7 @@ def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) ->
             raise InputError(f"--set {name}={value}: has no effect with {reason}")
 
 
-def inspect(flags: argparse.Namespace) -> int:
+def inspect_command(flags: argparse.Namespace) -> int:
     """Prints the content of a store, or of every store of a root; writes a sheet of a store's pairs."""
     path = path_of("STORE", flags.path)
     if not (path / MANIFEST).exists():
@@ -157,7 +159,7 @@ def rejected_of(path: Path) -> dict[str, str]:
         raise InputError(f"{table}: cannot be read ({one_line(error)}); delete {path} to prepare it again") from None
 
 
-def verify(flags: argparse.Namespace) -> int:
+def verify_command(flags: argparse.Namespace) -> int:
     """Compares the content of every store with its hashes."""
     damaged = 0
     for given in flags.paths:
@@ -175,7 +177,7 @@ def verify(flags: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def prune(flags: argparse.Namespace) -> int:
+def prune_command(flags: argparse.Namespace) -> int:
     """Lists the stores of a root, marks those to delete, and deletes them after confirmation."""
     stores = stores_below(path_of("ROOT", flags.path))
     chosen = to_prune(stores, flags.older_than, None if flags.keep is None else flags.keep * 1e9)
@@ -187,7 +189,7 @@ def prune(flags: argparse.Namespace) -> int:
             print("choose stores with --older-than DAYS or --keep GB")
         return 0
     size = byte_text(sum(store.bytes for store in chosen))
-    if not flags.yes and input(f"delete {len(chosen)} stores, {size}? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not flags.yes and not _confirmed(f"delete {len(chosen)} stores, {size}? [y/N] "):
         print("nothing was deleted")
         return 0
     kept = 0
@@ -198,6 +200,13 @@ def prune(flags: argparse.Namespace) -> int:
         else:
             print(f"deleted {store.name}")
     return 1 if kept else 0
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        raise InputError("nobody answers on standard input, so nothing was deleted; give --yes to delete") from None
 
 
 def _table(stores: Sequence[Shelved], chosen: Sequence[Shelved] = ()) -> list[str]:

@@ -28,7 +28,7 @@ from trainables.data.stores.shard_format import MANIFEST, Shard, encode_manifest
 from trainables.images.pairs import Pairs
 from trainables.images.sources.catalogue import check_rejected
 from trainables.images.sources.photographs import Photographs, Split
-from trainables.images.sources.source import load_source
+from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
 
 REJECTED = "rejected.parquet"
@@ -36,7 +36,7 @@ REJECTED = "rejected.parquet"
 _REJECTED_SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Called before the first shard and after every one.
 
     `stage`: the stages to make, such as "pairs + latents". `done` and `rows` count pairs, training and validation
@@ -51,7 +51,7 @@ def prepare(
     root: Path | str,
     columns: Collection[str],
     device: torch.device | str = "cpu",
-    progress: Progress = lambda stage, done, rows: None,
+    progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
 ) -> Prepared:
     """Makes the stores of `needed_stages` that are missing; returns all of them, on this machine's disk.
@@ -69,8 +69,9 @@ def prepare(
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
             allows, or a damaged store.
     """
-    stages = needed_stages(settings, root, columns)
-    make_stores(settings, stages, device, progress, run)
+    source = open_source(settings.data.source)
+    stages = needed_stages(settings, root, columns, source)
+    make_stores(settings, stages, device, progress, run, source)
     return open_stores(settings, stages)
 
 
@@ -78,33 +79,45 @@ def make_stores(
     settings: TrialSettings,
     stages: Sequence[Stage],
     device: torch.device | str = "cpu",
-    progress: Progress = lambda stage, done, rows: None,
+    progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
+    source: Source | None = None,
 ) -> None:
-    """Makes the stores of `stages` that are missing; see `prepare`."""
+    """Makes the stores of `stages` that are missing; see `prepare`.
+
+    Args:
+        source: `settings.data.source` if it is already open.
+    """
     if all(stage.exists for stage in stages):
         return
     with _locks([stage.folder for stage in stages]):
         missing = [stage for stage in stages if not stage.exists]
         if missing:
-            _Preparation(settings, stages, missing, device, progress).run(run)
+            _Preparation(settings, stages, missing, device, progress, source).run(run)
 
 
-def read_photographs(settings: TrialSettings, stages: Sequence[Stage], cache: Path) -> dict[Split, Photographs]:
+def read_photographs(
+    settings: TrialSettings, stages: Sequence[Stage], cache: Path, source: Source | None = None
+) -> dict[Split, Photographs]:
     """The photographs of every split that has a stage of pairs in `stages`.
 
     Args:
         cache: a folder that may keep the result of checking many images.
+        source: `settings.data.source` if it is already open.
 
     Raises:
-        InputError: images that cannot be used, see `load_source`.
+        InputError: images that cannot be used, see `Source.of_split`.
     """
     data, pairs = settings.data, settings.pairs
     sizes: dict[Split, int] = {"train": pairs.image_size, "validation": pairs.validation_size}
+    wanted = {stage.split for stage in stages if stage.name == "pairs"}
+    if not wanted:
+        return {}
+    source = source or open_source(data.source)
     return {
-        split: load_source(data.source, split, size, pairs.scale, data.max_rejected, cache)
+        split: source.of_split(split, size, pairs.scale, data.max_rejected, cache)
         for split, size in sizes.items()
-        if any((stage.name, stage.split) == ("pairs", split) for stage in stages)
+        if split in wanted
     }
 
 
@@ -126,12 +139,13 @@ class _Preparation:
         stages: Sequence[Stage],
         missing: Sequence[Stage],
         device: torch.device | str,
-        progress: Progress,
+        progress: ProgressCallback,
+        source: Source | None,
     ) -> None:
         self._settings, self._missing, self._progress = settings, missing, progress
         self._cache = local_root(missing[0].folder.root)
         self._pairs_of = {stage.split: stage.folder for stage in stages if stage.name == "pairs"}
-        self._photographs = read_photographs(settings, missing, self._cache)
+        self._photographs = read_photographs(settings, missing, self._cache, source)
         self._rejected = {split: dict(those.rejected) for split, those in self._photographs.items()}
         self._shards: dict[StoreFolder, dict[int, Shard]] = {stage.folder: {} for stage in missing}
         self._maker = ShardMaker(settings, stages, pairs_of(settings, self._photographs), device)

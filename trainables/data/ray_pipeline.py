@@ -35,7 +35,7 @@ _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 _OBJECT_STORE_BYTES = 100 * 2**20
 _FEW = 4  # this many shards are finished before other processes would have started
 
-Batch = dict[str, np.ndarray]
+Columns = dict[str, np.ndarray]
 
 
 _jobs: dict[ray.ObjectRef, tuple[ShardMaker, Sequence[Task]]] = {}
@@ -51,7 +51,7 @@ def _job(reference: ray.ObjectRef, device: str) -> tuple[ShardMaker, Sequence[Ta
     return _jobs[reference]
 
 
-def _work(batch: Batch, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Batch:
+def _work(batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Columns:
     """Does the stages `stages` of the tasks in `batch`, and adds the result to that of earlier stages."""
     maker, tasks = _job(held[0], device)
     all_made = []
@@ -68,7 +68,7 @@ def _work(batch: Batch, held: list[ray.ObjectRef], stages: frozenset[str], devic
 class _Worker:
     """`_work` in a process that stays alive; otherwise a process with a GPU would end after every task."""
 
-    def __call__(self, batch: Batch, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Batch:
+    def __call__(self, batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Columns:
         return _work(batch, held, stages, device)
 
 

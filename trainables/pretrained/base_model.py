@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.common.errors import InputError, in_one_line
+from trainables.common.errors import InputError, one_line
 from trainables.settings import SHIPPED
 
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 SHIPPED_BASE = Path(__file__).parents[1] / "assets" / "stable_diffusion_sample"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+PART_WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
 _PIPELINE = "model_index.json"
 _FETCHED = [
     *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
-    *(f"{part}/{name}" for part in ("vae", "unet") for name in (WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
+    *(f"{part}/{name}" for part in ("vae", "unet") for name in (PART_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
     "text_encoder/model.safetensors",
     "tokenizer/merges.txt",
     EMPTY_PROMPT,
     _PIPELINE,
     # A ControlNet is at the top of its own repository.
     "config.json",
-    WEIGHTS,
+    PART_WEIGHTS,
 ]
 _LAYOUT = (
     f"a folder in diffusers layout with vae/, unet/, scheduler/ and {EMPTY_PROMPT} or text_encoder/ and tokenizer/, "
@@ -150,11 +150,11 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
             )
         except Exception as error:  # of the hub, the network or the disk
             if not offline:
-                reason = in_one_line(error).rstrip(".")
+                reason = one_line(error).rstrip(".")
             continue
         # Other programs cache single parts; the hub's library takes them for the whole.
         absent = _absent(found)
-        if not absent or ((found / "config.json").is_file() and (found / WEIGHTS).is_file()):
+        if not absent or ((found / "config.json").is_file() and (found / PART_WEIGHTS).is_file()):
             return found
         reason = f"it has no {', '.join(absent)}"
     arguments = ", ".join(repr(argument) for argument in (weights, revision) if argument)
@@ -271,7 +271,7 @@ def load_empty_prompt(folder: Path) -> Tensor:
     try:
         prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
     except Exception as error:  # the readers raise many types for a wrong file
-        raise _unusable(folder, f"the empty prompt cannot be loaded: {in_one_line(error)}") from None
+        raise _unusable(folder, f"the empty prompt cannot be loaded: {one_line(error)}") from None
     if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
         wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
         raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
@@ -322,14 +322,14 @@ def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # the readers raise many types for a file that is not a checkpoint
-        raise _unusable(folder, f"{part}/ cannot be loaded: {in_one_line(error)}", setting) from None
+        raise _unusable(folder, f"{part}/ cannot be loaded: {one_line(error)}", setting) from None
     for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if names:  # diffusers would only warn
-            raise _unusable(folder, f"{part}/ {what} weights: {in_one_line(', '.join(sorted(names)))}", setting)
+            raise _unusable(folder, f"{part}/ {what} weights: {one_line(', '.join(sorted(names)))}", setting)
     # The extremes are NaN if any value is, and take a tenth of the time of checking every value.
     broken = [n for n, values in model.state_dict().items() if not torch.stack(values.aminmax()).isfinite().all()]
     if broken:
-        named = in_one_line(", ".join(broken))
+        named = one_line(", ".join(broken))
         raise InputError(f"{setting}={folder}: {part}/ has infinite or NaN weights: {named}; expected finite ones")
     model.register_to_config(_name_or_path="")  # else this machine's path is saved with every model trained from it
     return model.eval()
@@ -339,8 +339,8 @@ def _absent(folder: Path) -> list[str]:
     """The files of a base that `folder` lacks."""
     absent = [name for name in ("vae/config.json", "unet/config.json", _SCHEDULER) if not (folder / name).is_file()]
     for part in ("vae", "unet"):
-        if not any((folder / part / name).is_file() for name in (WEIGHTS, SHARDS)):
-            absent.append(f"{part}/{WEIGHTS}")
+        if not any((folder / part / name).is_file() for name in (PART_WEIGHTS, SHARDS)):
+            absent.append(f"{part}/{PART_WEIGHTS}")
     encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
     if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
         absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")
@@ -358,7 +358,7 @@ def _checked(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Refuses values in the base's file `name` that `_READ` does not accept."""
     for key, (accepted, fits) in _READ.get(name, {}).items():
         if key in config and not fits(config[key]):
-            found = in_one_line(json.dumps(config[key]))
+            found = one_line(json.dumps(config[key]))
             raise InputError(f"base.weights={folder}: {name}: {key} is {found}; expected {accepted}")
     return config
 
@@ -367,7 +367,7 @@ def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[s
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(folder, f"{name} cannot be read: {in_one_line(error)}", setting) from None
+        raise _unusable(folder, f"{name} cannot be read: {one_line(error)}", setting) from None
     if not isinstance(content, dict):
         raise _unusable(folder, f"{name} is not a configuration", setting)
     return content

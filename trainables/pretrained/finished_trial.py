@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
@@ -41,7 +41,7 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
     try:
         values = flatten(override(sample, {key: found[key] for key in known}))
     except InputError as error:
-        raise InputError(f"{name}: its {SETTINGS} has {' '.join(str(error).split())}") from None
+        raise InputError(f"{name}: its {SETTINGS} has {one_line(error)}") from None
     return {key: value for key, value in values.items() if key in known}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trainables.pretrained.base_model import SHARDS, WEIGHTS, find_base, load_empty_prompt
+from trainables.pretrained.base_model import PART_WEIGHTS, SHARDS, find_base, load_empty_prompt
 from trainables.pretrained.base_schedule import zero_terminal_snr
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.shipped import autoencoder_path
@@ -33,7 +33,7 @@ def _files_read(folder: Path) -> list[Path]:
     names = {"config.json", "scheduler_config.json", SETTINGS, "weights.safetensors"}
     index = folder / SHARDS
     # If there is an index, diffusers reads its shards and ignores a single weights file.
-    names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {WEIGHTS}
+    names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {PART_WEIGHTS}
     return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 

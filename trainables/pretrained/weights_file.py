@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainables.common.errors import InputError, in_one_line
+from trainables.common.errors import InputError, one_line
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def reading(setting: str, path: Path, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # from torch, safetensors, zip archives, or missing names
-        raise InputError(f"{setting}={path}: not {what}: {in_one_line(error)}") from None
+        raise InputError(f"{setting}={path}: not {what}: {one_line(error)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # the reader raises many types for a wrong file
-        raise ValueError(f"not a readable .safetensors file: {in_one_line(error)}") from None
+        raise ValueError(f"not a readable .safetensors file: {one_line(error)}") from None
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:

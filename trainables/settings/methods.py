@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     pass
 
-Latents = Literal["", "vq", "kl"]
+LatentKind = Literal["", "vq", "kl"]
 COMMON = ("data", "pairs", "training")
 
 
@@ -18,7 +18,7 @@ class Entry:
     works in: VQ-f4's ("vq"), the base's ("kl") or none."""
 
     path: str
-    latents: Latents
+    latents: LatentKind
     reads: tuple[str, ...]
 
     @property

@@ -17,7 +17,7 @@ from trainables.data.__main__ import main
 from trainables.data.prepared import Prepared
 from trainables.data.stages.kinds import STAGE_OF
 from trainables.data.stores.folder import StoreFolder
-from trainables.data.stores.inventory import KINDS, remove, stores_below
+from trainables.data.stores.inventory import STORE_KINDS, remove, stores_below
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.data.stores.store import Store
 
@@ -195,7 +195,7 @@ def test_prune_also_finds_windows(root: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_every_kind_of_store_is_found() -> None:
-    assert set(KINDS) == set(STAGE_OF.values())
+    assert set(STORE_KINDS) == set(STAGE_OF.values())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from trainables.data.prepare import prepare
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning, shown_plainly
 from trainables.images.sources.photographs import Photographs, Split, load_photographs
-from trainables.images.sources.source import load_source, source_fingerprint
+from trainables.images.sources.source import open_source
 from trainables.settings import override
 from trainables.settings.presets import preset
 
@@ -257,7 +257,7 @@ def test_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     parts = _both(tmp_path)
     assert "pipe.png" in parts[0].rejected | parts[1].rejected
-    assert len(source_fingerprint(str(tmp_path))) == 64
+    assert len(open_source(str(tmp_path)).fingerprint) == 64
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -296,7 +296,7 @@ def test_unusable_side_rejects_the_pair(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "input" / "3.png").write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        parts = [load_source(str(tmp_path), split, 1, 1) for split in SPLITS]
+        parts = [open_source(str(tmp_path)).of_split(split, 1, 1) for split in SPLITS]
     assert sorted(name for part in parts for name in part.names) == ["0", "1", "2", "4", "5"]
     assert (parts[0].rejected | parts[1].rejected)["3"].startswith("input/3.png: ")
 

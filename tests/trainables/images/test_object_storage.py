@@ -26,33 +26,14 @@ import pytest
 from PIL import Image
 from pyarrow import fs, parquet
 
-from tests.helpers.buckets import BUCKET
+from tests.helpers.buckets import BUCKET, bucket_uri
 from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
-from trainables.images.sources.source import is_paired, load_source, source_fingerprint
+from trainables.images.sources.source import open_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
-
-
-@pytest.fixture
-def upload(endpoint: str) -> Callable[[Path, str], str]:
-    """`upload(folder or file, prefix)`: copies it into the bucket and returns its URI."""
-    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
-
-    def put(path: Path, prefix: str) -> str:
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        for file in files:
-            key = prefix if path.is_file() else f"{prefix}/{file.relative_to(path).as_posix()}"
-            client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
-        return _uri(endpoint, prefix)
-
-    return put
-
-
-def _uri(endpoint: str, key: str, bucket: str = BUCKET) -> str:
-    return f"s3://{bucket}/{key}?endpoint_override={endpoint}&scheme=http&region=us-east-1"
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
@@ -70,7 +51,7 @@ def _folder(root: Path, count: int = 12) -> Path:
 
 def _shown(source: str) -> dict[str, list[np.ndarray]]:
     """Name -> pixels of one or two sides, of both splits."""
-    parts = [load_source(source, split, 1, 1) for split in SPLITS]
+    parts = [open_source(source).of_split(split, 1, 1) for split in SPLITS]
     return {
         each.name: [each.degraded, each.target] if isinstance(each, MatchedPhotograph) else [each.pixels]
         for part in parts
@@ -80,13 +61,13 @@ def _shown(source: str) -> dict[str, list[np.ndarray]]:
 
 def _assert_same(source: str, other: str) -> None:
     for split in SPLITS:
-        one, two = load_source(source, split, 1, 1), load_source(other, split, 1, 1)
+        one, two = open_source(source).of_split(split, 1, 1), open_source(other).of_split(split, 1, 1)
         assert (one.names, one.sizes, one.found) == (two.names, two.sizes, two.found)
     shown, expected = _shown(source), _shown(other)
     for name, sides in expected.items():
         assert all(np.array_equal(a, b) for a, b in zip(shown[name], sides, strict=True))
-    assert is_paired(source) == is_paired(other)
-    assert source_fingerprint(source) == source_fingerprint(other)  # by content, so the location has no influence
+    assert open_source(source).paired == open_source(other).paired
+    assert open_source(source).fingerprint == open_source(other).fingerprint  # by content, not location
 
 
 def test_folder_in_a_bucket_equals_local_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
@@ -104,7 +85,7 @@ def test_pairs_in_a_bucket_equal_local_pairs(tmp_path: Path, upload: Callable[[P
     _folder(tmp_path / "Captured")
     _folder(tmp_path / "Original")
     uri = upload(tmp_path, "pairs")
-    assert is_paired(uri)
+    assert open_source(uri).paired
     _assert_same(uri, str(tmp_path))
 
 
@@ -126,14 +107,14 @@ def test_lists_of_images_in_buckets(tmp_path: Path, endpoint: str, upload: Calla
     _assert_same(f"{upload(folder, 'listed')}".replace("listed", "listed/list.txt"), str(folder / "list.txt"))
 
     mixed = tmp_path / "mixed.txt"
-    secret = _uri(endpoint, f"listed/{names[0].replace('%', '%25')}").replace("s3://", "s3://reader:secret@")
+    secret = bucket_uri(endpoint, f"listed/{names[0].replace('%', '%25')}").replace("s3://", "s3://reader:secret@")
     mixed.write_text(f"# from here and there\n{secret}\n\nimages/{names[1]}\n{folder / names[2]}\n")
     shown = _shown(str(mixed))
     assert sorted(shown) == sorted([f"s3://{BUCKET}/listed/{names[0]}", f"images/{names[1]}", str(folder / names[2])])
     with Image.open(folder / names[0]) as first:
         assert np.array_equal(shown[f"s3://{BUCKET}/listed/{names[0]}"][0], np.asarray(first))
 
-    mixed.write_text(f"images/{names[1]}\n{_uri(endpoint, 'listed/gone.png')}\nimages/gone.png")
+    mixed.write_text(f"images/{names[1]}\n{bucket_uri(endpoint, 'listed/gone.png')}\nimages/gone.png")
     with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 listed images do not exist: images/gone\.png, s3"):
         load_photographs(str(mixed), "train")
 
@@ -158,15 +139,15 @@ def test_second_start_opens_no_image(tmp_path: Path, upload: Callable[[Path, str
     """The cached results of the first start are enough."""
     uri = upload(_folder(tmp_path / "images"), "noted")
     (tmp_path / "cache").mkdir()
-    before = load_source(uri, "train", 1, 1, cache=tmp_path / "cache")
+    before = open_source(uri).of_split("train", 1, 1, cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("catalogue-*.parquet"))) == 1
     code = (
         "import sys\n"
         "from pathlib import Path\n"
         "from trainables.common.locations import Location\n"
-        "from trainables.images.sources.source import load_source\n"
+        "from trainables.images.sources.source import open_source\n"
         "Location.open = Location.read = None\n"
-        "print(load_source(sys.argv[1], 'train', 1, 1, cache=Path(sys.argv[2])).sizes)"
+        "print(open_source(sys.argv[1]).of_split('train', 1, 1, cache=Path(sys.argv[2])).sizes)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, uri, str(tmp_path / "cache")], capture_output=True, text=True, check=False
@@ -189,15 +170,18 @@ def test_image_deleted_after_listing_is_named(
 
 def test_errors_name_the_source_and_what_is_accepted(tmp_path: Path, endpoint: str) -> None:
     for source, message in [
-        (_uri(endpoint, "nowhere"), rf"s3://{BUCKET}/nowhere: no such folder or file: give \"sample\""),
-        (_uri(endpoint, "x", "nobucket"), r"s3://nobucket/x: no such folder or file"),
-        (_uri(endpoint, "x") + "&speed=9", rf"s3://{BUCKET}: speed in its query is not accepted: give endpoint_over"),
+        (bucket_uri(endpoint, "nowhere"), rf"s3://{BUCKET}/nowhere: no such folder or file: give \"sample\""),
+        (bucket_uri(endpoint, "x", "nobucket"), r"s3://nobucket/x: no such folder or file"),
+        (
+            bucket_uri(endpoint, "x") + "&speed=9",
+            rf"s3://{BUCKET}: speed in its query is not accepted: give endpoint_over",
+        ),
         ("s3://", r"s3://: cannot be read from there: give a local path, or a URI"),
         ("https://example.com/a", r"https://example\.com/a: cannot be read from there.* with s3://, gs:// or file://"),
         ("gs://bucket/a?speed=9", r"gs://bucket: .*speed"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
-            load_source(source, "train", 1, 1)
+            open_source(source).of_split("train", 1, 1)
         assert "\n" not in str(caught.value)
 
 
@@ -213,7 +197,7 @@ def test_refused_credentials_are_reported(tmp_path: Path, endpoint: str, upload:
     check_credentials(b"0")
     try:
         with pytest.raises(InputError, match=rf"{BUCKET}/guarded: cannot be reached or read .*credentials") as caught:
-            load_source(uri, "train", 1, 1)
+            open_source(uri).of_split("train", 1, 1)
         assert "hidden" not in str(caught.value)
     finally:
         check_credentials(b"inf")
@@ -228,7 +212,7 @@ def test_missing_or_silent_server_is_refused_quickly(monkeypatch: pytest.MonkeyP
             uri = "s3://anonymous:none@b/a?scheme=http&region=us-east-1&endpoint_override={}:{}"
             started = time.monotonic()
             with pytest.raises(InputError, match=r"s3://b/a: cannot be reached or read .* give a bucket, its region"):
-                load_source(uri.format(*server.getsockname()), "train", 1, 1)
+                open_source(uri.format(*server.getsockname())).of_split("train", 1, 1)
             assert time.monotonic() - started < 10
 
 
@@ -269,12 +253,12 @@ def test_pixels_are_retried_longer_than_listing(
     with ThreadingHTTPServer(("127.0.0.1", 0), _Unsteady) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            train = load_photographs(_uri(f"127.0.0.1:{server.server_port}", "unsteady"), "train")
+            train = load_photographs(bucket_uri(f"127.0.0.1:{server.server_port}", "unsteady"), "train")
             assert isinstance(train[0], Photograph)
             refusals = locations.S3_ATTEMPTS
             _Unsteady.refusals = refusals
             with pytest.raises(InputError, match="cannot be reached or read"):
-                locate(_uri(f"127.0.0.1:{server.server_port}", "unsteady/a")).kind()
+                locate(bucket_uri(f"127.0.0.1:{server.server_port}", "unsteady/a")).kind()
             _Unsteady.refusals = refusals
             assert isinstance(train[1], Photograph) and _Unsteady.refusals == 0
         finally:

@@ -16,7 +16,7 @@ from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.photographs import Photographs, Split, load_photographs
-from trainables.images.sources.source import is_paired, load_source, source_fingerprint
+from trainables.images.sources.source import open_source
 from trainables.settings.pairs import PairSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -60,7 +60,7 @@ def _folder(
 
 
 def _load(root: Path, split: Split, scale: int = 1, min_size: int = 1) -> Photographs:
-    return load_source(str(root), split, min_size, scale)
+    return open_source(str(root)).of_split(split, min_size, scale)
 
 
 def _both(root: Path, scale: int = 1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -79,7 +79,7 @@ def _digest(pairs: Iterable[Pair]) -> str:
 @pytest.mark.parametrize("sides", [("input", "target"), ("captured", "original"), ("Input", "TARGET")])
 def test_partners_are_read_together(tmp_path: Path, sides: tuple[str, str]) -> None:
     root = _folder(tmp_path, range(12), sides=sides)
-    assert is_paired(str(root))
+    assert open_source(str(root)).paired
     found = _both(root)
     assert sorted(found) == sorted(f"{'ab'[n % 2]}/{n:03d}" for n in range(12))
     for number in range(12):
@@ -107,10 +107,10 @@ def test_extensions_may_differ_and_folders_nest(tmp_path: Path) -> None:
 def test_plain_folders_and_the_sample_are_not_paired(tmp_path: Path) -> None:
     _save(tmp_path / "plain" / "sub" / "a.png", _picture(0))
     (tmp_path / "plain" / "target").write_text("a file, not a folder")
-    assert not is_paired("sample")
-    assert not is_paired(str(tmp_path / "plain"))
+    assert not open_source("sample").paired
+    assert not open_source(str(tmp_path / "plain")).paired
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        is_paired(str(tmp_path / "nowhere"))
+        open_source(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_incomplete_or_ambiguous_subfolders_are_refused(
         _save(tmp_path / name / "b.png", _picture(1))
     message = f": holds {listed}: give one pair of folders, input/ with target/ or captured/ with original/"
     calls: list[Callable[[], object]] = [
-        lambda: is_paired(str(tmp_path)),
-        lambda: source_fingerprint(str(tmp_path)),
+        lambda: open_source(str(tmp_path)).paired,
+        lambda: open_source(str(tmp_path)).fingerprint,
         lambda: _load(tmp_path, "train"),
     ]
     for call in calls:
@@ -351,17 +351,17 @@ def test_training_crops_prefer_content(tmp_path: Path) -> None:
 def test_fingerprint_covers_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fully_checked: int) -> None:
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", fully_checked)
     root = _folder(tmp_path, range(4))
-    seen = [source_fingerprint(str(root))]
+    seen = [open_source(str(root)).fingerprint]
     _save(root / "preview.png", _picture(50))  # outside the two folders: not part of the source
-    assert source_fingerprint(str(root)) == seen[0]
+    assert open_source(str(root)).fingerprint == seen[0]
     for side in ("input", "target"):
         _save(root / side / "a" / "000.png", _picture(99))
-        seen.append(source_fingerprint(str(root)))
+        seen.append(open_source(str(root)).fingerprint)
     (root / "input").rename(root / "kept")
     (root / "target").rename(root / "input")
     (root / "kept").rename(root / "target")
     _save(root / "input" / "a" / "002.png", _picture(98))
-    seen.append(source_fingerprint(str(root)))
+    seen.append(open_source(str(root)).fingerprint)
     assert len(set(seen)) == 4
 
 
@@ -369,17 +369,19 @@ def test_fingerprint_distinguishes_pairs_from_photographs(tmp_path: Path) -> Non
     for side, suffix in (("input", "bmp"), ("target", "png")):
         _save(tmp_path / "paired" / side / f"a.{suffix}", _picture(0))
         _save(tmp_path / "plain" / f"a.{suffix}", _picture(0))
-    assert source_fingerprint(str(tmp_path / "plain")) != source_fingerprint(str(tmp_path / "paired"))
+    assert open_source(str(tmp_path / "plain")).fingerprint != open_source(str(tmp_path / "paired")).fingerprint
 
 
 def test_fingerprint_distinguishes_the_sides(tmp_path: Path) -> None:
     one = _folder(tmp_path / "one", range(4))
     prints = (
-        source_fingerprint(str(one)),
-        source_fingerprint(str(_folder(tmp_path / "two", range(4), sides=("target", "input")))),
+        open_source(str(one)).fingerprint,
+        open_source(str(_folder(tmp_path / "two", range(4), sides=("target", "input")))).fingerprint,
     )
     assert prints[0] != prints[1]
-    assert prints[0] == source_fingerprint(str(_folder(tmp_path / "three", range(4), sides=("captured", "original"))))
+    assert (
+        prints[0] == open_source(str(_folder(tmp_path / "three", range(4), sides=("captured", "original")))).fingerprint
+    )
 
 
 def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
@@ -388,16 +390,16 @@ def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
     for side in ("input", "target"):
         (root / side).symlink_to(elsewhere / side)
     assert len(_both(root)) == 6
-    before = source_fingerprint(str(root))
-    assert before == source_fingerprint(str(elsewhere))
+    before = open_source(str(root)).fingerprint
+    assert before == open_source(str(elsewhere)).fingerprint
     _save(elsewhere / "target" / "a" / "000.png", _picture(99))
-    assert source_fingerprint(str(root)) != before
+    assert open_source(str(root)).fingerprint != before
 
 
 def test_target_folder_is_an_ordinary_source(tmp_path: Path) -> None:
     """One side alone can be used as photographs, for example with a simulator."""
     root = _folder(tmp_path, range(6))
-    assert not is_paired(str(root / "target"))
+    assert not open_source(str(root / "target")).paired
     assert len(load_photographs(str(root / "target"), "train")) >= 1
 
 

@@ -23,7 +23,7 @@ from trainables.common.locations import Location
 from trainables.images.sources import catalogue, parquet_images
 from trainables.images.sources.images import FileImages
 from trainables.images.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
-from trainables.images.sources.source import is_paired, load_source, source_fingerprint
+from trainables.images.sources.source import open_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -44,7 +44,7 @@ def _png(folder: Path, seed: int, height: int = 40, width: int = 48) -> bytes:
 
 
 def _both(source: Path | str, scale: int = 1) -> list[Photographs]:
-    return [load_source(str(source), split, 1, scale) for split in SPLITS]
+    return [open_source(str(source)).of_split(split, 1, scale) for split in SPLITS]
 
 
 def _shown(source: Path | str) -> dict[str, np.ndarray]:
@@ -70,11 +70,11 @@ def test_list_of_paths_is_read(tmp_path: Path) -> None:
     assert all(np.array_equal(shown[name], _picture(number)) for name, number in expected.items())
     assert all(part.names == sorted(part.names) for part in _both(listing))
 
-    before = source_fingerprint(str(listing))
+    before = open_source(str(listing)).fingerprint
     listing.write_text("\n".join([*lines, "# the same images", ""]))
-    assert source_fingerprint(str(listing)) == before
+    assert open_source(str(listing)).fingerprint == before
     _save(paths[2], _picture(99))
-    assert source_fingerprint(str(listing)) != before
+    assert open_source(str(listing)).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_parquet_rows_are_photographs(tmp_path: Path, kind: str) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         table = pa.table({"label": list(range(len(column))), "image": column})
         parquet.write_table(table, folder / file, row_group_size=5)
-    assert not is_paired(str(folder))
+    assert not open_source(str(folder)).paired
     parts = _both(folder)
     shown = {photograph.name: photograph.pixels for part in parts for photograph in part}
     names = [f"a.parquet/{row:07d}" for row in range(12)] + [f"b/1.parquet/{row:07d}" for row in range(8)]
@@ -140,9 +140,9 @@ def test_parquet_rows_are_photographs(tmp_path: Path, kind: str) -> None:
     assert parts[0][::-1][0].name == parts[0].names[-1]  # in any order
     assert sorted(_shown(folder / "a.parquet")) == names[:12]
 
-    before = source_fingerprint(str(folder))
+    before = open_source(str(folder)).fingerprint
     (folder / "b" / "1.parquet").unlink()
-    assert source_fingerprint(str(folder)) != before
+    assert open_source(str(folder)).fingerprint != before
 
 
 @pytest.mark.parametrize("columns", [("input", "target"), ("captured", "original")])
@@ -151,7 +151,7 @@ def test_parquet_rows_are_pairs(tmp_path: Path, columns: tuple[str, str]) -> Non
     targets = [_png(tmp_path, number) for number in range(12)]
     path = tmp_path / "pairs.parquet"
     parquet.write_table(pa.table({columns[1]: targets, columns[0]: _struct(degraded)}), path, row_group_size=5)
-    assert is_paired(str(path))
+    assert open_source(str(path)).paired
     parts = _both(path, scale=4)
     assert sorted(name for part in parts for name in part.names) == [f"pairs.parquet/{row:07d}" for row in range(12)]
     for pair in (pair for part in parts for pair in part):
@@ -159,7 +159,7 @@ def test_parquet_rows_are_pairs(tmp_path: Path, columns: tuple[str, str]) -> Non
         assert np.array_equal(pair.target, _picture(int(pair.name[-7:])))
         assert np.array_equal(pair.degraded, _picture(int(pair.name[-7:]), 10, 12))
     with pytest.raises(InputError, match=r"0000000, column .* is 12 x 10 and .* 48 x 40: with pairs\.scale=2"):
-        load_source(str(path), "train", 1, 2)
+        open_source(str(path)).of_split("train", 1, 2)
 
 
 def test_row_without_partner_is_refused_and_without_image_rejected(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_row_without_partner_is_refused_and_without_image_rejected(tmp_path: Pat
     holes = [*images[:5], None, images[6], None]
     parquet.write_table(pa.table({"input": images, "target": _struct(holes)}), tmp_path / "pairs.parquet")
     with pytest.raises(InputError, match=r"2 of 8 pairs lack an image: pairs\.parquet/0000005, column target, pairs"):
-        load_source(str(tmp_path / "pairs.parquet"), "train", 1, 1)
+        open_source(str(tmp_path / "pairs.parquet")).of_split("train", 1, 1)
     parquet.write_table(pa.table({"image": holes}), tmp_path / "plain.parquet")
     with pytest.warns(UserWarning, match=r"plain\.parquet: . of . .* rejected: .*no image in this row"):
         assert len(_shown(tmp_path / "plain.parquet")) == 6
@@ -201,7 +201,7 @@ def test_invalid_parquet_files_are_refused(tmp_path: Path, monkeypatch: pytest.M
         else:
             parquet.write_table(table, folder / "b.parquet")
         with pytest.raises(InputError, match=message) as caught:
-            load_source(str(folder), "train", 1, 1)
+            open_source(str(folder)).of_split("train", 1, 1)
         assert "\n" not in str(caught.value)
 
     accepted = "give image or input with target or captured with original, as binary or as struct of bytes and path"
@@ -238,7 +238,7 @@ def test_images_take_precedence_over_tables(tmp_path: Path) -> None:
     (tmp_path / "notes.csv").write_text("a,b")
     with pytest.raises(InputError, match=r"notes\.csv: is a file, not a folder: give \"sample\", a folder"):
         load_photographs(str(tmp_path / "notes.csv"), "train")
-    assert source_fingerprint(f"file://{tmp_path}") == source_fingerprint(os.path.relpath(tmp_path))
+    assert open_source(f"file://{tmp_path}").fingerprint == open_source(os.path.relpath(tmp_path)).fingerprint
 
 
 def _many(root: Path, good: int, bad: int) -> Path:
@@ -253,25 +253,25 @@ def test_too_many_rejected_images_are_refused(tmp_path: Path) -> None:
     root, cache = _many(tmp_path / "images", 60, 20), tmp_path / "cache"
     cache.mkdir()
     with pytest.warns(UserWarning, match=r"images: \d+ of \d+ train images rejected: bad"):
-        train = load_source(str(root), "train", 1, 1)
+        train = open_source(str(root)).of_split("train", 1, 1)
     rejected, found = len(train.rejected), train.found
     assert found == len(train) + rejected and rejected > 10
     start = rf"images: {rejected} of {found} train images rejected: bad\d+\.png \(not a JPEG.*; and {rejected - 5} more"
     with pytest.raises(InputError, match=start + r": remove them, or allow them with --set data\.max_rejected=") as one:
-        load_source(str(root), "train", 1, 1, 0.1)
+        open_source(str(root)).of_split("train", 1, 1, 0.1)
     with pytest.raises(
         InputError, match=start + r"; the complete list is in .*rejected-\w+\.parquet: remove them"
     ) as other:
-        load_source(str(root), "train", 1, 1, 0.1, cache)
+        open_source(str(root)).of_split("train", 1, 1, 0.1, cache)
     (listed,) = cache.glob("rejected-*.parquet")
     assert str(listed) in str(other.value)
     assert dict(zip(*parquet.read_table(listed).to_pydict().values(), strict=True)) == train.rejected
     advised = re.search(r"max_rejected=([\d.]+)", str(one.value))
     assert advised
     with pytest.warns(UserWarning, match="rejected"):
-        assert load_source(str(root), "train", 1, 1, float(advised[1])).names == train.names
+        assert open_source(str(root)).of_split("train", 1, 1, float(advised[1])).names == train.names
     with pytest.raises(InputError):
-        load_source(str(root), "train", 1, 1, float(advised[1]) - 0.001)
+        open_source(str(root)).of_split("train", 1, 1, float(advised[1]) - 0.001)
 
 
 def test_too_small_images_count_as_rejected(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_too_small_images_count_as_rejected(tmp_path: Path) -> None:
     for number in range(30, 40):
         _save(root / f"{number:03d}.png", _picture(number, 20, 20))
     with pytest.raises(InputError, match=r"20 x 20, smaller than 32 px.* --set data\.max_rejected="):
-        load_source(str(root), "train", 32, 1, max_rejected=0.05)
+        open_source(str(root)).of_split("train", 32, 1, max_rejected=0.05)
 
 
 def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list[str], list[str]]:
@@ -290,11 +290,12 @@ def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list
         "from pathlib import Path\n"
         "from trainables.images.sources import catalogue\n"
         "from trainables.images.sources.images import FileImages\n"
-        "from trainables.images.sources.source import load_source\n"
+        "from trainables.images.sources.source import open_source\n"
         "catalogue.FULLY_CHECKED = int(sys.argv[3])\n"
         "opened, size = [], FileImages.size\n"
         "FileImages.size = lambda self, row: opened.append(row) or size(self, row)\n"
-        "parts = [load_source(sys.argv[1], s, 1, 1, cache=Path(sys.argv[2])) for s in ('train', 'validation')]\n"
+        "source = open_source(sys.argv[1])\n"
+        "parts = [source.of_split(s, 1, 1, cache=Path(sys.argv[2])) for s in ('train', 'validation')]\n"
         "print(json.dumps([len(opened), parts[0].names + parts[1].names, [*parts[0].rejected, *parts[1].rejected]]))"
     )
     command = [sys.executable, "-c", code, str(source), str(cache), str(fully_checked)]
@@ -344,11 +345,11 @@ def test_cache_created_later_is_only_written(tmp_path: Path, monkeypatch: pytest
     size = FileImages.size
     monkeypatch.setattr(FileImages, "size", lambda images, row: opened.append(row) or size(images, row))
     with pytest.warns(UserWarning, match="rejected"):
-        before = load_source(str(root), "train", 1, 1, cache=cache).names
+        before = open_source(str(root)).of_split("train", 1, 1, cache=cache).names
     assert len(opened) == 15 and not cache.exists()
     cache.mkdir()
     with pytest.warns(UserWarning, match="rejected"):
-        assert load_source(str(root), "train", 1, 1, cache=cache).names == before
+        assert open_source(str(root)).of_split("train", 1, 1, cache=cache).names == before
     assert len(opened) == 15 and len(list(cache.iterdir())) == 1
     assert _opens(root, cache)[0] == 1  # in another process: only the broken link
 

@@ -30,6 +30,10 @@ CLIP_FILE = Path("hub/checkpoints/resnet50_clip.openai/open_clip_model.safetenso
 MUSIQ_FILE = Path("hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth")
 NAMES = ("val/clip_iqa", "val/musiq")
 
+ROUNDING = 1e-4
+"""Relative error of a CLIP-IQA score, which amplifies the rounding of its embeddings a hundredfold: up to 2e-5 with the
+kernels for SSE4.1 and AVX2."""
+
 
 def clip_weight(name: str, shape: list[int]) -> Tensor:
     """The weight used on both sides of the comparison, exact in half precision like the released ones."""
@@ -78,8 +82,7 @@ def test_clip_iqa_equals_torchmetrics(clip: MetricSet, images: Tensor) -> None:
     expected = load_file(DATA / "clip_iqa.safetensors")
     side = METRICS["val/clip_iqa"].min_side
     for part, name in ((images, "whole"), (images[..., :side, :side], "smallest")):
-        # A score amplifies the rounding errors of its embeddings a hundredfold.
-        torch.testing.assert_close(clip(part, part)["val/clip_iqa"], expected[name], rtol=2e-5, atol=0)
+        torch.testing.assert_close(clip(part, part)["val/clip_iqa"], expected[name], rtol=ROUNDING, atol=0)
     with pytest.raises(RuntimeError):
         clip.networks_of["val/clip_iqa"](images[..., : side - 1, : side - 1])
 
@@ -88,12 +91,13 @@ def test_clip_iqa_ignores_the_target(clip: MetricSet, images: Tensor) -> None:
     batch = clip(images, images)["val/clip_iqa"]
     assert torch.equal(clip(images, 1 - images)["val/clip_iqa"], batch)
     for i in range(len(images)):
-        torch.testing.assert_close(clip(images[i : i + 1], images[:1])["val/clip_iqa"], batch[i : i + 1])
+        alone = clip(images[i : i + 1], images[:1])["val/clip_iqa"]
+        torch.testing.assert_close(alone, batch[i : i + 1], rtol=ROUNDING, atol=0)
     broken = images.clone()
     broken[1, :, 20, 20] = torch.nan
     value = clip(broken, images)["val/clip_iqa"]
     assert value.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(value[::2], batch[::2])
+    torch.testing.assert_close(value[::2], batch[::2], rtol=ROUNDING, atol=0)
 
 
 def test_building_clip_iqa_keeps_the_random_state(clip_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

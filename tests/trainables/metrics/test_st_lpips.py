@@ -57,8 +57,9 @@ def test_identical_images_have_zero_distance_and_gradient(metric: STLPIPS) -> No
     a.requires_grad_(True)
     distance = metric(a, a.detach().clone())
     distance.sum().backward()
-    assert distance.tolist() == [0.0, 0.0]
-    assert a.grad.abs().max() == 0
+    # Their copies lie at other addresses and may be rounded otherwise: a change of 1e-7 reads 5e-14, its gradient 1e-9.
+    assert distance.max() < 1e-11
+    assert a.grad.abs().max() < 1e-7
 
 
 def test_gradient_is_finite_where_all_features_are_zero() -> None:

@@ -36,6 +36,11 @@ from trainables.settings.presets import preset
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ALL_KINDS = (*ATTENTION, "conv_in", "conv1", "ff.net.0.proj")
 
+ROUNDING = 1e-5
+"""Relative error that one float32 pass through the UNet may have against another with equal weights. They differ where
+weights lie at other addresses or are frozen, which takes other kernels: by 7e-7 at most, over the kernels for SSE4.1,
+AVX2 and misaligned memory. What these tests look for is larger than 1e-3."""
+
 
 @pytest.fixture
 def inputs() -> dict[str, Tensor]:
@@ -83,7 +88,7 @@ def test_zeros_keep_the_bases_output(inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     before = output(unet, inputs)
     widen_conv_in(unet, "zeros")
-    assert relative_error(output(unet, inputs), before) < 1e-6
+    assert relative_error(output(unet, inputs), before) < ROUNDING
     conditioning, noisy = unet.conv_in.weight.chunk(2, dim=1)
     assert not conditioning.any() and noisy.any()
 
@@ -93,7 +98,7 @@ def test_duplicate_equals_the_base_for_equal_latents(inputs: dict[str, Tensor]) 
     before = output(unet, inputs)
     widen_conv_in(unet, "duplicate")
     same = inputs | {"conditioning": inputs["noisy"]}
-    assert relative_error(output(unet, same), before) < 1e-5
+    assert relative_error(output(unet, same), before) < ROUNDING
     assert relative_error(output(unet, inputs), before) > 1e-3
 
 
@@ -106,7 +111,10 @@ def test_widened_unet_is_saved_and_loaded(tmp_path: Path, init: str, inputs: dic
     unet.save_pretrained(tmp_path)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path)
     assert loaded.config.in_channels == 8
-    assert torch.equal(output(loaded, inputs), output(unet, inputs))
+    weights = loaded.state_dict()
+    assert weights.keys() == unet.state_dict().keys()
+    assert all(torch.equal(weights[name], values) for name, values in unet.state_dict().items())
+    assert relative_error(output(loaded, inputs), output(unet, inputs)) < ROUNDING
 
 
 def test_wide_unet_is_not_changed() -> None:
@@ -130,7 +138,9 @@ def test_lora_starts_as_the_base_and_only_it_trains(inputs: dict[str, Tensor]) -
     unet = tiny_unet()
     before, (_, base_size) = output(unet, inputs), trainable_parameters(unet)
     add_lora(unet, 4, 8.0, ATTENTION)
-    assert torch.equal(output(unet, inputs), before)
+    assert relative_error(output(unet, inputs), before) < ROUNDING  # `before`, the weights were not frozen
+    updates = {name: parameter for name, parameter in unet.named_parameters() if "lora_B" in name}
+    assert updates and not any(parameter.any() for parameter in updates.values())
     trained, size = trainable_parameters(unet)
     assert trained == sum(values.numel() for values in lora_state_dict(unet).values()) == size - base_size
     unet(inputs["noisy"], inputs["t"], inputs["prompt"].expand(2, -1, -1)).sample.square().mean().backward()
@@ -165,7 +175,7 @@ def test_diffusers_reads_our_lora(tmp_path: Path, alpha: float, inputs: dict[str
     save_file(lora_state_dict(unet), tmp_path / "pytorch_lora_weights.safetensors", lora_metadata(unet))
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
     StableDiffusionPipeline.load_lora_into_unet(state, alphas, base, metadata=metadata)
-    assert relative_error(output(base, inputs), output(unet, inputs)) < 1e-5
+    assert relative_error(output(base, inputs), output(unet, inputs)) < ROUNDING
 
 
 def test_lora_has_the_public_names() -> None:
@@ -185,7 +195,9 @@ def test_lora_is_loaded(naming: str, inputs: dict[str, Tensor]) -> None:
     if naming == "peft":
         state = {n.replace("lora.down", "lora_A").replace("lora.up", "lora_B"): v for n, v in state.items()}
     load_lora_state_dict(target, state)
-    assert torch.equal(output(target, inputs), output(source, inputs))
+    loaded = lora_state_dict(target)
+    assert all(torch.equal(loaded[name], values) for name, values in lora_state_dict(source).items())
+    assert relative_error(output(target, inputs), output(source, inputs)) < ROUNDING
 
 
 def test_lora_of_another_shape_is_refused() -> None:
@@ -270,8 +282,8 @@ def test_merged_lora_is_a_plain_unet(inputs: dict[str, Tensor]) -> None:
     before = output(unet, inputs)
     merge_lora(unet)
     assert list(unet.state_dict()) == list(base.state_dict())
-    assert relative_error(output(unet, inputs), before) < 1e-5
-    assert relative_error(output(copy_of(unet), inputs), before) < 1e-5
+    assert relative_error(output(unet, inputs), before) < ROUNDING
+    assert relative_error(output(copy_of(unet), inputs), before) < ROUNDING
     with pytest.raises(ValueError, match="call add_lora first"):
         merge_lora(unet)
 
@@ -304,7 +316,7 @@ def test_new_controlnet_adds_nothing_and_can_learn(inputs: dict[str, Tensor]) ->
     controlnet = controlnet_from_unet(unet, 3, (4, 8, 8), factor=4)
     check_controlnet(controlnet, unet, factor=4)
     after = controlled(unet, controlnet, inputs)
-    assert relative_error(after.detach(), before) < 1e-6
+    assert relative_error(after.detach(), before) < ROUNDING
     after.square().mean().backward()
     learning = {name for name, parameter in controlnet.named_parameters() if parameter.grad is not None}
     assert any(controlnet.get_parameter(name).grad.any() for name in learning if "controlnet_down_blocks" in name)

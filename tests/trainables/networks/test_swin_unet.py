@@ -65,8 +65,10 @@ def test_official_checkpoint_forms_are_loaded(wrapped: bool) -> None:
         target.load_official_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}})
     else:
         target.load_official_state_dict(state)
-    x, t, lq = inputs()
-    assert torch.equal(source(x, t, lq=lq), target(x, t, lq=lq))
+    loaded = target.state_dict()
+    assert all(torch.equal(loaded[name], values) for name, values in source.state_dict().items())
+    x, t, lq = inputs()  # and what is no weight is equal too, but for the rounding of weights at other addresses
+    torch.testing.assert_close(target(x, t, lq=lq), source(x, t, lq=lq), rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_weights_are_refused_by_name() -> None:

@@ -37,6 +37,8 @@ from trainables.pretrained.base_model import (
 )
 from trainables.settings.diffusion import ControlNetSettings
 
+ROUNDING = 1e-5
+"""Of a prompt's values, about 1, computed twice from equal weights that lie at other addresses."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -329,7 +331,7 @@ def test_empty_prompt_is_computed_from_start_and_end(text_base: Path) -> None:
     with torch.no_grad():
         expected = encoder(torch.tensor([[4, 5]])).last_hidden_state
     assert prompt.shape == (1, 2, DIM)
-    assert torch.allclose(prompt, expected, atol=1e-6)
+    assert torch.allclose(prompt, expected, atol=ROUNDING)
 
 
 def test_empty_prompt_is_read(base: Path) -> None:
@@ -441,7 +443,7 @@ def hub(text_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_hub_id_is_downloaded_once_without_pickles(hub: list[str], text_base: Path) -> None:
     found = find_base("owner/tiny", revision="v1")
     assert read_shape(found) == read_shape(text_base)
-    assert torch.equal(load_empty_prompt(found), load_empty_prompt(text_base))
+    assert torch.allclose(load_empty_prompt(found), load_empty_prompt(text_base), atol=ROUNDING)
     fetched = {str(file.relative_to(found)) for file in found.rglob("*") if file.is_file()}
     assert fetched == {str(file.relative_to(text_base)) for file in text_base.rglob("*") if file.is_file()}
     assert set(hub) == fetched

@@ -20,7 +20,7 @@ from trainables.methods.build import method_class
 from trainables.methods.method import Method
 from trainables.pretrained.resshift import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
-from trainables.settings.methods import METHODS, Latents
+from trainables.settings.methods import METHODS, LatentKind
 from trainables.settings.presets import PRESETS, preset
 
 SAMPLE = preset("sample").trial
@@ -244,7 +244,7 @@ def test_a_method_is_where_the_registry_says_and_reads_sections_there_are(name: 
     fields = {item.name: item for item in dataclasses.fields(TrialSettings)}
     sections = {key for key, item in fields.items() if dataclasses.is_dataclass(item.default_factory)}
     assert METHODS[name].sections <= sections
-    assert METHODS[name].latents in get_args(Latents)
+    assert METHODS[name].latents in get_args(LatentKind)
     found = method_class(name)
     assert issubclass(found, Method) and not found.__abstractmethods__
     assert found.columns(override(SAMPLE, {"method": name})) and found.phases

@@ -85,10 +85,12 @@ def test_autoencoder_control_is_its_reconstruction(
 def test_teacher_1_equals_the_initial_student(
     measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
+    """From the same noise; other noise changes a fifth of the pixels. Equal weights at other addresses may be rounded
+    otherwise, and become another code at a pixel in a thousand."""
     student = validate(SinSR(tiny, CPU).restore, prepared, MetricSet(METRICS), tiny.training.validation_batch, CPU)
     for name in METRICS:
-        np.testing.assert_array_equal(student.per_image[name], measured["teacher_1"].per_image[name])
-    np.testing.assert_array_equal(student.grid, measured["teacher_1"].grid)
+        np.testing.assert_allclose(student.per_image[name], measured["teacher_1"].per_image[name], rtol=1e-3)
+    assert np.mean(np.abs(student.grid.astype(int) - measured["teacher_1"].grid) > 1) < 0.005
 
 
 def test_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:

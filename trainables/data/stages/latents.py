@@ -13,7 +13,7 @@ from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.identity import autoencoder_fingerprint
 from trainables.settings import TrialSettings
 
-VERSION = 3
+LATENTS_VERSION = 3
 """Part of the key of latents and of later stages: increase it when the same inputs give other latents."""
 
 
@@ -28,7 +28,7 @@ class Latents(StageMaker):
 
     @staticmethod
     def key(settings: TrialSettings) -> dict[str, Any]:
-        return {"latents": VERSION, "autoencoder": autoencoder_fingerprint(settings)}
+        return {"latents": LATENTS_VERSION, "autoencoder": autoencoder_fingerprint(settings)}
 
     @classmethod
     def columns(cls, settings: TrialSettings, size: int) -> dict[str, Column]:

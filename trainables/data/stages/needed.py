@@ -15,27 +15,31 @@ from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import rows_per_shard, store_name
 from trainables.images.sources.photographs import Split
-from trainables.images.sources.source import source_fingerprint
+from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
 
 
-def needed_stages(settings: TrialSettings, root: Path | str, columns: Collection[str], source: str = "") -> list[Stage]:
+def needed_stages(
+    settings: TrialSettings, root: Path | str, columns: Collection[str], source: Source | None = None
+) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order.
 
     Reads weights and photographs only to fingerprint them; makes nothing.
 
     Args:
         root: of the stores, a local folder or a URI.
-        source: the fingerprint of `settings.data.source` if it is already known.
+        source: `settings.data.source` if it is already open.
     """
-    source = source or source_fingerprint(settings.data.source)
+    source = source or open_source(settings.data.source)
     # Trials without training steps read no training batch.
     splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
     return [stage for split in splits for stage in _stages_of(split, settings, str(root), columns, source)]
 
 
-def _stages_of(split: Split, settings: TrialSettings, root: str, columns: Collection[str], source: str) -> list[Stage]:
+def _stages_of(
+    split: Split, settings: TrialSettings, root: str, columns: Collection[str], source: Source
+) -> list[Stage]:
     pairs = settings.pairs
     training = split == "train"
     rows = pairs.train_pairs if training else pairs.validation_pairs

@@ -12,18 +12,18 @@ from trainables.data.stages.stage import Stage
 from trainables.data.stores.shard_format import Column, encode_shard
 from trainables.images.pairs import Pair, Pairs
 from trainables.images.sources.photographs import Split, UnusableImage
-from trainables.images.sources.source import is_paired
+from trainables.images.sources.source import Source
 from trainables.settings import TrialSettings
 from trainables.settings.pairs import PAIRS_VERSION
 
 COLUMNS = ("target", "degraded")
 
 
-def pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, Any]:
+def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str, Any]:
     """The key of pairs: training pairs depend on their size, number and seed, validation pairs on size and number.
 
     Args:
-        source: the fingerprint of the photographs.
+        source: the photographs, opened.
     """
     pairs = dataclasses.asdict(settings.pairs)
     own = (
@@ -32,10 +32,10 @@ def pairs_key(settings: TrialSettings, split: Split, source: str) -> dict[str, A
         else ("validation_size", "validation_pairs")
     )
     key = {name: pairs[name] for name in (*own, "scale")}
-    if not is_paired(settings.data.source):
+    if not source.paired:
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         key |= {made_by: pairs[made_by]}
-    key |= {"version": PAIRS_VERSION, "source": source, "split": split}
+    key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}
     return key | ({"seed": settings.data.seed} if split == "train" else {})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.locations import resolve_uri
 from trainables.common.paths import is_uri, write_whole
 from trainables.data.stores.roots import local_root
@@ -92,5 +92,5 @@ class StoreFolder:
             else:
                 yield fs.LocalFileSystem(), str(self.local)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"--store {self.root}: {self.name} cannot be read or written there ({reason})") from None

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from trainables.common.errors import InputError
 from trainables.data.stores.shard_format import MANIFEST
 
-KINDS = ("pairs", "latents", "targets", "restored")
+STORE_KINDS = ("pairs", "latents", "targets", "restored")
 """The stages of `trainables.data.stages.kinds.STAGE_OF`, repeated because that module takes seconds to import."""
 DAY = 24 * 3600.0
 WINDOWS = "windows"
@@ -72,7 +72,7 @@ def stores_below(root: Path) -> list[Shelved]:
     shelved = []
     for folder in (root, root / WINDOWS):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.is_dir() and path.name.split("-")[0] in KINDS:
+            if path.is_dir() and path.name.split("-")[0] in STORE_KINDS:
                 with suppress(OSError):  # removed meanwhile, or not readable
                     shelved.append(_look(path, window=folder != root))
     return shelved

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.data.stores.shard_format import (
     FORMAT,
     MANIFEST,
@@ -125,7 +125,7 @@ class Store:
         except InputError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # Arrow's errors are ValueErrors
-            raise self._damaged(f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from None
+            raise self._damaged(f"it cannot be read ({type(error).__name__}: {one_line(error)})") from None
 
     def _shard(self, number: int) -> _Mapped:
         with self._mapping:

@@ -310,10 +310,12 @@ def develop(light: np.ndarray, settings: PrintSettings, rng: np.random.Generator
     if amount:
         encoded += np.float32(amount) * (encoded - ndimage.gaussian_filter(encoded, sigma=1, axes=(0, 1)))
     pixels = np.clip(np.round(encoded * 255), 0, 255).astype(np.uint8)
-    return pixels if settings.jpeg_quality is None else jpeg(pixels, round(rng.uniform(*settings.jpeg_quality)))
+    return (
+        pixels if settings.jpeg_quality is None else jpeg_of_bytes(pixels, round(rng.uniform(*settings.jpeg_quality)))
+    )
 
 
-def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+def jpeg_of_bytes(pixels: np.ndarray, quality: int) -> np.ndarray:
     """Encodes and decodes `pixels`, uint8 (H, W, 3), as JPEG of `quality` 1 to 100, 4:2:0."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)

@@ -8,6 +8,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainables.common.errors import one_line
+
 # Only these decoders are allowed: a PostScript file named `photo.png` must not start an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 150_000_000  # larger images are refused: 150 megapixels take 450 MB when decoded
@@ -48,7 +50,7 @@ def reason(error: Exception) -> str:
         return f"not a {', '.join(FORMATS)} image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join((str(error) or type(error).__name__).split())
+    return one_line(error)
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -18,9 +18,11 @@ from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders
 from trainables.images.sources.parquet_images import list_parquet
+from trainables.settings.sources import SAMPLE
 
-SAMPLE = "sample"
-ACCEPTED = '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'
+ACCEPTED_SOURCES = (
+    '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'
+)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COUNTED = (*SUFFIXES, ".gif")  # a GIF is listed, so that it is reported when it is opened
 
@@ -104,12 +106,12 @@ def list_source(source: str) -> Listing:
     if source == SAMPLE:
         return _sample()
     if not source:
-        raise InputError.of("source", source, ACCEPTED)
+        raise InputError.of("source", source, ACCEPTED_SOURCES)
     place = locate(source)
     try:
         kind = place.kind()
         if kind == "nothing":
-            raise InputError(f"{place}: no such folder or file: give {ACCEPTED}")
+            raise InputError(f"{place}: no such folder or file: give {ACCEPTED_SOURCES}")
         if kind == "folder":
             return _folder(place)
         if place.name.lower().endswith(".txt"):
@@ -117,8 +119,8 @@ def list_source(source: str) -> Listing:
         if place.name.lower().endswith(".parquet"):
             return _parquet(place.parent, [place.name], np.array([place.stamp()]), f"{place}")
     except OSError as error:
-        raise InputError(f"{place}: cannot be read ({error.strerror}): give {ACCEPTED}") from error
-    raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED}")
+        raise InputError(f"{place}: cannot be read ({error.strerror}): give {ACCEPTED_SOURCES}") from error
+    raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED_SOURCES}")
 
 
 def _sample() -> Listing:

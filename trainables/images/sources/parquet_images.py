@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from trainables.common.errors import InputError
-from trainables.common.locations import Location, one_line
+from trainables.common.errors import InputError, one_line
+from trainables.common.locations import Location
 from trainables.images.sources.decode import read_size
 from trainables.images.sources.images import Images
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-COLUMNS = (("image",), ("input", "target"), ("captured", "original"))  # photographs; or degraded, target
+TABLE_COLUMNS = (("image",), ("input", "target"), ("captured", "original"))  # photographs; or degraded, target
 MAX_GROUP_BYTES = 2 * 2**30
 NO_IMAGE = "no image in this row"
 
@@ -108,8 +108,8 @@ def list_parquet(root: Location, names: Sequence[str], stamps: np.ndarray) -> tu
     """The rows of sorted files below `root`: their names, `<file>/<row>`, and one or two sides.
 
     Raises:
-        InputError: a file cannot be read, does not have the columns of `COLUMNS` or those of the first file, or has row
-            groups too large for memory; or there are no rows.
+        InputError: a file cannot be read, does not have the columns of `TABLE_COLUMNS` or those of the first file, or
+            has row groups too large for memory; or there are no rows.
     """
     with ThreadPoolExecutor(8) as pool:
         looked = list(pool.map(lambda name: _look(root.join(name)), names))
@@ -133,9 +133,9 @@ def _look(place: Location) -> tuple[tuple[str, ...], int]:
     """The columns with images, and the number of rows."""
     file = _opened(place)
     found = {field.name for field in file.schema_arrow if _holds_images(field.type)}
-    fitting = [columns for columns in COLUMNS if found.issuperset(columns)]
+    fitting = [columns for columns in TABLE_COLUMNS if found.issuperset(columns)]
     if len(fitting) != 1:
-        accepted = " or ".join(" with ".join(columns) for columns in COLUMNS)
+        accepted = " or ".join(" with ".join(columns) for columns in TABLE_COLUMNS)
         raise InputError(
             f"{place}: has the columns {', '.join(f'{field.name} ({field.type})' for field in file.schema_arrow)}: "
             f"give {accepted}, as binary or as struct of bytes and path"

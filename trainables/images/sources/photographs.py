@@ -19,9 +19,9 @@ from trainables.common.errors import InputError
 from trainables.images.sources import decode
 from trainables.images.sources.catalogue import Part, Split, usable_part
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import SAMPLE, Listing, list_source
+from trainables.images.sources.listing import Listing, list_source
 
-__all__ = ["SAMPLE", "MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
+__all__ = ["MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
 
 CACHE_BYTES = 256 * 2**20
 
@@ -138,7 +138,7 @@ def _bytes(pixels: list[np.ndarray]) -> int:
 
 
 def load_photographs(source: str, split: Split, min_size: int = 1) -> Photographs:
-    """The usable photographs of one split; see `trainables.images.sources.source.load_source`.
+    """The usable photographs of one split; see `trainables.images.sources.source.Source.of_split`.
 
     Args:
         min_size: smallest accepted shorter side of a photograph, in pixels.
@@ -157,7 +157,7 @@ def of_split(
     max_rejected: float = 1.0,
     cache: Path | None = None,
 ) -> Photographs:
-    """See `trainables.images.sources.source.load_source`."""
+    """See `trainables.images.sources.source.Source.of_split`."""
     if split not in ("train", "validation"):
         raise InputError.of("split", split, '"train" or "validation"')
     part: Part = usable_part(listing, split, min_size, scale, max_rejected, cache)

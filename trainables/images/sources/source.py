@@ -4,68 +4,85 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from trainables.common.locations import Location
 from trainables.images.sources import catalogue
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import SAMPLE, SAMPLE_FILES, list_source
+from trainables.images.sources.listing import SAMPLE_FILES, Listing, list_source
 from trainables.images.sources.photographs import Photographs, Split, of_split
+from trainables.settings import SAMPLE
 
 MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 
 
-def load_source(
-    source: str, split: Split, min_size: int, scale: int, max_rejected: float = 1.0, cache: Path | None = None
-) -> Photographs:
-    """The photographs of a split; with their targets if `source` holds pairs.
+class Source:
+    """An opened source. It is listed once.
 
-    About one photograph or pair in ten is used for validation, chosen by the hash of its name, so adding some does not
-    change the split of the others. If the hashes leave one split empty, the image closest to the limit moves to it.
-    Images are checked once for both splits. In a source of up to 200 images every image is decoded for that check; in
-    larger ones only the headers are read, and damaged pixels are found on access.
+    Later changes of its files are not noticed. Open it again to see them.
+    """
+
+    def __init__(self, listing: Listing, is_sample: bool = False) -> None:
+        self._listing, self._is_sample = listing, is_sample
+
+    @property
+    def paired(self) -> bool:
+        """Whether it holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case, or
+        Parquet files with such columns.
+        """
+        return self._listing.paired
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content of both splits: 64 hexadecimal digits. The first use reads the files.
+
+        The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by
+        name, size and modification time of their files: reading terabytes for a cache key would cost more than the
+        cache saves.
+        """
+        listing = self._listing
+        digest = hashlib.sha256(repr(SAMPLE_FILES).encode() if self._is_sample else b"")
+        for label, side in zip(("degraded/", "target/") if self.paired else ("",), listing.sides, strict=True):
+            for name, content in zip(side.file_names, _contents(side), strict=True):
+                digest.update(f"{label}{name}\0{content}\n".encode())
+        return digest.hexdigest()
+
+    def of_split(
+        self, split: Split, min_size: int = 1, scale: int = 1, max_rejected: float = 1.0, cache: Path | None = None
+    ) -> Photographs:
+        """The photographs of a split; with their targets if the source holds pairs.
+
+        About one photograph or pair in ten is used for validation, chosen by the hash of its name, so adding some does
+        not change the split of the others. If the hashes leave one split empty, the image closest to the limit moves to
+        it. Images are checked once for both splits. In a source of up to 200 images every image is decoded for that
+        check; in larger ones only the headers are read, and damaged pixels are found on access.
+
+        Args:
+            min_size: smallest accepted shorter side of a photograph or target, in pixels.
+            scale: target side / degraded side of pairs, exactly, after EXIF rotation.
+            max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and
+                names them.
+            cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal
+                it keeps the complete list of rejected images.
+
+        Raises:
+            InputError: the source cannot be reached or read; pairs with sizes that do not match; no usable image, too
+                few to split, none large enough, or too many rejected.
+        """
+        return of_split(self._listing, split, min_size, scale, max_rejected, cache)
+
+
+def open_source(source: str) -> Source:
+    """Lists a source.
 
     Args:
         source: see `list_source`.
-        min_size: smallest accepted shorter side of a photograph or target, in pixels.
-        scale: target side / degraded side of pairs, exactly, after EXIF rotation.
-        max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and names
-            them.
-        cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal it
-            keeps the complete list of rejected images.
 
     Raises:
-        InputError: the source cannot be found, reached or read; photographs without partner, or with a size that does
-            not fit the partner's; no usable image, too few to split, none large enough, or too many rejected.
+        InputError: the source cannot be found, reached or read; photographs without partner.
     """
-    return of_split(list_source(source), split, min_size, scale, max_rejected, cache)
-
-
-def is_paired(source: str) -> bool:
-    """Whether `source` holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case,
-    or Parquet files with such columns.
-
-    Raises:
-        InputError: as `list_source`.
-    """
-    return list_source(source).paired
-
-
-def source_fingerprint(source: str) -> str:
-    """Identifies the content of `source` (both splits): 64 hexadecimal digits.
-
-    The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by name,
-    size and modification time of their files: reading terabytes for a cache key would cost more than the cache saves.
-
-    Raises:
-        InputError: as `list_source`.
-    """
-    listing = list_source(source)
-    digest = hashlib.sha256(repr(SAMPLE_FILES).encode() if source == SAMPLE else b"")
-    for label, side in zip(("degraded/", "target/") if listing.paired else ("",), listing.sides, strict=True):
-        for name, content in zip(side.file_names, _contents(side), strict=True):
-            digest.update(f"{label}{name}\0{content}\n".encode())
-    return digest.hexdigest()
+    return Source(list_source(source), is_sample=source == SAMPLE)
 
 
 def _contents(side: Images) -> list[str]:

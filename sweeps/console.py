@@ -1,0 +1,80 @@
+"""`restoration-sweeps run|data|restore|export`: the command that `pip install` makes, one for all command lines."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.errors import InputError
+from trainables.common.flags import Flags
+from trainables.common.version import PROJECT
+
+DESCRIPTION = "Hyperparameter sweeps on Ray for diffusion-based image restoration."
+EPILOG = f"""\
+{PROJECT} COMMAND --help shows the flags of a command.
+To complete them in bash: eval "$({PROJECT} --print-completion bash)"
+{exit_statuses("some of the work could not be done")}
+"""
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: has `main(arguments, prog)`, which returns an exit status, and `parser(prog)`. Imported when needed.
+    """
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "run": Command("sweeps.command_line", "answer a question by training it many times; as python run_sweep.py"),
+    "data": Command("trainables.data.__main__", "make, show, check and delete prepared data"),
+    "restore": Command("trainables.restore", "restore pictures with a finished trial"),
+    "export": Command("trainables.export", "write a finished latent_diffusion in diffusers' layout"),
+}
+"""To add a subcommand: one line here."""
+
+
+def parser(prog: str = PROJECT) -> Flags:
+    """Of what stands before a command; the command's own flags are in its module."""
+    flags = command_flags(prog, DESCRIPTION, EPILOG)
+    flags.add_argument("--print-completion", choices=SHELLS, help="print the script that completes flags in this shell")
+    commands = flags.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in COMMANDS:
+        name = given[0]
+        status: int = _module(name).main(given[1:], f"{PROJECT} {name}")
+        return status
+    return run_command(parser(), given, _without_command, "nothing was done")
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(COMMANDS[name].module)
+
+
+def _without_command(flags: argparse.Namespace) -> int:
+    if not flags.print_completion:
+        raise InputError(f"COMMAND is missing; expected one of {', '.join(COMMANDS)}; see --help")
+    from sweeps.completion import completion_script
+
+    modules = {name: command.module for name, command in COMMANDS.items()}
+    print(completion_script(PROJECT, parser(), modules, flags.print_completion))
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

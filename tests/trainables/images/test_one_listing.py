@@ -1,0 +1,95 @@
+"""A source is listed once, however many parts of a plan and of a preparation need to know what is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sweeps.command_line import main
+from tests.helpers.buckets import endpoint, upload
+from tests.helpers.sweep import sets
+from trainables.common import locations
+from trainables.data.__main__ import main as data
+from trainables.images.sources.source import open_source
+
+__all__ = ["endpoint", "upload"]
+SMALL = sets(pairs__train_pairs=8, pairs__validation_pairs=2)
+
+
+def photographs(root: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        path = root / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (80, 96, 3), np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The folders below `tmp_path` that are listed, in order."""
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def noted(path: str = ".") -> object:
+        if str(path).startswith(str(tmp_path / "photographs")):
+            listed.append(os.path.relpath(path, tmp_path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    return listed
+
+
+FOLDERS = ["photographs", "photographs", "photographs/a", "photographs/b"]
+"""Once for the names of subfolders, which may be the sides of pairs; once for the images."""
+
+
+@pytest.mark.parametrize("space", ["sinsr_loss_ratios", "latent_or_pixel"])
+def test_a_plan_lists_a_folder_once(space: str, tmp_path: Path, looked: list[str]) -> None:
+    source = str(photographs(tmp_path / "photographs"))
+    flags = ["--space", space, "--data", source, "--perceptual", "none", "--results", str(tmp_path / "results")]
+    assert main([*flags, *SMALL, "--dry-run"]) == 0
+    assert sorted(looked) == FOLDERS
+
+
+def test_a_preparation_lists_a_folder_once(tmp_path: Path, looked: list[str]) -> None:
+    source = str(photographs(tmp_path / "photographs"))
+    line = ["prepare", "--method", "pix2pix", "--data", source, "--store", str(tmp_path / "store"), "--cpus", "1"]
+    assert data([*line, *SMALL]) == 0
+    assert sorted(looked) == FOLDERS
+
+
+def test_a_plan_asks_a_bucket_once(
+    tmp_path: Path, upload: Callable[[Path, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    kind = locations.Location.kind
+
+    def noted(place: locations.Location) -> object:
+        asked.append(str(place))
+        return kind(place)
+
+    monkeypatch.setattr(locations.Location, "kind", noted)
+    source = upload(photographs(tmp_path / "photographs"), "asked")
+    flags = ["--space", "sinsr_loss_ratios", "--data", source, "--perceptual", "none"]
+    assert main([*flags, "--results", str(tmp_path / "results"), *SMALL, "--dry-run"]) == 0
+    assert asked.count("s3://photographs/asked") == 1
+
+
+def test_an_opened_source_stays_what_it_was(tmp_path: Path) -> None:
+    """Also when photographs come while a sweep starts: what is prepared is what was fingerprinted."""
+    root = photographs(tmp_path)
+    source = open_source(str(root))
+    before = [source.of_split("train").names, source.of_split("validation").names]
+    fingerprint = source.fingerprint
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(root / "a" / "new.png")
+    assert [source.of_split("train").names, source.of_split("validation").names] == before
+    again = open_source(str(root))
+    assert source.fingerprint == fingerprint != again.fingerprint
+    names = again.of_split("train").names + again.of_split("validation").names
+    assert "a/new.png" in names and not source.paired
