@@ -35,7 +35,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def upload(endpoint: str) -> Callable[[Path, str], str]:
-    """`upload(folder or file, prefix)`: puts it into the bucket and returns its URI."""
+    """`upload(folder or file, prefix)`: copies it into the bucket and returns its URI."""
     client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
 
     def put(path: Path, prefix: str) -> str:

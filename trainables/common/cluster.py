@@ -38,7 +38,7 @@ def shipped_code(*kept: str) -> dict[str, Any]:
     Args:
         kept: folders that are not copied, such as results.
     """
-    if not is_checkout():  # whatever else is installed lies there too
+    if not is_checkout():  # ROOT then contains other packages too
         return {"py_modules": [str(ROOT / package) for package in _PACKAGES], "excludes": ["**/__pycache__"]}
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
     own = [str(folder.relative_to(ROOT)) for folder in folders if ROOT in folder.parents]

@@ -22,7 +22,7 @@ _MAX_DISK_SHARE = 0.95  # of the free space
 
 
 ROOT = Path(__file__).parents[2]
-"""The folder that our packages lie in: a checkout, or the site-packages of an environment."""
+"""The folder of our packages: a checkout, or the site-packages of an environment."""
 
 
 def is_checkout() -> bool:
