@@ -1,13 +1,13 @@
-"""What loading costs: training batches out of a prepared store, against making them online and against bare .npy files.
+"""Time to load training batches: from a prepared store, made online, and from plain .npy files.
 
 Three comparisons for the batches of a SinSR trial:
 
-- online: JPEG files of the sample's photographs are decoded, cropped, degraded and encoded by the shipped autoencoder
-  in a `DataLoader` with two workers. The teacher is left out, which an online SinSR step would need as well.
-- memmap: the same rows in the same order out of one `.npy` file a column, indexed and converted step by step.
+- online: a `DataLoader` with two workers decodes, crops and degrades JPEG files of the sample's photographs, and
+  encodes them with the shipped autoencoder. The teacher is left out; an online SinSR step would need it too.
+- memmap: the same rows in the same order from one `.npy` file per column, indexed and converted step by step.
 - memory: PSS of two processes that read one store to the end, against that of one.
 
-Rows of the stores are random numbers; their shapes are those that `plan` gives.
+Rows of the stores are random numbers in the shapes of real stores.
 
     python -m benchmarks.data_loading
     python -m benchmarks.data_loading --sizes 64 --batches 4 --online 0 --memory 0
@@ -55,7 +55,7 @@ WORKERS = 2
 
 
 def benchmark_settings(size: int, batch: int, rows: int, steps: int) -> TrialSettings:
-    """The preset `sample` with so many pairs of `size` pixels."""
+    """The preset `sample` with this many pairs of `size` pixels."""
     trial = preset("sample").trial
     changes = {
         "pairs.image_size": size,
@@ -69,14 +69,14 @@ def benchmark_settings(size: int, batch: int, rows: int, steps: int) -> TrialSet
 
 
 def make_stores(settings: TrialSettings, root: Path) -> list[Stage]:
-    """The training stores of a SinSR trial, full of random numbers."""
+    """The training stores of a SinSR trial, filled with random numbers."""
     rng = np.random.default_rng(0)
     stages = [stage for stage in needed_stages(settings, root, SinSR.columns(settings)) if stage.split == "train"]
     for stage in stages:
         shards = []
         for number in range(stage.shards):
             size = len(stage.rows_of(number))
-            # Whole bytes are drawn fastest; as latents they are whole numbers.
+            # Random bytes are drawn fastest; latents then are whole numbers.
             values = {name: rng.integers(0, 256, (size, *c.shape), np.uint8) for name, c in stage.columns.items()}
             file = encode_shard(stage.columns, values)
             stage.folder.write(shard_name(number), file)
@@ -93,14 +93,14 @@ def opened(stages: Sequence[Stage]) -> Prepared:
 
 
 class PlainBatches:
-    """What `TrainingBatches` gives, out of one .npy file a column."""
+    """The batches of `TrainingBatches`, read from one .npy file per column."""
 
     def __init__(self, prepared: Prepared, settings: TrialSettings, folder: Path) -> None:
         self.settings, self.rows, self.columns = settings, prepared.train_rows, {}
         for name in sorted(SinSR.columns(settings)):
             np.save(folder / f"{name}.npy", prepared.train(name)[name])
             self.columns[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-        # Only for the order of the rows.
+        # Used only for the order of the rows.
         self.order = TrainingBatches(prepared, settings, (), CPU)._order
 
     def __call__(self, step: int) -> dict[str, Tensor]:
@@ -119,9 +119,11 @@ Reader = Callable[[int], dict[str, Tensor]]
 
 
 def measure_readers(readers: Mapping[str, Reader], steps: int, turns: int) -> dict[str, list[Taken]]:
-    """Seconds a step by reader and turn; the CPU time is that of all threads. They go on where they were."""
+    """Seconds per step by reader and turn; CPU time is that of all threads. Each turn continues where the last one
+    ended.
+    """
     taken: dict[str, list[Taken]] = {name: [] for name in readers}
-    for turn in range(turns + 1):  # the first brings the files into memory
+    for turn in range(turns + 1):  # the first turn reads the files into memory
         for name, batches in readers.items():
             wall, cpu = time.perf_counter(), time.process_time()
             for step in range(turn * steps, (turn + 1) * steps):
@@ -132,7 +134,7 @@ def measure_readers(readers: Mapping[str, Reader], steps: int, turns: int) -> di
 
 
 class OnlinePairs(Dataset[dict[str, Tensor]]):
-    """Pairs made when they are asked for, from files."""
+    """Pairs made from files on access."""
 
     def __init__(self, files: Sequence[Path], settings: TrialSettings) -> None:
         self.files, self.settings = files, settings
@@ -158,7 +160,9 @@ class OnlinePairs(Dataset[dict[str, Tensor]]):
 
 
 def online_rate(settings: TrialSettings, folder: Path, pairs: int) -> float:
-    """Pairs a second of a `DataLoader`, from its second batch on; what its workers had ready by then counts for it."""
+    """Pairs per second of a `DataLoader` from its second batch on; batches that its workers prepared before count in
+    its favour.
+    """
     files = []
     for photograph in open_source("sample").of_split("train", settings.pairs.image_size, settings.pairs.scale):
         files.append(folder / f"{photograph.name}.jpg")
@@ -175,7 +179,7 @@ def online_rate(settings: TrialSettings, folder: Path, pairs: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """PSS of processes, bytes: of the store's mapped files, and of all else."""
+    """PSS of processes, in bytes: of the store's mapped files, and of everything else."""
 
     mapped: int
     rest: int
@@ -198,7 +202,7 @@ def footprint(pids: Sequence[int], root: Path) -> Footprint:
 
 
 def _read_to_the_end(prepared: Prepared, settings: TrialSettings, done: Connection) -> None:
-    """All columns in all of their draws, as a trial reads them; stays until it is told to go."""
+    """Reads all columns with all their draws, as a trial does; keeps them until it may end."""
     torch.set_num_threads(1)
     batches = TrainingBatches(prepared, settings, STAGE_OF.keys() - {"restored"}, CPU)
     for step in range(settings.training.max_steps):
@@ -208,7 +212,7 @@ def _read_to_the_end(prepared: Prepared, settings: TrialSettings, done: Connecti
 
 
 def memory_report(root: Path, gigabytes: float) -> str:
-    """PSS of one process that has read a store of that size, and of two."""
+    """PSS of one process that has read a store of this size, and of two."""
     size, batch = 256, 16
     one = benchmark_settings(size, batch, 16, 1)
     row = sum(s.bytes_per_row for s in needed_stages(one, root, SinSR.columns(one)) if s.split == "train")
@@ -239,7 +243,7 @@ def memory_report(root: Path, gigabytes: float) -> str:
 
 
 def row(size: int, batch: int, steps: int, turns: int, online: int) -> str:
-    """A line of the table: pairs a second of each way, and how the prepared store compares."""
+    """A line of the table: pairs per second of each reader, and the ratios to the prepared store."""
     rows = max(batch, min(20_000, 10**9 // (7 * size * size)))
     settings = benchmark_settings(size, batch, rows, (turns + 1) * steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -266,12 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(
         prog="python -m benchmarks.data_loading", description=(__doc__ or "").split("\n")[0]
     )
-    flags.add_argument("--sizes", type=int, nargs="*", default=[64, 256], metavar="PIXELS", help="of images (64 256)")
-    flags.add_argument("--batches", type=int, nargs="+", default=[4, 16], metavar="N", help="pairs a step (4 16)")
-    flags.add_argument("--steps", type=int, default=1000, metavar="N", help="steps in one turn (1000)")
+    flags.add_argument("--sizes", type=int, nargs="*", default=[64, 256], metavar="PIXELS", help="image sides (64 256)")
+    flags.add_argument("--batches", type=int, nargs="+", default=[4, 16], metavar="N", help="pairs per step (4 16)")
+    flags.add_argument("--steps", type=int, default=1000, metavar="N", help="steps per turn (1000)")
     flags.add_argument("--turns", type=int, default=5, metavar="N", help="counted turns of each reader (5)")
-    flags.add_argument("--online", type=int, default=64, metavar="PAIRS", help="made online; 0 leaves it out (64)")
-    flags.add_argument("--memory", type=float, default=4.0, metavar="GB", help="of its store; 0 leaves it out (4)")
+    flags.add_argument("--online", type=int, default=64, metavar="PAIRS", help="pairs to make online; 0 for none (64)")
+    flags.add_argument("--memory", type=float, default=4.0, metavar="GB", help="size of its store; 0 for none (4)")
     given = flags.parse_args(arguments)
     torch.set_num_threads(1)
     if given.sizes:

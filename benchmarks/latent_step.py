@@ -1,8 +1,8 @@
-"""What prepared latents save: a training step of `latent_diffusion` with them, against one that encodes by itself.
+"""The time that prepared latents save in a training step of `latent_diffusion`, against encoding in the step.
 
-The online step takes the same images from the same store, encodes target and upsampled degraded image, and goes on as
-the product does, to the same losses. Both sides are the product's own training loop, with equal networks, batches and
-optimisers, and take turns, step by step. The perceptual term, which decodes the estimate, costs both the same.
+The online step takes the same images from the same store, encodes target and upsampled degraded image, and then
+computes the same losses. Both use the product's own training loop, with equal networks, batches and optimisers, and
+take turns. The perceptual term, which decodes the estimate, costs both the same.
 
     python -m benchmarks.latent_step --sizes 64 256
     python -m benchmarks.latent_step --official-size --terms latent --sizes 64 256 --batch 1 --turns 3 --steps 1
@@ -36,7 +36,7 @@ from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, over
 from trainables.settings.presets import preset
 from trainables.training.loop import Trainer, World
 
-# Stable Diffusion 1's, where they are not diffusers' defaults.
+# Stable Diffusion 1's values that differ from diffusers' defaults.
 _SD_UNET = {"cross_attention_dim": 768}
 _SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -51,7 +51,7 @@ TERMS = ("latent", "perceptual")
 
 
 class EncodesImages(nn.Module):
-    """A trainer's losses on latents that it makes of a batch's images as `prepare` makes them of all images."""
+    """A trainer's losses on latents that it encodes from a batch's images, in the same way as `prepare`."""
 
     def __init__(self, losses: nn.Module, method: LatentDiffusion) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class EncodesImages(nn.Module):
 
 
 def save_official_size(folder: Path) -> str:
-    """A base of Stable Diffusion 1's size with random weights, which take as long as trained ones; 4 GB of disk."""
+    """A base of Stable Diffusion 1's size with random weights, which are as slow as trained ones; 4 GB of disk."""
     UNet2DConditionModel(**_SD_UNET).save_pretrained(folder / "unet")
     AutoencoderKL(**_SD_VAE).save_pretrained(folder / "vae")
     DDIMScheduler(**_SD_SCHEDULER).save_pretrained(folder / "scheduler")
@@ -77,7 +77,7 @@ def save_official_size(folder: Path) -> str:
 
 
 def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
-    """`latent_diffusion` of the preset `sample` on a few crops of its photographs, `size` pixels wide."""
+    """`latent_diffusion` of the preset `sample`, on a few crops of its photographs with sides of `size` pixels."""
     sample = preset("sample")
     changes: dict[str, object] = {
         "method": "latent_diffusion",
@@ -93,7 +93,7 @@ def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> Tr
 
 
 def make_trainers(settings: TrialSettings, store: Path, device: torch.device) -> dict[str, Trainer]:
-    """One trainer a mode, alike in everything but where their latents come from."""
+    """One trainer per mode; they differ only in the source of their latents."""
     columns = LatentDiffusion.columns(settings)
     prepared = prepare(settings, store, columns, device)
     trainers = {mode: Trainer(settings, prepared, ("val/psnr",), World(device=device)) for mode in MODES}
@@ -104,16 +104,16 @@ def make_trainers(settings: TrialSettings, store: Path, device: torch.device) ->
 
 
 def measure(trainers: Mapping[str, Trainer], turns: int, steps: int) -> dict[str, list[Taken]]:
-    """Seconds a step by trainer and turn, from loading the batch to updating the averaged weights.
+    """Seconds per step by trainer and turn, from loading the batch to updating the averaged weights.
 
     Args:
-        steps: in one turn. At its end the loop looks at losses and weights, which in a sweep it does once a report.
+        steps: per turn. At the end of a turn the loop checks losses and weights; in a sweep it does so once per report.
     """
     taken: dict[str, list[Taken]] = {name: [] for name in trainers}
     for turn in range(WARM_UP + turns):
         for name, trainer in trainers.items():
             cpu = time.process_time()
-            wall = trainer.train_until(trainer.step + steps)  # reads the losses in the end, so a GPU has finished too
+            wall = trainer.train_until(trainer.step + steps)  # ends with reading the losses, so a GPU has finished too
             if turn >= WARM_UP:
                 taken[name].append(Taken(wall / steps, (time.process_time() - cpu) / steps))
     return taken
@@ -124,8 +124,9 @@ def medians(taken: Sequence[Taken]) -> Taken:
 
 
 def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, steps: int) -> str:
-    """A line of the table: the terms that are on, CPU milliseconds a step by mode, and how many prepared steps fit into
-    an online one."""
+    """A line of the table: the terms, CPU milliseconds per step by mode, and how many prepared steps take as long as an
+    online one.
+    """
     trainers = make_trainers(settings, store, device)
     taken = measure(trainers, turns, steps)
     terms = " + ".join(tag.removeprefix("loss/") for tag in trainers["prepared"].log.means() if tag.startswith("loss/"))
@@ -143,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base_of = flags.add_mutually_exclusive_group()
     base_of.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
     base_of.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
-    flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="with the perceptual term or without")
-    flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="of images (64 256)")
-    flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs a step (4)")
+    flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="with or without the perceptual term")
+    flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="image sides (64 256)")
+    flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs per step (4)")
     flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each mode (7)")
-    flags.add_argument("--steps", type=int, default=4, metavar="N", help="steps in one turn (4)")
+    flags.add_argument("--steps", type=int, default=4, metavar="N", help="steps per turn (4)")
     flags.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads, a worker's share (1)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = flags.parse_args(arguments)

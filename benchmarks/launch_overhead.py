@@ -1,8 +1,8 @@
-"""What starting a trial costs: in the trial's own process as our sweeps do, against Ray's documented pattern.
+"""The time to start a trial: in the trial's own process as our sweeps do, and with Ray's documented pattern.
 
-Documented: a Tune function builds a `TorchTrainer` with one worker and fits it. Both run here on the same local Ray,
-with the same training function, one trial at a time. The documented pattern is given what helps it: its drivers take
-no CPU, Train's controller polls ten times as often as by default, and driver processes are reused.
+Documented: a Tune function builds a `TorchTrainer` with one worker and fits it. Both run on the same local Ray, with
+the same training function, one trial at a time. The documented pattern gets favourable conditions: its drivers take no
+CPU, Train's controller polls ten times as often as by default, and driver processes are reused.
 
     python -m benchmarks.launch_overhead --trials 4
 """
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.update(  # read by Ray when it is imported or started
+os.environ.update(  # Ray reads these when it is imported or started
     RAY_TRAIN_V2_ENABLED="1",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_AIR_NEW_OUTPUT="0",
@@ -64,7 +64,7 @@ def ours(work: Work, folder: str) -> None:
 
 
 def documented(work: Work, folder: str) -> None:
-    """A Train run of one worker, driven from a Tune function."""
+    """A Train run with one worker, started from a Tune function."""
     begun = time.time()
 
     def train_function() -> None:
@@ -89,12 +89,14 @@ LAUNCHERS: dict[str, tuple[Launcher, tune.PlacementGroupFactory]] = {
 
 
 def nothing() -> None:
-    """A training function that is done at once: what remains is the launch."""
+    """A training function that returns at once, so that only the launch is measured."""
 
 
 def first_step(store: Path) -> Work:
     """A training function that builds a SinSR trial of the sample preset from the shipped weights and takes one step.
-    What it reads is prepared here and now, as a sweep does before its first trial."""
+
+    Its data are prepared before, as a sweep does before its first trial.
+    """
     settings: TrialSettings = override(
         preset("sample").trial, {"pairs.train_pairs": 8, "pairs.validation_pairs": 1, "sinsr.draws": 1}
     )
@@ -112,7 +114,7 @@ def first_step(store: Path) -> Work:
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """A Ray of our own on this machine. With the dashboard, through which Train frees its placement groups."""
+    """A local Ray, with the dashboard, because Train frees its placement groups through it."""
     ray.init(
         address="local",
         include_dashboard=True,
@@ -130,7 +132,7 @@ def local_ray() -> Iterator[None]:
 
 
 def run_trials(name: str, work: Work, trials: int, folder: str) -> tuple[list[dict[str, Any]], float]:
-    """Each trial's report in the order of their start, and the seconds that all of them took."""
+    """Each trial's report, in the order of their start, and the total seconds of all trials."""
     launcher, resources = LAUNCHERS[name]
     started = time.monotonic()
     results = tune.Tuner(
@@ -165,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags.add_argument("--train", nargs="+", default=["nothing", "sinsr"], choices=("nothing", "sinsr"), help="(both)")
     given = flags.parse_args(arguments)
     if given.trials < 2:
-        flags.error(f"--trials {given.trials}: expected 2 or more, a first and a later one")
+        flags.error(f"--trials {given.trials}: expected 2 or more, a first one and a later one")
     with tempfile.TemporaryDirectory() as folder:
         works: dict[str, Work] = {"nothing": nothing}
         if "sinsr" in given.train:

@@ -1,7 +1,7 @@
-"""What preparation takes: how busy it keeps the cores, and its memory for few and for many photographs.
+"""The cost of a preparation: how busy it keeps the cores, and its memory for few and for many photographs.
 
-Each size is one run of `python -m trainables.data prepare` on its own Ray, watched from outside: the processor time and
-the proportional memory (PSS, shared pages counted once) of all its processes. Photographs are crops of those in
+Each size is one run of `python -m trainables.data prepare` on its own Ray, observed from outside: the processor time
+and the proportional memory (PSS, shared pages counted once) of all its processes. Photographs are crops of those in
 scikit-image's wheel, written as JPEG; every one gives one pair.
 """
 
@@ -30,7 +30,7 @@ _SIDE = (384, 512)  # height and width of a photograph
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds are by the clock. `busy`: cores at work between the first pairs and the last. `peak`: bytes."""
+    """Seconds of wall time. `busy`: mean number of busy cores between the first pairs and the last. `peak`: bytes."""
 
     seconds: float
     making: float
@@ -39,7 +39,7 @@ class Taken:
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """JPEGs `000000.jpg`, ...: crops at random places of the sample."""
+    """JPEGs `000000.jpg`, ...: crops at random positions of the sample."""
     rng = np.random.default_rng(0)
     sources = [photograph for photograph in load_photographs("sample", "train") if isinstance(photograph, Photograph)]
     folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
         looks = 0
         while process.poll() is None:
             processes = _tree(process.pid)
-            if looks % 5 == 0:  # reading how a gigabyte is mapped takes a core for a moment
+            if looks % 5 == 0:  # reading the mappings of a gigabyte keeps a core busy for a moment
                 peak = max(peak, sum(_pss(pid) for pid in processes))
             looks += 1
             used |= {pid: seconds for pid in processes if (seconds := _cpu_seconds(pid)) is not None}
@@ -103,8 +103,8 @@ def _pss(pid: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     flags.add_argument("--images", type=int, nargs="+", default=[500, 5000])
-    flags.add_argument("--method", default="sinsr", help="whose stores are made")
-    flags.add_argument("--draws", type=int, default=1, help="of the teacher, a pair, for sinsr")
+    flags.add_argument("--method", default="sinsr", help="method whose stores are made (sinsr)")
+    flags.add_argument("--draws", type=int, default=1, help="the teacher's draws per pair, for sinsr (1)")
     chosen = flags.parse_args(arguments)
     cores = len(os.sched_getaffinity(0))
     drawn = f", {chosen.draws} draw(s)" if chosen.method == "sinsr" else ""

@@ -1,8 +1,8 @@
-"""What prepared targets save: SinSR's training step with them, against the online step.
+"""The time that prepared targets save in SinSR's training step, against the online step.
 
-The online step encodes both images and runs the teacher's whole sampler every time, as the official code does. Both
-are the product's own training loop, with equal network, batch, image size and optimiser; they take turns, step by
-step, so that whatever else the machine does meets both alike.
+The online step encodes both images and runs the teacher's whole sampler every time, as the official code does. Both use
+the product's own training loop, with equal network, batch, image size and optimiser. They take turns, step by step, so
+that other load on the machine affects both equally.
 
     python -m benchmarks.sinsr_step --batch 4 --size 64
 """
@@ -30,17 +30,17 @@ from trainables.settings.presets import PRESETS, preset
 from trainables.training.loop import Trainer, World
 
 MODES = ("online", "prepared")
-WARM_UP = 2  # turns that are not counted: allocations, threads, first touch of the store
+WARM_UP = 2  # uncounted turns: allocations, threads, first read of the store
 
 
 def benchmark_settings(name: str, batch: int, size: int, folder: Path) -> TrialSettings:
-    """The preset at this batch and image size, on a few crops of the sample photographs, with fresh weights.
+    """The preset at this batch and image size, on a few crops of the sample photographs, with random weights.
 
-    A step takes as long with fresh weights as with trained ones, and they exist for every size.
+    A step takes as long with random weights as with trained ones, and random weights exist for every size.
 
     Args:
         batch, size: 0 for the preset's; `size` in pixels.
-        folder: where the fresh weights are written.
+        folder: where the random weights are written.
     """
     trial = preset(name).trial
     batch, size = batch or trial.training.batch_size, size or trial.pairs.image_size
@@ -67,7 +67,7 @@ def benchmark_settings(name: str, batch: int, size: int, folder: Path) -> TrialS
 
 
 def make_trainers(settings: TrialSettings, store: Path, device: torch.device) -> dict[str, Trainer]:
-    """One trainer a mode, alike in everything else."""
+    """One trainer per mode; they differ in nothing else."""
     prepared = prepare(settings, store, SinSR.columns(settings), device)
     return {
         mode: Trainer(override(settings, {"sinsr.teaching": mode}), prepared, ("val/psnr",), World(device=device))
@@ -76,7 +76,7 @@ def make_trainers(settings: TrialSettings, store: Path, device: torch.device) ->
 
 
 class Taken(NamedTuple):
-    """Seconds of one optimiser step: by the clock, and of CPU time, which a busy machine disturbs less."""
+    """Seconds of one optimiser step: wall time, and CPU time, which other load on the machine changes less."""
 
     wall: float
     cpu: float
@@ -88,14 +88,14 @@ def measure(trainers: Mapping[str, Trainer], repetitions: int) -> dict[str, list
     for turn in range(WARM_UP + repetitions):
         for mode, trainer in trainers.items():
             cpu = time.process_time()
-            wall = trainer.train_until(trainer.step + 1)  # reads the losses in the end, so a GPU has finished too
+            wall = trainer.train_until(trainer.step + 1)  # ends with reading the losses, so a GPU has finished too
             if turn >= WARM_UP:
                 steps[mode].append(Taken(wall, time.process_time() - cpu))
     return steps
 
 
 def table(steps: Mapping[str, Sequence[Taken]]) -> str:
-    """Milliseconds a step by mode, and how many prepared steps fit into an online one."""
+    """Milliseconds per step by mode, and how many prepared steps take as long as an online one."""
     lines = [f"{'ms a step':10}{'median':>10}{'fastest':>10}{'slowest':>10}{'CPU time':>10}"]
     medians = {}
     for mode, taken in steps.items():
@@ -111,7 +111,7 @@ def table(steps: Mapping[str, Sequence[Taken]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.sinsr_step", description=(__doc__ or "").split("\n")[0])
     flags.add_argument("--preset", default="sample", choices=PRESETS, help="sizes of networks (sample)")
-    flags.add_argument("--batch", type=int, default=0, metavar="N", help="pairs a step (the preset's)")
+    flags.add_argument("--batch", type=int, default=0, metavar="N", help="pairs per step (the preset's)")
     flags.add_argument("--size", type=int, default=0, metavar="PIXELS", help="side of the images (the preset's)")
     flags.add_argument("--repetitions", type=int, default=15, metavar="N", help="counted steps of each mode (15)")
     flags.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads, a worker's share (1)")

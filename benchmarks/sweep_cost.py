@@ -1,7 +1,7 @@
-"""What a sweep cost: how its time was spent, and how much memory it needed.
+"""The cost of a sweep: how it spent its time, and how much memory it needed.
 
-The first line below reads the folder of a finished run; the second runs a command and follows the memory of all
-processes that come from it.
+The first command below reads the folder of a finished run. The second runs a command and measures the memory of all
+processes that it starts.
 
     python -m benchmarks.sweep_cost results/sinsr_loss_ratios/20261121-093000
     python -m benchmarks.sweep_cost --measure -- python run_sweep.py --space sinsr_loss_ratios
@@ -35,11 +35,11 @@ _TRIAL = re.compile(r"(t\d+) (starts|continues|finished|stopped|failed|interrupt
 
 @dataclass
 class Timeline:
-    """What sweep.log says about time, in seconds since its first line.
+    """Times from sweep.log, in seconds since its first line.
 
     Attributes:
-        first_trial, last_trial: the start of the first and the end of the last.
-        concurrent: the most trials that ran at once.
+        first_trial, last_trial: the start of the first and the end of the last trial.
+        concurrent: the largest number of trials that ran at once.
     """
 
     end: float = 0.0
@@ -49,7 +49,7 @@ class Timeline:
 
 
 def read_timeline(log: Path) -> Timeline:
-    """Follows the trials through the log, whose lines carry the time of day; midnight is where it jumps back."""
+    """Reads the trials from the log. Its lines have the time of day; where it jumps back, a day has passed."""
     timeline, running, days, last, first = Timeline(), set[str](), 0, 0.0, None
     for line in log.read_text().splitlines():
         if (stamped := _TIME.match(line)) is None:
@@ -75,7 +75,7 @@ def time_report(run: Path) -> str:
     """How a finished run spent its time.
 
     Raises:
-        InputError: not the folder of a run, or one in which no trial has ended.
+        InputError: not the folder of a run, or a run in which no trial has ended.
     """
     if not (run / RUN_SETTINGS).exists() or not (run / LOG).exists():
         raise InputError(f"{run}: not the folder of a run; expected one with {RUN_SETTINGS} and {LOG}")
@@ -103,32 +103,33 @@ def time_report(run: Path) -> str:
 
 
 Memory = Mapping[str, Sequence[int]]
-"""What processes are called -> bytes of each."""
+"""Name of processes -> bytes of each."""
 
 
 class ProcessTree:
-    """A process and all that came from it.
+    """A process and all its descendants.
 
-    Ray's daemons live in sessions of their own, so ancestry is what counts; a process stays a member when its parent
-    dies, because it was seen before.
+    Ray's daemons have sessions of their own, so membership follows ancestry. A process stays a member when its parent
+    ends, because it was seen before.
     """
 
     def __init__(self, root: psutil.Process) -> None:
         self._members = {root}
 
     def memory(self) -> Memory:
-        """PSS, which divides shared pages among those who share them, so that a sum counts each page once; or USS,
-        which leaves shared pages out, where the system has no PSS."""
+        """PSS, which divides shared pages among their users, so that a sum counts each page once. Systems without PSS
+        give USS, which ignores shared pages.
+        """
         parts: dict[str, list[int]] = defaultdict(list)
         for process in self._living():
-            with suppress(psutil.Error):  # it may have just ended
+            with suppress(psutil.Error):  # it may have ended meanwhile
                 memory = process.memory_full_info()
                 parts[_label(process)].append(getattr(memory, "pss", memory.uss))
         return parts
 
     def _living(self) -> set[psutil.Process]:
         everything = list(psutil.process_iter(["ppid"]))
-        self._members &= set(everything)  # equal if identifier and time of creation are
+        self._members &= set(everything)  # processes are equal if id and creation time are
         ids = {process.pid for process in self._members}
         while new := [process for process in everything if process.info["ppid"] in ids and process.pid not in ids]:
             self._members.update(new)
@@ -137,7 +138,7 @@ class ProcessTree:
 
 
 def _label(process: psutil.Process) -> str:
-    """What a person would call it: `ray::trial.train`, the script that Python runs, or the program."""
+    """A readable name: `ray::trial.train`, the script that Python runs, or the program."""
     words = process.cmdline() or [process.name()]
     if words[0].startswith("ray::"):
         return words[0].split("(")[0]
@@ -146,10 +147,10 @@ def _label(process: psutil.Process) -> str:
 
 
 def measure(command: Sequence[str], every: float) -> tuple[int, Memory, float]:
-    """Runs a command; returns its exit status, its memory where that was largest, and the seconds it took."""
+    """Runs a command; returns its exit status, its memory at the peak, and the seconds it took."""
     started = time.monotonic()
     child = subprocess.Popen(command)
-    # Ctrl-C is for the command, which is in the same foreground group; its peak is still reported.
+    # Ctrl-C ends the command, which is in the same foreground group; its peak is still reported.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     tree = ProcessTree(psutil.Process(child.pid))
     peak = tree.memory()
@@ -180,8 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").split("\n")[0],
     )
     flags.add_argument("run", nargs="?", type=Path, help="the folder of a finished run")
-    flags.add_argument("--measure", action="store_true", help="run a command and follow its memory")
-    flags.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks at memory (1)")
+    flags.add_argument("--measure", action="store_true", help="run a command and measure its memory")
+    flags.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="interval of measurements (1)")
     given = flags.parse_args(own)
     if given.measure != bool(command) or given.measure == bool(given.run):
         flags.error("expected either the folder of a run, or --measure -- COMMAND")

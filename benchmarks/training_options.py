@@ -1,7 +1,7 @@
-"""What the options of the training loop that promise speed or memory do to a step, method by method.
+"""The effect of the training loop's options for speed or memory on a step, method by method.
 
-Time: trainers that differ in one option alone take turns in one process. Memory: each in a process of its own, the most
-it holds in two steps above what it held when it was set up; of larger images, so that activations outweigh the rest.
+Time: trainers that differ in one option take turns in one process. Memory: each trainer runs in its own process;
+measured is the largest use in two steps above that after its set-up, with larger images, so that activations dominate.
 
     python -m benchmarks.training_options --methods latent_diffusion pix2pix
 """
@@ -35,11 +35,11 @@ OPTIONS: dict[str, dict[str, object]] = {
     "channels_last": {"training.channels_last": True},
     "compile": {"training.compile": True},
 }
-MEMORY_STEPS = 2  # the second one holds Adam's averages from its start
+MEMORY_STEPS = 2  # Adam's averages exist from the start of the second
 
 
 def benchmark_settings(method: str, batch: int, size: int, perceptual: float | None) -> TrialSettings:
-    """A method of the preset `sample` on a few crops of its photographs, `size` pixels wide.
+    """A method of the preset `sample`, on a few crops of its photographs with sides of `size` pixels.
 
     Args:
         perceptual: weight of that term; None for the preset's.
@@ -51,7 +51,7 @@ def benchmark_settings(method: str, batch: int, size: int, perceptual: float | N
         "pairs.image_size": size,
         "pairs.train_pairs": 2 * batch,
         "pairs.validation_pairs": 1,
-        "perceptual.every": 1,  # steps that are alike can be compared
+        "perceptual.every": 1,  # equal steps can be compared
         "training.batch_size": batch,
         **({} if perceptual is None else {"perceptual.weight": perceptual}),
     }
@@ -59,7 +59,7 @@ def benchmark_settings(method: str, batch: int, size: int, perceptual: float | N
 
 
 def options_of(settings: TrialSettings, asked: Sequence[str]) -> list[str]:
-    """The default, which the others are compared with, and what was asked for and the method reads."""
+    """The default, with which the others are compared, and the requested options that the method reads."""
     read = [option for option in asked if not any(reason_unread(name, settings) for name in OPTIONS[option])]
     return list(dict.fromkeys(["default", *read]))
 
@@ -67,14 +67,14 @@ def options_of(settings: TrialSettings, asked: Sequence[str]) -> list[str]:
 def make_trainers(
     settings: TrialSettings, options: Sequence[str], store: Path, device: torch.device
 ) -> tuple[dict[str, Trainer], dict[str, str]]:
-    """A trainer for each option that survives its first step, and for the others why not."""
+    """A trainer for each option that survives its first step, and the error of each other option."""
     prepared = prepare(settings, store, method_class(settings.method).columns(settings), device)
     trainers, failures = {}, {}
     for option in options:
         trainer = Trainer(override(settings, OPTIONS[option]), prepared, ("val/psnr",), World(device=device))
         try:
             trainer.train_until(1)
-        except Exception as error:  # the compiler's, above all
+        except Exception as error:  # mostly from the compiler
             failures[option] = next(iter(str(error).splitlines()), type(error).__name__)
         else:
             trainers[option] = trainer
@@ -82,7 +82,7 @@ def make_trainers(
 
 
 def peak_memory(settings: TrialSettings, prepared: Prepared, device: str, threads: int) -> int:
-    """Bytes that training holds at most above what its set-up holds: of the process, or of the GPU.
+    """Largest memory in training above that after set-up, in bytes: of the process, or of the GPU.
 
     The peak of a process is Linux's `VmHWM`, reset after set-up: `ru_maxrss` would start from the parent's.
     """
@@ -108,7 +108,7 @@ def _resident_peak() -> int:
 def peak_memories(
     settings: TrialSettings, options: Sequence[str], store: Path, device: str, threads: int
 ) -> dict[str, int]:
-    """Bytes by option, each from a fresh process. Not of compiled networks: the compiler works in the same process."""
+    """Bytes by option, each from a new process. Without compiled networks: the compiler works in the same process."""
     prepared = prepare(settings, store, method_class(settings.method).columns(settings), device)
     peaks = {}
     for option in options:
@@ -122,7 +122,7 @@ def peak_memories(
 def table(
     options: Sequence[str], times: Mapping[str, Taken], peaks: Mapping[str, int], failures: Mapping[str, str]
 ) -> str:
-    """A row an option: median times of a step and peak memory, each with its ratio to the default's."""
+    """One row per option: median times of a step and peak memory, each with its ratio to the default's."""
     columns = ("CPU ms", "ratio", "wall ms", "ratio", "peak MB", "ratio")
     lines = [f"{'':24}" + "".join(f"{name:>9}" for name in columns)]
     for option in options:
@@ -143,12 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     flags.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="(all)")
     flags.add_argument("--options", nargs="+", choices=OPTIONS, default=tuple(OPTIONS), help="(all)")
-    flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs a step (4)")
-    flags.add_argument("--size", type=int, default=64, metavar="PIXELS", help="of images, for time (64)")
-    flags.add_argument("--memory-size", type=int, default=256, metavar="PIXELS", help="of images, for memory (256)")
-    flags.add_argument("--perceptual", type=float, metavar="WEIGHT", help="weight of that term (the preset's)")
+    flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs per step (4)")
+    flags.add_argument("--size", type=int, default=64, metavar="PIXELS", help="image sides, for time (64)")
+    flags.add_argument("--memory-size", type=int, default=256, metavar="PIXELS", help="image sides, for memory (256)")
+    flags.add_argument("--perceptual", type=float, metavar="WEIGHT", help="weight of that loss term (the preset's)")
     flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each option (7)")
-    flags.add_argument("--steps", type=int, default=4, metavar="N", help="steps in one turn (4)")
+    flags.add_argument("--steps", type=int, default=4, metavar="N", help="steps per turn (4)")
     flags.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads, a worker's share (1)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = flags.parse_args(arguments)

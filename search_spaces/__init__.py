@@ -1,4 +1,4 @@
-"""The questions, one file each: a module that defines `SPACE`. Adding a question is adding one file."""
+"""The questions, one file each: a module that defines `SPACE`. To add a question, add one file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> SearchSpace:
-    """The space of that name.
+    """The space with this name.
 
     Raises:
-        KeyError: there is none; the message lists those there are.
+        KeyError: there is none; the message lists the existing names.
     """
     if name not in names():
         raise KeyError(f"there is no space {name!r}; the spaces are: {', '.join(names())}")

@@ -1,7 +1,7 @@
-"""Does diffusion beat Pix2Pix at restoring photographs at all, and with which training?
+"""Does diffusion restore photographs better than Pix2Pix, and with which training?
 
-All training knobs together, with the method itself among them. Pix2Pix is the baseline. The criteria are those a team
-set itself for photographs of prints, where its Pix2Pix reached 26.65 dB.
+Searches the method and all training settings together. Pix2Pix is the baseline. The criteria are those of a team for
+photographs of prints, where its Pix2Pix reached 26.65 dB.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SPACE = SearchSpace(
             {"diffusion.prediction_type": ("sample", "v_prediction")}, Choice((False, True))
         ),
         "conv_in.init": When(LATENT, Choice(("zeros", "duplicate"))),
-        "conv_in.frozen": When({"conv_in.init": ("duplicate",)}, Choice((False, True))),  # frozen zeros are blind
+        "conv_in.frozen": When({"conv_in.init": ("duplicate",)}, Choice((False, True))),  # frozen zeros see no input
         "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
         "lora.targets": When(LATENT, Choice((ATTENTION, CONVOLUTIONS))),
     },
@@ -53,7 +53,7 @@ SPACE = SearchSpace(
         _diffusion(
             "latent diffusion",
             "latent_diffusion",
-            diffusion__prediction_type="epsilon",  # from half of the timesteps on, see prediction_type
+            diffusion__prediction_type="epsilon",  # starts at half of the timesteps, see prediction_type
             conv_in__init="duplicate",
             conv_in__frozen=False,
             lora__rank=16,

@@ -1,8 +1,9 @@
 """How heavily should the adversarial term weigh when CCSR's decoder is trained?
 
-The second stage of CCSR: a decoder that adds, to latents sampled in the middle of the chain only, the detail that the
-rest would have. 0 trains it by L1 and perceptual distance alone. The first stage is a finished `latent_diffusion`,
-`--set first_stage.weights=RUN/best`; what comes out is what `ccsr_truncation` sweeps: `--checkpoint RUN/best`.
+This is the second stage of CCSR: latents are sampled in the middle of the chain only, and the decoder adds the detail
+of the remaining steps. With weight 0 it trains with L1 and perceptual distance alone. The first stage is a finished
+`latent_diffusion`: `--set first_stage.weights=RUN/best`. `ccsr_truncation` searches on the result: `--checkpoint
+RUN/best`.
 """
 
 from __future__ import annotations

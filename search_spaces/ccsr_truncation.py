@@ -1,7 +1,7 @@
 """Between which timesteps should CCSR sample, before its decoder takes over?
 
-Fewer steps in the middle of the chain cost less and leave less to chance: besides the metrics, trials report how far
-restorations of one image from different noise fall apart. Swept on a finished model; nothing trains.
+Fewer steps in the middle of the chain cost less and depend less on the noise. Besides the metrics, trials report how
+much restorations of one image from different noise differ. Needs a finished model; nothing is trained.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How heavily should the adversarial term weigh when StableSR's feature wrapping is trained?
 
-Only the wrapping trains, on latents that a finished `latent_diffusion` restores: `--set first_stage.weights=RUN/best`.
-0 trains it by L1 and perceptual distance alone. What comes out is what `cfw_strength` sweeps: `--checkpoint RUN/best`.
+Only the wrapping is trained, on latents restored by a finished `latent_diffusion`: `--set
+first_stage.weights=RUN/best`. With weight 0 it trains with L1 and perceptual distance alone. `cfw_strength` searches on
+the result: `--checkpoint RUN/best`.
 """
 
 from __future__ import annotations

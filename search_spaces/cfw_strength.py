@@ -1,6 +1,6 @@
-"""How much of the encoder's features should StableSR's wrapping let into the decoder?
+"""How strongly should StableSR's wrapping add the encoder's features to the decoder?
 
-0 is the autoencoder's own decoder, 1 what the wrapping was trained at. Swept on a finished model; nothing trains.
+0 is the autoencoder's own decoder, 1 the strength of training. Needs a finished model; nothing is trained.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Should the degraded image enter by concatenation, as in Marigold, or through a ControlNet?
 
-Both predict what the base does, over the lower half of the timesteps. What trains still differs, as it does in
-practice: LoRA and the first convolution there, a copy of the base's encoder here.
+Both predict the same as the base, over the lower half of the timesteps. The trained parameters differ, as they do in
+practice: LoRA and the first convolution for concatenation, a copy of the base's encoder for ControlNet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How much of the autoencoder's faithful reconstruction should be blended into what diffusion made?
+"""How much of the autoencoder's faithful reconstruction should be blended into the diffusion's output?
 
-0 is diffusion alone, 1 the degraded image through the autoencoder. Swept on a finished model; nothing trains.
+0 is diffusion alone, 1 the degraded image through the autoencoder. Needs a finished model; nothing is trained.
 """
 
 from __future__ import annotations

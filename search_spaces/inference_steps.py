@@ -1,4 +1,4 @@
-"""How many sampling steps are enough, and at which timesteps? Swept on a finished model; nothing trains."""
+"""How many sampling steps are enough, and at which timesteps? Needs a finished model; nothing is trained."""
 
 from __future__ import annotations
 

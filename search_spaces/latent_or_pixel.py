@@ -1,7 +1,7 @@
-"""Is the autoencoder what keeps diffusion from restoring fine detail?
+"""Does the autoencoder keep diffusion from restoring fine detail?
 
 A latent method can at best be as good as its autoencoder's reconstruction, the control `autoencoder`. Diffusion on
-pixels has no such ceiling, no pretrained base either, and every step costs more.
+pixels has no such limit, but no pretrained base either, and every step costs more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How should the base be adapted: which layers, at which rank, or as a whole?
 
-`lora.scale` stays what it is, so that a rank changes what an update can be and not how large it is.
+`lora.scale` is constant, so that the rank does not change the size of an update.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Should training leave out the heavy noise?
+"""Should training leave out the highest noise levels?
 
-Restoring is a small change, so timesteps near pure noise may waste capacity. Training below `diffusion.max_timestep`
-means sampling starts there too, from the degraded image's latent under the noise of that timestep.
+Restoration is a small change, so timesteps near pure noise may waste capacity. With training below
+`diffusion.max_timestep`, sampling starts there too, from the degraded image's latent with the noise of that timestep.
 
-The network predicts what its base does, as the question was raised: where it predicts the noise, the heaviest timesteps
-are those whose estimate of x_0 is worst. `--set diffusion.prediction_type=sample` asks for x_0.
+The network predicts the same as its base. For a base that predicts the noise, the estimate of x_0 is worst at the
+highest timesteps. `--set diffusion.prediction_type=sample` asks the same question for x_0.
 """
 
 from __future__ import annotations

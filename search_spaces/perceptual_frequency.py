@@ -1,8 +1,8 @@
 """How often should the perceptual loss be computed, and how much should it weigh?
 
-On every fourth step it guides a quarter of the updates and costs a quarter; on every step it decodes the estimate of
-x_0 and passes through the autoencoder and the perceptual network each time. The seconds of a step stand in the
-leaderboard beside the metrics, since they are what the frequency is traded against.
+In every fourth step it guides a quarter of the updates, at a quarter of the cost. Each time, it decodes the estimate of
+x_0 and passes through the autoencoder and the perceptual network. The leaderboard shows the seconds per step next to
+the metrics, because a higher frequency costs time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Should the network predict the noise, the image or the velocity?
 
-The base predicts noise; fine-tuning may turn it towards another target. With `sample` the loss is the L1 distance of
-the output to x_0 and the perceptual term alone: a noise term would be the same distance once more. For `epsilon` the
-L1 distance is the noise's error times up to fifteen at the heaviest noise, and sampling starts where the schedule would
-still have a trace of signal; points without that term, below half of the timesteps and with zero terminal SNR tell
-these apart from what is predicted.
+The base predicts noise; fine-tuning can change that. With `sample` the loss is only the L1 distance of the output to
+x_0 and the perceptual term: a noise term would repeat that distance. With `epsilon` the L1 distance is the noise's
+error times up to fifteen at the highest noise, and sampling starts where the schedule still has a little signal. Points
+without that term, below half of the timesteps and with zero terminal SNR separate these effects from the prediction
+type.
 """
 
 from __future__ import annotations

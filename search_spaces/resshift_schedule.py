@@ -1,6 +1,6 @@
 """With which noise should ResShift shift the residual?
 
-`kappa` scales the noise, `power` bends the schedule (below 1 it shifts early), `min_noise_level` is where it begins.
+`kappa` scales the noise, `power` bends the schedule (below 1 it shifts early), `min_noise_level` is its start.
 """
 
 from __future__ import annotations

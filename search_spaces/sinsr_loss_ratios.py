@@ -1,7 +1,7 @@
-"""SinSR trains with three terms in the ratio 1:1:1. Is that the ratio to train with?
+"""SinSR trains with three terms in the ratio 1:1:1. Is that the best ratio?
 
-A reproduction at reduced scale saw the inversion term dominate the sum and tried more weight on the ground truth.
-Only ratios matter to Adam, so the distillation weight stays at 1 and the two others are searched relative to it.
+In a reproduction at reduced scale, the inversion term dominated the sum, and more weight on the ground truth was tried.
+Only ratios matter to Adam, so the distillation weight is fixed at 1 and the two others are searched.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SPACE = SearchSpace(
         "sinsr.inversion": Float(0.01, 10.0, log=True),
         "sinsr.ground_truth": Float(0.1, 30.0, log=True),
     },
-    # distillation : inversion : ground truth. How far five seeds of the baseline fall apart is the yardstick; with
-    # three, even a difference of twelve standard deviations would be called luck in a third of the cases.
+    # distillation : inversion : ground truth. Differences are compared with the spread of five seeds of the baseline;
+    # with three, a third of differences of even twelve standard deviations would not be significant.
     points=(
         _ratio("1:1:1", 1.0, 1.0, seeds=5),
         _ratio("1:1:2", 1.0, 2.0),

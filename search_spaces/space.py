@@ -1,4 +1,4 @@
-"""What a question is made of: parameters with their distributions, points to try first, and what to compare with.
+"""The parts of a question: parameters with their distributions, points to try first, and references to compare with.
 
 Data only. Nothing here imports torch, Ray or Optuna, so that listing the spaces takes milliseconds.
 """
@@ -18,7 +18,7 @@ def _range(low: float, high: float, log: bool) -> str:
 
 @dataclass(frozen=True)
 class Float:
-    """A real number in [low, high], uniform or, with `log`, uniform in its logarithm."""
+    """A real number in [low, high], uniform or, with `log`, log-uniform."""
 
     low: float
     high: float
@@ -90,9 +90,9 @@ Distribution = Float | Int | Choice
 
 @dataclass(frozen=True)
 class When:
-    """A parameter that exists only where others have one of these values: `When({"method": ("ccsr",)}, Float(0, 1))`.
+    """A parameter that exists only if others have one of these values: `When({"method": ("ccsr",)}, Float(0, 1))`.
 
-    What it depends on stands before it in the space.
+    The parameters in its condition must come before it in the space.
     """
 
     condition: Mapping[str, tuple[Value, ...]]
@@ -103,7 +103,7 @@ class When:
         return f"{self.distribution} (where {' and '.join(conditions)})"
 
     def holds(self, values: Mapping[str, Value]) -> bool:
-        """Whether the parameter exists beside these values."""
+        """Whether the parameter exists with these values of the others."""
         return all(name in values and values[name] in accepted for name, accepted in self.condition.items())
 
 
@@ -111,8 +111,8 @@ class When:
 class Point:
     """A configuration to try before the search proposes its own.
 
-    `seeds` runs it that many times, with the sweep's seed, the next one, and so on: how far equal configurations fall
-    apart is what every other difference is measured against.
+    `seeds` runs it this many times, with the sweep's seed, the next one, and so on. All other differences are compared
+    with the spread of these equal configurations.
     """
 
     label: str
@@ -126,7 +126,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What the answer must reach in a metric, and what somebody reached elsewhere, on other data.
+    """The value that the answer must reach in a metric, and a value that others reached, on other data.
 
     The metric knows which direction is better.
     """
@@ -141,20 +141,20 @@ class SearchSpace:
     """One question.
 
     Attributes:
-        name: the file's name, and what `--space` takes.
+        name: the file's name, and the value of `--space`.
         question: one sentence, ending in a question mark.
-        method: the method every trial trains, a name of `trainables.settings.methods`; where it is itself a
+        method: the method that every trial trains, a name of `trainables.settings.methods`; if the method is a
             parameter, that of the baseline.
-        parameters: dotted setting name -> distribution. What the search varies.
-        points: tried first, in order. The first one is the baseline that every answer compares with. Points are
-            never stopped early: a comparison needs both sides at the last step.
-        objective: the metric to search by: its full name, or "perceptual" for the perceptual metric of the sweep.
-        controls: reference rows of the leaderboard, names of `trainables.training.controls`.
-        fixed: dotted setting name -> value that this question needs different from the preset.
-        proposals: how many trials the search adds to the points; None for as many as the preset allows, 0 where the
-            points are all there is to try.
-        criteria: targets that the answer is held against.
-        trains: False where trials train nothing and only restore with a finished one, each time with other settings.
+        parameters: dotted setting name -> distribution, for each searched setting.
+        points: tried first, in order. The first one is the baseline, with which every answer is compared. Points are
+            never stopped early, because a comparison needs both sides at the last step.
+        objective: the metric of the search: its full name, or "perceptual" for the sweep's perceptual metric.
+        controls: untrained reference rows of the leaderboard, names of `trainables.training.controls`.
+        fixed: dotted setting name -> value, where this question differs from the preset.
+        proposals: number of trials that the search adds to the points; None for the preset's number, 0 if the points
+            are all.
+        criteria: targets with which the answer is compared.
+        trains: False if trials only restore with a finished model, each with other settings.
     """
 
     name: str
@@ -199,21 +199,24 @@ class SearchSpace:
 
     @property
     def distributions(self) -> dict[str, Distribution]:
-        """Every parameter's distribution, conditions left out."""
+        """Every parameter's distribution, without conditions."""
         return {name: p.distribution if isinstance(p, When) else p for name, p in self.parameters.items()}
 
     def active(self, values: Mapping[str, Value]) -> list[str]:
-        """The parameters that exist beside these values."""
+        """The parameters that exist with these values."""
         return [name for name, p in self.parameters.items() if not isinstance(p, When) or p.holds(values)]
 
     @property
     def edges(self) -> list[dict[str, Value]]:
-        """Configurations that take every parameter to the ends of its range and to each of its choices, one at a time,
-        the others at their first. A space that reaches beyond what settings accept is refused at one of them."""
+        """Configurations at the ends of each parameter's range and at each of its choices, with the others at their
+        first value.
+
+        If a range exceeds what the settings accept, one of these configurations is refused.
+        """
         return [self._beside({name: value}) for name, among in self.distributions.items() for value in among.ends]
 
     def _beside(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
-        """A configuration that has these values, and what they depend on."""
+        """A configuration with these values, and with values that make their conditions true."""
         wanted = dict(wanted)
         for name, parameter in reversed(list(self.parameters.items())):
             if name in wanted and isinstance(parameter, When):
@@ -237,7 +240,8 @@ class SearchSpace:
 
     @property
     def queue(self) -> list[tuple[Point, int]]:
-        """The points as trials, (point, seed offset): every point once, then the repeats, so that a short sweep
-        sees every point before it sees one twice."""
+        """The points as trials, (point, seed offset): every point once, then the repeats, so that a short sweep runs
+        every point before it repeats one.
+        """
         rounds = max(point.seeds for point in self.points)
         return [(point, k) for k in range(rounds) for point in self.points if k < point.seeds]

@@ -1,4 +1,4 @@
-"""What the tests share: trials small enough to train in seconds, and their prepared data, made once a session."""
+"""Shared fixtures: trials small enough to train in seconds, and their prepared data, made once per session."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "training.validation_batch": 2,
     "sinsr.draws": 2,
 }
-"""Makes the `sample` preset tiny. Dotted names, as `override` and `--set` take them."""
+"""Makes the `sample` preset tiny. Dotted names, as for `override` and `--set`."""
 
 SMALL_NETWORK: dict[str, Any] = {
     "network.channel_mult": (1,),
@@ -46,7 +46,7 @@ SMALL_NETWORK: dict[str, Any] = {
     "network.swin_embed_dim": 32,
     "network.mlp_ratio": 1.0,
 }
-"""A network of a tenth of the work, for what does not start from the shipped teacher."""
+"""A network with a tenth of the work, for trials that do not start from the shipped teacher."""
 
 
 _ADVERSARY: dict[str, Any] = {"discriminator.ndf": 8, "discriminator.layers": 2}
@@ -71,7 +71,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "stablesr_cfw": {"cfw.dense_blocks": 1, "cfw.growth": 4, "cfw.adversarial_start": 0, **_ADVERSARY},
     "ccsr": {"ccsr.steps": 6, "ccsr.adversarial_start": 0, **_ADVERSARY},
 }
-"""Makes a trial of each method small, with all of its terms in every step."""
+"""Makes a trial of each method small, with all its loss terms in every step."""
 
 
 SEED = 0
@@ -93,8 +93,7 @@ def pytest_runtest_call() -> None:
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal() -> None:
-    """Ctrl-C interrupts, also where a shell has put the tests into the background, which ignores it, and where another
-    test has left Tune's handler behind."""
+    """Ctrl-C interrupts, even if a background shell ignores it or another test has left Tune's handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -112,19 +111,19 @@ def small(tiny: TrialSettings) -> TrialSettings:
 
 @pytest.fixture(scope="session")
 def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the session's prepared stores lie. To be read only: tests that damage a store make their own."""
+    """The session's prepared stores. Read-only: tests that damage a store make their own."""
     return tmp_path_factory.mktemp("stores")
 
 
 @pytest.fixture(scope="session")
 def prepared(tiny: TrialSettings, store_root: Path) -> Prepared:
-    """All that any method reads of `tiny` and `small`: pairs, latents and the teacher's targets."""
+    """All stores that any method reads for `tiny` and `small`: pairs, latents and the teacher's targets."""
     return prepare(tiny, store_root, {"target", "degraded", "latent", "latent_degraded", "noise", "taught"})
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with random weights that predicts the velocity, and latents a quarter of the image's side."""
+    """A base with random weights that predicts the velocity; its latents have a quarter of the image's side."""
     from tests.helpers.bases import save_base  # diffusers and transformers take seconds to import
 
     with torch.random.fork_rng():
@@ -134,7 +133,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trial_of(tiny: TrialSettings, request: pytest.FixtureRequest) -> Callable[[str], TrialSettings]:
-    """`trial_of(method)`: a small trial of it on the data of `tiny`, on `base` where it needs one."""
+    """`trial_of(method)`: a small trial of the method on the data of `tiny`, with `base` if it needs one."""
     made: dict[str, TrialSettings] = {}
 
     def trial(method: str) -> TrialSettings:
@@ -167,13 +166,13 @@ def first_stage(
     prepared_for: Callable[[TrialSettings], Prepared],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A `latent_diffusion` that is finished after one step."""
+    """A `latent_diffusion` finished after one step."""
     settings = override(trial_of("latent_diffusion"), {"training.max_steps": 1, "training.warmup_steps": 0})
     return finish(settings, prepared_for(settings), tmp_path_factory.mktemp("first_stage"))
 
 
 def finish(settings: TrialSettings, prepared: Prepared, folder: Path) -> Path:
-    """Trains to the end and leaves the last checkpoint in an existing folder."""
+    """Trains to the end and writes the last checkpoint into an existing folder."""
     from trainables.training.loop import World, train
 
     train(settings, prepared, ("val/psnr",), World(), lambda report, write: write(folder))
@@ -182,6 +181,6 @@ def finish(settings: TrialSettings, prepared: Prepared, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrialSettings], Prepared]:
-    """`prepared_for(settings)`: all that a trial reads, in stores that are made once a session."""
+    """`prepared_for(settings)`: all stores that a trial reads, made once per session."""
     root = tmp_path_factory.mktemp("stores-of-methods")
     return lambda settings: prepare(settings, root, method_class(settings.method).columns(settings))

@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and give what they show."""
+"""Runs the examples in docstrings and compares their output."""
 
 from __future__ import annotations
 

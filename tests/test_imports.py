@@ -1,4 +1,4 @@
-"""The order of the packages: who may import whom, and who may import Ray.
+"""The order of the packages: which module may import which, and which may import Ray.
 
 A module imports from lower levels or from its own room. Imports inside functions, which save start-up time, follow the
 same rules.
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From the ground up. Rooms of one level do not know each other.
+# From the bottom. Rooms of one level do not import each other.
 LEVELS = (
     ("search_spaces", "trainables.common"),
     ("trainables.metrics", "trainables.diffusion"),
@@ -51,7 +51,7 @@ MODULES = modules()
 
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that a file imports, wherever in it."""
+    """(line, dotted name) of every import in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -60,12 +60,12 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def room_of(name: str) -> str:
-    """The room of the order that a module is in; empty for what is not ours."""
+    """The room of a module in the order; empty for other packages."""
     return next((room for room in LEVEL if name == room or name.startswith(f"{room}.")), "")
 
 
 def module_of(name: str) -> str:
-    """The module that an imported name is or is defined in; empty for what is not ours."""
+    """The module that an imported name is or is defined in; empty for other packages."""
     return next((known for known in (name, name.rpartition(".")[0]) if known in MODULES), "")
 
 
@@ -82,7 +82,7 @@ def test_imports_follow_the_order() -> None:
 
 
 def test_imports_form_no_circle() -> None:
-    """Not between files of one room either, and not under TYPE_CHECKING."""
+    """Including imports between files of one room, and under TYPE_CHECKING."""
     graph = {name: {module_of(other) for _, other in imported(file)} - {"", name} for name, file in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()

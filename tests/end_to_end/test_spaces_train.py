@@ -1,4 +1,4 @@
-"""Every question runs: its trials train two steps, or restore with what ships, and measure what they restore."""
+"""Every question runs: its trials train two steps, or restore with shipped weights, and measure the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
-# As few pairs and sampling steps as there can be; everything else is the preset's.
+# As few pairs and sampling steps as possible; everything else as in the preset.
 FEW: dict[str, Any] = {
     "pairs.train_pairs": 4,
     "pairs.validation_pairs": 2,

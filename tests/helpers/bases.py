@@ -1,4 +1,4 @@
-"""Bases small enough to build in a test, in the layout of the real ones."""
+"""Bases small enough to build in a test, in the layout of real ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny_unet(**changed: Any) -> UNet2DConditionModel:
 
 
 def tiny_vae(**changed: Any) -> AutoencoderKL:
-    """Three levels: latents a quarter of the image's side."""
+    """Three levels: latents with a quarter of the image's side."""
     shape = {
         "block_out_channels": (8, 8, 16),
         "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -59,7 +59,7 @@ def tiny_text_encoder() -> CLIPTextModel:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer that knows two letters, as the two files of the public checkpoints."""
+    """A CLIP tokenizer with two letters, in the two files of the public checkpoints."""
     folder.mkdir(parents=True)
     words = ["a", "b", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))

@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own."""
+"""A local S3 server for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUCKET = "photographs"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """HOST:PORT of a server of our own; credentials in the environment, as usual."""
+    """HOST:PORT of a local server; credentials are in the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -35,7 +35,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def upload(endpoint: str) -> Callable[[Path, str], str]:
-    """`upload(folder or file, prefix)`: puts it into the bucket and returns its URI."""
+    """`upload(folder or file, prefix)`: copies it into the bucket and returns its URI."""
     client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
 
     def put(path: Path, prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""Running the loop without Ray, and comparing what it leaves, bit by bit."""
+"""Runs the loop without Ray, and compares its results bit by bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in METHODS},
-    "pix2pix": {"method": "pix2pix", "pix2pix.downs": 6},  # with fewer no level has dropout
+    "pix2pix": {"method": "pix2pix", "pix2pix.downs": 6},  # with fewer, no level has dropout
     "whole UNet": {"method": "latent_diffusion", "lora.rank": 0},
     "CCSR's objective": {
         "method": "latent_diffusion",
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "lora.dropout": 0.2,
     },
 }
-"""What there is to train, by name: the settings that make a small trial of the method it."""
+"""The variants of training, by name: the settings that change a small trial of the method."""
 SHORT: dict[str, Any] = {
     "perceptual.every": 2,
     "training.batch_size": 2,
@@ -49,7 +49,7 @@ VariantOf = Callable[..., TrialSettings]
 
 @dataclass
 class Recorder:
-    """A reporter that keeps the reports and, given a folder, a checkpoint of each."""
+    """A reporter that keeps the reports and, with a folder, a checkpoint of each."""
 
     folder: Path | None = None
     reports: list[Report] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Recorder:
             write(checkpoint)
 
     def metrics(self, *kinds: str) -> list[dict[str, float]]:
-        """Of each report those metrics that are of the given kinds."""
+        """The metrics of each report that have one of these kinds."""
         return [{k: v for k, v in r.metrics.items() if k.startswith(kinds)} for r in self.reports]
 
 
@@ -75,7 +75,7 @@ def run(
 
 
 def meet_in(folder: Path, rank: int) -> None:
-    """Two processes join in a group of their own; where one hangs, the other does not wait for ever."""
+    """Joins two processes in a group. If one hangs, the other does not wait for ever."""
     rendezvous = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(seconds=120))
 

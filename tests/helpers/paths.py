@@ -1,4 +1,4 @@
-"""Where tests find the repository and the expected numbers."""
+"""The paths of the repository and of the expected numbers."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXPECTED = ROOT / "tests" / "expected"
-"""Numbers that public implementations gave; `README.md` there says how each file was made."""
+"""Numbers from public implementations; `README.md` there describes the origin of each file."""

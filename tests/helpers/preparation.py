@@ -1,4 +1,4 @@
-"""Which stores a preparation makes."""
+"""The stages that a preparation makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TAUGHT = frozenset({"degraded", "latent", "latent_degraded", "noise", "taught"})
 
 
 def made_by(settings: TrialSettings, root: Path, columns: frozenset[str] = TAUGHT) -> dict[str, int]:
-    """Runs `prepare`; stage -> rows, of the stages it had to make."""
+    """Runs `prepare`; stage -> rows, of the stages it made."""
     made: dict[str, int] = {}
 
     def noting(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:

@@ -1,4 +1,4 @@
-"""The real command line in processes of its own, and what it leaves behind, for the tests of whole sweeps."""
+"""Runs the real command line in separate processes and reads its files, for the tests of whole sweeps."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RunningSweep:
         return status
 
     def close(self) -> None:
-        """Leaves nothing of this sweep running, whatever became of the test."""
+        """Ends all processes of this sweep, also after a failed test."""
         try:
             left = self.descendants()
         except psutil.NoSuchProcess:
@@ -127,7 +127,7 @@ def sweeps() -> Any:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the prepared data of all tiny sweeps lies: the first one makes it."""
+    """The folder of prepared data of all tiny sweeps; the first sweep makes it."""
     folder = tmp_path_factory.getbasetemp() / "sweep-store"  # one for all test files that import this fixture
     folder.mkdir(exist_ok=True)
     return folder

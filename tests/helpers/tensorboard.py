@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back with TensorBoard's own readers."""
+"""Reads TensorBoard's files with TensorBoard's own readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tensorboard.util import tensor_util
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """(step, value) as the Scalars page reads them."""
+    """(step, value), as the Scalars page reads them."""
     accumulator = plugin_event_accumulator.EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0})
     accumulator.Reload()
     events = accumulator.Tensors(tag)
@@ -25,7 +25,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 class Page:
-    """The HParams page's own backend over a folder."""
+    """The HParams page's own backend on a folder."""
 
     def __init__(self, folder: Path) -> None:
         multiplexer = plugin_event_multiplexer.EventMultiplexer()

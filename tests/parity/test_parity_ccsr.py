@@ -12,7 +12,7 @@ from tests.helpers.paths import EXPECTED
 from trainables.diffusion.ccsr import JUMP_TERMS, ccsr_jump_terms, sample_truncated
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 
-# How it was made: data/README.md.
+# Origin of the file: expected/README.md.
 with np.load(EXPECTED / "ccsr.npz") as file:
     DATA = {key: torch.from_numpy(file[key]) for key in file.files}
 X0, Y, X_T, STEP_NOISE = (DATA[key] for key in ("x0", "y", "x_T", "step_noise"))
@@ -35,10 +35,10 @@ class ToyDenoiser(nn.Module):
             for weight in self.parameters():
                 fan_in = max(weight[0].numel(), 4)
                 weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
-        self.told: list[int] = []
+        self.seen: list[int] = []
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        self.told.append(int(t[0]))
+        self.seen.append(int(t[0]))
         time = torch.sin(t[:, None] / 1000 * torch.arange(1, 9))
         hidden = F.silu(self.conv1(torch.cat([x_t, Y], dim=1)) + time[:, :, None, None])
         return x_t + 0.5 * self.conv2(hidden)
@@ -60,11 +60,11 @@ def test_truncated_sampling(
 ) -> None:
     recorded = iter(STEP_NOISE)
     x0 = sample_truncated(diffusion, network, Y, X_T, steps, t_max, t_min, lambda t: next(recorded))
-    assert network.told == DATA[f"{key}/timesteps"].tolist()
+    assert network.seen == DATA[f"{key}/timesteps"].tolist()
     assert relative_error(x0, DATA[f"{key}/x0"]) < 1e-5
 
 
-def test_what_the_decoder_is_trained_on(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
+def test_sampling_for_decoder_training(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
     """The official training starts from the noised ground truth, and adds the same noise again at the jump."""
     end_noise = DATA["decoder/end_noise"]
     x_T = diffusion.add_noise(X0, torch.full((2,), 999), end_noise)
@@ -83,7 +83,7 @@ def test_denoising_loss(diffusion: GaussianDiffusion, network: ToyDenoiser) -> N
 
 def test_jump_terms(diffusion: GaussianDiffusion, network: ToyDenoiser) -> None:
     terms = ccsr_jump_terms(diffusion, network, X0, STEP_NOISE[1], STEP_NOISE[2], T_MAX)
-    assert network.told == [999, 667]
+    assert network.seen == [999, 667]
     for term in JUMP_TERMS:
         assert relative_error(terms[term].mean().detach(), DATA[f"jump/{term}"]) < 1e-5
     torch.stack(list(terms.values())).sum(dim=0).mean().backward()

@@ -1,4 +1,4 @@
-"""Controllable Feature Wrapping and the colour corrections against what StableSR's code computes."""
+"""Controllable Feature Wrapping and the colour corrections against StableSR's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.networks.cfw import (
     load_official_cfw,
 )
 
-# How they were made: data/README.md.
+# Origin of the files: expected/README.md.
 DATA_DIR = EXPECTED
 EXPECTED = {name: torch.from_numpy(values) for name, values in np.load(DATA_DIR / "cfw.npz").items()}
 SHAPES = json.loads((DATA_DIR / "cfw.json").read_text())
@@ -42,7 +42,7 @@ def uniform(seed: int, *shape: int) -> Tensor:
 
 
 def official_state() -> dict[str, Tensor]:
-    """Weights of the small autoencoder by the rule that the official code was given them by."""
+    """Weights of the small autoencoder, by the same rule as for the official code."""
     rng = np.random.default_rng(30)
     state = {}
     for name, shape in sorted(SHAPES["tiny"].items()):
@@ -102,7 +102,7 @@ def test_decode(networks: Networks, dtype: torch.dtype, strength: float) -> None
 
 
 def test_gradients(networks: Networks, dtype: torch.dtype) -> None:
-    """Of the decoded images' mean square with respect to every parameter, in about 24 evenly spaced places each."""
+    """Of the decoded images' mean square with respect to every parameter, at about 24 evenly spaced elements each."""
     vae, cfw = networks
     _, features = encode_with_features(vae, uniform(31, *IMAGES_SHAPE).to(dtype))
     decoded = decode_with_features(vae, cfw, 3 * uniform(32, *LATENTS_SHAPE).to(dtype), features, 0.5)
@@ -126,7 +126,7 @@ def test_colour(kind: Literal["adain", "wavelet"]) -> None:
 
 
 def test_released_size_converts_completely() -> None:
-    """Names and shapes at the released size, whose values are too large to ship."""
+    """Names and shapes at the released size; its values are too large to ship."""
     with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -35,7 +35,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def denoiser(diffusion: GaussianDiffusion) -> Denoise:
-    """Stands in for a network: a bounded v, expressed as what `diffusion` has it predict."""
+    """Replaces a network: a bounded v, converted to the prediction type of `diffusion`."""
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         v = torch.tanh(0.7 * x_t.roll(1, -1) + Y + 0.3 * torch.sin(t / 100).view(-1, 1, 1, 1))
@@ -59,7 +59,7 @@ def theirs(prediction_type: PredictionType, zero_terminal_snr: bool, **settings:
     return DDIMScheduler(1000, prediction_type=prediction_type, **settings)
 
 
-# Of epsilon and zero terminal SNR, diffusers divides by zero.
+# For epsilon with zero terminal SNR, diffusers divides by zero.
 PREDICTIONS = pytest.mark.parametrize(
     ("prediction_type", "zero_terminal_snr"),
     [(kind, zero) for kind in get_args(PredictionType) for zero in (False, True) if not (zero and kind == "epsilon")],
@@ -103,14 +103,14 @@ def test_predicted_x0(prediction_type: PredictionType, zero_terminal_snr: bool, 
 @pytest.mark.parametrize("spacing", get_args(TimestepSpacing))
 @pytest.mark.parametrize("max_timestep", [1000, 667, 50])
 def test_timesteps(spacing: TimestepSpacing, max_timestep: int) -> None:
-    """A chain cut short has the timesteps that a schedule of that length would have."""
+    """A shortened chain has the timesteps of a schedule of that length."""
     abar = alphas_cumprod(1000, **STABLE_DIFFUSION, zero_terminal_snr=False)
     diffusion = GaussianDiffusion(abar, "epsilon", max_timestep)
     scheduler = DDIMScheduler(max_timestep, timestep_spacing=spacing)
     for steps in range(1, max_timestep + 1):
         scheduler.set_timesteps(steps)
         expected = scheduler.timesteps.tolist()
-        if len(expected) > steps:  # diffusers' `trailing` overshoots for some counts
+        if len(expected) > steps:  # for some counts, diffusers' `trailing` is one too long
             assert spacing == "trailing" and expected.pop() == -1
         assert diffusion.timesteps(steps, spacing) == expected
 
@@ -145,7 +145,7 @@ def test_ddim(
     )
     scheduler.set_timesteps(steps)
     if spacing == "linspace":
-        # diffusers steps back by 1000 // num_inference_steps, but these timesteps lie 999 / 9 = 1000 // 9 apart.
+        # diffusers steps back by 1000 // num_inference_steps, but these timesteps are 999 / 9 = 1000 // 9 apart.
         scheduler.num_inference_steps = 9
     diffusion = ours(prediction_type, zero_terminal_snr)
     denoise = denoiser(diffusion)

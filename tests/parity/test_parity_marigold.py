@@ -1,4 +1,4 @@
-"""Marigold's parts, computed by its own code, against ours on equal weights, images and noise."""
+"""Marigold's parts: its own code against ours, with equal weights, images and noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.paths import EXPECTED
 from trainables.networks.stable_diffusion import decode_kl, encode_kl, predict, widen_conv_in
 from trainables.pretrained.base_model import load_empty_prompt, load_scheduler_config, load_unet, load_vae
 
-# How it was made: data/README.md.
+# Origin of the file: expected/README.md.
 DATA = {name: torch.from_numpy(values) for name, values in np.load(EXPECTED / "marigold.npz").items()}
 
 
@@ -28,7 +28,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def fill(module: nn.Module, seed: int) -> nn.Module:
-    """Weights that follow from the names: normal draws over the root of the fan-in, around 1 for normalisations."""
+    """Weights that depend on the names: normal numbers over the root of the fan-in, around 1 for normalisations."""
     for name, parameter in module.named_parameters():
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         draws = torch.from_numpy(generator.standard_normal(parameter.shape, dtype=np.float32))
@@ -79,7 +79,7 @@ def test_denoising(base: Path) -> None:
     """Three steps; the first from pure noise, with the trainer's zero-SNR schedule and trailing timesteps."""
     unet, vae, prompt = load_unet(base), load_vae(base), load_empty_prompt(base)
     widen_conv_in(unet, "duplicate")
-    fill(unet, 4)  # in place of training, after which it matters which latent comes first
+    fill(unet, 4)  # instead of training; now the order of the latents matters
     conditioning, latents = encode_kl(vae, DATA["images"]), DATA["noise"]
     ddim = DDIMScheduler.from_config(
         load_scheduler_config(base), rescale_betas_zero_snr=True, timestep_spacing="trailing"

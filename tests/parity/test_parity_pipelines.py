@@ -1,4 +1,6 @@
-"""The ControlNet and pixel methods against diffusers' own pipeline and sampler: same weights, inputs and noise."""
+"""The ControlNet and pixel methods against diffusers' own pipeline and sampler, with equal weights, inputs and
+noise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pix2Pix's networks, losses and gradients against the official code at equal weights."""
+"""Pix2Pix's networks, losses and gradients against the official code, with equal weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from trainables.networks.pix2pix import (
     load_pix2pix,
 )
 
-# How it was made: data/README.md.
+# Origin of the file: expected/README.md.
 PATH = EXPECTED / "pix2pix.safetensors"
 DATA = load_file(PATH)
 with safe_open(PATH, framework="pt") as file:
     SHAPES = json.loads(file.metadata()["shapes"])
-# (images, side) and the networks' arguments, the rest being the defaults
+# (images, side) and the networks' arguments that are not defaults
 CASES = {
     "batch": ((2, 64), {"downs": 6, "ngf": 8}, {"ndf": 8}),
     "instance": ((2, 128), {"downs": 6, "ngf": 8, "norm": "instance"}, {"ndf": 8, "norm": "instance"}),
@@ -39,7 +39,7 @@ CASES = {
 
 
 def uniform(name: str, *shape: int) -> np.ndarray:
-    """Numbers in [-1, 1) that depend on the name alone: raw Philox bits, which no NumPy version changes."""
+    """Numbers in [-1, 1) that depend on the name alone: raw Philox bits, which are the same in every NumPy version."""
     raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
     return (raw / 2**63 - 1).reshape(shape)
 
@@ -104,7 +104,7 @@ def test_outputs(case: str, mode: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_training_step(case: str) -> None:
-    """Losses and gradients of one step, in double precision, where no rounding decides on the side of a ReLU."""
+    """Losses and gradients of one step, in double precision, where rounding does not change the sign before a ReLU."""
     generator, discriminator = (network.double() for network in networks(case))
     source, target = (images.double() for images in pair(case))
     fake = generator(source)
@@ -151,7 +151,7 @@ def test_losses(mode: str) -> None:
 
 
 def test_adaptive_weight() -> None:
-    """The weight of a last layer that reconstructs an image before `none`'s discriminator."""
+    """For a last layer that reconstructs an image in front of the discriminator of `none`."""
     _, discriminator = networks("none")
     last_layer = torch.nn.Parameter(image("adaptive/weight", 3, 8, 3, 3))
     target = image("adaptive/target", 2, 3, 32, 32)
@@ -165,7 +165,7 @@ def test_adaptive_weight() -> None:
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_official_file(tmp_path: Path, prefix: str) -> None:
     state = {f"{prefix}{name}": value for name, value in official_state("unet_256", "generator").items()}
-    # Files from before PyTorch 0.4.1, as the published ones, have no such counters.
+    # Files from before PyTorch 0.4.1, such as the published ones, have no such counters.
     older = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(older, tmp_path / "latest_net_G.pth", _use_new_zipfile_serialization=False)
     generator = load_pix2pix(tmp_path / "latest_net_G.pth")
@@ -202,12 +202,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_pix2pix(tmp_path / "nowhere.pth")
     for content in (official_state("batch", "discriminator"), torch.zeros(1)):
         torch.save(content, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match=r"other\.pth is no Pix2Pix generator"):
+        with pytest.raises(ValueError, match=r"other\.pth is not a Pix2Pix generator"):
             load_pix2pix(tmp_path / "other.pth")
 
 
 def test_released_size_converts_completely() -> None:
-    """U-Net 256 and the 70x70 PatchGAN: the parameters the official code reports, names and shapes."""
+    """U-Net 256 and the 70x70 PatchGAN: the official numbers of parameters, names and shapes."""
     with torch.device("meta"):
         generator, discriminator = UNetGenerator(), PatchGAN()
         states = [{k: torch.empty(v) for k, v in SHAPES["released"][n].items()} for n in ("generator", "discriminator")]
@@ -229,7 +229,7 @@ def test_sides_must_be_multiples(height: int) -> None:
 
 
 def test_patches() -> None:
-    """A logit of the three-layer discriminator sees 70x70 pixels, and 24 pixels are the least it can judge."""
+    """A logit of the three-layer discriminator sees 70x70 pixels; the smallest accepted side is 24 pixels."""
     discriminator = PatchGAN(in_channels=1, ndf=2, norm="none")
     images = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0), requires_grad=True)
     logits = discriminator(images)

@@ -1,4 +1,4 @@
-"""ResShift's network, chain and losses, and SinSR's, against the official code at equal weights."""
+"""ResShift's network, chain and losses, and SinSR's, against the official code, with equal weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainables.diffusion.resshift import PredictX0, ResShiftDiffusion
 from trainables.diffusion.sinsr import TERMS, sinsr_terms
 from trainables.networks.swin_unet import SwinUNet
 
-# How it was made: data/README.md.
+# Origin of the file: expected/README.md.
 PATH = EXPECTED / "parity_resshift.safetensors"
 DATA = load_file(PATH)
 X0, Y, NOISE, LQ = (DATA[key] for key in ("x0", "y", "noise", "lq"))
@@ -64,7 +64,7 @@ def teacher(network: SwinUNet) -> PredictX0:
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_network(network: SwinUNet, dtype: torch.dtype, prefix: str, grad: bool) -> None:
     x, lq = (X0, LQ) if not prefix else (DATA["wide/x"], DATA["wide/lq"])
-    with torch.set_grad_enabled(grad):  # the two take different attention kernels
+    with torch.set_grad_enabled(grad):  # the two use different attention kernels
         output = network(x.to(dtype), DATA["t"], lq=lq.to(dtype))
     assert relative_error(output.detach(), DATA[f"{prefix}network"]) < ONE_PASS
 

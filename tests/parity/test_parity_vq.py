@@ -1,4 +1,4 @@
-"""The autoencoder, loaded from official weights, against what the official code computes from them."""
+"""The autoencoder with official weights against the official code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.networks.autoencoder import (
     save_vq_f4,
 )
 
-# How it was made: data/README.md.
+# Origin of the file: expected/README.md.
 DATA_DIR = EXPECTED
 DATA = load_file(DATA_DIR / "parity_vq.safetensors")
 
@@ -70,7 +70,7 @@ def test_straight_through_gradient(model: VQModel) -> None:
     assert relative_error(latents.grad, DATA["decode_grad"]) < 2e-5
 
 
-def test_no_gradient_passes_the_quantisation_otherwise(model: VQModel) -> None:
+def test_quantisation_blocks_gradients_by_default(model: VQModel) -> None:
     latents = DATA["latents"].clone().requires_grad_()
     decode(model, latents).square().mean().backward()
     assert latents.grad is None
@@ -134,7 +134,7 @@ def test_width_must_divide_into_groups() -> None:
 
 
 def test_released_size_converts_completely() -> None:
-    """Names and shapes at the released size, whose values are too large to ship."""
+    """Names and shapes at the released size; its values are too large to ship."""
     shapes = json.loads((DATA_DIR / "official_shapes.json").read_text())["VQModelTorch"]
     with torch.device("meta"):
         model = build_vq_f4()

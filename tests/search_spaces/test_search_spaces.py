@@ -1,4 +1,4 @@
-"""Spaces: every one there is can be swept with every preset, and a broken one is refused when it is defined."""
+"""Spaces: each can be swept with every preset, and an invalid space is refused when it is defined."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ TRAINING = [name for name in NAMES if search_spaces.load(name).trains]
 
 
 def ask(name: str, preset_name: str = "sample") -> Question:
-    """The question as the command line asks it."""
+    """The question as from the command line."""
     needs_data = not PRESETS[preset_name].trial.data.source
     return resolve(SweepSettings(name, preset=preset_name, data="photographs" if needs_data else ""))
 
 
 def proposals(space: SearchSpace, count: int) -> list[dict[str, Value]]:
-    """What a random search would try."""
+    """The configurations that a random search would try."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [draw(space, study.ask()) for _ in range(count)]
 
 
 def check_trials(question: Question) -> None:
-    """Every point and 20 proposals are trials of the values they give, of the method they name."""
+    """Every point and 20 proposals are trials with their values and their method."""
     space = question.space
     for values in [*(point.values for point in space.points), *proposals(space, 20)]:
         assert list(values) == space.active(values)
@@ -51,7 +51,7 @@ def check_trials(question: Question) -> None:
 
 
 def broken(**changes: Any) -> SearchSpace:
-    """A sound space with one thing changed."""
+    """A valid space with one change."""
     sound: dict[str, Any] = {
         "name": "frozen_input",
         "question": "Should the first convolution stay frozen?",
@@ -63,7 +63,7 @@ def broken(**changes: Any) -> SearchSpace:
     return SearchSpace(**(sound | changes))
 
 
-def test_the_shipped_question_is_there() -> None:
+def test_shipped_spaces_exist() -> None:
     assert "sinsr_loss_ratios" in NAMES
     assert "space" not in NAMES
     with pytest.raises(KeyError, match=r"no space 'x'; the spaces are: .*sinsr_loss_ratios"):
@@ -71,7 +71,7 @@ def test_the_shipped_question_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_space_is_complete(name: str) -> None:
+def test_space_is_complete(name: str) -> None:
     space = search_spaces.load(name)
     assert space.question.endswith("?")
     assert space.methods[0] == space.method and set(space.methods) <= set(METHODS)
@@ -84,8 +84,8 @@ def test_a_space_is_complete(name: str) -> None:
 
 @pytest.mark.parametrize("preset_name", PRESETS)
 @pytest.mark.parametrize("name", TRAINING)
-def test_every_proposal_and_point_is_a_valid_trial_of_every_preset(name: str, preset_name: str) -> None:
-    """But where a method restores enlarged images and the preset's are as large as their targets."""
+def test_proposals_and_points_are_valid_for_every_preset(name: str, preset_name: str) -> None:
+    """Except for methods that restore enlarged images, with presets whose images are as large as their targets."""
     space, scale = search_spaces.load(name), PRESETS[preset_name].trial.pairs.scale
     if scale != 4 and any("network" in METHODS[method].sections for method in space.methods):
         with pytest.raises(InputError, match=r"^(pairs.scale=1: expected 4|network.image_size=64: expected 128)"):
@@ -95,14 +95,14 @@ def test_every_proposal_and_point_is_a_valid_trial_of_every_preset(name: str, pr
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINING])
-def test_every_proposal_and_point_restores_with_the_shipped_trial(name: str) -> None:
+def test_proposals_and_points_are_valid_with_the_shipped_trial(name: str) -> None:
     question = ask(name)
     check_trials(question)
     assert (question.trial.training.max_steps, question.trial.checkpoint) == (0, "shipped")
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_path: Path) -> None:
+def test_trials_of_a_method_share_prepared_data(name: str, tmp_path: Path) -> None:
     question = ask(name)
     stores: dict[str, set[tuple[Path, ...]]] = {}
     for values in [*(point.values for point in question.space.points), *proposals(question.space, 5)]:
@@ -112,8 +112,8 @@ def test_all_trials_of_a_method_train_on_the_same_prepared_data(name: str, tmp_p
     assert all(len(different) == 1 for different in stores.values())
 
 
-def test_a_conditional_parameter_is_drawn_where_it_exists() -> None:
-    """Also where what it depends on is conditional itself."""
+def test_conditional_parameter_is_drawn_only_if_it_exists() -> None:
+    """Also if its condition depends on another conditional parameter."""
     space = broken(
         parameters={
             "lora.rank": Choice((0, 4, 8)),
@@ -137,8 +137,8 @@ def test_a_conditional_parameter_is_drawn_where_it_exists() -> None:
         assert all(space.distributions[name].contains(value) for name, value in values.items())
 
 
-def test_the_edges_of_a_space_take_every_parameter_to_its_ends() -> None:
-    """With what it depends on, however far up."""
+def test_edges_contain_the_ends_of_every_parameter() -> None:
+    """Together with all parameters that its condition needs."""
     space = broken(
         parameters={
             "lora.rank": Choice((0, 4, 8)),
@@ -154,10 +154,10 @@ def test_the_edges_of_a_space_take_every_parameter_to_its_ends() -> None:
     assert all(list(edge) == space.active(edge) for edge in space.edges)
 
 
-def test_a_range_that_reaches_beyond_what_a_setting_accepts_is_refused_at_the_door(
+def test_range_beyond_accepted_values_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before a proposal comes to it, hours into a sweep."""
+    """At the start, and not when a proposal reaches it after hours."""
     values = {"sinsr.inversion": 1.0, "sinsr.draws": 4}
     wide = broken(
         parameters={"sinsr.inversion": Float(-1.0, 10.0), "sinsr.draws": Int(1, 8)}, points=(Point("paper", values),)
@@ -186,12 +186,12 @@ def test_a_range_that_reaches_beyond_what_a_setting_accepts_is_refused_at_the_do
         ("inference_steps", {"training.batch_size": 4}, "training.max_steps=0"),
         ("inference_steps", {"perceptual.weight": 2}, "training.max_steps=0"),
         ("perceptual_frequency", {"method": "ccsr", "ccsr.adversarial": 0, "discriminator.ndf": 8}, "adversarial=0"),
-        # Where several methods train, what counts is those that read the section at all.
+        # With several methods, only those that read the section matter.
         ("latent_or_pixel", {"lora.rank": 0, "lora.dropout": 0.1}, "lora.rank=0"),
         ("beat_pix2pix", {"ccsr.t_max": 0.5}, "diffusion.objective=uniform"),
     ],
 )
-def test_a_flag_without_effect_is_refused_with_the_reason(name: str, flags: dict[str, Any], reason: str) -> None:
+def test_flag_without_effect_is_refused_with_reason(name: str, flags: dict[str, Any], reason: str) -> None:
     *others, last = given = tuple((key, str(value)) for key, value in flags.items())
     with pytest.raises(InputError, match=rf"^--set {last[0]}={last[1]}: has no effect with .*{reason}$"):
         resolve(SweepSettings(name, set=given))
@@ -200,7 +200,7 @@ def test_a_flag_without_effect_is_refused_with_the_reason(name: str, flags: dict
 
 
 @pytest.mark.parametrize("name", ["ccsr_adversarial", "cfw_adversarial"])
-def test_training_that_ends_before_what_is_asked_sets_in_is_refused(name: str) -> None:
+def test_searched_term_must_start_before_training_ends(name: str) -> None:
     section = name.removesuffix("_adversarial")
     why = f"{section}.adversarial_start=60 and training.max_steps=60"
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_training_that_ends_before_what_is_asked_sets_in_is_refused(name: str) -
     resolve(SweepSettings(name, max_steps=61))
 
 
-def test_only_networks_that_can_recompute_read_the_flag_for_it() -> None:
+def test_gradient_checkpointing_is_read_only_by_networks_that_support_it() -> None:
     trial = preset("sample").trial
     reasons = {
         name: reason_unread("training.gradient_checkpointing", override(trial, {"method": name})) for name in METHODS
@@ -221,14 +221,14 @@ def test_only_networks_that_can_recompute_read_the_flag_for_it() -> None:
     }
 
 
-def test_a_condition_holds_where_everything_it_names_is_there() -> None:
+def test_condition_holds_only_if_all_its_parts_hold() -> None:
     both = When({"method": ("ccsr", "pix2pix"), "lora.rank": (4,)}, Float(0.0, 1.0))
     assert both.holds({"method": "ccsr", "lora.rank": 4, "lora.alpha": 1.0})
     for values in ({"method": "ccsr"}, {"method": "ccsr", "lora.rank": 8}, {"method": "sinsr", "lora.rank": 4}, {}):
         assert not both.holds(values)
 
 
-def test_the_methods_of_a_space_are_its_baselines_and_those_it_searches() -> None:
+def test_methods_are_the_baselines_and_the_searched_ones() -> None:
     assert broken().methods == ("sinsr",)
     searched = broken(
         parameters={"method": Choice(("resshift", "sinsr"))}, points=(Point("student", {"method": "sinsr"}),)
@@ -236,7 +236,7 @@ def test_the_methods_of_a_space_are_its_baselines_and_those_it_searches() -> Non
     assert searched.methods == ("sinsr", "resshift")
 
 
-def test_the_queue_takes_every_point_once_before_it_repeats_one() -> None:
+def test_queue_has_every_point_once_before_repeats() -> None:
     values = {"sinsr.inversion": 1.0, "sinsr.draws": 4}
     space = broken(points=(Point("a", values, seeds=3), Point("b", values), Point("c", values, seeds=2)))
     assert [(point.label, seed) for point, seed in space.queue] == [
@@ -250,7 +250,7 @@ def test_the_queue_takes_every_point_once_before_it_repeats_one() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_baseline_comes_first_and_every_point_in_each_of_its_seeds(name: str) -> None:
+def test_queue_starts_with_baseline_and_has_all_seeds(name: str) -> None:
     space = search_spaces.load(name)
     assert space.queue[0] == (space.baseline, 0)
     for point in space.points:
@@ -312,12 +312,12 @@ def test_the_baseline_comes_first_and_every_point_in_each_of_its_seeds(name: str
         ),
     ],
 )
-def test_a_broken_space_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_invalid_space_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         broken(**changes)
 
 
-def test_a_parameter_that_is_no_setting_is_refused_at_the_door() -> None:
+def test_parameter_must_be_a_setting() -> None:
     space = broken(parameters={"sinsr.inverson": Float(0.1, 10.0)}, points=(Point("typo", {"sinsr.inverson": 1.0}),))
     with pytest.raises(InputError, match=r"sinsr.inverson: no such setting; nearest: sinsr.inversion"):
         override(preset("sample").trial, space.baseline.values)
@@ -337,12 +337,12 @@ def test_a_parameter_that_is_no_setting_is_refused_at_the_door() -> None:
         lambda: Point("never", {}, seeds=0),
     ],
 )
-def test_a_distribution_without_values_is_refused(make: Any) -> None:
+def test_empty_distribution_is_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="needs"):
         make()
 
 
-def test_what_a_distribution_contains() -> None:
+def test_distribution_contains_its_values() -> None:
     assert [v for v in (0.09, 0.1, 5, 10.0, 10.1, True, "1") if Float(0.1, 10.0).contains(v)] == [0.1, 5, 10.0]
     assert [v for v in (0, 1, 4, 5, 2.0, True) if Int(1, 4).contains(v)] == [1, 4]
     assert Choice(("x0", "epsilon")).contains("x0") and not Choice(("x0", "epsilon")).contains("v")

@@ -57,7 +57,7 @@ def test_what_is_exported_is_a_base_and_a_start(first_stage: Path, trial_of: Tri
 
 
 REFUSED: dict[str, tuple[str, str, str]] = {
-    "no trial": ("{tmp}/nowhere", "{tmp}/new", "FINISHED .*nowhere: no settings.json"),
+    "no trial": ("{tmp}/nowhere", "{tmp}/new", "FINISHED .*nowhere: has no readable settings.json"),
     "another method": ("{tmp}/gan", "{tmp}/new", "FINISHED .*gan: a trial of pix2pix; expected a .* latent_diffusion"),
     "no weights": ("{tmp}/bare", "{tmp}/new", "checkpoint=.*bare: has no weights.safetensors"),
     "there": ("{trial}", "{tmp}/there", "FOLDER .*there: is there already"),

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster that is already there: whether its address can be, and the code its nodes need."""
+"""Connecting to a running Ray cluster: checking its address, and sending this project's code to its nodes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__py
 
 
 def check_address(address: str) -> None:
-    """Refuses an address nobody listens at; Ray itself would try for minutes, and then end the process.
+    """Refuses an address at which nothing answers. Ray itself would retry for minutes and then end the process.
 
     Raises:
-        InputError: not an address, or nothing there.
+        InputError: not an address, or no answer.
     """
     if address == "auto":
         return
@@ -32,13 +32,13 @@ def check_address(address: str) -> None:
 
 
 def shipped_code(*kept: str) -> dict[str, Any]:
-    """What brings this project's code to the nodes of a cluster, as Ray's `runtime_env`: the checkout, or the packages
-    that pip installed.
+    """The `runtime_env` with which Ray copies this project's code to a cluster's nodes: the checkout, or the installed
+    packages.
 
     Args:
-        kept: folders whose content stays here, such as results.
+        kept: folders that are not copied, such as results.
     """
-    if not is_checkout():  # whatever else is installed lies there too
+    if not is_checkout():  # ROOT then contains other packages too
         return {"py_modules": [str(ROOT / package) for package in _PACKAGES], "excludes": ["**/__pycache__"]}
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
     own = [str(folder.relative_to(ROOT)) for folder in folders if ROOT in folder.parents]

@@ -1,4 +1,4 @@
-"""The error for what a person typed or pointed at: one line, no traceback, exit status 2 at the door."""
+"""The error for invalid input: one line without a traceback; the command line exits with status 2."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 class InputError(ValueError):
     """A setting, a path or a file that cannot be used.
 
-    The message is one line that names the thing, the value and what would be accepted, so the command line
-    prints it as it is and exits with status 2. Anything else that is raised is a defect and keeps its traceback.
+    The message is one line that names the setting or file, the value and what would be accepted. The command line
+    prints it as it is and exits with status 2. Any other exception is a defect and keeps its traceback.
     """
 
     @classmethod
@@ -42,7 +42,7 @@ def one_line(text: object) -> str:
 
 @contextmanager
 def blamed_on(setting: str) -> Iterator[None]:
-    """Within it a ValueError, from code that knows no settings, becomes an InputError about `setting`."""
+    """Turns a ValueError from code that does not know the settings into an InputError about `setting`."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Where bytes lie, on this machine or in a bucket, and how they are listed and read."""
+"""Files and folders on this machine or in a bucket: how they are listed and read."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 ACCEPTED_PLACES = "a local path, or a URI that begins with s3://, gs:// or file://"
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
-S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a bucket that is not there costs about 10 s at most
-GS_SECONDS = 4  # of retries; the last may take as long again
-PATIENT_ANSWER_SECONDS, PATIENT_ATTEMPTS, PATIENT_GS_SECONDS = 20, 10, 120  # pauses grow: about two minutes of them
-HEADER_BYTES = 64 * 2**10  # read from a bucket at once: most images tell their size within
+S3_CONNECT_SECONDS, S3_ANSWER_SECONDS, S3_ATTEMPTS = 2, 3, 3  # a missing bucket costs at most about 10 s
+GS_SECONDS = 4  # of retries; the last retry may take another 4 s
+PATIENT_ANSWER_SECONDS, PATIENT_ATTEMPTS, PATIENT_GS_SECONDS = 20, 10, 120  # growing pauses, about two minutes in sum
+HEADER_BYTES = 64 * 2**10  # read from a bucket at once: enough to hold the size of most images
 
 
 def resolve_uri(uri: str, patient: bool = False) -> tuple[FileSystem, str]:
-    """The file system of a URI, one for each bucket, patience and process, and the path on it.
+    """The file system of a URI and the path on it. Each process keeps one file system per bucket and `patient`.
 
     Args:
-        uri: `s3://bucket/key`, with `endpoint_override`, `region` and `scheme` in its query as pyarrow takes them, or
-            from the usual AWS environment variables and profiles; `gs://bucket/key`; or `file:///path`.
+        uri: `s3://bucket/key`, with pyarrow's `endpoint_override`, `region` and `scheme` in its query, or else from
+            the usual AWS environment variables and profiles; `gs://bucket/key`; or `file:///path`.
         patient: see `Location`.
 
     Raises:
-        InputError: a URI of another kind, without a bucket, or with options that are not known.
-        OSError: the region of a bucket that does not say it cannot be found out.
+        InputError: a URI of another kind, without a bucket, or with unknown options.
+        OSError: the URI names no region, and the bucket's region cannot be found.
     """
     place = locate(uri)
     return _file_system(place.store, patient), place.path
@@ -47,17 +47,16 @@ def resolve_uri(uri: str, patient: bool = False) -> tuple[FileSystem, str]:
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder. Travels between processes as text and connects when it is used, in each process anew.
+    """A file or folder. It is pickled as text; each process connects at first use.
 
     Attributes:
         path: absolute on this machine, or `bucket/key`.
         store: URI of the bucket with its credentials and options; empty for this machine.
-        patient: whether a bucket that does not answer is asked again for minutes, as work of hours needs it, or given
-            up after seconds, as a person at the door needs it.
+        patient: whether a bucket that does not answer is retried for minutes, as for a preparation of hours, or given
+            up after seconds, as for a check on the command line.
 
     Raises:
-        InputError: from every method, when a bucket cannot be reached or read. What goes wrong on a local disk is an
-            `OSError`.
+        InputError: from every method, when a bucket cannot be reached or read. Errors of a local disk are `OSError`s.
     """
 
     path: str
@@ -65,7 +64,7 @@ class Location:
     patient: bool = False
 
     def __str__(self) -> str:
-        """For people and logs: without credentials and options."""
+        """For messages and logs: without credentials and options."""
         return f"{urlsplit(self.store).scheme}://{self.path}" if self.store else self.path
 
     @property
@@ -77,7 +76,7 @@ class Location:
         return replace(self, path=posixpath.dirname(self.path))
 
     def join(self, name: str) -> Location:
-        """`name` below this folder; a URI is itself, and so is an absolute path, on this machine."""
+        """`name` below this folder. A URI or an absolute path replaces the folder."""
         if is_uri(name) or name.startswith("/"):
             return replace(locate(name), patient=self.patient)
         return replace(self, path=posixpath.normpath(posixpath.join(self.path, name)))
@@ -91,27 +90,28 @@ class Location:
         return "folder" if is_folder else "file" if is_file else "nothing"
 
     def stamp(self) -> tuple[int, int]:
-        """(bytes, ns of the last change) of a file; (-1, 0) where no file can be found."""
+        """(bytes, time of the last change in ns) of a file; (-1, 0) where there is no file."""
         if self.store:
             info = self._info()
             return (info.size, info.mtime_ns) if info.is_file else (-1, 0)
         try:
             status = os.stat(self.path)
-        except (OSError, ValueError):  # a link that leads nowhere or back to itself; no name that a file can have
+        except (OSError, ValueError):  # a broken or circular link; a name that no file can have
             return -1, 0
         return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
 
     def subfolders(self) -> list[str]:
-        """The names of the folders, and of the links to folders, directly in this one, sorted."""
+        """The sorted names of the folders, and of links to folders, directly in this folder."""
         if self.store:
             return sorted({name.partition("/")[0] for name, _ in _objects(self) if "/" in name})
         with os.scandir(self.path) as entries:
-            # Not `DirEntry.is_dir`, which raises where a link leads back to itself.
+            # `DirEntry.is_dir` would raise at a circular link.
             return sorted(entry.name for entry in entries if os.path.isdir(entry))
 
     def loose_files(self, suffixes: tuple[str, ...]) -> list[str]:
-        """The names of the files directly in this folder that end so, in any case, sorted; hidden ones are passed
-        over."""
+        """The sorted names of the files directly in this folder with one of these suffixes, in any case; no hidden
+        files.
+        """
         if self.store:
             names = [name for name, _ in _objects(self) if "/" not in name]
         else:
@@ -120,10 +120,14 @@ class Location:
         return sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
 
     def files(self, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-        """The files below this folder whose names end so, in any case: names relative to it, sorted, and their stamps,
-        int64 (N, 2). Hidden files and folders are passed over, and links to folders: they may lead around in circles.
+        """The files below this folder with one of these suffixes, in any case.
+
+        Skips hidden files and folders, and links to folders, which may be circular.
+
+        Returns:
+            Their sorted names relative to the folder, and their stamps, int64 (N, 2).
         """
-        # Local folders not through pyarrow, which enters hidden and linked ones.
+        # pyarrow would enter hidden and linked local folders.
         found = _objects(self) if self.store else self._walk()
         kept = sorted(each for each in found if each[0].lower().endswith(suffixes) and "/." not in f"/{each[0]}")
         if self.store:
@@ -133,7 +137,7 @@ class Location:
         return [name for name, _ in kept], np.array(stamps, np.int64).reshape(-1, 2)
 
     def open(self) -> BinaryIO:
-        """The file, to look into; from a bucket `HEADER_BYTES` at a time."""
+        """The file, opened for reading; a file in a bucket is read `HEADER_BYTES` at a time."""
         if self.store:
             return io.BufferedReader(_RemoteFile(self), HEADER_BYTES)
         return open(self.path, "rb")
@@ -148,7 +152,9 @@ class Location:
 
     @contextmanager
     def reached(self) -> Iterator[tuple[FileSystem, str]]:
-        """What pyarrow needs to read here; its `OSError`s become `InputError`s that name the place."""
+        """The pyarrow file system and path to read; inside, an `OSError` becomes an `InputError` that names the
+        location.
+        """
         try:
             yield _file_system(self.store, self.patient), self.path
         except OSError as error:
@@ -156,12 +162,12 @@ class Location:
 
     def _trouble(self, error: OSError) -> str:
         if isinstance(error, FileNotFoundError):
-            return "nothing there"
+            return "no such file or folder"
         if not self.store:
             return f"cannot be read ({one_line(error)})"
         return (
-            f"cannot be reached or read ({one_line(error)}): give a bucket, its region and credentials that may read "
-            "it, in the URI or as the provider's own tools take them"
+            f"cannot be reached or read ({one_line(error)}): give a bucket, its region and credentials that can read "
+            "it, in the URI or where the provider's own tools expect them"
         )
 
     def _info(self) -> FileInfo:
@@ -179,7 +185,7 @@ class Location:
 
 
 def locate(text: str) -> Location:
-    """The place that a person means, by a path relative to the working directory or by a URI.
+    """The location of a path, relative to the working directory or absolute, or of a URI.
 
     Raises:
         InputError: a URI of an unknown kind, or one without a bucket.
@@ -192,13 +198,15 @@ def locate(text: str) -> Location:
     if parts.scheme == "file" and not bucket:
         return Location(os.path.abspath(path))
     if parts.scheme not in ("s3", "gs") or not bucket:
-        raise InputError(f"{parts.scheme}://{bucket}{path}: not a place that can be read: give {ACCEPTED_PLACES}")
+        raise InputError(f"{parts.scheme}://{bucket}{path}: cannot be read from there: give {ACCEPTED_PLACES}")
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
 
 
 @lru_cache(maxsize=8)
 def _objects(folder: Location) -> list[tuple[str, tuple[int, int]]]:
-    """All objects below `folder`, listed once by a process: it costs a request a thousand, and a run sees one state."""
+    """All objects below `folder`, listed once per process: 1,000 objects cost a request, and a run must see one
+    state.
+    """
     from pyarrow.fs import FileSelector
 
     with folder.reached() as (filesystem, path):
@@ -207,7 +215,7 @@ def _objects(folder: Location) -> list[tuple[str, tuple[int, int]]]:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file in a bucket. Raises `InputError` rather than `OSError`, which decoders take for a damaged image."""
+    """A file in a bucket. Raises `InputError`, because decoders take an `OSError` for a damaged image."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
@@ -254,7 +262,7 @@ def _file_system(store: str, patient: bool) -> FileSystem:
         except ArrowInvalid as error:
             raise InputError(f"gs://{bucket}: {one_line(error)}") from None
 
-    # Not through `from_uri`: it knows no time limits.
+    # `from_uri` would set no time limits.
     if unknown := sorted(set(options) - set(S3_OPTIONS)):
         raise InputError(f"s3://{bucket}: {unknown[0]} in its query is not accepted: give {', '.join(S3_OPTIONS)}")
     said = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")

@@ -1,4 +1,4 @@
-"""Local paths and URIs as the command line takes them, and files that are written whole or not at all."""
+"""Local paths and URIs from the command line, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pyarrow import Buffer
 
 
-_MAX_DISK_SHARE = 0.95  # of what is free
+_MAX_DISK_SHARE = 0.95  # of the free space
 
 
 ROOT = Path(__file__).parents[2]
-"""The folder that our packages lie in: a checkout, or the site-packages of an environment."""
+"""The folder of our packages: a checkout, or the site-packages of an environment."""
 
 
 def is_checkout() -> bool:
@@ -35,40 +35,40 @@ def is_uri(root: str) -> bool:
 
 
 def refuse_secrets(name: str, uri: str) -> None:
-    """Refuses a URI with a password in it: settings are kept with the results, for all to read.
+    """Refuses a URI with a password in it, because settings are saved with the results, where others can read them.
 
     Raises:
-        InputError: naming the flag, without the secret; or it is no URI.
+        InputError: the URI is invalid or has a password; names the flag, without the password.
     """
     try:
         place = urlsplit(uri).netloc if is_uri(uri) else ""
     except ValueError as error:
-        raise InputError(f"{name}: not a URI ({error}); expected such as s3://bucket/folder") from None
+        raise InputError(f"{name}: not a URI ({error}); expected one such as s3://bucket/folder") from None
     if ":" in place.rpartition("@")[0]:
         raise InputError(
-            f"{name}: holds credentials, which would be kept with the results; give them as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or as your cloud's own profile"
+            f"{name}: contains credentials, which would be saved with the results; give them as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or in your cloud's own profile"
         )
 
 
 def check_writable(flag: str, path: Path) -> None:
-    """Refuses, making nothing, a folder that nothing can be kept in.
+    """Refuses a folder that cannot be written to. Creates nothing.
 
     Raises:
-        InputError: it is not there and cannot be made, or cannot be written.
+        InputError: it does not exist and cannot be created, or cannot be written to.
     """
     nearest = _existing(path)
     if not nearest.is_dir():
-        raise InputError(f"{flag} {path}: {nearest} is a file; expected a folder, or one that can be made")
+        raise InputError(f"{flag} {path}: {nearest} is a file; expected a folder, existing or new")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {path}: {nearest} cannot be written; expected a folder that can")
+        raise InputError(f"{flag} {path}: {nearest} is not writable; expected a writable folder")
 
 
 def check_room(needed: Mapping[str, tuple[Path, float]]) -> None:
-    """Refuses what does not fit.
+    """Refuses files that do not fit on the disk.
 
     Args:
-        needed: flag -> a folder, there or not, and the bytes that are to come there. Those of one disk are added up.
+        needed: flag -> (folder, existing or not; bytes that will be written there). Bytes on one disk are added up.
 
     Raises:
         InputError: naming the flags and folders that share the disk.
@@ -89,14 +89,14 @@ def _existing(path: Path) -> Path:
 
 
 PARTIAL = ".partial"
-"""How the temporary names of files in the writing end; those of killed writers stay, until the next one clears them."""
+"""Suffix of a file that is being written. A killed writer leaves such files; the next writer removes them."""
 
 
 def write_whole(path: Path, content: bytes | Buffer) -> None:
     """Writes a local file under a temporary name and renames it.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, or the folder cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -104,27 +104,27 @@ def write_whole(path: Path, content: bytes | Buffer) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); what is there already stays") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); existing files were kept") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
 def path_of(name: str, text: str) -> Path:
-    """A path on this machine that a person gave, with `~` expanded.
+    """A local path that the user gave, with `~` expanded.
 
     Args:
         name: of the flag or argument, for messages.
 
     Raises:
-        InputError: it is empty, which Python takes for the working directory, or it cannot be looked at.
+        InputError: it is empty, which Python would take for the working directory, or it is no valid path.
     """
     if not text:
         raise InputError(f"{name} is empty; expected a path")
     try:
         path = Path(text).expanduser()
         path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; a user that there is not
+    except (OSError, RuntimeError) as error:  # a name that is too long; an unknown user after ~
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{name} {text}: no path that can be looked at ({reason})") from None
+        raise InputError(f"{name} {text}: not a valid path ({reason})") from None
     return path

@@ -1,4 +1,4 @@
-"""Quantities as people read them: durations and bytes."""
+"""Durations and bytes as text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The project's name and version, as pip, `--version` and pyproject.toml have them.
+"""The project's name and version, for pip, `--version` and pyproject.toml.
 
-Not from the metadata of the installed package: a checkout that runs without being installed has none.
+Not read from the metadata of the installed package, because a checkout that is not installed has none.
 """
 
 PROJECT = "restoration-sweeps"

@@ -1,4 +1,4 @@
-"""Batches out of prepared stores: a pure function of (seed, step), so order survives restarts and world sizes.
+"""Batches from prepared stores. A batch depends only on (seed, step), so restarts and world size do not change it.
 
 Columns of a training batch, each (B, ...) float32:
 
@@ -9,7 +9,7 @@ Columns of a training batch, each (B, ...) float32:
 | `noise`, `taught` | one normal noise draw of the pair, and the teacher's deterministic x_0 from it |
 | `restored` | the latent that the finished first stage restores from one noise draw |
 | `fresh_noise` | normal noise of the shape of a latent or an image, new every step |
-| `jump_noise` | as `fresh_noise`, apart from it |
+| `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
 | `uniform` | a number in [0, 1), new every step |
 """
 
@@ -31,7 +31,7 @@ from trainables.data.stores.shard_format import Column
 from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
-_ORDER, _SHARDS = 11, 12  # streams of the seed, apart from those of the pairs
+_ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
 _STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
@@ -41,20 +41,20 @@ Chunk = dict[str, Tensor]
 class TrainingBatches:
     """Training batches of one worker.
 
-    Rows are read for many steps at once, a chunk, in the order in which they lie on the disk: what Python costs for a
-    shard is shared by many rows. A thread reads the next chunk while the present one is trained on; it ends with this
+    Rows are read in chunks of many steps, in the order in which they are stored on disk, so that many rows share
+    Python's cost of opening a shard. A thread reads the next chunk while the present one is used; it ends with this
     object.
 
-    Columns that are not stored are drawn on the device, for all workers' parts of a batch, and do not depend on which
-    other columns there are. A CPU and a GPU draw different numbers.
+    Columns that are not stored are drawn on the device for the whole batch of all workers, and do not depend on which
+    other columns are drawn. A CPU and a GPU draw different numbers.
 
     Args:
-        columns: which of the columns above a batch holds.
-        rank, world: this worker's share: batches are the same rows in the same order whatever `world` is.
+        columns: the columns of a batch, from the table above.
+        rank, world: this worker's share. The rows of a batch and their order do not depend on `world`.
 
     Raises:
-        InputError: the batch cannot be shared out evenly among workers and accumulated parts; when called, a store
-            that cannot be read.
+        InputError: the batch cannot be divided evenly among workers and accumulated parts; when called, a store cannot
+            be read.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainingBatches:
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        """What a batch holds of the stored columns."""
+        """The stored columns of a batch."""
         columns = {name: self._prepared.train(name).columns[name] for name in self._stored}
         return {name: Column(c.dtype, c.shape[1:]) if name in DRAWN else c for name, c in columns.items()}
 
@@ -110,15 +110,20 @@ class TrainingBatches:
 
     @cached_property
     def _buffers(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Memory of the chunks with even and with odd numbers: of two that are wanted at once, each has its own. One
-        thread reads all chunks in turn, and batches are copies, so what is overwritten is no longer wanted."""
+        """Memory for the chunks with even and with odd numbers: two chunks that are needed at once have separate
+        memory.
+
+        One thread reads all chunks in turn, and batches are copies, so an overwritten chunk is no longer needed.
+        """
         rows = self._chunk_steps * (self._share.stop - self._share.start)
         even, odd = ({name: np.empty((rows, *c.shape), c.dtype) for name, c in self._columns.items()} for _ in range(2))
         return even, odd
 
     def _load(self, number: int) -> Chunk:
-        """The stored columns of a chunk's steps, one step after another, (steps x share, ...) in the type they are
-        stored in. A copy to a GPU is queued, not waited for."""
+        """The stored columns of a chunk's steps, one step after another, (steps x share, ...), in the stored type.
+
+        A copy to a GPU is queued, not waited for.
+        """
         batch_size, cuda = self._training.batch_size, self._device.type == "cuda"
         steps = np.arange(number * self._chunk_steps, (number + 1) * self._chunk_steps)
         positions = (steps[:, None] * batch_size + np.arange(batch_size)[self._share]).reshape(-1)
@@ -130,7 +135,7 @@ class TrainingBatches:
         with torch.cuda.device(self._device) if cuda else nullcontext():
             for name, buffer in self._buffers[number % 2].items():
                 store = self._prepared.train(name)
-                # Every pass over the pairs uses another of a pair's draws, and neighbours use different ones.
+                # Each epoch uses another draw of a pair, and neighbouring pairs use different draws.
                 draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
                 tensor = torch.from_numpy(store.rows(name, rows, draws, buffer))
                 chunk[name] = tensor.pin_memory().to(self._device, non_blocking=True) if cuda else tensor
@@ -154,17 +159,19 @@ class TrainingBatches:
 
     @property
     def _starts(self) -> np.ndarray:
-        """Of the shards, which all stages cut at the same rows."""
+        """The first row of each shard; all stages have the same."""
         return self._prepared.train("target").starts
 
     def _shards(self, epoch: int) -> np.ndarray:
-        """All shards, in the order of an epoch; a window is so many neighbours."""
+        """All shards, in the order of an epoch; a window is a group of neighbours in it."""
         rng = np.random.default_rng([self._training.seed, _SHARDS, epoch])
         return rng.permutation(len(self._starts) - 1)
 
     def _fetch_ahead(self, position: int) -> None:
-        """Has the window of a position here, and of the next one as many shards as training has left behind: they
-        arrive at the pace at which they will be needed, and never more than two windows are in use."""
+        """Fetches the window of a position, and as many shards of the next window as training has finished in this one.
+
+        So shards arrive as fast as they are needed, and at most two windows are in use.
+        """
         epoch, place = divmod(position, self._prepared.train_rows)
         shards = self._shards(epoch)
         now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place, side="right"))
@@ -185,14 +192,16 @@ class TrainingBatches:
 def validation_batches(
     prepared: Prepared, size: int, device: torch.device, draw: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[dict[str, Tensor]]:
-    """The validation pairs in order, or one worker's share of the batches: `target`, `degraded`, the `noise` of one
-    draw and, where the method has latents, `latent_degraded`, as above."""
+    """The validation pairs in order, or one worker's share of the batches.
+
+    Each has `target`, `degraded`, the `noise` of one draw and, if the method has latents, `latent_degraded`, as above.
+    """
     columns = ["target", "degraded", *(["latent_degraded"] if "latents" in prepared.validation_stores else [])]
     rows = np.arange(prepared.validation_rows)
     for start in range(rank * size, len(rows), world * size):
         chosen = rows[start : start + size]
         batch = {name: prepared.validation(name).rows(name, chosen) for name in columns}
         batch["noise"] = np.stack([validation_noise(int(row), draw, prepared.validation_noise) for row in chosen])
-        # What the noise that a stochastic sampler adds in every step is a function of.
+        # The numbers that determine the noise which a stochastic sampler adds in every step.
         keys = torch.tensor([[int(row), draw] for row in chosen])
         yield {name: to_tensor(values, device) for name, values in batch.items()} | {"noise_key": keys}

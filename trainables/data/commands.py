@@ -1,4 +1,4 @@
-"""What `python -m trainables.data` does, a function a command."""
+"""The commands of `python -m trainables.data`, one function each."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trainables.data.stores.store import Store
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset
 
-_REASONS = 5  # of photographs that were rejected, as many are shown
+_REASONS = 5  # rejected photographs to show
 
 
 def prepare_command(flags: argparse.Namespace) -> int:
-    """Makes the stores that trials of a method read, and says where they are."""
+    """Makes the stores that trials of a method read, and prints their paths."""
     settings = _trial(flags)
     if not flags.store:
         raise InputError("--store is empty; expected a folder or URI")
@@ -48,7 +48,7 @@ def prepare_command(flags: argparse.Namespace) -> int:
     missing = [stage for stage in stages if not stage.exists]
     pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root), source))
     for stage in stages:
-        state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "is there"
+        state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "already prepared"
         print(f"{stage.folder.name}: {state}")
     if not is_uri(root):
         check_room({"--store": (Path(root), bytes_to_come(missing))})
@@ -95,7 +95,7 @@ def _trial(flags: argparse.Namespace) -> TrialSettings:
 
 
 def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) -> None:
-    """As a sweep does, refuses what has no effect on a trial."""
+    """Refuses settings that have no effect on a trial, as a sweep does."""
     check_sections([name for name, _ in assigned], (settings.method,))
     for name, value in assigned:
         if reason := reason_unread(name, settings):
@@ -103,14 +103,14 @@ def _check_read(settings: TrialSettings, assigned: Sequence[tuple[str, str]]) ->
 
 
 def inspect_command(flags: argparse.Namespace) -> int:
-    """Prints what a store, or every store of a root, holds; writes a sheet of a store's pairs."""
+    """Prints the content of a store, or of every store of a root; writes a sheet of a store's pairs."""
     path = path_of("STORE", flags.path)
     if not (path / MANIFEST).exists():
         if flags.sheet is not None:
-            raise InputError(f"{path}: no store, so there is no --sheet of it; give one store's folder")
+            raise InputError(f"{path}: not a store, so it has no --sheet; give the folder of one store")
         stores = stores_below(path)
         if not stores:
-            raise InputError(f"{path}: no store there; expected a store, or a folder of stores")
+            raise InputError(f"{path}: no store found; expected a store, or a folder of stores")
         for line in _table(stores):
             print(line)
         return 0
@@ -125,7 +125,7 @@ def inspect_command(flags: argparse.Namespace) -> int:
     for name, value in _flat(manifest["key"]):
         print(f"  {name:32} {json.dumps(value)}")
     rejected = rejected_of(path)
-    print(f"rejected: {len(rejected)} images" + (f", all of them in {path / 'rejected.parquet'}" if rejected else ""))
+    print(f"rejected: {len(rejected)} images" + (f", listed in {path / 'rejected.parquet'}" if rejected else ""))
     for name, reason in list(rejected.items())[:_REASONS]:
         print(f"  {name}: {reason}")
     if names := store.names:
@@ -135,7 +135,7 @@ def inspect_command(flags: argparse.Namespace) -> int:
         sheet = path_of("--sheet", f"{path.name}.png" if flags.sheet is None else flags.sheet)
         try:
             print(f"{write_contact_sheet(store, sheet)} pairs, degraded and target, are in {sheet}")
-        except (OSError, ValueError) as error:  # Pillow's, of a name that says no format
+        except (OSError, ValueError) as error:  # Pillow raises ValueError for an unknown suffix
             raise InputError(f"--sheet {sheet}: cannot be written ({one_line(error)}); expected a .png file") from None
     return 0
 
@@ -149,30 +149,28 @@ def _flat(key: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def rejected_of(path: Path) -> dict[str, str]:
-    """Image -> why it is not in a store of pairs."""
+    """Image -> the reason why it is not in a store of pairs."""
     import pyarrow.parquet as pq
 
     table = path / "rejected.parquet"
     try:
         return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
     except (OSError, LookupError, ValueError) as error:
-        raise InputError(
-            f"{table}: cannot be read ({one_line(error)}); delete {path} and it is prepared anew"
-        ) from None
+        raise InputError(f"{table}: cannot be read ({one_line(error)}); delete {path} to prepare it again") from None
 
 
 def verify_command(flags: argparse.Namespace) -> int:
-    """Compares every store's content with its hashes."""
+    """Compares the content of every store with its hashes."""
     damaged = 0
     for given in flags.paths:
         path = path_of("STORE", given)
         found = [path] if (path / MANIFEST).exists() else [s.path for s in stores_below(path) if s.complete]
         if not found:
-            raise InputError(f"{path}: no complete store there")
+            raise InputError(f"{path}: no complete store found")
         for store in found:
             try:
                 Store(store, verify=True)
-                print(f"{store.name}: whole")
+                print(f"{store.name}: intact")
             except InputError as error:
                 damaged += 1
                 print(error)
@@ -180,15 +178,15 @@ def verify_command(flags: argparse.Namespace) -> int:
 
 
 def prune_command(flags: argparse.Namespace) -> int:
-    """Lists the stores of a root, says which would go, and deletes them when that is confirmed."""
+    """Lists the stores of a root, marks those to delete, and deletes them after confirmation."""
     stores = stores_below(path_of("ROOT", flags.path))
     chosen = to_prune(stores, flags.older_than, None if flags.keep is None else flags.keep * 1e9)
     for line in _table(stores, chosen):
         print(line)
     if not chosen:
-        print("nothing to delete" if stores else "no stores there")
+        print("nothing to delete" if stores else "no stores found")
         if flags.older_than is None and flags.keep is None:
-            print("say which: --older-than DAYS, --keep GB")
+            print("choose stores with --older-than DAYS or --keep GB")
         return 0
     size = byte_text(sum(store.bytes for store in chosen))
     if not flags.yes and not _confirmed(f"delete {len(chosen)} stores, {size}? [y/N] "):

@@ -1,4 +1,4 @@
-"""Pairs of a store as one picture, to look at before anything is trained on them."""
+"""A contact sheet: pairs of a store in one picture, to look at before training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _BACKGROUND = 255
 
 
 def write_contact_sheet(store: Store, path: Path, count: int = 24, side: int = 160) -> int:
-    """Writes a PNG of pairs spread evenly over a store of pairs, degraded left and target right of each.
+    """Writes a PNG of pairs spread evenly over a store, each with the degraded image left and the target right.
 
     Args:
-        count: at most so many pairs. side: of one image on the sheet, pixels.
+        count: largest number of pairs.
+        side: of one image on the sheet, in pixels.
 
     Returns:
-        How many pairs are on it.
+        The number of pairs on it.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int))
     sides = [
@@ -39,7 +40,7 @@ def write_contact_sheet(store: Store, path: Path, count: int = 24, side: int = 1
 
 
 def _shown(image: np.ndarray, side: int) -> np.ndarray:
-    """Enlarged pixel by pixel, so that what is degraded looks it; made smaller smoothly."""
+    """Enlarged with nearest neighbours, so that the degradation stays visible; reduced smoothly."""
     smaller = image.shape[0] > side
     return np.asarray(
         Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""How long a preparation will take, from one row of each stage done now."""
+"""An estimate of the time that a preparation takes, from timing a few rows of each stage."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.resshift import load_teacher
 from trainables.settings import TrialSettings
 
-_PAIRS, _TRIES = 3, 100  # made for a try, as they differ; asked for until as many are made
-_ROWS = 2  # that a network is tried on
+_PAIRS, _TRIES = 3, 100  # pairs to time, since they differ; attempts to get that many
+_ROWS = 2  # timed per network
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def seconds_of(
 ) -> float:
     """Seconds that one process would take for all rows of `stages`.
 
-    A teacher or first stage is timed over one evaluation of its network, times its steps and draws. Good to a factor
-    of about two: cores that share a cache, and other rows, are slower or faster.
+    A teacher or first stage is timed for one evaluation of its network, times its steps and draws. Accurate to a factor
+    of about two: cores share caches, and other rows are slower or faster.
     """
     return sum(stage.rows * _seconds_a_row(settings, stage, pairs, torch.device(device)) for stage in stages)
 
@@ -56,11 +56,11 @@ def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, 
 
 
 def _seconds_a_pair(pairs: Pairs, rows: int) -> float:
-    """Of some chosen at random, always the same, without those of broken photographs; 0.0 where all are broken."""
+    """Timed on a few pairs, chosen at random but always the same, without broken photographs; 0.0 if all are broken."""
     taken = list[float]()
     for row in random.Random(0).sample(range(rows), min(rows, _TRIES)):
         started = time.monotonic()
-        with suppress(UnusableImage):  # left out by a preparation
+        with suppress(UnusableImage):  # a preparation skips it
             pairs[row]
             taken.append(time.monotonic() - started)
         if len(taken) == _PAIRS:
@@ -69,7 +69,7 @@ def _seconds_a_pair(pairs: Pairs, rows: int) -> float:
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds a row; the shorter of two calls, since the first also allocates and chooses algorithms."""
+    """Seconds per row: the shorter of two calls, because the first also allocates memory and chooses algorithms."""
     taken = []
     with one_thread():
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""How far a preparation is, how fast it goes and how long it will take, as a line of text."""
+"""Progress of a preparation as a line of text: pairs done, speed and time left."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _BAR = 20
 
 
 class PreparationProgress:
-    """Says it at most every `every` seconds, at the start and at the end. Speed counts from the first pairs on: before
-    them processes start, once.
+    """Reports at the start, at most every `every` seconds, and at the end.
+
+    Speed counts from the first pairs, because processes start before them, once.
 
     Args:
-        say: takes a line.
+        say: called with each line.
     """
 
     def __init__(self, say: Callable[[str], None], every: float = 5.0) -> None:

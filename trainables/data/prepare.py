@@ -1,4 +1,4 @@
-"""Makes what the stages lack, wherever there is room to work, and hands out what a trial reads."""
+"""Prepares the missing stages in one process or on a cluster, and opens the stores that a trial reads."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
 
 REJECTED = "rejected.parquet"
-"""Beside the shards of pairs: which photographs gave none, and why. Columns `name` and `reason`."""
+"""File next to the shards of pairs: photographs without pairs, and the reason. Columns `name` and `reason`."""
 _REJECTED_SCHEMA = pa.schema([("name", pa.string()), ("reason", pa.string())])
 
 
 class ProgressCallback(Protocol):
-    """Told before the first shard and after every one. `stage`: which there are to make, "pairs + latents". Rows are
-    pairs, those of training and validation together."""
+    """Called before the first shard and after every one.
+
+    `stage`: the stages to make, such as "pairs + latents". `done` and `rows` count pairs, training and validation
+    together.
+    """
 
     def __call__(self, stage: str, done: int, rows: int) -> None: ...
 
@@ -51,16 +54,16 @@ def prepare(
     progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
 ) -> Prepared:
-    """Makes what `needed_stages` lists and is not there yet; returns all of it, on this machine's disk.
+    """Makes the stores of `needed_stages` that are missing; returns all of them, on this machine's disk.
 
     Args:
-        root: of the stores: a local folder, or a URI, from which they are mirrored to this machine once.
+        root: of the stores: a local folder, or a URI, from which they are copied to this machine once.
         columns: of a training batch, see `trainables.data.batches`.
         device: where networks run, in this process.
-        run: who makes the shards; see `trainables.data.ray_pipeline` for all cores and machines.
+        run: makes the shards; see `trainables.data.ray_pipeline` for all cores and machines.
 
-    Two callers on one machine do not make the same store twice: the second waits for the first. Whatever ends a
-    preparation early, the shards that are made stay, and the next one goes on from them.
+    Two callers on one machine do not make the same store twice: the second waits for the first. If a preparation is
+    interrupted, finished shards are kept, and the next call resumes from them.
 
     Raises:
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
@@ -80,10 +83,10 @@ def make_stores(
     run: Runner = run_here,
     source: Source | None = None,
 ) -> None:
-    """Makes those of `stages` that are not there yet; see `prepare`.
+    """Makes the stores of `stages` that are missing; see `prepare`.
 
     Args:
-        source: `settings.data.source` where it is open already.
+        source: `settings.data.source` if it is already open.
     """
     if all(stage.exists for stage in stages):
         return
@@ -96,11 +99,11 @@ def make_stores(
 def read_photographs(
     settings: TrialSettings, stages: Sequence[Stage], cache: Path, source: Source | None = None
 ) -> dict[Split, Photographs]:
-    """The photographs of every split whose pairs are among `stages`.
+    """The photographs of every split that has a stage of pairs in `stages`.
 
     Args:
-        cache: a folder, where it may be noted what was found among many images.
-        source: `settings.data.source` where it is open already.
+        cache: a folder that may keep the result of checking many images.
+        source: `settings.data.source` if it is already open.
 
     Raises:
         InputError: images that cannot be used, see `Source.of_split`.
@@ -119,7 +122,7 @@ def read_photographs(
 
 
 def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) -> dict[Split, Pairs]:
-    """The pairs that a trial's settings make of them.
+    """The pairs of these photographs under a trial's settings.
 
     Raises:
         InputError: see `Pairs`.
@@ -128,7 +131,7 @@ def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) 
 
 
 class _Preparation:
-    """Stores in the making."""
+    """A preparation in progress."""
 
     def __init__(
         self,
@@ -168,7 +171,7 @@ class _Preparation:
             self._finish(stage)
 
     def _tasks(self) -> list[Task]:
-        """All shards of what is missing, each with all of its stages."""
+        """One task per shard that is missing, with all its stages."""
         there = {stage.folder: set(shard_numbers(stage.folder.files())) for stage in self._missing}
         named: dict[tuple[Split, int], list[str]] = {}
         left: dict[tuple[Split, int], list[str]] = {}
@@ -180,7 +183,7 @@ class _Preparation:
         return [Task(*place, tuple(names), tuple(left.get(place, ()))) for place, names in named.items()]
 
     def _reject(self, split: Split, shard: Shard) -> None:
-        """Counts photographs that turned out broken, and stops when they are too many."""
+        """Counts photographs found broken, and raises when they are too many."""
         if shard.rejected:
             self._rejected[split] |= shard.rejected
             data, found = self._settings.data, self._photographs[split].found
@@ -209,8 +212,10 @@ def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
 
 @contextmanager
 def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
-    """Holds this machine's locks of those stores; always taken in one order, so that two callers cannot block each
-    other. Clears what killed writers left under temporary names."""
+    """Holds this machine's locks of these stores, always taken in the same order, so that two callers cannot deadlock.
+
+    Removes the temporary files of killed writers.
+    """
     with ExitStack() as held:
         for folder in sorted(folders, key=lambda folder: folder.name):
             folder.local.parent.mkdir(parents=True, exist_ok=True)
@@ -221,10 +226,11 @@ def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
 
 
 def bytes_to_come(stages: Sequence[Stage], window_shards: int = 0, readers: int = 1) -> int:
-    """What this machine's disk is going to take for stores: shards that are to be made, or to be copied here.
+    """Bytes that stores will add to this machine's disk: shards to make, or to copy here.
 
     Args:
-        window_shards: see `data.window_shards`. readers: trials at once, of which each has its own windows.
+        window_shards: see `data.window_shards`.
+        readers: number of concurrent trials; each has its own windows.
     """
     coming = 0
     for stage in stages:

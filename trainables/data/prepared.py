@@ -24,25 +24,25 @@ from trainables.pretrained.autoencoders import latent_shape
 from trainables.settings import TrialSettings
 
 VERIFIED_AT_START = 2**30
-"""Stores of up to so many bytes are compared with their hashes whenever a sweep starts; larger ones by size alone."""
+"""Stores of up to this many bytes are checked by hash at every start of a sweep; larger ones by size alone."""
 
-_VALIDATION_NOISE = 8  # stream, apart from those of the data seed
+_VALIDATION_NOISE = 8  # random stream, different from those of the data seed
 
 
 def validation_noise(row: int, draw: int, shape: Sequence[int]) -> np.ndarray:
-    """The standard normal noise that validation pair `row` is restored with, float32; equal for all trials."""
+    """The standard normal noise from which validation pair `row` is restored, float32; equal for all trials."""
     stream = [_VALIDATION_NOISE, row] + ([draw] if draw else [])
     return np.random.default_rng(stream).standard_normal(tuple(shape), np.float32)
 
 
 @dataclass
 class Prepared:
-    """The stores a trial reads. Opens them on first use, so that it travels between processes as paths.
+    """The stores that a trial reads. Opened on first use; pickled as paths.
 
     Attributes:
         train_stores, validation_stores: stage -> folder.
-        train_noise, validation_noise: (C, H, W) of the noise for one pair: of a latent, or of an image.
-        sources: folder -> where its shards come from when they are read, for stores that are not here as a whole.
+        train_noise, validation_noise: (C, H, W) of the noise of one pair: the shape of a latent, or of an image.
+        sources: folder -> where its shards are fetched from, for stores that are not completely on this machine.
         keep: how many shards of such a store are kept here at a time.
     """
 
@@ -82,10 +82,10 @@ class Prepared:
 
 
 def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
-    """Stores that are made, as this machine reads them: those of a bucket are copied here first, once.
+    """Opens finished stores on this machine. Stores of a bucket are copied here first, once.
 
     Raises:
-        InputError: one is not there, is damaged or does not fit on the disk, or they do not belong together.
+        InputError: one is missing, is damaged or does not fit on the disk, or they do not belong together.
     """
     window = settings.data.window_shards
     paths: dict[tuple[Split, str], str] = {}
@@ -114,7 +114,9 @@ def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
 
 
 def _check_pairs(pairs: Path, place: Path) -> None:
-    """Refuses a store whose rows belong to other pairs: to some that were deleted and came out different since."""
+    """Refuses a store whose rows belong to other pairs: to pairs that were deleted and prepared again with other
+    content.
+    """
     expected = hashlib.sha256((pairs / MANIFEST).read_bytes()).hexdigest()
     if place != pairs and json.loads((place / MANIFEST).read_text())["made_from"] != expected:
-        raise InputError(f"{place}: was made from other pairs than {pairs} holds; delete it and it is prepared anew")
+        raise InputError(f"{place}: was made from other pairs than {pairs} holds; delete it to prepare it again")

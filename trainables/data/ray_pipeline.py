@@ -1,8 +1,8 @@
 """Preparation on all cores, or all machines of a cluster, as a Ray Data pipeline.
 
-With `trainables.training.launch` the only module here that imports Ray. The pipeline passes on the numbers of shards.
-Their rows go from stage to stage through the stores, where the next stage maps them, so neither the driver nor Ray's
-object store ever holds pixels, and memory does not grow with the data set.
+In `trainables`, only this module and `trainables.training.launch` import Ray. The pipeline passes only the numbers of
+shards. The rows go from stage to stage through the stores, where the next stage maps them into memory. So neither the
+driver nor Ray's object store holds pixels, and memory does not grow with the data set.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 
-# Tasks a CPU, each of some shards: between two of them it waits for Ray, and at the end for the longest of others.
+# Tasks per CPU, each of some shards. More tasks wait for Ray more often; fewer tasks end less evenly.
 _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 _OBJECT_STORE_BYTES = 100 * 2**20
-_FEW = 4  # shards that are made sooner than processes start
+_FEW = 4  # this many shards are finished before other processes would have started
 
 Columns = dict[str, np.ndarray]
 
 
 _jobs: dict[ray.ObjectRef, tuple[ShardMaker, Sequence[Task]]] = {}
-"""This process's, the last one alone: with the networks that it has loaded."""
+"""The last maker of this process, with the networks that it has loaded."""
 
 
 def _job(reference: ray.ObjectRef, device: str) -> tuple[ShardMaker, Sequence[Task]]:
@@ -52,7 +52,7 @@ def _job(reference: ray.ObjectRef, device: str) -> tuple[ShardMaker, Sequence[Ta
 
 
 def _work(batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Columns:
-    """Does of the tasks in `batch` the part `stages`, and adds to what an earlier part made."""
+    """Does the stages `stages` of the tasks in `batch`, and adds the result to that of earlier stages."""
     maker, tasks = _job(held[0], device)
     all_made = []
     for place, number in enumerate(batch["number"]):
@@ -66,22 +66,23 @@ def _work(batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], dev
 
 
 class _Worker:
-    """`_work` as a process that stays: one with a GPU would otherwise end after every task."""
+    """`_work` in a process that stays alive; otherwise a process with a GPU would end after every task."""
 
     def __call__(self, batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Columns:
         return _work(batch, held, stages, device)
 
 
 def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> Runner:
-    """Who makes shards on the Ray that is connected.
+    """A runner that makes shards on the connected Ray.
 
-    Without GPUs there is a process a CPU, which does all stages of a shard: that keeps every core busy whatever the
-    stages cost. With them, these crop and degrade, and hand over to processes that encode and teach on a GPU and take
-    no CPU, so that neither kind waits for the other's.
+    Without GPUs there is one process per CPU, which does all stages of a shard, so every core is busy whatever the
+    stages cost. With GPUs, these processes crop and degrade, and other processes, which take no CPU, run the networks
+    on a GPU, so that neither kind waits for the other's resources.
 
     Args:
-        gpu_processes: with networks at once, at most; 0 for networks on CPUs. gpus: that each takes.
-        device: what networks run on in these.
+        gpu_processes: largest number of processes with networks on a GPU; 0 for networks on CPUs.
+        gpus: number of GPUs for each.
+        device: where networks run in these processes.
     """
 
     def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
@@ -93,14 +94,14 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> R
         quiet.enable_progress_bars = False
         quiet.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        held = [ray.put((maker, tasks))]  # in a list, or Ray would unpack it for every task
+        held = [ray.put((maker, tasks))]  # in a list, because Ray would unpack a bare reference for every task
         most = min(_MOST_TASKS, _TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1))))
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), most)
         )
         on_gpus = stages - {"pairs"} if gpu_processes else frozenset[str]()
         made: ray.data.Dataset = numbers
-        # A task finds the networks of the one before in its process.
+        # A task reuses the networks that the previous task loaded in its process.
         if stages - on_gpus:
             made = made.map_batches(
                 _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
@@ -128,7 +129,7 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> R
 
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Yields a list that an interrupt fills: one that comes while Ray runs a callback is ignored there."""
+    """Yields a list to which an interrupt is added: Ray ignores an interrupt that comes while it runs a callback."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
@@ -149,11 +150,11 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, store: str = "") -> Iterator[None]:
-    """A Ray to prepare on, let go of in the end: a running cluster, or one of our own.
+    """Connects to a running cluster, or starts a local Ray; disconnects at the end.
 
     Args:
-        cpus, gpus: how many processes at once, and how many of them with a GPU; 0 CPUs are all cores.
-        store: root of the stores, which is not sent to the nodes with the code.
+        cpus, gpus: number of processes, and how many of them have a GPU; 0 CPUs means all cores.
+        store: root of the stores, which is not copied to the nodes with the code.
 
     Raises:
         InputError: no cluster at the address.
@@ -182,10 +183,10 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
 
 
 def check_shared(root: str) -> None:
-    """Refuses a local root that not every node of the cluster sees.
+    """Refuses a local root that some node of the cluster does not see.
 
     Raises:
-        InputError: naming it, and what would do.
+        InputError: naming it, and what would be accepted.
     """
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if is_uri(root) or len(nodes) == 1:

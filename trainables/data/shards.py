@@ -1,7 +1,7 @@
-"""Makes the shards of stages: photographs into pairs, pairs into latents, latents into what a network makes of them.
+"""Makes the shards of stages: pairs from photographs, latents from pairs, network outputs from latents.
 
-A shard is a function of its number, the settings and the files they name: the same bytes in whichever process, after
-whichever others, beside however many. Only another kind of device or another build of torch may round differently.
+A shard depends only on its number, the settings and the files they name. It has the same bytes in any process and any
+order. Only another kind of device or another build of torch may round differently.
 """
 
 from __future__ import annotations
@@ -23,13 +23,18 @@ from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import Split
 from trainables.settings import TrialSettings
 
-_ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # through a network: of 512 px 8, whose activations fill gigabytes
+_ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # of a network's batch: 8 images of 512 px, whose activations take gigabytes
 
 
 @dataclass(frozen=True)
 class Task:
-    """Shard `number` of a split, in those of its stages whose stores are not whole, in order. `left`: those of which an
-    earlier preparation has left a file, to be looked through before it is made again."""
+    """One shard to make.
+
+    Attributes:
+        number: of the shard, in its split.
+        stages: those whose stores are unfinished, in order.
+        left: those with a file from an earlier preparation, which is checked before it is made again.
+    """
 
     split: Split
     number: int
@@ -39,10 +44,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a task.
+    """The result of a task.
 
     Attributes:
-        shards: of every stage. kept: those of them that were there already.
+        shards: of every stage.
+        kept: stages whose shards existed already.
         error: why the others could not be made.
     """
 
@@ -53,11 +59,11 @@ class Made:
 
 
 class ShardMaker:
-    """Makes shards and writes them to their stores. Loads each network when it is first needed, and keeps it.
+    """Makes shards and writes them to their stores. Loads each network at its first use, and keeps it.
 
     Args:
-        stages: of all splits that tasks will name.
-        pairs: split -> its pairs, for tasks that make some.
+        stages: of all splits of the tasks.
+        pairs: split -> its pairs, for tasks that make pairs.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class ShardMaker:
         self._makers: dict[str, StageMaker] = {}
 
     def __call__(self, task: Task) -> Made:
-        """Does a task; an `InputError` on the way is part of the result, for others to be told of."""
+        """Does a task; an `InputError` is returned in the result, so that it reaches the other processes."""
         files: dict[str, pa.Buffer] = {}
         shards: dict[str, Shard] = {}
         kept: list[str] = []
@@ -81,7 +87,7 @@ class ShardMaker:
             with one_thread(), torch.no_grad():
                 for name in task.stages:
                     stage = self._stages[task.split, name]
-                    # What follows from a shard that had to be made anew may be of other rows.
+                    # Later stages of a shard that was made again may belong to other rows.
                     left = self._left(stage, task) if len(kept) == len(files) else None
                     if left is not None:
                         files[name], shards[name] = left
@@ -95,7 +101,7 @@ class ShardMaker:
         return Made(task, shards, tuple(kept), error)
 
     def _left(self, stage: Stage, task: Task) -> tuple[pa.Buffer, Shard] | None:
-        """A shard that an earlier preparation has left, or one that goes on elsewhere; None where it is to be made."""
+        """A shard from an earlier preparation, or from another one in the same bucket; None if it has to be made."""
         file = shard_name(task.number)
         if stage.name not in task.left and not (stage.folder.remote and stage.folder.has(file)):
             return None
@@ -104,7 +110,7 @@ class ShardMaker:
             decode_shard(content, stage.columns)
             return content, describe_shard(content)
         except (ValueError, LookupError):
-            return None  # cut off by a full disk or a fallen machine
+            return None  # truncated by a full disk or a crash
 
     def _make(self, stage: Stage, number: int, made: Mapping[str, pa.Buffer]) -> pa.Buffer:
         if stage.name == "pairs":
@@ -124,20 +130,20 @@ class ShardMaker:
             return encode_shard(stage.columns, values)
         except ValueError as error:
             raise InputError(
-                f"{stage.folder.name}: {error}; expected latents of about unit size, as autoencoders are used: check "
+                f"{stage.folder.name}: {error}; expected latents of about unit variance: check "
                 "autoencoder.weights or base.weights, and teacher.weights"
             ) from None
 
     def _shard(self, split: Split, name: str, number: int, made: Mapping[str, pa.Buffer]) -> Values:
-        """An earlier stage's shard: the one just made, or the one in its store."""
+        """An earlier stage's shard: just made, or read from its store."""
         stage = self._stages[split, name]
         file = made[name] if name in made else stage.folder.read(shard_name(number))
         try:
             return decode_shard(file, stage.columns)
         except (ValueError, LookupError) as error:
             raise InputError(
-                f"{stage.folder.name}/{shard_name(number)}: damaged ({error}); delete {stage.folder.name} and it is "
-                "prepared anew"
+                f"{stage.folder.name}/{shard_name(number)}: damaged ({error}); delete {stage.folder.name} to prepare "
+                "it again"
             ) from None
 
     def _maker(self, name: str) -> StageMaker:
@@ -147,7 +153,7 @@ class ShardMaker:
 
 
 def _parts(values: Values, first: int, at_once: int) -> Iterator[tuple[Values, range]]:
-    """The rows of a shard a few at a time, with their numbers; the first of them has the number `first`."""
+    """The rows of a shard in parts, with their numbers; `first` is the number of the shard's first row."""
     count = len(next(iter(values.values())))
     for start in range(0, count, at_once):
         stop = min(start + at_once, count)
@@ -156,7 +162,7 @@ def _parts(values: Values, first: int, at_once: int) -> Iterator[tuple[Values, r
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """How sums are split among threads changes their rounding; and other processes use the other cores."""
+    """Runs torch on one thread: the number of threads changes rounding, and other processes use the other cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -166,7 +172,7 @@ def one_thread() -> Iterator[None]:
 
 
 Runner = Callable[[ShardMaker, Sequence[Task]], Iterator[Made]]
-"""Does tasks in any order, anywhere, and tells of each as it is done."""
+"""Does tasks in any order and any process; yields each result when it is done."""
 
 
 def run_here(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:

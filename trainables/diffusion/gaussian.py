@@ -1,13 +1,13 @@
-"""Gaussian diffusion: noise schedules, what a network predicts, and deterministic sampling.
+"""Gaussian diffusion: noise schedules, prediction types, and deterministic sampling.
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020); the sampler of Song et al., "Denoising Diffusion
 Implicit Models" (ICLR 2021); v-prediction of Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
 Models" (ICLR 2022); zero terminal SNR and timestep spacings of Lin et al., "Common Diffusion Noise Schedules and
-Sample Steps are Flawed" (WACV 2024). The numbers are those of diffusers' `DDIMScheduler`.
+Sample Steps are Flawed" (WACV 2024). The numbers equal those of diffusers' `DDIMScheduler`.
 
-`x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise`, for latents or pixels `(B, ...)` of about unit variance, timesteps
-`t: (B,)` int64 in `[0, max_timestep)`, one a sample, and standard normal noise. Arithmetic is float32 whatever the
-network computes in, float64 if the state is.
+`x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise`, for latents or pixels `(B, ...)` of about unit variance, timesteps `t:
+(B,)` int64 in `[0, max_timestep)`, one per sample, and standard normal noise. Arithmetic is float32 for any precision
+of the network, and float64 for float64 states.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""`(x_t: (B, ...), t: (B,) int64) -> what the network predicts: (B, ...)`; close over the conditioning."""
+"""`(x_t: (B, ...), t: (B,) int64) -> prediction: (B, ...)`; a closure over the conditioning."""
 
 
 def alphas_cumprod(
@@ -40,7 +40,7 @@ def alphas_cumprod(
         beta_end: variance added by the last step; not used by `squaredcos_cap_v2`.
         beta_schedule: `linear` in beta, `scaled_linear` in its square root (Stable Diffusion), or the capped cosine
             of Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (ICML 2021).
-        zero_terminal_snr: shift and scale `sqrt(abar)` so that the last is exactly zero and the first stays.
+        zero_terminal_snr: shift and scale `sqrt(abar)` so that the last value is exactly zero and the first unchanged.
 
     Raises:
         ValueError: a value out of its range; the message names it.
@@ -69,17 +69,17 @@ def alphas_cumprod(
 
 
 class GaussianDiffusion:
-    """The forward chain, the three ways to predict, and the deterministic sampler.
+    """The forward chain, the three prediction types, and the deterministic sampler.
 
     Args:
         alphas_cumprod: `abar_t`, `(T,)`, from `alphas_cumprod`.
-        prediction_type: what the network outputs: the noise (`epsilon`), `x0` (`sample`) or
+        prediction_type: the network's output: the noise (`epsilon`), `x0` (`sample`) or
             `v = sqrt(abar) noise - sqrt(1 - abar) x0` (`v_prediction`).
         max_timestep: the chain ends before this timestep; training and sampling use `[0, max_timestep)`.
 
     Raises:
-        ValueError: a value out of its range, or `epsilon` where the last timestep holds no signal: there the noise is
-            the state itself, and `x0` cannot be had from it.
+        ValueError: a value out of its range, or `epsilon` with a last timestep without signal: there the noise is the
+            state itself, and does not determine `x0`.
 
     Example:
         >>> abar = alphas_cumprod(1000, 0.00085, 0.012, "scaled_linear", zero_terminal_snr=True)
@@ -92,17 +92,17 @@ class GaussianDiffusion:
     def __init__(self, alphas_cumprod: Tensor, prediction_type: PredictionType, max_timestep: int) -> None:
         abar = alphas_cumprod.detach().cpu().double()
         if abar.ndim != 1 or not len(abar) or not (abar[0] < 1 and abar[-1] >= 0 and (abar.diff() < 0).all()):
-            raise ValueError("alphas_cumprod must be one row of numbers that decrease within [0, 1)")
+            raise ValueError("alphas_cumprod must be a vector of decreasing numbers in [0, 1)")
         if prediction_type not in get_args(PredictionType):
             raise ValueError(
                 f"prediction_type is {prediction_type!r}; it must be one of {list(get_args(PredictionType))}"
             )
         if not 1 <= max_timestep <= len(abar):
-            raise ValueError(f"max_timestep is {max_timestep}; it must lie in [1, {len(abar)}], the schedule's length")
+            raise ValueError(f"max_timestep is {max_timestep}; it must be in [1, {len(abar)}], the schedule's length")
         if prediction_type == "epsilon" and abar[max_timestep - 1] == 0:
             raise ValueError(
                 f"prediction_type is 'epsilon' and zero_terminal_snr leaves no signal at timestep {max_timestep - 1}; "
-                "predict 'sample' or 'v_prediction', or let max_timestep end before it"
+                "predict 'sample' or 'v_prediction', or choose a smaller max_timestep"
             )
         self.prediction_type = prediction_type
         self.train_timesteps = len(abar)
@@ -114,12 +114,12 @@ class GaussianDiffusion:
 
     def _check(self, t: Tensor, x: Tensor, **others: Tensor) -> None:
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
-            raise ValueError(f"t is {t.dtype} {tuple(t.shape)}; it must be int64 ({x.shape[0]},), one a sample")
-        # Looking at values on an accelerator would stall its queue, so only the CPU is checked.
+            raise ValueError(f"t is {t.dtype} {tuple(t.shape)}; it must be int64 ({x.shape[0]},), one per sample")
+        # Reading values on an accelerator would stall its queue, so only the CPU is checked.
         if t.device.type == "cpu" and t.numel():
             low, high = int(t.min()), int(t.max())
             if low < 0 or high >= self.max_timestep:
-                raise ValueError(f"t has values in [{low}, {high}]; they must lie in [0, {self.max_timestep - 1}]")
+                raise ValueError(f"t has values in [{low}, {high}]; they must be in [0, {self.max_timestep - 1}]")
         for name, other in others.items():
             if other.shape != x.shape:
                 raise ValueError(f"{name} is {tuple(other.shape)}; it must be {tuple(x.shape)}")
@@ -138,7 +138,7 @@ class GaussianDiffusion:
         return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output for `add_noise(x0, t, noise)`, `(B, ...)`."""
+        """The network's target for `add_noise(x0, t, noise)`, `(B, ...)`."""
         self._check(t, x0, noise=noise)
         signal, sigma = self._scales(t, x0)
         if self.prediction_type == "epsilon":
@@ -148,10 +148,10 @@ class GaussianDiffusion:
         return signal * noise - sigma * x0
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean `x0`, `(B, ...)`, that the network's output stands for.
+        """The `x0`, `(B, ...)`, implied by the network's output.
 
-        Under `epsilon` its error is that of the predicted noise times `sqrt(1 - abar_t) / sqrt(abar_t)`: a loss on
-        `x0` is then the loss on the noise, weighted by timestep.
+        For `epsilon` its error is that of the predicted noise times `sqrt(1 - abar_t) / sqrt(abar_t)`, so a loss on
+        `x0` is a loss on the noise, weighted by timestep.
         """
         self._check(t, x_t, output=output)
         signal, sigma = self._scales(t, x_t)
@@ -162,7 +162,7 @@ class GaussianDiffusion:
         return signal * x_t - sigma * output
 
     def predict_noise(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise, `(B, ...)`, that the network's output stands for."""
+        """The noise, `(B, ...)`, implied by the network's output."""
         self._check(t, x_t, output=output)
         signal, sigma = self._scales(t, x_t)
         if self.prediction_type == "epsilon":
@@ -172,32 +172,32 @@ class GaussianDiffusion:
         return signal * output + sigma * x_t
 
     def training_loss(self, denoise: Denoise, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The unweighted objective, the mean squared error of every sample's prediction, `(B,)`."""
+        """The unweighted objective: the mean squared error of every sample's prediction, `(B,)`."""
         return per_sample_mse(denoise(self.add_noise(x0, t, noise), t), self.target(x0, noise, t))
 
     def timesteps(self, steps: int, spacing: TimestepSpacing, steps_offset: int = 0) -> list[int]:
-        """`steps` timesteps to sample at, descending, as diffusers picks them from `[0, max_timestep)`.
+        """`steps` timesteps to sample at, descending, as diffusers chooses them from `[0, max_timestep)`.
 
         `trailing` starts at the last one; `linspace` includes both ends; `leading` starts up to a stride below the
-        last. Of one step, `leading` and `linspace` make the *first* timestep, where a network expects almost no
-        noise, so one step wants `trailing`.
+        last. With one step, `leading` and `linspace` choose the *first* timestep, where a network expects almost no
+        noise; use `trailing` for one step.
 
         Args:
             steps_offset: added to `leading`; 1 in Stable Diffusion's configuration.
 
         Raises:
-            ValueError: an unknown spacing, or more steps or a larger offset than the chain has room for.
+            ValueError: an unknown spacing, or too many steps or too large an offset for the chain.
         """
         if not 1 <= steps <= self.max_timestep:
-            raise ValueError(f"steps is {steps}; it must lie in [1, {self.max_timestep}], the length of the chain")
+            raise ValueError(f"steps is {steps}; it must be in [1, {self.max_timestep}], the length of the chain")
         if spacing == "leading":
             chosen: np.ndarray = np.arange(steps) * (self.max_timestep // steps) + steps_offset
             if steps_offset < 0 or chosen[-1] >= self.max_timestep:
                 room = self.max_timestep - 1 - chosen[-1] + steps_offset
-                raise ValueError(f"steps_offset is {steps_offset}; with {steps} steps it must lie in [0, {room}]")
+                raise ValueError(f"steps_offset is {steps_offset}; with {steps} steps it must be in [0, {room}]")
             chosen = chosen[::-1]
         elif spacing == "trailing":
-            # Rounding makes `arange` one too long for some counts, where diffusers goes on to timestep -1.
+            # For some counts, rounding makes `arange` one too long, and diffusers continues to timestep -1.
             chosen = np.arange(self.max_timestep, 0, -self.max_timestep / steps)[:steps].round() - 1
         elif spacing == "linspace":
             chosen = np.linspace(0, self.max_timestep - 1, steps).round()[::-1]
@@ -208,12 +208,12 @@ class GaussianDiffusion:
     def start(self, y: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The state at `t`, the first sampled timestep, `(B, ...)`.
 
-        A whole chain (`max_timestep == T`) starts from `noise` alone, as Stable Diffusion's samplers do; with zero
-        terminal SNR that is exactly `x_T`, otherwise what little signal `x_T` would hold is left out.
+        A whole chain (`max_timestep == T`) starts from `noise` alone, as Stable Diffusion's samplers do. With zero
+        terminal SNR that is exactly `x_T`; otherwise the small signal in `x_T` is left out.
 
-        A chain cut at a smaller `max_timestep` has only trained on states that still hold signal. Pure noise is none
-        of them, and the timesteps where it would be right were never trained. It starts from `y`, the best guess at
-        `x0` there is, under the noise of `t`, which hides the more of the guess's error the larger `max_timestep` is.
+        A chain cut at a smaller `max_timestep` was trained only on states that contain signal. Pure noise is not one of
+        them, and the timesteps of pure noise were not trained. So it starts from `y`, the best guess of `x0`, under the
+        noise of `t`. The larger `max_timestep` is, the more of the guess's error this noise hides.
 
         Args:
             y: the degraded image in the space of `x0`, `(B, ...)`.
@@ -236,15 +236,15 @@ class GaussianDiffusion:
     ) -> Tensor:
         """Deterministic DDIM (eta 0) in `steps` network calls: `y, noise: (B, ...) -> x0: (B, ...)`, without gradients.
 
-        Every step leads to the next of `timesteps`. diffusers steps back by `T // steps` instead, which is the same
-        timestep only where they are evenly spaced at that distance: always for `leading`, for `trailing` if `steps`
-        divides `T`, for `linspace` hardly ever.
+        Every step leads to the next of `timesteps`. diffusers steps back by `T // steps` instead. That is the same
+        timestep only if they are evenly spaced at that distance: always for `leading`, for `trailing` if `steps`
+        divides `T`, almost never for `linspace`.
 
         Args:
             y, noise: see `start`.
             steps_offset: see `timesteps`.
-            set_alpha_to_one: the name is diffusers': whether the last step ends at `x0`, or at timestep 0 with its
-                trace of noise, as Stable Diffusion's configuration has it.
+            set_alpha_to_one: diffusers' name: whether the last step ends at `x0`, or at timestep 0 with a small rest of
+                noise, as in Stable Diffusion's configuration.
         """
         timesteps = self.timesteps(steps, spacing, steps_offset)
         x = self.start(y, noise, full_timestep(timesteps[0], y))

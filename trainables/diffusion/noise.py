@@ -1,4 +1,4 @@
-"""Noise that is a function of numbers, whatever the batch it is drawn for and the device it is used on."""
+"""Noise that depends on given numbers alone, not on the batch or the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def step_noise(keys: Sequence[Sequence[int]], like: Tensor) -> Callable[[int], T
     """The noise that a stochastic sampler adds at a timestep to the images of `like`, (B, ...).
 
     Args:
-        keys: for every image the numbers that its noise is a function of, such as the batch's `noise_key`.
+        keys: for every image the numbers that determine its noise, such as the batch's `noise_key`.
     """
 
     def draw(timestep: int) -> Tensor:

@@ -1,15 +1,14 @@
 """Residual-shifting diffusion: a 15-step chain between a clean latent and its degraded latent.
 
-Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting"
-(NeurIPS 2023), and the deterministic sampler of Wang et al., "SinSR: Diffusion-Based Image Super-Resolution
-in a Single Step" (CVPR 2024).
+Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting" (NeurIPS 2023), and
+the deterministic sampler of Wang et al., "SinSR: Diffusion-Based Image Super-Resolution in a Single Step" (CVPR 2024).
 
-Symbols are the papers': `x0` the clean latent, `y` the latent of the bicubically upsampled degraded image,
-`x_t` the chain's state, all `(B, C, H, W)` and of about unit variance; `eta_t` the share of the residual
-`y - x0` shifted in by step `t`; `kappa` the noise level. Timesteps are 0-based as in both papers' code: the
-papers' step `t` is `t - 1` here, so sampling starts at `T - 1`, almost `y` plus noise, and ends at `0`.
+Symbols are the papers': `x0` the clean latent, `y` the latent of the bicubically upsampled degraded image, `x_t` the
+chain's state, all `(B, C, H, W)` and of about unit variance; `eta_t` the share of the residual `y - x0` that is shifted
+in by step `t`; `kappa` the noise level. Timesteps are 0-based as in both papers' code: the papers' step `t` is `t - 1`
+here, so sampling starts at `T - 1`, almost `y` plus noise, and ends at `0`.
 
-Nothing here knows a network: whoever predicts `x0` is a callable of the scaled state and the timestep.
+This file does not depend on a network: `x0` is predicted by a callable of the scaled state and the timestep.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PredictX0 = Callable[[Tensor, Tensor], Tensor]
-"""`(scaled x_t: (B, C, H, W), t: (B,) int64) -> x0: (B, C, H, W)`; close over the conditioning."""
+"""`(scaled x_t: (B, C, H, W), t: (B,) int64) -> x0: (B, C, H, W)`; a closure over the conditioning."""
 
 StepNoise = Callable[[int], Tensor]
 """`t -> noise: (B, C, H, W)`, standard normal."""
@@ -43,7 +42,7 @@ class ResShiftDiffusion:
         power: `p` of the paper's schedule; larger keeps the noise low for longer.
         min_noise_level: bound on `kappa * sqrt(eta_1)`, the noise at the first step.
         kappa: noise level relative to the residual.
-        etas_end: `sqrt(eta_T)`; the name is the official configuration's.
+        etas_end: `sqrt(eta_T)`; named as in the official configuration.
 
     Raises:
         ValueError: a value out of its range; the message names it.
@@ -68,16 +67,16 @@ class ResShiftDiffusion:
         for name, value in (("power", power), ("min_noise_level", min_noise_level), ("kappa", kappa)):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}; it must be a positive finite number")
-        # The paper bounds eta_1 by 0.001 however large min_noise_level is, so that x_1 stays close to x0.
+        # The paper bounds eta_1 by 0.001 for any min_noise_level, so that x_1 stays close to x0.
         sqrt_eta_start = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001))
         if not sqrt_eta_start < etas_end < 1:
-            raise ValueError(f"etas_end is {etas_end}; it must lie between {sqrt_eta_start:.4g} (start) and 1")
+            raise ValueError(f"etas_end is {etas_end}; it must be between {sqrt_eta_start:.4g} (start) and 1")
         beta = np.linspace(0, 1, steps) ** power
         sqrt_etas = sqrt_eta_start * (etas_end / sqrt_eta_start) ** beta
         self._build(sqrt_etas, np.arange(steps), kappa)
 
     def _build(self, sqrt_etas: np.ndarray, timesteps: np.ndarray, kappa: float) -> None:
-        """Fill the tables; `timesteps` are what the network is told at each step of this chain."""
+        """Computes the tables; `timesteps` are those that the network gets at each step of this chain."""
         self.kappa = kappa
         self.steps = len(sqrt_etas)
         self.timesteps: tuple[int, ...] = tuple(int(t) for t in timesteps)
@@ -95,9 +94,9 @@ class ResShiftDiffusion:
         return self.steps - 1
 
     def respace(self, steps: int) -> ResShiftDiffusion:
-        """The same chain on `steps` of its timesteps, evenly spaced from 0 as the official code picks them.
+        """The same chain on `steps` of its timesteps, evenly spaced from 0 as in the official code.
 
-        The network is still told the original timesteps. Raises ValueError unless 2 <= steps <= T.
+        The network still gets the original timesteps. Raises ValueError unless 2 <= steps <= T.
         """
         if not 2 <= steps <= self.steps:
             raise ValueError(f"steps is {steps}; this chain can be respaced to 2..{self.steps} steps")
@@ -119,15 +118,15 @@ class ResShiftDiffusion:
 
     def _check(self, t: Tensor, x: Tensor, **others: Tensor) -> None:
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
-            raise ValueError(f"t is {t.dtype} {tuple(t.shape)}; it must be int64 ({x.shape[0]},), one a sample")
-        # Looking at values on an accelerator would stall its queue, so only the CPU is checked.
+            raise ValueError(f"t is {t.dtype} {tuple(t.shape)}; it must be int64 ({x.shape[0]},), one per sample")
+        # Reading values on an accelerator would stall its queue, so only the CPU is checked.
         if t.device.type == "cpu" and t.numel():
             low, high = int(t.min()), int(t.max())
             if low < 0 or high > self.last:
-                raise ValueError(f"t has values in [{low}, {high}]; they must lie in [0, {self.last}]")
+                raise ValueError(f"t has values in [{low}, {high}]; they must be in [0, {self.last}]")
         for name, other in others.items():
             if other.shape != x.shape:
-                raise ValueError(f"{name} is {tuple(other.shape)}; it must be {tuple(x.shape)}, as the state is")
+                raise ValueError(f"{name} is {tuple(other.shape)}; it must be {tuple(x.shape)}, like the state")
 
     def _predict(self, predict_x0: PredictX0, x_t: Tensor, t: Tensor) -> Tensor:
         return predict_x0(self.scale_input(x_t, t), self._at("timestep", t, x_t).view(-1))
@@ -146,8 +145,8 @@ class ResShiftDiffusion:
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log-variance of `q(x_{t-1} | x_t, x0, y)`.
 
-        The mean is `(B, C, H, W)`; the other two, `(B, 1, 1, 1)`, broadcast against it. The variance at
-        `t = 0` is zero; its logarithm is replaced by the one of `t = 1`.
+        The mean is `(B, C, H, W)`; the other two, `(B, 1, 1, 1)`, broadcast against it. The variance at `t = 0` is
+        zero; its logarithm is replaced by that of `t = 1`.
         """
         self._check(t, x_t, x0=x0)
         mean = self._at("posterior_x_t", t, x_t) * x_t + self._at("posterior_x0", t, x_t) * x0
@@ -159,7 +158,7 @@ class ResShiftDiffusion:
         return x_t / self._at("input_std", t, x_t)
 
     def ddim_step(self, x0: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        """SinSR's deterministic `x_{t-1}`, keeping the noise that `x0` and `x_t` imply; `x0` at `t = 0`."""
+        """SinSR's deterministic `x_{t-1}`, which keeps the noise implied by `x0` and `x_t`; `x0` at `t = 0`."""
         self._check(t, x_t, x0=x0, y=y)
         clean, noisy, degraded = (self._at(name, t, x_t) for name in ("ddim_x0", "ddim_x_t", "ddim_y"))
         return clean * x0 + noisy * x_t + degraded * y
@@ -186,10 +185,9 @@ class ResShiftDiffusion:
         """ResShift's own sampler, which adds fresh noise at every step but the last; without gradients.
 
         Args:
-            step_noise: where that noise comes from. A generator draws `y.shape` float32 standard normals on
-                its own device for `t = T-1, ..., 1`; the draws depend on nothing but its state, so a CPU
-                generator gives the same noise whatever device `y` is on. A callable is asked with `t`, in
-                that order.
+            step_noise: source of that noise. A generator draws `y.shape` float32 standard normals on its own device for
+                `t = T-1, ..., 1`; the draws depend only on its state, so a CPU generator gives the same noise for any
+                device of `y`. A callable gets `t`, in that order.
         """
         x = self.prior_sample(y, noise)
         for step in range(self.last, 0, -1):
@@ -202,11 +200,11 @@ class ResShiftDiffusion:
         return self._predict(predict_x0, x, self._full(0, y)).to(x.dtype)
 
     def predict_from_prior(self, predict_x0: PredictX0, y: Tensor, noise: Tensor) -> Tensor:
-        """`x0` predicted from `x_T` in one call, with gradients: how a SinSR student restores."""
+        """`x0` predicted from `x_T` in one call, with gradients: the restoration of a SinSR student."""
         return self._predict(predict_x0, self.prior_sample(y, noise), self._full(self.last, y))
 
     def training_loss(self, predict_x0: PredictX0, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """ResShift's unweighted objective `||f(x_t, y, t) - x0||^2`, the mean of every sample, `(B,)`."""
+        """ResShift's unweighted objective `||f(x_t, y, t) - x0||^2`, the mean for every sample, `(B,)`."""
         return per_sample_mse(self._predict(predict_x0, self.q_sample(x0, y, t, noise), t), x0)
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""The three terms that train a one-step student from a ResShift teacher.
+"""The three loss terms that train a one-step student of a ResShift teacher.
 
-Wang et al., "SinSR: Diffusion-Based Image Super-Resolution in a Single Step" (CVPR 2024). One network learns
-both directions of the teacher's deterministic map between `x_T` and `x0`: asked at `t = T - 1` it denoises,
-asked at `t = 0` it inverts. Latents only; how the terms are weighted is the caller's.
+Wang et al., "SinSR: Diffusion-Based Image Super-Resolution in a Single Step" (CVPR 2024). One network learns both
+directions of the teacher's deterministic map between `x_T` and `x0`: called with `t = T - 1` it denoises, called with
+`t = 0` it inverts. Latents only; the caller weights the terms.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ def sinsr_terms(
 
     - `distillation`: the student's one step from `x_T` against the teacher's `x0`.
     - `inversion`: the student's one step back from the teacher's `x0` against `x_T`.
-    - `ground_truth`: the ground truth, inverted by the student without gradient and then restored, against
-      itself (the paper's consistency-preserving loss).
+    - `ground_truth`: the ground truth, inverted by the student without gradient and then restored, against itself (the
+      paper's consistency-preserving loss).
 
-    Every input is scaled as at `t = T - 1`, also where the network is told `t = 0`, as in the official code.
+    Every input is scaled as at `t = T - 1`, also where the network gets `t = 0`, as in the official code.
 
     Args:
         lq: conditioning of the network, `(B, ...)`.
         x0_gt: latents of the ground truth, `(B, C, H, W)`.
-        x_T: the prior's draws the teacher started from, `diffusion.prior_sample(y, noise)`.
-        x0_teacher: what the teacher's deterministic sampler made of `x_T`.
-        fused: run all passes that need gradients as one batch, for speed. The terms agree with those of
-            separate passes (under dropout, in distribution).
-        terms: which terms to compute; passes that none of them needs are left out.
+        x_T: the teacher's starting states, `diffusion.prior_sample(y, noise)`.
+        x0_teacher: the result of the teacher's deterministic sampler from `x_T`.
+        fused: run all passes that need gradients as one batch, for speed. The terms equal those of separate passes
+            (under dropout, in distribution).
+        terms: the terms to compute; passes that none of them needs are skipped.
 
     Raises:
         ValueError: an unknown or missing term, or latents of different shapes.
     """
     if not terms or set(terms) - set(TERMS):
-        raise ValueError(f"terms is {list(terms)}; it must name at least one of {list(TERMS)}, nothing else")
+        raise ValueError(f"terms is {list(terms)}; it must have at least one of {list(TERMS)} and no other")
     for name, latents in (("x_T", x_T), ("x0_teacher", x0_teacher)):
         if latents.shape != x0_gt.shape:
             raise ValueError(f"{name} is {tuple(latents.shape)}; it must be {tuple(x0_gt.shape)} like x0_gt")

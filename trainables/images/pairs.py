@@ -1,6 +1,6 @@
-"""Pairs of a target and its degraded version, each a function of its own number: none needs another.
+"""Pairs of a target and its degraded version. Each pair depends only on its own number.
 
-The degraded version is simulated from the target, or comes with it where the photographs are already paired.
+The degraded version is simulated from the target, or read from the source if its photographs are paired.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trainables.images.degradations.degradation import degrade
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
 from trainables.settings.pairs import PairSettings
 
-VALIDATION_SEED = 20_240_613  # fixed for good: every trial of every sweep validates on the same pairs
-MARGIN = 6  # degraded pixels kept around a crop while it is degraded, then cut off
-FLAT = 6.0  # a crop whose green channel deviates by fewer levels of 255 is nearly flat
-TRIES = 4  # positions looked at for one that is not; the most detailed is kept
+VALIDATION_SEED = 20_240_613  # never changes: every trial of every sweep validates on the same pairs
+MARGIN = 6  # width of the border around a crop that is degraded with it and then cut off, in degraded pixels
+FLAT = 6.0  # a crop is nearly flat if the standard deviation of its green channel is below, in levels of 255
+TRIES = 4  # crop positions to try while crops are nearly flat; the most detailed crop is kept
 MIN_DOWNSCALE = 0.5
 
 PhotographSequence = Sequence[Photograph | MatchedPhotograph]
@@ -30,7 +30,7 @@ PhotographSequence = Sequence[Photograph | MatchedPhotograph]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` tells photograph and crop."""
+    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` names photograph and crop."""
 
     photograph: str
     name: str
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Crop:
-    """A square of side `size` at (top, left) of a photograph shrunk by `shrink` (1 = as it is)."""
+    """A square with side `size` at (top, left) of a photograph shrunk by `shrink` (1 = unchanged)."""
 
     top: int
     left: int
@@ -49,39 +49,39 @@ class _Crop:
 
 
 class Pairs(Sequence[Pair]):
-    """All pairs of a split, made when asked for: each the same whichever were made before, in whichever process.
+    """All pairs of a split, made on access. A pair does not depend on which pairs were made before, nor on the process.
 
-    Training: every photograph gives equally many pairs, its variants, one after another; where that does not come out
-    even, the photographs whose names hash lowest give one more. A variant depends on its photograph and its own number
-    alone, so photographs that are added leave the others' pairs as they are. It is shrunk by a factor from [0.5, 1],
-    which gives small crops more content; a crop is placed at random, up to four times while it is nearly flat; half
-    are mirrored. The degradation sees a margin around the crop, of varying width so that JPEG blocks fall differently,
-    and the margin is cut off afterwards, as `crop_pad_size` does in the reference. Colour channels are exchanged in a
-    share of the targets.
+    Training: every photograph gives the same number of pairs, called its variants. If they cannot be divided evenly,
+    the photographs with the lowest name hashes give one more. A variant depends only on its photograph and its number,
+    so adding photographs does not change the pairs of the others. The photograph is shrunk by a factor from [0.5, 1],
+    so that small crops have more content. The crop is placed at random, with up to four tries while it is nearly flat;
+    half of the crops are mirrored. The crop is degraded with a margin of random width, so that JPEG blocks fall
+    differently, and the margin is cut off afterwards, as `crop_pad_size` does in the reference. Colour channels are
+    swapped in a share of the targets.
 
-    Photographs that come with a partner are cropped, mirrored and their colours exchanged alike on both sides, at whole
-    pixels of the degraded one. They are neither degraded, which needs no margin then, nor shrunk: shrinking averages
-    noise away, sharpens blur and moves a halftone's frequency, and the network would learn to undo another degradation
-    than it validates on and will meet.
+    Paired photographs are cropped, mirrored and their colours swapped in the same way on both sides, at whole pixels of
+    the degraded one. They are not degraded, so they need no margin. They are not shrunk either: shrinking averages
+    noise, sharpens blur and moves a halftone's frequency, so the network would learn another degradation than that of
+    its validation pairs and of real input.
 
-    Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left), shared out evenly
-    over the photographs, each from a grid over its photograph, of which the crops with most detail are taken.
-    `seed` plays no part, and one crop is always degraded alike, however many there are.
+    Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left) and distributed evenly over the
+    photographs. In each photograph, the crops with the most detail are chosen from a grid. `seed` has no effect, and a
+    crop is always degraded in the same way, however many crops there are.
 
     Args:
         photographs: those of `split`; sizes must reach `settings.image_size` or `settings.validation_size`.
         seed: of the training pairs, not negative.
 
     Raises:
-        InputError: no photographs, or the validation photographs hold too few different crops; when a pair is asked
-            for, a photograph that is too small or cannot be read.
+        InputError: no photographs, or the validation photographs have too few different crops; on access of a pair, a
+            photograph that is too small or cannot be read.
     """
 
     def __init__(self, photographs: PhotographSequence, settings: PairSettings, split: Split, seed: int) -> None:
         if not photographs:
             raise InputError(f"{split} pairs need photographs: none were given")
         self._photographs, self._settings, self._split, self._seed = photographs, settings, split, seed
-        # Matched crops start at a whole pixel on both sides.
+        # Crops of paired photographs start at a whole pixel on both sides.
         paired = isinstance(photographs, Photographs) and photographs.paired
         self._step = settings.scale if paired else 1
         if split == "train":
@@ -117,21 +117,21 @@ class Pairs(Sequence[Pair]):
         return Pair(photograph.name, name, target, degraded)
 
     def photograph_of(self, row: int) -> str:
-        """The name of the photograph that a pair is of, without reading it."""
+        """The name of a pair's photograph, without reading it."""
         which = self._place(row)[0]
         if isinstance(self._photographs, Photographs):
             return self._photographs.name(which)
         return self._photographs[which].name
 
     def _place(self, row: int) -> tuple[int, int]:
-        """Which photograph, and which of its pairs."""
+        """The index of the photograph, and the number of the pair among its pairs."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self._split} pair {row}: there are {len(self)}")
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         return which, row - int(self._starts[which])
 
     def _validation_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
-        """Crops with the most detail, from top left to bottom right; those of one photograph are chosen once."""
+        """One of the crops with the most detail, chosen once per photograph, ordered from top left to bottom right."""
         if self._grid[0] != which:
             size, shape = self._settings.validation_size, photograph.pixels.shape[:2]
             grid = [_Crop(top, left, size) for top, left in _grid(shape, size, self._overlap, self._step)]
@@ -153,7 +153,7 @@ class Pairs(Sequence[Pair]):
             sides = [target]
         if training and rng.random() < 0.5:
             sides, left, right = [side[:, ::-1] for side in sides], right, left
-        # Draws nothing when off, so that it moves no other random choice.
+        # If off, it draws no random number, so that other random choices stay the same.
         if training and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
             channels = rng.permutation(3)
             sides = [side[..., channels] for side in sides]
@@ -178,7 +178,7 @@ def _hash(name: str) -> int:
 
 
 def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
-    """How many pairs each photograph gives."""
+    """The number of pairs from each photograph."""
     each, more = divmod(count, len(names))
     shares = np.full(len(names), each)
     if more:
@@ -187,7 +187,7 @@ def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
 
 
 def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
-    """`target` as `settings.simulator` degrades it: uint8, `settings.scale` times smaller."""
+    """`target`, degraded by `settings.simulator`: uint8, `settings.scale` times smaller."""
     if settings.simulator == "print_to_camera":
         from trainables.images.degradations.print_to_camera import print_to_camera
 
@@ -199,7 +199,7 @@ def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: in
     height, width = photograph.pixels.shape[:2]
     short = min(height, width)
     if short < size:
-        raise InputError(f"{photograph.name}: {width} x {height} does not hold image_size={size}: leave it out")
+        raise InputError(f"{photograph.name}: {width} x {height} is smaller than image_size={size}: remove it")
     matched = isinstance(photograph, MatchedPhotograph)
     shrink = 1.0 if matched else rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
     best, most = None, -1.0
@@ -218,14 +218,14 @@ def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: in
 
 
 def _detail(pixels: np.ndarray, crop: _Crop) -> float:
-    """Standard deviation of the green channel over every other pixel of the crop, levels of 255."""
+    """Standard deviation of the green channel over every other pixel of the crop, in levels of 255."""
     top, left = round(crop.top / crop.shrink), round(crop.left / crop.shrink)
     side = round(crop.size / crop.shrink)
     return float(pixels[top : top + side : 2, left : left + side : 2, 1].std())
 
 
 def _square(pixels: np.ndarray, crop: _Crop, scale: int = 1) -> np.ndarray:
-    """The pixels of `crop`, which is not shrunk, on a side `scale` times smaller than the one it was chosen on."""
+    """The pixels of an unshrunk `crop`, from an image `scale` times smaller than the one it was chosen on."""
     top, left, size = crop.top // scale, crop.left // scale, crop.size // scale
     return pixels[top : top + size, left : left + size]
 
@@ -233,9 +233,9 @@ def _square(pixels: np.ndarray, crop: _Crop, scale: int = 1) -> np.ndarray:
 def _with_margin(
     pixels: np.ndarray, crop: _Crop, scale: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """The crop and what lies around it, uint8, and the margins (top, bottom, left, right) in degraded pixels.
+    """The crop with its surroundings, uint8, and the margins (top, bottom, left, right) in degraded pixels.
 
-    A margin is half to one and a half times `MARGIN`, or what the photograph still has on that side.
+    A margin is 0.5 to 1.5 times `MARGIN`, or as much as the photograph has on that side.
     """
     height, width = (int(side * crop.shrink + 1e-6) for side in pixels.shape[:2])
     room = (crop.top, height - crop.top - crop.size, crop.left, width - crop.left - crop.size)
@@ -259,7 +259,7 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
 
 
 def _validation_shares(sizes: Sequence[tuple[int, int]], size: int, count: int, step: int) -> tuple[list[int], bool]:
-    """How many crops each photograph gives, and whether crops have to overlap (by half) for it.
+    """The number of crops from each photograph, and whether crops must overlap (by half) to reach `count`.
 
     With more photographs than crops, the crops come from photographs spread evenly over the list.
     """
@@ -269,7 +269,7 @@ def _validation_shares(sizes: Sequence[tuple[int, int]], size: int, count: int, 
             break
     else:
         raise InputError(
-            f"pairs.validation_pairs={count} is not accepted: {len(sizes)} validation photographs hold {sum(room)} "
+            f"pairs.validation_pairs={count} is not accepted: {len(sizes)} validation photographs have {sum(room)} "
             f"crops of pairs.validation_size={size}: give at most {sum(room)}, smaller crops or more photographs"
         )
     shares = [0] * len(sizes)

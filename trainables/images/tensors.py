@@ -1,4 +1,4 @@
-"""Images between files, stores and networks."""
+"""Conversion of images between files, stores and networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def to_tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    """float32 on the device; 8-bit images become [-1, 1]."""
+    """float32 on the device; 8-bit images are mapped to [-1, 1]."""
     tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
@@ -17,11 +17,11 @@ def to_tensor(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 def to_float(values: Tensor) -> Tensor:
-    """As `to_tensor`, of what is on the device already; always a copy."""
+    """As `to_tensor`, for a tensor on the device; always a copy."""
     copy = values.to(torch.float32, copy=True)
     return copy.div_(127.5).sub_(1) if values.dtype == torch.uint8 else copy
 
 
 def upsample(images: Tensor, scale: int) -> Tensor:
-    """Bicubic, without clamping, as ResShift encodes the degraded image: (B, 3, h, w) -> (B, 3, h * s, w * s)."""
+    """Bicubic, not clamped, as ResShift encodes the degraded image: (B, 3, h, w) -> (B, 3, h * s, w * s)."""
     return F.interpolate(images, scale_factor=scale, mode="bicubic")

@@ -1,4 +1,4 @@
-"""From settings to a method that is ready to train or to restore."""
+"""Builds a method from settings, ready to train or to restore."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainables.settings.methods import METHODS
 
 
 def build_method(settings: TrialSettings, device: torch.device) -> Method:
-    """The trial's method, with the weights of `settings.checkpoint` if there is one.
+    """The trial's method, with the weights of `settings.checkpoint` if it is set.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights are missing, cannot be loaded or do not fit.
     """
     method = method_class(settings.method)(settings, device)
     if settings.checkpoint:
@@ -30,7 +30,7 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
         path = shipped_checkpoint(settings.method) if shipped else Path(settings.checkpoint).expanduser()
         if path.is_file():
             with reading("checkpoint", path, "the folder of a finished trial, nor a public checkpoint of this network"):
-                if path.suffix == ".safetensors":  # ours, which would be read without the description that it has
+                if path.suffix == ".safetensors":  # our format; `load_public` would ignore its description
                     raise ValueError("expected a .pth or .ckpt file, or the folder that the weights are in")
                 method.load_public(path)
         else:
@@ -39,7 +39,7 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
 
 
 def load_finished(method: Method, folder: Path) -> None:
-    """Gives `method` the averaged weights of a finished trial.
+    """Loads the averaged weights of a finished trial into `method`.
 
     Raises:
         InputError: not such a folder, or one of another method or architecture.
@@ -66,7 +66,7 @@ def load_finished(method: Method, folder: Path) -> None:
 
 
 def weights_prefix(method: Method) -> str:
-    """Weights of a single network are written under its own names, as other programs know them."""
+    """A single network is saved under its own weight names, which other programs know."""
     restoring = [name for name in method.networks if name not in method.adversaries]
     return f"{restoring[0]}." if len(restoring) == 1 else ""
 

@@ -1,7 +1,7 @@
-"""CCSR: sampling between two timesteps only, and a decoder that is trained to add the detail that this leaves out.
+"""CCSR: sampling only between two timesteps, and a decoder that is trained to add the missing detail.
 
 Sun et al., "Improving the Stability and Efficiency of Diffusion Models for Content Consistent Super-Resolution" (arXiv
-2401.00877). This is its second stage; the first one is a finished `latent_diffusion`, sampled by
+2401.00877). This is its second stage. The first stage is a finished `latent_diffusion`, sampled by
 `trainables.diffusion.ccsr.sample_truncated`.
 """
 

@@ -1,4 +1,4 @@
-"""Latent diffusion conditioned through a ControlNet; the base UNet stays as it was pretrained.
+"""Latent diffusion conditioned through a ControlNet; the base UNet is not trained.
 
 Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models" (ICCV 2023), with diffusers'
 `ControlNetModel`: a copy of the UNet's encoder sees the degraded image and adds its features to the UNet's through
@@ -32,7 +32,7 @@ class ControlNetDiffusion(StableDiffusionMethod):
         unet = self.load_base_unet()
         if unet.config.in_channels != unet.config.out_channels:
             raise InputError(
-                f"base.weights={settings.base.weights}: its UNet takes {unet.config.in_channels} channels, a "
+                f"base.weights={settings.base.weights}: its UNet takes {unet.config.in_channels} channels, with a "
                 f"conditioning latent already; ControlNet needs a base of {unet.config.out_channels}"
             )
         factor = latent_shape(settings).factor

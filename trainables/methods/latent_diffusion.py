@@ -1,8 +1,8 @@
-"""Conditional latent diffusion: a pretrained Stable Diffusion UNet that sees the degraded image's latent.
+"""Conditional latent diffusion: a pretrained Stable Diffusion UNet that also gets the degraded image's latent.
 
 Ke et al., "Repurposing Diffusion-Based Image Generators for Monocular Depth Estimation" (Marigold, CVPR 2024): the
-conditioning latent is concatenated to the noisy one, the prompt is empty. The UNet is adapted by LoRA (Hu et al., ICLR
-2022) and its widened first convolution.
+conditioning latent is concatenated to the noisy one, the prompt is empty. LoRA (Hu et al., ICLR 2022) and the widened
+first convolution adapt the UNet.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LatentDiffusion(StableDiffusionMethod):
         return {
             **base_identity(settings),
             "diffusion.prediction_type": settings.diffusion.prediction_type,
-            # Frozen, it is not among the weights.
+            # If frozen, it is not saved with the weights.
             "conv_in.frozen": conv_in.frozen,
             **({"conv_in.init": conv_in.init} if conv_in.frozen else {}),
             **(adapter if lora.rank else {"lora.rank": 0}),
@@ -70,7 +70,7 @@ class LatentDiffusion(StableDiffusionMethod):
 
 
 def _load_lora(unet: UNet2DConditionModel, path: Path) -> None:
-    """Reads updates into a UNet that has its own of the same rank, scale and layers."""
+    """Loads updates into a UNet that has updates of the same rank, scale and layers."""
     state = read_safetensors(path)
     with safe_open(path, "pt") as file:
         differences = lora_differences(unet, state, file.metadata() or {})
@@ -78,10 +78,10 @@ def _load_lora(unet: UNet2DConditionModel, path: Path) -> None:
         theirs, ours = (
             " ".join(f"lora.{name}={_typed(values[side])}" for name, values in differences.items()) for side in (0, 1)
         )
-        raise ValueError(f"its metadata says {theirs}, the trial {ours}; expected {theirs} or another file")
+        raise ValueError(f"its metadata has {theirs}, the trial {ours}; expected {theirs} or another file")
     load_lora_state_dict(unet, state)
 
 
 def _typed(value: Any) -> str:
-    """As `--set` takes it."""
+    """The text that `--set` accepts for it."""
     return ",".join(value) if isinstance(value, list) else f"{value:.10g}"

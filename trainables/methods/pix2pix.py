@@ -1,9 +1,9 @@
-"""Pix2Pix: a U-Net that maps the degraded image to the restored one, against a discriminator of patches.
+"""Pix2Pix: a U-Net that maps the degraded image to the restored one, trained against a discriminator of patches.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017), with an optional
-perceptual term. The discriminator takes its turn first, on what the generator makes at that moment. For the generator's
-turn it is run again, where the official code keeps what it made: dropout draws anew, and running statistics are updated
-twice with the same batch.
+perceptual term. In each step the discriminator trains first, on the generator's current output. For the generator's
+phase the generator runs again, where the official code reuses that output: so dropout draws new masks, and running
+statistics are updated twice with the same batch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Pix2Pix(Method):
     def check(cls, settings: TrialSettings) -> None:
         downs, size = settings.pix2pix.downs, settings.pairs.image_size
         halvings = (size & -size).bit_length() - 1
-        if 5 <= halvings < downs:  # where not even 5 go, the size is to blame, as for any method
+        if 5 <= halvings < downs:  # with fewer than 5, the image size is refused, as for any method
             raise InputError(f"pix2pix.downs={downs}: expected 5 to {halvings} for pairs.image_size={size}")
         if settings.training.max_steps:
             check_discriminator(settings)
@@ -60,10 +60,11 @@ class Pix2Pix(Method):
         return {f"pix2pix.{name}": getattr(settings.pix2pix, name) for name in ("ngf", "downs", "norm")}
 
     def load_public(self, path: Path) -> None:
-        """The generator of pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`); the discriminator starts anew.
+        """The generator of pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`); the discriminator starts with random
+        weights.
 
         Raises:
-            InputError: one of another shape than the settings'.
+            InputError: its shape differs from the settings.
         """
         loaded = load_pix2pix(path)
         theirs = {name: getattr(loaded, name.partition(".")[2]) for name in self.architecture(self.settings)}

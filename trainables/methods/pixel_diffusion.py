@@ -1,6 +1,6 @@
-"""Diffusion on pixels: no autoencoder between the image and the model, and none of its losses.
+"""Diffusion on pixels: without an autoencoder, and so without its losses.
 
-Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), conditioned as Saharia et al., "Image
+Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020), conditioned as in Saharia et al., "Image
 Super-Resolution via Iterative Refinement" (2021): the upsampled degraded image is concatenated to the noisy one. The
 network is diffusers' `UNet2DModel`.
 """
@@ -68,13 +68,13 @@ class PixelDiffusion(GaussianMethod):
 
 
 def _predicts(settings: TrialSettings) -> PredictionType:
-    """What the network predicts: the velocity, unless it is told otherwise, since there is no base to go by."""
+    """The prediction type: the velocity unless the settings say otherwise, because there is no base to follow."""
     found = settings.diffusion.prediction_type
     return "v_prediction" if found == "base" else found
 
 
 def build_unet(settings: PixelSettings) -> UNet2DModel:
-    """The conditional network, (B, 6, H, W) -> (B, 3, H, W), with fresh weights."""
+    """The conditional network, (B, 6, H, W) -> (B, 3, H, W), with random weights."""
     levels, attended = len(settings.channels), settings.attention_levels
     plain = ("DownBlock2D",) * (levels - attended), ("UpBlock2D",) * (levels - attended)
     return UNet2DModel(

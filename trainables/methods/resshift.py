@@ -1,4 +1,4 @@
-"""ResShift: the multi-step teacher, trained from its published objective.
+"""ResShift: the multi-step teacher, trained with its published objective.
 
 Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting" (NeurIPS 2023).
 """

@@ -1,8 +1,8 @@
 """SinSR: a one-step student of a ResShift teacher.
 
 Wang et al., "SinSR: Diffusion-Based Image Super-Resolution in a Single Step" (CVPR 2024). The student starts as a copy
-of the teacher and learns, from pairs (x_T, x_0) of the teacher's deterministic sampler, to go from one to the other
-in one step, in both directions. The terms are in `trainables.diffusion.sinsr`.
+of the teacher. From pairs (x_T, x_0) of the teacher's deterministic sampler it learns to map one to the other in one
+step, in both directions. The terms are in `trainables.diffusion.sinsr`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SinSR(Method):
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> Batch:
-        """What a store would have held for this batch, from new noise in every step."""
+        """The columns of this batch that a store would contain, from new noise in every step."""
         assert self.teacher is not None
         y = self.autoencoder.encode(upsample(batch["degraded"], self.settings.pairs.scale))
         teacher, degraded, noise = self.teacher, batch["degraded"], batch["fresh_noise"]

@@ -1,8 +1,8 @@
 """StableSR's Controllable Feature Wrapping: the encoder's features of the degraded image, fused into the decoder.
 
-Wang et al., "Exploiting Diffusion Prior for Real-World Image Super-Resolution" (IJCV 2024). Only the fusion trains, at
-strength 1; the strength is chosen when images are restored. The official code means to balance the adversarial term,
-but its last layer is frozen, so that the weight stays what it is set to; so it does here.
+Wang et al., "Exploiting Diffusion Prior for Real-World Image Super-Resolution" (IJCV 2024). Only the fusion is trained,
+at strength 1; the strength is chosen at restoration. The official code has a balanced adversarial term, but its last
+layer is frozen, so the weight stays as set; this code does the same.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class StableSRCFW(DecoderMethod):
         }
 
     def load_public(self, path: Path) -> None:
-        """The fusion of StableSR's `vqgan_cfw_00011.ckpt`; the discriminator starts anew.
+        """The fusion of StableSR's `vqgan_cfw_00011.ckpt`; the discriminator starts with random weights.
 
         Raises:
-            InputError: it was trained in another autoencoder than the base's.
+            InputError: it was trained with another autoencoder than the base's.
         """
         vae, wrapping = load_official_cfw(path)
         theirs, ours = vae.state_dict(), self.vae.state_dict()
@@ -85,5 +85,5 @@ class StableSRCFW(DecoderMethod):
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
-    """Equal, but for what half precision rounds off, in which bases are often kept."""
+    """Equal up to half precision, in which bases are often stored."""
     return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= 1e-3 * ours.abs().max())

@@ -1,7 +1,7 @@
-"""Validation metrics, one value an image: with a target, without one, and over several restorations of one image.
+"""Validation metrics, one value per image: with a target, without one, and over several restorations of one image.
 
-Importing this package loads no torch, so that names can be checked before anything heavy: what computes is
-imported when first asked for.
+Importing this package does not import torch, so that names can be checked quickly. The modules that compute are
+imported on first use.
 """
 
 from __future__ import annotations

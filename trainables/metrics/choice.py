@@ -1,4 +1,6 @@
-"""Which metrics that need trained weights a sweep reports: decided once, on the driver; workers are given the names."""
+"""The choice of metrics with trained weights that a sweep reports. The driver decides once and sends workers the
+names.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ _FIND: dict[str, Callable[[], object]] = {
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """The decision.
+    """The choice.
 
     Attributes:
-        names: full names of the metrics to report beside those that need no weights, possibly none.
-        notes: a line for each decision a person should know: what is absent, why, and how to get it.
+        names: full names of the metrics to report besides those without weights; may be empty.
+        notes: one line per decision that the user should know: which metric is absent, why, and how to get it.
     """
 
     names: tuple[str, ...]
@@ -32,15 +34,15 @@ class MetricChoice:
 
 
 def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> None:
-    """Makes sure that this machine has the weights of every metric in `names`.
+    """Checks that this machine has the weights of every metric in `names`.
 
     Args:
         names: full metric names, see `METRICS`.
-        allow_download: whether LPIPS' backbone may be downloaded, the only file of a metric that ever is; without
-            network that takes 4 s at most.
+        allow_download: whether LPIPS' backbone may be downloaded; no other file is. Without network it takes at most 4
+            s.
 
     Raises:
-        MetricUnavailableError: a metric that cannot be had; the message says how to get it.
+        MetricUnavailableError: the weights of a metric are missing; the message says how to get them.
     """
     for name in names:
         if name == "val/lpips":
@@ -52,7 +54,7 @@ def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> No
 def resolve_metrics(
     perceptual: Perceptual = "auto", *, no_reference: bool = True, allow_download: bool = True
 ) -> MetricChoice:
-    """Decide on all metrics that need trained weights: the perceptual one, then those without a target.
+    """Chooses all metrics with trained weights: the perceptual one, then those without a target.
 
     Args:
         perceptual: see `resolve_perceptual`.
@@ -60,7 +62,7 @@ def resolve_metrics(
         allow_download: see `ensure_available`.
 
     Returns:
-        The choice; one note names all no-reference metrics that are absent.
+        The choice; one note names all absent no-reference metrics.
 
     Raises:
         InputError, MetricUnavailableError: see `resolve_perceptual`.
@@ -78,16 +80,16 @@ def resolve_metrics(
 
 
 def resolve_perceptual(choice: Perceptual = "auto", *, allow_download: bool = True) -> MetricChoice:
-    """Decide on the perceptual metric.
+    """Chooses the perceptual metric.
 
     Args:
-        choice: "lpips" or "st_lpips" for that one, "none" for none; "auto" for LPIPS if its backbone is on
-            disk or can be downloaded, else ST-LPIPS, whose weights come with its wheel, under its own name.
+        choice: "lpips" or "st_lpips" for that metric, "none" for none; "auto" for LPIPS if its backbone is on disk or
+            can be downloaded, else ST-LPIPS under its own name, whose weights come with its wheel.
         allow_download: see `ensure_available`.
 
     Raises:
         InputError: another choice.
-        MetricUnavailableError: the metric chosen by name cannot be had.
+        MetricUnavailableError: the chosen metric has no weights here.
     """
     if choice not in get_args(Perceptual):
         raise InputError.of("perceptual", choice, f"one of {', '.join(get_args(Perceptual))}")

@@ -1,12 +1,12 @@
-"""CLIP-IQA: how much closer an image lies to "Good photo." than to "Bad photo." in CLIP's embedding space.
+"""CLIP-IQA: how much closer an image is to "Good photo." than to "Bad photo." in CLIP's embedding space.
 
 J. Wang, K. C. K. Chan, C. C. Loy, "Exploring CLIP for Assessing the Look and Feel of Images", AAAI 2023. Needs no
-target. As in the paper: CLIP's ResNet-50 without positional embedding, so that an image of any size is read as it is.
-It gives what torchmetrics' `clip_image_quality_assessment` gives with its default model "clip_iqa". torchmetrics
-itself is not called: that model comes as TorchScript, which brings code, through a package that downloads by itself;
-its other models are vision transformers at a fixed 224 pixels, and fail with transformers 5.
+target. As in the paper, it uses CLIP's ResNet-50 without positional embedding, so images of any size are not resized.
+Its values equal those of torchmetrics' `clip_image_quality_assessment` with the default model "clip_iqa". torchmetrics
+is not called: that model is TorchScript, which contains code, in a package that downloads files itself; its other
+models are vision transformers at a fixed 224 pixels, and fail with transformers 5.
 
-The weights are OpenAI's in the layout of open_clip, read from a file under torch hub's folder; nothing downloads them.
+The weights are OpenAI's in the layout of open_clip, read from a file in torch hub's folder; they are never downloaded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _REPOSITORY, _FILE = "timm/resnet50_clip.openai", "open_clip_model.safetensors"
 # "Good photo." and "Bad photo." in CLIP's byte-pair encoding, between its start and end tokens.
 _PROMPTS = ((49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407))
 
-# Per-channel mean and deviation that CLIP was trained with, for images in [0, 1].
+# Per-channel mean and deviation of CLIP's training, for images in [0, 1].
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
-_LOGIT_SCALE = 100  # CLIP's learned temperature, which ended at its upper bound
+_LOGIT_SCALE = 100  # CLIP's learned temperature, which reached its upper bound
 _HEAD_WIDTH = 64
 _EXPANSION = 4
 
@@ -40,7 +40,7 @@ class CLIPIQA(nn.Module):
     """CLIP-IQA score with frozen weights.
 
     Raises:
-        MetricUnavailableError: the weights are not on this machine, or not those of a CLIP with a ResNet.
+        MetricUnavailableError: the weights are not on this machine, or are not those of a CLIP with a ResNet.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class CLIPIQA(nn.Module):
             prompts = _text_encoder(state)(torch.tensor(_PROMPTS))
         except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
             raise MetricUnavailableError(
-                f"val/clip_iqa: {path} does not hold {_REPOSITORY} ({type(error).__name__}); delete it and get it again"
+                f"val/clip_iqa: {path} is not {_REPOSITORY} ({type(error).__name__}); delete it and download it again"
             ) from error
         self.anchors: Tensor
         self.mean: Tensor
@@ -63,13 +63,13 @@ class CLIPIQA(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB images in [0, 1], H and W at least 31 -> (B,) scores in [0, 1], 1 for a good photo."""
+        """(B, 3, H, W) RGB images in [0, 1], H and W at least 31 -> (B,) scores in [0, 1]; 1 is a good photo."""
         embedding = F.normalize(self.encoder((image - self.mean) / self.deviation), dim=1)
         return (embedding @ self.anchors.T).softmax(dim=1)[:, 0]
 
 
 def weights_path() -> Path:
-    """The weights below torch hub's folder: under TORCH_HOME, else in the user's cache.
+    """The path of the weights in torch hub's folder: under TORCH_HOME, else in the user's cache.
 
     Raises:
         MetricUnavailableError: no such file; the message says how to get it.
@@ -84,7 +84,9 @@ def weights_path() -> Path:
 
 
 class _Bottleneck(nn.Module):
-    """A residual block that blurs before it subsamples: convolutions have stride 1, an average pool halves."""
+    """A residual block that blurs before it subsamples: convolutions have stride 1, and an average pool halves the
+    size.
+    """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class _Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(width * _EXPANSION)
         self.pool = nn.AvgPool2d(stride)
         self.downsample: nn.ModuleDict | None = None
-        if inputs != width * _EXPANSION:  # true wherever the stride is 2
+        if inputs != width * _EXPANSION:  # always true for stride 2
             shortcut = nn.Conv2d(inputs, width * _EXPANSION, 1, bias=False)
             self.downsample = nn.ModuleDict({"0": shortcut, "1": nn.BatchNorm2d(width * _EXPANSION)})
 
@@ -108,7 +110,7 @@ class _Bottleneck(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-    """Attends from the mean over all positions to these positions and their mean."""
+    """Attention with the mean over all positions as query, and the mean and the positions as keys."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -188,11 +190,11 @@ class _TextEncoder(nn.Module):
 
 
 def _image_encoder(state: dict[str, Tensor]) -> _ImageEncoder:
-    """The image half of a checkpoint, as wide and deep as its tensors say."""
+    """The image encoder of a checkpoint, with width and depth from its tensors."""
     state = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     del state["attnpool.positional_embedding"]
     depths = [_count(state, f"layer{i}.{{}}.conv1.weight") for i in (1, 2, 3, 4)]
-    # On the meta device nothing is drawn or allocated: the caller's random state stays as it is.
+    # The meta device allocates nothing and draws no random numbers, so the caller's random state does not change.
     with torch.device("meta"):
         encoder = _ImageEncoder(len(state["conv3.weight"]), depths, len(state["attnpool.c_proj.weight"]))
     encoder.load_state_dict(state, assign=True)
@@ -201,7 +203,7 @@ def _image_encoder(state: dict[str, Tensor]) -> _ImageEncoder:
 
 @torch.no_grad()
 def _text_encoder(state: dict[str, Tensor]) -> _TextEncoder:
-    """The text half, likewise; without gradients, as it is used once."""
+    """The text encoder, built in the same way; without gradients, because it is used once."""
     state = {name: value for name, value in state.items() if not name.startswith("visual.") and name != "logit_scale"}
     depth = _count(state, "transformer.resblocks.{}.ln_1.weight")
     vocabulary, length = len(state["token_embedding.weight"]), len(state["positional_embedding"])
@@ -212,5 +214,5 @@ def _text_encoder(state: dict[str, Tensor]) -> _TextEncoder:
 
 
 def _count(state: dict[str, Tensor], name: str) -> int:
-    """How many consecutive numbers, from 0, `name` takes in `state`."""
+    """How many consecutive numbers, from 0, occur as `name` in `state`."""
     return next(i for i in count() if name.format(i) not in state)

@@ -1,8 +1,8 @@
 """LPIPS (Zhang et al. 2018): the `lpips` package with its AlexNet backbone from torch hub's cache.
 
-The wheel ships the linear heads; the backbone is torchvision's AlexNet, a download of 233 MiB. Only
-`ensure_backbone` starts it: on the driver, to decide for the sweep, and once more on each machine that measures.
-`LPIPS` itself just reads the file.
+The wheel contains the linear heads; the backbone is torchvision's AlexNet, a download of 233 MiB. Only
+`ensure_backbone` downloads it: on the driver, when the sweep chooses its metrics, and once on each machine that
+measures. `LPIPS` itself only reads the file.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class LPIPS(nn.Module):
         import lpips
 
         backbone = _read_backbone()
-        # The package starts from a random backbone: that must not move the caller's random state.
+        # The package first makes a random backbone; this must not change the caller's random state.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's, about the arguments the package calls it with
+            warnings.simplefilter("ignore")  # torchvision warns about the package's arguments
             self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
         for stage in self.network.net.children():
             for index, layer in stage.named_children():  # named by their index in AlexNet's `features`
@@ -56,20 +56,20 @@ class LPIPS(nn.Module):
 
 
 def backbone_path() -> Path:
-    """Where torch hub keeps AlexNet's weights on this machine: under TORCH_HOME, else the user's cache."""
+    """The path of AlexNet's weights in torch hub's cache: under TORCH_HOME, else in the user's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
 
 
 def ensure_backbone(allow_download: bool = True, connect_seconds: float = 4, download_seconds: float = 120) -> Path:
-    """The path of AlexNet's weights, downloaded first if they are not there.
+    """The path of AlexNet's weights; downloads them if they are missing.
 
     Args:
-        allow_download: whether to try the network at all.
-        connect_seconds: how long to wait for the server's first answer, name look-up included.
-        download_seconds: how long the whole file may take.
+        allow_download: whether to use the network at all.
+        connect_seconds: time limit for the server's first answer, including the name look-up.
+        download_seconds: time limit for the whole file.
 
     Raises:
-        MetricUnavailableError: not there and not to be had in that time; the message says how to get it.
+        MetricUnavailableError: missing and not downloaded in time; the message says how to get it.
     """
     path = backbone_path()
     if path.is_file():
@@ -92,7 +92,7 @@ def _url() -> str:
 def _absent(why: str) -> MetricUnavailableError:
     return MetricUnavailableError(
         f"val/lpips is absent: its AlexNet backbone is not on this machine ({why}); "
-        f"get {_url()} and put it at {backbone_path()}"
+        f"download {_url()} to {backbone_path()}"
     )
 
 
@@ -102,16 +102,16 @@ def _read_backbone() -> dict[str, Tensor]:
         raise _absent("no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on a damaged file the unpickler raises anything, KeyError included
+    except Exception as error:  # for a damaged file the unpickler raises many types, such as KeyError
         raise MetricUnavailableError(
-            f"val/lpips: {path} cannot be read ({type(error).__name__}: {error}); delete it and get it again"
+            f"val/lpips: {path} cannot be read ({type(error).__name__}: {error}); delete it and download it again"
         ) from error
 
 
 def _download(url: str, path: Path, connect_seconds: float, download_seconds: float) -> None:
-    """Download `url` to `path`, which appears only once complete and with the checksum in its name.
+    """Downloads `url` to `path`. The file appears only when complete and with the right checksum.
 
-    By torch hub's convention a file `name-<digits>.pth` has a SHA-256 that begins with these digits.
+    By torch hub's convention, the SHA-256 of a file `name-<digits>.pth` begins with these digits.
     """
     expected = path.stem.rpartition("-")[2]
     deadline = time.monotonic() + download_seconds
@@ -135,7 +135,9 @@ def _download(url: str, path: Path, connect_seconds: float, download_seconds: fl
 
 
 def _open(url: str, seconds: float) -> HTTPResponse:
-    """The server's answer within `seconds`: from a thread, as a socket's time-out spares the name look-up."""
+    """The server's answer within `seconds`. Runs in a thread, because a socket's time-out does not cover the name
+    look-up.
+    """
     answer: queue.Queue[HTTPResponse | Exception] = queue.Queue()
 
     def ask() -> None:

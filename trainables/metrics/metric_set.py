@@ -1,4 +1,4 @@
-"""The metrics of one validation pass, all computed on the same clamped images, one value an image."""
+"""The metrics of one validation pass, computed on the same clamped images, one value per image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEEP: dict[str, Callable[[], nn.Module]] = {
     "val/musiq": MUSIQ,
 }
 
-# How far a target may leave [0, 1], as resampling and conversions do, before it is taken for another range.
+# How far a target may leave [0, 1] (through resampling and conversions) before its range is refused.
 _RANGE_TOLERANCE = 1e-3
 
 
@@ -42,7 +42,7 @@ class MetricSet:
 
     Args:
         names: full names of metrics of one restoration, see `METRICS`.
-        device: where the networks live and the metrics are computed.
+        device: where the networks are and the metrics are computed.
 
     Raises:
         InputError: an unknown or repeated name, or a metric that compares seeds.
@@ -59,14 +59,14 @@ class MetricSet:
 
     @torch.no_grad()
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Measure each restored image, with its target or by itself.
+        """Measures each restored image, with its target or without.
 
         Args:
             restored: (B, 3, H, W) RGB images, nominally in [0, 1]; clamped to it.
             target: (B, 3, H, W) RGB images in [0, 1].
 
         Returns:
-            name -> (B,) float32 values on `device`, in the order of `names`; NaN for an image that holds NaN.
+            name -> (B,) float32 values on `device`, in the order of `names`; NaN for an image that contains NaN.
 
         Raises:
             ValueError: shapes differ, are not (B, 3, H, W) or too small, or the target leaves [0, 1].
@@ -97,7 +97,7 @@ class MetricSet:
 
 
 def build_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> MetricSet:
-    """A `MetricSet`, after downloading what it needs to this machine: on a cluster, the driver did so for its own.
+    """A `MetricSet`. First downloads missing weights to this machine, because the driver did so only for its own.
 
     Raises:
         InputError: an unknown or repeated name, or a metric that compares seeds.

@@ -1,9 +1,9 @@
-"""MUSIQ: a transformer's estimate of the opinion score people would give an image.
+"""MUSIQ: a transformer that estimates people's mean opinion score of an image.
 
 J. Ke, Q. Wang, Y. Wang, P. Milanfar, F. Yang, "MUSIQ: Multi-scale Image Quality Transformer", ICCV 2021, as trained on
-KonIQ-10k. Needs no target. The network is pyiqa's, the one that SinSR's tables were made with. pyiqa is not a
-dependency of this project, as its licence (PolyForm Noncommercial) forbids commercial use and it brings some thirty
-packages: it is used where somebody has installed it and has put the weights in its cache. Nothing downloads them.
+KonIQ-10k. Needs no target. The network is pyiqa's, as in SinSR's tables. pyiqa is not a dependency of this project: its
+licence (PolyForm Noncommercial) forbids commercial use, and it brings some thirty packages. It is used if the user has
+installed it and put the weights into its cache. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class MUSIQ(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         path = weights_path()
-        # Its own loader unpickles whatever the file holds. A fresh network must not move the caller's random state.
+        # Its own loader would unpickle any object. Building the network must not change the caller's random state.
         with torch.random.fork_rng(devices=[]):
             self.network = _architecture().MUSIQ(pretrained=False)
         try:
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # on a damaged file the unpickler raises anything, KeyError included
+        except Exception as error:  # for a damaged file the unpickler raises many types, such as KeyError
             raise MetricUnavailableError(
-                f"val/musiq: {path} cannot be read ({type(error).__name__}); delete it and get it again"
+                f"val/musiq: {path} cannot be read ({type(error).__name__}); delete it and download it again"
             ) from error
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB images in [0, 1] -> (B,) scores of about 0 to 100, more is better."""
+        """(B, 3, H, W) RGB images in [0, 1] -> (B,) scores of about 0 to 100; higher is better."""
         return self.network(image).flatten()
 
 
 def weights_path() -> Path:
-    """The weights where pyiqa keeps them: below torch hub's folder, so under TORCH_HOME or in the user's cache.
+    """The path of the weights in pyiqa's cache: in torch hub's folder, under TORCH_HOME or in the user's cache.
 
     Raises:
         MetricUnavailableError: no such file, or pyiqa cannot be imported; the message says how to get it.

@@ -1,7 +1,7 @@
-"""The names of the validation metrics and what each one means. Light to import: the command line reads it.
+"""The names of the validation metrics and their meaning. Imports nothing heavy: the command line reads it.
 
-A name means one thing everywhere: in a search space's objective, a leaderboard column, a TensorBoard tag. A
-metric whose weights cannot be had is absent; another metric never takes its name.
+A name has one meaning everywhere: in a search space's objective, a leaderboard column, a TensorBoard tag. A metric
+without weights is left out; no other metric is reported under its name.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Literal
 from trainables.common.errors import InputError
 
 Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
-"""Which perceptual metric a sweep reports: `auto` takes LPIPS where its weights are found, else ST-LPIPS."""
+"""The perceptual metric that a sweep reports: `auto` is LPIPS if its weights are found, else ST-LPIPS."""
 
 
 class MetricUnavailableError(InputError):
-    """A metric whose weights are not on this machine; the message names the file and where it belongs."""
+    """A metric whose weights are not on this machine; the message names the missing file and its path."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric name stands for.
+    """The meaning of a metric name.
 
     Attributes:
-        name: full name, as it appears in reports and leaderboards.
-        direction: whether the better restoration has the larger ("max") or the smaller ("min") value.
+        name: full name, as in reports and leaderboards.
+        direction: whether a larger ("max") or a smaller ("min") value is better.
         unit: "dB", or "1" for a dimensionless number.
         perceptual: whether it compares deep features with the target's, and so needs trained weights.
-        min_side: smallest height and width of the images it can measure, in pixels.
+        min_side: smallest accepted height and width of images, in pixels.
         description: one line for tables and reports.
         compared_with: what a restored image is compared with: its target, nothing (no-reference metrics, which
             need trained weights too), or restorations of the same input from other noise (stability).
@@ -78,7 +78,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_OF_ONE_RESTOR
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` as a tuple; raise InputError for unknown or repeated ones."""
+    """Returns `names` as a tuple; raises InputError for unknown or repeated ones."""
     names = tuple(names)
     if unknown := [name for name in names if name not in METRICS]:
         raise InputError.of("metrics", unknown, f"any of {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""Metrics that compare pixels: PSNR over RGB, PSNR on luma, SSIM. Each gives one value an image."""
+"""Metrics that compare pixels: PSNR over RGB, PSNR on luma, SSIM. Each gives one value per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-# What identical images get. Infinity would spoil every mean, and Optuna refuses it as an objective's value.
+# The value for identical images. Infinity would spoil every mean, and Optuna refuses it as an objective's value.
 MAX_PSNR = 100.0
 
 # Weights of R, G, B in studio-range luma (16 to 235 of 255), ITU-R BT.601; Matlab's rgb2ycbcr.
@@ -17,7 +17,7 @@ _SSIM_RADIUS = 5
 
 
 def psnr(restored: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over RGB, on the values as they are, without rounding to 8 bits.
+    """Peak signal-to-noise ratio over RGB, without rounding to 8 bits.
 
     Args:
         restored, target: (B, 3, H, W) in [0, 1].
@@ -44,10 +44,10 @@ def psnr_y(restored: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(restored: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, the mean over RGB (Wang et al. 2004, and its parameters).
+    """Structural similarity, the mean over RGB (Wang et al. 2004, with its parameters).
 
-    Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, population
-    covariance, averaged over the positions at which the window lies inside the image.
+    Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, population covariance,
+    averaged over the positions where the whole window is inside the image.
 
     Args:
         restored, target: (B, 3, H, W) in [0, 1], H and W at least 11.
@@ -56,7 +56,7 @@ def ssim(restored: Tensor, target: Tensor) -> Tensor:
         (B,) in [-1, 1]; 1 for identical images. In float32 it is exact to about 5e-5.
     """
     if restored.is_cuda:
-        # By default a GPU convolves in TensorFloat-32, whose 3 digits are too few for a variance: the
+        # By default a GPU convolves in TensorFloat-32. Its 3 digits are too few for a variance, the
         # difference of two nearly equal means.
         restored, target = restored.double(), target.double()
     _, similarity = structural_similarity_index_measure(
@@ -70,7 +70,7 @@ def ssim(restored: Tensor, target: Tensor) -> Tensor:
         reduction="none",
         return_full_image=True,
     )
-    # torchmetrics' own mean counts windows that hang over the border onto mirrored pixels.
+    # torchmetrics' own mean also counts windows that extend over the border onto mirrored pixels.
     inside = slice(_SSIM_RADIUS, -_SSIM_RADIUS)
     return similarity[..., inside, inside].mean(dim=(1, 2, 3)).float()
 
@@ -80,7 +80,7 @@ def _decibels(mean_squared_error: Tensor) -> Tensor:
 
 
 def _luma_bytes(image: Tensor) -> Tensor:
-    """Luma of (B, 3, H, W) images in [0, 1], rounded to whole numbers of 0..255: (B, H, W)."""
+    """Luma of (B, 3, H, W) images in [0, 1], rounded to whole numbers from 0 to 255: (B, H, W)."""
     weights = torch.tensor(_LUMA, dtype=image.dtype, device=image.device)
-    # Not a matrix product: a GPU may do that in TensorFloat-32, which is off by whole levels.
+    # Not a matrix product: a GPU may compute that in TensorFloat-32, with errors of whole levels.
     return ((image * weights.view(3, 1, 1)).sum(dim=1) + 16).round()

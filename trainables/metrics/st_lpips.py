@@ -1,8 +1,8 @@
-"""Shift-tolerant LPIPS: a perceptual distance that small misalignments barely move.
+"""Shift-tolerant LPIPS: a perceptual distance that small misalignments hardly change.
 
-A. Ghildyal, F. Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022. LPIPS with an anti-aliased
-backbone: where AlexNet or VGG-16 have a stride, a reflect-padded binomial blur subsamples instead.
-The trained weights come with the `stlpips-pytorch` wheel; its weight files are read, none of its code is run.
+A. Ghildyal, F. Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022. LPIPS with an anti-aliased backbone: each
+stride of AlexNet or VGG-16 is replaced by a reflect-padded binomial blur that subsamples. The trained weights come
+with the `stlpips-pytorch` wheel; its weight files are read, none of its code is run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainables.metrics.names import MetricUnavailableError
 
 Backbone = Literal["alex", "vgg"]
 
-# Per-channel mean and deviation of ImageNet, expressed for images in [-1, 1] (LPIPS v0.1).
+# Per-channel mean and deviation of ImageNet, for images in [-1, 1] (LPIPS v0.1).
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
-# Below this many pixels a side, some blur has fewer than the 3 samples that reflecting 2 of them takes.
+# With smaller sides, some blur gets fewer than the 3 samples that a reflection by 2 needs.
 _MIN_SIDE: dict[str, int] = {"alex": 21, "vgg": 18}
 
 _BLUR = (0.25, 0.5, 0.25)
@@ -60,7 +60,7 @@ class STLPIPS(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance of each pair of images: symmetric, 0 for identical images, differentiable in both.
 
-        The weights are frozen, so autograd keeps nothing for an argument that needs no gradient (the target).
+        The weights are frozen, so autograd stores nothing for an argument that needs no gradient (the target).
 
         Args:
             a, b: (B, 3, H, W) RGB images in [-1, 1]; sides of at least 21 (alex) or 18 (vgg) pixels.
@@ -81,13 +81,13 @@ class STLPIPS(nn.Module):
         for stage, head in zip(self.stages, self.heads, strict=True):
             a, b = stage(a), stage(b)
             difference = _unit_length(a) - _unit_length(b)
-            # The head is a weighted sum over channels: it commutes with the mean over the image.
+            # The head is a weighted sum over channels, so it commutes with the mean over the image.
             distance = distance + (difference.square().mean(dim=(2, 3)) * head).sum(dim=1)
         return distance
 
     def _normalised(self, image: Tensor) -> Tensor:
         image = (image - self.shift) / self.scale
-        # On CPU, pooling and blurring (C, H, W) planes would take as long as the convolutions between them.
+        # On a CPU, pooling and blurring (C, H, W) planes would take as long as the convolutions.
         return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
 
 
@@ -109,12 +109,12 @@ def weights_path(net: Backbone = "alex") -> Path:
 
 
 def _convolutions(state: dict[str, Tensor]) -> list[nn.Conv2d]:
-    """The backbone's convolutions, in the order of the file, which is that of the network."""
+    """The backbone's convolutions, in the order of the file, which is the order of the network."""
     convolutions = []
     for key in (key for key in state if key.startswith("net.") and key.endswith(".weight")):
         outputs, inputs, size, _ = state[key].shape
-        # All keep their input's size but AlexNet's first, which is 11 wide and padded by 2. A metric must not
-        # move the caller's random state, so no random initialisation here.
+        # All keep their input's size except AlexNet's first, which is 11 wide and padded by 2. Without random
+        # initialisation, because a metric must not change the caller's random state.
         convolution = nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, padding=min(size // 2, 2))
         convolution.load_state_dict({"weight": state[key], "bias": state[key.replace(".weight", ".bias")]})
         convolutions.append(convolution)
@@ -149,7 +149,7 @@ def _vgg16(convolutions: list[nn.Conv2d]) -> list[nn.Sequential]:
 
 
 class _BlurPool(nn.Module):
-    """Blur by [1 2 1] / 4 each way with stride 2, on features reflect-padded by 2.
+    """Blur by [1 2 1] / 4 along both axes with stride 2, on features reflect-padded by 2.
 
     (B, C, N, M) -> (B, C, (N + 1) // 2 + 1, (M + 1) // 2 + 1), for N, M >= 3.
     """
@@ -165,12 +165,12 @@ class _BlurPool(nn.Module):
 
 
 class _BlurredConv(nn.Module):
-    """A stride-1 convolution and the `_BlurPool` behind it, as one convolution with stride 2.
+    """A stride-1 convolution and the `_BlurPool` after it, as one convolution with stride 2.
 
-    Same numbers, a third of the arithmetic, and no full-size feature map in between. Only the blur's ends
-    need care. Along a side where the convolution has outputs c[0..N-1], the first blurred value reads the
-    reflected c[2] c[1] c[0] and the second c[0] c[1] c[2]: the first is a copy of the second. The last one
-    is a copy of its neighbour too if N is odd; if N is even it reads c[N-2] c[N-1] c[N-2]: their mean.
+    The values are the same, with a third of the arithmetic and no full-size feature map. Only the ends of the blur need
+    care. For outputs c[0..N-1] of the convolution along one side, the first blurred value reads the reflected c[2] c[1]
+    c[0] and the second c[0] c[1] c[2]: the first is a copy of the second. If N is odd, the last one is a copy of its
+    neighbour too; if N is even, it reads c[N-2] c[N-1] c[N-2]: their mean.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -178,7 +178,7 @@ class _BlurredConv(nn.Module):
         weight = convolution.weight.detach()
         self.bias = convolution.bias
         self.padding = int(convolution.padding[0])
-        self.last_two = weight.shape[-1] + 1  # how many inputs the convolution's last two outputs read
+        self.last_two = weight.shape[-1] + 1  # number of inputs of the convolution's last two outputs
         self.body = nn.ParameterList([_blurred(weight, _BLUR, _BLUR), _blurred(weight, _BLUR, _MEAN_OF_TWO)])
         self.bottom = nn.ParameterList(
             [_blurred(weight, _MEAN_OF_TWO, _BLUR), _blurred(weight, _MEAN_OF_TWO, _MEAN_OF_TWO)]
@@ -194,8 +194,8 @@ class _BlurredConv(nn.Module):
     def _rows(self, x: Tensor, body: Tensor, right: Tensor) -> Tensor:
         columns = F.conv2d(x, body, self.bias, stride=2)
         even = (x.shape[3] - self.last_two) % 2 == 0
-        # Two columns are computed and one is kept: where the output is a single column wide, torch's bfloat16
-        # convolution on CPUs with AMX reads memory that nobody wrote (seen with 2.14).
+        # Compute two columns and keep one: for an output one column wide, torch's bfloat16 convolution on CPUs
+        # with AMX reads uninitialised memory (seen with 2.14).
         last = F.conv2d(x[..., -self.last_two - 2 :], right, self.bias, stride=2) if even else columns
         return torch.cat([columns[..., :1], columns, last[..., -1:]], dim=3)
 
@@ -211,7 +211,7 @@ def _blurred(weight: Tensor, vertical: tuple[float, ...], horizontal: tuple[floa
 def _unit_length(features: Tensor) -> Tensor:
     """Features scaled to unit length along channels, in float32.
 
-    `vector_norm` has gradient 0 where all channels are 0; a plain square root would give NaN there.
+    Where all channels are 0, `vector_norm` has gradient 0; a plain square root would give NaN.
     """
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

@@ -1,10 +1,10 @@
-"""How much restorations of one image differ when only the sampler's noise does: G-STD and L-STD.
+"""Stability: how much restorations of one image differ if only the sampler's noise differs (G-STD and L-STD).
 
 L. Sun et al., "Improving the Stability and Efficiency of Diffusion Models for Content Consistent Super-Resolution"
 (CCSR), arXiv 2401.00877. G-STD is the deviation of an image-level metric, L-STD that of the pixels. As in CCSR's
 scripts `cal_iqa/iqa_G-STD.py` and `iqa_L-STD.py`, deviations are those of a population (divided by the number of
-seeds) and pixels lie in [0, 1]. The scripts read 8-bit files, and L-STD leaves out a border of 4 pixels; here pixels
-are neither rounded nor left out.
+seeds) and pixels are in [0, 1]. The scripts read 8-bit files, and their L-STD ignores a border of 4 pixels; here pixels
+are not rounded and none are ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure_stability(values: Sequence[Mapping[str, Tensor]], restorations: Tens
     """L-STD, and G-STD of every metric in `values`, under their names in `METRICS`.
 
     Args:
-        values: for each seed what `MetricSet` gives: metric name -> (B,).
+        values: for each seed the result of `MetricSet`: metric name -> (B,).
         restorations: (S, B, 3, H, W) in [0, 1], in the order of `values`.
 
     Returns:
@@ -68,4 +68,4 @@ def measure_stability(values: Sequence[Mapping[str, Tensor]], restorations: Tens
 
 def _check_seeds(values: Tensor) -> None:
     if len(values) < 2:
-        raise ValueError(f"restorations with {len(values)} seed(s): a deviation takes 2 or more")
+        raise ValueError(f"restorations with {len(values)} seed(s): a deviation needs 2 or more")

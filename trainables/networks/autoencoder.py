@@ -1,8 +1,8 @@
-"""The VQ-f4 autoencoder whose latents ResShift and SinSR work in, as a diffusers `VQModel`.
+"""The VQ-f4 autoencoder of ResShift and SinSR, as a diffusers `VQModel`.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022): images in [-1, 1]
-become latents a quarter their size. The diffusion sees latents as the encoder leaves them; only on the way
-back to images are they quantised, that is replaced by their nearest codebook vectors.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022): images in [-1, 1] become
+latents a quarter their size. The diffusion works on latents before quantisation. Only when they are decoded to images
+are they quantised, that is replaced by their nearest codebook vectors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_DISTANCES_AT_ONCE = 2**24  # 64 MiB of float32: nearest codes are searched for so many (latent, code) pairs at a time
+_DISTANCES_AT_ONCE = 2**24  # (latent, code) pairs per search of the nearest codes: 64 MiB of float32
 
 
 def build_vq_f4(
@@ -29,12 +29,12 @@ def build_vq_f4(
     latent_channels: int = 3,
     norm_groups: int = 32,
 ) -> VQModel:
-    """A randomly initialised VQ autoencoder; the defaults are the official VQ-f4's.
+    """A randomly initialised VQ autoencoder; the defaults are those of the official VQ-f4.
 
     Args:
         channels: width at full resolution.
         channel_mult: width of each level relative to `channels`; every level but the last halves the size.
-        layers_per_block: residual blocks a level in the encoder; the decoder has one more.
+        layers_per_block: residual blocks per level in the encoder; the decoder has one more.
         codebook_size: number of codes.
         latent_channels: channels of a latent, and of a code.
         norm_groups: groups of the normalisation; must divide every level's width.
@@ -60,13 +60,14 @@ def build_vq_f4(
 
 
 def downsampling(model: VQModel | AutoencoderKL) -> int:
-    """How many times smaller than the image a latent is, 4 for VQ-f4."""
+    """Image side / latent side, 4 for VQ-f4."""
     return 2 ** (len(model.config.block_out_channels) - 1)
 
 
 def encode(model: VQModel, images: Tensor) -> Tensor:
-    """Latents before quantisation, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/4, W/4)`; float32 also under
-    autocast, so that prepared latents and those made on the way agree.
+    """Latents before quantisation, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/4, W/4)`.
+
+    float32 also under autocast, so that prepared latents equal latents computed during training.
 
     Raises:
         ValueError: H or W is not a multiple of 4.
@@ -79,13 +80,13 @@ def encode(model: VQModel, images: Tensor) -> Tensor:
 
 
 def quantise(model: VQModel, latents: Tensor) -> Tensor:
-    """The nearest code of every latent pixel, `(B, C, h, w)` -> like it; no gradient reaches `latents`."""
+    """The nearest code of every latent pixel, `(B, C, h, w)` -> the same shape; no gradient reaches `latents`."""
     codebook = model.quantize.embedding.weight
     # Half precision would confuse neighbouring codes.
     with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
         codes = codebook.float()
         pixels = latents.detach().movedim(1, -1).reshape(-1, latents.shape[1]).float()
-        # |z - e|^2 without |z|^2, which is the same for all codes.
+        # |z - e|^2 without |z|^2, which does not depend on the code.
         norms, transposed = codes.square().sum(dim=1), codes.t()
         chunks = pixels.split(max(1, _DISTANCES_AT_ONCE // len(codes)))
         nearest = torch.cat([torch.addmm(norms, chunk, transposed, alpha=-2).argmin(dim=1) for chunk in chunks])
@@ -94,12 +95,13 @@ def quantise(model: VQModel, latents: Tensor) -> Tensor:
 
 
 def decode(model: VQModel, latents: Tensor, straight_through: bool = False) -> Tensor:
-    """Quantise and decode, `(B, C, h, w) -> (B, 3, 4h, 4w)`, about [-1, 1], not clamped; float32 also under
-    autocast, so that trials of any precision are measured through the same decoder.
+    """Quantise and decode, `(B, C, h, w) -> (B, 3, 4h, 4w)`, in about [-1, 1], not clamped.
+
+    float32 also under autocast, so that trials of any precision are measured with the same decoder.
 
     Args:
-        straight_through: pass gradients through the quantisation as if it were the identity, for losses on
-            images. Otherwise none reach `latents`.
+        straight_through: pass gradients through the quantisation as if it were the identity, for losses on images.
+            Otherwise no gradient reaches `latents`.
     """
     latents = latents.float()
     quantised = quantise(model, latents)
@@ -110,23 +112,22 @@ def decode(model: VQModel, latents: Tensor, straight_through: bool = False) -> T
 
 
 def save_vq_f4(model: VQModel, path: str | Path) -> None:
-    """Write weights and configuration to one safetensors file, for `load_vq_f4`."""
+    """Writes weights and configuration to one safetensors file, for `load_vq_f4`."""
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     weights = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(weights, path, metadata={"format": "pt", "vq_config": json.dumps(config)})
 
 
 def load_vq_f4(path: str | Path) -> VQModel:
-    """Load an autoencoder, in evaluation mode on the CPU.
+    """Loads an autoencoder, in evaluation mode on the CPU.
 
     Args:
-        path: a file of `save_vq_f4` (`.safetensors`); a diffusers folder (`config.json` and safetensors
-            weights); or the `autoencoder_vq_f4.pth` of ResShift and SinSR (`.pth`, `.pt` or `.ckpt`), of
-            any width.
+        path: a file of `save_vq_f4` (`.safetensors`); a diffusers folder (`config.json` and safetensors weights); or
+            the `autoencoder_vq_f4.pth` of ResShift and SinSR (`.pth`, `.pt` or `.ckpt`), of any width.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: a file that is none of these.
+        FileNotFoundError: `path` does not exist.
+        ValueError: another kind of file.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
     path = Path(path)
@@ -147,7 +148,7 @@ def load_vq_f4(path: str | Path) -> VQModel:
         model = _build_for_ldm(state)
         weights = convert_ldm_state_dict(state)
     else:
-        raise ValueError(f"{path} is no autoencoder; it must be .safetensors, .pth, .pt, .ckpt or a diffusers folder")
+        raise ValueError(f"{path} is not an autoencoder; give .safetensors, .pth, .pt, .ckpt or a diffusers folder")
     model.load_state_dict(weights, strict=True)
     return model.eval()
 
@@ -166,22 +167,22 @@ _LDM_RENAMES = (
 
 
 def convert_ldm_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the official `VQModelTorch` (latent-diffusion layout) to diffusers' `VQModel`; those of its
-    `AutoencoderKL`, to diffusers' of that name.
+    """Renames weights of the official `VQModelTorch` (latent-diffusion layout) to diffusers' `VQModel`, and those of
+    its `AutoencoderKL` to diffusers' `AutoencoderKL`.
 
-    Keys that are not the layout's pass through unchanged, so that a strict load names them.
+    Keys of another layout stay unchanged, so that a strict load names them.
     """
     levels = _ldm_levels(state)
     converted = {}
     for key, value in state.items():
         for pattern, replacement in _LDM_RENAMES:
             key = re.sub(pattern, replacement, key)
-        # The official decoder counts its levels from full resolution, diffusers' from the latents.
+        # The official decoder numbers its levels from full resolution, diffusers' from the latents.
         if up := re.fullmatch(r"decoder\.up\.(\d+)\.(block|upsample)\.(.+)", key):
             block = "resnets." if up[2] == "block" else "upsamplers.0."
             key = f"decoder.up_blocks.{levels - 1 - int(up[1])}.{block}{up[3]}"
         if re.search(r"\.attentions\.0\.to_\w+(\.0)?\.weight$", key):
-            value = value.flatten(1)  # 1x1 convolutions there, linear layers here
+            value = value.flatten(1)  # 1x1 convolutions in the file, linear layers here
         converted[key] = value
     return converted
 
@@ -194,15 +195,16 @@ def _ldm_levels(state: Mapping[str, Tensor]) -> int:
 
 
 def ldm_architecture(state: Mapping[str, Tensor]) -> tuple[list[int], int]:
-    """The levels' widths, from full resolution, and the residual blocks a level of weights in the latent-diffusion
-    layout."""
+    """The widths of the levels, from full resolution, and the residual blocks per level, of latent-diffusion
+    weights.
+    """
     widths = [state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(_ldm_levels(state))]
     layers = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", key)) for key in state)
     return widths, layers
 
 
 def _build_for_ldm(state: Mapping[str, Tensor]) -> VQModel:
-    """An autoencoder of the size that the official weights have."""
+    """An autoencoder with the size of the official weights."""
     widths, layers = ldm_architecture(state)
     codebook_size, latent_channels = state["quantize.embedding.weight"].shape
     mult = [width // widths[0] for width in widths]

@@ -1,12 +1,12 @@
-"""Controllable Feature Wrapping: details of the degraded image on their way around the diffusion, into the decoder.
+"""Controllable Feature Wrapping: a path for details of the degraded image from the encoder to the decoder.
 
 Wang et al., "Exploiting Diffusion Prior for Real-World Image Super-Resolution" (StableSR, IJCV 2024; `Decoder_Mix` in
-`ldm/modules/diffusionmodules/model.py` of its code). Latents an eighth of the image's size lose what small text and
-faces are made of. Trained modules fuse the autoencoder's encoder features of the degraded image into the decoder's of
-the restored latents, with a strength w in [0, 1] chosen at inference: 0 is the decoder alone, 1 the most faithful.
+`ldm/modules/diffusionmodules/model.py` of its code). Latents an eighth of the image's size lose the detail of small
+text and faces. Trained modules fuse the encoder's features of the degraded image into the decoder's features of the
+restored latents. The strength w in [0, 1] is chosen at inference: 0 is the decoder alone, 1 the most faithful.
 
-The autoencoder is a diffusers `AutoencoderKL` of plain blocks (`DownEncoderBlock2D`, `UpDecoderBlock2D`), as Stable
-Diffusion's is. Levels count from full resolution, 0; all but the first and the last are fused.
+The autoencoder is a diffusers `AutoencoderKL` of plain blocks (`DownEncoderBlock2D`, `UpDecoderBlock2D`), as in Stable
+Diffusion. Levels are numbered from full resolution, 0; all but the first and the last are fused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from trainables.networks.autoencoder import convert_ldm_state_dict, downsampling
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which sees what all before it made; initially close to the identity (Wang et al.,
-    "ESRGAN", ECCV workshops 2018)."""
+    """Five convolutions, each of which sees the output of all previous ones; initially close to the identity.
+
+    Wang et al., "ESRGAN" (ECCV workshops 2018).
+    """
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class DenseBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` -> like it."""
+        """`(B, C, H, W)` -> the same shape."""
         *growing, last = self.convs
         features = x
         for conv in growing:
@@ -48,18 +50,18 @@ class DenseBlock(nn.Module):
 
 
 class ResidualInResidual(nn.Sequential):
-    """ESRGAN's residual-in-residual dense block: a fifth of what three dense blocks make, added to the input."""
+    """ESRGAN's residual-in-residual dense block: a fifth of the output of three dense blocks, added to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__(*(DenseBlock(channels, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` -> like it."""
+        """`(B, C, H, W)` -> the same shape."""
         return x + 0.2 * super().forward(x)
 
 
 class FusionBlock(nn.Module):
-    """What the two features of a level add to the decoder's (`Fuse_sft_block_RRDB` of StableSR)."""
+    """The residual that a level's two features add to the decoder's (`Fuse_sft_block_RRDB` of StableSR)."""
 
     def __init__(self, channels: int, norm_groups: int, dense_blocks: int, growth: int) -> None:
         super().__init__()
@@ -80,16 +82,16 @@ class FusionBlock(nn.Module):
 
 
 class ControllableFeatureWrapping(nn.Module):
-    """The fusion modules of an autoencoder, all that StableSR trains in its second stage.
+    """The fusion modules of an autoencoder: the trained part of StableSR's second stage.
 
     Args:
         block_out_channels: widths of the autoencoder's levels, from full resolution: `vae.config.block_out_channels`.
         norm_groups: groups of the normalisation: `vae.config.norm_num_groups`.
-        dense_blocks: residual-in-residual dense blocks a level.
+        dense_blocks: residual-in-residual dense blocks per level.
         growth: channels that each convolution of a dense block adds.
 
     Raises:
-        ValueError: fewer than three levels, of which none lies inside.
+        ValueError: fewer than three levels, so there is no inner level.
     """
 
     def __init__(
@@ -106,8 +108,8 @@ class ControllableFeatureWrapping(nn.Module):
         )
 
     def forward(self, level: int, encoder_feature: Tensor, decoder_feature: Tensor, strength: float) -> Tensor:
-        """The decoder's feature of a level, 1 or more, with the encoder's wrapped in, `(B, C, H, W)`; strength 0
-        returns it untouched.
+        """The decoder's feature of a level, 1 or more, with the encoder's fused in, `(B, C, H, W)`; unchanged at
+        strength 0.
 
         Raises:
             ValueError: `strength` is outside [0, 1].
@@ -119,14 +121,14 @@ class ControllableFeatureWrapping(nn.Module):
 
 
 def encode_with_features(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The mean of the latents' distribution, as `vae.encode` gives it, and what the encoder computed on its way.
+    """The mean of the latents' distribution, as from `vae.encode`, and features of the encoder.
 
     Args:
         vae: the autoencoder.
         images: `(B, 3, H, W)` in [-1, 1].
 
     Returns:
-        Unscaled latents `(B, C, H / f, W / f)`, and the features of the inner levels, the finer first.
+        Unscaled latents `(B, C, H / f, W / f)`, and the features of the inner levels, from fine to coarse.
 
     Raises:
         ValueError: H or W is not a multiple of the autoencoder's factor f.
@@ -157,9 +159,9 @@ def decode_with_features(
     features: Sequence[Tensor],
     strength: float,
 ) -> Tensor:
-    """Decode latents with the features of the degraded image wrapped in; at strength 0, exactly `vae.decode`.
+    """Decodes latents with the features of the degraded image fused in; at strength 0 exactly as `vae.decode`.
 
-    Gradients pass through the decoder to all levels of `cfw`; freeze the autoencoder to train only them.
+    Gradients pass through the decoder to all levels of `cfw`; freeze the autoencoder to train only these.
 
     Args:
         vae: the autoencoder.
@@ -169,7 +171,7 @@ def decode_with_features(
         strength: w in [0, 1].
 
     Returns:
-        Images `(B, 3, f h, f w)`, about [-1, 1], not clamped.
+        Images `(B, 3, f h, f w)`, in about [-1, 1], not clamped.
 
     Raises:
         ValueError: `strength` is outside [0, 1].
@@ -188,10 +190,10 @@ def decode_with_features(
 
 
 def fidelity_blend(restored: Tensor, reconstruction: Tensor, weight: float) -> Tensor:
-    """`(1 - weight) restored + weight reconstruction`: the plain trade of realism for fidelity, on images of any range.
+    """`(1 - weight) restored + weight reconstruction`: trades realism for fidelity, on images of any range.
 
     Args:
-        restored: images that the diffusion made.
+        restored: output images of the diffusion.
         reconstruction: the degraded images, encoded and decoded by the autoencoder.
         weight: in [0, 1].
 
@@ -212,11 +214,11 @@ def load_official_cfw(path: str | Path) -> tuple[AutoencoderKL, ControllableFeat
     the CPU.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
+        FileNotFoundError: `path` does not exist.
         ValueError: weights without fusion modules.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
-    # Lightning keys its callbacks' states by their classes; any harmless class stands in for the one in the file.
+    # Lightning uses classes as keys of its callbacks' states; a harmless class replaces the one in the file.
     with torch.serialization.safe_globals([(object, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]):
         state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
@@ -236,10 +238,10 @@ def load_official_cfw(path: str | Path) -> tuple[AutoencoderKL, ControllableFeat
 
 
 def convert_official_cfw(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights for diffusers' `AutoencoderKL` and for `ControllableFeatureWrapping` from those of StableSR's
-    `AutoencoderKLResi`, whose loss networks are left out.
+    """Converts weights of StableSR's `AutoencoderKLResi` to diffusers' `AutoencoderKL` and
+    `ControllableFeatureWrapping`.
 
-    Keys that are not the layout's pass through unchanged, so that a strict load names them.
+    Its loss networks are left out. Keys of another layout stay unchanged, so that a strict load names them.
 
     Raises:
         ValueError: no fusion modules among the weights.
@@ -256,7 +258,7 @@ def convert_official_cfw(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
 
 
 def _rename_fusion(key: str) -> str:
-    # There, dense blocks and their convolutions count from 1.
+    # The official names number dense blocks and their convolutions from 1.
     if conv := re.fullmatch(r"encode_enc_2\.(\d+)\.rdb(\d+)\.conv(\d+)\.(.+)", key):
         return f"dense.{conv[1]}.{int(conv[2]) - 1}.convs.{int(conv[3]) - 1}.{conv[4]}"
     key = key.replace("encode_enc_1.conv_out.", "encode_enc_1.conv_shortcut.")

@@ -1,8 +1,8 @@
-"""The networks of Pix2Pix: a U-Net that translates images and a PatchGAN that judges patches of them.
+"""The networks of Pix2Pix: a U-Net that translates images, and a PatchGAN that discriminates patches of them.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017), layer for layer as
 `UnetGenerator` and `NLayerDiscriminator` of the authors' PyTorch code (`models/networks.py` of
-pytorch-CycleGAN-and-pix2pix), whose checkpoints load.
+pytorch-CycleGAN-and-pix2pix). Its checkpoints can be loaded.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 class UNetGenerator(nn.Module):
     """Translates an image into another of the same size.
 
-    Every level halves the size on the way down and doubles it on the way up, where it also sees the features of
-    its size from the way down. Level 0 is the image's.
+    Every level halves the size on the way down and doubles it on the way up, where it also sees the features of its
+    size from the way down. Level 0 is the image's.
 
     Args:
         in_channels: channels of the image.
         out_channels: channels of the translation.
         downs: levels; 8 is the paper's "U-Net 256", 7 its "U-Net 128".
-        ngf: width of level 0; it doubles with every level, up to eight times as much.
+        ngf: width of level 0; it doubles with every level, up to 8 x `ngf`.
         norm: "batch", "instance" or "none". Convolutions have biases with "instance" only, as in the official code.
-        dropout: drop half of the features on the way up from the levels between the innermost and 8 x `ngf`. In
-            the paper this is the generator's source of noise and acts at test time too; here `eval()` turns it off.
+        dropout: drop half of the features on the way up, in the levels from 4 to the last but one. In the paper this
+            is the generator's source of noise, also at test time; here `eval()` turns it off.
 
     Raises:
         ValueError: a configuration that cannot be built; the message names the argument.
@@ -67,14 +67,14 @@ class UNetGenerator(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of an image must be multiples of, 256 for 8 levels."""
+        """Sides of images must be multiples of it, 256 for 8 levels."""
         return 2 ** len(self.down)
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, in_channels, H, W)` in [-1, 1] `-> (B, out_channels, H, W)` in [-1, 1].
 
         Raises:
-            ValueError: sides or channels the network cannot take.
+            ValueError: unsupported sides or channels.
         """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images are {tuple(images.shape)}; they must be (B, {self.in_channels}, H, W)")
@@ -82,8 +82,8 @@ class UNetGenerator(nn.Module):
         if height % self.size_multiple or width % self.size_multiple:
             raise ValueError(f"images are {height}x{width}; both sides must be multiples of {self.size_multiple}")
 
-        # The skips are activated in place, so one tensor serves both ways. The official code's in-place activation
-        # reaches its skips, too. Neither shows: ReLU comes next on the way up, and ReLU(LeakyReLU(x)) = ReLU(x).
+        # The skips are activated in place, so both ways share one tensor, as in the official code. This changes no
+        # result: ReLU comes next on the way up, and ReLU(LeakyReLU(x)) = ReLU(x).
         h, skips = images, []
         for stage in self.down:
             h = F.leaky_relu(stage(h), 0.2, inplace=True)
@@ -96,14 +96,14 @@ class UNetGenerator(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """Tells real from generated images, one logit for each of many overlapping patches.
+    """Distinguishes real from generated images, with one logit for each of many overlapping patches.
 
     Args:
-        in_channels: channels of what is judged; a conditional discriminator gets the input image and its
-            translation joined by channels.
-        ndf: width at half the size; it doubles with every layer, up to eight times as much.
+        in_channels: channels of its input; a conditional discriminator gets the input image and its translation
+            concatenated along channels.
+        ndf: width at half the size; it doubles with every layer, up to 8 x `ndf`.
         layers: strided layers; 3 give patches of 70x70 pixels.
-        norm: "batch", "instance" or "none", as the generator's.
+        norm: "batch", "instance" or "none", as in the generator.
 
     Raises:
         ValueError: a configuration that cannot be built; the message names the argument.
@@ -125,7 +125,7 @@ class PatchGAN(nn.Module):
 
     @staticmethod
     def least_side(layers: int) -> int:
-        """The shortest sides of images that so many strided layers leave a logit of, pixels."""
+        """The smallest side of an image, in pixels, for which this many strided layers give a logit."""
         return 3 * 2**layers
 
     def forward(self, images: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str = "none", dropout: bo
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights of standard deviation 0.02, as the paper has them."""
+    """Weights of standard deviation 0.02, as in the paper."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, 0.02)
         if module.bias is not None:
@@ -170,20 +170,20 @@ def _initialise(module: nn.Module) -> None:
 
 
 def load_pix2pix(path: str | Path) -> UNetGenerator:
-    """Load an official generator (`latest_net_G.pth`) of any size, in evaluation mode on the CPU.
+    """Loads an official generator (`latest_net_G.pth`) of any size, in evaluation mode on the CPU.
 
-    The official `test.py` leaves its generator in training mode unless told `--eval`, so that batch norm uses the
-    statistics of the image at hand and dropout acts; `train()` does the same here.
+    The official `test.py` keeps its generator in training mode unless it gets `--eval`, so batch norm uses the
+    statistics of the given image and dropout is active; `train()` does the same here.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: a file that holds no U-Net generator.
+        FileNotFoundError: `path` does not exist.
+        ValueError: not a U-Net generator.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     weights = convert_official_generator(state) if isinstance(state, Mapping) else {}
     if not {"down.0.conv.weight", "up.0.conv.weight"} <= weights.keys():
-        raise ValueError(f"{path} is no Pix2Pix generator; it must hold the weights of the official UnetGenerator")
+        raise ValueError(f"{path} is not a Pix2Pix generator; it must hold the weights of the official UnetGenerator")
     ngf, in_channels = weights["down.0.conv.weight"].shape[:2]
     model = UNetGenerator(
         in_channels=in_channels,
@@ -196,8 +196,8 @@ def load_pix2pix(path: str | Path) -> UNetGenerator:
     return model.eval()
 
 
-# What stands where in an official block's `Sequential`. A block holds the next one, and the activations, at the
-# numbers left out; the innermost holds none, so its way up has the numbers 3 and 4.
+# The layers of an official block's `Sequential` by number. The missing numbers are the next block and activations; the
+# innermost block contains no other, so its way up has the numbers 3 and 4.
 _OUTERMOST = {"0": "down.{}.conv", "3": "up.{}.conv"}
 _INNER = {
     "1": "down.{}.conv", "2": "down.{}.norm",
@@ -207,9 +207,9 @@ _INNER = {
 
 
 def convert_official_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the official `UnetGenerator`, with or without a leading `module.`, to `UNetGenerator`'s.
+    """Renames weights of the official `UnetGenerator`, with or without a leading `module.`, to `UNetGenerator`'s.
 
-    Keys that are not the layout's pass through unchanged, so that a strict load names them.
+    Keys of another layout stay unchanged, so that a strict load names them.
     """
     converted = {}
     for key, value in state.items():
@@ -223,9 +223,9 @@ def convert_official_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def convert_official_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the official `NLayerDiscriminator`, with or without a leading `module.`, to `PatchGAN`'s.
+    """Renames weights of the official `NLayerDiscriminator`, with or without a leading `module.`, to `PatchGAN`'s.
 
-    Keys that are not the layout's pass through unchanged, so that a strict load names them.
+    Keys of another layout stay unchanged, so that a strict load names them.
     """
     found = {key: re.fullmatch(r"(?:module\.)?model\.(\d+)\.(\w+)", key) for key in state}
     last = max((int(match[1]) for match in found.values() if match), default=0)

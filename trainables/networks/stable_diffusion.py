@@ -1,6 +1,6 @@
-"""Surgery on the parts of Stable Diffusion: a wider first convolution, low-rank updates, a ControlNet, KL latents.
+"""Changes to parts of Stable Diffusion: a wider first convolution, low-rank updates, a ControlNet, KL latents.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), as diffusers' modules.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), with diffusers' modules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _ADAPTER = "default"
 _LORA_METADATA = "lora_adapter_metadata"
-# What a ControlNet's configuration has in common with its UNet's, whose encoder it is a copy of.
+# Configuration keys that a ControlNet shares with its UNet, because it is a copy of the UNet's encoder.
 _COPIED = (
     "in_channels",
     "cross_attention_dim",
@@ -47,13 +47,13 @@ _COPIED_FOR_EACH_BLOCK = (
 
 
 def widen_conv_in(unet: UNet2DConditionModel, init: Literal["zeros", "duplicate"]) -> None:
-    """Make room for a conditioning latent beside the noisy one, in place; a UNet that has it is left as it is.
+    """Adds input channels for a conditioning latent, in place; a UNet that already has them is not changed.
 
     Marigold (Ke et al., CVPR 2024): the input becomes [conditioning, noisy latent], in this order.
 
     Args:
-        init: "zeros" ignores the conditioning, so that the network computes what it did; "duplicate" repeats the
-            pretrained weights for both halves and halves them, as Marigold does.
+        init: "zeros" ignores the conditioning, so that the output does not change; "duplicate" repeats the pretrained
+            weights for both latents and halves them, as in Marigold.
 
     Raises:
         ValueError: another `init`, or a UNet whose input is neither one latent nor two.
@@ -81,27 +81,28 @@ def predict(unet: UNet2DConditionModel, conditioning: Tensor, noisy: Tensor, t: 
     Args:
         conditioning, noisy: (B, C, h, w) latents.
         t: (B,) or scalar timesteps.
-        prompt: (1, tokens, dim), the same for all.
+        prompt: (1, tokens, dim), the same for all images.
     """
     attended = prompt.expand(len(noisy), -1, -1)
     return unet(torch.cat([conditioning, noisy], dim=1), t, encoder_hidden_states=attended, return_dict=False)[0]
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Sequence[str], dropout: float = 0.0) -> None:
-    """Give layers trainable low-rank updates and freeze everything else, in place; at first nothing changes.
+    """Adds trainable low-rank updates to layers and freezes everything else, in place; the output does not change at
+    first.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022), through peft.
 
     Args:
         rank: of the updates, 1 or more.
-        alpha: they are scaled by alpha / rank.
-        targets: what the names of the linear and convolutional layers end in, such as `to_q` or `to_out.0`.
+        alpha: updates are scaled by alpha / rank.
+        targets: suffixes of the names of linear and convolutional layers, such as `to_q` or `to_out.0`.
         dropout: on the input of the updates, in training.
 
     Raises:
-        ValueError: a rank below 1, or a target that no layer's name ends in.
+        ValueError: a rank below 1, or a target that is no layer's suffix.
     """
-    from peft import LoraConfig  # takes two seconds, which only this function is worth
+    from peft import LoraConfig  # takes two seconds, so only this function imports it
 
     if rank < 1:
         raise ValueError(f"rank is {rank}; it must be 1 or more")
@@ -120,17 +121,17 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Seque
 
 
 def _kinds(layers: Sequence[str]) -> list[str]:
-    """The shortest endings of names that are not numbers alone: `to_q`, `to_out.0`."""
+    """The shortest suffixes of names that are not only numbers: `to_q`, `to_out.0`."""
     return sorted({found[0] for name in layers if (found := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name))})
 
 
 def lora_state_dict(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The updates by the names of diffusers' `pytorch_lora_weights.safetensors`: `unet.<layer>.lora.down.weight`."""
+    """The updates, with the names of diffusers' `pytorch_lora_weights.safetensors`: `unet.<layer>.lora.down.weight`."""
     return {name: parameter.detach() for name, parameter in _lora_parameters(unet).items()}
 
 
 def lora_metadata(unet: UNet2DConditionModel) -> dict[str, str]:
-    """What belongs into the metadata of that file: without it, readers take alpha for equal to the rank."""
+    """The metadata of that file: without it, readers assume alpha = rank."""
     _require_lora(unet)
     config = unet.peft_config[_ADAPTER]
     adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
@@ -140,15 +141,18 @@ def lora_metadata(unet: UNet2DConditionModel) -> dict[str, str]:
 def lora_differences(
     unet: UNet2DConditionModel, state: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, tuple[Any, Any]]:
-    """What a file says of its updates that is otherwise in a UNet after `add_lora`: `rank`, `scale` (alpha / rank) or
-    `targets` -> (there, here). Targets are otherwise only where they are other layers.
+    """Differences between a file's updates and those of a UNet after `add_lora`, from the file's metadata.
+
+    Returns:
+        `rank`, `scale` (alpha / rank) or `targets` -> (in the file, in the UNet). Targets differ only if they are other
+        layers.
 
     Args:
         state: the file's weights, in either naming.
-        metadata: the file's, from `lora_metadata` or diffusers; without it, nothing is said.
+        metadata: the file's, from `lora_metadata` or diffusers; without it, there are no differences.
 
     Raises:
-        ValueError: no updates in the UNet, or metadata that is none, or that has several scales.
+        ValueError: no updates in the UNet, or metadata that is invalid or has several scales.
     """
     _require_lora(unet)
     own = unet.peft_config[_ADAPTER]
@@ -177,10 +181,10 @@ def lora_differences(
 
 
 def load_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
-    """Read updates of `lora_state_dict`, or in peft's naming (`lora_A`, `lora_B`), into a UNet after `add_lora`.
+    """Loads updates of `lora_state_dict`, or in peft's naming (`lora_A`, `lora_B`), into a UNet after `add_lora`.
 
     Raises:
-        ValueError: no updates to read them into, or weights missing, unexpected, not finite or of other shapes.
+        ValueError: a UNet without updates, or weights missing, unexpected, not finite or of other shapes.
     """
     parameters = _lora_parameters(unet)
     given = {_public_name(name): values for name, values in state.items()}
@@ -198,7 +202,7 @@ def load_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, Tensor]
 
 
 def merge_lora(unet: UNet2DConditionModel) -> None:
-    """Add the updates to the weights they update, in place, which leaves a plain UNet with the base's names."""
+    """Adds the updates to the weights they update, in place. The result is a plain UNet with the base's names."""
     _require_lora(unet)
     unet.fuse_lora()
     unet.unload_lora()
@@ -206,7 +210,7 @@ def merge_lora(unet: UNet2DConditionModel) -> None:
 
 def _require_lora(unet: UNet2DConditionModel) -> None:
     if _ADAPTER not in getattr(unet, "peft_config", {}):
-        raise ValueError("the UNet has no LoRA; add_lora comes first")
+        raise ValueError("the UNet has no LoRA; call add_lora first")
 
 
 def _lora_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
@@ -225,18 +229,18 @@ def _public_name(name: str) -> str:
 def controlnet_from_unet(
     unet: UNet2DConditionModel, conditioning_channels: int, embedding_channels: Sequence[int], factor: int = 8
 ) -> ControlNetModel:
-    """A copy of the UNet's encoder behind zero convolutions: at first it adds nothing.
+    """A copy of the UNet's encoder followed by zero convolutions: at first it adds nothing.
 
     Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models" (ICCV 2023).
 
     Args:
         unet: before `add_lora`.
         conditioning_channels: of the conditioning image.
-        embedding_channels: widths of the convolutions that bring it to latent size; between each two it is halved.
-        factor: image pixels for one latent pixel, along one side.
+        embedding_channels: widths of the convolutions that reduce it to latent size; each step halves it.
+        factor: image pixels per latent pixel, along one side.
 
     Raises:
-        ValueError: `embedding_channels` do not bring images to the size of latents.
+        ValueError: `embedding_channels` do not reduce images to the size of latents.
     """
     _require_halvings(embedding_channels, factor)
     return ControlNetModel.from_unet(
@@ -247,10 +251,10 @@ def controlnet_from_unet(
 
 
 def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, factor: int = 8) -> None:
-    """Does a loaded ControlNet fit the UNet whose features it adds to, and latents `factor` times smaller than images?
+    """Checks that a loaded ControlNet fits the UNet, and latents `factor` times smaller than images.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming the difference.
     """
     config = controlnet.config
     if config.conditioning_channels != 3:
@@ -263,7 +267,7 @@ def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, fa
     blocks = len(unet.config.block_out_channels)
     for name in _COPIED + _COPIED_FOR_EACH_BLOCK:
         found, expected = config[name], unet.config[name]
-        if name == "attention_head_dim":  # the number of heads, which diffusers named after their width
+        if name == "attention_head_dim":  # the number of heads, in spite of diffusers' name
             found = config.num_attention_heads or found
         repeated = blocks if name in _COPIED_FOR_EACH_BLOCK else 0
         if _as_lists(found, repeated) != _as_lists(expected, repeated):
@@ -274,7 +278,7 @@ def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, fa
 
 
 def _as_lists(value: Any, blocks: int) -> Any:
-    """A configuration's value, tuples as the lists of JSON files; one value for all blocks is repeated for each."""
+    """A configuration's value with tuples as lists, as in JSON; a single value is repeated for all blocks."""
     if isinstance(value, list | tuple):
         return list(value)
     return [value] * blocks if blocks else value
@@ -288,7 +292,9 @@ def _require_halvings(embedding_channels: Sequence[int], factor: int) -> None:
 
 def encode_kl(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Latents, `(B, 3, H, W)` in [-1, 1] `-> (B, latent_channels, H/f, W/f)`: the posterior's mean times
-    `scaling_factor`. float32 also under autocast, so that prepared latents and those made on the way agree.
+    `scaling_factor`.
+
+    float32 also under autocast, so that prepared latents equal latents computed during training.
 
     Raises:
         ValueError: H or W is not a multiple of f.
@@ -301,7 +307,9 @@ def encode_kl(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def decode_kl(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Images, `(B, latent_channels, h, w) -> (B, 3, fh, fw)`, about [-1, 1], not clamped; float32 also under
-    autocast. Gradients reach `latents`."""
+    """Images, `(B, latent_channels, h, w) -> (B, 3, fh, fw)`, in about [-1, 1], not clamped.
+
+    float32 also under autocast. Gradients reach `latents`.
+    """
     with torch.autocast(latents.device.type, enabled=False):
         return vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]

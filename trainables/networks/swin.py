@@ -1,8 +1,7 @@
-"""Swin transformer layers on feature maps: self-attention in windows, every other block in shifted ones.
+"""Swin transformer layers on feature maps: self-attention in windows, shifted in every other block.
 
-Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (ICCV 2021), as
-ResShift has it in `models/swin_transformer.py`: group norm instead of layer norm, 1x1 convolutions instead of
-linear layers.
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (ICCV 2021), as in ResShift's
+`models/swin_transformer.py`: group norm instead of layer norm, 1x1 convolutions instead of linear layers.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ class GroupNorm32(nn.GroupNorm):
 def _shift_mask(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Additive mask `(rows * columns, 1, tokens, tokens)` over the windows of a shifted block.
 
-    Swin's mask keeps apart tokens that the cyclic shift brought together from opposite borders. ResShift's
-    code indexes its map of regions one axis off: only the last row of windows is masked, and there the left
-    part from the right. Its released weights have learned with that, so that is what is built here.
+    Swin's mask separates tokens that the cyclic shift brought together from opposite borders. ResShift's code indexes
+    its map of regions one axis off: it masks only the last row of windows, and there separates left from right. Its
+    released weights were trained with that mask, so this code builds the same.
 
-    Kept, and shared by all blocks, because it depends on sizes alone.
+    Cached and shared by all blocks, because it depends on sizes alone.
     """
-    # A tensor made in inference mode could not take part in a later training step.
+    # A tensor made in inference mode could not be used in a later training step.
     with torch.inference_mode(False):
         right = torch.arange(window * window, device=device) % window >= window - shift
         mask = torch.zeros(rows, columns, 1, window**2, window**2, device=device)
@@ -64,7 +63,7 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x: (B, windows, tokens, C)`, `mask: (windows, 1, tokens, tokens)` additive or None -> like `x`."""
+        """`x: (B, windows, tokens, C)`, `mask: (windows, 1, tokens, tokens)` additive or None -> the shape of `x`."""
         batch, windows, tokens, channels = x.shape
         qkv = self.qkv(x).view(batch, windows, tokens, 3, self.heads, -1)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
@@ -77,9 +76,9 @@ class WindowAttention(nn.Module):
 
 
 def _biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`q, k, v: (B, windows, heads, tokens, D)`, `bias: (windows|1, heads, tokens, tokens)` -> like `q`."""
+    """`q, k, v: (B, windows, heads, tokens, D)`, `bias: (windows|1, heads, tokens, tokens)` -> the shape of `q`."""
     if q.device.type == "cpu" and bias.requires_grad:
-        # The CPU's fused kernel has no gradient for a bias; what PyTorch falls back to costs more than this.
+        # The CPU's fused kernel has no gradient for a bias; PyTorch's fallback is slower than this.
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
         return scores.add_(bias).softmax(dim=-1) @ v
     if len(bias) > 1:
@@ -89,7 +88,7 @@ def _biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """The block's feed-forward half, as 1x1 convolutions."""
+    """The block's feed-forward part, as 1x1 convolutions."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -103,7 +102,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """One Swin block on a feature map: attention in (shifted) windows, then the feed-forward half."""
+    """One Swin block on a feature map: attention in (shifted) windows, then the feed-forward part."""
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -151,8 +150,8 @@ class _PointwiseProjection(nn.Module):
 class SwinLayer(nn.Module):
     """Swin blocks, alternately plain and shifted, between projections to and from the embedding width.
 
-    `resolution` is the feature map's size at the network's `image_size`: where a window would cover it, the
-    window shrinks to it and nothing is shifted, at whatever size the layer is used later.
+    `resolution` is the feature map's size at the network's `image_size`. If a window would cover the whole map, the
+    window shrinks to it and nothing is shifted, also when the layer is used at another size later.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The Swin-transformer U-Net that ResShift and SinSR denoise latents with.
+"""The Swin-transformer U-Net of ResShift and SinSR, which denoises latents.
 
 Architecture of `UNetModelSwin` (Yue et al., ResShift, NeurIPS 2023; `models/unet.py` of its code): a residual
-convolutional U-Net whose self-attention is Swin's, in windows, so that large inputs stay affordable.
-Parameters have the official names, so official checkpoints load: `SwinUNet.load_official_state_dict`.
+convolutional U-Net with Swin's self-attention in windows, so that large inputs stay affordable. Parameters have the
+official names, so official checkpoints can be loaded: `SwinUNet.load_official_state_dict`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around the timestep's modulation; initially only the skip connection."""
+    """Two convolutions with the timestep's modulation in between; initially only the skip connection."""
 
     def __init__(
         self, channels: int, emb_channels: int, out_channels: int, dropout: float, use_scale_shift_norm: bool
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a strided convolution."""
+    """Halves the size, by a strided convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, by repeating pixels and a convolution."""
+    """Doubles the size, by repeating pixels and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Upsample(nn.Module):
 
 
 class _Stage(nn.Sequential):
-    """Layers in sequence, of which the residual blocks are also told the timestep."""
+    """Layers in sequence; the residual blocks also get the timestep's embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -94,23 +94,23 @@ class SwinUNet(nn.Module):
     """Predicts `x0` from a scaled noisy latent, its timestep and the degraded image.
 
     Args:
-        image_size: side of the latents the network is laid out for; decides where attention sits and how
-            large its windows are. Other sizes that are multiples of `size_multiple` work too.
+        image_size: side of the latents for which the network is laid out; determines the levels with attention and the
+            size of their windows. Other sizes that are multiples of `size_multiple` work too.
         in_channels: channels of `x` and of the conditioning together.
         model_channels: base width, a multiple of 32.
         out_channels: channels of the prediction.
-        num_res_blocks: residual blocks a level, one number or one for each level.
+        num_res_blocks: residual blocks per level, one number or one for each level.
         attention_resolutions: sizes (at `image_size`) whose levels get Swin layers, besides the bottleneck.
         channel_mult: width of each level relative to `model_channels`.
         num_head_channels: width of an attention head.
         swin_depth: blocks of a Swin layer.
         swin_embed_dim: width of the Swin layers, a multiple of 32 and of `num_head_channels`.
         window_size: side of the attention windows.
-        mlp_ratio: hidden width of the feed-forward half relative to `swin_embed_dim`.
+        mlp_ratio: hidden width of the feed-forward part relative to `swin_embed_dim`.
         dropout: probability, in residual and Swin blocks.
-        use_scale_shift_norm: the timestep scales and shifts after normalisation, rather than being added.
+        use_scale_shift_norm: the timestep scales and shifts after normalisation, instead of being added.
         patch_norm: normalise after the projections around the Swin blocks.
-        gradient_checkpointing: recompute every stage in the backward pass, for memory.
+        gradient_checkpointing: recompute every stage in the backward pass, to save memory.
 
     The defaults are the released 4x super-resolution networks of ResShift and SinSR.
 
@@ -189,7 +189,7 @@ class SwinUNet(nn.Module):
 
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
-        # Each level halves the size, and wherever attention sits its windows must tile the feature map.
+        # Each level halves the size. At levels with attention, the windows must tile the feature map.
         tiled = {r: min(r, window_size) for r in resolutions if r in attention_resolutions or r == resolutions[-1]}
         self.size_multiple = math.lcm(*(image_size // r * window for r, window in tiled.items()))
         if image_size % self.size_multiple:
@@ -199,23 +199,23 @@ class SwinUNet(nn.Module):
             )
 
     def forward(self, x: Tensor, t: Tensor, lq: Tensor | None = None) -> Tensor:
-        """Predict `x0`, `(B, out_channels, H, W)`.
+        """Predicts `x0`, `(B, out_channels, H, W)`.
 
         Args:
             x: scaled noisy latents, `(B, C, H, W)`; H and W are multiples of `size_multiple`.
             t: timesteps, `(B,)`, 0-based.
-            lq: the degraded image, joined to `x` by channels: of the latents' size, or of twice that (its 2x2
+            lq: the degraded image, concatenated to `x` along channels: of the latents' size, or of twice that (its 2x2
                 patches become channels), or of a quarter (repeated).
 
         Raises:
-            ValueError: sizes or channels the network cannot take.
+            ValueError: unsupported sizes or channels.
         """
         if lq is not None:
             x = torch.cat([x, _match_size(lq, x)], dim=1)
         self._check_input(x)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(next(self.parameters()).dtype))
         if x.device.type == "cpu":
-            # oneDNN's convolutions are faster on it, and windows of tokens become views of the feature map.
+            # oneDNN's convolutions are faster in this layout, and windows of tokens are views of the feature map.
             x = x.contiguous(memory_format=torch.channels_last)
 
         skips = []
@@ -243,13 +243,13 @@ class SwinUNet(nn.Module):
             )
 
     def load_official_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load weights of the official `UNetModelSwin`, strictly.
+        """Loads weights of the official `UNetModelSwin`, strictly.
 
-        Accepts what its checkpoints hold: the weights themselves or under `"state_dict"`, with or without the
-        `"module."` prefix of distributed training. The buffers `relative_position_index` and `attn_mask`
-        follow from the configuration and are left out. Where this network's windows are smaller, as at a smaller
-        `image_size`, their position biases are the inner part of the official tables: a bias belongs to an offset
-        between two pixels, and smaller windows have the small offsets only.
+        Accepts its checkpoints: the weights themselves or under `"state_dict"`, with or without the `"module."` prefix
+        of distributed training. The buffers `relative_position_index` and `attn_mask` follow from the configuration and
+        are ignored. If this network's windows are smaller, as for a smaller `image_size`, their position biases are the
+        inner part of the official tables: a bias belongs to an offset between two pixels, and smaller windows have only
+        small offsets.
 
         Raises:
             RuntimeError: parameters missing, unexpected or of other shapes; the message names them.
@@ -264,10 +264,10 @@ class SwinUNet(nn.Module):
 
 
 def _inner_offsets(table: Tensor, offsets: int) -> Tensor:
-    """The part of a bias table ((2w - 1)^2, heads) that a window with `offsets` <= (2w - 1)^2 of them needs."""
+    """The part of a bias table ((2w - 1)^2, heads) for a window with `offsets` <= (2w - 1)^2 of them."""
     wide, narrow = math.isqrt(len(table)), math.isqrt(offsets)
     if narrow > wide:
-        return table  # refused by its shape
+        return table  # the load refuses its shape
     edge = (wide - narrow) // 2
     inner = slice(edge, edge + narrow)
     return table.view(wide, wide, -1)[inner, inner].reshape(offsets, -1)
@@ -281,7 +281,7 @@ def _check_layout(
     if image_size % 2 ** (levels - 1):
         raise ValueError(f"image_size is {image_size}; it must be a multiple of 2^{levels - 1} for {levels} levels")
     if len(blocks) != levels:
-        raise ValueError(f"num_res_blocks is {list(blocks)}; it must be one number or {levels}, one a level")
+        raise ValueError(f"num_res_blocks is {list(blocks)}; it must be one number or {levels}, one per level")
     for width in (*widths, embed_dim):
         if width <= 0 or width % NORM_GROUPS:
             raise ValueError(
@@ -293,7 +293,7 @@ def _check_layout(
 
 
 def _match_size(lq: Tensor, x: Tensor) -> Tensor:
-    """Bring the conditioning to the latents' size the way the official network does."""
+    """Brings the conditioning to the latents' size, as the official network does."""
     height, width = x.shape[2:]
     match (lq.shape[2] / height, lq.shape[3] / width):
         case (1.0, 1.0):

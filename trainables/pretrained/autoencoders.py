@@ -1,4 +1,4 @@
-"""The latents a method works in: which autoencoder makes them, and their shape."""
+"""Autoencoders of the methods: which one a method uses, and the shape of its latents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainables.settings.methods import METHODS
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Channels of a latent, and image pixels for one latent pixel along one side. Pixels themselves are (3, 1)."""
+    """Channels of a latent, and image pixels per latent pixel along one side. For methods on pixels: (3, 1)."""
 
     channels: int
     factor: int
 
     def of(self, size: int) -> tuple[int, int, int]:
-        """The (C, H, W) of the latent of a square image."""
+        """(C, H, W) of the latent of a square image."""
         return self.channels, size // self.factor, size // self.factor
 
 
@@ -38,8 +38,8 @@ class Autoencoder(nn.Module):
     """A frozen autoencoder, in evaluation mode.
 
     Attributes:
-        encode: images (B, 3, H, W) in [-1, 1] -> latents as the diffusion sees them.
-        decode: such latents -> images about [-1, 1], not clamped.
+        encode: images (B, 3, H, W) in [-1, 1] -> latents, scaled as the diffusion model uses them.
+        decode: such latents -> images in about [-1, 1], not clamped.
     """
 
     def __init__(self, network: nn.Module, encode: Coder, decode: Coder) -> None:
@@ -49,7 +49,7 @@ class Autoencoder(nn.Module):
 
 
 def latent_shape(settings: TrialSettings) -> LatentShape:
-    """The shape of the latents that the trial's method works in; reads no weights."""
+    """The shape of the latents of the trial's method; reads no weights."""
     kind = METHODS[settings.method].latents
     if kind == "vq":
         return LatentShape(3, settings.autoencoder.factor)
@@ -63,11 +63,11 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
     """The autoencoder of the trial's method.
 
     Raises:
-        InputError: its weights cannot be had.
+        InputError: its weights are missing or cannot be loaded.
     """
     if METHODS[settings.method].latents == "kl":
         vae = load_vae(find_base(settings.base.weights, settings.base.revision)).to(device)
-        if settings.training.gradient_checkpointing:  # of the decoder, which a perceptual term goes back through
+        if settings.training.gradient_checkpointing:  # of the decoder: the perceptual loss backpropagates through it
             vae.enable_gradient_checkpointing()
         return Autoencoder(vae, lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
     model = load_autoencoder(settings.autoencoder.weights, device)

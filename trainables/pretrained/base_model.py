@@ -1,8 +1,9 @@
 """Finding and loading a base: the Stable Diffusion parts that the latent methods start from, in diffusers layout.
 
 A base is a folder with `vae/`, `unet/`, `scheduler/` and the conditioning of the empty prompt: either
-`empty_prompt.safetensors` or the `text_encoder/` and `tokenizer/` that compute it. Only JSON, tokenizer files and
-safetensors are read or fetched. Finding a base and reading its shape load no torch. docs/base_models.md says what fits.
+`empty_prompt.safetensors`, or `text_encoder/` and `tokenizer/` to compute it. Only JSON, tokenizer files and
+safetensors are read or downloaded. Finding a base and reading its shape do not import torch. docs/base_models.md lists
+what fits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FETCHED = [
     "tokenizer/merges.txt",
     EMPTY_PROMPT,
     _PIPELINE,
-    # A ControlNet lies at the top of its own repository.
+    # A ControlNet is at the top of its own repository.
     "config.json",
     PART_WEIGHTS,
 ]
@@ -45,12 +46,12 @@ _LAYOUT = (
 )
 
 
-_Accepted = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is
+_Accepted = tuple[str, Callable[[Any], bool]]  # (description, check of a value)
 
 
 def _whole(least: int) -> _Accepted:
-    # By type, since a bool is an instance of int.
-    return f"a whole number from {least} on", lambda value: type(value) is int and value >= least
+    # Not isinstance: a bool is an instance of int.
+    return f"a whole number, {least} or more", lambda value: type(value) is int and value >= least
 
 
 def _number_below(limit: float) -> _Accepted:
@@ -62,12 +63,12 @@ def _number_below(limit: float) -> _Accepted:
 
 _IMAGE_CHANNELS: _Accepted = ("3, the channels of images", lambda value: value == 3)
 _WIDTHS: _Accepted = (
-    "a list of whole numbers from 1 on",
+    "a list of whole numbers, 1 or more",
     lambda value: isinstance(value, list) and bool(value) and all(_whole(1)[1](width) for width in value),
 )
 _FLAG: _Accepted = ("true or false", lambda value: isinstance(value, bool))
 _SCHEDULER = "scheduler/scheduler_config.json"
-# What is read of the files, where it is there.
+# The accepted values of the keys that are read, if a file has them.
 _READ: dict[str, dict[str, _Accepted]] = {
     "vae/config.json": {
         "in_channels": _IMAGE_CHANNELS,
@@ -94,13 +95,13 @@ _READ: dict[str, dict[str, _Accepted]] = {
 
 @dataclass(frozen=True)
 class BaseShape:
-    """What a base's configuration files say about it.
+    """The configuration of a base, from its files.
 
     Attributes:
-        latent_channels: of the autoencoder's latents, and of what the UNet predicts.
-        factor: image pixels for one latent pixel, along one side.
-        scaling_factor: latents are the autoencoder's mean times this.
-        in_channels: of the UNet: `latent_channels`, or twice that where a conditioning latent comes first.
+        latent_channels: of the autoencoder's latents, and of the UNet's output.
+        factor: image pixels per latent pixel, along one side.
+        scaling_factor: latents are the autoencoder's mean times this factor.
+        in_channels: of the UNet: `latent_channels`, or twice that if the conditioning latent comes first.
         cross_attention_dim: width of a token of the prompt's conditioning.
         prediction_type: what the UNet was trained to predict, one of `PREDICTION_TYPES`.
         num_train_timesteps: length of the noise schedule.
@@ -117,23 +118,24 @@ class BaseShape:
 
 
 def find_base(weights: str, revision: str = "", allow_download: bool = True, setting: str = "base.weights") -> Path:
-    """The folder of a base, or of a ControlNet.
+    """The folder of a base or of a ControlNet.
 
     Args:
-        weights: "shipped", a folder in diffusers layout, or a hub id (`owner/name`). What the hub's cache has is used
-            without asking the hub, so a branch stays what it was when it was first fetched.
+        weights: "shipped", a folder in diffusers layout, or a hub id (`owner/name`). A cached base is used without
+            asking the hub, so a branch does not change after its first download.
         revision: commit, tag or branch of a hub id; empty for its main branch.
-        allow_download: fetch what the cache lacks.
-        setting: what to blame.
+        allow_download: download what the cache lacks.
+        setting: the setting to name in errors.
 
     Raises:
-        InputError: nothing there, or a hub id that is neither cached nor to be had, with the command that fetches it.
+        InputError: no such folder, or a hub id that is not cached and cannot be downloaded; the message has the command
+            that downloads it.
     """
     folder = SHIPPED_BASE if weights == SHIPPED else Path(weights).expanduser()
     if weights and folder.is_dir():
         if revision:
             name = setting.replace("weights", "revision")
-            raise InputError(f"{name}={revision}: expected none, since {setting}={weights} is a folder and no hub id")
+            raise InputError(f"{name}={revision}: expected none, since {setting}={weights} is a folder, not a hub id")
         return folder.absolute()
     if folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):
         raise InputError(f"{setting}={weights}: expected {SHIPPED!r}, {_LAYOUT}, or a hub id such as owner/name")
@@ -146,11 +148,11 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
             found = Path(
                 snapshot_download(weights, revision=revision or None, allow_patterns=_FETCHED, local_files_only=offline)
             )
-        except Exception as error:  # the hub's, the network's, the disk's
+        except Exception as error:  # of the hub, the network or the disk
             if not offline:
                 reason = one_line(error).rstrip(".")
             continue
-        # Other programs leave single parts in the cache, which it takes for everything.
+        # Other programs cache single parts; the hub's library takes them for the whole.
         absent = _absent(found)
         if not absent or ((found / "config.json").is_file() and (found / PART_WEIGHTS).is_file()):
             return found
@@ -174,7 +176,7 @@ def read_shape(folder: Path) -> BaseShape:
         raise _unusable(folder, f"a single {single}" if single else f"it has no {', '.join(absent)}")
     if (folder / _PIPELINE).is_file():
         pipeline = str(_read_json(folder, _PIPELINE).get("_class_name"))
-        # InstructPix2Pix has as many channels as Marigold, but the noisy latent comes first and the other is unscaled.
+        # InstructPix2Pix has as many channels as Marigold, but its noisy latent comes first, its conditioning unscaled.
         if "InstructPix2Pix" in pipeline or "Inpaint" in pipeline:
             raise _unusable(folder, f"{_PIPELINE} names {pipeline}, whose UNet takes other latents than Marigold's")
     for part in ("vae", "unet"):
@@ -183,11 +185,11 @@ def read_shape(folder: Path) -> BaseShape:
             if not isinstance(files, dict) or not all(
                 isinstance(name, str) and (folder / part / name).is_file() for name in files.values()
             ):
-                raise _unusable(folder, f"the weight_map of {part}/{SHARDS} names no files that are there")
+                raise _unusable(folder, f"the weight_map of {part}/{SHARDS} names missing files")
     vae = _read_config(folder, "vae", "AutoencoderKL")
     unet = _read_config(folder, "unet", "UNet2DConditionModel")
     scheduler = load_scheduler_config(folder)
-    # What a configuration leaves out are diffusers' defaults.
+    # For missing keys, diffusers' defaults apply.
     shape = BaseShape(
         latent_channels=vae.get("latent_channels", 4),
         factor=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
@@ -209,15 +211,15 @@ def read_shape(folder: Path) -> BaseShape:
         raise _unusable(folder, "unet/ is conditioned on more than a prompt, as Stable Diffusion XL is")
     if shape.prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
-        raise _unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, which is none of {known}")
+        raise _unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, not one of {known}")
     return shape
 
 
 def load_scheduler_config(folder: Path) -> dict[str, Any]:
-    """The noise schedule's configuration, as diffusers' schedulers' `from_config` takes it.
+    """The noise schedule's configuration, for `from_config` of diffusers' schedulers.
 
     Raises:
-        InputError: none that can be read, or values of the wrong type or range.
+        InputError: it cannot be read, or has values of the wrong type or range.
     """
     return _checked(folder, _SCHEDULER, _read_json(folder, _SCHEDULER))
 
@@ -226,7 +228,7 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet in float32, in evaluation mode on the CPU.
 
     Raises:
-        InputError: no UNet, or weights that are not exactly its parameters or not finite.
+        InputError: no UNet, or weights that do not match its parameters exactly or are not finite.
     """
     from diffusers import UNet2DConditionModel
 
@@ -237,7 +239,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """The KL autoencoder in float32, in evaluation mode on the CPU.
 
     Raises:
-        InputError: no KL autoencoder, or weights that are not exactly its parameters or not finite.
+        InputError: no KL autoencoder, or weights that do not match its parameters exactly or are not finite.
     """
     from diffusers import AutoencoderKL
 
@@ -248,7 +250,7 @@ def load_controlnet(folder: Path) -> ControlNetModel:
     """A ControlNet in float32, in evaluation mode on the CPU; `folder` is its own, with `config.json`.
 
     Raises:
-        InputError: no ControlNet, or weights that are not exactly its parameters or not finite.
+        InputError: no ControlNet, or weights that do not match its parameters exactly or are not finite.
     """
     from diffusers import ControlNetModel
 
@@ -256,20 +258,20 @@ def load_controlnet(folder: Path) -> ControlNetModel:
 
 
 def load_empty_prompt(folder: Path) -> Tensor:
-    """What the UNet attends to for the empty prompt, `(1, tokens, dim)` float32.
+    """The conditioning of the empty prompt, `(1, tokens, dim)` float32.
 
-    Read from `empty_prompt.safetensors`, its only tensor, or computed as Marigold does: the text encoder's last
-    hidden states of the start and end tokens, without padding.
+    Read from `empty_prompt.safetensors`, its only tensor, or computed as in Marigold: the text encoder's last hidden
+    states of the start and end tokens, without padding.
 
     Raises:
-        InputError: neither is there or can be read, values are not finite, or `dim` is not the UNet's
+        InputError: neither exists or can be read, values are not finite, or `dim` is not the UNet's
             `cross_attention_dim`.
     """
     width = read_shape(folder).cross_attention_dim
     try:
         prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
-    except Exception as error:  # whatever a file that is neither makes the readers raise
-        raise _unusable(folder, f"the empty prompt cannot be had: {one_line(error)}") from None
+    except Exception as error:  # the readers raise many types for a wrong file
+        raise _unusable(folder, f"the empty prompt cannot be loaded: {one_line(error)}") from None
     if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
         wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
         raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
@@ -319,22 +321,22 @@ def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except Exception as error:  # whatever a file that is no checkpoint makes the readers raise
+    except Exception as error:  # the readers raise many types for a file that is not a checkpoint
         raise _unusable(folder, f"{part}/ cannot be loaded: {one_line(error)}", setting) from None
     for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
-        if names:  # diffusers only warns
+        if names:  # diffusers would only warn
             raise _unusable(folder, f"{part}/ {what} weights: {one_line(', '.join(sorted(names)))}", setting)
-    # Extremes pass NaN on, and take a tenth of the time of looking at every value.
+    # The extremes are NaN if any value is, and take a tenth of the time of checking every value.
     broken = [n for n, values in model.state_dict().items() if not torch.stack(values.aminmax()).isfinite().all()]
     if broken:
         named = one_line(", ".join(broken))
         raise InputError(f"{setting}={folder}: {part}/ has infinite or NaN weights: {named}; expected finite ones")
-    model.register_to_config(_name_or_path="")  # or this machine's path is saved with whatever is trained from it
+    model.register_to_config(_name_or_path="")  # else this machine's path is saved with every model trained from it
     return model.eval()
 
 
 def _absent(folder: Path) -> list[str]:
-    """The files that a base needs and `folder` has not."""
+    """The files of a base that `folder` lacks."""
     absent = [name for name in ("vae/config.json", "unet/config.json", _SCHEDULER) if not (folder / name).is_file()]
     for part in ("vae", "unet"):
         if not any((folder / part / name).is_file() for name in (PART_WEIGHTS, SHARDS)):
@@ -353,7 +355,7 @@ def _read_config(folder: Path, part: str, expected: str, setting: str = "base.we
 
 
 def _checked(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Refuses what `_READ` does not accept of the base's file `name`."""
+    """Refuses values in the base's file `name` that `_READ` does not accept."""
     for key, (accepted, fits) in _READ.get(name, {}).items():
         if key in config and not fits(config[key]):
             found = one_line(json.dumps(config[key]))
@@ -367,7 +369,7 @@ def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[s
     except (OSError, ValueError, RecursionError) as error:
         raise _unusable(folder, f"{name} cannot be read: {one_line(error)}", setting) from None
     if not isinstance(content, dict):
-        raise _unusable(folder, f"{name} is no configuration", setting)
+        raise _unusable(folder, f"{name} is not a configuration", setting)
     return content
 
 

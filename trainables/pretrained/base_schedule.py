@@ -11,14 +11,14 @@ from trainables.settings import DiffusionSettings
 
 
 def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = False) -> GaussianDiffusion:
-    """The schedule that the base was trained with, as far as the trial keeps to it.
+    """The schedule that the base was trained with, changed as the trial's settings ask.
 
     Args:
-        frozen: the base's UNet does not train, so that it goes on predicting what it does.
+        frozen: the base's UNet is not trained, so its prediction type cannot change.
 
     Raises:
-        InputError: the base predicts something else and was not asked to be retargeted, or has another range of
-            timesteps, or a schedule we do not know.
+        InputError: the trial wants another prediction type without `diffusion.retarget`, or the base has another range
+            of timesteps or an unknown schedule.
     """
     config, shape = load_scheduler_config(folder), read_shape(folder)
     predicts = shape.prediction_type if settings.prediction_type == "base" else settings.prediction_type
@@ -38,7 +38,7 @@ def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = Fal
     with blamed_on(f"base.weights={folder}: its scheduler"):
         abar = alphas_cumprod(
             shape.num_train_timesteps,
-            config.get("beta_start", 0.0001),  # diffusers' own defaults, for what a file leaves out
+            config.get("beta_start", 0.0001),  # diffusers' defaults for missing keys
             config.get("beta_end", 0.02),
             config.get("beta_schedule", "linear"),
             zero_terminal_snr(folder, settings),
@@ -48,10 +48,10 @@ def base_diffusion(folder: Path, settings: DiffusionSettings, frozen: bool = Fal
 
 
 def zero_terminal_snr(folder: Path, settings: DiffusionSettings) -> bool:
-    """Whether the last timestep is pure noise: as the trial wants it, or as the base was trained."""
+    """Whether the last timestep is pure noise: as the trial's settings say, or else as the base was trained."""
     return settings.zero_terminal_snr or bool(load_scheduler_config(folder).get("rescale_betas_zero_snr"))
 
 
 def steps_offset(folder: Path) -> int:
-    """What the base's scheduler adds to "leading" timesteps."""
+    """The offset that the base's scheduler adds to "leading" timesteps."""
     return int(load_scheduler_config(folder).get("steps_offset", 0))

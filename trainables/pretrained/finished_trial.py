@@ -1,4 +1,4 @@
-"""The settings that a finished trial was trained with, read without torch: the door looks into it too."""
+"""The settings that a finished trial was trained with. Imports no torch, because the command line reads them too."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 
 SETTINGS = "settings.json"
-"""Beside a finished trial's weights: every setting by its dotted name."""
+"""File next to a finished trial's weights: every setting by its dotted name."""
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
-    """Every setting of a finished trial by its dotted name, as far as this version knows it, of the setting's type.
+    """Every setting of a finished trial by its dotted name, without names unknown to this version.
 
     Args:
-        method: that it must be of; empty for any. name: of the flag or setting that names the folder, for messages.
+        method: the required method; empty for any.
+        name: the flag or setting that names the folder, for messages.
 
     Raises:
-        InputError: not a finished trial, one of another method, or values that the settings refuse.
+        InputError: not a finished trial, one of another method, or invalid values.
     """
     expected = f"expected a finished trial{f' of {method}' if method else ''}, such as the best/ of a run"
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{name}: no {SETTINGS} to read there ({type(error).__name__}); {expected}") from None
+        raise InputError(f"{name}: has no readable {SETTINGS} ({type(error).__name__}); {expected}") from None
     trained = found.get("method") if isinstance(found, dict) else None
     if not isinstance(trained, str):
         raise InputError(f"{name}: its {SETTINGS} names no method; {expected}")
@@ -40,15 +41,17 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
     try:
         values = flatten(override(sample, {key: found[key] for key in known}))
     except InputError as error:
-        raise InputError(f"{name}: its {SETTINGS} says {one_line(error)}") from None
+        raise InputError(f"{name}: its {SETTINGS} has {one_line(error)}") from None
     return {key: value for key, value in values.items() if key in known}
 
 
 def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) -> None:
-    """A finished network is not asked at timesteps that it was not trained at.
+    """Refuses timesteps and objectives that a finished network was not trained for.
 
     Args:
-        found, wanted: the settings it was trained with, and those it is to restore with. name: as above.
+        found: the settings it was trained with.
+        wanted: the settings it is to restore with.
+        name: as above.
 
     Raises:
         InputError: naming the setting.

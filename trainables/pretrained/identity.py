@@ -1,4 +1,4 @@
-"""What weights belong to, by content: hashes of files, and the identity that a trained network carries."""
+"""Identity of weights by content: hashes of files, and the identity that is saved with a trained network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from trainables.settings.methods import METHODS
 
 
 def weights_fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of what is read of a folder in diffusers layout or of a finished trial. Whatever else lies
-    there, such as the same weights in other formats, makes no difference."""
+    """SHA-256 of a file, or of the files that are read from a folder (diffusers layout or finished trial).
+
+    Other files in the folder, such as the same weights in other formats, have no influence.
+    """
     digest = hashlib.sha256()
     for file in _files_read(path) if path.is_dir() else [path]:
         status = file.stat()
@@ -30,21 +32,22 @@ def weights_fingerprint(path: Path) -> str:
 def _files_read(folder: Path) -> list[Path]:
     names = {"config.json", "scheduler_config.json", SETTINGS, "weights.safetensors"}
     index = folder / SHARDS
-    # Where there is an index, diffusers reads its shards, and no single file that lies beside them.
+    # If there is an index, diffusers reads its shards and ignores a single weights file.
     names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {PART_WEIGHTS}
     return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
 @functools.lru_cache(maxsize=256)
 def _hash_file(path: Path, size: int, changed: int) -> bytes:
-    """Once for each state of a file: a base has gigabytes, and every checkpoint names it."""
+    """Computed once per state of a file: a base has gigabytes, and every checkpoint needs its hash."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").digest()
 
 
 def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
-    """What the weights of ResShift and SinSR belong to: a shape of network, the schedule whose states it has learnt to
-    restore, and an autoencoder, by its content."""
+    """The identity of weights of ResShift and SinSR: the network's shape, the schedule, and the autoencoder's
+    content.
+    """
     return {
         **flatten(settings.network, "network."),
         **flatten(settings.resshift, "resshift."),
@@ -53,23 +56,23 @@ def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
 
 
 def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """What two architectures differ in, in words; empty if in nothing."""
+    """A text of the differences between two identities; empty if there are none."""
     expected = json.loads(json.dumps(expected))
     parts = [
-        f"{name} is {_short(found.get(name))} there and {_short(expected.get(name))} in the settings"
+        f"{name} is {_short(found.get(name))} in the file and {_short(expected.get(name))} in the settings"
         for name in {**expected, **found}
         if found.get(name) != expected.get(name)
     ]
-    return f"trained otherwise: {'; '.join(parts)}" if parts else ""
+    return f"does not match: {'; '.join(parts)}" if parts else ""
 
 
 def _short(value: Any) -> Any:
-    """A hash by its first digits."""
+    """A hash is cut to its first digits."""
     return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
-    """What of the base the weights of a latent method belong to: UNet, autoencoder, schedule and prompt."""
+    """The parts of the base on which a latent method's weights depend: UNet, autoencoder, schedule and prompt."""
     folder = find_base(settings.base.weights, settings.base.revision)
     prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
     return {

@@ -1,4 +1,4 @@
-"""ResShift's network and schedule, built from settings, and its teacher's weights."""
+"""ResShift's network and schedule, built from settings, and the weights of its teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.settings import NetworkSettings, ResShiftSettings, TrialSettings
 
 
 def build_network(settings: NetworkSettings, gradient_checkpointing: bool = False) -> SwinUNet:
-    """A Swin-UNet with fresh weights, for 3-channel latents conditioned on a 3-channel image of their size.
+    """A Swin-UNet with random weights, for 3-channel latents conditioned on a 3-channel image of the same size.
 
     Raises:
         InputError: a layout that cannot be built.
@@ -32,7 +32,7 @@ def build_network(settings: NetworkSettings, gradient_checkpointing: bool = Fals
 
 
 def count_parameters(settings: NetworkSettings) -> int:
-    """Parameters of a network, without making it."""
+    """The number of parameters of a network, without allocating it."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_network(settings).parameters())
 
@@ -53,7 +53,7 @@ def load_teacher(settings: TrialSettings, device: torch.device | str = "cpu") ->
 
 
 def load_official_swin_unet(network: SwinUNet, path: Path) -> None:
-    """Loads a .pth of ResShift or SinSR, which says nothing of its schedule and autoencoder, into `network`."""
+    """Loads a .pth file of ResShift or SinSR into `network`. Such a file names no schedule and no autoencoder."""
     network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
@@ -62,7 +62,7 @@ def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
 
     Raises:
         InputError: no such file, a checkpoint of another method, or weights of another shape, schedule or autoencoder
-            than the trial's; an official .pth names only its shapes.
+            than the trial's. An official .pth is checked by its shapes only.
     """
     path, name = teacher_path(settings.teacher.weights), "teacher.weights"
     with reading(name, path, "a checkpoint of this network"):

@@ -1,4 +1,4 @@
-"""The weights that ship with the project, and the paths of those that the settings name. Imports no torch."""
+"""The shipped weights, and the paths of the weights named in the settings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainables.common.errors import InputError
 from trainables.settings import SHIPPED
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""What ships with the project; `<method>_sample` are finished trials."""
+"""Folder of the shipped weights; `<method>_sample` are finished trials."""
 
 SHIPPED_AUTOENCODER = ASSETS / "vq_f4_sample.safetensors"
 SHIPPED_TEACHER = ASSETS / "resshift_sample.safetensors"
@@ -24,19 +24,19 @@ def teacher_path(weights: str) -> Path:
 
 
 def first_stage_path(weights: str) -> Path:
-    """The folder of the finished `latent_diffusion` that decoders are trained on."""
+    """The folder of the finished `latent_diffusion` whose latents train the decoders."""
     return _existing("first_stage.weights", weights, SHIPPED_FIRST_STAGE)
 
 
 def shipped_checkpoint(method: str) -> Path:
-    """The finished trial of a method that ships with the project.
+    """The shipped finished trial of a method.
 
     Raises:
         InputError: there is none.
     """
     path = ASSETS / f"{method}_sample"
     if not path.is_dir():
-        raise InputError(f"checkpoint={SHIPPED}: none ships for the method {method}; give --checkpoint FOLDER")
+        raise InputError(f"checkpoint={SHIPPED}: no checkpoint of {method} is shipped; give --checkpoint FOLDER")
     return path
 
 

@@ -1,7 +1,7 @@
 """Reading and writing files of weights.
 
-Ours are safetensors with a description in their metadata: which kind of network, of which shape. Public checkpoints
-load through their converters, strictly. Nothing is unpickled.
+Our files are safetensors whose metadata names the kind and the shape of the network. Public checkpoints are loaded
+strictly, through converters. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trainables.common.errors import InputError, one_line
 
 @contextmanager
 def reading(setting: str, path: Path, what: str) -> Iterator[None]:
-    """Within it, what a file that is not `what` makes its readers raise becomes an InputError of one line."""
+    """Turns any error of reading a wrong file into an InputError of one line: the file is not `what`."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # of torch, safetensors, zip archives, and of looking for names that are not there
+    except Exception as error:  # from torch, safetensors, zip archives, or missing names
         raise InputError(f"{setting}={path}: not {what}: {one_line(error)}") from None
 
 
@@ -34,16 +34,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: not a readable file.
     """
     try:
         return load_file(path)
-    except Exception as error:  # whatever a file that is none makes the reader raise
+    except Exception as error:  # the reader raises many types for a wrong file
         raise ValueError(f"not a readable .safetensors file: {one_line(error)}") from None
 
 
 def describe(path: Path) -> tuple[str, dict[str, Any]]:
-    """(kind, architecture) of one of our safetensors; ("unknown", {}) of somebody else's."""
+    """(kind, architecture) of one of our safetensors; ("unknown", {}) for any other."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     architecture = json.loads(metadata.get("network", "{}"))
@@ -53,6 +53,6 @@ def describe(path: Path) -> tuple[str, dict[str, Any]]:
 def save_weights(
     path: Path, state: Mapping[str, Tensor], kind: str, architecture: Mapping[str, Any], **more: str
 ) -> None:
-    """Safetensors with the description that `describe` reads back."""
+    """Writes safetensors with the description that `describe` reads."""
     metadata = {"format": "pt", "kind": kind, "network": json.dumps(architecture), **more}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path, metadata)

@@ -1,7 +1,7 @@
-"""A trial's checkpoint: everything needed to continue exactly, and what people look at.
+"""A trial's checkpoint: everything needed to continue exactly, and files for people to look at.
 
 state.pt            weights, averages, optimisers, scalers, step, report: plain tensors, numbers and names
-weights.safetensors the averaged weights, with their description: what `teacher.weights` takes (resshift)
+weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift)
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step, to look at
 grid.png            input | output | target, to look at
@@ -29,8 +29,11 @@ from trainables.training.validation import Validation
 def write_checkpoint(
     folder: Path, report: Report, method: Method, ema: ExponentialMovingAverage, optimisation: dict[str, Any]
 ) -> None:
-    """Writes all files of a checkpoint into an existing folder. Costs about 16 bytes a trained parameter, and 4 more
-    for the weights alone; the rest is under a megabyte. What is frozen is not written."""
+    """Writes all files of a checkpoint into an existing folder.
+
+    They take about 16 bytes per trained parameter, and 4 more for the weights alone; the rest is under a megabyte.
+    Frozen weights are not written.
+    """
     settings, validation = method.settings, report.validation
     state = {
         "method": settings.method,
@@ -54,7 +57,7 @@ def write_checkpoint(
 
 
 def report_of(state: dict[str, Any]) -> Report | None:
-    """The report that a checkpoint was written with, to be sent again; None in a checkpoint of version 0.1."""
+    """The report of a checkpoint, to be sent again; None in a checkpoint of version 0.1."""
     kept = state.get("report")
     if kept is None:
         return None

@@ -1,9 +1,9 @@
-"""Reference rows: what no trial trains and every answer is read against.
+"""Controls: untrained reference methods, with which every answer is compared.
 
 | name | restores with |
 |---|---|
-| `bicubic` | bicubic upsampling of the degraded image; the degraded image itself where it is as large as the target |
-| `autoencoder` | the reconstruction of the target by the method's autoencoder: the ceiling of every latent method |
+| `bicubic` | bicubic upsampling of the degraded image; the degraded image itself if it is as large as the target |
+| `autoencoder` | the reconstruction of the target by the method's autoencoder: the upper bound of every latent method |
 | `teacher_N` | the ResShift teacher, deterministically: N = 1 predicts once from the prior, N = steps runs the chain |
 """
 
@@ -32,7 +32,7 @@ def measure_controls(
     device: torch.device | str = "cpu",
     done: Callable[[str, Validation], None] = lambda name, validation: None,
 ) -> dict[str, Validation]:
-    """Every control over the whole validation set; `done` is told of each as it is measured.
+    """Measures every control over the whole validation set; calls `done` after each.
 
     Raises:
         InputError: an unknown control.

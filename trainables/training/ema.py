@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, which are what is validated and kept."""
+"""Exponential moving averages of weights; validation and the final weights use the averages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Averages the trainable parameters of `networks`, and their buffers of real numbers: the statistics of a batch
-    normalisation belong to the weights they were gathered under. Everything else of their state is read from them.
+    """Averages the trainable parameters of `networks` and their floating-point buffers.
 
-    The decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that a short run does not
-    average its initial weights in.
+    The buffers are averaged because the statistics of a batch normalisation belong to the weights under which they were
+    collected. The rest of the state is not averaged.
+
+    The decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that the initial weights have
+    little influence in a short run.
     """
 
     def __init__(self, networks: nn.Module, decay: float) -> None:
@@ -33,7 +35,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it the networks hold the averaged weights."""
+        """Inside, the networks have the averaged weights."""
         self._exchange()
         try:
             yield

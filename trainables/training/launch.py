@@ -1,8 +1,8 @@
-"""Runs one trial under Ray: in the trial's own process, or over a group of workers.
+"""Runs one trial under Ray: in the trial's own process, or in a group of workers.
 
-The only place in `trainables` that knows Ray. One worker a trial runs through `TorchTrainer`'s local mode inside the
-(reused) trial actor, which costs milliseconds; two or more run as a Train worker group with DistributedDataParallel,
-which costs the start of its processes. The loop is the same.
+In `trainables`, only this module and `trainables.data.ray_pipeline` import Ray. A trial with one worker runs through
+`TorchTrainer`'s local mode inside the (reused) trial actor, which costs milliseconds. Two or more workers run as a
+Train worker group with DistributedDataParallel, which costs the start of its processes. The loop is the same.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from trainables.training.reporting import Report, Reporter, TrialDiverged
 from trainables.training.validation import Validation
 
 LOSSES, VALIDATION, REPEATED = "losses", "validation", "repeated"
-"""Keys of a result besides the metrics: rows of loss terms, what was measured of every image, and whether a continued
-trial sends the report of its checkpoint again."""
+"""Keys of a result besides the metrics: rows of loss terms, the values of every image, and whether a continued trial
+sends the report of its checkpoint again."""
 FAILED, PID = "failed", "process"
-"""Keys of a result: why the trial failed, the trial's process id."""
+"""Keys of a result: the reason of a failure, the trial's process id."""
 CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
-"""Key under which a worker group's result says where its checkpoint lies."""
+"""Key of the checkpoint's path in a worker group's result."""
 _GROUP = "group"
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of one trial, and what each takes of the cluster."""
+    """The workers of one trial, and the resources of each."""
 
     count: int = 1
     cpus: float = 1.0
@@ -62,12 +62,12 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """What a trial's processes are told.
+    """The input of a trial's processes.
 
     Attributes:
-        stages: the prepared stores that the trial reads, all made: it never asks the source of the photographs again.
+        stages: the finished stores that the trial reads; it does not read the source of the photographs.
         metrics: names of the metrics that every validation reports, decided once for the sweep.
-        folder: the trial's among the results. What Tune calls a trial's directory is one that goes with its Ray.
+        folder: the trial's folder in the results. Tune's own trial folder is deleted with its Ray.
     """
 
     settings: TrialSettings
@@ -78,9 +78,9 @@ class Job:
 
 
 def launch(job: Job) -> None:
-    """Trains one trial to its end. To be called inside a Tune trial; reports to it.
+    """Trains one trial to its end and reports to Tune. Call it inside a Tune trial.
 
-    A diverged trial reports why and returns: an exception would make Tune retry what would diverge again.
+    A diverged trial reports the reason and returns: after an exception Tune would retry it, and it would diverge again.
     """
     try:
         if job.workers.count == 1:
@@ -92,7 +92,7 @@ def launch(job: Job) -> None:
 
 
 def free_memory() -> None:
-    """Lets go of what a trial leaves in a process that runs the next one too."""
+    """Frees memory that a trial leaves in a process which will run the next trial."""
     torch.clear_autocast_cache()
     gc.collect()
     if torch.cuda.is_available():
@@ -100,13 +100,13 @@ def free_memory() -> None:
 
 
 def resumes_from(known: Path | None, trial_folder: Path) -> Path | None:
-    """The checkpoint a trial that is started again goes on from, None to start over.
+    """The checkpoint from which a restarted trial continues; None to start over.
 
     Args:
-        known: Tune's newest checkpoint of the trial. A driver that was killed between a checkpoint's replacement and
-            Tune's note of it remembers one that is gone: then it is the newest that is there.
-        trial_folder: that of the trial. A worker group keeps its checkpoints below it and Train goes on from the
-            newest; Tune knows none of them.
+        known: Tune's newest checkpoint of the trial. If the driver was killed after a checkpoint was replaced and
+            before Tune recorded it, that checkpoint no longer exists; then the newest existing one is used.
+        trial_folder: of the trial. A worker group keeps its checkpoints below it, and Train continues from the newest;
+            Tune knows none of them.
     """
     if known is not None and known.exists():
         return known
@@ -156,7 +156,7 @@ def _in_worker_group(job: Job) -> None:
             resources_per_worker=job.workers.each,
         ),
         run_config=ray_train.RunConfig(
-            # A fixed name: a trial that is started again finds its own checkpoints.
+            # A fixed name, so that a restarted trial finds its own checkpoints.
             name=_GROUP,
             storage_path=job.folder,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
@@ -168,14 +168,16 @@ def _in_worker_group(job: Job) -> None:
 
 def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) -> None:
     torch.set_num_threads(job.workers.threads)
-    # The driver has compared contents; here a store needs its size and schema to be right.
+    # The driver has compared the contents; here only sizes and schemas are checked.
     prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
     train(job.settings, prepared, job.metrics, world, report, checkpoint)
 
 
 def payload(report: Report) -> dict[str, Any]:
-    """A report as Tune and Train carry it: they keep results as JSON, so the picture is text. A list, since Tune
-    flattens dictionaries."""
+    """A report in the form that Tune and Train carry.
+
+    They keep results as JSON, so the picture is text. Values are in a list, because Tune flattens dictionaries.
+    """
     validation, picture = report.validation, io.BytesIO()
     Image.fromarray(validation.grid).save(picture, "png")
     per_image = {name: values.tolist() for name, values in validation.per_image.items()}
@@ -190,7 +192,7 @@ def payload(report: Report) -> dict[str, Any]:
 
 
 def take_validation(result: dict[str, Any]) -> Validation:
-    """Takes what was measured of every image out of a result, so that Tune does not keep it with the trial's state."""
+    """Removes the values of every image from a result, so that Tune does not keep them with the trial's state."""
     images, per_image, picture = result.pop(VALIDATION)
     grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
@@ -209,7 +211,7 @@ def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
 
 
 def _group_reporter(world: World) -> Reporter:
-    """All workers must report together; the first one's metrics count, and it alone writes the checkpoint."""
+    """All workers must report together; only the first one's metrics count, and only it writes the checkpoint."""
     writing = _reporter(ray_train.report, ray_train.Checkpoint)
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
@@ -222,8 +224,11 @@ def _group_reporter(world: World) -> Reporter:
 
 
 def trial_resources(workers: Workers) -> tune.PlacementGroupFactory:
-    """What Tune sets aside for a trial: its one worker; or, for a group, whose workers Train places, a sliver of the
-    head node's own resource, so that a trial's driver never competes with workers for CPUs."""
+    """The resources that Tune reserves for a trial: those of its one worker.
+
+    Train places the workers of a group itself. Then Tune reserves a small part of the head node's own resource, so that
+    a trial's driver never competes with workers for CPUs.
+    """
     if workers.count == 1:
         return tune.PlacementGroupFactory([workers.each])
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])

@@ -1,4 +1,4 @@
-"""The one training loop: optimisers, schedule, precision, accumulation, averages, validation, checkpoints, reports."""
+"""The training loop: optimisers, schedule, precision, accumulation, averages, validation, checkpoints, reports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train the trial together."""
+    """This process's place among the workers of the trial."""
 
     rank: int = 0
     size: int = 1
@@ -40,8 +40,10 @@ class World:
 
 
 class _Losses(nn.Module):
-    """A method's losses as a module's forward pass: one of them a step is what DistributedDataParallel expects,
-    however often the method runs its networks inside."""
+    """A method's losses as a module's forward pass.
+
+    DistributedDataParallel expects one forward pass per step, however often the method runs its networks inside.
+    """
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class _Losses(nn.Module):
 
 
 def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
-    """The share of the peak learning rate at optimiser step `step` (from 0)."""
+    """The factor of the peak learning rate at optimiser step `step` (from 0)."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -63,8 +65,11 @@ def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Of what networks draw by themselves, such as dropout: a function of the step, so that a continued trial draws
-    what it would have drawn, and other masks for each worker."""
+    """The seed of random numbers inside networks, such as dropout.
+
+    It depends on the step, so that a continued trial draws the same numbers, and on the rank, so that masks differ
+    between workers.
+    """
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -75,7 +80,7 @@ class Trainer:
         self, settings: TrialSettings, prepared: Prepared, metric_names: tuple[str, ...], world: World
     ) -> None:
         training = settings.training
-        torch.manual_seed(training.seed)  # of initial weights
+        torch.manual_seed(training.seed)  # for the initial weights
         self.settings, self.prepared, self.world = settings, prepared, world
         self.method = build_method(settings, world.device)
         self.method.networks.train()
@@ -93,7 +98,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
         self.losses: nn.Module = _Losses(self.method)
         if world.size > 1:
-            # Where phases take turns, each leaves the other's networks alone.
+            # If phases have different networks, each leaves those of the others unused.
             taking_turns = len({phase.networks for phase in self.method.phases}) > 1
             self.losses = DistributedDataParallel(
                 self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
@@ -113,7 +118,7 @@ class Trainer:
         )
 
     def run(self, report: Reporter) -> None:
-        """Trains to the last step; validates and reports on the way. Continues where `load` left off.
+        """Trains to the last step, with validations and reports. Continues from the loaded checkpoint, if any.
 
         Raises:
             TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
@@ -122,10 +127,10 @@ class Trainer:
         if self.loaded is not None:
             self._send(self.loaded, report)
         if 0 < training.max_steps <= self.step:
-            return  # it was complete when it was started again
+            return  # the trial had finished before it was restarted
         while True:
             until = min(self.step + training.report_every, training.max_steps)
-            # A last stretch shorter than half an interval joins the one before.
+            # A last interval of less than half the length is joined with the previous one.
             if training.max_steps - until < training.report_every / 2:
                 until = training.max_steps
             trained = self.train_until(until)
@@ -172,17 +177,21 @@ class Trainer:
 
     @torch.no_grad()
     def _check_weights(self) -> None:
-        """Refuses weights that the last step has broken: no loss has seen them yet, and an autoencoder that quantises
-        decodes NaN to an image like any other."""
+        """Refuses weights that the last step has made NaN or infinite.
+
+        No loss has used them yet, and a quantising autoencoder decodes NaN to an ordinary image.
+        """
         for name, network in self.method.networks.items():
-            # Extremes pass NaN on, and take a tenth of the time of looking at every value.
+            # The extremes are NaN if any value is, and take a tenth of the time of checking every value.
             extremes = [extreme for p in network.parameters() if p.requires_grad for extreme in p.aminmax()]
             if extremes and not torch.stack(extremes).isfinite().all():
                 raise TrialDiverged(f"the weights of {name!r} are not finite after step {self.step}")
 
     @torch.no_grad()
     def _share_statistics(self) -> None:
-        """What each worker gathered from its share of a batch, such as a batch normalisation's, becomes their mean."""
+        """Averages statistics over the workers, such as those of a batch normalisation, since each saw only its
+        share of a batch.
+        """
         gathered = [buffer for buffer in self.method.networks.buffers() if buffer.is_floating_point()]
         if gathered:
             means = torch.cat([buffer.flatten() for buffer in gathered])
@@ -228,7 +237,7 @@ class Trainer:
     def _validate(self) -> Validation:
         self.method.networks.eval()
         training = self.settings.training
-        # What trains restores from the same noise at every seed; of what does not, the noise is all a seed decides.
+        # Trained trials restore from the same noise for every seed; without training, a seed chooses only the noise.
         draw = 0 if training.max_steps else training.seed * training.stability_draws
         with self.ema.applied():
             return validate(
@@ -278,15 +287,18 @@ def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
 
 
 class _Logged(NamedTuple):
-    """A term of the loss as it is logged: raw, and as it entered the sum. Scalars."""
+    """A term of the loss for the log: raw, and weighted as in the sum. Scalars."""
 
     value: Tensor
     weighted: Tensor
 
 
 class _LossLog:
-    """Loss terms since the last report. Values stay on the device until a row is due: looking at each would make a GPU
-    wait for the CPU in every step. So NaN is noticed up to `every` steps late, but named at its own step."""
+    """Loss terms since the last report.
+
+    Values stay on the device until a row is due, because reading one would make a GPU wait for the CPU in every step.
+    So NaN is noticed up to `every` steps late, but reported with its own step.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -312,7 +324,7 @@ class _LossLog:
             return
         values = torch.stack([number for _, _, term in self._pending for number in term]).view(-1, 2)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # Every worker has seen its share of the batch only. NCCL needs the values where they are, on the GPU.
+            # Each worker has only its share of the batch. NCCL needs the values on the GPU, where they are.
             dist.all_reduce(values)
             values /= dist.get_world_size()
         row: dict[str, list[float]] = {}
@@ -334,7 +346,7 @@ class _LossLog:
         return {tag: self._sums[tag] / self._counts[tag] for tag in self._sums}
 
     def take(self) -> list[LossRow]:
-        """The rows since the last time, and a clean slate."""
+        """The rows since the last call; clears them."""
         rows = self._rows
         self.steps, self._rows, self._sums, self._counts = 0, [], {}, {}
         return rows
@@ -348,7 +360,7 @@ def train(
     report: Reporter,
     checkpoint: Path | None = None,
 ) -> None:
-    """A trial from its start, or from `checkpoint`, to its last step."""
+    """Trains a trial from its start, or from `checkpoint`, to its last step."""
     trainer = Trainer(settings, prepared, metric_names, world)
     if checkpoint is not None:
         trainer.load(checkpoint)

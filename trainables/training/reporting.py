@@ -1,4 +1,4 @@
-"""What a trial tells the world, and through whom. The loop knows this interface and nothing behind it."""
+"""The interface through which a trial reports. The loop knows only this interface."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ LossRow = tuple[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Report:
-    """One validation, with all that was measured.
+    """One validation, with all its measurements.
 
     Attributes:
-        step: optimiser steps done.
+        step: finished optimiser steps.
         metrics: `val/*` means over the validation set, `loss/*` and `weighted/*` means since the last report,
             `train/*` timings.
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
-        repeated: a trial that continues from a checkpoint sends the checkpoint's own report again, since its driver
-            may have ended before it received it.
+        repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
+            before it received it.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Report:
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]
-"""`report(row, write)` takes a report; it does not return where the trial is stopped. `write(folder)` writes the
+"""`report(row, write)` takes a report; if the trial is stopped, it does not return. `write(folder)` writes the
 checkpoint into a folder that the reporter chooses."""
 
 

@@ -1,4 +1,4 @@
-"""Restores the validation set and measures it, image by image."""
+"""Validation: restores the validation set and measures each image."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ PER_IMAGE, GRID = "per_image.parquet", "grid.png"
 
 @dataclass
 class Validation:
-    """Attributes:
-    per_image: metric name -> (N,) values in the order of `images`.
-    images: names of the validation pairs.
-    grid: uint8 (H, W, 3), rows of input | output | target for the first pair of evenly spaced ones.
+    """The result of a validation.
+
+    Attributes:
+        per_image: metric name -> (N,) values in the order of `images`.
+        images: names of the validation pairs.
+        grid: uint8 (H, W, 3), one row of input | output | target for each of a few evenly spaced pairs.
     """
 
     per_image: dict[str, np.ndarray]
@@ -67,12 +69,12 @@ def validate(
     """Measures `restore` over the whole validation set.
 
     Args:
-        draw: which of the noises of every pair it restores from.
-        draws: with 2 or more, every pair is restored from so many noises, of which `draw` is the first and the one
-            that is measured; how far the restorations fall apart is measured as well.
-        rank, world: this worker among those that share the batches; each of them returns the whole.
+        draw: index of the noise from which each pair is restored.
+        draws: with 2 or more, every pair is restored from this many noises. The first of them is `draw`, and only its
+            restoration gets the metrics; the differences between the restorations are measured too.
+        rank, world: this worker among those that share the batches; each worker returns the whole result.
     """
-    parts: dict[int, dict[str, Tensor]] = {}  # by the first row of a batch
+    parts: dict[int, dict[str, Tensor]] = {}  # first row of a batch -> values
     shown = set(np.linspace(0, prepared.validation_rows - 1, GRID_IMAGES).round().astype(int).tolist())
     grids: dict[int, Tensor] = {}
     noises = (validation_batches(prepared, batch, device, draw + k, rank, world) for k in range(draws))
@@ -96,7 +98,7 @@ def validate(
 
 
 def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:
-    """What all workers have, by row."""
+    """The results of all workers, by row."""
     found: list[dict[int, Any]] = [{}] * world
     dist.all_gather_object(found, own)
     return {row: value for theirs in found for row, value in theirs.items()}

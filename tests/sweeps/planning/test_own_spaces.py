@@ -86,7 +86,7 @@ def test_the_plan_counts_the_largest_of_the_networks(planned: Any) -> None:
     assert trained[0] < trained[1] == trained[2]
 
 
-def test_a_setting_that_one_of_the_methods_reads_is_no_business_of_the_others(planned: Any) -> None:
+def test_setting_of_one_method_is_refused_for_others(planned: Any) -> None:
     among = {"method": Choice(("latent_diffusion", "pixel_diffusion"))}
     plan = planned(
         "latent_diffusion", among, ("pixel.channels", "16,32")

@@ -1,4 +1,4 @@
-"""Training batches: a pure function of seed and step, the same for any number of workers, every pair once an epoch."""
+"""Training batches depend only on seed and step, not on the number of workers; every pair occurs once per epoch."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def batches(prepared: Prepared, settings: TrialSettings, rank: int = 0, world: i
 
 
 def rows_of(prepared: Prepared, column: str, values: Tensor) -> list[int]:
-    """Which training pairs the values of a column are."""
+    """The training pairs to which the values of a column belong."""
     known = torch.from_numpy(prepared.train(column)[column].copy())
     return [int((known - value).abs().flatten(1).sum(1).argmin()) for value in values]
 
 
-def test_a_batch_holds_what_was_asked_for(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_batch_has_the_requested_columns(tiny: TrialSettings, prepared: Prepared) -> None:
     batch = batches(prepared, tiny)(0)
     shapes = {name: tuple(values.shape) for name, values in batch.items()}
     latent = (4, 3, 16, 16)
@@ -74,11 +74,11 @@ def test_a_batch_holds_what_was_asked_for(tiny: TrialSettings, prepared: Prepare
     assert bool((batch["uniform"] >= 0).all() and (batch["uniform"] < 1).all())
     few = TrainingBatches(prepared, tiny, {"latent", "uniform"}, CPU)(0)
     assert set(few) == {"latent", "uniform"}
-    assert torch.equal(few["uniform"], batch["uniform"])  # whatever else is asked for
+    assert torch.equal(few["uniform"], batch["uniform"])  # with any other columns
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_workers_share_the_very_batch_one_worker_sees(tiny: TrialSettings, prepared: Prepared, world: int) -> None:
+def test_workers_share_the_batch_of_one_worker(tiny: TrialSettings, prepared: Prepared, world: int) -> None:
     alone = batches(prepared, tiny)
     shares = [batches(prepared, tiny, rank, world) for rank in range(world)]
     for step in range(5):
@@ -87,8 +87,8 @@ def test_workers_share_the_very_batch_one_worker_sees(tiny: TrialSettings, prepa
             assert torch.equal(torch.cat([part[name] for part in parts]), whole)
 
 
-def test_a_batch_does_not_depend_on_those_before_it(tiny: TrialSettings, prepared: Prepared) -> None:
-    """So a trial that continues at step k sees what it would have seen."""
+def test_batch_does_not_depend_on_earlier_batches(tiny: TrialSettings, prepared: Prepared) -> None:
+    """So a trial that continues at step k sees the same batches."""
     running = batches(prepared, tiny)
     seen = [running(step) for step in range(7)]
     for step in (6, 3, 0):
@@ -97,8 +97,8 @@ def test_a_batch_does_not_depend_on_those_before_it(tiny: TrialSettings, prepare
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 8, 20])
-def test_every_pair_is_seen_once_an_epoch(tiny: TrialSettings, prepared: Prepared, batch_size: int) -> None:
-    """Also where an epoch ends within a batch, and where a batch holds more than one epoch."""
+def test_every_pair_occurs_once_per_epoch(tiny: TrialSettings, prepared: Prepared, batch_size: int) -> None:
+    """Also if an epoch ends within a batch, or a batch contains more than one epoch."""
     at = batches(prepared, override(tiny, {"training.batch_size": batch_size}))
     epochs = 3
     steps = -(-epochs * prepared.train_rows // batch_size)
@@ -122,7 +122,7 @@ def test_columns_of_a_row_belong_together(tiny: TrialSettings, prepared: Prepare
             np.testing.assert_array_equal(x0, taught[row, draw])
 
 
-def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_noise_draws_alternate_between_and_within_epochs(tiny: TrialSettings, prepared: Prepared) -> None:
     at = batches(prepared, override(tiny, {"training.batch_size": 8}))
     stored = prepared.train("noise")["noise"]
     used: list[dict[int, int]] = []
@@ -134,7 +134,7 @@ def test_draws_alternate_between_epochs_and_within_them(tiny: TrialSettings, pre
         used.append(draws)
     assert all(set(draws.values()) == {0, 1} for draws in used)
     assert all(used[0][row] != used[1][row] for row in range(8))
-    assert used[0] == used[2]  # after as many epochs as there are draws
+    assert used[0] == used[2]  # the number of draws is 2
 
 
 def test_fresh_noise_is_standard_normal_and_new_in_every_step(tiny: TrialSettings, prepared: Prepared) -> None:
@@ -151,7 +151,7 @@ def test_fresh_noise_is_standard_normal_and_new_in_every_step(tiny: TrialSetting
     assert 0.35 < float(uniform.mean()) < 0.65
 
 
-def test_the_training_seed_changes_the_order_not_the_pairs(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_training_seed_changes_only_the_order(tiny: TrialSettings, prepared: Prepared) -> None:
     whole = {"training.batch_size": 8}
     one, two = (batches(prepared, override(tiny, {**whole, "training.seed": seed}))(0) for seed in (0, 1))
     first, second = (rows_of(prepared, "latent", batch["latent"]) for batch in (one, two))
@@ -160,7 +160,7 @@ def test_the_training_seed_changes_the_order_not_the_pairs(tiny: TrialSettings, 
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "world"), [(4, 1, 3), (4, 4, 2), (6, 2, 2)])
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(
+def test_batch_must_be_divisible_among_workers(
     tiny: TrialSettings, prepared: Prepared, batch_size: int, accumulate: int, world: int
 ) -> None:
     settings = override(tiny, {"training.batch_size": batch_size, "training.accumulate": accumulate})
@@ -177,7 +177,7 @@ NUMBERED = {
 
 
 def numbered(root: Path, sizes: tuple[int, ...]) -> Prepared:
-    """Stores with shards of so many rows, in which every number of a row is the row's."""
+    """Stores with shards of these sizes; all values of a row are the row's number."""
     for stage, columns in NUMBERED.items():
         folder, shards, start = StoreFolder(str(root), stage), [], 0
         for number, size in enumerate(sizes):
@@ -197,7 +197,7 @@ STORED = ("target", "latent", "latent_degraded", "taught")
 
 
 def numbers(batch: dict[str, Tensor]) -> list[int]:
-    """The rows of a batch of `numbered`, told alike by all of its columns."""
+    """The rows of a batch of `numbered`; all columns must agree."""
     rows = batch["latent"][:, 0, 0, 0].int().tolist()
     for name in STORED:
         values = (batch[name] + 1) * 127.5 if name == "target" else batch[name]
@@ -207,10 +207,10 @@ def numbers(batch: dict[str, Tensor]) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 @pytest.mark.parametrize("world", [1, 2])
-def test_steps_come_in_any_order(
+def test_steps_can_be_read_in_any_order(
     tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, world: int
 ) -> None:
-    """However many are read at once, and whichever were asked for before."""
+    """With any chunk size, after any other steps."""
     prepared = numbered(tmp_path, (5, 0, 6, 2))
     settings = override(tiny, {"training.max_steps": 20})
     expected = [numbers(TrainingBatches(prepared, settings, STORED, CPU)(step)) for step in range(24)]
@@ -220,7 +220,7 @@ def test_steps_come_in_any_order(
         assert [row for worker in workers for row in numbers(worker(step))] == expected[step]
 
 
-def test_a_batch_is_its_receivers(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_a_copy(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "_CHUNK_STEPS", 1)
     prepared, settings = numbered(tmp_path, (13,)), override(tiny, {"training.max_steps": 20})
     at = TrainingBatches(prepared, settings, STORED, CPU)
@@ -228,11 +228,11 @@ def test_a_batch_is_its_receivers(tiny: TrialSettings, tmp_path: Path, monkeypat
     for step in range(1, 6):
         for values in at(step).values():
             values.zero_()
-    assert numbers(first) == rows  # what is read later does not overwrite it ...
-    assert numbers(at(0)) == rows  # ... and what is done to others does not reach the store
+    assert numbers(first) == rows  # later reads do not overwrite it ...
+    assert numbers(at(0)) == rows  # ... and changing a batch does not change the store
 
 
-def test_what_is_read_at_once_is_limited(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_is_limited(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "_CHUNK_BYTES", 3000)  # a step of four rows takes 4 x (48 + 16 + 32 + 16) bytes
     settings = override(tiny, {"training.max_steps": 20})
     read: list[tuple[int, int]] = []
@@ -246,7 +246,7 @@ def test_what_is_read_at_once_is_limited(tiny: TrialSettings, tmp_path: Path, mo
 
     monkeypatch.setattr(Store, "rows", watched)
     at = TrainingBatches(numbered(tmp_path, (13,)), settings, STORED, CPU)
-    for step, chunks in ((0, 2), (5, 2), (6, 3)):  # six steps at once, and the next six ahead of them
+    for step, chunks in ((0, 2), (5, 2), (6, 3)):  # six steps per chunk, and the next six read ahead
         at(step)
         assert _within(10, lambda expected=4 * chunks: len(read) == expected)  # type: ignore[misc]
     for start in (0, 4, 8):
@@ -266,7 +266,7 @@ def _within(seconds: float, reached: Callable[[], bool]) -> bool:
     return reached()
 
 
-def test_the_thread_ends_with_its_batches(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_reader_thread_ends_with_its_batches(tiny: TrialSettings, tmp_path: Path) -> None:
     prepared, before = numbered(tmp_path, (13,)), _threads()
     at = TrainingBatches(prepared, tiny, STORED, CPU)
     at(0)
@@ -275,16 +275,16 @@ def test_the_thread_ends_with_its_batches(tiny: TrialSettings, tmp_path: Path) -
     assert _within(10, lambda: _threads() <= before)
 
 
-def test_what_the_thread_meets_comes_out_in_the_step(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_reader_thread_error_is_raised_in_the_step(tiny: TrialSettings, tmp_path: Path) -> None:
     prepared = numbered(tmp_path, (6, 7))
-    prepared.train("taught")  # opened while it was whole
+    prepared.train("taught")  # opened before it is damaged
     (tmp_path / "targets" / shard_name(1)).unlink()
     with pytest.raises(InputError, match=f"{tmp_path / 'targets'}: damaged store, it cannot be read"):
         TrainingBatches(prepared, tiny, STORED, CPU)(0)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])
-def test_windows_of_shards_hold_every_row_once_an_epoch(tiny: TrialSettings, tmp_path: Path, window: int) -> None:
+def test_windows_contain_every_row_once_per_epoch(tiny: TrialSettings, tmp_path: Path, window: int) -> None:
     sizes = (4, 4, 1, 4, 3)
     prepared = numbered(tmp_path, sizes)
     settings = override(tiny, {"data.window_shards": window, "training.batch_size": 16})
@@ -296,7 +296,7 @@ def test_windows_of_shards_hold_every_row_once_an_epoch(tiny: TrialSettings, tmp
         assert sorted(rows) == list(range(16))
         places = [[rows.index(row) for row in range(end - size, end)] for size, end in zip(sizes, ends, strict=True)]
         started = [sum(min(shard) <= place <= max(shard) for shard in places) for place in range(16)]
-        assert min(window, 2) <= max(started) <= window  # shards whose rows are being read
+        assert min(window, 2) <= max(started) <= window  # shards in use
         orders.add(tuple(rows))
         again = TrainingBatches(prepared, settings, STORED, CPU)
         assert numbers(again(epoch)) == rows
@@ -304,7 +304,7 @@ def test_windows_of_shards_hold_every_row_once_an_epoch(tiny: TrialSettings, tmp
 
 
 class Source(StoreFolder):
-    """A folder that notes what is read of it."""
+    """A folder that logs what is read from it."""
 
     def read(self, file: str) -> pa.Buffer:
         with Path(self.root, f"{self.name}.txt").open("a") as log:
@@ -316,10 +316,10 @@ class Source(StoreFolder):
         return Path(self.root, f"{self.name}.txt").read_text().split()
 
 
-def test_a_store_larger_than_the_disk_passes_through_it(
+def test_store_larger_than_disk_is_read_in_windows(
     tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every shard is fetched once an epoch, ahead of its rows, and no more than two windows stay here."""
+    """Every shard is fetched once per epoch, before its rows are needed, and at most two windows are on this disk."""
     shards, window, epochs = 10, 2, 2
     whole = numbered(tmp_path / "source", (8,) * shards)
     sources = {}
@@ -337,18 +337,18 @@ def test_a_store_larger_than_the_disk_passes_through_it(
     for step in range(steps):
         assert numbers(here(step)) == numbers(local(step))
         for folder in stores.values():
-            # One more for a moment: a shard is mapped before another makes room, so that two readers get on.
+            # For a moment one more: a shard is mapped before another is deleted, so that two readers can continue.
             assert len(list(Path(folder).glob("shard-*"))) <= 2 * window + 1
     for folder in stores.values():
         assert _within(10, lambda here=Path(folder): len(list(here.glob("shard-*"))) <= 2 * window)  # type: ignore[misc]
     for source in sources.values():
-        # What is fetched at the end belongs to the epoch that would be next.
+        # The shards fetched at the end belong to the next epoch.
         assert epochs * shards <= len(source.reads) <= epochs * shards + window + 1
         assert sorted(source.reads[:shards]) == [shard_name(number) for number in range(shards)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_validation_takes_every_pair_once_in_order(tiny: TrialSettings, prepared: Prepared, size: int) -> None:
+def test_validation_reads_every_pair_once_in_order(tiny: TrialSettings, prepared: Prepared, size: int) -> None:
     parts = list(validation_batches(prepared, size, CPU))
     assert [len(part["target"]) for part in parts][:-1] == [size] * (len(parts) - 1)
     target = torch.cat([part["target"] for part in parts])
@@ -359,8 +359,10 @@ def test_validation_takes_every_pair_once_in_order(tiny: TrialSettings, prepared
     assert torch.cat([part["noise_key"] for part in parts]).tolist() == [[0, 0], [1, 0], [2, 0]]
 
 
-def test_validation_noise_is_of_its_row_and_draw(prepared: Prepared) -> None:
-    """Whatever else is in the batch. Draw 0 is what earlier versions stored, so that results stay comparable."""
+def test_validation_noise_depends_on_row_and_draw_only(prepared: Prepared) -> None:
+    """Not on the rest of the batch. Draw 0 is the noise that earlier versions stored, so that results stay
+    comparable.
+    """
     shape = prepared.validation_noise
     assert shape == prepared.validation("latent").columns["latent"].shape
     draws = [next(validation_batches(prepared, 3, CPU, draw)) for draw in range(3)]
@@ -377,7 +379,7 @@ def test_validation_noise_is_of_its_row_and_draw(prepared: Prepared) -> None:
     np.testing.assert_array_equal(draws[0]["noise"][2], stored)
 
 
-def test_without_latents_noise_has_the_shape_of_an_image(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_noise_without_latents_has_image_shape(tiny: TrialSettings, tmp_path: Path) -> None:
     settings = override(tiny, {"method": "pixel_diffusion", "pairs.validation_size": 128})
     prepared = prepare(settings, tmp_path, {"target", "degraded"})
     (batch,) = validation_batches(prepared, 3, CPU)

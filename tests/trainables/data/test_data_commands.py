@@ -1,4 +1,4 @@
-"""`python -m trainables.data`: what it prints, writes, refuses and deletes."""
+"""`python -m trainables.data`: its output, its files, its errors and its deletions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainables.data.stores.store import Store
 
 @pytest.fixture
 def root(prepared: Prepared, store_root: Path, tmp_path: Path) -> Path:
-    """A copy of the session's stores of `tiny`, the pairs among them."""
+    """A copy of the session's stores of `tiny`, including the pairs."""
     names = [Path(path).name for path in (*prepared.train_stores.values(), *prepared.validation_stores.values())]
     for name in names:
         shutil.copytree(store_root / name, tmp_path / "stores" / name)
@@ -42,7 +42,7 @@ def aged(path: Path, days: float) -> None:
         os.utime(file, (then, then))
 
 
-def test_inspect_shows_what_a_store_holds_and_a_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_a_store_and_writes_a_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs, sheet = the(root, "pairs-train"), root / "sheet.png"
     assert main(["inspect", str(pairs), "--sheet", str(sheet)]) == 0
     shown = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_inspect_shows_what_a_store_holds_and_a_sheet(root: Path, capsys: pytest
     assert (
         "from 6 photographs, 1 to 2 pairs of each" in shown and f"8 pairs, degraded and target, are in {sheet}" in shown
     )
-    # Four pairs across and two down, each pair two images of 160 pixels: the last target stands in its corner.
+    # Four pairs across and two down, each pair two images of 160 pixels: the last target is in the corner.
     with Image.open(sheet) as image:
         pixels = np.asarray(image)
     assert pixels.shape == (2 * 164 + 4, 4 * 324 + 4, 3)
@@ -60,7 +60,7 @@ def test_inspect_shows_what_a_store_holds_and_a_sheet(root: Path, capsys: pytest
     np.testing.assert_array_equal(pixels[-164:-4, -164:-4], enlarged)
 
 
-def test_inspect_lists_a_root_with_what_was_interrupted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_a_root_with_unfinished_stores(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (the(root, "targets-train") / MANIFEST).unlink()
     assert main(["inspect", str(root)]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -71,24 +71,24 @@ def test_inspect_lists_a_root_with_what_was_interrupted(root: Path, capsys: pyte
 
 def test_verify_names_the_damaged_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(root)]) == 0
-    assert capsys.readouterr().out.count(": whole") == 5
+    assert capsys.readouterr().out.count(": intact") == 5
     shard = the(root, "latents-train") / shard_name(0)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert main(["verify", str(root)]) == 1
     shown = capsys.readouterr().out
-    assert shown.count(": whole") == 4
+    assert shown.count(": intact") == 4
     assert f"{shard.parent}: damaged store, the content of shard-00000.arrow does not match" in shown
 
 
-def test_prune_deletes_what_is_old_once_it_is_told_to(
+def test_prune_deletes_old_stores_after_confirmation(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = the(root, "latents-train"), the(root, "pairs-train")
     aged(old, 40)
     assert main(["prune", str(root)]) == 0
-    assert "say which" in capsys.readouterr().out and old.exists()
+    assert "choose stores" in capsys.readouterr().out and old.exists()
 
     monkeypatch.setattr("builtins.input", lambda question: "")
     assert main(["prune", str(root), "--older-than", "30"]) == 0
@@ -101,12 +101,12 @@ def test_prune_deletes_what_is_old_once_it_is_told_to(
     assert not old.exists() and new.exists()
 
 
-def test_prune_keeps_the_stores_used_last_up_to_a_size(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_keeps_the_last_used_stores_up_to_a_size(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for days, kind in enumerate(("pairs-train", "latents-train", "targets-train", "pairs-val", "latents-val")):
         aged(the(root, f"{kind}*" if kind.endswith("val") else kind), days)
     assert main(["prune", str(root), "--keep", "0.0002", "--yes"]) == 0
     left = {path.name.rpartition("-")[0] for path in root.iterdir() if path.is_dir()}
-    # 200 kB hold the training pairs, latents and targets, not the older validation stores too.
+    # 200 kB are enough for the training pairs, latents and targets, but not for the older validation stores too.
     assert left == {"pairs-train", "latents-train", "targets-train"}
 
 
@@ -127,7 +127,7 @@ def test_prune_keeps_a_store_that_is_being_made(root: Path) -> None:
         assert remove(store) == "it is in use" and store.path.exists()
         waited_for = lock.stat().st_ino
     assert remove(store) == "" and not store.path.exists()
-    assert lock.stat().st_ino == waited_for  # or a waiting process and the next would lock two files
+    assert lock.stat().st_ino == waited_for  # else a waiting process and the next one would lock two files
 
 
 def test_no_store_is_opened_while_it_is_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +147,9 @@ def test_no_store_is_opened_while_it_is_removed(root: Path, monkeypatch: pytest.
     assert tried == [store.path.name for store in stores]
 
 
-def test_what_vanishes_while_it_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inventory_tolerates_files_that_vanish(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = stores_below(root)
-    (before[0].path / ".shard-00001.arrow.1.partial").symlink_to("gone")  # listed, and not there when it is asked for
+    (before[0].path / ".shard-00001.arrow.1.partial").symlink_to("gone")  # listed, but missing when it is read
     assert stores_below(root) == before
     is_dir = Path.is_dir
 
@@ -165,7 +165,7 @@ def test_what_vanishes_while_it_is_looked_at(root: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may delete everything")
 @pytest.mark.parametrize("what", ["root", "store", "manifest"])
-def test_prune_says_why_it_may_not_delete(root: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+def test_prune_reports_why_a_store_was_kept(root: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
     store = the(root, "pairs-train")
     locked = {"root": root, "store": store, "manifest": store / MANIFEST}[what]
     locked.chmod(0o500)
@@ -178,7 +178,7 @@ def test_prune_says_why_it_may_not_delete(root: Path, capsys: pytest.CaptureFixt
 
 
 def test_prune_also_finds_windows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Folders with some shards of a store that is elsewhere."""
+    """Folders with some shards of a store in another place."""
     source = the(root, "latents-train")
     window = root / "elsewhere" / "windows" / source.name
     shutil.copytree(source, window)
@@ -220,7 +220,7 @@ def test_every_kind_of_store_is_found() -> None:
             ["--set lora.scale=2: has no effect with lora.rank=0"],
         ),
         (["prepare", "--cpus", "-1"], ["--cpus", "0", "-1"]),
-        (["inspect", "tests"], ["tests: no store there"]),
+        (["inspect", "tests"], ["tests: no store found"]),
         (["inspect", ""], ["STORE is empty"]),
         (["verify", ""], ["STORE is empty"]),
         (["prune", ""], ["ROOT is empty"]),
@@ -231,7 +231,7 @@ def test_every_kind_of_store_is_found() -> None:
         ([], ["COMMAND"]),
     ],
 )
-def test_input_that_is_refused(
+def test_invalid_input_is_refused(
     arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--store", str(tmp_path / "stores")] if arguments[:1] == ["prepare"] else []
@@ -242,7 +242,7 @@ def test_input_that_is_refused(
     assert not (tmp_path / "stores").exists()
 
 
-def test_a_dry_run_says_how_much_it_will_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_bytes_and_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--set", "pairs.train_pairs=1000", "--store", str(tmp_path / "stores"), "--dry-run"]
     assert main(["prepare", *flags]) == 0
     shown = capsys.readouterr().out
@@ -252,14 +252,12 @@ def test_a_dry_run_says_how_much_it_will_take(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "stores").exists()
 
 
-def test_nothing_is_prepared_into_the_working_directory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_store_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--store", ""]) == 2
     assert "error: --store is empty" in capsys.readouterr().err
 
 
-def test_inspect_refuses_a_sheet_that_cannot_be_written_and_a_damaged_list(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_refuses_unwritable_sheet_and_damaged_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = the(root, "pairs-train")
     for sheet, why in (
         ("sheet.txt", "unknown file extension"),

@@ -1,4 +1,6 @@
-"""Preparation that is interrupted, meets broken photographs or has company: what is made stays, and is made once."""
+"""Preparation that is interrupted, finds broken photographs or runs twice at once: finished shards are kept and made
+once.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,14 @@ def store_of(root: Path, stage: str) -> Path:
 
 
 def in_shards(tiny: TrialSettings) -> TrialSettings:
-    """Training pairs of three shards, of 16, 16 and 8 rows."""
+    """Training pairs in three shards, of 16, 16 and 8 rows."""
     return override(tiny, {"pairs.train_pairs": 40})
 
 
 PAIRS_AND_LATENTS = frozenset({"degraded", "latent", "latent_degraded"})
 
 
-def test_an_interrupted_preparation_goes_on_from_what_is_there(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_interrupted_preparation_resumes_from_finished_shards(tiny: TrialSettings, tmp_path: Path) -> None:
     settings = in_shards(tiny)
     whole = tmp_path / "whole"
     prepare(settings, whole, PAIRS_AND_LATENTS)
@@ -59,7 +61,7 @@ def test_an_interrupted_preparation_goes_on_from_what_is_there(tiny: TrialSettin
         shard_name(0),
         shard_name(1),
     }
-    # What a fallen machine may leave: half a file, and one under a temporary name.
+    # A crash may leave half a file, and one under a temporary name.
     (latents / shard_name(1)).write_bytes((latents / shard_name(1)).read_bytes()[:-100])
     (latents / f".{shard_name(2)}.1.partial").write_bytes(b"half")
     assert made_by(settings, root, PAIRS_AND_LATENTS) == {
@@ -91,8 +93,8 @@ def photographs(folder: Path, count: int, side: int = 96) -> Path:
     return folder
 
 
-def test_photographs_that_turn_out_broken_are_left_out_and_named(tiny: TrialSettings, tmp_path: Path) -> None:
-    """Of more than 200 only the headers are read at the door; what is broken further on comes out in the making."""
+def test_photographs_found_broken_are_rejected_by_name(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Of more than 200 images only the headers are read at first; damaged pixels are found during preparation."""
     folder = photographs(tmp_path / "photographs", 220)
     changes = {"method": "pix2pix", "data.source": str(folder), "pairs.train_pairs": 220, "pairs.validation_pairs": 3}
     settings = override(tiny, changes)
@@ -113,8 +115,8 @@ def test_photographs_that_turn_out_broken_are_left_out_and_named(tiny: TrialSett
     assert list(store.rejected) == [broken]
 
 
-def test_stores_of_other_pairs_are_not_read_together(tiny: TrialSettings, tmp_path: Path) -> None:
-    """Pairs that were deleted and came out with other rows, since a photograph had become unreadable."""
+def test_stores_of_different_pairs_are_refused(tiny: TrialSettings, tmp_path: Path) -> None:
+    """The pairs were deleted and made again with other rows, because a photograph had become unreadable."""
     folder = photographs(tmp_path / "photographs", 220)
     changes = {"data.source": str(folder), "pairs.train_pairs": 40, "data.max_rejected": 0.1}
     settings = override(tiny, changes)
@@ -124,12 +126,12 @@ def test_stores_of_other_pairs_are_not_read_together(tiny: TrialSettings, tmp_pa
     whole, stamp = broken.read_bytes(), broken.stat()
     shutil.rmtree(pairs)
     broken.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
-    os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # by its size and time it is what it was
+    os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # its size and time are unchanged
     with pytest.raises(InputError, match=r"latents-train-\w+: was made from other pairs than .*; delete it"):
         prepare(settings, tmp_path / "stores", PAIRS_AND_LATENTS)
 
 
-def test_what_is_to_come_on_the_disk_is_what_is_not_there(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_bytes_to_come_counts_missing_shards(tiny: TrialSettings, tmp_path: Path) -> None:
     stages = needed_stages(in_shards(tiny), tmp_path, PAIRS_AND_LATENTS)
     everything = sum(stage.bytes for stage in stages)
     assert bytes_to_come(stages) == everything
@@ -161,7 +163,7 @@ print(json.dumps(made), flush=True)
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_concurrent_processes_make_each_store_once(tiny: TrialSettings, tmp_path: Path) -> None:
     changes = {"pairs.train_pairs": 8, "pairs.validation_pairs": 3, "pairs.validation_size": 64}
     command = [sys.executable, "-c", _OTHER_PROCESS, str(tmp_path), json.dumps(changes)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -170,7 +172,7 @@ def test_two_processes_at_once_make_each_store_once(tiny: TrialSettings, tmp_pat
         here: list[str] = []
 
         def progress(stage: str, done: int, rows: int) -> None:
-            if not here:  # the stores are locked and empty: let the other find them missing, too
+            if not here:  # the stores are locked and empty: the other process finds them missing too
                 other.stdin.write("go\n")
                 other.stdin.flush()
                 time.sleep(2)

@@ -1,4 +1,4 @@
-"""Preparation on Ray: the same bytes as in one process, whatever is killed on the way."""
+"""Preparation on Ray makes the same bytes as in one process, even if processes are killed."""
 
 from __future__ import annotations
 
@@ -59,15 +59,14 @@ def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -
     for path in tmp_path.glob("*/*.arrow"):
         assert path.read_bytes() == (undisturbed / path.relative_to(tmp_path)).read_bytes()
     again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("is there") == 5
+    assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("already prepared") == 5
 
 
 @pytest.mark.parametrize("already", [False, True])
-def test_networks_in_processes_of_their_own_make_the_same_bytes(
-    undisturbed: Path, tmp_path: Path, already: bool
-) -> None:
-    """As with GPUs, which Ray only counts: pairs are made in one kind of process and encoded in another. Or they are
-    there already, and only what follows from them is made."""
+def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path, already: bool) -> None:
+    """As with GPUs, which Ray only counts: pairs are made in one kind of process and encoded in another. Or the pairs
+    exist, and only later stages are made.
+    """
     if already:
         for pairs in undisturbed.glob("pairs-*"):
             shutil.copytree(pairs, tmp_path / pairs.name)
@@ -77,8 +76,8 @@ def test_networks_in_processes_of_their_own_make_the_same_bytes(
     assert manifests(tmp_path) == manifests(undisturbed)
 
 
-def test_killed_three_times_it_ends_with_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to the whole process group, so that nothing can tidy up."""
+def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group, so that nothing can clean up."""
     rng = np.random.default_rng(0)
     counts = []
     for _ in range(3):
@@ -103,7 +102,7 @@ def test_killed_three_times_it_ends_with_the_same_manifests(undisturbed: Path, t
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
     with subprocess.Popen(
         command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -113,11 +112,11 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGINT)
         _, error = run.communicate(timeout=120)
-    assert run.returncode == 130 and "shards that are made stay" in error and "Traceback" not in error
+    assert run.returncode == 130 and "finished shards are kept" in error and "Traceback" not in error
 
 
-def test_too_many_broken_photographs_stop_it_with_their_names(tmp_path: Path) -> None:
-    """Broken beyond their headers, so that processes far from the command line find them."""
+def test_too_many_broken_photographs_stop_the_preparation(tmp_path: Path) -> None:
+    """Only their pixels are broken, so processes far from the command line find them."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rng = np.random.default_rng(0)

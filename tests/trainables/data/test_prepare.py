@@ -1,4 +1,4 @@
-"""Preparation: each stage depends on what determines it and on nothing else, and is made once."""
+"""Preparation: each stage depends only on the settings in its key, and is made once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pa
 
 
 def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT) -> dict[str, str]:
-    """Stage -> name of its store, without making any."""
+    """Stage -> name of its store; makes none."""
     return {f"{stage.split} {stage.name}": stage.folder.name for stage in needed_stages(settings, "root", columns)}
 
 
@@ -64,9 +64,7 @@ def other_autoencoder(folder: Path) -> str:
         ({"pairs.degradation.jpeg_range": (50, 60)}, ALL),
     ],
 )
-def test_a_change_remakes_what_follows_from_it_and_nothing_else(
-    tiny: TrialSettings, changes: dict[str, Any], remade: set[str]
-) -> None:
+def test_change_remakes_only_dependent_stages(tiny: TrialSettings, changes: dict[str, Any], remade: set[str]) -> None:
     before, after = stores(tiny), stores(override(tiny, changes))
     assert set(before) == set(after) == ALL
     assert {stage for stage in ALL if before[stage] != after[stage]} == remade
@@ -79,18 +77,18 @@ def test_another_autoencoder_remakes_latents_and_targets(tiny: TrialSettings, tm
         "train targets",
         "validation latents",
     }
-    # The file's content counts, not its name.
+    # The file's content matters, not its name.
     shutil.copy(SHIPPED_AUTOENCODER, tmp_path / "copy.safetensors")
     assert stores(override(tiny, {"autoencoder.weights": str(tmp_path / "copy.safetensors")})) == stores(tiny)
 
 
-def test_only_what_the_columns_need_is_planned(tiny: TrialSettings) -> None:
+def test_only_needed_stages_are_planned(tiny: TrialSettings) -> None:
     validation = {"validation pairs", "validation latents"}
     assert set(stores(tiny, frozenset({"target", "degraded", "fresh_noise"}))) == validation | {"train pairs"}
     assert set(stores(tiny, frozenset({"latent", "uniform"}))) == validation | {"train pairs", "train latents"}
 
 
-def test_a_method_without_latents_shares_the_pairs_and_needs_no_more(tiny: TrialSettings) -> None:
+def test_method_without_latents_shares_the_pairs(tiny: TrialSettings) -> None:
     pairs = {"train pairs", "validation pairs"}
     for method in ("pix2pix", "pixel_diffusion"):
         settings = override(tiny, {"method": method})
@@ -98,7 +96,7 @@ def test_a_method_without_latents_shares_the_pairs_and_needs_no_more(tiny: Trial
         assert found == {stage: name for stage, name in stores(tiny).items() if stage in pairs}
 
 
-def test_pairs_follow_from_the_simulator_that_makes_them(tiny: TrialSettings) -> None:
+def test_pairs_depend_on_the_simulator(tiny: TrialSettings) -> None:
     changes: dict[str, dict[str, Any]] = {
         "degradation": {"pairs.degradation.jpeg_range": (50, 60)},
         "print": {"pairs.print.exposure": (0.9, 1.1)},
@@ -111,10 +109,10 @@ def test_pairs_follow_from_the_simulator_that_makes_them(tiny: TrialSettings) ->
             assert (stores(override(settings, change), frozenset({"target"})) != before) == (field == read)
 
 
-def test_the_base_and_the_first_stage_determine_what_follows_from_them(
+def test_stages_depend_on_content_of_base_and_first_stage(
     trial_of: Callable[[str], TrialSettings], base: Path, first_stage: Path, tmp_path: Path
 ) -> None:
-    """By content: a copy is the same, one with another weight is not."""
+    """A copy gives the same stages, one with another weight does not."""
     columns = frozenset({"target", "degraded", "restored"})
     settings = trial_of("ccsr")
     before = stores(settings, columns)
@@ -138,8 +136,8 @@ def test_the_base_and_the_first_stage_determine_what_follows_from_them(
     assert remade(base__weights=str(tmp_path / "base")) == {"train latents", "validation latents", "train restored"}
 
 
-def test_what_trains_nothing_prepares_the_validation(trial_of: Callable[[str], TrialSettings]) -> None:
-    """So that trials which sample between other timesteps do not each prepare what they would be trained on."""
+def test_trials_without_training_prepare_only_validation(trial_of: Callable[[str], TrialSettings]) -> None:
+    """So that trials with other sampling timesteps do not each prepare training data."""
     settings = override(trial_of("ccsr"), {"training.max_steps": 0, "checkpoint": "best"})
     columns = frozenset({"target", "degraded", "restored"})
     found = stores(settings, columns)
@@ -155,7 +153,7 @@ def _change_one_weight(path: Path) -> None:
     save_file(weights | {name: weights[name] + 0.01}, path, metadata)
 
 
-def test_restored_latents_are_the_first_stages(
+def test_restored_latents_equal_first_stage_samples(
     trial_of: Callable[[str], TrialSettings], prepared_for: Callable[[TrialSettings], Prepared]
 ) -> None:
     """Sampled by its own method from the noise of each draw, without the target."""
@@ -174,16 +172,16 @@ def test_restored_latents_are_the_first_stages(
         np.testing.assert_allclose(restored[:, draw], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_plan_says_what_is_made(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
+def test_planned_rows_and_bytes_match_the_stores(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
     for stage in needed_stages(tiny, store_root, TAUGHT):
         store = Store(stage.folder.local)
         assert (len(store), store.columns) == (stage.rows, stage.columns)
-        # Beside the values an Arrow file has a schema and a record of every batch.
+        # Besides the values, an Arrow file has a schema and a record of every batch.
         assert stage.bytes <= (stage.folder.local / shard_name(0)).stat().st_size <= stage.bytes + 20_000
         assert len(store.names) == (stage.rows if stage.name == "pairs" else 0)
 
 
-def test_a_second_call_makes_nothing(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
+def test_second_call_makes_nothing(tiny: TrialSettings, prepared: Prepared, store_root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in store_root.rglob("*.*") if path.name != ".used"}
     assert made_by(tiny, store_root) == {}
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -192,7 +190,7 @@ def test_a_second_call_makes_nothing(tiny: TrialSettings, prepared: Prepared, st
 def test_more_draws_reuse_pairs_and_latents(
     tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
 ) -> None:
-    """And the draws there were stay what they were: each depends on its own number alone."""
+    """Existing draws do not change: each depends only on its own number."""
     shutil.copytree(store_root, tmp_path / "stores")
     more = override(tiny, {"sinsr.draws": 3})
     assert made_by(more, tmp_path / "stores") == {"train targets": 8}
@@ -211,7 +209,7 @@ def test_preparing_twice_gives_the_same_bytes(
             assert (tmp_path / stage.folder.name / file).read_bytes() == (stage.folder.local / file).read_bytes()
 
 
-def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_columns_have_the_documented_content(tiny: TrialSettings, prepared: Prepared) -> None:
     autoencoder = load_autoencoder(tiny.autoencoder.weights)
     device = torch.device("cpu")
     rows = np.arange(prepared.train_rows)
@@ -230,8 +228,8 @@ def test_columns_are_what_they_are_called(tiny: TrialSettings, prepared: Prepare
 
 
 @torch.no_grad()
-def test_what_the_teacher_taught_is_what_it_samples(tiny: TrialSettings, prepared: Prepared) -> None:
-    """From the stored noise and latents, as a student will see them."""
+def test_taught_column_equals_teacher_samples(tiny: TrialSettings, prepared: Prepared) -> None:
+    """From the stored noise and latents, which a student reads."""
     teacher, diffusion = load_teacher(tiny), build_diffusion(tiny.resshift)
     rows, device = np.arange(2), torch.device("cpu")
     degraded = to_tensor(prepared.train("degraded").rows("degraded", rows), device)
@@ -242,7 +240,7 @@ def test_what_the_teacher_taught_is_what_it_samples(tiny: TrialSettings, prepare
         np.testing.assert_allclose(prepared.train("taught")["taught"][rows, draw], x0, rtol=2e-3, atol=2e-3)
 
 
-def test_validation_is_the_same_whatever_the_seeds(tiny: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+def test_validation_does_not_depend_on_seeds(tiny: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
     other = override(tiny, {"data.seed": 5, "training.seed": 6, "pairs.train_pairs": 1})
     again = prepare(other, tmp_path, frozenset({"target"}))
     assert again.validation_names == prepared.validation_names
@@ -252,7 +250,7 @@ def test_validation_is_the_same_whatever_the_seeds(tiny: TrialSettings, prepared
     assert not np.array_equal(again.train("target")["target"][0], prepared.train("target")["target"][0])
 
 
-def test_a_damaged_store_is_refused_and_made_anew_once_deleted(
+def test_damaged_store_is_refused_until_deleted(
     tiny: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(store_root, tmp_path / "stores")
@@ -261,13 +259,13 @@ def test_a_damaged_store_is_refused_and_made_anew_once_deleted(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder and it is prepared anew"):
+    with pytest.raises(InputError, match=f"{latents}: damaged store, .* delete the folder to prepare it again"):
         made_by(tiny, tmp_path / "stores")
     shutil.rmtree(latents)
     assert made_by(tiny, tmp_path / "stores") == {"train latents": 8}
 
 
-def test_what_is_prepared_travels_as_paths(prepared: Prepared) -> None:
+def test_prepared_is_pickled_as_paths(prepared: Prepared) -> None:
     opened = prepared.train("target")
     sent = pickle.dumps(prepared)
     assert len(sent) < 5000
@@ -275,7 +273,7 @@ def test_what_is_prepared_travels_as_paths(prepared: Prepared) -> None:
     np.testing.assert_array_equal(received.train("target")["target"], opened["target"])
 
 
-def test_weights_that_are_not_there_are_refused_before_anything_is_made(tiny: TrialSettings, tmp_path: Path) -> None:
+def test_missing_weights_are_refused_before_preparation(tiny: TrialSettings, tmp_path: Path) -> None:
     for name in ("autoencoder.weights", "teacher.weights"):
         with pytest.raises(InputError, match=f"{name}=nowhere.pth: no such file; expected 'shipped' or a path"):
             prepare(override(tiny, {name: "nowhere.pth"}), tmp_path, TAUGHT)

@@ -1,4 +1,4 @@
-"""The prepared store: what is written is read, by all, unchanged; what is damaged or half-written is never read."""
+"""The prepared store: all processes read what was written, unchanged; damaged or unfinished stores are never read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def made(root: Path, *sizes: int) -> tuple[Path, dict[str, np.ndarray]]:
-    """A store of 7 rows in shards of so many, and what is in it."""
+    """A store of 7 rows in shards of these sizes, and its content."""
     folder, values = StoreFolder(str(root), store_name("pairs-train", KEY)), rows(7)
     shards, start = [], 0
     for number, size in enumerate(sizes):
@@ -67,7 +67,7 @@ def made(root: Path, *sizes: int) -> tuple[Path, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("sizes", [(7,), (3, 3, 1), (3, 0, 4), (1,) * 7])
-def test_what_is_written_is_read(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+def test_written_rows_are_read(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     path, values = made(tmp_path, *sizes)
     store = Store(path, verify=True)
     assert len(store) == 7 and store.names == NAMES and store.columns == COLUMNS
@@ -80,7 +80,7 @@ def test_what_is_written_is_read(tmp_path: Path, sizes: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("sizes", [(7,), (3, 0, 3, 1)])
-def test_rows_come_in_the_order_asked_for(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+def test_rows_are_read_in_any_order(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     path, values = made(tmp_path, *sizes)
     store = Store(path)
     draws = np.array([4, 0, 1, 2, 3, 3])
@@ -92,7 +92,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path, sizes: tuple[int, ...]
         np.testing.assert_array_equal(store.rows("draws", wanted, draws), values["draws"][wanted, draws])
 
 
-def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_rows_are_refused(tmp_path: Path) -> None:
     store = Store(made(tmp_path, 4, 3)[0])
     for wrong in (-1, 7):
         with pytest.raises(IndexError, match=f"rows .*{wrong}.* of 7"):
@@ -116,7 +116,7 @@ def test_rows_are_copies_and_the_map_is_read_only(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_columns_are_views_of_the_mapped_file(tmp_path: Path) -> None:
-    """No copy is made: the arrays lie inside the pages that the kernel maps of this very file, and shares."""
+    """Without a copy: the arrays are inside the mapped pages of this file, which processes share."""
     path, _ = made(tmp_path, 7)
     store = Store(path)
     lines = Path("/proc/self/maps").read_text().splitlines()
@@ -129,8 +129,8 @@ def test_columns_are_views_of_the_mapped_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_mapped_shards_hold_no_files_open(tmp_path: Path) -> None:
-    """So a store may have more shards than a process may have files."""
+def test_mapped_shards_keep_no_open_files(tmp_path: Path) -> None:
+    """So a store may have more shards than a process may open files."""
     path, _ = made(tmp_path, *[1] * 7)
     before = len(os.listdir("/proc/self/fd"))
     store = Store(path)
@@ -140,7 +140,7 @@ def test_mapped_shards_hold_no_files_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_shard_is_a_function_of_what_is_in_it() -> None:
+def test_shard_bytes_depend_on_content_only() -> None:
     values = rows(7)
     one, two = (encode_shard(COLUMNS, values, NAMES, {"b": "small", "a": "broken"}) for _ in range(2))
     assert one.equals(two)
@@ -153,7 +153,7 @@ def test_a_shard_is_a_function_of_what_is_in_it() -> None:
     assert described.sha256 != describe_shard(encode_shard(COLUMNS, other, NAMES, described.rejected)).sha256
 
 
-def test_the_name_is_a_function_of_the_key(tmp_path: Path) -> None:
+def test_store_name_depends_on_key_only(tmp_path: Path) -> None:
     assert key_hash({"a": 1, "b": (2, 3)}) == key_hash({"b": [2, 3], "a": 1})
     assert key_hash({"a": 1}) != key_hash({"a": 2})
     path, _ = made(tmp_path, 7)
@@ -165,12 +165,12 @@ def test_the_name_is_a_function_of_the_key(tmp_path: Path) -> None:
     ("count", "row", "expected"),
     [(8, 1000, 16), (512, 1000, 16), (70_000, 999, 274), (70_000, 2**20, 64), (9, 2**28, 1)],
 )
-def test_shards_are_neither_many_nor_large(count: int, row: int, expected: int) -> None:
+def test_shard_number_and_size_are_limited(count: int, row: int, expected: int) -> None:
     assert rows_per_shard(count, row) == expected
     assert expected == 1 or expected * row <= SHARD_BYTES
 
 
-def test_a_truncated_store_is_refused(tmp_path: Path) -> None:
+def test_truncated_store_is_refused(tmp_path: Path) -> None:
     path, _ = made(tmp_path, 4, 3)
     file = path / shard_name(1)
     whole = file.read_bytes()
@@ -180,14 +180,14 @@ def test_a_truncated_store_is_refused(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_a_flipped_byte_is_found_by_verification(tmp_path: Path) -> None:
+def test_verification_finds_a_changed_byte(tmp_path: Path) -> None:
     path, values = made(tmp_path, 4, 3)
     file = path / shard_name(1)
     content = bytearray(file.read_bytes())
     at = content.index(values["draws"][5].tobytes())
     content[at + 1] ^= 0x10
     file.write_bytes(content)
-    assert not np.array_equal(Store(path)["draws"], values["draws"])  # the size alone does not tell
+    assert not np.array_equal(Store(path)["draws"], values["draws"])  # the size is unchanged
     with pytest.raises(InputError, match=r"content of shard-00001.arrow does not match its manifest; delete the"):
         Store(path, verify=True)
 
@@ -197,7 +197,7 @@ def _edit(path: Path, **changes: object) -> None:
     (path / MANIFEST).write_text(json.dumps({k: v for k, v in (manifest | changes).items() if v is not None}))
 
 
-def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_store_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path / 'nowhere'}: damaged store, it cannot be read .FileNotFound"):
         Store(tmp_path / "nowhere")
     path, _ = made(tmp_path, 7)
@@ -222,15 +222,13 @@ def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
     ]
     for damage, message in damages:
         damage()
-        with pytest.raises(
-            InputError, match=f"damaged store, {message}.*; delete the folder and it is prepared anew"
-        ) as e:
+        with pytest.raises(InputError, match=f"damaged store, {message}.*; delete the folder to prepare it again") as e:
             Store(path)
         assert "\n" not in str(e.value)
         (path / MANIFEST).write_text(good)
 
 
-def test_rows_that_do_not_fit_are_refused() -> None:
+def test_rows_of_wrong_shape_or_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"column latent: rows of shape \(2, 3\), expected \(2, 2\)"):
         encode_shard(COLUMNS, {**rows(3), "latent": np.zeros((3, 2, 3))})
     for wrong in (7e4, np.nan, np.inf):
@@ -252,7 +250,7 @@ time.sleep(300)
 """
 
 
-def test_a_killed_writer_leaves_whole_shards_and_no_store(tmp_path: Path) -> None:
+def test_killed_writer_leaves_complete_shards_and_no_store(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "written\n"
         writer.send_signal(signal.SIGKILL)
@@ -260,7 +258,7 @@ def test_a_killed_writer_leaves_whole_shards_and_no_store(tmp_path: Path) -> Non
     assert not folder.complete
     with pytest.raises(InputError, match=r"damaged store, it cannot be read .FileNotFoundError"):
         Store(folder.local)
-    # The next writer goes on from what is there.
+    # The next writer continues from the existing shards.
     folder.write(shard_name(2), encode_shard(columns, {"x": np.full((4, 64), 2)}))
     shards = [describe_shard(folder.read(shard_name(number))) for number in range(3)]
     folder.write(MANIFEST, encode_manifest("pairs", KEY, columns, shards))
@@ -268,7 +266,7 @@ def test_a_killed_writer_leaves_whole_shards_and_no_store(tmp_path: Path) -> Non
 
 
 class Source(StoreFolder):
-    """A folder that notes what is read of it."""
+    """A folder that logs what is read from it."""
 
     def read(self, file: str):  # type: ignore[no-untyped-def]
         with Path(self.root, "read.txt").open("a") as log:
@@ -283,7 +281,7 @@ class Source(StoreFolder):
 
 @pytest.fixture
 def remote(tmp_path: Path) -> tuple[Source, Path, dict[str, np.ndarray]]:
-    """A store of seven shards of one row, a folder with its manifest alone, and what is in it."""
+    """A store of seven shards with one row each, a folder with only its manifest, and its content."""
     path, values = made(tmp_path / "source", *[1] * 7)
     here = tmp_path / "here"
     here.mkdir()
@@ -295,7 +293,7 @@ def local(path: Path) -> list[int]:
     return sorted(int(file.name[6:11]) for file in path.glob("shard-*.arrow"))
 
 
-def test_shards_are_fetched_when_they_are_read(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+def test_shards_are_fetched_on_first_read(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
     source, path, values = remote
     store = Store(path, verify=True, source=source)
     assert len(store) == 7 and store.columns == COLUMNS and source.fetched == []
@@ -304,26 +302,26 @@ def test_shards_are_fetched_when_they_are_read(remote: tuple[Source, Path, dict[
     assert source.fetched == [1, 4] and local(path) == [1, 4]
     store.fetch([1, 2])
     assert source.fetched == [1, 4, 2] and local(path) == [1, 2, 4]
-    again = Store(path, verify=True, source=source)  # another process finds what is there
+    again = Store(path, verify=True, source=source)  # another process finds the fetched shards
     np.testing.assert_array_equal(again["count"], values["count"])
     assert sorted(source.fetched) == list(range(7))
     assert [file for file in path.iterdir() if file.suffix == ".partial"] == []
 
 
-def test_what_was_used_longest_ago_makes_room(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+def test_least_recently_used_shard_is_deleted(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
     source, path, values = remote
     store = Store(path, source=source, keep=2)
     for row, left in ((0, [0]), (1, [0, 1]), (0, [0, 1]), (2, [1, 2]), (0, [1, 2])):
         np.testing.assert_array_equal(store.rows("draws", np.array([row])), values["draws"][[row]])
         assert local(path) == left
-    assert source.fetched == [0, 1, 2]  # 0 was still mapped: a file that is gone stays readable for those who have it
+    assert source.fetched == [0, 1, 2]  # 0 was still mapped: a deleted file stays readable where it is mapped
     store.fetch([3, 1])
     assert source.fetched == [0, 1, 2, 3, 1] and local(path) == [1, 3]
     everything = store.rows("count", np.arange(7))
     assert everything.tolist() == list(range(7)) and len(local(path)) == 2
 
 
-def test_what_the_source_damages_is_refused(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+def test_damaged_fetched_shard_is_refused(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
     source, path, _ = remote
     file = source.local / shard_name(3)
     content = bytearray(file.read_bytes())
@@ -343,7 +341,7 @@ def _read_all(path: Path, source: Source) -> None:
     assert Store(path, source=source, keep=7).rows("count", np.arange(7)).tolist() == list(range(7))
 
 
-def test_processes_fetch_a_shard_once(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
+def test_processes_fetch_each_shard_once(remote: tuple[Source, Path, dict[str, np.ndarray]]) -> None:
     source, path, _ = remote
     context = multiprocessing.get_context("spawn")
     readers = [context.Process(target=_read_all, args=(path, source)) for _ in range(3)]

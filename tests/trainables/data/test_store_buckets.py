@@ -1,4 +1,4 @@
-"""Prepared stores in a bucket: made there shard by shard, mirrored to a machine once, or read in parts."""
+"""Prepared stores in a bucket: made there shard by shard, copied to a machine once, or read in parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = frozenset({"degraded", "latent", "latent_degraded"})
 
 @pytest.fixture
 def root(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of its own, mirrored below `tmp_path`."""
+    """A separate bucket, copied to a folder below `tmp_path`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bucket = tmp_path.name.replace("_", "-")[-40:].strip("-")
     client(endpoint).create_bucket(Bucket=bucket)
@@ -71,7 +71,7 @@ def rows_of(prepared: Prepared, column: str) -> np.ndarray:
     return prepared.train(column)[column]
 
 
-def test_a_store_in_a_bucket_is_what_it_is_on_a_disk(
+def test_store_in_a_bucket_equals_local_store(
     settings: TrialSettings, root: str, endpoint: str, tmp_path: Path
 ) -> None:
     here = prepare(settings, tmp_path / "here", COLUMNS)
@@ -85,7 +85,7 @@ def test_a_store_in_a_bucket_is_what_it_is_on_a_disk(
             assert (mirrored / file).read_bytes() == (Path(path) / file).read_bytes()
     assert sum(key.endswith(MANIFEST) for key in keys(endpoint, root)) == 4
 
-    # A second process of the machine copies nothing, and makes nothing.
+    # A second process on the machine copies and makes nothing.
     shard = Path(there.train_stores["latents"]) / shard_name(1)
     before = shard.stat().st_mtime_ns
     again = prepare(settings, root, COLUMNS, run=counted(made))  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_another_machine_only_copies(
     np.testing.assert_array_equal(rows_of(second, "latent"), expected)
 
 
-def test_an_interrupted_preparation_goes_on_from_the_bucket(settings: TrialSettings, root: str, endpoint: str) -> None:
+def test_interrupted_preparation_resumes_from_the_bucket(settings: TrialSettings, root: str, endpoint: str) -> None:
     class Interrupted(Exception):
         pass
 
@@ -121,7 +121,7 @@ def test_an_interrupted_preparation_goes_on_from_the_bucket(settings: TrialSetti
     assert [(task.split, task.number) for task in made] == [("train", 2), ("validation", 0)]
 
 
-def test_a_shard_that_comes_damaged_is_refused(
+def test_damaged_shard_of_a_bucket_is_refused(
     settings: TrialSettings, root: str, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(settings, root, COLUMNS)
@@ -135,8 +135,8 @@ def test_a_shard_that_comes_damaged_is_refused(
         prepare(settings, root, COLUMNS)
 
 
-def test_a_window_of_shards_is_here_at_a_time(settings: TrialSettings, root: str) -> None:
-    """All rows of an epoch come, and no more than two windows of one shard are ever on this machine's disk."""
+def test_only_two_windows_are_on_disk(settings: TrialSettings, root: str) -> None:
+    """All rows of an epoch are read, and at most two windows of one shard are on this machine's disk."""
     windowed = override(settings, {"data.window_shards": 1})
     prepared = prepare(windowed, root, COLUMNS)
     latents = Path(prepared.train_stores["latents"])
@@ -152,10 +152,10 @@ def test_a_window_of_shards_is_here_at_a_time(settings: TrialSettings, root: str
     assert np.count_nonzero(np.diff(np.array(order) // 16)) == 2  # shard after shard
 
 
-def test_a_trial_reads_a_bucket(
+def test_trial_reads_from_a_bucket(
     settings: TrialSettings, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine than the one that prepared, which has neither the stores nor the photographs."""
+    """On another machine than the one that prepared, without the stores and the photographs."""
     settings = override(settings, {"method": "resshift", **SMALL_NETWORK, "data.source": str(tmp_path / "photographs")})
     some_photographs(tmp_path / "photographs")
     stages = tuple(needed_stages(settings, root, method_class("resshift").columns(settings)))

@@ -31,16 +31,16 @@ def make(kind: PredictionType, max_timestep: int = 1000, zero_terminal_snr: bool
 
 
 class Oracle:
-    """Knows `x0`, and outputs what the network should for whatever state it is shown; records what it is told."""
+    """Knows `x0`, and outputs the exact prediction for any state; records its inputs."""
 
     def __init__(self, diffusion: GaussianDiffusion, x0: Tensor) -> None:
         self.diffusion, self.x0 = diffusion, x0
-        self.told: list[int] = []
+        self.seen: list[int] = []
         self.states: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         assert t.shape == x_t.shape[:1] and len(set(t.tolist())) == 1
-        self.told.append(int(t[0]))
+        self.seen.append(int(t[0]))
         self.states.append(x_t)
         abar = self.diffusion.alphas_cumprod[t].float().view(-1, *[1] * (x_t.ndim - 1))
         noise = (x_t - abar.sqrt() * self.x0) / (1 - abar).sqrt()
@@ -49,7 +49,7 @@ class Oracle:
 
 @KINDS
 @pytest.mark.parametrize("shape", [(4,), (4, 7), (4, 2, 3, 5), (4, 2, 3, 3, 2)])
-def test_the_target_stands_for_what_it_was_made_of(kind: PredictionType, shape: tuple[int, ...]) -> None:
+def test_target_gives_back_x0_and_noise(kind: PredictionType, shape: tuple[int, ...]) -> None:
     diffusion, t = make(kind), torch.tensor([0, 30, 500, 999])
     x0, noise = normal(0, *shape).double(), normal(1, *shape).double()
     x_t, target = diffusion.add_noise(x0, t, noise), diffusion.target(x0, noise, t)
@@ -58,7 +58,7 @@ def test_the_target_stands_for_what_it_was_made_of(kind: PredictionType, shape: 
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction"])
-def test_zero_terminal_snr_leaves_pure_noise_that_can_be_predicted_from(kind: PredictionType) -> None:
+def test_zero_terminal_snr_ends_in_pure_noise(kind: PredictionType) -> None:
     diffusion, t = make(kind, zero_terminal_snr=True), torch.full((3,), 999)
     x0, noise = normal(0), normal(1)
     x_t, target = diffusion.add_noise(x0, t, noise), diffusion.target(x0, noise, t)
@@ -76,7 +76,7 @@ def test_forward_chain_has_the_stated_mean_and_variance() -> None:
     torch.testing.assert_close(residual.var((1, 2, 3)), 1 - abar, rtol=0.02, atol=0)
 
 
-def test_under_epsilon_a_latent_loss_is_a_weighted_noise_loss() -> None:
+def test_epsilon_x0_loss_is_weighted_noise_loss() -> None:
     """|x0_hat - x0| = |eps_hat - eps| sqrt(1 - abar) / sqrt(abar): the two losses differ by timestep only."""
     diffusion, t = make("epsilon"), torch.tensor([10, 400, 999])
     x0, noise, output = (normal(seed).double() for seed in range(3))
@@ -88,7 +88,7 @@ def test_under_epsilon_a_latent_loss_is_a_weighted_noise_loss() -> None:
 
 
 @KINDS
-def test_training_loss_is_of_every_sample_and_zero_for_the_target(kind: PredictionType) -> None:
+def test_training_loss_is_per_sample_and_zero_for_the_target(kind: PredictionType) -> None:
     diffusion, t = make(kind), torch.tensor([5, 300, 900])
     x0, noise = normal(0), normal(1)
     target = diffusion.target(x0, noise, t)
@@ -100,21 +100,21 @@ def test_training_loss_is_of_every_sample_and_zero_for_the_target(kind: Predicti
 @KINDS
 @pytest.mark.parametrize("spacing", get_args(TimestepSpacing))
 @pytest.mark.parametrize("max_timestep", [1000, 300])
-def test_an_oracle_is_sampled_exactly(kind: PredictionType, spacing: TimestepSpacing, max_timestep: int) -> None:
+def test_oracle_is_sampled_exactly(kind: PredictionType, spacing: TimestepSpacing, max_timestep: int) -> None:
     diffusion = make(kind, max_timestep)
     oracle = Oracle(diffusion, normal(0))
     sample = diffusion.sample_ddim(oracle, normal(1), normal(2), steps=6, spacing=spacing)
     torch.testing.assert_close(sample, oracle.x0, rtol=0, atol=1e-4)
-    assert oracle.told == diffusion.timesteps(6, spacing)
+    assert oracle.seen == diffusion.timesteps(6, spacing)
 
 
-def test_a_whole_chain_starts_from_noise_and_a_cut_one_from_the_noised_input() -> None:
+def test_whole_chain_starts_from_noise_and_cut_chain_from_noised_input() -> None:
     y, noise = normal(0), normal(1)
     whole, cut = Oracle(make("sample"), normal(2)), Oracle(make("sample", 400), normal(2))
     whole.diffusion.sample_ddim(whole, y, noise, 3, "trailing")
-    assert whole.told[0] == 999 and torch.equal(whole.states[0], noise)
+    assert whole.seen[0] == 999 and torch.equal(whole.states[0], noise)
     cut.diffusion.sample_ddim(cut, y, noise, 3, "trailing")
-    assert cut.told[0] == 399
+    assert cut.seen[0] == 399
     assert torch.equal(cut.states[0], cut.diffusion.add_noise(y, torch.full((3,), 399), noise))
 
 
@@ -143,16 +143,16 @@ def test_arithmetic_is_float32_under_autocast(kind: PredictionType) -> None:
         ({"beta_schedule": "cosine"}, "beta_schedule is 'cosine'"),
     ],
 )
-def test_schedules_that_do_not_exist_are_named(settings: dict[str, Any], named: str) -> None:
+def test_invalid_schedules_are_refused(settings: dict[str, Any], named: str) -> None:
     schedule = {"train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
     with pytest.raises(ValueError, match=named):
         alphas_cumprod(**(schedule | settings), zero_terminal_snr=False)
 
 
-def test_chains_that_cannot_be_are_named() -> None:
+def test_invalid_chains_are_refused() -> None:
     with pytest.raises(ValueError, match="'epsilon' and zero_terminal_snr"):
         make("epsilon", zero_terminal_snr=True)
-    make("epsilon", max_timestep=999, zero_terminal_snr=True)  # ends where there still is signal
+    make("epsilon", max_timestep=999, zero_terminal_snr=True)  # ends before the timestep without signal
     with pytest.raises(ValueError, match="prediction_type is 'x0'"):
         make("x0")  # type: ignore[arg-type]
     for max_timestep in (0, 1001):
@@ -163,7 +163,7 @@ def test_chains_that_cannot_be_are_named() -> None:
             GaussianDiffusion(abar, "sample", 2)
 
 
-def test_arguments_that_do_not_fit_are_named() -> None:
+def test_invalid_arguments_are_refused() -> None:
     diffusion, x, t = make("sample", 400), normal(0), torch.tensor([0, 7, 399])
     with pytest.raises(ValueError, match=r"t has values in \[0, 400\]"):
         diffusion.add_noise(x, t + torch.tensor([0, 0, 1]), x)
@@ -176,7 +176,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     for steps in (0, 401):
         with pytest.raises(ValueError, match=f"steps is {steps}"):
             diffusion.timesteps(steps, "leading")
-    with pytest.raises(ValueError, match=r"steps_offset is 100; with 4 steps it must lie in \[0, 99\]"):
+    with pytest.raises(ValueError, match=r"steps_offset is 100; with 4 steps it must be in \[0, 99\]"):
         diffusion.timesteps(4, "leading", steps_offset=100)
     with pytest.raises(ValueError, match="spacing is 'even'"):
         diffusion.timesteps(4, "even")  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
 
 @KINDS
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_truncated_sampling_asks_between_its_ends_and_returns_x0(kind: PredictionType, eta: float) -> None:
+def test_truncated_sampling_stays_between_its_ends(kind: PredictionType, eta: float) -> None:
     oracle = Oracle(make(kind), normal(0))
     asked = []
 
@@ -196,30 +196,30 @@ def test_truncated_sampling_asks_between_its_ends_and_returns_x0(kind: Predictio
     sample = sample_truncated(oracle.diffusion, oracle, y, noise, 10, 0.8, 0.3, step_noise, eta)
     torch.testing.assert_close(sample, oracle.x0, rtol=0, atol=1e-3)
     timesteps = spaced_timesteps(oracle.diffusion, 10)
-    assert oracle.told == [999, *timesteps[2:7]]
+    assert oracle.seen == [999, *timesteps[2:7]]
     assert asked == timesteps[2:7]
     assert torch.equal(oracle.states[0], noise)
 
 
-def test_stochastic_steps_compose_to_the_marginal() -> None:
-    """Whatever share of the noise is fresh, every state is distributed as q(x_t | x0)."""
+def test_stochastic_steps_keep_the_marginal() -> None:
+    """For any share of fresh noise, every state is distributed as q(x_t | x0)."""
     diffusion = make("sample")
     for eta in (0.0, 0.5, 1.0):
         oracle = Oracle(diffusion, normal(0, 1, 1, 256, 256))
         noise = normal(1, 1, 1, 256, 256)
         sample_truncated(diffusion, oracle, noise, noise, 12, 1.0, 0.0, torch.Generator().manual_seed(2), eta)
-        for t, state in zip(oracle.told[1:], oracle.states[1:], strict=True):
+        for t, state in zip(oracle.seen[1:], oracle.states[1:], strict=True):
             abar = float(diffusion.alphas_cumprod[t])
             residual = state - abar**0.5 * oracle.x0
             assert float(residual.mean()) == pytest.approx(0, abs=0.02)
             assert float(residual.var()) == pytest.approx(1 - abar, rel=0.03)
 
 
-def test_fresh_noise_comes_from_the_generator_alone() -> None:
+def test_fresh_noise_depends_on_the_generator_only() -> None:
     diffusion, y, noise = make("sample"), normal(0), normal(1)
 
     def sample(seed: int, eta: float = 1.0) -> Tensor:
-        torch.randn(1)  # moves the global generator
+        torch.randn(1)  # advances the global generator
         generator = torch.Generator().manual_seed(seed)
         return sample_truncated(diffusion, lambda x, t: 0.5 * x, y, noise, 9, 0.7, 0.3, generator, eta)
 
@@ -228,7 +228,7 @@ def test_fresh_noise_comes_from_the_generator_alone() -> None:
     assert not torch.equal(sample(3), sample(3, eta=0.0))
 
 
-def test_training_timesteps_fill_the_chain_below_the_jump() -> None:
+def test_training_timesteps_cover_the_chain_below_the_jump() -> None:
     t = ccsr_timesteps(make("epsilon"), 0.05, 2000, torch.Generator().manual_seed(0))
     assert t.dtype == torch.int64 and sorted(set(t.tolist())) == list(range(50))
 
@@ -253,7 +253,7 @@ def test_jump_terms_of_an_oracle_vanish_and_reach_the_first_prediction() -> None
         assert [bool(value != 0) for value in gradient] == reached
 
 
-def test_truncations_that_keep_nothing_are_named() -> None:
+def test_empty_truncations_are_refused() -> None:
     diffusion, x = make("sample"), normal(0)
 
     def sample(steps: int, t_max: float, t_min: float, eta: float = 1.0) -> Tensor:

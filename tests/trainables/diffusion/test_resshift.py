@@ -85,32 +85,32 @@ def test_last_step_returns_x0(diffusion: ResShiftDiffusion) -> None:
     assert torch.equal(diffusion.ancestral_step(x0, x_t, t, noise), x0)
 
 
-def test_prior_is_the_chain_at_its_end_with_x0_equal_to_y(diffusion: ResShiftDiffusion) -> None:
+def test_prior_equals_the_chains_end_for_x0_equal_to_y(diffusion: ResShiftDiffusion) -> None:
     y, noise = normal(0), normal(1)
     t = torch.full((3,), diffusion.last)
     torch.testing.assert_close(diffusion.prior_sample(y, noise), diffusion.q_sample(y, y, t, noise))
 
 
-def test_an_oracle_is_sampled_exactly(diffusion: ResShiftDiffusion) -> None:
+def test_oracle_is_sampled_exactly(diffusion: ResShiftDiffusion) -> None:
     x0, y, noise = (normal(seed) for seed in range(3))
-    told = []
+    seen = []
 
     def oracle(x: Tensor, t: Tensor) -> Tensor:
-        told.append(t.tolist())
+        seen.append(t.tolist())
         return x0
 
     assert torch.equal(diffusion.sample_ddim(oracle, y, noise), x0)
-    assert told == [[t] * 3 for t in reversed(range(15))]
+    assert seen == [[t] * 3 for t in reversed(range(15))]
     assert torch.equal(diffusion.sample_ancestral(oracle, y, noise, torch.Generator()), x0)
     assert torch.equal(diffusion.predict_from_prior(oracle, y, noise), x0)
     assert torch.equal(diffusion.training_loss(oracle, x0, y, torch.tensor([0, 7, 14]), noise), torch.zeros(3))
 
 
-def test_ancestral_noise_comes_from_the_generator_alone(diffusion: ResShiftDiffusion) -> None:
+def test_ancestral_noise_depends_on_the_generator_only(diffusion: ResShiftDiffusion) -> None:
     y, noise = normal(0), normal(1)
 
     def sample(seed: int) -> Tensor:
-        torch.randn(1)  # moves the global generator
+        torch.randn(1)  # advances the global generator
         generator = torch.Generator().manual_seed(seed)
         return diffusion.sample_ancestral(lambda x, t: 0.5 * x, y, noise, generator)
 
@@ -123,21 +123,21 @@ def test_ancestral_noise_comes_from_the_generator_alone(diffusion: ResShiftDiffu
     assert torch.equal(by_callable, sample(3))
 
 
-def test_respaced_chain_tells_the_network_original_timesteps(diffusion: ResShiftDiffusion) -> None:
+def test_respaced_chain_passes_original_timesteps(diffusion: ResShiftDiffusion) -> None:
     respaced = diffusion.respace(4)
-    told: list[int] = []
+    seen: list[int] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(int(t[0]))
+        seen.append(int(t[0]))
         return x
 
     respaced.sample_ddim(network, normal(0), normal(1))
-    assert told == [11, 7, 3, 0]
+    assert seen == [11, 7, 3, 0]
     np.testing.assert_array_equal(respaced.etas, diffusion.etas[[0, 3, 7, 11]])
     assert diffusion.steps == 15
 
 
-def test_tables_are_made_once_a_device_and_survive_copying(diffusion: ResShiftDiffusion) -> None:
+def test_tables_are_made_once_per_device_and_can_be_copied(diffusion: ResShiftDiffusion) -> None:
     t = torch.tensor([0, 7, 14])
     first = diffusion.scale_input(normal(0), t)
     table = diffusion._on_device[(torch.device("cpu"), torch.float32)]
@@ -163,7 +163,7 @@ def test_settings_out_of_range_are_named(settings: dict[str, float], named: str)
         ResShiftDiffusion(**settings)  # type: ignore[arg-type]
 
 
-def test_arguments_that_do_not_fit_are_named(diffusion: ResShiftDiffusion) -> None:
+def test_invalid_arguments_are_refused(diffusion: ResShiftDiffusion) -> None:
     x, t = normal(0), torch.tensor([0, 7, 14])
     with pytest.raises(ValueError, match=r"t has values in \[0, 15\]"):
         diffusion.scale_input(x, torch.tensor([0, 7, 15]))
@@ -203,9 +203,7 @@ def test_fused_terms_and_gradients_equal_separate_ones(diffusion: ResShiftDiffus
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("subset", [("distillation",), ("ground_truth", "inversion"), ("ground_truth",)])
-def test_terms_left_out_cost_nothing_and_change_nothing(
-    diffusion: ResShiftDiffusion, subset: tuple[str, ...], fused: bool
-) -> None:
+def test_omitted_terms_are_not_computed(diffusion: ResShiftDiffusion, subset: tuple[str, ...], fused: bool) -> None:
     network, inputs = TinyNetwork(), sinsr_inputs(diffusion)
     everything = sinsr_terms(network, diffusion, **inputs)
     network.batches.clear()
@@ -217,7 +215,7 @@ def test_terms_left_out_cost_nothing_and_change_nothing(
     assert sum(network.batches) == 3 * (len(subset) + ("ground_truth" in subset))
 
 
-def test_terms_that_do_not_exist_are_named(diffusion: ResShiftDiffusion) -> None:
+def test_invalid_terms_are_refused(diffusion: ResShiftDiffusion) -> None:
     inputs = sinsr_inputs(diffusion)
     with pytest.raises(ValueError, match="perceptual"):
         sinsr_terms(TinyNetwork(), diffusion, **inputs, terms=["perceptual"])

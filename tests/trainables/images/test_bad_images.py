@@ -1,4 +1,4 @@
-"""Files that are no ordinary photograph: used where their meaning is clear, otherwise left out with the reason."""
+"""Unusual image files: used if their meaning is clear, otherwise rejected with the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def _png(width: int, height: int, bits: int, colour: int, lines: bytes) -> bytes:
-    """A PNG chunk by chunk, for what Pillow does not write."""
+    """A PNG written chunk by chunk, for variants that Pillow cannot write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -53,7 +53,7 @@ def _png(width: int, height: int, bits: int, colour: int, lines: bytes) -> bytes
 
 
 def _tiff16(pixels: np.ndarray) -> bytes:
-    """An uncompressed RGB TIFF of 16 bits a channel."""
+    """An uncompressed RGB TIFF with 16 bits per channel."""
     height, width, _ = pixels.shape
     content = pixels.astype("<u2").tobytes()
     bits_at = 8 + 2 + 9 * 12 + 4
@@ -79,7 +79,7 @@ def _both(root: Path, min_size: int = 1) -> list[Photographs]:
 
 
 def _among_good_ones(root: Path, name: str, content: bytes, min_size: int = 1) -> np.ndarray | str:
-    """The pixels of one file, or why it is left out; the others must be used whatever it holds."""
+    """The pixels of one file, or the reason of its rejection; the other files must be used in any case."""
     for number in range(4):
         _picture(number).save(root / f"good{number}.png")
     (root / name).write_bytes(content)
@@ -103,21 +103,21 @@ LEFT_OUT = [
     ("cut.png", _encoded(LARGE, "PNG")[:1500], "truncated"),
     ("dot.png", _encoded(_picture(0, 1, 1), "PNG"), "1 x 1, smaller than 32 px"),
     ("bomb.png", _png(60_000, 60_000, 8, 2, b""), "decompression bomb"),
-    ("moving.gif", _encoded(_picture(), "GIF", **FRAMES), "a GIF, .* give its frames as PNG or JPEG files"),
-    ("still.GIF", _encoded(_picture(), "GIF"), "a GIF, .* give its frames as PNG or JPEG files"),
-    ("moving.webp", _encoded(_picture(), "WEBP", **FRAMES), "3 frames or pages: give each as a file of its own"),
+    ("moving.gif", _encoded(_picture(), "GIF", **FRAMES), "a GIF: give its frames as PNG or JPEG files"),
+    ("still.GIF", _encoded(_picture(), "GIF"), "a GIF: give its frames as PNG or JPEG files"),
+    ("moving.webp", _encoded(_picture(), "WEBP", **FRAMES), "3 frames or pages: save each in its own file"),
     ("moving.png", _encoded(_picture(), "PNG", **FRAMES), "3 frames or pages"),
     ("pages.tiff", _encoded(_picture(), "TIFF", **FRAMES), "3 frames or pages"),
     ("text.png", b"not an image", "not a JPEG, PNG, WEBP, BMP, TIFF image"),
     ("empty.jpg", b"", "an empty file"),
     ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
-    ("float.tif", _encoded(Image.fromarray(np.ones((40, 48), np.float32)), "TIFF"), "pixel mode F has no agreed"),
-    ("32bit.tif", _encoded(Image.fromarray(np.ones((40, 48), np.int32)), "TIFF"), "pixel mode I has no agreed"),
+    ("float.tif", _encoded(Image.fromarray(np.ones((40, 48), np.float32)), "TIFF"), "pixel mode F has no defined"),
+    ("32bit.tif", _encoded(Image.fromarray(np.ones((40, 48), np.int32)), "TIFF"), "pixel mode I has no defined"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), LEFT_OUT, ids=[name for name, *_ in LEFT_OUT])
-def test_left_out_with_the_reason(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_unusable_image_is_rejected_with_reason(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     seen = _among_good_ones(tmp_path, name, content, min_size=32)
     assert isinstance(seen, str)
     assert re.search(reason, seen) and "\n" not in seen
@@ -150,7 +150,7 @@ def test_16_bit_colour_is_scaled(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 256, 4))], ids=["without", "colour", "each"])
 @pytest.mark.filterwarnings("error")
-def test_palettes_become_colours_and_transparency_is_dropped(tmp_path: Path, transparency: object) -> None:
+def test_palette_becomes_rgb_and_transparency_is_dropped(tmp_path: Path, transparency: object) -> None:
     palette = _picture().quantize(64)
     options = {} if transparency is None else {"transparency": transparency}
     seen = _among_good_ones(tmp_path, "palette.png", _encoded(palette, "PNG", **options))
@@ -159,7 +159,7 @@ def test_palettes_become_colours_and_transparency_is_dropped(tmp_path: Path, tra
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
-    """Each stored so that it is shown as the same picture."""
+    """Each file is stored so that the same picture is shown."""
     shown = np.asarray(_picture())
     stored = [
         shown,
@@ -178,18 +178,18 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert seen.shape == shown.shape and np.abs(seen - shown).mean() < 6
 
 
-def test_of_a_phones_several_pictures_the_first_is_used(tmp_path: Path) -> None:
+def test_first_picture_of_a_phones_jpeg_is_used(tmp_path: Path) -> None:
     content = _encoded(_picture(), "MPO", quality=95, save_all=True, append_images=[_picture(1, 20, 24)])
     seen = _levels(_among_good_ones(tmp_path, "phone.jpg", content))
     assert seen.shape == (40, 48, 3) and np.abs(seen - np.asarray(_picture())).mean() < 6
 
 
-def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
-    """The header says 10.8 GB; looking into it must not allocate what it says."""
+def test_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
+    """The header says 10.8 GB; reading it must not allocate that."""
     for number in range(4):
         _picture(number).save(tmp_path / f"{number}.png")
     (tmp_path / "bomb.png").write_bytes(_png(60_000, 60_000, 8, 2, b""))
-    (tmp_path / "heavy.png").write_bytes(_png(13_300, 13_300, 8, 2, b""))  # 530 MB, which Pillow alone would allow
+    (tmp_path / "heavy.png").write_bytes(_png(13_300, 13_300, 8, 2, b""))  # 530 MB, which Pillow's own limit allows
     code = (
         "import resource, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
@@ -206,10 +206,10 @@ def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("all_broken", [False, True])
-def test_a_dry_run_accepts_what_is_broken_beyond_its_header(
+def test_dry_run_accepts_images_with_broken_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], all_broken: bool
 ) -> None:
-    """As the preparation does, which leaves it out."""
+    """Like the preparation, which leaves them out."""
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
     folder, stores = tmp_path / "images", tmp_path / "stores"
     folder.mkdir()
@@ -236,7 +236,7 @@ def test_names_that_differ_in_case_are_two_photographs(tmp_path: Path) -> None:
     assert sorted(name for part in parts for name in part.names) == ["One.png", "TWO.PNG", "one.png", "two.png"]
 
 
-def test_links_in_circles_and_to_nowhere(tmp_path: Path) -> None:
+def test_circular_and_broken_links_are_rejected(tmp_path: Path) -> None:
     for number in range(4):
         _picture(number).save(tmp_path / f"{number}.png")
     (tmp_path / "circle.png").symlink_to("circle.png")
@@ -248,10 +248,10 @@ def test_links_in_circles_and_to_nowhere(tmp_path: Path) -> None:
     assert sorted(name for part in parts for name in part.names) == ["0.png", "1.png", "2.png", "3.png", "good.png"]
     rejected = parts[0].rejected | parts[1].rejected
     assert sorted(rejected) == ["circle.png", "nowhere.png"]
-    assert set(rejected.values()) == {"a link that leads nowhere, or not a regular file"}
+    assert set(rejected.values()) == {"a broken link, or not a regular file"}
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     for number in range(4):
         _picture(number).save(tmp_path / f"{number}.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -261,7 +261,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_file_without_read_permission_is_rejected(tmp_path: Path) -> None:
     for number in range(5):
         _picture(number).save(tmp_path / f"{number}.png")
     (tmp_path / "4.png").chmod(0)
@@ -269,7 +269,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert (parts[0].rejected | parts[1].rejected) == {"4.png": "Permission denied"}
 
 
-def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_file_name_must_be_utf8(tmp_path: Path) -> None:
     _picture().save(tmp_path / "a.png")
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
         file.write(_encoded(_picture(), "PNG"))
@@ -278,7 +278,7 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["few", "many"])
-def test_nothing_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+def test_source_without_usable_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", 200 if whole else 0)
     for number in range(7):
         (tmp_path / f"{number}.png").write_bytes(b"GIF89a")
@@ -288,7 +288,7 @@ def test_nothing_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: 
 
 
 @pytest.mark.parametrize("content", [b"", b"text", _encoded(LARGE, "JPEG")[:1500]], ids=["empty", "text", "cut"])
-def test_a_bad_side_leaves_its_pair_out(tmp_path: Path, content: bytes) -> None:
+def test_unusable_side_rejects_the_pair(tmp_path: Path, content: bytes) -> None:
     for number in range(6):
         for side in ("input", "target"):
             (tmp_path / side).mkdir(exist_ok=True)
@@ -302,7 +302,7 @@ def test_a_bad_side_leaves_its_pair_out(tmp_path: Path, content: bytes) -> None:
 
 
 def _with_text_among_them(root: Path) -> Path:
-    """Thirty images, of which three that train are none."""
+    """Thirty images; three of the training split are text files."""
     root.mkdir()
     for number in range(30):
         _picture(number, 64, 64).save(root / f"{number:02d}.png")
@@ -311,8 +311,8 @@ def _with_text_among_them(root: Path) -> Path:
     return root
 
 
-def test_a_person_reads_one_plain_line_of_what_is_left_out(tmp_path: Path) -> None:
-    """However often the command looks at the source."""
+def test_rejected_images_are_reported_in_one_line(tmp_path: Path) -> None:
+    """However often the command reads the source."""
     folder = _with_text_among_them(tmp_path / "images")
     changes = ("data.max_rejected=0.5", "pairs.train_pairs=8", "pairs.validation_pairs=1", "pairs.validation_size=64")
     sets = [part for change in changes for part in ("--set", change)]
@@ -325,7 +325,9 @@ def test_a_person_reads_one_plain_line_of_what_is_left_out(tmp_path: Path) -> No
     assert re.match(rf"{folder}: 3 of \d+ train images rejected: \d+\.png \(not a JPEG", line)
 
 
-def test_a_line_is_shown_once_and_other_warnings_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_source_warning_is_printed_once_and_others_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = _with_text_among_them(tmp_path / "images")
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
@@ -337,5 +339,5 @@ def test_a_line_is_shown_once_and_other_warnings_as_ever(tmp_path: Path, capsys:
         load_photographs(str(folder), "train")
     lines = [line for line in shown.splitlines() if "images rejected" in line]
     assert len(lines) == 1 and lines[0].startswith(f"{folder}: 3 of ")
-    # A program that loads them itself notices.
+    # A program that loads them itself gets the warning.
     assert [warning.category for warning in others] == [UserWarning, SourceWarning]

@@ -1,4 +1,4 @@
-"""The degradation against the reference's numbers, against definitions, and as a function of its seed."""
+"""The degradation against the reference's numbers and against definitions; it depends only on its seed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_blur_is_the_mirrored_correlation(cat: np.ndarray) -> None:
         np.testing.assert_allclose(degradation.blur(image, kernel), expected, atol=2e-6)
 
 
-def test_blur_of_an_image_smaller_than_the_kernel() -> None:
+def test_blur_works_on_images_smaller_than_the_kernel() -> None:
     image = np.full((3, 5, 3), 0.25, np.float32)
     np.testing.assert_allclose(degradation.blur(image, np.full((13, 13), 1 / 169)), image, atol=1e-6)
 
@@ -114,7 +114,7 @@ def test_poisson_noise_follows_the_number_of_levels(levels: int, photons: int) -
     assert noise.var() == pytest.approx(0.25 * image.mean() / photons, rel=0.03)
 
 
-def test_poisson_noise_in_grey_is_one_channel(cat: np.ndarray) -> None:
+def test_grey_poisson_noise_has_one_channel(cat: np.ndarray) -> None:
     noise = degradation.poisson_noise(cat / np.float32(255), np.random.default_rng(0), 1.0, gray=True)
     assert noise.shape == (*cat.shape[:2], 1)
     assert noise.std() > 0
@@ -135,7 +135,7 @@ def test_degrade_is_a_function_of_pixels_and_generator(
     target = cat[:height, :width]
     before = target.copy()
     for seed in range(12):
-        torch.manual_seed(seed)  # the global generator plays no part
+        torch.manual_seed(seed)  # the global generator has no influence
         one = degradation.degrade(target, settings, np.random.default_rng(seed), scale)
         torch.manual_seed(seed + 1)
         two = degradation.degrade(target, settings, np.random.default_rng(seed), scale)
@@ -146,7 +146,7 @@ def test_degrade_is_a_function_of_pixels_and_generator(
     assert not np.array_equal(other, one)
 
 
-def test_without_randomness_it_is_a_resize_and_two_jpegs(cat: np.ndarray) -> None:
+def test_without_blur_and_noise_it_is_resize_and_two_jpegs(cat: np.ndarray) -> None:
     """With everything but the resizing turned down, the result stays close to the area average."""
     gentle = DegradationSettings(
         sinc_prob=0.0,
@@ -168,7 +168,7 @@ def test_without_randomness_it_is_a_resize_and_two_jpegs(cat: np.ndarray) -> Non
     assert max(error) < 12  # bilinear and bicubic alias
 
 
-def test_mild_is_milder(cat: np.ndarray) -> None:
+def test_mild_settings_degrade_less(cat: np.ndarray) -> None:
     average = cat.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
 
     def error(settings: DegradationSettings) -> float:
@@ -216,6 +216,6 @@ def test_settings_import_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_kernel_kinds_have_a_probability_each() -> None:
+def test_every_kernel_kind_has_a_probability() -> None:
     assert len(KERNEL_KINDS) == len(PUBLISHED.kernel_prob) == len(PUBLISHED.kernel_prob2)
     assert sum(PUBLISHED.kernel_prob) == pytest.approx(1)

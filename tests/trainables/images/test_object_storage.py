@@ -1,6 +1,6 @@
-"""Sources in a bucket, through pyarrow's S3 client and an S3 server on this machine: what folders give, buckets give.
+"""Sources in a bucket, through pyarrow's S3 client and a local S3 server: they give the same as local folders.
 
-Google Cloud Storage has no server here: of `gs://` only how a URI is understood is tested.
+There is no server for Google Cloud Storage here: only the parsing of `gs://` URIs is tested.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def _assert_same(source: str, other: str) -> None:
     for name, sides in expected.items():
         assert all(np.array_equal(a, b) for a, b in zip(shown[name], sides, strict=True))
     assert open_source(source).paired == open_source(other).paired
-    assert open_source(source).fingerprint == open_source(other).fingerprint  # by content, so wherever it lies
+    assert open_source(source).fingerprint == open_source(other).fingerprint  # by content, not location
 
 
-def test_a_folder_in_a_bucket_is_a_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+def test_folder_in_a_bucket_equals_local_folder(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
     folder = _folder(tmp_path)
     (folder / ".hidden").mkdir()
     shutil.copy(folder / "a" / "photo 000%.png", folder / ".hidden" / "x.png")
@@ -81,7 +81,7 @@ def test_a_folder_in_a_bucket_is_a_folder(tmp_path: Path, upload: Callable[[Path
     _assert_same(f"file://{str(folder).replace(' ', '%20')}", str(folder))
 
 
-def test_pairs_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+def test_pairs_in_a_bucket_equal_local_pairs(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
     _folder(tmp_path / "Captured")
     _folder(tmp_path / "Original")
     uri = upload(tmp_path, "pairs")
@@ -89,7 +89,7 @@ def test_pairs_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -
     _assert_same(uri, str(tmp_path))
 
 
-def test_parquet_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+def test_parquet_in_a_bucket_equals_local_parquet(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
     files = sorted(_folder(tmp_path / "images").rglob("*.*"))
     table = pa.table({"image": [file.read_bytes() for file in files]})
     (tmp_path / "tables").mkdir()
@@ -100,7 +100,7 @@ def test_parquet_in_a_bucket(tmp_path: Path, upload: Callable[[Path, str], str])
     _assert_same(upload(one, "one/1.parquet"), str(one))
 
 
-def test_lists_of_what_lies_in_buckets(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
+def test_lists_of_images_in_buckets(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
     folder = _folder(tmp_path / "images", 6)
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
     (folder / "list.txt").write_text("\n".join(names))
@@ -115,7 +115,7 @@ def test_lists_of_what_lies_in_buckets(tmp_path: Path, endpoint: str, upload: Ca
         assert np.array_equal(shown[f"s3://{BUCKET}/listed/{names[0]}"][0], np.asarray(first))
 
     mixed.write_text(f"images/{names[1]}\n{bucket_uri(endpoint, 'listed/gone.png')}\nimages/gone.png")
-    with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 images it lists are not there: images/gone\.png, s3"):
+    with pytest.raises(InputError, match=r"mixed\.txt: 2 of the 3 listed images do not exist: images/gone\.png, s3"):
         load_photographs(str(mixed), "train")
 
 
@@ -123,7 +123,7 @@ def _read_all(photographs: Photographs, results: multiprocessing.Queue[list[int]
     results.put([int(photograph.pixels.sum()) for photograph in photographs])
 
 
-def test_photographs_of_a_bucket_travel_to_another_process(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+def test_photographs_of_a_bucket_can_be_pickled(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
     train = load_photographs(upload(_folder(tmp_path), "travel"), "train")
     expected = [int(photograph.pixels.sum()) for photograph in train]
     context = multiprocessing.get_context("spawn")
@@ -132,11 +132,11 @@ def test_photographs_of_a_bucket_travel_to_another_process(tmp_path: Path, uploa
     process.start()
     assert results.get(timeout=60) == expected
     process.join(60)
-    assert len(pickle.dumps(train)) < 10_000  # names and sizes; not the pixels that were read above
+    assert len(pickle.dumps(train)) < 10_000  # names and sizes, without the pixels read above
 
 
-def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
-    """What a first start noted of a bucket's images is enough for the second."""
+def test_second_start_opens_no_image(tmp_path: Path, upload: Callable[[Path, str], str]) -> None:
+    """The cached results of the first start are enough."""
     uri = upload(_folder(tmp_path / "images"), "noted")
     (tmp_path / "cache").mkdir()
     before = open_source(uri).of_split("train", 1, 1, cache=tmp_path / "cache")
@@ -156,15 +156,15 @@ def test_a_second_start_opens_nothing(tmp_path: Path, upload: Callable[[Path, st
     assert done.stdout.strip() == str(before.sizes)
 
 
-def test_what_vanishes_after_it_was_listed_is_named(
+def test_image_deleted_after_listing_is_named(
     tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]
 ) -> None:
     train = load_photographs(upload(_folder(tmp_path), "vanishing"), "train")
     client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
     client.delete_object(Bucket=BUCKET, Key=f"vanishing/{train.names[0]}")
-    with pytest.raises(InputError, match=rf"s3://{BUCKET}/vanishing/{train.names[0]}: nothing there"):
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/vanishing/{train.names[0]}: no such file or folder"):
         train[0]
-    assert train.rejected == {}  # its source has changed: that is not the image's fault
+    assert train.rejected == {}  # the source has changed; the image is not rejected
     assert isinstance(train[1], Photograph)
 
 
@@ -176,8 +176,8 @@ def test_errors_name_the_source_and_what_is_accepted(tmp_path: Path, endpoint: s
             bucket_uri(endpoint, "x") + "&speed=9",
             rf"s3://{BUCKET}: speed in its query is not accepted: give endpoint_over",
         ),
-        ("s3://", r"s3://: not a place that can be read: give a local path, or a URI"),
-        ("https://example.com/a", r"https://example\.com/a: not a place .* with s3://, gs:// or file://"),
+        ("s3://", r"s3://: cannot be read from there: give a local path, or a URI"),
+        ("https://example.com/a", r"https://example\.com/a: cannot be read from there.* with s3://, gs:// or file://"),
         ("gs://bucket/a?speed=9", r"gs://bucket: .*speed"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
@@ -185,7 +185,7 @@ def test_errors_name_the_source_and_what_is_accepted(tmp_path: Path, endpoint: s
         assert "\n" not in str(caught.value)
 
 
-def test_refused_credentials(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
+def test_refused_credentials_are_reported(tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]) -> None:
     uri = upload(_folder(tmp_path), "guarded").replace("s3://", "s3://nobody:hidden@")
 
     def check_credentials(after: bytes) -> None:
@@ -203,7 +203,7 @@ def test_refused_credentials(tmp_path: Path, endpoint: str, upload: Callable[[Pa
         check_credentials(b"inf")
 
 
-def test_a_server_that_is_not_there_or_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_silent_server_is_refused_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "S3_ANSWER_SECONDS", 1)
     monkeypatch.setattr(locations, "S3_ATTEMPTS", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
@@ -217,7 +217,7 @@ def test_a_server_that_is_not_there_or_silent(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Unsteady(BaseHTTPRequestHandler):
-    """Passes requests on to `behind`, but for the next `refusals`, which it answers with "slow down"."""
+    """Forwards requests to `behind`, except the next `refusals`, which it answers with "slow down"."""
 
     behind, refusals = "", 0
 
@@ -244,10 +244,10 @@ class _Unsteady(BaseHTTPRequestHandler):
     def log_message(self, *of: object) -> None: ...
 
 
-def test_pixels_are_waited_for_longer_than_the_door(
+def test_pixels_are_retried_longer_than_listing(
     tmp_path: Path, endpoint: str, upload: Callable[[Path, str], str]
 ) -> None:
-    """A preparation of hours outlives what a start gives up at."""
+    """A preparation of hours survives an outage that ends a start."""
     upload(_folder(tmp_path / "images"), "unsteady")
     _Unsteady.behind = endpoint
     with ThreadingHTTPServer(("127.0.0.1", 0), _Unsteady) as server:
@@ -265,8 +265,8 @@ def test_pixels_are_waited_for_longer_than_the_door(
             server.shutdown()
 
 
-def test_parquet_and_lists_are_read_as_patiently(tmp_path: Path) -> None:
-    """Whatever leads to a bucket: the images of a split are on its patient file system."""
+def test_parquet_and_lists_are_retried_too(tmp_path: Path) -> None:
+    """All images of a split in a bucket use its patient file system."""
     pixels = [np.asarray(_picture(number)) for number in range(4)]
     (tmp_path / "tables").mkdir()
     for number, picture in enumerate(pixels):
@@ -279,7 +279,7 @@ def test_parquet_and_lists_are_read_as_patiently(tmp_path: Path) -> None:
         assert all(side.root.patient for side in part[:1]._sides) and part[0].pixels.shape == (40, 48, 3)
 
 
-def test_how_uris_are_understood() -> None:
+def test_uris_are_parsed() -> None:
     assert str(locate("s3://key:secret@bucket/a%20b/c?region=eu-west-1")) == "s3://bucket/a b/c"
     assert str(locate("s3://bucket/a/").join("b/ç.png")) == "s3://bucket/a/b/ç.png"
     assert locate("s3://bucket/a").join("gs://other/b").parent.path == "other"
@@ -288,4 +288,4 @@ def test_how_uris_are_understood() -> None:
     assert isinstance(filesystem, fs.GcsFileSystem) and path == "bucket/stores"
     for patient in (False, True):
         same = [resolve_uri(f"s3://bucket/{key}?region=us-east-1", patient)[0] for key in "ab"]
-        assert isinstance(same[0], fs.S3FileSystem) and same[0] is same[1]  # one connection pool for all of a bucket
+        assert isinstance(same[0], fs.S3FileSystem) and same[0] is same[1]  # one connection pool per bucket

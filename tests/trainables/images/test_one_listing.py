@@ -1,4 +1,4 @@
-"""A source is listed once, however many parts of a plan and of a preparation need to know what is in it."""
+"""A source is listed once, however many parts of a plan and a preparation use it."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ def looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 FOLDERS = ["photographs", "photographs", "photographs/a", "photographs/b"]
-"""Once for the names of subfolders, which may be the sides of pairs; once for the images."""
+"""Once for the names of subfolders, which may be sides of pairs; once for the images."""
 
 
 @pytest.mark.parametrize("space", ["sinsr_loss_ratios", "latent_or_pixel"])
-def test_a_plan_lists_a_folder_once(space: str, tmp_path: Path, looked: list[str]) -> None:
+def test_plan_lists_a_folder_once(space: str, tmp_path: Path, looked: list[str]) -> None:
     source = str(photographs(tmp_path / "photographs"))
     flags = ["--space", space, "--data", source, "--perceptual", "none", "--results", str(tmp_path / "results")]
     assert main([*flags, *SMALL, "--dry-run"]) == 0
     assert sorted(looked) == FOLDERS
 
 
-def test_a_preparation_lists_a_folder_once(tmp_path: Path, looked: list[str]) -> None:
+def test_preparation_lists_a_folder_once(tmp_path: Path, looked: list[str]) -> None:
     source = str(photographs(tmp_path / "photographs"))
     line = ["prepare", "--method", "pix2pix", "--data", source, "--store", str(tmp_path / "store"), "--cpus", "1"]
     assert data([*line, *SMALL]) == 0
     assert sorted(looked) == FOLDERS
 
 
-def test_a_plan_asks_a_bucket_once(
+def test_plan_lists_a_bucket_once(
     tmp_path: Path, upload: Callable[[Path, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -81,8 +81,8 @@ def test_a_plan_asks_a_bucket_once(
     assert asked.count("s3://photographs/asked") == 1
 
 
-def test_an_opened_source_stays_what_it_was(tmp_path: Path) -> None:
-    """Also when photographs come while a sweep starts: what is prepared is what was fingerprinted."""
+def test_opened_source_does_not_change(tmp_path: Path) -> None:
+    """Also if photographs are added while a sweep starts: the prepared photographs are the fingerprinted ones."""
     root = photographs(tmp_path)
     source = open_source(str(root))
     before = [source.of_split("train").names, source.of_split("validation").names]

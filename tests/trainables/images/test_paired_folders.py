@@ -1,4 +1,4 @@
-"""Paired folders: which files are partners, how they are split, that both sides of a pair show the same place."""
+"""Paired folders: which files are partners, how they are split, and that both sides of a pair show the same crop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGE = PairSettings(image_size=32, scale=4, train_pairs=40, validation_pairs=6,
 
 
 def _picture(seed: int, height: int = 48, width: int = 60) -> np.ndarray:
-    """Coarse noise with fine noise on top: no two crops are alike."""
+    """Coarse noise plus fine noise: no two crops are equal."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 200, (4, 5, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
@@ -37,7 +37,7 @@ def _negative(target: np.ndarray) -> np.ndarray:
 
 
 def _quarter(target: np.ndarray) -> np.ndarray:
-    """Every fourth pixel: tells where on the target a degraded crop was cut."""
+    """Every fourth pixel: shows where on the target a degraded crop was cut."""
     return np.ascontiguousarray(target[::4, ::4])
 
 
@@ -88,7 +88,7 @@ def test_partners_are_read_together(tmp_path: Path, sides: tuple[str, str]) -> N
         assert np.array_equal(degraded, 255 - target)
     part = _load(root, "train")
     assert part.sizes == [(48, 60)] * len(part)
-    assert part[0].target is part[0].target and part[-1].degraded is part[-1].degraded  # kept in memory
+    assert part[0].target is part[0].target and part[-1].degraded is part[-1].degraded  # cached
     assert part[2:4].names == part.names[2:4] and part[2:4][0].degraded.tobytes() == part[2].degraded.tobytes()
     with pytest.raises(IndexError):
         part[len(part)]
@@ -101,7 +101,7 @@ def test_extensions_may_differ_and_folders_nest(tmp_path: Path) -> None:
     (tmp_path / "original" / "notes.txt").write_text("no partner, but no image either")
     found = _both(tmp_path)
     assert sorted(found) == [f"x/y.z/{number}.v2" for number in range(4)]
-    assert np.array_equal(*found["x/y.z/0.v2"]) and np.array_equal(*found["x/y.z/1.v2"])  # nothing lossy in these
+    assert np.array_equal(*found["x/y.z/0.v2"]) and np.array_equal(*found["x/y.z/1.v2"])  # lossless formats
 
 
 def test_plain_folders_and_the_sample_are_not_paired(tmp_path: Path) -> None:
@@ -124,7 +124,9 @@ def test_plain_folders_and_the_sample_are_not_paired(tmp_path: Path) -> None:
         (("Input", "input", "target"), "Input/ and input/ and target/"),
     ],
 )
-def test_half_a_pair_or_two_are_refused(tmp_path: Path, subfolders: tuple[str, ...], listed: str) -> None:
+def test_incomplete_or_ambiguous_subfolders_are_refused(
+    tmp_path: Path, subfolders: tuple[str, ...], listed: str
+) -> None:
     for name in subfolders:
         _save(tmp_path / name / "a.png", _picture(0))
         _save(tmp_path / name / "b.png", _picture(1))
@@ -160,10 +162,10 @@ def test_names_that_differ_in_case_are_refused(tmp_path: Path) -> None:
         _load(root, "train")
 
 
-def test_two_files_for_one_side_are_refused(tmp_path: Path) -> None:
+def test_two_files_for_one_image_are_refused(tmp_path: Path) -> None:
     root = _folder(tmp_path, range(4))
     _save(root / "target" / "a" / "000.jpg", _picture(0))
-    with pytest.raises(InputError, match=r"target/a/000\.jpg and 000\.png: two files for one side"):
+    with pytest.raises(InputError, match=r"target/a/000\.jpg and 000\.png: two files for one image"):
         _load(root, "train")
 
 
@@ -185,7 +187,7 @@ def test_sizes_must_fit_the_scale(tmp_path: Path) -> None:
 def test_sizes_are_compared_after_rotation(tmp_path: Path) -> None:
     root = _folder(tmp_path, range(4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
     turned = np.ascontiguousarray(np.rot90(_picture(0)))
     Image.fromarray(turned).save(root / "input" / "a" / "000.png", exif=exif)
     degraded, target = _both(root)["a/000"]
@@ -205,7 +207,7 @@ def test_16_bit_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["input", "target"])
-def test_a_broken_side_leaves_its_pair_out(tmp_path: Path, side: str) -> None:
+def test_broken_side_rejects_the_pair(tmp_path: Path, side: str) -> None:
     root = _folder(tmp_path, range(30))
     held_out = _load(root, "validation").names
     number = 2 if "a/002" not in held_out else 4
@@ -275,7 +277,7 @@ def test_pairs_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     assert seeds[0] != seeds[1]
 
 
-def test_both_sides_are_cropped_mirrored_and_recoloured_alike(tmp_path: Path) -> None:
+def test_both_sides_get_the_same_crop_mirror_and_colours(tmp_path: Path) -> None:
     train = _load(_folder(tmp_path, range(20)), "train")
     whole = {name: target for name, _, target in train}
     settings = PairSettings(image_size=32, scale=1, train_pairs=60, colour_swap_prob=0.5)
@@ -285,9 +287,9 @@ def test_both_sides_are_cropped_mirrored_and_recoloured_alike(tmp_path: Path) ->
         assert pair.target.flags.c_contiguous and pair.degraded.flags.c_contiguous
         assert np.array_equal(pair.degraded, 255 - pair.target)
         name, place = pair.name.split("@")
-        top, left = map(int, place.removesuffix("/1.00").split(","))  # never shrunk
+        top, left = map(int, place.removesuffix("/1.00").split(","))  # not shrunk
         crop = whole[name][top : top + 32, left : left + 32].astype(int)
-        sums = crop.sum(axis=2), crop[:, ::-1].sum(axis=2)  # what no exchange of channels changes
+        sums = crop.sum(axis=2), crop[:, ::-1].sum(axis=2)  # invariant under swapped channels
         flipped = not np.array_equal(pair.target.sum(axis=2, dtype=int), sums[0])
         assert np.array_equal(pair.target.sum(axis=2, dtype=int), sums[flipped])
         mirrored += flipped
@@ -300,18 +302,18 @@ def test_super_resolution_pairs_start_at_whole_degraded_pixels(tmp_path: Path) -
     starts = set()
     for pair in Pairs(_load(root, "train", scale=4), LARGE, "train", 0):
         assert pair.target.shape == (32, 32, 3) and pair.degraded.shape == (8, 8, 3)
-        # Mirrored, what was every fourth pixel from the left is every fourth from the right.
+        # In mirrored crops, every fourth pixel counts from the right.
         assert any(np.array_equal(pair.degraded, pair.target[::4, first::4]) for first in (0, 3))
         starts.add(tuple(map(int, pair.name.split("@")[1].removesuffix("/1.00").split(","))))
     assert len(starts) > 10 and all(top % 4 == left % 4 == 0 for top, left in starts)
 
 
 @pytest.mark.parametrize("scale", [1, 4])
-def test_validation_crops_lie_where_the_name_says(tmp_path: Path, scale: int) -> None:
+def test_validation_crop_matches_its_name(tmp_path: Path, scale: int) -> None:
     degraded = _negative if scale == 1 else _quarter
     held_out = _load(_folder(tmp_path, range(30), degraded), "validation", scale)
     whole = {name: target for name, _, target in held_out}
-    many = 9 * len(held_out)  # all of a grid of 3 x 3, whose middle column lies between degraded pixels
+    many = 9 * len(held_out)  # a whole 3 x 3 grid; its middle column is between degraded pixels
     settings = PairSettings(image_size=32, scale=scale, validation_pairs=many, validation_size=16)
     Pairs(held_out, settings, "validation", 0)
     pairs = list(Pairs(held_out, settings, "validation", 0))
@@ -321,12 +323,12 @@ def test_validation_crops_lie_where_the_name_says(tmp_path: Path, scale: int) ->
         top, left = map(int, place.split(","))
         assert np.array_equal(pair.target, whole[name][top : top + 16, left : left + 16])
         assert np.array_equal(pair.degraded, degraded(pair.target))
-    assert _digest(pairs) == _digest(Pairs(held_out, settings, "validation", 1))  # the seed plays no part
+    assert _digest(pairs) == _digest(Pairs(held_out, settings, "validation", 1))  # the seed has no influence
     fewer = PairSettings(image_size=32, scale=scale, validation_pairs=many - 1, validation_size=16)
     assert {p.name for p in Pairs(held_out, fewer, "validation", 0)} < {p.name for p in pairs}
 
 
-def test_too_many_validation_crops_are_refused_at_the_door(tmp_path: Path) -> None:
+def test_too_many_validation_crops_are_refused(tmp_path: Path) -> None:
     held_out = _load(_folder(tmp_path, range(4), _quarter), "validation", scale=4)
     settings = PairSettings(image_size=32, scale=4, validation_pairs=1000, validation_size=24)
     with pytest.raises(InputError, match=r"validation_pairs=1000 .* crops of pairs.validation_size=24"):
@@ -334,7 +336,7 @@ def test_too_many_validation_crops_are_refused_at_the_door(tmp_path: Path) -> No
 
 
 def test_training_crops_prefer_content(tmp_path: Path) -> None:
-    """The target decides, not the degraded side, which may be noise all over."""
+    """The target decides, not the degraded side, which may be noise everywhere."""
     for number in range(4):
         target = np.full((160, 160, 3), 128, np.uint8)
         target[:, 128:] = _picture(number, 160, 32)
@@ -350,7 +352,7 @@ def test_fingerprint_covers_both_sides(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", fully_checked)
     root = _folder(tmp_path, range(4))
     seen = [open_source(str(root)).fingerprint]
-    _save(root / "preview.png", _picture(50))  # beside the pairs: not a part of them
+    _save(root / "preview.png", _picture(50))  # outside the two folders: not part of the source
     assert open_source(str(root)).fingerprint == seen[0]
     for side in ("input", "target"):
         _save(root / side / "a" / "000.png", _picture(99))
@@ -363,14 +365,14 @@ def test_fingerprint_covers_both_sides(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(set(seen)) == 4
 
 
-def test_fingerprint_tells_pairs_from_photographs(tmp_path: Path) -> None:
+def test_fingerprint_distinguishes_pairs_from_photographs(tmp_path: Path) -> None:
     for side, suffix in (("input", "bmp"), ("target", "png")):
         _save(tmp_path / "paired" / side / f"a.{suffix}", _picture(0))
         _save(tmp_path / "plain" / f"a.{suffix}", _picture(0))
     assert open_source(str(tmp_path / "plain")).fingerprint != open_source(str(tmp_path / "paired")).fingerprint
 
 
-def test_fingerprint_tells_the_sides_apart(tmp_path: Path) -> None:
+def test_fingerprint_distinguishes_the_sides(tmp_path: Path) -> None:
     one = _folder(tmp_path / "one", range(4))
     prints = (
         open_source(str(one)).fingerprint,
@@ -394,15 +396,15 @@ def test_linked_subfolders_are_read_and_fingerprinted(tmp_path: Path) -> None:
     assert open_source(str(root)).fingerprint != before
 
 
-def test_a_paired_target_is_an_ordinary_folder_of_photographs(tmp_path: Path) -> None:
-    """One side alone still serves as photographs, say for a simulator."""
+def test_target_folder_is_an_ordinary_source(tmp_path: Path) -> None:
+    """One side alone can be used as photographs, for example with a simulator."""
     root = _folder(tmp_path, range(6))
     assert not open_source(str(root / "target")).paired
     assert len(load_photographs(str(root / "target"), "train")) >= 1
 
 
-def test_partners_whose_accents_are_written_otherwise(tmp_path: Path) -> None:
-    """In one character by one system, in two by another. A pair is called as its target is, as it always was."""
+def test_partners_match_in_any_unicode_form(tmp_path: Path) -> None:
+    """Accents as one character or as two. A pair has the name of its target, as before."""
     root = _folder(tmp_path, range(4))
     for number, (one, other) in enumerate((("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD"))):
         for side, form in (("input", one), ("target", other)):
@@ -415,17 +417,17 @@ def test_partners_whose_accents_are_written_otherwise(tmp_path: Path) -> None:
         assert np.array_equal(target, _picture(20 + number)) and np.array_equal(degraded, 255 - target)
 
 
-def test_two_files_of_one_folder_that_look_alike_are_refused(tmp_path: Path) -> None:
+def test_names_equal_up_to_unicode_form_are_refused(tmp_path: Path) -> None:
     root = _folder(tmp_path, range(4))
     for form in ("NFC", "NFD"):
         _save(root / "input" / unicodedata.normalize(form, "\u00e9.png"), _picture(9))
     _save(root / "target" / "\u00e9.png", _picture(9))
-    with pytest.raises(InputError, match="two files for one side of a pair") as caught:
+    with pytest.raises(InputError, match="two files for one image of a pair") as caught:
         _load(root, "train")
     assert r"'e\u0301.png'" in str(caught.value) and r"'\xe9.png'" in str(caught.value)
 
 
-def test_images_beside_the_two_folders_are_told_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_images_outside_the_two_folders_are_reported(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     root = _folder(tmp_path, range(4))
     (root / "notes.txt").write_text("no image")
     _save(root / ".hidden.png", _picture(7))
@@ -433,8 +435,8 @@ def test_images_beside_the_two_folders_are_told_of(tmp_path: Path, recwarn: pyte
     assert not recwarn
     for name in ("d.png", "b.JPG", "c.png", "a.png"):
         _save(root / name, _picture(8))
-    with pytest.warns(SourceWarning) as told:
+    with pytest.warns(SourceWarning) as caught:
         assert len(_both(root)) == 4
-    assert {str(each.message) for each in told} == {
-        f"{root}: 4 images lie beside input/ and target/ and are not used: a.png, b.JPG, c.png, ..."
+    assert {str(each.message) for each in caught} == {
+        f"{root}: 4 images next to input/ and target/ are not used: a.png, b.JPG, c.png, ..."
     }

@@ -1,4 +1,4 @@
-"""Training and validation pairs: each depends on its own number only, and lies where its name says."""
+"""Training and validation pairs: each depends only on its own number, and its crop matches its name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_shapes(train: Photographs, validation: Photographs) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_pair_needs_no_other_pair(train: Photographs, validation: Photographs, split: Split) -> None:
+def test_pair_does_not_depend_on_other_pairs(train: Photographs, validation: Photographs, split: Split) -> None:
     source = train if split == "train" else validation
     forward = list(Pairs(source, SETTINGS, split, 5))
     backward = [Pairs(source, SETTINGS, split, 5)[index] for index in reversed(range(24))][::-1]
@@ -87,7 +87,7 @@ def test_training_seed_changes_training_only(train: Photographs, validation: Pho
     assert of(0, "validation") == of(1, "validation")
 
 
-def test_photographs_take_turns(train: Photographs) -> None:
+def test_photographs_give_equally_many_pairs(train: Photographs) -> None:
     pairs = Pairs(train, SETTINGS, "train", 0)
     assert Counter(pair.photograph for pair in pairs) == dict.fromkeys(train.names, 4)
     assert [pairs.photograph_of(row) for row in range(24)] == [pair.photograph for pair in pairs]
@@ -97,7 +97,7 @@ def test_photographs_take_turns(train: Photographs) -> None:
     assert len(set(few)) == 4
 
 
-def test_photographs_that_are_added_change_no_pair_of_the_others(train: Photographs) -> None:
+def test_added_photographs_change_no_other_pairs(train: Photographs) -> None:
     settings = replace(SETTINGS, train_pairs=3 * 5)
     fewer = {pair.name: pair for pair in Pairs(train[:5], settings, "train", 0)}
     more = {pair.name: pair for pair in Pairs(train, replace(SETTINGS, train_pairs=3 * 6), "train", 0)}
@@ -106,7 +106,7 @@ def test_photographs_that_are_added_change_no_pair_of_the_others(train: Photogra
 
 
 def test_training_crops_prefer_content() -> None:
-    """A photograph that is four fifths flat gives crops with content far more often than its area would."""
+    """A photograph that is four fifths flat gives crops with content much more often than by area."""
     pixels = np.full((320, 320, 3), 128, np.uint8)
     pixels[:, 256:] = np.random.default_rng(0).integers(0, 256, (320, 64, 3), dtype=np.uint8)
     settings = PairSettings(train_pairs=60, degradation=MILD)
@@ -114,7 +114,7 @@ def test_training_crops_prefer_content() -> None:
     assert np.mean([pair.target[..., 1].std() >= FLAT for pair in pairs]) > 0.6
 
 
-def test_validation_crops_lie_where_the_name_says(validation: Photographs) -> None:
+def test_validation_crop_matches_its_name(validation: Photographs) -> None:
     whole = {photograph.name: photograph.pixels for photograph in validation}
     pairs = list(Pairs(validation, SETTINGS, "validation", 0))
     corners: dict[str, list[tuple[int, int]]] = {}
@@ -124,12 +124,12 @@ def test_validation_crops_lie_where_the_name_says(validation: Photographs) -> No
         assert np.array_equal(pair.target, whole[name][top : top + 128, left : left + 128])
         corners.setdefault(name, []).append((top, left))
     assert {name: len(found) for name, found in corners.items()} == {"chelsea": 6, "coffee": 9, "rocket": 9}
-    for found in corners.values():  # side by side, none overlapping
+    for found in corners.values():  # side by side, without overlap
         for one, (top, left) in enumerate(found):
             assert all(abs(top - y) >= 128 or abs(left - x) >= 128 for y, x in found[:one])
 
 
-def test_a_validation_crop_does_not_change_with_their_number(validation: Photographs) -> None:
+def test_validation_crop_does_not_depend_on_their_number(validation: Photographs) -> None:
     few = PairSettings(validation_pairs=6, degradation=MILD)
     many = {pair.name: pair for pair in Pairs(validation, SETTINGS, "validation", 0)}
     for pair in Pairs(validation, few, "validation", 0):
@@ -147,12 +147,12 @@ def test_validation_crops_overlap_only_when_they_must() -> None:
     settings = PairSettings(validation_pairs=9, degradation=MILD)
     names = {pair.name for pair in Pairs(scenes, settings, "validation", 0)}
     assert len(names) == 9
-    with pytest.raises(InputError, match=r"validation_pairs=10 .* hold 9 crops .* give at most 9"):
+    with pytest.raises(InputError, match=r"validation_pairs=10 .* have 9 crops .* give at most 9"):
         list(Pairs(scenes, PairSettings(validation_pairs=10, degradation=MILD), "validation", 0))
 
 
 def test_pair_is_aligned() -> None:
-    """Without blur and noise the target's area average fits best where it lies, not one pixel off."""
+    """Without blur and noise, the target's area average fits best without a shift."""
     still = DegradationSettings(
         sinc_prob=0.0,
         kernel_prob=(1, 0, 0, 0, 0, 0),
@@ -177,7 +177,7 @@ def test_pair_is_aligned() -> None:
         assert min(error, key=error.__getitem__) == (0, 0)
 
 
-def test_training_crops_lie_where_the_name_says() -> None:
+def test_training_crop_matches_its_name() -> None:
     scene = _scene(3, 64, 300)  # as high as the crop, so it cannot be shrunk and pixels stay exact
     settings = PairSettings(train_pairs=30, degradation=MILD)
     mirrored = 0
@@ -189,7 +189,7 @@ def test_training_crops_lie_where_the_name_says() -> None:
     assert 6 <= mirrored <= 24
 
 
-def test_the_simulator_that_the_settings_name_degrades() -> None:
+def test_settings_choose_the_simulator() -> None:
     scenes = [_scene(1, 90, 110), _scene(2, 80, 64)]
     base = PairSettings(scale=1, train_pairs=4, validation_pairs=2, validation_size=64, degradation=MILD)
     other: dict[str, Any] = {"degradation": DegradationSettings(), "print": PrintSettings(exposure=(1.0, 1.0))}
@@ -210,14 +210,14 @@ def test_the_simulator_that_the_settings_name_degrades() -> None:
             assert same == [changed != field] * 6
 
 
-def test_simulated_prints_lie_on_their_targets() -> None:
-    """With everything switched off the margin and the mirroring cancel to the pixel."""
+def test_simulated_prints_match_their_targets() -> None:
+    """With all stages off, margin and mirroring cancel exactly."""
     settings = PairSettings(scale=1, train_pairs=20, simulator="print_to_camera", print=NO_PRINT, colour_swap_prob=0.5)
     for pair in Pairs([_scene(1, 90, 110), _scene(2, 64, 64)], settings, "train", 0):
         assert np.array_equal(pair.degraded, pair.target) and pair.degraded is not pair.target
 
 
-def test_a_broken_photograph_is_refused_when_it_is_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_photograph_is_refused_on_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
     for seed in range(12):
         Image.fromarray(_scene(seed, 90, 90).pixels).save(tmp_path / f"{seed}.png")
@@ -232,10 +232,10 @@ def test_a_broken_photograph_is_refused_when_it_is_its_turn(tmp_path: Path, monk
             assert pairs[row].photograph == pairs.photograph_of(row)
 
 
-def test_what_cannot_be_made(train: Photographs) -> None:
+def test_invalid_pairs_are_refused(train: Photographs) -> None:
     with pytest.raises(IndexError, match="train pair 24: there are 24"):
         Pairs(train, SETTINGS, "train", 0)[24]
-    with pytest.raises(InputError, match=r"scene0: 60 x 90 does not hold image_size=64"):
+    with pytest.raises(InputError, match=r"scene0: 60 x 90 is smaller than image_size=64"):
         Pairs([_scene(0, 90, 60)], SETTINGS, "train", 0)[0]
     with pytest.raises(InputError, match="train pairs need photographs"):
         Pairs([], SETTINGS, "train", 0)[0]

@@ -1,4 +1,4 @@
-"""Photographs from the sample and from folders: split, order, decoding and what is refused."""
+"""Photographs from the sample and from folders: split, order, decoding and refused input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_sample_retina_has_no_black_border() -> None:
     pixels = train[train.names.index("retina")].pixels
     corners = [pixels[y : y + 20 or None, x : x + 20 or None] for y in (0, -20) for x in (0, -20)]
     assert pixels.shape == (960, 960, 3)
-    assert min(corner[..., 0].mean() for corner in corners) > 100  # red of the eye's ground, not black
+    assert min(corner[..., 0].mean() for corner in corners) > 100  # the red of the retina, not black
 
 
 def test_sample_does_not_import_skimage() -> None:
@@ -93,11 +93,11 @@ def test_splits_agree_when_they_need_different_sizes(tmp_path: Path) -> None:
     assert not train & set(load_photographs(str(tmp_path), "validation", min_size=128).names)
 
 
-def test_awkward_files(tmp_path: Path) -> None:
-    """A CMYK JPEG, an EXIF rotation, 16 bits, transparency; a truncated file and a text file are left out."""
+def test_unusual_files_are_read_or_rejected(tmp_path: Path) -> None:
+    """A CMYK JPEG, an EXIF rotation, 16 bits, transparency; a truncated file and a text file are rejected."""
     _picture(0).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
     _picture(1).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     ramp = np.linspace(0, 65535, 40 * 48).reshape(40, 48).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
@@ -138,10 +138,10 @@ def test_large_folder_reads_headers_and_reports_later(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("cause", ["No such file or directory", "Is a directory", "Too many open files"])
-def test_what_can_no_longer_be_read_is_not_rejected(
+def test_file_that_becomes_unreadable_is_not_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
-    """A mount that flickers must not cost a store its good photographs."""
+    """A network drive that fails for a moment must not remove good photographs from a store."""
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", 2)
     part = load_photographs(str(_folder(tmp_path, 6)), "train")
     path = tmp_path / part.names[0]
@@ -163,7 +163,7 @@ def test_what_can_no_longer_be_read_is_not_rejected(
     )
 
 
-def test_too_little_memory_is_not_the_photographs_fault(tmp_path: Path) -> None:
+def test_memory_error_does_not_reject_the_photograph(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (4000, 4000)).save(tmp_path / f"{number}.png", compress_level=1)
     code = (
@@ -224,7 +224,7 @@ def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
         load_photographs("sample", "test")  # type: ignore[arg-type]
 
 
-def test_too_small_images(tmp_path: Path) -> None:
+def test_too_small_images_are_rejected(tmp_path: Path) -> None:
     _folder(tmp_path, 6)
     with pytest.raises(InputError, match=r"every train image is smaller than the 64 px needed.*48 x 40"):
         load_photographs(str(tmp_path), "train", min_size=64)
@@ -237,7 +237,7 @@ def test_too_small_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folder(tmp_path: Path) -> None:
+def test_unreadable_folder_is_refused(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "locked", 4)
     folder.chmod(0)
     try:
@@ -247,7 +247,7 @@ def test_unreadable_folder(tmp_path: Path) -> None:
         folder.chmod(0o700)
 
 
-def test_cache_is_bounded_and_rereads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "CACHE_BYTES", 3 * 40 * 48 * 3)
     part = load_photographs(str(_folder(tmp_path, 30)), "train")
     first = part[0].pixels.copy()

@@ -1,4 +1,4 @@
-"""Every stage of the simulated print and photograph against what its setting says, measured in the picture."""
+"""Every stage of print-to-camera, measured in the result, against its setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LINEAR = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) 
 
 
 def only(**strengths: float | tuple[float, float]) -> PrintSettings:
-    """`NO_PRINT` with the given fields on, a number standing for a range of that one number."""
+    """`NO_PRINT` with the given fields; a number means a range of that one number."""
     ranges = {name: value if isinstance(value, tuple) else (value, value) for name, value in strengths.items()}
     return dataclasses.replace(NO_PRINT, **ranges)
 
@@ -54,14 +54,14 @@ def cat() -> np.ndarray:
     return load_photographs("sample", "validation")[0].pixels
 
 
-def test_everything_off_gives_the_image_back(cat: np.ndarray) -> None:
+def test_all_stages_off_return_the_image(cat: np.ndarray) -> None:
     every_level = np.stack([np.arange(256), np.arange(256)[::-1], np.roll(np.arange(256), 77)], axis=-1)
     image = np.concatenate([np.tile(every_level.astype(np.uint8), (16, 1, 1)), cat[:40, :256]])
     for seed in range(3):
         assert np.array_equal(photographed(image, NO_PRINT, seed), image)
 
 
-def test_a_function_of_its_arguments(cat: np.ndarray) -> None:
+def test_result_depends_on_arguments_only(cat: np.ndarray) -> None:
     image, settings, rng = cat[100:180, 100:200].copy(), PrintSettings(), np.random.default_rng(5)
     first = print_to_camera(image, settings, rng)
     assert np.array_equal(image, cat[100:180, 100:200])
@@ -69,7 +69,7 @@ def test_a_function_of_its_arguments(cat: np.ndarray) -> None:
     assert not np.array_equal(first, print_to_camera(image, settings, rng)), "the generator is moved on"
 
 
-def test_a_stage_leaves_the_random_choices_of_the_others_alone(cat: np.ndarray) -> None:
+def test_stages_have_independent_random_streams(cat: np.ndarray) -> None:
     image, dots = cat[100:164, 100:164], only(halftone=1.0, paper_texture=0.1, misregistration=2.0)
     both = dataclasses.replace(dots, read_noise=(0.001, 0.001), exposure=(0.001, 0.001))
     assert psnr(photographed(image, dots), photographed(image, both)) > 35
@@ -80,7 +80,7 @@ def test_a_stage_leaves_the_random_choices_of_the_others_alone(cat: np.ndarray) 
     "settings", [PrintSettings(), MILD_PRINT, only(defocus=8.0, motion_blur=32.0, fibre_length=32.0)]
 )
 @pytest.mark.parametrize("shape", [(16, 16), (17, 64), (76, 71), (200, 16)])
-def test_any_shape(shape: tuple[int, int], settings: PrintSettings, cat: np.ndarray) -> None:
+def test_any_shape_is_accepted(shape: tuple[int, int], settings: PrintSettings, cat: np.ndarray) -> None:
     image = cat[:200][: shape[0], : shape[1]]
     out = photographed(image, settings)
     assert out.shape == image.shape
@@ -90,7 +90,7 @@ def test_any_shape(shape: tuple[int, int], settings: PrintSettings, cat: np.ndar
 @pytest.mark.parametrize(
     "image", [np.zeros((32, 32, 3), np.float32), np.zeros((32, 32), np.uint8), np.zeros((15, 32, 3), np.uint8)]
 )
-def test_refuses_other_images(image: np.ndarray) -> None:
+def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="give uint8"):
         photographed(image, NO_PRINT)
 
@@ -125,7 +125,7 @@ def test_every_strength_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
-def test_stronger_is_further_from_the_target(name: str, cat: np.ndarray) -> None:
+def test_stronger_settings_degrade_more(name: str, cat: np.ndarray) -> None:
     image = cat[100:196, 150:246]
     errors = [
         np.mean([np.mean((photographed(image, only(**{name: x}), s).astype(float) - image) ** 2) for s in range(4)])
@@ -134,7 +134,7 @@ def test_stronger_is_further_from_the_target(name: str, cat: np.ndarray) -> None
     assert 0 < errors[0] < errors[1] < errors[2]
 
 
-def test_white_point_is_the_paper_and_black_point_the_ink() -> None:
+def test_white_is_paper_and_black_is_ink() -> None:
     settings = only(ink_gamut=1.0, black_point=0.03, paper_absorption=0.12, paper_tint=0.05)
     white, black = (LINEAR[photographed(flat(*3 * [level], side=16), settings)[3, 3]] for level in (255, 0))
     reflectance = 0.88 * np.array([1, 0.975, 0.95])
@@ -145,11 +145,11 @@ def test_white_point_is_the_paper_and_black_point_the_ink() -> None:
 @pytest.mark.parametrize(
     ("asked", "printed"), [((0, 255, 255), (0, 159, 227)), ((255, 0, 0), (227, 6, 19)), ((0, 0, 255), (49, 39, 131))]
 )
-def test_solid_colours_become_those_of_the_inks(asked: tuple[int, ...], printed: tuple[int, ...]) -> None:
+def test_solid_colours_become_ink_colours(asked: tuple[int, ...], printed: tuple[int, ...]) -> None:
     assert np.abs(photographed(flat(*asked, side=16), only(ink_gamut=1.0))[5, 5].astype(int) - printed).max() <= 1
 
 
-def test_inks_take_colour_from_saturated_colours() -> None:
+def test_inks_desaturate_saturated_colours() -> None:
     """Linear light, the six full hues: none gains, and on average they lose a third."""
     hues = np.array([[(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255)]], np.uint8)
     image = np.repeat(np.repeat(hues, 16, axis=0), 16, axis=1)
@@ -175,7 +175,7 @@ def spectrum(pattern: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("colour", "channel", "angle"), [((160, 255, 255), 0, 15), ((255, 160, 255), 1, 75),
                                                           ((255, 255, 160), 2, 0), ((70, 70, 70), 0, 45)])  # fmt: skip
-def test_screen_has_the_period_and_the_angle(colour: tuple[int, ...], channel: int, angle: float) -> None:
+def test_screen_has_the_set_period_and_angle(colour: tuple[int, ...], channel: int, angle: float) -> None:
     for period in (3.0, 5.7):
         image = flat(*colour, side=192)
         out = LINEAR[photographed(image, only(halftone=1.0, halftone_period=period))][..., channel]
@@ -187,8 +187,8 @@ def test_screen_has_the_period_and_the_angle(colour: tuple[int, ...], channel: i
         assert out.mean() == pytest.approx(LINEAR[colour[channel]], abs=0.02), "dots cover the area the tone asks for"
 
 
-def test_moire_is_where_the_sensor_folds_the_screen_and_defocus_comes_before() -> None:
-    """Yellow dots every 1.6 pixels: 0.625 cycles per pixel fold to 0.375, but the lens sees them at 0.625."""
+def test_moire_is_at_the_aliased_frequency_after_defocus() -> None:
+    """Yellow dots every 1.6 pixels: 0.625 cycles per pixel alias to 0.375, but the lens blurs them at 0.625."""
     yellow, frequency = flat(255, 255, 160, side=192), 1 / 1.6
     screen = only(halftone=1.0, halftone_period=1.6)
     sharp, y, x = spectrum(LINEAR[photographed(yellow, screen)][..., 2])
@@ -201,19 +201,19 @@ def test_moire_is_where_the_sensor_folds_the_screen_and_defocus_comes_before() -
 
 
 @pytest.mark.parametrize("length", [1.5, 4.0])
-def test_paper_texture_has_the_deviation_and_the_length(length: float) -> None:
+def test_paper_texture_has_the_set_deviation_and_length(length: float) -> None:
     settings = only(paper_absorption=0.2, paper_texture=0.05, fibre_length=length)
     sheets = np.stack([paper((256, 200), settings, np.random.default_rng(seed))[..., 0] for seed in range(3)])
     assert sheets.mean() == pytest.approx(0.8, abs=0.005)
     noise = sheets / sheets.mean() - 1
     assert noise.std() == pytest.approx(0.05, rel=0.05)
-    # Half the fibres lie along x: their correlation at `lag` is exp(-lag^2 / 4 length^2); across it is next to none.
+    # Half the fibres are along x: their correlation at `lag` is exp(-lag^2 / 4 length^2); across it is almost zero.
     lag = round(2 * length)
     correlation = np.mean(noise[:, :, lag:] * noise[:, :, :-lag]) / noise.var()
     assert correlation == pytest.approx(0.5 * math.exp(-(lag**2) / (4 * length**2)), abs=0.05)
 
 
-def test_corners_are_displaced_by_misregistration_and_by_the_lens() -> None:
+def test_misregistration_and_lens_displace_corners() -> None:
     shape = (120, 200)
     corners = np.array([[0, 0], [0, 199], [119, 0], [119, 199]], dtype=float)
 
@@ -229,7 +229,7 @@ def test_corners_are_displaced_by_misregistration_and_by_the_lens() -> None:
     assert (np.sign(moved) == np.sign(corners - [59.5, 99.5])).all(), "k1 > 0 looks further out"
 
 
-def test_misregistration_as_phase_correlation_sees_it() -> None:
+def test_phase_correlation_measures_misregistration() -> None:
     """Corner patches of a quarter of the side see 0.766 of their own corner's shift and a little of the others'."""
     noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((256, 256)), 1.5)
     image = np.clip(128 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
@@ -246,7 +246,7 @@ def test_misregistration_as_phase_correlation_sees_it() -> None:
         assert math.sqrt(np.mean(squares)) == pytest.approx(0.78 * asked, rel=0.1)
 
 
-def test_light_has_the_unevenness_the_vignette_and_the_exposure() -> None:
+def test_illumination_has_the_set_strengths() -> None:
     def light(**strengths: float) -> np.ndarray:
         return illumination((101, 151), only(**strengths), np.random.default_rng(4))
 
@@ -261,14 +261,14 @@ def test_light_has_the_unevenness_the_vignette_and_the_exposure() -> None:
     assert np.ptp(np.log(mixed[..., 0] / mixed[..., 2])) == pytest.approx(40 * 0.00839, rel=0.01)
 
 
-def test_white_balance_shifts_red_against_blue_as_wien_says() -> None:
+def test_white_balance_follows_wiens_law() -> None:
     out = LINEAR[photographed(flat(128, 128, 128, side=16), only(white_balance=30.0))[0, 0]]
     assert math.log(out[0] / out[2]) == pytest.approx(14388e-6 * (1 / 0.45 - 1 / 0.61) * 30, abs=0.03)
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_blur_has_the_width_of_defocus_and_motion(n: int) -> None:
-    """Variances add: sigma^2 in both directions, length^2 / 12 along the motion, the pixel's own area for n = 2."""
+def test_blur_width_matches_defocus_and_motion(n: int) -> None:
+    """Variances add up: sigma^2 in both directions, length^2 / 12 along the motion, the pixel's own area for n = 2."""
     point = np.zeros((65, n, 65, n, 3), dtype=np.float32)
     point[32, :, 32, :] = 1
     kernel = expose(point, only(defocus=1.3, motion_blur=4.0), np.random.default_rng(0))[..., 1].astype(float)
@@ -281,15 +281,15 @@ def test_blur_has_the_width_of_defocus_and_motion(n: int) -> None:
 
 
 @pytest.mark.parametrize("level", [30, 100, 180])
-def test_noise_has_the_variance_of_photons_and_readout(level: int) -> None:
+def test_noise_variance_matches_photons_and_readout(level: int) -> None:
     shot, read = 0.04, 0.01
     out = photographed(flat(level, level, level, side=200), only(shot_noise=shot, read_noise=read)).astype(float)
-    slope = (LINEAR[level + 1] - LINEAR[level - 1]) / 2  # linear light a level
+    slope = (LINEAR[level + 1] - LINEAR[level - 1]) / 2  # linear light per level
     expected = (shot**2 * LINEAR[level] + read**2) / slope**2 + 1 / 12
     assert out.var() == pytest.approx(expected, rel=0.1)
 
 
-def test_sharpening_amplifies_what_the_gaussian_removes() -> None:
+def test_sharpening_amplifies_the_high_frequencies() -> None:
     """A wave of 0.25 cycles per pixel passes the Gaussian with exp(-2 pi^2 / 16) and gains `amount` of the rest."""
     wave = np.rint(128 + 40 * np.cos(math.pi / 2 * np.arange(64))).astype(np.uint8)
     image = np.broadcast_to(wave[None, :, None], (32, 64, 3))
@@ -297,13 +297,13 @@ def test_sharpening_amplifies_what_the_gaussian_removes() -> None:
     assert np.ptp(out) / 2 == pytest.approx(40 * (1 + 0.8 * (1 - math.exp(-2 * math.pi**2 / 16))), abs=1)
 
 
-def test_jpeg_is_pillows(cat: np.ndarray) -> None:
+def test_jpeg_equals_pillows(cat: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(cat).save(buffer, format="JPEG", quality=60)
     assert np.array_equal(photographed(cat, only(jpeg_quality=60.0)), np.asarray(Image.open(buffer)))
 
 
-def test_presets_leave_as_much_to_restore_as_they_say() -> None:
+def test_presets_have_the_documented_psnr() -> None:
     rng = np.random.default_rng(0)
     photographs = [*load_photographs("sample", "train"), *load_photographs("sample", "validation")]
     mild = []
@@ -331,18 +331,18 @@ def test_presets_leave_as_much_to_restore_as_they_say() -> None:
         ({"jpeg_quality": (0, 100)}, r"print\.jpeg_quality.*1 <= low <= high <= 100"),
     ],
 )
-def test_settings_are_checked_at_the_door(values: dict[str, Any], accepted: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, Any], accepted: str) -> None:
     with pytest.raises(InputError, match=accepted):
         PrintSettings(**values)
 
 
-def test_settings_accept_what_yaml_gives() -> None:
+def test_settings_accept_yaml_values() -> None:
     settings = PrintSettings(defocus=[0, 1], jpeg_quality=None)  # type: ignore[arg-type]
     assert settings.defocus == (0.0, 1.0)
     assert settings.jpeg_quality is None
     assert PrintSettings(**dataclasses.asdict(settings)) == settings
 
 
-def test_needs_no_torch() -> None:
+def test_import_needs_no_torch() -> None:
     code = "import sys, trainables.images.degradations.print_to_camera; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Sources that are no folder: lists, Parquet files, and what is kept, counted and refused of any of them."""
+"""Sources other than folders: lists and Parquet files. For all sources: the cache, counts and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _shown(source: Path | str) -> dict[str, np.ndarray]:
     return {photograph.name: photograph.pixels for part in _both(source) for photograph in part}
 
 
-def test_a_list_of_paths(tmp_path: Path) -> None:
+def test_list_of_paths_is_read(tmp_path: Path) -> None:
     paths = [_save(tmp_path / "elsewhere" / f"{number}.png", _picture(number)) for number in range(6)]
     listing = tmp_path / "lists" / "some.TXT"
     listing.parent.mkdir()
@@ -80,23 +80,23 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"list\.txt: lists no images: give a path or URI a line"),
+        (b"", r"list\.txt: lists no images: give one path or URI per line"),
         (b"# nothing\n\n", r"list\.txt: lists no images"),
         (
             b"a.png\nb.png\nc.png\ngone.png\n/no/where.png",
-            r"list\.txt: 2 of the 5 .* not there: /no/where\.png, gone\.png",
+            r"list\.txt: 2 of the 5 .* do not exist: /no/where\.png, gone\.png",
         ),
-        (b"a.png\nb.png\na\0.png", r"list\.txt: 1 of the 3 .* not there: a"),
-        (b"a.png\nb.png\nfolder", r"list\.txt: 1 of the 3 .* not there: folder"),
+        (b"a.png\nb.png\na\0.png", r"list\.txt: 1 of the 3 .* do not exist: a"),
+        (b"a.png\nb.png\nfolder", r"list\.txt: 1 of the 3 .* do not exist: folder"),
         (b"a.png\nb.png\na.png", r"list\.txt: lists a\.png twice"),
         (b"a.png\nb.png\n./a.png", r"list\.txt: lists a\.png twice"),
         (b"folder/../b.png\na.png\nb.png", r"list\.txt: lists b\.png twice"),
         (b"s3://me:secret@b/a.png\n" * 2, r"list\.txt: lists s3://b/a\.png twice"),
-        (b"a.png\nhttp://example.com/b.png", r"http://example\.com/b\.png: not a place"),
+        (b"a.png\nhttp://example.com/b.png", r"http://example\.com/b\.png: cannot be read from there"),
         (b"\xff\xfe\x00a", r"list\.txt: not a text file in UTF-8"),
     ],
 )
-def test_lists_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_lists_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     for name in "abc":
         _save(tmp_path / f"{name}.png", _picture(0))
     (tmp_path / "folder").mkdir()
@@ -106,7 +106,7 @@ def test_lists_that_are_refused(tmp_path: Path, content: bytes, message: str) ->
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-def test_paths_of_one_image_are_one_photograph(tmp_path: Path) -> None:
+def test_listed_paths_are_normalised(tmp_path: Path) -> None:
     for name in "abc":
         _save(tmp_path / f"{name}.png", _picture(0))
     listing = tmp_path / "list.txt"
@@ -123,7 +123,7 @@ def _struct(images: Sequence[bytes | None]) -> pa.Array:
 
 
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
-def test_parquet_files_hold_photographs(tmp_path: Path, kind: str) -> None:
+def test_parquet_rows_are_photographs(tmp_path: Path, kind: str) -> None:
     images = [_png(tmp_path, number) for number in range(20)]
     folder = tmp_path / "data"
     for file, rows in (("b/1.parquet", slice(12, 20)), ("a.parquet", slice(0, 12)), (".hidden.parquet", slice(0, 3))):
@@ -162,7 +162,7 @@ def test_parquet_rows_are_pairs(tmp_path: Path, columns: tuple[str, str]) -> Non
         open_source(str(path)).of_split("train", 1, 2)
 
 
-def test_a_row_without_its_partner_is_refused_and_without_an_image_left_out(tmp_path: Path) -> None:
+def test_row_without_partner_is_refused_and_without_image_rejected(tmp_path: Path) -> None:
     images: list[bytes | None] = [_png(tmp_path, number) for number in range(8)]
     holes = [*images[:5], None, images[6], None]
     parquet.write_table(pa.table({"input": images, "target": _struct(holes)}), tmp_path / "pairs.parquet")
@@ -173,7 +173,7 @@ def test_a_row_without_its_partner_is_refused_and_without_an_image_left_out(tmp_
         assert len(_shown(tmp_path / "plain.parquet")) == 6
 
 
-def test_a_row_group_is_read_once_in_order_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_group_is_read_once_for_ordered_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [_png(tmp_path, number) for number in range(20)]
     parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=5)
     train = load_photographs(str(tmp_path / "a.parquet"), "train")
@@ -186,11 +186,11 @@ def test_a_row_group_is_read_once_in_order_of_rows(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
     assert len(list(train)) == len(train)
-    assert read in ([0, 1, 2, 3], [1, 2, 3])  # one may still be there from the door
-    assert len(pickle.dumps(train)) < sum(map(len, images)) / 4  # images stay where they are
+    assert read in ([0, 1, 2, 3], [1, 2, 3])  # one group may still be in memory from the check
+    assert len(pickle.dumps(train)) < sum(map(len, images)) / 4  # the images are not pickled
 
 
-def test_parquet_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_parquet_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [_png(tmp_path, number) for number in range(4)]
     folder = tmp_path / "data"
     folder.mkdir()
@@ -209,7 +209,7 @@ def test_parquet_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     refused(pa.table({"image": ["a.png"]}), r"b\.parquet: has the columns image \(string\)")
     refused(pa.table({"input": images, "original": images}), r"b\.parquet: has the columns input \(binary\), original")
     refused(pa.table({"image": images, "input": images, "target": images}), r"b\.parquet: has the columns image")
-    refused(pa.table({"image": pa.array([], pa.binary())}), r"b\.parquet: no rows in it")
+    refused(pa.table({"image": pa.array([], pa.binary())}), r"b\.parquet: has no rows")
     refused(b"PAR1 but not really", r"b\.parquet: not a Parquet file that can be read")
     refused(b"", r"b\.parquet: not a Parquet file that can be read")
     parquet.write_table(pa.table({"input": images, "target": images}), folder / "a.parquet")
@@ -230,7 +230,7 @@ def test_damaged_parquet_pages_are_named(tmp_path: Path) -> None:
         load_photographs(str(path), "train")
 
 
-def test_images_win_over_tables_beside_them(tmp_path: Path) -> None:
+def test_images_take_precedence_over_tables(tmp_path: Path) -> None:
     for number in range(4):
         _save(tmp_path / f"{number}.png", _picture(number))
     parquet.write_table(pa.table({"file_name": ["0.png"], "text": ["a cat"]}), tmp_path / "metadata.parquet")
@@ -249,7 +249,7 @@ def _many(root: Path, good: int, bad: int) -> Path:
     return root
 
 
-def test_too_many_rejected_images(tmp_path: Path) -> None:
+def test_too_many_rejected_images_are_refused(tmp_path: Path) -> None:
     root, cache = _many(tmp_path / "images", 60, 20), tmp_path / "cache"
     cache.mkdir()
     with pytest.warns(UserWarning, match=r"images: \d+ of \d+ train images rejected: bad"):
@@ -259,7 +259,9 @@ def test_too_many_rejected_images(tmp_path: Path) -> None:
     start = rf"images: {rejected} of {found} train images rejected: bad\d+\.png \(not a JPEG.*; and {rejected - 5} more"
     with pytest.raises(InputError, match=start + r": remove them, or allow them with --set data\.max_rejected=") as one:
         open_source(str(root)).of_split("train", 1, 1, 0.1)
-    with pytest.raises(InputError, match=start + r"; all of them in .*rejected-\w+\.parquet: remove them") as other:
+    with pytest.raises(
+        InputError, match=start + r"; the complete list is in .*rejected-\w+\.parquet: remove them"
+    ) as other:
         open_source(str(root)).of_split("train", 1, 1, 0.1, cache)
     (listed,) = cache.glob("rejected-*.parquet")
     assert str(listed) in str(other.value)
@@ -272,7 +274,7 @@ def test_too_many_rejected_images(tmp_path: Path) -> None:
         open_source(str(root)).of_split("train", 1, 1, float(advised[1]) - 0.001)
 
 
-def test_images_that_are_too_small_count_as_rejected(tmp_path: Path) -> None:
+def test_too_small_images_count_as_rejected(tmp_path: Path) -> None:
     root = _many(tmp_path, 30, 0)
     for number in range(30, 40):
         _save(root / f"{number:03d}.png", _picture(number, 20, 20))
@@ -281,7 +283,7 @@ def test_images_that_are_too_small_count_as_rejected(tmp_path: Path) -> None:
 
 
 def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list[str], list[str]]:
-    """A start in a process of its own: how many images it opened, and the names it found and rejected."""
+    """A start in a separate process: the number of images it opened, and the names it found and rejected."""
     code = (
         "import sys, json, warnings\n"
         "warnings.simplefilter('ignore')\n"
@@ -302,26 +304,26 @@ def _opens(source: Path, cache: Path, fully_checked: int = 0) -> tuple[int, list
     return opened, sorted(names), sorted(rejected)
 
 
-def test_images_are_looked_into_once(tmp_path: Path) -> None:
+def test_images_are_checked_once(tmp_path: Path) -> None:
     root, cache = _many(tmp_path / "images", 12, 2), tmp_path / "cache"
     cache.mkdir()
     os.symlink("gone.png", root / "link.png")
     first = _opens(root, cache)
     assert first[0] == 15  # both splits
-    assert _opens(root, cache) == (1, *first[1:])  # a link may lead somewhere by now
-    assert _opens(root, cache, fully_checked=200)[0] == 15  # headers do not tell that all pixels are there
+    assert _opens(root, cache) == (1, *first[1:])  # the target of a broken link may exist now
+    assert _opens(root, cache, fully_checked=200)[0] == 15  # headers do not show whether all pixels are there
     (root / "link.png").unlink()
     _save(root / "bad000.png", _picture(0))
     opened, names, rejected = _opens(root, cache)
     assert opened == 14 and "bad000.png" in names and rejected == ["bad001.png"]
     for file in cache.glob("catalogue-*"):
         file.write_bytes(file.read_bytes()[:100])
-    assert _opens(root, cache) == (14, names, rejected)  # damaged: looked into anew
+    assert _opens(root, cache) == (14, names, rejected)  # a damaged cache: all images are checked again
     assert _opens(root, cache) == (0, names, rejected)
     assert not [file for file in cache.iterdir() if not file.name.startswith("catalogue-")]
 
 
-def test_the_second_split_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_split_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for side in ("input", "target"):
         _many(tmp_path / side, 12, 0)
     opened: list[int] = []
@@ -334,8 +336,8 @@ def test_the_second_split_opens_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert sum(map(len, _both(tmp_path))) == 13
 
 
-def test_a_cache_that_comes_later_is_only_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of stores is made between a first look and the preparation."""
+def test_cache_created_later_is_only_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of stores is created between the first check and the preparation."""
     root, cache = _many(tmp_path / "images", 12, 2), tmp_path / "cache"
     os.symlink("gone.png", root / "link.png")
     monkeypatch.setattr(catalogue, "FULLY_CHECKED", 0)
@@ -349,19 +351,19 @@ def test_a_cache_that_comes_later_is_only_written(tmp_path: Path, monkeypatch: p
     with pytest.warns(UserWarning, match="rejected"):
         assert open_source(str(root)).of_split("train", 1, 1, cache=cache).names == before
     assert len(opened) == 15 and len(list(cache.iterdir())) == 1
-    assert _opens(root, cache)[0] == 1  # of another process: the link alone, which may lead somewhere by now
+    assert _opens(root, cache)[0] == 1  # in another process: only the broken link
 
 
-def test_a_million_photographs_travel_as_columns() -> None:
+def test_million_photographs_are_pickled_as_columns() -> None:
     names = pa.array([f"{number // 1000:04d}/{number:07d}.jpg" for number in range(1_000_000)])
     images = FileImages(Location("/photographs"), names, np.zeros((len(names), 2), np.int64))
     photographs = Photographs(names, (images,), np.ones((len(names), 2), np.int32), {}, len(names))
     content = pickle.dumps(photographs)
     assert len(content) < 60 * len(names)
     again = pickle.loads(content)
-    assert again.name(500_000) == "0500/0500000.jpg" and "names" not in vars(again)  # no list for one of them
+    assert again.name(500_000) == "0500/0500000.jpg" and "names" not in vars(again)  # no list was built
     assert len(again) == 1_000_000 and again.names[-1] == "0999/0999999.jpg" and again.sizes[-1] == (1, 1)
-    assert len(pickle.dumps(again[:10])) < 2000  # a part does not carry the whole
+    assert len(pickle.dumps(again[:10])) < 2000  # a slice is pickled without the rest
 
 
 def test_importing_sources_is_cheap() -> None:

@@ -1,4 +1,4 @@
-"""What the adversarial losses are for: which logits they ask for, and how hard they may pull."""
+"""The adversarial losses: the logits they favour, and the bound of their weight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MODES = ["vanilla", "lsgan", "hinge"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_discriminator_learns_the_difference(mode: str) -> None:
-    """From equal logits, gradient descent on its loss raises those of real images and lowers the others."""
+def test_discriminator_loss_separates_real_from_generated(mode: str) -> None:
+    """Starting from equal logits, gradient descent raises those of real images and lowers the others."""
     real, fake = torch.zeros(2, 1, 3, 3, requires_grad=True), torch.zeros(2, 1, 3, 3, requires_grad=True)
     real_grad, fake_grad = torch.autograd.grad(discriminator_loss(mode, real, fake), (real, fake))
     assert (real_grad < 0).all() and (fake_grad >= 0).all()
@@ -23,8 +23,8 @@ def test_a_discriminator_learns_the_difference(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_generator_is_pulled_where_it_is_told_apart(mode: str) -> None:
-    """The more surely fake, the larger the loss, and there is a gradient however sure the discriminator is."""
+def test_generator_loss_has_a_gradient_against_a_sure_discriminator(mode: str) -> None:
+    """The surer the discriminator, the larger the loss; its gradient never vanishes."""
     fake = torch.tensor([-100.0, -5.0, 0.0, 0.9], requires_grad=True)
     losses = torch.stack([generator_loss(mode, logit) for logit in fake])
     assert (losses.diff() < 0).all()
@@ -51,13 +51,13 @@ def test_unknown_modes_are_refused() -> None:
         discriminator_loss("wgan", logits, logits)
 
 
-def test_adaptive_weight_evens_out_both_gradients() -> None:
+def test_adaptive_weight_makes_gradient_norms_equal() -> None:
     layer = nn.Parameter(torch.tensor([1.0, 2.0]))
     reconstruction, adversarial = (3 * layer).sum(), 12 * layer.sum()
     weight = adaptive_weight(reconstruction, adversarial, layer)
     assert weight.item() == pytest.approx(0.25, rel=1e-4)
     assert not weight.requires_grad
-    # The step that follows still has both graphs, and no gradient of measuring the weight is left behind.
+    # The next backward pass can still use both graphs, and measuring the weight left no gradient.
     assert layer.grad is None
     (reconstruction + weight * adversarial).backward()
     assert layer.grad is not None
@@ -65,7 +65,7 @@ def test_adaptive_weight_evens_out_both_gradients() -> None:
 
 
 def test_adaptive_weight_is_bounded() -> None:
-    """A discriminator that does not pull at all has a finite weight."""
+    """The weight is finite even if the discriminator's gradient is zero."""
     layer = nn.Parameter(torch.ones(4))
     assert adaptive_weight((1e6 * layer).sum(), (0 * layer).sum(), layer) == 1e4
     assert adaptive_weight((1e6 * layer).sum(), layer.sum(), layer, max=3.0) == 3.0

@@ -39,7 +39,7 @@ def build(widths: tuple[int, ...], **options: Any) -> tuple[AutoencoderKL, Contr
     return vae, ControllableFeatureWrapping(widths, norm_groups=4, dense_blocks=1, growth=4)
 
 
-# The second autoencoder has what Stable Diffusion's has not.
+# The second autoencoder differs from Stable Diffusion's.
 @pytest.fixture(
     scope="module",
     params=[((8, 16, 12), {}), ((8, 4, 16, 12, 8), {"use_quant_conv": False, "use_post_quant_conv": False})],
@@ -51,7 +51,7 @@ def networks(request: pytest.FixtureRequest) -> tuple[AutoencoderKL, Controllabl
 
 
 @torch.no_grad()
-def test_encodes_as_the_autoencoder_does(networks: tuple[AutoencoderKL, ControllableFeatureWrapping]) -> None:
+def test_encodes_like_the_autoencoder(networks: tuple[AutoencoderKL, ControllableFeatureWrapping]) -> None:
     vae, _ = networks
     images = torch.rand(2, 3, 32, 48) * 2 - 1
     mean, features = encode_with_features(vae, images)
@@ -62,7 +62,7 @@ def test_encodes_as_the_autoencoder_does(networks: tuple[AutoencoderKL, Controll
 
 
 @torch.no_grad()
-def test_strength_zero_is_the_autoencoder(networks: tuple[AutoencoderKL, ControllableFeatureWrapping]) -> None:
+def test_strength_zero_equals_the_autoencoder(networks: tuple[AutoencoderKL, ControllableFeatureWrapping]) -> None:
     vae, cfw = networks
     mean, features = encode_with_features(vae, torch.rand(2, 3, 32, 48) * 2 - 1)
     latents = torch.randn_like(mean)
@@ -72,7 +72,7 @@ def test_strength_zero_is_the_autoencoder(networks: tuple[AutoencoderKL, Control
     assert torch.equal(decode_with_features(vae, cfw, latents, unusable, 0.0), decoded)
 
 
-def test_gradients_reach_all_of_the_fusion_and_nothing_else() -> None:
+def test_gradients_reach_only_the_fusion() -> None:
     vae, cfw = build((8, 16, 12, 8))
     mean, features = encode_with_features(vae, torch.rand(1, 3, 32, 32) * 2 - 1)
     decode_with_features(vae, cfw, mean, features, 1.0).square().mean().backward()
@@ -80,8 +80,8 @@ def test_gradients_reach_all_of_the_fusion_and_nothing_else() -> None:
     assert all(parameter.grad is None for parameter in vae.parameters())
 
 
-def test_training_brings_details_past_the_latents() -> None:
-    """What fusion is for: latents that know nothing of the image, features that do."""
+def test_training_restores_details_missing_in_latents() -> None:
+    """The purpose of fusion: here the latents contain nothing of the image, the features do."""
     vae, cfw = build((8, 16, 12))
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mean, features = encode_with_features(vae, images)
@@ -106,7 +106,7 @@ def test_dense_blocks_start_close_to_the_identity() -> None:
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_strength_and_weight_lie_in_the_unit_interval(strength: float) -> None:
+def test_strength_and_weight_must_be_in_unit_interval(strength: float) -> None:
     vae, cfw = build((8, 16, 12))
     mean, features = encode_with_features(vae, torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match=rf"strength={strength} .* \[0, 1\]"):
@@ -131,7 +131,7 @@ def test_fidelity_blend() -> None:
     torch.testing.assert_close(quarter, 0.75 * restored + 0.25 * reconstruction)
 
 
-def test_adain_gives_every_image_the_statistics_of_its_reference() -> None:
+def test_adain_matches_statistics_of_the_reference() -> None:
     restored, reference = (
         torch.randn(2, 3, 16, 16),
         torch.randn(2, 3, 16, 16) * torch.tensor([0.2, 2.0])[:, None, None, None] + 0.3,
@@ -141,17 +141,17 @@ def test_adain_gives_every_image_the_statistics_of_its_reference() -> None:
     torch.testing.assert_close(matched.std(dim=(2, 3)), reference.std(dim=(2, 3)), rtol=1e-3, atol=0)
 
 
-def test_wavelet_takes_a_cast_from_the_image_and_leaves_its_details() -> None:
+def test_wavelet_removes_colour_cast_and_keeps_details() -> None:
     reference = torch.rand(1, 3, 40, 48)
     cast = torch.tensor([0.2, -0.1, 0.05])[:, None, None]
     torch.testing.assert_close(match_colour(reference + cast, reference, "wavelet"), reference)
     checkerboard = 0.1 * (torch.arange(40)[:, None] + torch.arange(48)).remainder(2).mul(2).sub(1)
     detailed = match_colour(reference + checkerboard, reference, "wavelet")
-    # Nearly: at the borders, where pixels repeat, the blurs see some of it.
+    # Not exactly: at the borders, where pixels repeat, the blurs include some of it.
     torch.testing.assert_close(detailed, reference + checkerboard, rtol=0, atol=0.005)
 
 
-def test_colours_need_a_kind_and_a_reference_of_the_same_shape() -> None:
+def test_match_colour_refuses_unknown_kind_and_other_shapes() -> None:
     images = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="adain or wavelet"):
         match_colour(images, images, "histogram")  # type: ignore[arg-type]
@@ -185,9 +185,7 @@ class Payload:
         return exec, ("raise SystemExit('executed')",)
 
 
-def test_lightning_checkpoints_are_read_and_nothing_in_them_is_executed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lightning_checkpoint_is_read_without_executing_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "pytorch_lightning.callbacks.model_checkpoint"
     for package in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
         monkeypatch.setitem(sys.modules, package, types.ModuleType(package))

@@ -1,7 +1,7 @@
-"""What a method computes, it computes on the device it was built for, and a step never waits for that device.
+"""A method computes on the device for which it was built, and a step never waits for that device.
 
-There is no GPU where these tests run. PyTorch's "meta" device takes its place: its tensors have shapes and no values,
-and under `FakeTensorMode` an operation on two devices raises, as on a GPU, and so does reading a number from one.
+The test machines have no GPU. PyTorch's "meta" device replaces it: its tensors have shapes and no values. Under
+`FakeTensorMode` an operation on two devices raises, as on a GPU, and so does reading a number.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from trainables.methods.build import build_method
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op")  # weights have nowhere to go on that device
+pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op")  # weights cannot be loaded on that device
 
 PreparedFor = Callable[[TrialSettings], Prepared]
 
 AWAY = torch.device("meta")
 READS_ITS_SCHEDULE = {"ccsr", "CCSR's objective"}
-"""Truncated sampling looks numbers up in the schedule, which lies on the CPU, where fake tensors have none either."""
+"""Truncated sampling reads numbers of the schedule, which is on the CPU; fake tensors have none there either."""
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[], FakeTensorMode]:
     real = torch.autocast
 
     def autocast(device: str, *arguments: Any, **named: Any) -> AbstractContextManager[Any]:
-        return nullcontext() if device == AWAY.type else real(device, *arguments, **named)  # which knows no such device
+        return nullcontext() if device == AWAY.type else real(device, *arguments, **named)  # meta has no autocast
 
     monkeypatch.setattr("torch.autocast", autocast)
     return lambda: FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def sent(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys of a validation batch's noise stay on the CPU, as they do in training."""
+    """The keys of a validation batch's noise stay on the CPU, as in training."""
     return {name: values if name == "noise_key" else values.to(AWAY) for name, values in batch.items()}
 
 
-def test_a_step_to_another_device_would_be_noticed(away: Callable[[], FakeTensorMode]) -> None:
+def test_operation_on_two_devices_raises(away: Callable[[], FakeTensorMode]) -> None:
     here, there = torch.ones(3), torch.ones(3, device=AWAY)
     with away(), pytest.raises(RuntimeError, match="device"):
         here + there
@@ -86,7 +86,7 @@ def test_restoring_stays_on_its_device(
 def test_metrics_stay_on_their_device(away: Callable[[], FakeTensorMode], monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
     metrics, images = build_metrics(names, AWAY), torch.rand(2, 3, 64, 64).to(AWAY)
-    monkeypatch.setattr(metrics, "_check", lambda *of: None)  # reads the range of the images, once a batch
+    monkeypatch.setattr(metrics, "_check", lambda *of: None)  # it reads the range of the images, once per batch
     with away():
         measured = metrics(images, images)
     assert {name: value.device for name, value in measured.items()} == dict.fromkeys(names, AWAY)

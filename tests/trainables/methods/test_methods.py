@@ -1,4 +1,4 @@
-"""Methods: what each trains and keeps and how it restores; SinSR and ResShift: what they learn from and start as."""
+"""Methods: what each trains, saves and restores; for SinSR and ResShift also the initial weights and the losses."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def weighted(terms: dict[str, LossTerm]) -> Tensor:
 
 
 def parameters_with_gradients() -> set[int]:
-    """Of all networks that are in memory."""
+    """Of all networks in memory."""
     return {id(found) for found in gc.get_objects() if type(found) is nn.Parameter and found.grad is not None}
 
 
 def shaken(method: Method) -> Method:
-    """The method with its weights moved a little, so that a student differs from its teacher."""
+    """The method with slightly randomised weights, so that a student differs from its teacher."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in method.networks.parameters():
@@ -80,10 +80,8 @@ def validation(prepared: Prepared) -> dict[str, Tensor]:
 
 
 @EVERY_METHOD
-def test_every_phase_trains_its_networks_and_nothing_else(
-    name: str, trial_of: TrialOf, prepared_for: PreparedFor
-) -> None:
-    """Every trained parameter in some phase, no parameter of a network that is frozen, or another phase's, in any."""
+def test_every_phase_trains_only_its_networks(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """Every trained parameter gets a gradient in its phase; frozen parameters and those of other phases get none."""
     settings = trial_of(name)
     method = build_method(settings, CPU)
     trained = {id(p): p for p in method.networks.parameters() if p.requires_grad}
@@ -107,8 +105,8 @@ def test_every_phase_trains_its_networks_and_nothing_else(
 
 
 @EVERY_METHOD
-def test_restoring_depends_on_weights_and_batch_alone(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
-    """Not on a random state, not on what else is in the batch; and it leaves random states as they were."""
+def test_restore_depends_on_weights_and_batch_only(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """Not on a random state, nor on the rest of the batch; and it does not change random states."""
     settings = trial_of(name)
     method = build_method(settings, CPU)
     method.networks.eval()
@@ -126,10 +124,10 @@ def test_restoring_depends_on_weights_and_batch_alone(name: str, trial_of: Trial
 
 
 @pytest.mark.parametrize("name", ["stablesr_cfw", "ccsr"])
-def test_a_decoder_asks_its_first_stage_once_for_every_restoration(
+def test_first_stage_restores_each_validation_latent_once(
     name: str, trial_of: TrialOf, prepared_for: PreparedFor
 ) -> None:
-    """Which is frozen: another validation asks it only for draws and pairs that it has not seen."""
+    """It is frozen: another validation restores only new draws and pairs."""
     method: Any = build_method(trial_of(name), CPU)
     calls: list[int] = []
     method.first_stage.method.networks["unet"].register_forward_hook(lambda *given: calls.append(1))
@@ -143,8 +141,10 @@ def test_a_decoder_asks_its_first_stage_once_for_every_restoration(
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_a_first_stage_restores_as_it_was_trained(trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path) -> None:
-    """By its own jump, where that is what it was trained for, whatever the decoder's own settings are."""
+def test_first_stage_restores_with_its_own_settings(
+    trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path
+) -> None:
+    """With its own jump, if it was trained for one, for any settings of the decoder."""
     jumping = {"diffusion.objective": "ccsr", "ccsr.t_max": 0.5, "training.max_steps": 1, "training.warmup_steps": 0}
     steps = {"diffusion.inference_steps": 6}  # of two, this jump and the decoder's pass over the same
     settings = override(trial_of("latent_diffusion"), jumping | steps)
@@ -160,21 +160,21 @@ def test_a_first_stage_restores_as_it_was_trained(trial_of: TrialOf, prepared_fo
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_first_stage_belongs_to_a_base_by_its_content(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
-    """Wherever that lies."""
+def test_first_stage_needs_a_base_of_equal_content(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
+    """In any folder."""
     moved = shutil.copytree(base, tmp_path / "moved")
     settings = override(trial_of("ccsr"), {"base.weights": str(moved)})
     FirstStage(settings, CPU)
     weights = load_file(moved / "unet" / "diffusion_pytorch_model.safetensors")
     weights["conv_out.bias"] += 1
     save_file(weights, moved / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"^first_stage.weights=.*: trained otherwise: base is "):
+    with pytest.raises(InputError, match=r"^first_stage.weights=.*: does not match: base is "):
         FirstStage(settings, CPU)
 
 
 @EVERY_METHOD
-def test_sides_are_refused_by_multiples(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
-    """`size_multiple` is what a batch must be made of, and images that are as small as that pass."""
+def test_image_sides_must_be_multiples(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """Sides must be multiples of `size_multiple`, and images of that size are accepted."""
     settings = trial_of(name)
     method = build_method(settings, CPU)
     assert settings.pairs.validation_size % method.size_multiple == 0
@@ -187,10 +187,10 @@ def test_sides_are_refused_by_multiples(name: str, trial_of: TrialOf, prepared_f
 
 
 @EVERY_METHOD
-def test_a_finished_trial_is_started_from(
+def test_training_starts_from_a_finished_trial(
     name: str, trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path
 ) -> None:
-    """By its averaged weights; without a step they are validated as they were, and what is frozen is in no file."""
+    """From its averaged weights; without a step the validation is the same, and no file contains frozen weights."""
     settings = override(trial_of(name), {"training.max_steps": 2, "training.reports": 1, "training.warmup_steps": 0})
     prepared, reports = prepared_for(settings), []
 
@@ -218,9 +218,7 @@ def test_a_finished_trial_is_started_from(
     assert (trained < everything) == bool(frozen)
 
 
-def test_what_is_no_finished_trial_of_the_method_is_refused(
-    trial_of: TrialOf, first_stage: Path, tmp_path: Path
-) -> None:
+def test_checkpoint_of_another_kind_is_refused(trial_of: TrialOf, first_stage: Path, tmp_path: Path) -> None:
     def refused(method: str, folder: Path, **changes: Any) -> str:
         values = {key.replace("__", "."): value for key, value in changes.items()}
         with pytest.raises(InputError) as caught:
@@ -233,15 +231,15 @@ def test_what_is_no_finished_trial_of_the_method_is_refused(
     assert "weights of 'latent_diffusion'; expected those of 'pix2pix'" in refused("pix2pix", first_stage)
     retargeted: dict[str, Any] = {"diffusion__prediction_type": "epsilon", "diffusion__retarget": True}
     line = refused("latent_diffusion", first_stage, lora__rank=4, **retargeted)
-    assert "lora.rank is 2 there and 4 in the settings" in line
-    assert "diffusion.prediction_type is v_prediction there and epsilon in the settings" in line
+    assert "lora.rank is 2 in the file and 4 in the settings" in line
+    assert "diffusion.prediction_type is v_prediction in the file and epsilon in the settings" in line
 
     whole = load_file(first_stage / WEIGHTS)
     kind, _ = describe(first_stage / WEIGHTS)
     name = sorted(whole)[0]
     for state, message in (
         ({key: values for key, values in whole.items() if key != name}, f"1 tensors are missing or .*{name}$"),
-        ({**whole, name: torch.zeros(1)}, rf"{name} is \(1,\) there and \("),
+        ({**whole, name: torch.zeros(1)}, rf"{name} is \(1,\) in the file; expected \("),
     ):
         save_with_header_of(first_stage / WEIGHTS, state, tmp_path / WEIGHTS)
         with pytest.raises(InputError, match=message):
@@ -251,7 +249,7 @@ def test_what_is_no_finished_trial_of_the_method_is_refused(
 
 
 def refused_at_the_door(settings: TrialSettings, **changes: Any) -> str:
-    """What a plan says to the changes, before anything is built; empty if nothing."""
+    """The message with which a plan refuses the changes; empty if it accepts them."""
     changed = override(settings, {name.replace("__", "."): value for name, value in changes.items()})
     try:
         method_class(changed.method).check(changed)
@@ -261,8 +259,8 @@ def refused_at_the_door(settings: TrialSettings, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "stablesr_cfw", "ccsr"])
-def test_a_discriminator_fits_the_images_it_judges(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
-    """The deepest one that is let through trains, the next one is refused."""
+def test_discriminator_layers_must_fit_the_images(name: str, trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """The deepest accepted one can be trained; one more layer is refused."""
     settings = override(trial_of(name), {"discriminator.layers": 4})
     assert refused_at_the_door(settings) == ""
     method = build_method(settings, CPU)
@@ -278,17 +276,15 @@ def test_a_discriminator_fits_the_images_it_judges(name: str, trial_of: TrialOf,
 
 
 @pytest.mark.parametrize(("size", "downs", "most"), [(64, 7, 6), (96, 6, 5), (384, 14, 7), (48, 6, 0)])
-def test_a_generator_halves_the_images_as_often_as_they_can_be(
-    size: int, downs: int, most: int, trial_of: TrialOf
-) -> None:
-    """Where not even the shallowest can, it is the size that every method's images are refused by."""
+def test_generator_downs_must_fit_the_images(size: int, downs: int, most: int, trial_of: TrialOf) -> None:
+    """If even the smallest number does not fit, the image size is refused, as for every method."""
     refusal = refused_at_the_door(trial_of("pix2pix"), pairs__image_size=size, pix2pix__downs=downs)
     expected = f"pix2pix.downs={downs}: expected 5 to {most} for pairs.image_size={size}" if most else ""
     assert refusal == expected
     assert refused_at_the_door(trial_of("pix2pix"), pairs__image_size=size, pix2pix__downs=max(most, 5)) == ""
 
 
-def test_ccsr_takes_no_more_steps_than_its_first_stage_has(trial_of: TrialOf) -> None:
+def test_ccsr_steps_must_fit_its_first_stage(trial_of: TrialOf) -> None:
     settings = trial_of("ccsr")
     for changes in ({}, {"training__max_steps": 0, "checkpoint": "best"}):
         assert refused_at_the_door(settings, ccsr__steps=1000, **changes) == ""
@@ -296,7 +292,7 @@ def test_ccsr_takes_no_more_steps_than_its_first_stage_has(trial_of: TrialOf) ->
         assert refusal.startswith("ccsr.steps=1001, ") and "[2, 1000], the length of the chain" in refusal
 
 
-def test_a_first_stage_that_does_not_fit_is_what_ccsr_blames(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
+def test_ccsr_names_a_first_stage_that_does_not_fit(trial_of: TrialOf, base: Path, tmp_path: Path) -> None:
     other = with_scheduler(base, tmp_path / "other", num_train_timesteps=500)
     refusal = refused_at_the_door(trial_of("ccsr"), base__weights=str(other))
     assert refusal.startswith("first_stage.weights=") and "diffusion.max_timestep=1000: expected 1 to 500" in refusal
@@ -313,9 +309,9 @@ def test_a_first_stage_that_does_not_fit_is_what_ccsr_blames(trial_of: TrialOf, 
         ("v_prediction", 0.0, 0.0, 0.0, False),
     ],
 )
-@pytest.mark.parametrize("told", ["by the settings", "by the base"])
-def test_some_term_trains_the_network(
-    told: str,
+@pytest.mark.parametrize("chosen", ["by the settings", "by the base"])
+def test_at_least_one_term_must_train_the_network(
+    chosen: str,
     predicts: str,
     noise: float,
     reconstruction: float,
@@ -325,10 +321,10 @@ def test_some_term_trains_the_network(
     base: Path,
     tmp_path: Path,
 ) -> None:
-    """A network that predicts the image has no noise term, whoever says that it does."""
+    """A network that predicts the image has no noise term, whether the settings or the base choose that."""
     terms = {"diffusion__noise_weight": noise, "diffusion__reconstruction_weight": reconstruction}
     prediction = {"diffusion__prediction_type": predicts, "diffusion__retarget": True}
-    if told == "by the base":
+    if chosen == "by the base":
         weights = with_scheduler(base, tmp_path / "base", prediction_type=predicts)
         prediction = {"diffusion__prediction_type": "base", "base__weights": str(weights)}
     changes: dict[str, Any] = {**terms, "perceptual__weight": perceptual, **prediction}
@@ -343,7 +339,7 @@ def test_some_term_trains_the_network(
 
 
 def with_scheduler(base: Path, folder: Path, **changed: Any) -> Path:
-    """A copy of a base with other values in its scheduler's configuration."""
+    """A copy of a base with changed values in its scheduler's configuration."""
     config = shutil.copytree(base, folder) / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     return folder
@@ -354,9 +350,7 @@ def save_with_header_of(like: Path, state: dict[str, Tensor], path: Path) -> Non
         save_file(state, path, file.metadata())
 
 
-def test_a_student_starts_as_its_teacher(
-    tiny: TrialSettings, prepared: Prepared, validation: dict[str, Tensor]
-) -> None:
+def test_student_starts_as_its_teacher(tiny: TrialSettings, prepared: Prepared, validation: dict[str, Tensor]) -> None:
     method = SinSR(tiny, CPU)
     teacher = load_teacher(tiny)
     student = method.networks["student"].state_dict()
@@ -370,7 +364,7 @@ def test_a_student_starts_as_its_teacher(
         )
         assert same_images(method.restore(validation), decode(autoencoder, one_step) * 0.5 + 0.5)
 
-        # Its first distillation loss is what one step of the teacher lacks to all fifteen.
+        # Its first distillation loss is the error of one teacher step against all fifteen.
         batch = batch_for(tiny, prepared)
         t = torch.full((4,), diffusion.last)
         prior = diffusion.prior_sample(batch["latent_degraded"], batch["noise"])
@@ -382,7 +376,7 @@ def test_a_student_starts_as_its_teacher(
 
 @pytest.mark.parametrize("step", [0, 3])
 def test_prepared_and_online_teaching_give_the_same_losses(tiny: TrialSettings, prepared: Prepared, step: int) -> None:
-    """From the same noise, but for what 16 bits round off; step 3 is in the second epoch, of other draws."""
+    """From the same noise, up to 16-bit rounding; step 3 is in the second epoch, with other draws."""
     taught_online = override(tiny, {"sinsr.teaching": "online"})
     stored = batch_for(tiny, prepared, step)
     from_store = losses(shaken(SinSR(tiny, CPU)), stored)
@@ -392,7 +386,7 @@ def test_prepared_and_online_teaching_give_the_same_losses(tiny: TrialSettings, 
     assert from_store != losses(shaken(SinSR(tiny, CPU)), batch_for(tiny, prepared, step + 1))
 
 
-def test_online_teaching_leaves_the_teacher_alone(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_online_teaching_does_not_change_the_teacher(tiny: TrialSettings, prepared: Prepared) -> None:
     settings = override(tiny, {"sinsr.teaching": "online"})
     method = SinSR(settings, CPU)
     (phase,) = method.phases
@@ -402,7 +396,7 @@ def test_online_teaching_leaves_the_teacher_alone(tiny: TrialSettings, prepared:
     assert set(map(id, method.teacher.parameters())).isdisjoint(map(id, method.networks.parameters()))
 
 
-def test_a_term_without_weight_is_not_computed(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_term_with_zero_weight_is_not_computed(tiny: TrialSettings, prepared: Prepared) -> None:
     batch = batch_for(tiny, prepared)
     everything = losses(SinSR(tiny, CPU), batch)
     assert list(everything) == ["distillation", "inversion", "ground_truth"]
@@ -414,7 +408,7 @@ def test_a_term_without_weight_is_not_computed(tiny: TrialSettings, prepared: Pr
     assert list(losses(only, batch)) == ["inversion"]
 
 
-def test_weights_scale_the_sum_and_not_the_terms(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_weights_scale_the_sum_not_the_terms(tiny: TrialSettings, prepared: Prepared) -> None:
     batch = batch_for(tiny, prepared)
     weights = {"sinsr.distillation": 2.0, "sinsr.inversion": 0.1, "sinsr.ground_truth": 10.0}
     equal, other = SinSR(tiny, CPU), SinSR(override(tiny, weights), CPU)
@@ -425,8 +419,8 @@ def test_weights_scale_the_sum_and_not_the_terms(tiny: TrialSettings, prepared: 
     assert {f"sinsr.{name}": term.weight for name, term in terms.items()} == weights
 
 
-def test_the_teacher_learns(small: TrialSettings, prepared: Prepared) -> None:
-    """ResShift's loss on a fixed batch falls as that batch is trained on."""
+def test_resshift_loss_decreases(small: TrialSettings, prepared: Prepared) -> None:
+    """In training on a fixed batch."""
     torch.manual_seed(0)
     method = ResShift(small, CPU)
     (phase,) = method.phases
@@ -444,8 +438,8 @@ def test_the_teacher_learns(small: TrialSettings, prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 15, 1000])
-def test_timesteps_cover_the_chain_and_stay_in_it(small: TrialSettings, prepared: Prepared, steps: int) -> None:
-    """Also at the largest number below 1 that float32 has. The chain refuses a timestep outside of it."""
+def test_training_timesteps_cover_the_chain(small: TrialSettings, prepared: Prepared, steps: int) -> None:
+    """Also for the largest float32 below 1. The chain refuses other timesteps."""
     method = ResShift(override(small, {"resshift.steps": steps}), CPU)
     seen: list[int] = []
 

@@ -36,7 +36,7 @@ from trainables.metrics import (
 )
 from trainables.metrics.lpips import _download, backbone_path, ensure_backbone
 
-# Crops of three photographs, a blurred and noisy version of each, and what SinSR's batch_PSNR gives for them.
+# Crops of three photographs, a blurred and noisy version of each, and their values from SinSR's batch_PSNR.
 SINSR = load_file(EXPECTED / "parity_sinsr_psnr_y.safetensors")
 WITHOUT_DOWNLOAD = tuple(
     name for name, metric in METRICS.items() if metric.compared_with == "target" and name != "val/lpips"
@@ -56,7 +56,7 @@ def metrics() -> MetricSet:
 
 @pytest.fixture
 def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A torch hub cache without files; returns the place of the LPIPS backbone in it."""
+    """An empty torch hub cache; returns the path of the LPIPS backbone in it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert tmp_path in backbone_path().parents
     return backbone_path()
@@ -67,7 +67,7 @@ def test_names_load_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_smallest_side_of_st_lpips_is_that_of_the_network() -> None:
+def test_st_lpips_min_side_equals_the_networks() -> None:
     assert METRICS["val/st_lpips"].min_side == STLPIPS("alex").min_side
 
 
@@ -103,7 +103,7 @@ def test_ssim_equals_scikit_image(pair: tuple[Tensor, Tensor], side: int) -> Non
     torch.testing.assert_close(exact, torch.tensor(expected).float(), rtol=1e-6, atol=0)
 
 
-def test_a_batch_is_its_single_images(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
+def test_batch_values_equal_single_image_values(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     restored, target = pair
     batched = metrics(restored, target)
     assert tuple(batched) == WITHOUT_DOWNLOAD
@@ -127,7 +127,7 @@ def test_identical_images_get_the_best_value(metrics: MetricSet, pair: tuple[Ten
         torch.testing.assert_close(value, torch.full((3,), best[name]), rtol=1e-6, atol=1e-9)
 
 
-def test_direction_is_that_of_a_worse_restoration(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
+def test_direction_matches_a_worse_restoration(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     restored, target = pair
     worse = restored + 0.1 * torch.randn(restored.shape, generator=torch.Generator().manual_seed(0))
     near, far = metrics(restored, target), metrics(worse, target)
@@ -136,7 +136,7 @@ def test_direction_is_that_of_a_worse_restoration(metrics: MetricSet, pair: tupl
         assert (change < 0 if METRICS[name].direction == "max" else change > 0).all(), name
 
 
-def test_an_image_with_nan_gets_nan_alone(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
+def test_only_the_image_with_nan_gets_nan(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     restored, target = pair
     broken = restored.clone()
     broken[1, :, 20, 20] = torch.nan
@@ -146,14 +146,14 @@ def test_an_image_with_nan_gets_nan_alone(metrics: MetricSet, pair: tuple[Tensor
         torch.testing.assert_close(value[::2], clean[name][::2], rtol=1e-5, atol=0)
 
 
-def test_half_precision_autocast_around_it_changes_nothing(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
+def test_autocast_does_not_change_values(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     outside = metrics(*pair)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = metrics(*pair)
     assert all(torch.equal(inside[name], outside[name]) for name in outside)
 
 
-def test_bad_input_is_named(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
+def test_invalid_input_is_named(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     restored, target = pair
     with pytest.raises(ValueError, match="H, W >= 21"):
         metrics(restored[..., :20], target[..., :20])
@@ -167,7 +167,7 @@ def test_bad_input_is_named(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> 
         MetricSet(["val/psnr", "val/psnr"])
 
 
-def test_absent_lpips_is_named_and_never_replaced_under_its_name(empty_hub: Path) -> None:
+def test_absent_lpips_is_reported_and_not_replaced(empty_hub: Path) -> None:
     for build in (LPIPS, partial(MetricSet, ["val/lpips"]), partial(ensure_backbone, allow_download=False)):
         with pytest.raises(MetricUnavailableError, match=str(empty_hub)):
             build()
@@ -223,7 +223,7 @@ def test_lpips_equals_the_package_loading_the_same_file(
     torch.testing.assert_close(ours(restored, target)["val/lpips"], expected, rtol=1e-5, atol=0)
 
 
-def test_smallest_side_of_lpips_is_the_one_promised(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_min_side_is_as_documented(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(random_alexnet))
     network, side = LPIPS(), METRICS["val/lpips"].min_side
     a, b = torch.rand(2, 1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -251,7 +251,7 @@ class _Files(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A web server on this machine for files of `tmp_path`; /slow answers after 5 s."""
+    """A local web server for files of `tmp_path`; /slow answers after 5 s."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Files, directory=str(tmp_path))) as http:
         http.daemon_threads, http.block_on_close = True, False
         threading.Thread(target=http.serve_forever, daemon=True).start()

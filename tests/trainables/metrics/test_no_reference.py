@@ -1,4 +1,4 @@
-"""CLIP-IQA against torchmetrics' default model, MUSIQ against pyiqa, and what is said where they cannot be had."""
+"""CLIP-IQA against torchmetrics' default model, MUSIQ against pyiqa, and the messages if their weights are missing."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ kernels for SSE4.1 and AVX2."""
 
 
 def clip_weight(name: str, shape: list[int]) -> Tensor:
-    """The weight both sides of the comparison had, exact in half precision as the released ones are."""
+    """The weight used on both sides of the comparison, exact in half precision like the released ones."""
     draw = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     if name == "token_embedding.weight":
-        draw /= 8  # prompts as close to each other as trained ones
+        draw /= 8  # makes the prompts as close to each other as trained ones
     if name.endswith("running_var"):
         draw = 0.5 + draw.square()
     elif len(shape) > 1:
@@ -57,7 +57,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def clip_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TORCH_HOME with a narrow CLIP, laid out and named like the released one."""
+    """A TORCH_HOME with a narrow CLIP, in the layout of the released one."""
     home = tmp_path_factory.mktemp("torch")
     with safe_open(DATA / "clip_iqa.safetensors", "pt") as file:
         shapes = json.loads(file.metadata()["shapes"])
@@ -87,7 +87,7 @@ def test_clip_iqa_equals_torchmetrics(clip: MetricSet, images: Tensor) -> None:
         clip.networks_of["val/clip_iqa"](images[..., : side - 1, : side - 1])
 
 
-def test_clip_iqa_sees_the_restored_image_alone(clip: MetricSet, images: Tensor) -> None:
+def test_clip_iqa_ignores_the_target(clip: MetricSet, images: Tensor) -> None:
     batch = clip(images, images)["val/clip_iqa"]
     assert torch.equal(clip(images, 1 - images)["val/clip_iqa"], batch)
     for i in range(len(images)):
@@ -100,7 +100,7 @@ def test_clip_iqa_sees_the_restored_image_alone(clip: MetricSet, images: Tensor)
     torch.testing.assert_close(value[::2], batch[::2], rtol=ROUNDING, atol=0)
 
 
-def test_building_clip_iqa_leaves_the_random_state(clip_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_clip_iqa_keeps_the_random_state(clip_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(clip_home))
     state = torch.get_rng_state()
     MetricSet(["val/clip_iqa"])
@@ -108,7 +108,7 @@ def test_building_clip_iqa_leaves_the_random_state(clip_home: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("content", ["half a file", "another network", "another shape"])
-def test_clip_weights_that_are_none_are_named(content: str, clip_home: Path, empty_home: Path) -> None:
+def test_wrong_clip_weights_are_named(content: str, clip_home: Path, empty_home: Path) -> None:
     path = empty_home / CLIP_FILE
     path.parent.mkdir(parents=True)
     if content == "half a file":
@@ -118,13 +118,13 @@ def test_clip_weights_that_are_none_are_named(content: str, clip_home: Path, emp
     else:
         state = load_file(clip_home / CLIP_FILE)
         save_file(state | {"visual.layer2.0.conv1.weight": torch.zeros(3, 3, 1, 1)}, path)
-    with pytest.raises(MetricUnavailableError, match=f"{path} does not hold timm/resnet50_clip.openai") as error:
+    with pytest.raises(MetricUnavailableError, match=f"{path} is not timm/resnet50_clip.openai") as error:
         MetricSet(["val/clip_iqa"])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "file"), [("val/clip_iqa", CLIP_FILE), ("val/musiq", MUSIQ_FILE)])
-def test_absent_metric_says_where_its_weights_belong(name: str, file: Path, empty_home: Path) -> None:
+def test_absent_metric_names_the_path_of_its_weights(name: str, file: Path, empty_home: Path) -> None:
     for attempt in (ensure_available, build_metrics, MetricSet):
         with pytest.raises(
             MetricUnavailableError, match=f"^{name} is absent: .*{empty_home / file}.* hf download"
@@ -134,7 +134,7 @@ def test_absent_metric_says_where_its_weights_belong(name: str, file: Path, empt
         assert f"--local-dir {(empty_home / file).parent}" in str(e.value)
 
 
-def test_one_short_note_for_all_that_is_absent(empty_home: Path) -> None:
+def test_absent_metrics_share_one_note(empty_home: Path) -> None:
     choice = resolve_metrics("st_lpips", allow_download=False)
     assert choice.names == ("val/st_lpips",)
     (note,) = choice.notes
@@ -143,7 +143,7 @@ def test_one_short_note_for_all_that_is_absent(empty_home: Path) -> None:
     assert len(resolve_metrics("auto", allow_download=False).notes) == 2
 
 
-def test_metrics_whose_weights_are_there_are_reported(clip_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_with_weights_are_reported(clip_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(clip_home))
     choice = resolve_metrics("st_lpips")
     assert choice.names == ("val/st_lpips", "val/clip_iqa")
@@ -153,7 +153,7 @@ def test_metrics_whose_weights_are_there_are_reported(clip_home: Path, monkeypat
 
 def test_musiq_without_pyiqa_is_absent(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pyiqa", "pyiqa.archs", "pyiqa.archs.musiq_arch"):
-        monkeypatch.setitem(sys.modules, module, None)  # as Python sees a module that is not installed
+        monkeypatch.setitem(sys.modules, module, None)  # like a module that is not installed
     (empty_home / MUSIQ_FILE).parent.mkdir(parents=True)
     (empty_home / MUSIQ_FILE).touch()
     with pytest.raises(MetricUnavailableError, match="val/musiq is absent: pyiqa cannot be imported"):

@@ -1,4 +1,4 @@
-"""ST-LPIPS against the numbers of its authors' own network, and the properties a training loss needs."""
+"""ST-LPIPS against the values of its authors' network, and properties that a training loss needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.paths import EXPECTED
 from trainables.metrics.names import MetricUnavailableError
 from trainables.metrics.st_lpips import STLPIPS, weights_path
 
-# Image pairs as bytes, with the distances and gradient norms that stlpips-pytorch 0.0.2 gives for them.
+# Image pairs as bytes, with their distances and gradient norms from stlpips-pytorch 0.0.2.
 PARITY = load_file(EXPECTED / "parity_st_lpips.safetensors")
 
 
@@ -46,13 +46,13 @@ def test_gradient_equals_the_authors(net: str) -> None:
     torch.testing.assert_close(norm, PARITY[f"64x64/{net}_grad_norm"], rtol=1e-4, atol=0)
 
 
-def test_a_batch_is_its_single_images(alex: STLPIPS) -> None:
+def test_batch_values_equal_single_image_values(alex: STLPIPS) -> None:
     a, b = pair("64x64")
     single = torch.cat([alex(a[i : i + 1], b[i : i + 1]) for i in range(len(a))])
     torch.testing.assert_close(alex(a, b), single, rtol=1e-5, atol=0)
 
 
-def test_identical_images_are_at_distance_zero_with_zero_gradient(metric: STLPIPS) -> None:
+def test_identical_images_have_zero_distance_and_gradient(metric: STLPIPS) -> None:
     a, _ = pair("64x64")
     a.requires_grad_(True)
     distance = metric(a, a.detach().clone())
@@ -63,7 +63,7 @@ def test_identical_images_are_at_distance_zero_with_zero_gradient(metric: STLPIP
 
 
 def test_gradient_is_finite_where_all_features_are_zero() -> None:
-    """Where a position's channels are all 0, the square root in a plain norm gives NaN."""
+    """If all channels at a position are 0, the gradient of a plain norm is NaN."""
     metric = STLPIPS("alex")
     metric.stages[0][0].bias.fill_(-1e3)
     a, b = pair("64x64")
@@ -73,13 +73,13 @@ def test_gradient_is_finite_where_all_features_are_zero() -> None:
     assert torch.isfinite(a.grad).all()
 
 
-def test_building_it_leaves_the_random_state_alone() -> None:
+def test_building_keeps_the_random_state() -> None:
     before = torch.get_rng_state()
     STLPIPS("alex")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_smallest_side_is_the_one_promised(metric: STLPIPS) -> None:
+def test_min_side_is_as_documented(metric: STLPIPS) -> None:
     generator = torch.Generator().manual_seed(0)
     side = metric.min_side
     a, b = torch.rand(2, 1, 3, side, side, generator=generator) * 2 - 1
@@ -89,7 +89,7 @@ def test_smallest_side_is_the_one_promised(metric: STLPIPS) -> None:
 
 
 def test_half_precision_autocast_stays_close(alex: STLPIPS) -> None:
-    """Repeated, over freshly freed memory full of NaN: some bfloat16 convolutions of torch read it."""
+    """Repeated, over freed memory full of NaN, because some bfloat16 convolutions of torch read it."""
     a, b = pair("64x64")
     for size in (1_000, 10_000, 100_000):
         torch.full((size,), torch.nan)

@@ -1,4 +1,4 @@
-"""Surgery on Stable Diffusion's parts: what changes, what must not, and what others can read of it."""
+"""Changes to Stable Diffusion's parts: what changes, what must not, and what other programs can read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def copy_of(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def trained_lora(unet: UNet2DConditionModel, alpha: float = 6.0) -> UNet2DConditionModel:
-    """A copy of the UNet with updates as training leaves them."""
+    """A copy of the UNet with updates as after training."""
     trained = copy_of(unet)
     add_lora(trained, 3, alpha, ALL_KINDS)
     generator = torch.Generator().manual_seed(1)
@@ -84,7 +84,7 @@ def trained_lora(unet: UNet2DConditionModel, alpha: float = 6.0) -> UNet2DCondit
 # conv_in
 
 
-def test_zeros_compute_what_the_base_does(inputs: dict[str, Tensor]) -> None:
+def test_zeros_keep_the_bases_output(inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     before = output(unet, inputs)
     widen_conv_in(unet, "zeros")
@@ -93,7 +93,7 @@ def test_zeros_compute_what_the_base_does(inputs: dict[str, Tensor]) -> None:
     assert not conditioning.any() and noisy.any()
 
 
-def test_duplicated_halves_are_the_base_for_equal_latents(inputs: dict[str, Tensor]) -> None:
+def test_duplicate_equals_the_base_for_equal_latents(inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     before = output(unet, inputs)
     widen_conv_in(unet, "duplicate")
@@ -103,7 +103,7 @@ def test_duplicated_halves_are_the_base_for_equal_latents(inputs: dict[str, Tens
 
 
 @pytest.mark.parametrize("init", ["zeros", "duplicate"])
-def test_a_widened_unet_is_saved_and_loaded(tmp_path: Path, init: str, inputs: dict[str, Tensor]) -> None:
+def test_widened_unet_is_saved_and_loaded(tmp_path: Path, init: str, inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     unet.requires_grad_(False)
     widen_conv_in(unet, init)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_a_widened_unet_is_saved_and_loaded(tmp_path: Path, init: str, inputs: d
     assert relative_error(output(loaded, inputs), output(unet, inputs)) < ROUNDING
 
 
-def test_a_wide_unet_is_left_alone() -> None:
+def test_wide_unet_is_not_changed() -> None:
     unet = tiny_unet(in_channels=8)
     before = unet.conv_in.weight.clone()
     widen_conv_in(unet, "zeros")
@@ -134,7 +134,7 @@ def test_other_inputs_are_refused() -> None:
 # LoRA
 
 
-def test_lora_starts_as_the_base_and_trains_alone(inputs: dict[str, Tensor]) -> None:
+def test_lora_starts_as_the_base_and_only_it_trains(inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     before, (_, base_size) = output(unet, inputs), trainable_parameters(unet)
     add_lora(unet, 4, 8.0, ATTENTION)
@@ -149,7 +149,7 @@ def test_lora_starts_as_the_base_and_trains_alone(inputs: dict[str, Tensor]) -> 
 
 
 def test_gradient_checkpointing_changes_no_gradient(inputs: dict[str, Tensor]) -> None:
-    """Nothing before the first update needs a gradient, which reentrant checkpoints would trip over."""
+    """Nothing before the first update needs a gradient, which would break reentrant checkpoints."""
     gradients = []
     for checkpointing in (False, True):
         unet = trained_lora(tiny_unet_of_seed(0)).train()
@@ -178,7 +178,7 @@ def test_diffusers_reads_our_lora(tmp_path: Path, alpha: float, inputs: dict[str
     assert relative_error(output(base, inputs), output(unet, inputs)) < ROUNDING
 
 
-def test_the_public_names() -> None:
+def test_lora_has_the_public_names() -> None:
     unet = tiny_unet()
     add_lora(unet, 2, 2.0, ["attn1.to_q"])
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -202,7 +202,7 @@ def test_lora_is_loaded(naming: str, inputs: dict[str, Tensor]) -> None:
 
 def test_lora_of_another_shape_is_refused() -> None:
     unet = tiny_unet()
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         load_lora_state_dict(unet, {})
     add_lora(unet, 2, 2.0, ATTENTION)
     state = lora_state_dict(unet)
@@ -215,9 +215,9 @@ def test_lora_of_another_shape_is_refused() -> None:
         load_lora_state_dict(unet, state | {name: torch.full_like(state[name], float("nan"))})
 
 
-def test_what_a_file_says_of_its_updates() -> None:
+def test_lora_differences_of_a_file() -> None:
     unet = tiny_unet()
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         lora_differences(unet, {}, {})
     add_lora(unet, 2, 4.0, ["to_q", "to_k"])
     state = lora_state_dict(unet)
@@ -244,7 +244,7 @@ def test_what_a_file_says_of_its_updates() -> None:
             lora_differences(unet, state, {"lora_adapter_metadata": text})
 
 
-def test_a_trial_starts_from_a_lora_of_its_own_scale(tmp_path: Path) -> None:
+def test_lora_file_must_match_the_trial(tmp_path: Path) -> None:
     save_base(tmp_path / "base")
     file = tmp_path / "pytorch_lora_weights.safetensors"
     changes = {"method": "latent_diffusion", "base.weights": str(tmp_path / "base"), "lora.rank": 2}
@@ -264,15 +264,15 @@ def test_a_trial_starts_from_a_lora_of_its_own_scale(tmp_path: Path) -> None:
 
     with pytest.raises(InputError) as error:
         trained(scale=1.0, weights=str(file))
-    said = "its metadata says lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
+    said = "its metadata has lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
     assert str(error.value) == f"lora.weights={file}: {said}"
     with pytest.raises(InputError) as error:
         trained(scale=4.0, weights=str(file), targets=("to_q",))
-    assert "says lora.targets=to_k,to_out.0,to_q,to_v, the trial lora.targets=to_q;" in str(error.value)
+    assert "has lora.targets=to_k,to_out.0,to_q,to_v, the trial lora.targets=to_q;" in str(error.value)
     with pytest.raises(InputError, match=r"^lora\.targets=to_q,bogus: no layer's name ends in 'bogus'; they end in"):
         trained(targets=("to_q", "bogus"))
 
-    save_file(lora_state_dict(source), file)  # says nothing
+    save_file(lora_state_dict(source), file)  # without metadata
     trained(scale=1.0, weights=str(file))
 
 
@@ -284,11 +284,11 @@ def test_merged_lora_is_a_plain_unet(inputs: dict[str, Tensor]) -> None:
     assert list(unet.state_dict()) == list(base.state_dict())
     assert relative_error(output(unet, inputs), before) < ROUNDING
     assert relative_error(output(copy_of(unet), inputs), before) < ROUNDING
-    with pytest.raises(ValueError, match="add_lora comes first"):
+    with pytest.raises(ValueError, match="call add_lora first"):
         merge_lora(unet)
 
 
-def test_lora_says_what_it_takes() -> None:
+def test_lora_errors_name_accepted_values() -> None:
     with pytest.raises(ValueError, match="rank is 0"):
         add_lora(tiny_unet(), 0, 1.0, ATTENTION)
     with pytest.raises(ValueError, match=r"'to_out'; they end in .*conv_in, .*to_out\.0, to_q, to_v$"):
@@ -310,7 +310,7 @@ def controlled(unet: UNet2DConditionModel, controlnet: ControlNetModel, inputs: 
     ).sample
 
 
-def test_a_fresh_controlnet_adds_nothing_and_learns(inputs: dict[str, Tensor]) -> None:
+def test_new_controlnet_adds_nothing_and_can_learn(inputs: dict[str, Tensor]) -> None:
     unet = tiny_unet()
     before = output(unet, inputs)
     controlnet = controlnet_from_unet(unet, 3, (4, 8, 8), factor=4)
@@ -322,14 +322,14 @@ def test_a_fresh_controlnet_adds_nothing_and_learns(inputs: dict[str, Tensor]) -
     assert any(controlnet.get_parameter(name).grad.any() for name in learning if "controlnet_down_blocks" in name)
 
 
-def test_the_conditioning_must_come_to_latent_size() -> None:
+def test_conditioning_must_be_reduced_to_latent_size() -> None:
     with pytest.raises(ValueError, match=r"\(4, 8\); 4 widths halve images to latents 1/8"):
         controlnet_from_unet(tiny_unet(), 3, (4, 8))
     with pytest.raises(ValueError, match="3 widths"):
         check_controlnet(controlnet_from_unet(tiny_unet(), 3, (4, 4, 4, 8)), tiny_unet(), factor=4)
 
 
-def test_a_controlnet_must_fit_the_unet(tmp_path: Path) -> None:
+def test_controlnet_must_fit_the_unet(tmp_path: Path) -> None:
     controlnet_from_unet(tiny_unet(), 3, (4, 8, 8), factor=4).save_pretrained(tmp_path)
     loaded = ControlNetModel.from_pretrained(tmp_path)
     check_controlnet(loaded, tiny_unet(), factor=4)
@@ -355,7 +355,7 @@ def test_a_controlnet_must_fit_the_unet(tmp_path: Path) -> None:
         {"num_class_embeds": 3},
     ],
 )
-def test_a_controlnet_of_another_unet_is_refused(changed: dict[str, Any]) -> None:
+def test_controlnet_of_another_unet_is_refused(changed: dict[str, Any]) -> None:
     other = tiny_unet(**changed)
     (name,) = changed
     with pytest.raises(ValueError, match=f"the ControlNet's {name} is .*; it must be the UNet's "):
@@ -376,7 +376,7 @@ def test_a_controlnet_of_another_unet_is_refused(changed: dict[str, Any]) -> Non
 def test_configurations_of_the_public_controlnets_fit(
     tmp_path: Path, of_unet: dict[str, Any], of_controlnet: dict[str, Any]
 ) -> None:
-    """Those of 2023 lack what diffusers has added since, and one value for all blocks may be written out for each."""
+    """Those of 2023 lack newer keys of diffusers, and one value for all blocks may be repeated for each block."""
     unet = tiny_unet(**of_unet)
     controlnet_from_unet(unet, 3, (4, 8, 8), factor=4).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -415,7 +415,7 @@ def test_latents_are_float32_under_autocast() -> None:
         assert torch.equal(decode_kl(vae, latents), decoded)
 
 
-def test_gradients_pass_the_decoder() -> None:
+def test_gradients_pass_through_the_decoder() -> None:
     torch.manual_seed(0)
     vae, latents = tiny_vae().requires_grad_(False), torch.randn(1, 4, 2, 2, requires_grad=True)
     decode_kl(vae, latents).square().mean().backward()

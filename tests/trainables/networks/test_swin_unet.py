@@ -1,4 +1,4 @@
-"""The Swin U-Net: layout, input sizes, conditioning, and that its faster ways to compute change nothing."""
+"""The Swin U-Net: layout, input sizes and conditioning; its faster computations change no result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 
 
 def build(**changes: Any) -> SwinUNet:
-    """A tiny network whose weights are all random: as built, its residual blocks start at zero."""
+    """A tiny network with random weights everywhere: as built, its residual blocks start at zero."""
     network = SwinUNet(**(TINY | changes))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_official_checkpoint_forms_are_loaded(wrapped: bool) -> None:
     torch.testing.assert_close(target(x, t, lq=lq), source(x, t, lq=lq), rtol=1e-4, atol=1e-5)
 
 
-def test_foreign_weights_are_refused_by_name() -> None:
+def test_wrong_weights_are_refused_by_name() -> None:
     state = SwinUNet(**TINY).state_dict()
     state["middle_block.9.weight"] = state.pop("out.2.weight")
     with pytest.raises(RuntimeError) as error:
@@ -80,7 +80,7 @@ def test_foreign_weights_are_refused_by_name() -> None:
 
 
 def test_output_starts_independent_of_the_timestep() -> None:
-    """The convolutions after the timestep's modulation are zero at first, as in the official network."""
+    """The convolutions after the timestep's modulation start at zero, as in the official network."""
     network = SwinUNet(**TINY)
     x, _, lq = inputs()
     first, last = (network(x, torch.full((2,), t), lq=lq) for t in (0, 14))
@@ -97,7 +97,7 @@ def test_output_depends_on_every_input() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 16), (16, 48)])
 @pytest.mark.parametrize("changes", [{}, {"window_size": 4, "swin_depth": 3}, {"attention_resolutions": ()}])
-def test_any_multiple_of_the_windows_is_taken(size: tuple[int, int], changes: dict[str, Any]) -> None:
+def test_any_multiple_of_the_windows_is_accepted(size: tuple[int, int], changes: dict[str, Any]) -> None:
     network = build(**changes)
     x, t, lq = inputs(*size)
     output = network(x, t, lq=lq)
@@ -118,7 +118,7 @@ def test_inference_equals_training_forward() -> None:
     expected = network(x, t, lq=lq).detach()
     with torch.inference_mode():
         torch.testing.assert_close(network.eval()(x, t, lq=lq), expected, rtol=1e-4, atol=1e-5)
-    network(x, t, lq=lq).sum().backward()  # nothing that inference mode cached may stand in the way
+    network(x, t, lq=lq).sum().backward()  # tensors cached in inference mode must not break it
 
 
 def test_weights_changed_in_place_take_effect() -> None:
@@ -153,7 +153,7 @@ def test_bfloat16_autocast_stays_close() -> None:
     assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_conditioning_of_other_sizes_is_brought_to_the_latents() -> None:
+def test_conditioning_is_resized_to_the_latents() -> None:
     x, t, lq = inputs()
     quarter = lq[:, :, :4, :4]
     network = build()
@@ -195,12 +195,12 @@ def test_timestep_embedding_of_zero_is_ones_then_zeros() -> None:
         ({"channel_mult": ()}, "at least one level"),
     ],
 )
-def test_layouts_that_cannot_be_built_are_named(changes: dict[str, Any], named: str) -> None:
+def test_invalid_layouts_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         SwinUNet(**(TINY | changes))
 
 
-def test_inputs_that_do_not_fit_are_named() -> None:
+def test_invalid_inputs_are_refused() -> None:
     network = build()
     x, t, lq = inputs(24, 16)
     with pytest.raises(ValueError, match="x is 24x16; both sides must be multiples of 16"):
@@ -212,7 +212,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         network(x, t)
 
 
-def test_official_biases_are_cut_to_smaller_windows() -> None:
+def test_official_biases_are_cropped_for_smaller_windows() -> None:
     """At half the size the deepest windows are 4 wide instead of 8; their biases are those of the same offsets."""
     layout = {"in_channels": 6, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1, 2)}
     layout |= {"swin_embed_dim": 32, "num_head_channels": 16, "window_size": 8, "mlp_ratio": 2.0}

@@ -1,4 +1,4 @@
-"""Bases: found, described, loaded, and what is none refused in one line."""
+"""Bases are found, described and loaded; other folders are refused in one line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_shape(base: Path) -> None:
     assert (shape.prediction_type, shape.num_train_timesteps) == ("v_prediction", 1000)
 
 
-def test_shape_of_marigolds_own_unet(base: Path) -> None:
+def test_shape_of_marigold_unet(base: Path) -> None:
     tiny_unet(in_channels=8).save_pretrained(base / "unet")
     assert read_shape(base).in_channels == 8
 
@@ -90,11 +90,11 @@ def test_other_pipelines_with_as_many_channels_are_refused(base: Path) -> None:
     index.write_text(json.dumps({"_class_name": "MarigoldDepthPipeline"}))
     assert read_shape(base).in_channels == 8
     index.write_text("[]")
-    assert "model_index.json is no configuration" in refused(lambda: read_shape(base))
+    assert "model_index.json is not a configuration" in refused(lambda: read_shape(base))
 
 
-def test_what_older_configurations_leave_out(base: Path) -> None:
-    """Stable Diffusion 1.5's name neither the scaling factor nor the prediction type."""
+def test_missing_keys_get_diffusers_defaults(base: Path) -> None:
+    """Stable Diffusion 1.5's configurations have neither the scaling factor nor the prediction type."""
     for name, key in (("vae/config.json", "scaling_factor"), ("scheduler/scheduler_config.json", "prediction_type")):
         content = json.loads((base / name).read_text())
         del content[key]
@@ -102,7 +102,7 @@ def test_what_older_configurations_leave_out(base: Path) -> None:
     assert (read_shape(base).scaling_factor, read_shape(base).prediction_type) == (0.18215, "epsilon")
 
 
-def test_finding_and_describing_load_no_torch(base: Path) -> None:
+def test_finding_a_base_imports_no_torch(base: Path) -> None:
     code = (
         "import sys; from trainables.pretrained.base_model import find_base, read_shape; "
         "read_shape(find_base(sys.argv[1])); sys.exit('torch' in sys.modules)"
@@ -123,7 +123,7 @@ def test_finding_and_describing_load_no_torch(base: Path) -> None:
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow'"),
     ],
 )
-def test_parts_that_do_not_fit(base: Path, file: str, values: dict[str, Any], said: str) -> None:
+def test_parts_that_do_not_fit_are_refused(base: Path, file: str, values: dict[str, Any], said: str) -> None:
     change(base / file, **values)
     message = refused(lambda: read_shape(base))
     assert said in message
@@ -144,13 +144,13 @@ def test_missing_parts_are_named(base: Path, name: str) -> None:
     assert f"it has no {name}" in refused(lambda: read_shape(base))
 
 
-def test_a_single_part_is_no_base(base: Path, tmp_path: Path) -> None:
+def test_single_part_is_refused(base: Path, tmp_path: Path) -> None:
     ControlNetModel.from_unet(tiny_unet()).save_pretrained(tmp_path / "controlnet")
     assert "a single ControlNetModel" in refused(lambda: read_shape(tmp_path / "controlnet"))
     assert "a single UNet2DConditionModel" in refused(lambda: read_shape(base / "unet"))
 
 
-def test_a_damaged_configuration(base: Path) -> None:
+def test_damaged_configuration_is_refused(base: Path) -> None:
     (base / "vae/config.json").write_text("{")
     assert "vae/config.json cannot be read" in refused(lambda: read_shape(base))
 
@@ -161,30 +161,30 @@ SCHEDULER = "scheduler/scheduler_config.json"
 @pytest.mark.parametrize(
     ("file", "key", "value", "said"),
     [
-        (SCHEDULER, "num_train_timesteps", None, "null; expected a whole number from 2 on"),
-        (SCHEDULER, "num_train_timesteps", "1000", '"1000"; expected a whole number from 2 on'),
+        (SCHEDULER, "num_train_timesteps", None, "null; expected a whole number, 2 or more"),
+        (SCHEDULER, "num_train_timesteps", "1000", '"1000"; expected a whole number, 2 or more'),
         (SCHEDULER, "num_train_timesteps", True, "true; expected a whole number"),
         (SCHEDULER, "num_train_timesteps", 1000.5, "1000.5; expected a whole number"),
         (SCHEDULER, "beta_start", "abc", '"abc"; expected a number above 0 and below 1'),
         (SCHEDULER, "beta_start", float("nan"), "NaN; expected a number above 0 and below 1"),
         (SCHEDULER, "beta_end", float("inf"), "Infinity; expected a number above 0 and below 1"),
         (SCHEDULER, "beta_end", 0, "0; expected a number above 0 and below 1"),
-        (SCHEDULER, "steps_offset", None, "null; expected a whole number from 0 on"),
-        (SCHEDULER, "steps_offset", -1, "-1; expected a whole number from 0 on"),
+        (SCHEDULER, "steps_offset", None, "null; expected a whole number, 0 or more"),
+        (SCHEDULER, "steps_offset", -1, "-1; expected a whole number, 0 or more"),
         (SCHEDULER, "rescale_betas_zero_snr", "no", '"no"; expected true or false'),
         ("vae/config.json", "in_channels", 4, "4; expected 3, the channels of images"),
-        ("vae/config.json", "latent_channels", "4", '"4"; expected a whole number from 1 on'),
+        ("vae/config.json", "latent_channels", "4", '"4"; expected a whole number, 1 or more'),
         ("vae/config.json", "block_out_channels", None, "null; expected a list of whole numbers"),
         ("vae/config.json", "block_out_channels", [8, "8"], '[8, "8"]; expected a list of whole numbers'),
         ("vae/config.json", "scaling_factor", None, "null; expected a number above 0"),
         ("vae/config.json", "scaling_factor", "x", '"x"; expected a number above 0'),
         ("vae/config.json", "scaling_factor", float("inf"), "Infinity; expected a number above 0"),
-        ("unet/config.json", "in_channels", None, "null; expected a whole number from 1 on"),
-        ("unet/config.json", "out_channels", 0, "0; expected a whole number from 1 on"),
-        ("unet/config.json", "cross_attention_dim", [32, 32], "[32, 32]; expected a whole number from 1 on"),
+        ("unet/config.json", "in_channels", None, "null; expected a whole number, 1 or more"),
+        ("unet/config.json", "out_channels", 0, "0; expected a whole number, 1 or more"),
+        ("unet/config.json", "cross_attention_dim", [32, 32], "[32, 32]; expected a whole number, 1 or more"),
     ],
 )
-def test_values_of_another_type_or_range(base: Path, file: str, key: str, value: Any, said: str) -> None:
+def test_values_of_another_type_or_range_are_refused(base: Path, file: str, key: str, value: Any, said: str) -> None:
     change(base / file, **{key: value})
     message = f"base.weights={base}: {file}: {key} is {said}"
     assert refused(lambda: read_shape(base)).startswith(message)
@@ -194,19 +194,19 @@ def test_values_of_another_type_or_range(base: Path, file: str, key: str, value:
 
 @pytest.mark.parametrize("file", ["vae/config.json", "unet/config.json", SCHEDULER])
 @pytest.mark.parametrize("text", ["[1]", "{", "7", "[" * 100_000])
-def test_files_that_are_no_configuration(base: Path, file: str, text: str) -> None:
+def test_files_without_configuration_are_refused(base: Path, file: str, text: str) -> None:
     (base / file).write_text(text)
     assert refused(lambda: read_shape(base)).startswith(f"base.weights={base}: {file} ")
 
 
 @pytest.mark.parametrize("index", [[], {}, {"weight_map": 5}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "gone"}}])
-def test_an_index_of_weights_that_names_none(base: Path, index: Any) -> None:
+def test_weight_index_must_name_existing_files(base: Path, index: Any) -> None:
     name = "unet/diffusion_pytorch_model.safetensors.index.json"
     (base / name).write_text(json.dumps(index))
     assert name in refused(lambda: read_shape(base))
 
 
-def test_a_malformed_base_is_refused_by_a_plan(base: Path, tmp_path: Path) -> None:
+def test_plan_refuses_malformed_base(base: Path, tmp_path: Path) -> None:
     change(base / "vae/config.json", scaling_factor="x")
     changes = (("base.weights", str(base)),)
     settings = SweepSettings("conditioning", perceptual="none", set=changes, results=str(tmp_path / "results"))
@@ -230,7 +230,7 @@ def test_parts_are_loaded_in_float32(tmp_path: Path, dtype: torch.dtype) -> None
             assert torch.equal(weights[name], values.float())
 
 
-def test_weights_in_several_files(base: Path) -> None:
+def test_sharded_weights_are_loaded(base: Path) -> None:
     unet = tiny_unet()
     shutil.rmtree(base / "unet")
     unet.save_pretrained(base / "unet", max_shard_size="200KB")
@@ -240,13 +240,13 @@ def test_weights_in_several_files(base: Path) -> None:
     assert all(torch.equal(loaded[name], values) for name, values in unet.state_dict().items())
 
 
-def test_no_path_of_this_machine_is_saved(base: Path, tmp_path: Path) -> None:
+def test_saved_model_contains_no_local_path(base: Path, tmp_path: Path) -> None:
     load_unet(base).save_pretrained(tmp_path / "saved")
     assert str(tmp_path) not in (tmp_path / "saved/config.json").read_text()
 
 
-def test_an_autoencoder_with_the_names_of_2022(base: Path) -> None:
-    """Public autoencoders call the attention's layers query, key, value and proj_attn."""
+def test_autoencoder_with_old_attention_names_is_loaded(base: Path) -> None:
+    """Public autoencoders name the attention's layers query, key, value and proj_attn."""
     file = base / "vae/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -308,14 +308,14 @@ def test_other_models_are_refused(base: Path) -> None:
     assert "controlnet.weights=" in refused(lambda: load_controlnet(base / "unet"))
 
 
-def test_a_controlnet(tmp_path: Path) -> None:
+def test_controlnet_is_loaded(tmp_path: Path) -> None:
     controlnet = ControlNetModel.from_unet(tiny_unet())
     controlnet.save_pretrained(tmp_path)
     loaded = load_controlnet(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], values) for name, values in controlnet.state_dict().items())
 
 
-def test_scheduler_config_makes_the_schedule(base: Path) -> None:
+def test_schedule_follows_scheduler_config(base: Path) -> None:
     made = DDIMScheduler.from_config(load_scheduler_config(base))
     assert torch.equal(made.alphas_cumprod, DDIMScheduler.from_pretrained(base / "scheduler").alphas_cumprod)
     assert made.config.prediction_type == "v_prediction"
@@ -344,12 +344,12 @@ def test_empty_prompt_must_fit_the_unet(base: Path) -> None:
     save_file({"prompt": torch.zeros(1, 2, DIM + 1)}, base / "empty_prompt.safetensors")
     assert f"(1, 2, {DIM + 1}), not (1, tokens, {DIM})" in refused(lambda: load_empty_prompt(base))
     (base / "empty_prompt.safetensors").write_bytes(b"")
-    assert "the empty prompt cannot be had" in refused(lambda: load_empty_prompt(base))
+    assert "the empty prompt cannot be loaded" in refused(lambda: load_empty_prompt(base))
     save_file({"prompt": torch.full((1, 2, DIM), float("nan"))}, base / "empty_prompt.safetensors")
     assert "the empty prompt has infinite or NaN values" in refused(lambda: load_empty_prompt(base))
 
 
-def test_a_text_encoder_without_all_its_weights(text_base: Path, tmp_path: Path) -> None:
+def test_incomplete_text_encoder_is_refused(text_base: Path, tmp_path: Path) -> None:
     shutil.copytree(text_base, tmp_path / "base")
     file = tmp_path / "base/text_encoder/model.safetensors"
     weights = load_file(file)
@@ -361,14 +361,14 @@ def test_a_text_encoder_without_all_its_weights(text_base: Path, tmp_path: Path)
 # Finding
 
 
-def test_folders(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_folder_is_found(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_base(str(base)) == base
     monkeypatch.chdir(base.parent)
     assert find_base("base") == base
     assert "base.revision=main" in refused(lambda: find_base("base", revision="main"))
 
 
-def test_what_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
+def test_neither_folder_nor_hub_id_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
     for weights in (str(tmp_path / "model.ckpt"), str(tmp_path / "nowhere"), "sd15", ""):
         message = refused(lambda weights=weights: find_base(weights))  # type: ignore[misc]
@@ -376,7 +376,7 @@ def test_what_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
 
 
 class Hub(http.server.SimpleHTTPRequestHandler):
-    """The part of the hub's protocol that a download takes; one repository, `owner/tiny`, with one commit."""
+    """The part of the hub's protocol that a download needs; one repository, `owner/tiny`, with one commit."""
 
     asked: list[str]  # set by the fixture
 
@@ -418,7 +418,7 @@ class Hub(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def hub(text_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hub with a base that also has what must not be fetched; yields the names of the files asked for."""
+    """A hub with a base and with files that must not be downloaded; yields the names of the requested files."""
     served = tmp_path / "served"
     shutil.copytree(text_base, served)
     for extra in ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.fp16.safetensors", "v1.ckpt"):
@@ -440,7 +440,7 @@ def hub(text_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         thread.join()
 
 
-def test_a_hub_id_is_fetched_once_and_without_pickles(hub: list[str], text_base: Path) -> None:
+def test_hub_id_is_downloaded_once_without_pickles(hub: list[str], text_base: Path) -> None:
     found = find_base("owner/tiny", revision="v1")
     assert read_shape(found) == read_shape(text_base)
     assert torch.allclose(load_empty_prompt(found), load_empty_prompt(text_base), atol=ROUNDING)
@@ -453,7 +453,7 @@ def test_a_hub_id_is_fetched_once_and_without_pickles(hub: list[str], text_base:
     assert not hub
 
 
-def test_a_cache_with_single_parts_is_completed(hub: list[str], tmp_path: Path, text_base: Path) -> None:
+def test_incomplete_cache_is_completed(hub: list[str], tmp_path: Path, text_base: Path) -> None:
     cached = tmp_path / "cache/models--owner--tiny"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs/main").write_text(COMMIT)
@@ -463,8 +463,8 @@ def test_a_cache_with_single_parts_is_completed(hub: list[str], tmp_path: Path, 
     assert read_shape(find_base("owner/tiny")) == read_shape(text_base)
 
 
-def test_a_dry_run_fetches_no_controlnet(hub: list[str], text_base: Path, tmp_path: Path) -> None:
-    """A plan finds it beside the base, at its own revision, and what is built then takes it from the cache."""
+def test_dry_run_downloads_no_controlnet(hub: list[str], text_base: Path, tmp_path: Path) -> None:
+    """A plan finds it next to the base, at its own revision, and the built trial then uses the cache."""
     controlnet = ControlNetModel.from_unet(load_unet(text_base), conditioning_embedding_out_channels=(8, 8, 8))
     controlnet.save_pretrained(tmp_path / "served")
     named = {"base.weights": str(text_base), "controlnet.weights": "owner/tiny", "controlnet.revision": "v1"}
@@ -485,14 +485,14 @@ def test_a_dry_run_fetches_no_controlnet(hub: list[str], text_base: Path, tmp_pa
     assert not hub
 
 
-def test_a_revision_belongs_to_a_hub_id(base: Path) -> None:
+def test_revision_needs_a_hub_id(base: Path) -> None:
     message = refused(lambda: ControlNetSettings(revision="v1"))
     assert message.startswith("controlnet.revision=v1: expected none without a hub id")
     message = refused(lambda: find_base(str(base), "v1", setting="controlnet.weights"))
     assert message.startswith("controlnet.revision=v1: expected none")
 
 
-def test_what_cannot_be_fetched_says_how(hub: list[str]) -> None:
+def test_failed_download_names_the_command(hub: list[str]) -> None:
     message = refused(lambda: find_base("owner/tiny", allow_download=False))
     assert "base.weights=owner/tiny" in message
     assert """find_base('owner/tiny')\"""" in message

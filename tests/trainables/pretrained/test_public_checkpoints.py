@@ -1,4 +1,6 @@
-"""`--checkpoint FILE`: training starts from a file of a method's public implementation, or is refused."""
+"""`--checkpoint FILE`: training starts from a checkpoint of a method's public implementation; other files are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -34,27 +36,27 @@ TrialOf = Callable[[str], TrialSettings]
 
 
 def official(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Weights by the names and shapes of the official code."""
+    """Random weights with the names and shapes of the official code."""
     random = torch.Generator().manual_seed(0)
     return {name: 0.1 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
 
 
 def official_generator(case: str = "batch") -> dict[str, Tensor]:
-    """Of pytorch-CycleGAN-and-pix2pix, six levels of 8 and more channels; how its names were had: data/README.md."""
+    """Of pytorch-CycleGAN-and-pix2pix, six levels with 8 and more channels; origin of its names: expected/README.md."""
     with safe_open(DATA / "pix2pix.safetensors", "pt") as file:
         state = official(json.loads(file.metadata()["shapes"])[case]["generator"])
     return {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def official_cfw() -> dict[str, Tensor]:
-    """Of StableSR, four levels of 32 and more channels; how its names were had: data/README.md."""
+    """Of StableSR, four levels with 32 and more channels; origin of its names: expected/README.md."""
     return official(json.loads((DATA / "cfw.json").read_text())["tiny"])
 
 
 def official_swin_unet(settings: TrialSettings) -> dict[str, Tensor]:
     torch.manual_seed(1)
     state = build_network(settings.network).state_dict()
-    # What the official network keeps as buffers and ours computes.
+    # The official network stores these as buffers; ours computes them.
     return {**state, "middle_block.1.blocks.0.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.int64)}
 
 
@@ -89,7 +91,7 @@ def cfw_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cfw(tiny: TrialSettings, cfw_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialSettings:
-    """A trial on a base with the file's autoencoder, in half precision, and on a finished trial on it."""
+    """A trial on a base with the file's autoencoder, in half precision, and on a finished trial with that base."""
     root = tmp_path_factory.mktemp("base")
     base, first = save_base(root / "base"), root / "first_stage"
     vae, _ = load_official_cfw(cfw_file)
@@ -107,7 +109,7 @@ def cfw(tiny: TrialSettings, cfw_file: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("method", ["resshift", "sinsr"])
-def test_resshift_and_sinsr(method: str, wrapped: bool, tiny: TrialSettings, tmp_path: Path) -> None:
+def test_resshift_and_sinsr_checkpoints(method: str, wrapped: bool, tiny: TrialSettings, tmp_path: Path) -> None:
     settings = override(tiny, {"method": method})
     state = official_swin_unet(settings)
     content = {"state_dict": {f"module.{name}": value for name, value in state.items()}} if wrapped else state
@@ -118,8 +120,8 @@ def test_resshift_and_sinsr(method: str, wrapped: bool, tiny: TrialSettings, tmp
     assert equal(network, expected.state_dict())
 
 
-def test_pix2pix(gan: TrialSettings, tmp_path: Path) -> None:
-    """The generator alone: a discriminator is in another file, and starts anew."""
+def test_pix2pix_checkpoint(gan: TrialSettings, tmp_path: Path) -> None:
+    """Only the generator: the discriminator is in another file, and starts with random weights."""
     path = saved(tmp_path / "latest_net_G.pth", official_generator())
     torch.manual_seed(0)
     untouched = build_method(gan, CPU).networks["discriminator"].state_dict()
@@ -129,14 +131,14 @@ def test_pix2pix(gan: TrialSettings, tmp_path: Path) -> None:
     assert equal(networks["discriminator"], untouched)
 
 
-def test_stablesr(cfw: TrialSettings, cfw_file: Path) -> None:
+def test_stablesr_checkpoint(cfw: TrialSettings, cfw_file: Path) -> None:
     method = build_method(override(cfw, {"checkpoint": str(cfw_file)}), CPU)
     _, wrapping = load_official_cfw(cfw_file)
     assert equal(method.networks["decoder"], wrapping.state_dict())
 
 
-def test_training_starts_from_it(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """The averages too; a step at no speed to speak of stays where it began."""
+def test_training_starts_from_the_checkpoint(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """The averages too; a step with a tiny learning rate changes almost nothing."""
     path = saved(tmp_path / "latest_net_G.pth", official_generator())
     slow = {"training.learning_rate": 1e-12, "training.weight_decay": 0.0, "checkpoint": str(path)}
     trainer = Trainer(override(gan, slow), prepared, ("val/psnr",), World())
@@ -147,7 +149,7 @@ def test_training_starts_from_it(gan: TrialSettings, prepared: Prepared, tmp_pat
             torch.testing.assert_close(parameter, official_parameters[name], rtol=0, atol=1e-9)
 
 
-def test_fusion_of_another_autoencoder(cfw: TrialSettings, cfw_file: Path, tmp_path: Path) -> None:
+def test_fusion_of_another_autoencoder_is_refused(cfw: TrialSettings, cfw_file: Path, tmp_path: Path) -> None:
     state = official_cfw()
     state["encoder.conv_in.weight"] *= 1.01
     message = refused(cfw, saved(tmp_path / "other.ckpt", {"state_dict": state}))
@@ -160,13 +162,13 @@ def test_another_shape_is_named(tiny: TrialSettings, gan: TrialSettings, tmp_pat
     path = saved(tmp_path / "wider.pth", official_swin_unet(wider))
     assert "size mismatch for" in refused(override(tiny, {"method": "resshift"}), path)
     path = saved(tmp_path / "net_G.pth", official_generator())
-    assert "pix2pix.ngf is 8 there and 16 in the settings" in refused(override(gan, {"pix2pix.ngf": 16}), path)
+    assert "pix2pix.ngf is 8 in the file and 16 in the settings" in refused(override(gan, {"pix2pix.ngf": 16}), path)
     line = refused(override(gan, {"pix2pix.norm": "instance"}), path)
-    assert "pix2pix.norm is batch there and instance in the settings" in line
+    assert "pix2pix.norm is batch in the file and instance in the settings" in line
 
 
-def test_our_own_weights_are_not_taken_without_their_description(tiny: TrialSettings, tmp_path: Path) -> None:
-    """Torch reads them, too, but not which schedule and autoencoder they belong to."""
+def test_own_weights_file_is_refused(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Torch could read it, but not its schedule and autoencoder."""
     settings = override(tiny, {"method": "resshift"})
     path = tmp_path / WEIGHTS
     save_weights(path, build_network(settings.network).state_dict(), "resshift", {"resshift.steps": 4})
@@ -174,7 +176,7 @@ def test_our_own_weights_are_not_taken_without_their_description(tiny: TrialSett
 
 
 class Payload:
-    """Runs a command where it is unpickled without care."""
+    """Runs a command if it is unpickled without protection."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -183,7 +185,7 @@ class Payload:
         return os.system, (self.command,)
 
 
-def test_files_that_are_none(
+def test_files_without_checkpoint_are_refused(
     tiny: TrialSettings, gan: TrialSettings, cfw: TrialSettings, cfw_file: Path, tmp_path: Path
 ) -> None:
     text, ran = tmp_path / "readme.pth", tmp_path / "it ran"
@@ -201,7 +203,7 @@ def test_files_that_are_none(
 
 
 @pytest.mark.parametrize("method", ["latent_diffusion", "controlnet_diffusion", "pixel_diffusion"])
-def test_methods_without_one_say_so(method: str, trial_of: TrialOf, tmp_path: Path) -> None:
+def test_methods_without_public_checkpoint_refuse_a_file(method: str, trial_of: TrialOf, tmp_path: Path) -> None:
     path = saved(tmp_path / "model.ckpt", {})
     assert refused(trial_of(method), path) == (
         f"checkpoint={path}: {method} has no public single-file checkpoint; "
@@ -209,7 +211,7 @@ def test_methods_without_one_say_so(method: str, trial_of: TrialOf, tmp_path: Pa
     )
 
 
-def test_spaces_that_train_nothing_need_settings(
+def test_evaluation_only_spaces_need_a_finished_trial(
     cfw_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Weights: ours, the official ones, and everything that is neither, which is refused in one line."""
+"""Weights: our files, official ones, and all others, which are refused in one line."""
 
 from __future__ import annotations
 
@@ -53,29 +53,30 @@ def test_saving_and_loading_is_exact(small: TrialSettings, tmp_path: Path) -> No
         assert torch.equal(target.state_dict()[name], values)
 
 
-def test_what_two_architectures_differ_in_is_said_as_settings() -> None:
-    """What has passed through JSON has lists for tuples; that is no difference."""
+def test_differences_are_named_as_settings() -> None:
+    """JSON turns tuples into lists; that is no difference."""
     architecture = {"lora.rank": 4, "lora.targets": ("to_q", "to_k"), "base": "0ab1"}
     assert unequal(json.loads(json.dumps(architecture)), architecture) == ""
     assert unequal({"lora.rank": 8, "lora.alpha": 1.0}, {"lora.rank": 4, "lora.dropout": 0.0}) == (
-        "trained otherwise: lora.rank is 8 there and 4 in the settings; "
-        "lora.dropout is None there and 0.0 in the settings; lora.alpha is 1.0 there and None in the settings"
+        "does not match: lora.rank is 8 in the file and 4 in the settings; "
+        "lora.dropout is None in the file and 0.0 in the settings; "
+        "lora.alpha is 1.0 in the file and None in the settings"
     )
 
 
-def test_a_trial_that_does_not_ship_is_asked_for() -> None:
-    with pytest.raises(InputError, match=r"checkpoint=shipped: none ships for the method sinsr; give --checkpoint"):
+def test_missing_shipped_checkpoint_is_refused() -> None:
+    with pytest.raises(InputError, match=r"checkpoint=shipped: no checkpoint of sinsr is shipped; give --checkpoint"):
         shipped_checkpoint("sinsr")
 
 
-def test_a_loaded_teacher_is_frozen(small: TrialSettings, tmp_path: Path) -> None:
+def test_loaded_teacher_is_frozen(small: TrialSettings, tmp_path: Path) -> None:
     teacher = load_teacher(taught_by(saved(tmp_path / "t.safetensors", small), small))
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     autoencoder = load_autoencoder("shipped")
     assert not autoencoder.training and not any(p.requires_grad for p in autoencoder.parameters())
 
 
-def test_what_ships_is_what_the_sample_preset_expects(tiny: TrialSettings) -> None:
+def test_shipped_weights_fit_the_sample_preset(tiny: TrialSettings) -> None:
     kind, shape = describe(SHIPPED_TEACHER)
     assert kind == "resshift"
     assert tuple(shape["network.channel_mult"]) == tiny.network.channel_mult
@@ -85,10 +86,10 @@ def test_what_ships_is_what_the_sample_preset_expects(tiny: TrialSettings) -> No
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_checkpoint_in_the_official_form_is_loaded(small: TrialSettings, tmp_path: Path, wrapped: bool) -> None:
+def test_official_checkpoint_is_loaded(small: TrialSettings, tmp_path: Path, wrapped: bool) -> None:
     source = build_network(small.network)
     state: dict[str, Any] = dict(source.state_dict())
-    # What the official network keeps as buffers and ours computes.
+    # The official network stores these as buffers; ours computes them.
     state["middle_block.1.blocks.0.attn.relative_position_index"] = torch.zeros(64, 64, dtype=torch.int64)
     state["middle_block.1.blocks.1.attn_mask"] = torch.zeros(4, 64, 64)
     if wrapped:
@@ -100,7 +101,7 @@ def test_a_checkpoint_in_the_official_form_is_loaded(small: TrialSettings, tmp_p
 
 
 class _Payload:
-    """Runs a command where it is unpickled without care."""
+    """Runs a command if it is unpickled without protection."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -148,16 +149,16 @@ BROKEN: dict[str, tuple[Callable[[Path, TrialSettings], Path], str]] = {
         lambda folder, trial: saved(
             folder / "x.safetensors", override(trial, {"network.swin_embed_dim": 64, "network.swin_depth": 4})
         ),
-        r"trained otherwise: network.swin_depth is 4 there and 2 in the settings; "
-        r"network.swin_embed_dim is 64 there and 32 in the settings",
+        r"does not match: network.swin_depth is 4 in the file and 2 in the settings; "
+        r"network.swin_embed_dim is 64 in the file and 32 in the settings",
     ),
     "another schedule": (
         lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.kappa": 1.0})),
-        r"trained otherwise: resshift.kappa is 1.0 there and 2.0 in the settings$",
+        r"does not match: resshift.kappa is 1.0 in the file and 2.0 in the settings$",
     ),
     "another autoencoder": (
         lambda folder, trial: saved(folder / "x.safetensors", _with_another_autoencoder(folder, trial)),
-        r"trained otherwise: autoencoder is \w{8}... there and \w{8}... in the settings$",
+        r"does not match: autoencoder is \w{8}... in the file and \w{8}... in the settings$",
     ),
     "another shape, undescribed": (
         lambda folder, trial: _torch_saved(
@@ -178,7 +179,7 @@ BROKEN: dict[str, tuple[Callable[[Path, TrialSettings], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_teacher_that_is_none_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
+def test_wrong_teacher_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
     make, message = BROKEN[case]
     path = make(tmp_path, small)
     with pytest.raises(InputError, match=message) as caught:
@@ -188,7 +189,7 @@ def test_a_teacher_that_is_none_is_refused_in_one_line(case: str, small: TrialSe
 
 
 @pytest.mark.parametrize("case", ["a text", "a number", "empty", "truncated", "another method", "missing", "a folder"])
-def test_an_autoencoder_that_is_none_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
+def test_wrong_autoencoder_is_refused_in_one_line(case: str, small: TrialSettings, tmp_path: Path) -> None:
     path = BROKEN[case][0](tmp_path, small)
     with pytest.raises(InputError) as caught:
         load_autoencoder(str(path))
@@ -200,7 +201,7 @@ def test_an_autoencoder_that_is_none_is_refused_in_one_line(case: str, small: Tr
             load_autoencoder(str(path))
 
 
-def test_a_checkpoint_cannot_run_code(small: TrialSettings, tmp_path: Path) -> None:
+def test_checkpoint_cannot_run_code(small: TrialSettings, tmp_path: Path) -> None:
     mark = tmp_path / "it ran"
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": _Payload(f"touch '{mark}'")}, path)
@@ -208,11 +209,11 @@ def test_a_checkpoint_cannot_run_code(small: TrialSettings, tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"evil\.pth: not a"):
             load()
     assert not mark.exists()
-    pickle.loads(pickle.dumps(_Payload(f"touch '{mark}'")))  # without care it would have
+    pickle.loads(pickle.dumps(_Payload(f"touch '{mark}'")))  # without protection it would run
     assert mark.exists()
 
 
-def test_the_home_directory_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "vq.pth").touch()
     assert autoencoder_path("~/vq.pth") == tmp_path / "vq.pth"
@@ -222,7 +223,7 @@ def test_the_home_directory_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("config", "weights"), [("config.json", "diffusion_pytorch_model.safetensors"), (SETTINGS, WEIGHTS)]
 )
-def test_a_fingerprint_follows_the_content(config: str, weights: str, tmp_path: Path) -> None:
+def test_fingerprint_follows_the_content(config: str, weights: str, tmp_path: Path) -> None:
     for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / config).write_bytes(b"{}")
@@ -236,7 +237,7 @@ def test_a_fingerprint_follows_the_content(config: str, weights: str, tmp_path: 
 
 
 def test_shipped_trials_name_the_shipped_base() -> None:
-    """By the hashes of its parts' files, one after the other, of which they hold nothing but what is read."""
+    """By the hashes of its parts' files, one after the other; the parts contain only files that are read."""
     _, architecture = describe(SHIPPED_FIRST_STAGE / WEIGHTS)
     for name, part in (("base", "unet"), ("base's autoencoder", "vae"), ("base's scheduler", "scheduler")):
         files = sorted((SHIPPED_BASE / part).iterdir())
@@ -245,8 +246,8 @@ def test_shipped_trials_name_the_shipped_base() -> None:
 
 
 @pytest.mark.parametrize("shard", ["10GB", "200KB"])
-def test_what_is_not_read_of_a_base_does_not_change_it(shard: str, tmp_path: Path) -> None:
-    """A cache of the hub holds what other programs fetched, too."""
+def test_unread_files_do_not_change_the_fingerprint(shard: str, tmp_path: Path) -> None:
+    """A hub cache also contains files that other programs downloaded."""
     tiny_unet().save_pretrained(tmp_path, max_shard_size=shard)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert (len(shards) > 1) == (shard == "200KB")
@@ -275,6 +276,6 @@ def test_what_is_not_read_of_a_base_does_not_change_it(shard: str, tmp_path: Pat
         ({"window_size": 6}, "network: window_size is 6; windows must tile image_size, 16"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_refused(small: TrialSettings, changes: dict[str, Any], message: str) -> None:
+def test_invalid_network_is_refused(small: TrialSettings, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         count_parameters(override(small.network, changes))

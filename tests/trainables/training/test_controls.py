@@ -1,4 +1,4 @@
-"""Controls: each row is what its name says, measured by an independent way to compute it."""
+"""Controls: each row is compared with an independent computation."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ NAMES = ("bicubic", "autoencoder", "teacher_1", "teacher_15")
 
 @pytest.fixture(scope="module")
 def measured(tiny: TrialSettings, prepared: Prepared) -> dict[str, Validation]:
-    told: list[str] = []
-    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: told.append(name))
-    assert told == list(rows) == list(NAMES)
+    names: list[str] = []
+    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: names.append(name))
+    assert names == list(rows) == list(NAMES)
     return rows
 
 
@@ -51,8 +51,8 @@ def test_every_control_is_measured_on_every_image(measured: dict[str, Validation
     assert len({validation.means["val/psnr"] for validation in measured.values()}) == len(NAMES)
 
 
-def test_bicubic_is_bicubic(measured: dict[str, Validation], prepared: Prepared) -> None:
-    """Against the same convolution written as matrices, and PSNR as its formula, in float64."""
+def test_bicubic_control_is_bicubic_interpolation(measured: dict[str, Validation], prepared: Prepared) -> None:
+    """Against the same convolution as matrices, and PSNR by its formula, in float64."""
     size, scale, a = 16, 4, -0.75
     matrix = np.zeros((size * scale, size))
     for row in range(size * scale):
@@ -69,10 +69,10 @@ def test_bicubic_is_bicubic(measured: dict[str, Validation], prepared: Prepared)
     np.testing.assert_allclose(measured["bicubic"].per_image["val/psnr"], expected, rtol=1e-4)
 
 
-def test_the_autoencoder_row_is_its_reconstruction(
+def test_autoencoder_control_is_its_reconstruction(
     measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
-    """Decoded from the latents in the store, which preparation encoded."""
+    """Decoded from the prepared latents in the store."""
     autoencoder = load_autoencoder(tiny.autoencoder.weights)
     target = prepared.validation("target")["target"] / 255
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_autoencoder_row_is_its_reconstruction(
     np.testing.assert_allclose(measured["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
 
 
-def test_one_step_of_the_teacher_is_the_student_at_its_start(
+def test_teacher_1_equals_the_initial_student(
     measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
     """From the same noise; other noise changes a fifth of the pixels. Equal weights at other addresses may be rounded
@@ -93,7 +93,7 @@ def test_one_step_of_the_teacher_is_the_student_at_its_start(
     assert np.mean(np.abs(student.grid.astype(int) - measured["teacher_1"].grid) > 1) < 0.005
 
 
-def test_the_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:
+def test_grid_shows_input_output_and_target(measured: dict[str, Validation], prepared: Prepared) -> None:
     grid = measured["bicubic"].grid
     assert grid.shape == (3 * 64, 3 * 64, 3) and grid.dtype == np.uint8
     target = prepared.validation("target")["target"]
@@ -104,8 +104,8 @@ def test_the_grid_shows_input_output_and_target(measured: dict[str, Validation],
         np.testing.assert_array_equal(tile[::4, :64:4], degraded[row].transpose(1, 2, 0))
 
 
-def test_a_degraded_image_of_full_size_is_its_own_control(tiny: TrialSettings, tmp_path: Path) -> None:
-    """Beside the autoencoder's row, for which no latents are prepared."""
+def test_degraded_image_of_full_size_is_the_bicubic_control(tiny: TrialSettings, tmp_path: Path) -> None:
+    """Also the autoencoder's row, for which no latents are prepared."""
     settings = override(tiny, {"method": "pix2pix", "pairs.scale": 1})
     prepared = prepare(settings, tmp_path, {"target", "degraded"})
     rows = measure_controls(["bicubic", "autoencoder"], settings, prepared, METRICS)
@@ -114,7 +114,7 @@ def test_a_degraded_image_of_full_size_is_its_own_control(tiny: TrialSettings, t
     np.testing.assert_allclose(rows["bicubic"].per_image["val/psnr"], expected, rtol=1e-5)
 
 
-def test_the_autoencoder_is_the_methods(
+def test_autoencoder_control_uses_the_methods_autoencoder(
     trial_of: Callable[[str], TrialSettings], prepared_for: Callable[[TrialSettings], Prepared], base: Path
 ) -> None:
     settings = trial_of("latent_diffusion")
@@ -130,12 +130,12 @@ def test_the_autoencoder_is_the_methods(
 
 
 @pytest.mark.parametrize("name", ["tricubic", "teacher_7", "teacher_", ""])
-def test_an_unknown_control_is_refused_with_those_there_are(name: str, tiny: TrialSettings, prepared: Prepared) -> None:
+def test_unknown_control_is_refused(name: str, tiny: TrialSettings, prepared: Prepared) -> None:
     with pytest.raises(InputError, match=f"control '{name}': expected bicubic, autoencoder, teacher_1 or teacher_15"):
         measure_controls([name], tiny, prepared, METRICS)
 
 
-def test_the_whole_chain_is_as_long_as_the_schedule(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+def test_teacher_control_runs_the_whole_schedule(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher.safetensors"
     shorter = override(small, {"resshift.steps": 3, "teacher.weights": str(teacher)})
     save_weights(teacher, build_network(shorter.network).state_dict(), "resshift", resshift_identity(shorter))

@@ -1,5 +1,6 @@
-"""What the loop promises, kept by every method: continuing is exact, validating leaves no trace, and neither precision
-nor memory nor layout nor a compiler nor a second process changes what is learned by more than they must."""
+"""Guarantees of the loop for every method: continuing is exact and validation changes nothing. Precision, memory
+saving, layout, compilation and a second process change the training only within tolerances.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,12 @@ EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @EVERY_VARIANT
-def test_neither_a_break_nor_a_validation_leaves_a_trace(
+def test_resuming_and_validating_change_nothing(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor, tmp_path: Path
 ) -> None:
-    """Four steps in one go end, bit by bit, as with a validation after two, and as those continued from there by
-    another process: networks with their statistics, averages, optimisers. With dropout where there is any."""
+    """Four steps in one go equal, bit by bit, two steps, a validation and two more, and also two steps continued by
+    another process: networks with their statistics, averages, optimisers. With dropout if the variant has any.
+    """
     once, twice = (variant_of(variant, {"training.reports": reports}) for reports in (1, 2))
     prepared = prepared_for(once)
     run(once, prepared, tmp_path / "whole")
@@ -46,8 +48,8 @@ def test_neither_a_break_nor_a_validation_leaves_a_trace(
 
 
 @pytest.mark.parametrize("variant", ["pix2pix", "CCSR's objective"])
-def test_dropout_is_among_what_continues(variant: str, variant_of: VariantOf) -> None:
-    """Or the test above would know nothing of what networks draw by themselves."""
+def test_dropout_is_active_in_variants_that_continue(variant: str, variant_of: VariantOf) -> None:
+    """Otherwise the test above would not cover random numbers inside networks."""
     modules = build_method(variant_of(variant), CPU).networks.modules()
     assert any(isinstance(module, nn.Dropout) and module.p > 0 for module in modules)
 
@@ -66,8 +68,9 @@ class Steps:
 
 
 def take_steps(settings: TrialSettings, prepared: Prepared, count: int = 1) -> Steps:
-    """From weights that are shaken a little: those that start at zero, as LoRA's and ControlNet's, would leave others
-    without a gradient."""
+    """From slightly randomised weights: zero-initialised ones, as in LoRA and ControlNet, would leave other parameters
+    without a gradient.
+    """
     trainer = Trainer(settings, prepared, METRICS, World())
     generator, gradients = torch.Generator().manual_seed(0), dict[str, dict[str, Tensor]]()
     networks = trainer.method.networks
@@ -115,7 +118,7 @@ def largest(tensors: dict[str, Tensor]) -> float:
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest one, relative to the largest value expected."""
+    """The largest difference, relative to the largest expected value."""
     assert found.keys() == expected.keys()
     return largest({name: found[name].double() - expected[name].double() for name in expected}) / largest(expected)
 
@@ -124,8 +127,9 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def test_bf16_trains_every_parameter(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor, plain_steps: Callable[[str], Steps]
 ) -> None:
-    """In the direction in which float32 trains it. Biases in front of a normalisation, of an attention's keys and of
-    logits under a hinge have no gradient but rounding errors."""
+    """In the same direction as float32. Biases before a normalisation, of an attention's keys and of logits under a
+    hinge have only rounding errors as gradients.
+    """
     settings = variant_of(variant, NO_DROPOUT, {"training.precision": "bf16"})
     full, reduced = plain_steps(variant), take_steps(settings, prepared_for(settings))
     found, expected = _raw(reduced.losses[0]), _raw(full.losses[0])
@@ -145,8 +149,9 @@ def test_bf16_trains_every_parameter(
 def test_channels_last_changes_no_gradient(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor, plain_steps: Callable[[str], Steps]
 ) -> None:
-    """Without dropout, whose masks are drawn in the order of memory. The gradients of a step are compared, since Adam
-    turns what is a rounding error in them into a whole learning rate."""
+    """Without dropout, whose masks follow the memory order. Compares the gradients of one step, because Adam turns
+    their rounding errors into whole learning rates.
+    """
     settings = variant_of(variant, NO_DROPOUT, {"training.channels_last": True})
     plain, laid_out = plain_steps(variant), take_steps(settings, prepared_for(settings))
     assert laid_out.losses[0] == pytest.approx(plain.losses[0], rel=1e-5)
@@ -155,7 +160,7 @@ def test_channels_last_changes_no_gradient(
 
 
 def kept_bytes(settings: TrialSettings, prepared: Prepared) -> int:
-    """What the losses of a step keep for their backward passes, beside weights."""
+    """Bytes that the losses of a step keep for their backward passes, besides weights."""
     method = build_method(settings, CPU)
     batch = TrainingBatches(prepared, settings, method.columns(settings), CPU)(0)
     held = nn.ModuleList(part for part in vars(method).values() if isinstance(part, nn.Module))
@@ -175,10 +180,10 @@ def kept_bytes(settings: TrialSettings, prepared: Prepared) -> int:
 
 
 @EVERY_VARIANT
-def test_gradient_checkpointing_keeps_less_and_changes_nothing(
+def test_gradient_checkpointing_saves_memory_and_changes_nothing(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor
 ) -> None:
-    """Dropout's masks are drawn again as they were. What is said not to read the setting keeps what it kept."""
+    """Dropout's masks are repeated exactly. Methods that do not read the setting keep the same bytes."""
     plain, checkpointed = variant_of(variant), variant_of(variant, CHECKPOINTED)
     prepared = prepared_for(plain)
     ratio = kept_bytes(checkpointed, prepared) / kept_bytes(plain, prepared)
@@ -195,7 +200,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(
 def test_compiling_changes_no_gradient(
     variant_of: VariantOf, prepared_for: PreparedFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the smallest network there is: a minute goes into compiling others."""
+    """For the smallest network: others take a minute to compile."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     settings = variant_of("stablesr_cfw", {"cfw.adversarial": 0.0, "perceptual.weight": 0.0})
@@ -225,12 +230,12 @@ WORKERS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
     "pix2pix, as published": ("pix2pix", ()),
     "dropout in LoRA": ("CCSR's objective", ()),
 }
-"""What two processes train: by default with nothing random and, where there is a choice, no statistics of a batch."""
+"""The trials of two processes: by default without randomness and, if possible, without statistics of a batch."""
 
 
 @dataclass
 class Shared:
-    """What two processes trained: settings and data, and of each rank its rows of losses and its state."""
+    """The result of two processes: settings and data, and each rank's rows of losses and state."""
 
     trials: dict[str, tuple[TrialSettings, Prepared]]
     ranks: list[dict[str, Any]]
@@ -275,7 +280,7 @@ def test_two_workers_agree(name: str, shared: Shared) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_workers_follow_one(name: str, shared: Shared) -> None:
-    """In every loss; with a discriminator that normalises over a batch, in those that it has not touched yet."""
+    """In every loss; if a discriminator normalises over a batch, only in the losses that it has not influenced yet."""
     settings, prepared = shared.trials[name]
     recorder = run(settings, prepared)
     rows, expected = shared.ranks[0][name]["rows"], recorder.reports[0].losses

@@ -1,4 +1,4 @@
-"""The loop: continuing is exact, accumulation and averages are what they are called, divergence is named."""
+"""The loop: continuing is exact, accumulation and averages are correct, divergence is reported with its cause."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from trainables.training.validation import GRID, PER_IMAGE, validate
 
 
 @pytest.mark.parametrize("method", ["sinsr", "resshift"])
-def test_an_interrupted_run_ends_as_an_undisturbed_one(
+def test_interrupted_run_ends_like_an_uninterrupted_one(
     method: str, tiny: TrialSettings, small: TrialSettings, prepared: Prepared, tmp_path: Path
 ) -> None:
-    """Interrupted by an exception out of its first report, as when Tune stops a trial; bit for bit."""
+    """Interrupted by an exception from its first report, as when Tune stops a trial; bit for bit."""
     settings = tiny if method == "sinsr" else small
     undisturbed = run(settings, prepared, tmp_path / "undisturbed")
 
@@ -68,7 +68,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert [r.losses for r in first.reports + second.reports] == [r.losses for r in undisturbed.reports]
 
 
-def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+def test_checkpoint_contains_all_its_files(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
     recorder = run(small, prepared, tmp_path)
     checkpoint = tmp_path / "6"
     assert {file.name for file in checkpoint.iterdir()} == {STATE, WEIGHTS, SETTINGS, PER_IMAGE, GRID}
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepare
     state = state_of(checkpoint)
     assert (state["step"], state["method"]) == (6, "resshift")
 
-    # The weights to take away are the averaged ones, and say what they are.
+    # The weights file has the averaged weights and their description.
     weights = load_file(checkpoint / WEIGHTS)
     averages = state["ema"]["averages"]
     assert {f"denoiser.{name}" for name in weights} == set(averages)
@@ -84,7 +84,7 @@ def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepare
         assert torch.equal(values, averages[f"denoiser.{name}"])
     assert any(not torch.equal(averages[name], state["networks"][name]) for name in averages)
     assert describe(checkpoint / WEIGHTS)[0] == "resshift"
-    # They are also what was validated.
+    # Validation used the averaged weights too.
     method = ResShift(small, CPU)
     method.networks["denoiser"].load_state_dict(weights)
     again = validate(method.restore, prepared, MetricSet(METRICS), small.training.validation_batch, CPU)
@@ -97,7 +97,7 @@ def test_a_checkpoint_holds_all_it_names(small: TrialSettings, prepared: Prepare
         assert grid.size == (3 * 64, 3 * 64)
 
 
-def test_a_checkpoint_of_another_method_is_refused(
+def test_checkpoint_of_another_method_is_refused(
     tiny: TrialSettings, small: TrialSettings, prepared: Prepared, tmp_path: Path
 ) -> None:
     run(override(small, {"training.max_steps": 1}), prepared, tmp_path)
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_another_method_is_refused(
         run(small, prepared, checkpoint=tmp_path / "1")
 
 
-def test_trials_of_one_seed_are_equal_and_of_another_differ(small: TrialSettings, prepared: Prepared) -> None:
+def test_only_equal_seeds_give_equal_trials(small: TrialSettings, prepared: Prepared) -> None:
     short = override(small, {"training.max_steps": 2, "training.reports": 1})
     one, two = run(short, prepared), run(short, prepared)
     other = run(override(short, {"training.seed": 1}), prepared)
@@ -116,7 +116,7 @@ def test_trials_of_one_seed_are_equal_and_of_another_differ(small: TrialSettings
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_changes_memory_not_gradients(small: TrialSettings, prepared: Prepared, parts: int) -> None:
+def test_accumulation_does_not_change_gradients(small: TrialSettings, prepared: Prepared, parts: int) -> None:
     gradients, rows = [], []
     for accumulate in (1, parts):
         settings = override(small, {"training.max_steps": 1, "training.accumulate": accumulate})
@@ -132,7 +132,7 @@ def test_accumulation_changes_memory_not_gradients(small: TrialSettings, prepare
 
 
 def test_averages_follow_their_formula() -> None:
-    """Against the recurrence written out in float64, at an early decay and at the final one."""
+    """Against the recurrence in float64, at an early decay and at the final one."""
     decay, rng = 0.3, np.random.default_rng(0)
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
@@ -149,7 +149,7 @@ def test_averages_follow_their_formula() -> None:
     trained, parameter = network.weight.detach().clone(), network.weight
     with averages.applied():
         np.testing.assert_allclose(network.weight.detach(), expected, rtol=1e-6)
-        assert network.weight is parameter and float(network.bias[0]) == 11  # what does not train is not averaged
+        assert network.weight is parameter and float(network.bias[0]) == 11  # frozen parameters are not averaged
     assert torch.equal(network.weight, trained)
     with pytest.raises(RuntimeError, match="on the way"), averages.applied():
         raise RuntimeError("on the way")
@@ -162,8 +162,8 @@ def test_averages_follow_their_formula() -> None:
     assert_same(continued.state_dict(), averages.state_dict())
 
 
-def test_averages_hold_the_statistics_that_belong_to_them() -> None:
-    """Those of a batch normalisation, averaged like its weights; what is counted is not."""
+def test_averages_include_batch_norm_statistics() -> None:
+    """They are averaged like the weights; counters are not."""
     network = nn.Sequential(nn.BatchNorm1d(2))
     ema = ExponentialMovingAverage(network, 0.5)
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_averages_hold_the_statistics_that_belong_to_them() -> None:
     assert torch.equal(network[0].running_mean, live) and not torch.equal(live, expected)
 
 
-def test_workers_and_steps_draw_different_masks_and_a_step_always_the_same() -> None:
+def test_step_seed_depends_on_step_and_worker() -> None:
     seeds = {(seed, step, rank): step_seed(seed, step, rank) for seed in (0, 1) for step in (0, 1) for rank in (0, 1)}
     assert len(set(seeds.values())) == 8
     assert all(step_seed(*key) == value and 0 <= value < 2**63 for key, value in seeds.items())
@@ -188,7 +188,9 @@ def test_workers_and_steps_draw_different_masks_and_a_step_always_the_same() -> 
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_divergence_names_the_step_and_the_term(small: TrialSettings, prepared: Prepared, log_every: int) -> None:
-    """At a rate of 1e20 the first step destroys the weights and the second one's loss shows it, whenever looked at."""
+    """At a learning rate of 1e20 the first step destroys the weights, and the second loss shows it, whenever it is
+    read.
+    """
     settings = override(small, {"training.learning_rate": 1e20, "training.log_every": log_every})
     recorder = Recorder()
     with pytest.raises(TrialDiverged, match=r"^loss term 'mse' is (nan|inf) at step 2$"):
@@ -196,8 +198,8 @@ def test_divergence_names_the_step_and_the_term(small: TrialSettings, prepared: 
     assert recorder.reports == []
 
 
-def test_divergence_in_the_last_step_is_not_reported_as_a_result(small: TrialSettings, prepared: Prepared) -> None:
-    """No loss has seen its weights. A latent method's images look finite all the same: NaN has a nearest code too."""
+def test_divergence_in_the_last_step_is_not_reported(small: TrialSettings, prepared: Prepared) -> None:
+    """No loss has used its weights. A latent method's images are finite nevertheless: NaN has a nearest code too."""
     settings = override(small, {"training.learning_rate": 1e39, "training.max_steps": 1})
     recorder = Recorder()
     with pytest.raises(TrialDiverged, match=r"^the weights of 'denoiser' are not finite after step 1$"):
@@ -205,7 +207,7 @@ def test_divergence_in_the_last_step_is_not_reported_as_a_result(small: TrialSet
     assert recorder.reports == []
 
 
-def test_the_term_that_diverges_is_the_one_named(tiny: TrialSettings, prepared: Prepared) -> None:
+def test_divergence_names_the_right_term(tiny: TrialSettings, prepared: Prepared) -> None:
     trainer = Trainer(override(tiny, {"sinsr.distillation": 0, "sinsr.ground_truth": 0}), prepared, METRICS, World())
     with torch.no_grad():
         next(iter(trainer.method.networks.parameters())).fill_(math.inf)
@@ -223,15 +225,16 @@ def test_reduced_precision_follows_full_precision(small: TrialSettings, prepared
 
 
 def test_reduced_precision_trains_every_parameter(tiny: TrialSettings, prepared: Prepared) -> None:
-    """SinSR runs its student without gradient first and with gradient next, in one autocast region: casts of weights
-    that are cached by the first must not cut the second off."""
+    """SinSR runs its student first without gradient and then with, in one autocast region: weight casts cached by the
+    first run must not lose the second run's gradients.
+    """
     gradients: list[dict[str, Tensor]] = []
     for precision in ("fp32", "bf16"):
         settings = override(tiny, {"training.precision": precision, "training.max_steps": 1})
         trainer = Trainer(settings, prepared, METRICS, World())
         trainer.run(Recorder())
         assert {p.dtype for p in trainer.method.networks.parameters()} == {torch.float32}
-        # Biases in front of a normalisation have no gradient but rounding errors.
+        # Biases before a normalisation have only rounding errors as gradients.
         gradients.append({n: p.grad for n, p in trainer.method.networks.named_parameters() if p.ndim > 1})
     for name, expected in gradients[0].items():
         assert float(F.cosine_similarity(gradients[1][name].flatten(), expected.flatten(), dim=0)) > 0.9, name
@@ -248,7 +251,7 @@ def test_gradients_are_clipped_together(small: TrialSettings, prepared: Prepared
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
+def test_learning_rate_follows_warm_up_and_schedule() -> None:
     settings = TrainingSettings(max_steps=100, batch_size=1, warmup_steps=20, schedule="cosine")
     factors = [learning_rate_factor(settings, step) for step in range(100)]
     assert factors[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
@@ -260,7 +263,7 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
     assert learning_rate_factor(longer, 4) == 0.5
 
 
-def test_the_reported_learning_rate_is_the_optimisers(small: TrialSettings, prepared: Prepared) -> None:
+def test_reported_learning_rate_is_the_optimisers(small: TrialSettings, prepared: Prepared) -> None:
     trainer = Trainer(small, prepared, METRICS, World())
     used: list[float] = []
 
@@ -279,10 +282,10 @@ def test_the_reported_learning_rate_is_the_optimisers(small: TrialSettings, prep
     ("max_steps", "reports", "steps"),
     [(1, 50, [1]), (5, 2, [3, 5]), (7, 2, [4, 7]), (7, 3, [3, 7]), (4, 4, [1, 2, 3, 4])],
 )
-def test_the_last_report_is_at_the_last_step(
+def test_last_report_is_at_the_last_step(
     small: TrialSettings, prepared: Prepared, max_steps: int, reports: int, steps: list[int]
 ) -> None:
-    """And a stretch of less than half an interval is no report of its own."""
+    """A last interval of less than half the length has no report of its own."""
     settings = override(small, {"training.max_steps": max_steps, "training.reports": reports})
     recorder = run(settings, prepared)
     assert [report.step for report in recorder.reports] == steps
@@ -290,7 +293,7 @@ def test_the_last_report_is_at_the_last_step(
 
 
 def test_loss_rows_are_means_over_their_steps(small: TrialSettings, prepared: Prepared) -> None:
-    """Rows every two steps, 2 and then 3 where the report cuts one short, of the same numbers as a row a step."""
+    """Rows of two steps (2, then 3 if a report ends a row early) against rows of one step."""
     every = run(override(small, {"training.log_every": 1}), prepared).reports
     pairs = run(small, prepared).reports
     single = {step: row for report in every for step, row in report.losses}
@@ -304,10 +307,8 @@ def test_loss_rows_are_means_over_their_steps(small: TrialSettings, prepared: Pr
         assert report.metrics["loss/mse"] == report.metrics["weighted/mse"] == pytest.approx(mean)
 
 
-def test_where_nothing_trains_the_seed_decides_the_noise(
-    small: TrialSettings, prepared: Prepared, tmp_path: Path
-) -> None:
-    """Where something does, every seed is validated from the same noise, so that differences are the training's."""
+def test_seed_chooses_the_noise_only_without_training(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """With training, every seed validates with the same noise, so that differences come from the training."""
     run(override(small, {"training.max_steps": 1}), prepared, tmp_path)
     only = {"training.max_steps": 0, "checkpoint": str(tmp_path / "1")}
     recorders = [run(override(small, {**only, "training.seed": seed}), prepared) for seed in (0, 0, 1)]
@@ -321,8 +322,8 @@ def test_where_nothing_trains_the_seed_decides_the_noise(
         assert row == pytest.approx(measured.means, rel=1e-6)
 
 
-def test_stability_is_measured_over_the_draws(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """Against restorations from each draw by itself; what is measured otherwise is the first one's."""
+def test_stability_is_measured_over_draws(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Against separate restorations from each draw; all other metrics are those of the first draw."""
     settings = override(small, {"training.max_steps": 1, "training.stability_draws": 3})
     (row,) = run(settings, prepared, tmp_path).metrics("val/")
     assert set(row) == {"val/psnr", "val/g_std_psnr", "val/l_std"}

@@ -1,4 +1,4 @@
-"""Phases: two optimisers take turns, also after a break, from a finished trial, and in two processes."""
+"""Phases: two optimisers take turns, also when a trial resumes, starts from a finished trial or uses two processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainables.training.loop import Trainer, World, learning_rate_factor, step_
 from trainables.training.reporting import TrialDiverged
 from trainables.training.validation import GRID, PER_IMAGE
 
-# A method with two optimisers, small enough to write its training out by hand.
+# A method with two optimisers, small enough to write its training by hand.
 
 
 class TinyGAN(Method):
@@ -61,7 +61,7 @@ class TinyGAN(Method):
 
 
 def gan_losses(generator: nn.Module, discriminator: nn.Module, phase: str, batch: Batch) -> dict[str, LossTerm]:
-    fake = F.pixel_shuffle(generator(F.dropout(batch["degraded"], 0.1)), 4)  # draws from the global random state
+    fake = F.pixel_shuffle(generator(F.dropout(batch["degraded"], 0.1)), 4)  # uses the global random state
     if phase == "generator":
         return {
             "l1": LossTerm((fake - batch["target"]).abs().mean(), 10.0),
@@ -72,14 +72,14 @@ def gan_losses(generator: nn.Module, discriminator: nn.Module, phase: str, batch
 
 
 class Rooted(TinyGAN):
-    """Restores as the root of what may be negative: NaN images from finite weights and losses."""
+    """Restores with a square root of negative numbers: NaN images from finite weights and losses."""
 
     def restore(self, batch: Batch) -> Tensor:
         return (super().restore(batch) - 0.5).sqrt()
 
 
 class LateGAN(TinyGAN):
-    """Its adversary sets in at step 4, when three steps are done."""
+    """Its adversary starts at step 4, after three steps."""
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         terms = super().losses(phase, batch, step)
@@ -97,7 +97,9 @@ def gan(tiny: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> TrialSettings:
 
 
 def test_two_optimisers_take_turns(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """Against the same training written out: the generator's step first, then the discriminator's on what it left."""
+    """Against the same training by hand: first the generator's step, then the discriminator's with the new
+    generator.
+    """
     recorder = run(gan, prepared, tmp_path)
 
     torch.manual_seed(gan.training.seed)
@@ -136,8 +138,8 @@ def test_metrics_that_are_not_finite_are_not_reported(gan: TrialSettings, prepar
     assert recorder.reports == []
 
 
-def test_a_step_of_two_optimisers_is_one_step(gan: TrialSettings, prepared: Prepared) -> None:
-    """In the rows of losses, which hold the terms of both, and in the seconds a step takes."""
+def test_two_optimisers_count_as_one_step(gan: TrialSettings, prepared: Prepared) -> None:
+    """In the rows of losses, which contain the terms of both, and in the seconds per step."""
     first, second = run(gan, prepared).reports
     assert [step for step, _ in first.losses] == [2, 3] and [step for step, _ in second.losses] == [4, 6]
     tags = {f"{kind}/{term}" for kind in ("loss", "weighted") for term in ("l1", "adversarial", "discriminator")}
@@ -152,7 +154,7 @@ def test_two_optimisers_continue_exactly(gan: TrialSettings, prepared: Prepared,
     run(gan, prepared, tmp_path / "whole")
     run(gan, prepared, tmp_path / "rest", tmp_path / "whole" / "3")
     assert_same(state_of(tmp_path / "rest" / "6"), state_of(tmp_path / "whole" / "6"))
-    # To take away, the generator is enough, by its own names.
+    # The weights file contains only the generator, under its own names.
     weights, averages = (
         load_file(tmp_path / "rest" / "6" / WEIGHTS),
         state_of(tmp_path / "rest" / "6")["ema"]["averages"],
@@ -161,8 +163,8 @@ def test_two_optimisers_continue_exactly(gan: TrialSettings, prepared: Prepared,
     assert_same(weights, {name: averages[f"generator.{name}"] for name in ("weight", "bias")})
 
 
-def test_a_phase_without_terms_has_not_begun(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """Its network and its optimiser stay as they are; it can begin after an interruption, too."""
+def test_phase_without_terms_has_not_begun(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Its network and its optimiser do not change; it can also begin after an interruption."""
     late = override(gan, {"method": "LateGAN"})
     first, second = run(late, prepared, tmp_path / "whole").reports
     assert {tag for _, row in first.losses for tag in row} == {"loss/l1", "weighted/l1"}
@@ -206,8 +208,8 @@ def test_only_the_networks_of_a_phase_require_gradients(gan: TrialSettings) -> N
     assert method.parameters == (3 * 48 * 9 + 3 * 16 + 1, 3 * 48 * 9 + 3 * 16 + 1 + 48)
 
 
-def test_an_adversary_does_not_fill_the_gradients_of_the_other_network(gan: TrialSettings, prepared: Prepared) -> None:
-    """The generator's loss passes through the discriminator, and leaves nothing there."""
+def test_generator_loss_leaves_no_discriminator_gradients(gan: TrialSettings, prepared: Prepared) -> None:
+    """The generator's loss passes through the discriminator."""
     trainer = Trainer(gan, prepared, METRICS, World())
     terms = trainer._optimise(trainer.method.phases[0], trainer.batches(0), 1.0)
     assert set(terms) == {"l1", "adversarial"}
@@ -215,7 +217,7 @@ def test_an_adversary_does_not_fill_the_gradients_of_the_other_network(gan: Tria
     assert all(p.grad is not None for p in trainer.method.networks["generator"].parameters())
 
 
-def test_channels_last_changes_the_layout_alone(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+def test_channels_last_changes_only_the_layout(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
     plain, laid_out = (override(gan, {"training.channels_last": value}) for value in (False, True))
     expected, found = (run(one, prepared, tmp_path / str(one.training.channels_last)) for one in (plain, laid_out))
     for row, wanted in zip(found.metrics("loss/", "val/"), expected.metrics("loss/", "val/"), strict=True):
@@ -226,8 +228,8 @@ def test_channels_last_changes_the_layout_alone(gan: TrialSettings, prepared: Pr
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
-def test_a_finished_trial_is_where_training_starts(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """From its averages, with an optimiser and a learning rate of its own; an adversary starts anew."""
+def test_training_starts_from_a_finished_trial(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """From its averages, with a new optimiser and its own learning rate; the adversary starts with random weights."""
     run(gan, prepared, tmp_path)
     finished = load_file(tmp_path / "6" / WEIGHTS)
     trainer = Trainer(override(gan, {"checkpoint": str(tmp_path / "6")}), prepared, METRICS, World())
@@ -255,11 +257,10 @@ def _worker(rank: int, trials: list[TrialSettings], prepared: Prepared, folder: 
 
 
 @pytest.mark.slow
-def test_two_workers_follow_the_curve_of_one(
-    small: TrialSettings, gan: TrialSettings, prepared: Prepared, tmp_path: Path
-) -> None:
-    """Two processes of one thread each, with and without accumulation; where one diverges, both end alike; and where
-    a second network trains, and trains only later."""
+def test_two_workers_follow_one(small: TrialSettings, gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """Two processes with one thread each, with and without accumulation. If one diverges, both end in the same way.
+    Also with a second network, and with one that trains only later.
+    """
     plain, accumulated, broken = (
         override(small, {"training.max_steps": 4, **changes})
         for changes in ({}, {"training.accumulate": 2}, {"training.learning_rate": 1e20})
@@ -272,13 +273,13 @@ def test_two_workers_follow_the_curve_of_one(
     alone = run(plain, prepared, tmp_path / "alone").metrics("loss/", "val/")
     for outcome in first[:2]:
         assert [pytest.approx(row, rel=1e-3) for row in alone] == outcome
-    # Each has validated its share, and has the whole.
+    # Each has validated its share, and has the whole result.
     whole, *shared = (pq.read_table(tmp_path / one / "4" / PER_IMAGE).to_pydict() for one in ("alone", "0-0", "0-1"))
     for one in shared:
         assert one["image"] == whole["image"] and one["val/psnr"] == pytest.approx(whole["val/psnr"], rel=1e-3)
     assert (tmp_path / "0-0" / "4" / GRID).read_bytes() == (tmp_path / "0-1" / "4" / GRID).read_bytes()
     assert first[2].startswith("loss term 'mse' is ") and first[2].endswith(" at step 2")
-    # Dropout draws other masks where a batch is shared or split.
+    # Dropout draws other masks if a batch is shared or split.
     alone = run(gans[0], prepared).metrics("loss/", "val/")
     for outcome in first[3:]:
         assert [pytest.approx(row, rel=0.1) for row in alone] == outcome

@@ -1,4 +1,4 @@
-"""The stages there are, and which one holds a column."""
+"""The registered stages, and the stage of each column."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainables.data.stages.restored import Restored
 from trainables.data.stages.stage import StageMaker
 from trainables.data.stages.targets import Targets
 
-# One line a stage, after those it is made from. All but `latents` are made from latents, for training alone.
+# One line per stage, after its inputs. All but `latents` are made from latents, for training only.
 MAKERS: dict[str, type[StageMaker]] = {
     "latents": Latents,
     "targets": Targets,
@@ -18,4 +18,4 @@ STAGE_OF = dict.fromkeys(pairs.COLUMNS, "pairs") | {
     column: name for name, maker in MAKERS.items() for column in maker.COLUMNS
 }
 DRAWN = frozenset(column for maker in MAKERS.values() if maker.DRAWN for column in maker.COLUMNS)
-"""Columns that hold several noise draws of each pair."""
+"""Columns with several noise draws per pair."""

@@ -1,4 +1,4 @@
-"""The latents of targets and of upsampled degraded images, as the trial's autoencoder encodes them."""
+"""Latents of targets and of upsampled degraded images, encoded by the trial's autoencoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainables.pretrained.identity import autoencoder_fingerprint
 from trainables.settings import TrialSettings
 
 LATENTS_VERSION = 3
-"""Part of what determines latents and what follows from them: raise it when the same inputs give others."""
+"""Part of the key of latents and of later stages: increase it when the same inputs give other latents."""
 
 
 class Latents(StageMaker):

@@ -1,6 +1,6 @@
-"""Which stages a trial's data needs, and what determines each of them.
+"""The stages that a trial needs, and the key of each of them.
 
-All stages of a split are cut into shards at the same rows, so that a shard needs only the shards of its number.
+All stages of a split are cut into shards at the same rows, so that a shard needs only the shards with its number.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from trainables.settings.methods import METHODS
 def needed_stages(
     settings: TrialSettings, root: Path | str, columns: Collection[str], source: Source | None = None
 ) -> list[Stage]:
-    """The stages that a batch of `columns` and the validation need, in order. Reads weights and photographs only to
-    fingerprint them; makes nothing.
+    """The stages that a batch of `columns` and the validation need, in order.
+
+    Reads weights and photographs only to fingerprint them; makes nothing.
 
     Args:
         root: of the stores, a local folder or a URI.
-        source: `settings.data.source` where it is open already.
+        source: `settings.data.source` if it is already open.
     """
     source = source or open_source(settings.data.source)
-    # What trains nothing reads no training batch.
+    # Trials without training steps read no training batch.
     splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
     return [stage for split in splits for stage in _stages_of(split, settings, str(root), columns, source)]
 

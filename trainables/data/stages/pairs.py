@@ -1,4 +1,4 @@
-"""Pairs of target and degraded image, cut out of photographs: the first stage, which no network makes."""
+"""Pairs of target and degraded image, cropped from photographs: the first stage, made without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = ("target", "degraded")
 
 
 def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str, Any]:
-    """Training pairs depend on their size, number and seed, validation pairs on theirs alone.
+    """The key of pairs: training pairs depend on their size, number and seed, validation pairs on size and number.
 
     Args:
         source: the photographs, opened.
@@ -46,8 +46,7 @@ def pairs_columns(settings: TrialSettings, size: int) -> dict[str, Column]:
 
 
 def encode_pairs(stage: Stage, number: int, pairs: Pairs) -> pa.Buffer:
-    """Shard `number` of a stage of pairs. A photograph that turns out broken in the middle of its rows gives none of
-    them."""
+    """Shard `number` of a stage of pairs. If a photograph is found broken, all its rows in the shard are left out."""
     made, rejected = list[Pair](), dict[str, str]()
     for row in stage.rows_of(number):
         name = pairs.photograph_of(row)

@@ -1,4 +1,4 @@
-"""What a finished first stage restores: the latents that StableSR's and CCSR's decoders are trained on."""
+"""Latents restored by a finished first stage, on which StableSR's and CCSR's decoders are trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.settings import TrialSettings
 
 
 class Restored(StageMaker):
-    """Restores the latents of degraded images, `first_stage.draws` times a pair."""
+    """Restores the latents of degraded images, `first_stage.draws` times per pair."""
 
     COLUMNS = ("restored",)
     DRAWN = True

@@ -1,6 +1,6 @@
-"""What a stage of prepared data is, and the contract of whatever makes its rows.
+"""A stage of prepared data, and the interface of the classes that make its rows.
 
-Each stage is a store of its own, keyed by everything that determined it, so that a change remakes only what follows it:
+Each stage is a store with a key of everything that determines it, so a change remakes only this stage and later ones:
 
     pairs (photographs, crops, degradation) -> latents (autoencoder) -> targets (ResShift teacher, noise draws)
                                                                      -> restored (finished first stage, noise draws)
@@ -22,17 +22,17 @@ from trainables.images.sources.photographs import Split
 from trainables.settings import TrialSettings
 
 NOISE_STREAM = 7
-"""Of the data seed: the noise of training pairs."""
+"""Random stream of the data seed for the noise of training pairs."""
 Values = dict[str, np.ndarray]
 """Column -> (rows, *shape)."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One store to make, or to find made.
+    """One store to make, or already made.
 
     Attributes:
-        rows: as planned; a photograph that turns out broken leaves its rows out.
+        rows: as planned; a photograph that is found broken leaves its rows out.
         shard_rows: rows of every shard but the last.
     """
 
@@ -66,23 +66,23 @@ class Stage:
 
 
 class StageMaker(ABC):
-    """Makes the rows of one stage from those of the stages before it; loads its networks when it is made.
+    """Makes the rows of one stage from those of the stages before it; loads its networks in `__init__`.
 
     To add a stage: one file with a subclass, and one line in `kinds.py`.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]]
     DRAWN: ClassVar[bool] = False
-    """Whether its columns hold several noise draws of each pair, (rows, draws, C, H, W)."""
+    """Whether its columns have several noise draws per pair, (rows, draws, C, H, W)."""
 
     @abstractmethod
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
-        """Raises InputError where weights cannot be had."""
+        """Raises InputError if weights are missing or cannot be loaded."""
 
     @staticmethod
     @abstractmethod
     def key(settings: TrialSettings) -> dict[str, Any]:
-        """What determines its values, besides what determines those of the stage before."""
+        """The settings that determine its values, without those of the stage before."""
 
     @classmethod
     @abstractmethod
@@ -94,7 +94,8 @@ class StageMaker(ABC):
         """The columns of these rows.
 
         Args:
-            before: columns of the stages before it, for these rows. rows: their numbers in the split.
+            before: columns of the earlier stages, for these rows.
+            rows: their numbers in the split.
         """
 
 

@@ -1,4 +1,4 @@
-"""What the ResShift teacher restores from given noise: the targets that a SinSR student distils."""
+"""Targets that the ResShift teacher restores from given noise; a SinSR student distils them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainables.settings import TrialSettings
 
 
 class Targets(StageMaker):
-    """Samples the teacher in all of its steps, `sinsr.draws` times a pair."""
+    """Samples the teacher with all its steps, `sinsr.draws` times per pair."""
 
     COLUMNS = ("noise", "taught")
     DRAWN = True

@@ -1,4 +1,4 @@
-"""Where a prepared store lies while it is made and afterwards: a local folder, or a prefix of a bucket."""
+"""The location of a prepared store, finished or not: a local folder, or a prefix of a bucket."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from trainables.data.stores.shard_format import MANIFEST
 
 @dataclass(frozen=True)
 class StoreFolder:
-    """One store's place. Travels between machines; connects when it is used.
+    """The location of one store. Can be pickled; connects on first use.
 
     Attributes:
         root: of all stores: a local path, or a URI such as `s3://bucket/stores`.
-        name: of this one, `<kind>-<key hash>`.
+        name: of this store, `<kind>-<key hash>`.
 
     Raises:
-        InputError: from every method, when the place cannot be reached, read or written.
+        InputError: from every method, when the location cannot be reached, read or written.
     """
 
     root: str
@@ -44,7 +44,7 @@ class StoreFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the store is whole: its manifest is written last."""
+        """Whether the store is finished: its manifest is written last."""
         return self.has(MANIFEST)
 
     def has(self, file: str) -> bool:
@@ -52,30 +52,30 @@ class StoreFolder:
             return bool(filesystem.get_file_info(f"{folder}/{file}").is_file)
 
     def files(self) -> dict[str, int]:
-        """The names of the files there are, with their bytes; none if the folder is not there."""
+        """File name -> bytes, of the files in the folder; empty if the folder does not exist."""
         with self._filesystem() as (filesystem, folder):
             found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
         return {info.base_name: info.size for info in found if info.is_file}
 
     def read(self, file: str) -> pa.Buffer:
-        """The content of a file, mapped where it is local."""
+        """The content of a file; a local file is memory-mapped."""
         with self._filesystem() as (filesystem, folder):
             if self.remote:
                 return filesystem.open_input_file(f"{folder}/{file}").read_buffer()
             return pa.memory_map(f"{folder}/{file}", "r").read_buffer()
 
     def fetch(self, file: str, sha256: str, place: Path) -> None:
-        """Copies a file to `place` on this machine, if its content has that hash; refuses it otherwise."""
+        """Copies a file to `place` on this machine; refuses it if its hash differs."""
         content = self.read(file)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise InputError(
                 f"--store {self.root}: {self.name}/{file} does not match its manifest; "
-                f"delete {self.name} there and it is prepared anew"
+                f"delete {self.name} there to prepare it again"
             )
         write_whole(place, content)
 
     def write(self, file: str, content: bytes | pa.Buffer) -> None:
-        """Puts a file there, whole or not at all."""
+        """Writes a file, completely or not at all."""
         with self._filesystem() as (filesystem, folder):
             if self.remote:  # an object appears when its upload is complete
                 with filesystem.open_output_stream(f"{folder}/{file}") as sink:

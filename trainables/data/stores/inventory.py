@@ -1,4 +1,4 @@
-"""The prepared stores below a local root: what lies there, what it takes, when it was last used, and its removal."""
+"""The inventory of prepared stores below a local root: their size, when they were last used, and their removal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainables.common.errors import InputError
 from trainables.data.stores.shard_format import MANIFEST
 
 STORE_KINDS = ("pairs", "latents", "targets", "restored")
-"""Those of `trainables.data.stages.kinds.STAGE_OF`, whose module takes seconds to import."""
+"""The stages of `trainables.data.stages.kinds.STAGE_OF`, repeated because that module takes seconds to import."""
 DAY = 24 * 3600.0
 WINDOWS = "windows"
-"""The folder of a root with stores in a bucket of which some shards are here; see `trainables.data.stores.mirror`."""
+"""Subfolder of a root for bucket stores with only some shards here; see `trainables.data.stores.mirror`."""
 _USED = ".used"
 _IN_USE = "it is in use"
 
@@ -30,9 +30,9 @@ class Shelved:
     """A store's folder.
 
     Attributes:
-        rows: by its manifest; 0 where it has none.
-        complete: whether all of them are here.
-        window: whether it is the place of a store in a bucket whose shards are here for a while.
+        rows: from its manifest; 0 without one.
+        complete: whether all shards are here.
+        window: whether it keeps some shards of a store in a bucket for a while.
         bytes: on the disk.
         used: POSIX time.
     """
@@ -46,7 +46,7 @@ class Shelved:
 
     @property
     def name(self) -> str:
-        """Below its root."""
+        """Path below its root."""
         return f"{WINDOWS}/{self.path.name}" if self.window else self.path.name
 
     @property
@@ -57,13 +57,12 @@ class Shelved:
 
     @property
     def days(self) -> float:
-        """Since it was last used."""
+        """Days since its last use."""
         return (time.time() - self.used) / DAY
 
 
 def stores_below(root: Path) -> list[Shelved]:
-    """All stores directly below a root, those of interrupted preparations too, in the order of their names; then those
-    in a bucket of which some shards are kept here.
+    """All stores directly below a root, also unfinished ones, sorted by name; then bucket stores with some shards here.
 
     Raises:
         InputError: no such folder.
@@ -74,7 +73,7 @@ def stores_below(root: Path) -> list[Shelved]:
     for folder in (root, root / WINDOWS):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.is_dir() and path.name.split("-")[0] in STORE_KINDS:
-                with suppress(OSError):  # removed meanwhile, or not for us to look into
+                with suppress(OSError):  # removed meanwhile, or not readable
                     shelved.append(_look(path, window=folder != root))
     return shelved
 
@@ -85,21 +84,23 @@ def _look(path: Path, window: bool) -> Shelved:
         rows, whole = int(json.loads((path / MANIFEST).read_text())["rows"]), True
     stats = []
     for file in path.iterdir():
-        with suppress(OSError):  # a temporary file that has its name now, or a shard that makes room
+        with suppress(OSError):  # a temporary file was renamed, or a shard was deleted to make room
             stats.append(file.stat())
     used = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
     return Shelved(path, rows, whole and not window, window, sum(stat.st_size for stat in stats), used)
 
 
 def mark_used(path: Path) -> None:
-    """Notes in a store's folder that it was used now."""
-    with suppress(OSError):  # a folder of another user's may be read, and is not ours to prune
+    """Records in a store's folder that it was used now."""
+    with suppress(OSError):  # another user's folder may be readable, but we do not prune it
         (path / _USED).touch()
 
 
 def to_prune(stores: Sequence[Shelved], older_than_days: float | None, keep_bytes: float | None) -> list[Shelved]:
-    """Those last used longer ago than `older_than_days`; and of the others, the longest unused ones until all that stay
-    take no more than `keep_bytes` together."""
+    """The stores unused for more than `older_than_days`; and the longest unused others, until the rest fits.
+
+    The rest fits if it takes no more than `keep_bytes` in total.
+    """
     oldest_first = sorted(stores, key=lambda store: store.used)
     chosen = [store for store in oldest_first if older_than_days is not None and store.days > older_than_days]
     if keep_bytes is not None:
@@ -112,9 +113,9 @@ def to_prune(stores: Sequence[Shelved], older_than_days: float | None, keep_byte
 
 
 def remove(store: Shelved) -> str:
-    """Deletes a store, unless some process reads it or makes it, and returns why it did not; "" where it did."""
+    """Deletes a store unless a process reads or makes it; returns the reason if it was not deleted, else ""."""
     try:
-        # The lock's file stays: another process may wait for it while a third makes a new one.
+        # The lock file is kept: another process may wait for it while a third creates a new one.
         with FileLock(store.path.with_name(f".{store.path.name}.lock"), timeout=0):
             if not _remove_manifest(store.path / MANIFEST):
                 return _IN_USE
@@ -127,16 +128,19 @@ def remove(store: Shelved) -> str:
 
 
 def _remove_manifest(manifest: Path) -> bool:
-    """Deletes it first, so that a removal that is cut off leaves an unfinished store, not a damaged one; returns
-    whether it is gone. A `Store` that is open holds a shared lock on it, and none can be opened while it is deleted."""
+    """Deletes the manifest first, so that an interrupted removal leaves an unfinished store, not a damaged one.
+
+    Returns whether it is deleted. An open `Store` holds a shared lock on it, and no store can be opened during the
+    removal.
+    """
     try:
-        with manifest.open("r+b") as file:  # network file systems give this lock only to who may write
+        with manifest.open("r+b") as file:  # network file systems lock only files opened for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             manifest.unlink()
     except FileNotFoundError:
         return True
     except PermissionError:
         raise
-    except OSError:  # locked, or on a file system without locks, that cannot tell
+    except OSError:  # locked, or the file system has no locks
         return False
     return True

@@ -1,4 +1,4 @@
-"""Stores of a bucket on a node's own disk: copied once per node, not once per trial."""
+"""Copies of a bucket's stores on a node's own disk: copied once per node, not once per trial."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import WINDOWS
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 
-_SPARE_SHARE = 0.05  # of a disk stays free
+_SPARE_SHARE = 0.05  # of a disk that stays free
 
 
 def window_of(folder: StoreFolder) -> Path:
-    """Where the shards of a remote store are kept for a while that is not here as a whole; has its manifest.
+    """The folder in which some shards of a remote store are kept for a while; contains its manifest.
 
     Raises:
         InputError: the store cannot be read.
@@ -26,17 +26,19 @@ def window_of(folder: StoreFolder) -> Path:
     window = folder.local.parent / WINDOWS / folder.name
     manifest = bytes(folder.read(MANIFEST))
     if not (window / MANIFEST).exists() or (window / MANIFEST).read_bytes() != manifest:
-        shutil.rmtree(window, ignore_errors=True)  # of a store that was deleted there and made anew
+        shutil.rmtree(window, ignore_errors=True)  # its store was deleted in the bucket and made again
         write_whole(window / MANIFEST, manifest)
     return window
 
 
 def mirror(folder: StoreFolder) -> None:
-    """Copies a complete remote store to `folder.local`, where it is not there yet; the first process of a node does it
-    and the others wait. Shards that an interrupted copy left are kept. The manifest comes last.
+    """Copies a finished remote store to `folder.local`, if it is not there yet.
+
+    The first process of a node copies and the others wait. Shards of an interrupted copy are reused. The manifest is
+    copied last.
 
     Raises:
-        InputError: the store cannot be read, came damaged, or does not fit on the disk.
+        InputError: the store cannot be read, arrived damaged, or does not fit on the disk.
     """
     local = folder.local
     if (local / MANIFEST).exists():

@@ -11,7 +11,7 @@ from trainables.common.paths import is_uri
 
 
 def store_root(text: str) -> str:
-    """A root as every process finds it, wherever it runs: an absolute path, or a URI of a bucket."""
+    """A root as an absolute path or a URI, so that it is valid in every process."""
     if is_uri(text) and not text.startswith("file://"):
         return text
     path = unquote(urlsplit(text).path) if is_uri(text) else text
@@ -19,7 +19,7 @@ def store_root(text: str) -> str:
 
 
 def local_root(root: str) -> Path:
-    """Where this machine reads the stores of a root: there, or for a URI in the user's cache, `XDG_CACHE_HOME`."""
+    """The local folder for a root's stores: the root itself, or for a URI the user's cache, `XDG_CACHE_HOME`."""
     if not is_uri(root):
         return Path(root)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

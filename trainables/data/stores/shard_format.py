@@ -1,7 +1,7 @@
-"""How a prepared store lies on disk: tensors of a fixed size in Arrow shards, and a manifest.
+"""The file format of a prepared store: tensors of a fixed size in Arrow shards, and a manifest.
 
-A store is a folder `<kind>-<key hash>/` of `shard-00000.arrow`, ... and a `manifest.json`, which is written last. A
-folder without a manifest is unfinished, and is never read.
+A store is a folder `<kind>-<key hash>/` with `shard-00000.arrow`, ... and `manifest.json`, which is written last. A
+folder without a manifest is unfinished and is never read.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 
 NAME = "name"
-"""The column of strings that tells where a row comes from; only pairs have it."""
+"""The column of strings with the origin of each row; only pairs have it."""
 
 SHARD_BYTES = 64 * 2**20
 
-_SMALLEST_SHARD, _SHARDS = 16, 256  # rows; shards that a store is cut into before they grow
+_SMALLEST_SHARD, _SHARDS = 16, 256  # smallest number of rows in a shard; number of shards above which shards grow
 
 _REJECTED = b"rejected"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One tensor a row: `dtype` as NumPy names it, `shape` without the row dimension."""
+    """One tensor per row: `dtype` as NumPy names it, `shape` without the row dimension."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a manifest says of one shard. `rejected`: photograph -> why its rows are missing here."""
+    """The manifest's entry for one shard. `rejected`: photograph -> the reason why its rows are missing here."""
 
     rows: int
     bytes: int
@@ -74,13 +74,16 @@ def shard_name(number: int) -> str:
 
 
 def shard_numbers(files: Iterable[str]) -> list[int]:
-    """Of those of `files` that are shards."""
+    """The numbers of the shards among `files`."""
     return [int(found[1]) for file in files if (found := re.fullmatch(r"shard-(\d{5,})\.arrow", file))]
 
 
 def rows_per_shard(rows: int, bytes_per_row: int) -> int:
-    """Rows of every shard but the last: few enough that all cores have work from the start and little is lost when it
-    is cut off, and never over 64 MB of them."""
+    """Rows of every shard but the last.
+
+    Shards are small enough to keep all cores busy from the start and to lose little on an interrupt, and have at most
+    64 MB.
+    """
     wanted = max(_SMALLEST_SHARD, -(-rows // _SHARDS))
     return max(1, min(wanted, SHARD_BYTES // bytes_per_row))
 
@@ -91,15 +94,15 @@ def encode_shard(
     names: Sequence[str] | None = None,
     rejected: Mapping[str, str] | None = None,
 ) -> pa.Buffer:
-    """The bytes of a shard's file: a function of the arguments alone.
+    """The bytes of a shard file; they depend on the arguments alone.
 
     Args:
-        values: for every column an array (rows, *shape), cast to the column's type.
-        names: one a row, or none of any row.
-        rejected: photograph -> why its rows are missing.
+        values: for every column an array (rows, *shape), which is cast to the column's type.
+        names: one per row, or None for all rows.
+        rejected: photograph -> the reason why its rows are missing.
 
     Raises:
-        ValueError: rows of another shape, or values that a 16-bit float cannot hold.
+        ValueError: rows of another shape, or values that a 16-bit float cannot represent.
     """
     fields, arrays = [], []
     for name, column in columns.items():
@@ -109,7 +112,7 @@ def encode_shard(
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(rows, dtype=column.dtype)
         if column.dtype == "float16" and not np.isfinite(cast).all():
-            raise ValueError(f"column {name}: a value is not finite or over 65504, the largest of 16 bits")
+            raise ValueError(f"column {name}: a value is not finite or over 65504, the largest 16-bit float")
         fields.append((name, pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype)), column.size)))
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(cast.reshape(-1)), column.size))
     if names is not None:
@@ -133,7 +136,7 @@ def decode_shard(file: pa.Buffer, columns: Mapping[str, Column]) -> dict[str, np
 
 
 def describe_shard(file: pa.Buffer) -> Shard:
-    """What the manifest is to say of a shard with these bytes."""
+    """The manifest's entry for a shard with these bytes."""
     reader = pa.ipc.open_file(pa.BufferReader(file))
     rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
     return Shard(rows, file.size, hashlib.sha256(file).hexdigest(), json.loads(reader.schema.metadata[_REJECTED]))
@@ -142,10 +145,10 @@ def describe_shard(file: pa.Buffer) -> Shard:
 def encode_manifest(
     kind: str, key: Mapping[str, Any], columns: Mapping[str, Column], shards: Sequence[Shard], made_from: str = ""
 ) -> bytes:
-    """The bytes of a manifest. They hold no time and no place: equal content has an equal manifest.
+    """The bytes of a manifest. It contains no time and no path, so equal content has an equal manifest.
 
     Args:
-        made_from: hash of the manifest of the pairs that the rows belong to; empty of pairs themselves.
+        made_from: hash of the manifest of the pairs that the rows belong to; empty for pairs themselves.
     """
     manifest = {
         "format": FORMAT,

@@ -1,8 +1,8 @@
-"""A prepared store as trials read it: memory-mapped Arrow shards, keyed by all that determined them.
+"""A prepared store as trials read it: memory-mapped Arrow shards under a key of all that determines them.
 
-Every file is written under a temporary name and then renamed, so a file that has its name is whole, and a preparation
-that starts again continues from the shards that exist. Pages are mapped read-only: all processes of a machine share one
-copy. The format is in `shard_format`.
+Every file is written under a temporary name and then renamed, so a file with its final name is complete, and a
+restarted preparation continues from the existing shards. Pages are mapped read-only, so all processes of a machine
+share one copy. The format is in `shard_format`.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ if TYPE_CHECKING:
 
 
 class _Mapped(NamedTuple):
-    """A shard in memory. `columns`: (rows, *shape) each, read-only."""
+    """A mapped shard. `columns`: (rows, *shape) each, read-only."""
 
     batch: pa.RecordBatch
     columns: dict[str, np.ndarray]
 
 
 class Store:
-    """A store opened for reading, by any number of threads. Shards are mapped when they are first read.
+    """A store opened for reading, by any number of threads. Shards are mapped at their first use.
 
     Args:
         path: the store's folder.
         verify: compare the content of all shards with the manifest; otherwise their sizes only.
-        source: where shards come from when they are first read, if `path` holds the manifest alone. The processes of a
-            machine fetch a shard once, and compare its content then.
-        keep: with `source`, how many shards stay in `path`, and how many this process keeps mapped; the one used
-            longest ago goes first. What another process has mapped stays readable there. 0 keeps all.
+        source: where shards are fetched from at their first use, if `path` contains only the manifest. The processes of
+            a machine fetch a shard once, and compare its content then.
+        keep: with `source`, how many shards stay in `path`, and how many this process keeps mapped; the least recently
+            used is dropped first. A shard mapped in another process stays readable there. 0 keeps all.
 
     Attributes:
         starts: the first row of every shard, and the number of rows.
 
     Raises:
-        InputError: here or when a shard is first read: no manifest, another format, or files that are not what the
-            manifest says; names the folder and says that deleting it makes it anew. Or a source that cannot be reached.
+        InputError: here or at a shard's first use: no manifest, another format, or files that do not match the
+            manifest; names the folder and says to delete it. Or the source cannot be reached.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Store:
     ) -> None:
         self.path = Path(path)
         self._source, self._keep = source, keep
-        self._mapped: dict[int, _Mapped] = {}  # used longest ago first, where only some are kept
+        self._mapped: dict[int, _Mapped] = {}  # least recently used first, if only some are kept
         self._mapping = threading.Lock()
         with self._blaming():
             self._hold()
             self._open(verify)
 
     def _hold(self) -> None:
-        """Keeps a shared lock on the manifest, by which others know that the store is being read."""
+        """Keeps a shared lock on the manifest, which tells other processes that the store is in use."""
         file = os.open(self.path / MANIFEST, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
         with suppress(OSError):  # some network file systems have no locks
@@ -97,7 +97,7 @@ class Store:
         if self._source is None:
             for number, shard in enumerate(self._shards):
                 self._check(self._file(number), shard, verify)
-            self._shard(0)  # a schema that does not fit is noticed here, not in a later step
+            self._shard(0)  # finds a wrong schema now, not in a later step
 
     def _check(self, file: Path, shard: Shard, verify: bool) -> None:
         size = file.stat().st_size
@@ -115,16 +115,16 @@ class Store:
         return self.path / shard_name(number)
 
     def _damaged(self, what: str) -> InputError:
-        return InputError(f"{self.path}: damaged store, {what}; delete the folder and it is prepared anew")
+        return InputError(f"{self.path}: damaged store, {what}; delete the folder to prepare it again")
 
     @contextmanager
     def _blaming(self) -> Iterator[None]:
-        """Turns whatever reading damaged files raises into an `InputError` that says so."""
+        """Turns any error of reading damaged files into an `InputError`."""
         try:
             yield
         except InputError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # Arrow's are ValueErrors too
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # Arrow's errors are ValueErrors
             raise self._damaged(f"it cannot be read ({type(error).__name__}: {one_line(error)})") from None
 
     def _shard(self, number: int) -> _Mapped:
@@ -145,14 +145,14 @@ class Store:
         return _Mapped(batch, {name: column_view(batch, name, column) for name, column in self.columns.items()})
 
     def _map_fetched(self, number: int) -> _Mapped:
-        """Maps a shard that is here or else at the source, and makes room for it."""
+        """Maps a shard, fetching it from the source if it is not here, and makes room for it."""
         file = self._file(number)
         with self._lock(file):
             if not file.exists() or file.stat().st_size != self._shards[number].bytes:
                 assert self._source is not None
                 self._source.fetch(file.name, self._shards[number].sha256, file)
             now = time.time_ns()
-            os.utime(file, ns=(now, now))  # tells the other processes of this machine that it is in use
+            os.utime(file, ns=(now, now))  # marks it as in use for the other processes of this machine
             mapped = self._map(number)
         if self._keep:
             with self._lock(self.path / "room"):
@@ -167,28 +167,29 @@ class Store:
 
     @property
     def names(self) -> list[str]:
-        """The name of every row; empty where rows have none."""
+        """The name of every row; empty if rows have none."""
         batches = [self._shard(number).batch for number in range(len(self._shards))]
         return [name for b in batches if NAME in b.schema.names for name in b.column(NAME).to_pylist()]
 
     @property
     def rejected(self) -> dict[str, str]:
-        """Photograph -> why rows of it are missing."""
+        """Photograph -> the reason why its rows are missing."""
         return {name: reason for shard in self._shards for name, reason in shard.rejected.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """All rows of a column, (rows, *shape); without a copy where the store has one shard."""
+        """All rows of a column, (rows, *shape); without a copy if the store has one shard."""
         views = [self._shard(number).columns[name] for number in range(len(self._shards))]
         return views[0] if len(views) == 1 else np.concatenate(views)
 
     def rows(
         self, name: str, indices: np.ndarray, draws: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """(len(indices), *shape) copied from the map, in the column's type; with `draws`, entry `draws[i]` of row
-        `indices[i]`. They are read in the order in which they lie on the disk.
+        """Copies of rows, (len(indices), *shape), in the column's type, read in the order in which they are stored.
+
+        With `draws`, entry `draws[i]` of row `indices[i]`.
 
         Args:
-            out: of that shape and type, to be filled and returned: new memory costs more than the copy.
+            out: an array of that shape and type to fill and return: allocating costs more than the copy.
 
         Raises:
             IndexError: no such row or entry.
@@ -204,7 +205,7 @@ class Store:
             entries, shape = entries * shape[0] + draws[places], shape[1:]
         if out is None:
             out = np.empty((len(indices), *shape), self.columns[name].dtype)
-        whole = np.dtype((np.void, math.prod(shape) * out.itemsize))  # NumPy is fastest where an entry is one element
+        whole = np.dtype((np.void, math.prod(shape) * out.itemsize))  # NumPy is fastest if an entry is one element
         target = out.reshape(-1).view(whole)
         for start, end in pairwise(np.flatnonzero(np.diff(shards, prepend=-1, append=-1))):
             source = self._shard(int(shards[start])).columns[name].reshape(-1).view(whole)
@@ -212,7 +213,7 @@ class Store:
         return out
 
     def fetch(self, shards: Iterable[int]) -> None:
-        """Maps these shards, in this order, for `rows` to find them here."""
+        """Maps these shards, in this order, so that `rows` finds them."""
         for number in shards:
             self._shard(int(number))
 

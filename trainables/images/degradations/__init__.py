@@ -1,1 +1,1 @@
-"""What degrades a photograph: the second-order degradation of super-resolution, and printing and photographing."""
+"""Simulated degradations: the second-order degradation of super-resolution, and print-to-camera."""

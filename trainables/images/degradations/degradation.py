@@ -1,14 +1,15 @@
-"""Second-order degradation: blur, resize, noise and JPEG, twice, as Real-ESRGAN and SinSR train with it.
+"""Second-order degradation of Real-ESRGAN and SinSR: blur, resize, noise and JPEG, applied twice.
 
 The order of operations and every range follow `RealESRGANDataset` and `prepare_data` of SinSR. Two things
 differ:
 
-- JPEG is the real encoder and decoder (libjpeg through Pillow, 4:2:0), where the reference approximates it
-  with tensor operations. Quality is a whole number here, the chroma planes are interpolated when they are
-  enlarged, and what is decoded has 8 bits.
-- One image at a time, and every random number, noise included, comes from the `numpy.random.Generator` given.
+- JPEG is the real encoder and decoder (libjpeg through Pillow, 4:2:0); the reference approximates it with tensor
+  operations. Here quality is a whole number, enlarged chroma planes are interpolated, and the decoded image has
+  8 bits.
+- It works on one image at a time, and draws every random number, noise included, from a given
+  `numpy.random.Generator`.
 
-Unsharp masking of the targets is left out: SinSR's published settings have it off (`use_sharp: False`).
+Targets are not sharpened: SinSR's published settings switch unsharp masking off (`use_sharp: False`).
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from trainables.images.degradations.kernels import choose, random_blur_kernel, r
 from trainables.settings.degradation import DegradationSettings, Range
 
 _RESIZE_MODES = ("area", "bilinear", "bicubic")
-_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)  # the weights the reference makes grey noise with
+_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)  # the reference's weights for grey noise
 
 
 def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Generator, scale: int = 4) -> np.ndarray:
-    """A degraded, `scale` times smaller version of `target`: a function of its arguments and nothing else.
+    """A degraded version of `target`, `scale` times smaller. It depends on the arguments alone.
 
     Args:
         target: uint8 (H, W, 3), both sides multiples of `scale`.
         settings: ranges to draw from.
-        rng: source of all randomness; moved on.
+        rng: source of all randomness; its state advances.
 
     Returns:
         uint8 (H / scale, W / scale, 3).
@@ -77,7 +78,7 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
             image, rng, s.gaussian_noise_prob2, s.noise_range2, s.poisson_scale_range2, s.gray_noise_prob2
         )
 
-    # The last JPEG comes before or after the last resize and its ringing, equally often.
+    # The last JPEG comes before or after the last resize and sinc filter, with equal probability.
     jpeg_last = rng.random() < 0.5
     if not jpeg_last:
         image = _random_jpeg(image, rng, s.jpeg_range2)
@@ -90,9 +91,9 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Correlate each channel of `image`, float32 (H, W, C), with `kernel` (k, k), mirrored at the borders.
+    """Correlates each channel of `image`, float32 (H, W, C), with `kernel` (k, k), mirrored at the borders.
 
-    By FFT: half a millisecond for 128 px whatever the kernel; direct convolution takes up to 3 ms.
+    Uses an FFT: 0.5 ms for 128 px with any kernel; direct convolution takes up to 3 ms.
     """
     size, radius = kernel.shape[0], kernel.shape[0] // 2
     padded = np.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
@@ -106,10 +107,10 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def resize(
     image: np.ndarray, mode: str, factor: float | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Resample `image`, float32 (H, W, C), by `factor` or to `size` (height, width).
+    """Resamples `image`, float32 (H, W, C), by `factor` or to `size` (height, width).
 
-    `mode` is area, bilinear or bicubic, the last two without antialiasing, as in the reference: aliasing is
-    one of the degradations.
+    `mode` is area, bilinear or bicubic. As in the reference, the last two do not antialias: aliasing is one of the
+    degradations.
     """
     batch = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
     out = functional.interpolate(batch, size=size, scale_factor=factor, mode=mode)
@@ -117,15 +118,15 @@ def resize(
 
 
 def gaussian_noise(shape: tuple[int, int], rng: np.random.Generator, sigma: float, gray: bool) -> np.ndarray:
-    """float32 (H, W, 3), or (H, W, 1) when `gray`, of standard deviation `sigma` / 255."""
+    """float32 (H, W, 3), or (H, W, 1) if `gray`, with standard deviation `sigma` / 255."""
     return rng.standard_normal((*shape, 1 if gray else 3), dtype=np.float32) * np.float32(sigma / 255)
 
 
 def poisson_noise(image: np.ndarray, rng: np.random.Generator, scale: float, gray: bool) -> np.ndarray:
     """`scale` times the shot noise of `image`, float32 (H, W, 3) in [0, 1].
 
-    As in the reference, the photon count at full white is the number of different 8-bit levels in the image,
-    rounded up to a power of two, so pictures with few tones are noisier.
+    As in the reference, the photon count at full white is the number of different 8-bit levels in the image, rounded
+    up to a power of two. So images with few tones are noisier.
     """
     levels = _to_bytes(image @ _LUMA[:, None] if gray else image)
     photons = 2.0 ** np.ceil(np.log2(np.count_nonzero(np.bincount(levels.ravel(), minlength=256))))
@@ -134,7 +135,7 @@ def poisson_noise(image: np.ndarray, rng: np.random.Generator, scale: float, gra
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Encode and decode `image`, float32 (H, W, 3) in [0, 1], as JPEG of `quality` 1 to 100."""
+    """Encodes and decodes `image`, float32 (H, W, 3) in [0, 1], as JPEG of `quality` 1 to 100."""
     buffer = io.BytesIO()
     Image.fromarray(_to_bytes(image)).save(buffer, format="JPEG", quality=quality)
     with Image.open(buffer, formats=("JPEG",)) as decoded:
@@ -175,5 +176,5 @@ def _random_mode(rng: np.random.Generator) -> str:
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
-    """[0, 1] to uint8, rounded; what lies outside is clipped."""
+    """[0, 1] to uint8, rounded and clipped."""
     return np.clip(np.round(image * 255), 0, 255).astype(np.uint8)

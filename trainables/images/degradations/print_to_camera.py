@@ -1,12 +1,12 @@
-"""A picture printed and the print photographed: pairs for restoring photographs of prints.
+"""Print-to-camera degradation: a picture is printed and the print is photographed.
 
-Stages in physical order. Printing: separation into four inks, dot gain, halftone screens, the inks' colours after
-Neugebauer (1937), paper. Camera: pose and lens, light, defocus and motion, sensor noise, white balance, encoding.
-What adds in light is added in linear light (sRGB transfer functions, IEC 61966-2-1).
+The stages follow the physical order. Printing: separation into four inks, dot gain, halftone screens, ink colours
+(Neugebauer, 1937), paper. Camera: pose and lens, light, defocus and motion, sensor noise, white balance, encoding.
+Quantities that add in light are added in linear light (sRGB transfer functions, IEC 61966-2-1).
 
-The photograph counts as rectified: it has the size of the target and lies on it to within `misregistration`. Pose and
-lens therefore decide where on the print every sensor pixel looks, and the print is made at those places: the picture
-is resampled once, and the screens have exactly the pitch the sensor sees. Model and sources: docs/print_to_camera.md.
+The photograph is rectified: it has the size of the target and matches it to within `misregistration`. So pose and lens
+decide which point of the print every sensor pixel sees, and the print is computed at those points: the picture is
+resampled once, and the screens have exactly the pitch that the sensor sees. Model and sources: docs/print_to_camera.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from scipy import fft, ndimage
 from trainables.settings.print_to_camera import PrintSettings
 
 SCREEN_ANGLES = (15.0, 75.0, 0.0, 45.0)
-"""Degrees, of cyan, magenta, yellow and black: 30 apart, the least visible ink where only 15 are left."""
+"""Degrees, for cyan, magenta, yellow and black: 30 apart; yellow, the least visible ink, has 15."""
 
-SMALLEST = 16  # pixels a side
+SMALLEST = 16  # smallest side of an image, pixels
 
-_SUBPIXELS = 4  # dots are looked at in 4 x 4 places a pixel ...
-_OVERSAMPLING = 2  # ... and blurred in 2 x 2, before the sensor takes its samples: a lens softens moire as it should
+_SUBPIXELS = 4  # dots are sampled at 4 x 4 points per pixel ...
+_OVERSAMPLING = 2  # ... and blurred at 2 x 2, before the sensor samples them, so that the lens blur weakens moire
 _DIRECTIONS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=float)  # from the centre to the corners, (y, x)
 
-# Colours of solid inks on paper, sRGB, media-relative: FOGRA39 (ISO 12647-2, coated paper) as colour management shows
-# them. Index: cyan + 2 magenta + 4 yellow; the last, three inks, has L* 23.
+# Colours of solid inks on paper, sRGB, media-relative, from colour management's FOGRA39 (ISO 12647-2, coated paper).
+# Index: cyan + 2 magenta + 4 yellow; the last, three inks, has L* 23.
 _OFFSET_INKS = np.array(
     [
         (255, 255, 255),
@@ -47,8 +47,8 @@ _OFFSET_INKS = np.array(
 )
 _IDEAL_INKS = np.array([[1 - (index >> ink & 1) for ink in range(3)] for index in range(8)], dtype=np.float32)
 
-# Light of a Planckian source after Wien: ln I changes by -c2 / wavelength per 1 / K, here relative to green and per
-# mired; wavelengths of 610, 540 and 450 nm stand for the channels.
+# Light of a Planckian source after Wien: ln I changes by -c2 / wavelength per 1 / K. Here relative to green and per
+# mired, with wavelengths of 610, 540 and 450 nm for the channels.
 _LOG_GAIN_PER_MIRED = np.array([-14388e-6 * (1 / wavelength - 1 / 0.54) for wavelength in (0.61, 0.54, 0.45)])
 
 _LEVELS = np.arange(256) / 255
@@ -56,17 +56,17 @@ _LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.0
 
 
 def print_to_camera(image: np.ndarray, settings: PrintSettings, rng: np.random.Generator) -> np.ndarray:
-    """A photograph of a print of `image`: a function of its arguments and nothing else.
+    """A simulated photograph of a print of `image`. It depends on the arguments alone.
 
-    Every stage draws from a stream of its own, so that changing one leaves the others' random choices alone.
+    Every stage draws from its own random stream, so changing one stage does not change the random choices of others.
 
     Args:
         image: uint8 (H, W, 3), sRGB, sides of at least `SMALLEST`.
         settings: ranges to draw from.
-        rng: source of all randomness; moved on.
+        rng: source of all randomness; its state advances.
 
     Returns:
-        uint8 (H, W, 3), sRGB, pixel on pixel but for `misregistration` and `lens_distortion`.
+        uint8 (H, W, 3), sRGB, aligned with `image` except for `misregistration` and `lens_distortion`.
 
     Raises:
         ValueError: `image` has another type or shape.
@@ -87,7 +87,7 @@ def print_to_camera(image: np.ndarray, settings: PrintSettings, rng: np.random.G
 
 
 def sensor_places(shape: tuple[int, int], settings: PrintSettings, rng: np.random.Generator) -> np.ndarray | None:
-    """Where on the print each sensor pixel looks, (2, H, W) as (y, x) in pixels; None where it looks straight.
+    """The point of the print that each sensor pixel sees, (2, H, W) as (y, x) in pixels; None without displacement.
 
     Radial distortion around the centre, then the homography that moves the four corners.
     """
@@ -107,7 +107,7 @@ def sensor_places(shape: tuple[int, int], settings: PrintSettings, rng: np.rando
 
 
 def _homography(moved: np.ndarray) -> np.ndarray:
-    """The eight coefficients that take the corners of [-1, 1] x [-1, 1] to `moved`, (4, 2)."""
+    """The eight coefficients that map the corners of [-1, 1] x [-1, 1] to `moved`, (4, 2)."""
     rows, values = [], []
     for (y, x), (to_y, to_x) in zip(_DIRECTIONS, moved, strict=True):
         rows.append([y, x, 1, 0, 0, 0, -y * to_y, -x * to_y])
@@ -117,7 +117,7 @@ def _homography(moved: np.ndarray) -> np.ndarray:
 
 
 def resample(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """`picture`, float32 (H, W, 3), at `places` by cubic splines, mirrored at the borders, kept in [0, 1]."""
+    """`picture`, float32 (H, W, 3), at `places` by cubic splines, mirrored at the borders, clipped to [0, 1]."""
     channels = [
         ndimage.map_coordinates(picture[..., channel], places, output=np.float32, order=3, mode="mirror")
         for channel in range(3)
@@ -128,17 +128,17 @@ def resample(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
 def print_inks(
     picture: np.ndarray, places: np.ndarray | None, settings: PrintSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """The inked print relative to bare paper, linear light: (H, n, W, n, 3), n = 2 where halftoned, else 1.
+    """The inked print relative to bare paper, linear light: (H, n, W, n, 3), n = 2 with halftone, else 1.
 
     Args:
-        picture: float32 (H, W, 3), linear, as the sensor's pixels see it.
-        places: see `sensor_places`; what the phase of the screens depends on.
+        picture: float32 (H, W, 3), linear, one value per sensor pixel.
+        places: see `sensor_places`; they determine the phase of the screens.
     """
     gamut, black = rng.uniform(*settings.ink_gamut), rng.uniform(*settings.black_point)
     gain = rng.uniform(*settings.dot_gain, size=4)
     contrast, period = rng.uniform(*settings.halftone), rng.uniform(*settings.halftone_period)
 
-    primaries = np.full((16, 3), black, dtype=np.float32)  # the upper eight have black ink on top
+    primaries = np.full((16, 3), black, dtype=np.float32)  # the last eight have black ink on top
     primaries[:8] = _IDEAL_INKS + gamut * (_LINEAR[_OFFSET_INKS] - _IDEAL_INKS)
     coverage = separate(picture)
     coverage += (4 * gain).astype(np.float32) * coverage * (1 - coverage)
@@ -150,9 +150,9 @@ def print_inks(
 
 
 def separate(picture: np.ndarray) -> np.ndarray:
-    """Ink coverage, (H, W, 4) of C, M, Y, K, that ideal inks need for `picture`, linear (H, W, 3).
+    """The coverage of ideal inks for `picture`, linear (H, W, 3): (H, W, 4) as C, M, Y, K.
 
-    Each ideal ink absorbs one channel. Black takes over the square of what the three have in common: little in the
+    Each ideal ink absorbs one channel. Black replaces the square of the common part of the three: little in the
     highlights, all of it in the shadows.
     """
     most = picture.max(axis=-1, keepdims=True)
@@ -162,7 +162,7 @@ def separate(picture: np.ndarray) -> np.ndarray:
 
 
 def _mix(coverage: np.ndarray, primaries: np.ndarray) -> np.ndarray:
-    """Neugebauer's equation: primaries weighted by the area they cover where inks fall independently."""
+    """Neugebauer's equation: the mean of the primaries, weighted by area, for independently placed inks."""
     colours: list[np.ndarray] = list(primaries[:8])
     for ink in range(3):
         area = coverage[..., ink, None]
@@ -173,16 +173,16 @@ def _mix(coverage: np.ndarray, primaries: np.ndarray) -> np.ndarray:
 def _halftone(
     coverage: np.ndarray, primaries: np.ndarray, places: np.ndarray | None, period: float, phases: np.ndarray
 ) -> np.ndarray:
-    """The print as round dots, (H, 2, W, 2, 3): every ink is there or not in each of 4 x 4 places of a pixel.
+    """The print as round dots, (H, 2, W, 2, 3): at each of 4 x 4 points of a pixel, every ink is present or not.
 
-    The spot function of a screen is cos u + cos v along its two axes; ink lies where it exceeds the threshold that
-    its coverage needs. Within a pixel u and v grow linearly, so the addition theorem gives all 16 places from the
-    cosines and sines of its centre.
+    The spot function of a screen is cos u + cos v along its two axes. Ink is printed where it exceeds the threshold for
+    the coverage. Within a pixel u and v grow linearly, so the addition theorem gives all 16 points from the cosines and
+    sines of its centre.
     """
     height, width = coverage.shape[:2]
     y, x = np.indices((height, width)) if places is None else places
     threshold = _thresholds()[np.rint(coverage * (_thresholds().size - 1)).astype(np.int32)]
-    # Places are a turned grid, no two in one row or column: a straight one would add moire of the dots' harmonics.
+    # A rotated grid, no two points in one row or column: a straight grid would add moire of the dots' harmonics.
     row, column = np.divmod(np.arange(_SUBPIXELS**2), _SUBPIXELS)
     dy = (row + (_SUBPIXELS - column - 0.5) / _SUBPIXELS) / _SUBPIXELS - 0.5
     dx = (column + (row + 0.5) / _SUBPIXELS) / _SUBPIXELS - 0.5
@@ -210,7 +210,9 @@ def _cos_sin(angle: float) -> tuple[float, float]:
 
 @functools.cache
 def _thresholds() -> np.ndarray:
-    """What cos u + cos v exceeds in 0, 1/1024, ... 1 of the area; a little beyond its range at the ends."""
+    """The thresholds that cos u + cos v exceeds in 0, 1/1024, ... 1 of the area; the two ends are slightly outside
+    its range.
+    """
     wave = np.cos((np.arange(1024) + 0.5) * math.pi / 1024)
     spots = np.sort((wave[:, None] + wave).ravel())
     inner = spots[(np.linspace(1, 0, 1025)[1:-1] * spots.size).astype(int)]
@@ -218,7 +220,7 @@ def _thresholds() -> np.ndarray:
 
 
 def paper(shape: tuple[int, int], settings: PrintSettings, rng: np.random.Generator) -> np.ndarray:
-    """Reflectance of the bare paper, (H, W, 3): absorption, tint, and noise of fibres along and across."""
+    """Reflectance of the bare paper, (H, W, 3): absorption, tint, and fibre noise along both axes."""
     white = 1 - rng.uniform(*settings.paper_absorption)
     tint = rng.uniform(*settings.paper_tint)
     texture, length = rng.uniform(*settings.paper_texture), rng.uniform(*settings.fibre_length)
@@ -235,16 +237,16 @@ def _fibres(shape: tuple[int, int], axis: int, length: float, rng: np.random.Gen
     for along, sigma in ((axis, length), (1 - axis, 0.5)):
         reach = math.ceil(4 * sigma)
         weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-        # "wrap" keeps the variance at the borders, which mirroring would raise.
+        # Mirroring would raise the variance at the borders; "wrap" keeps it.
         noise = ndimage.correlate1d(noise, weights / np.linalg.norm(weights), axis=along, mode="wrap")
     return noise
 
 
 def illumination(shape: tuple[int, int], settings: PrintSettings, rng: np.random.Generator) -> np.ndarray:
-    """Light on the print as far as it reaches the sensor, (H, W, 3), mean about 1 before vignette and exposure.
+    """Light on the print, including the lens's vignette, (H, W, 3); mean about 1 before vignette and exposure.
 
-    A gradient bent by a quadratic term, a second gradient of colour temperature, the lens's vignette, exposure. All
-    of it varies slowly, so it may be multiplied after the blur.
+    A gradient bent by a quadratic term, a second gradient of colour temperature, the lens's vignette, exposure. All of
+    them vary slowly, so they can be multiplied after the blur.
     """
     uneven, mixed = rng.uniform(*settings.uneven_light), rng.uniform(*settings.mixed_light)
     vignette, exposure = rng.uniform(*settings.vignette), rng.uniform(*settings.exposure)
@@ -283,7 +285,7 @@ def expose(printed: np.ndarray, settings: PrintSettings, rng: np.random.Generato
 
 
 def _average(printed: np.ndarray) -> np.ndarray:
-    """(H, n, W, n, 3) to (H, W, 3); a quarter of the time `mean(axis=(1, 3))` takes."""
+    """(H, n, W, n, 3) to (H, W, 3), in a quarter of the time of `mean(axis=(1, 3))`."""
     height, n, width = printed.shape[:3]
     pixels = np.zeros((height, width, 3), dtype=np.float32)
     for row, column in np.ndindex(n, n):
@@ -292,7 +294,7 @@ def _average(printed: np.ndarray) -> np.ndarray:
 
 
 def add_noise(light: np.ndarray, settings: PrintSettings, rng: np.random.Generator) -> np.ndarray:
-    """Photon noise, variance proportional to `light`, and read noise; the sensor saturates at 1."""
+    """Photon noise, with variance proportional to `light`, and read noise; the sensor saturates at 1."""
     shot, read = rng.uniform(*settings.shot_noise), rng.uniform(*settings.read_noise)
     if shot or read:
         sigma = np.sqrt(np.float32(shot**2) * light + np.float32(read**2))
@@ -301,7 +303,7 @@ def add_noise(light: np.ndarray, settings: PrintSettings, rng: np.random.Generat
 
 
 def develop(light: np.ndarray, settings: PrintSettings, rng: np.random.Generator) -> np.ndarray:
-    """What the camera makes of the sensor's signal: white balance, sRGB, sharpening, 8 bits, JPEG."""
+    """The camera's processing of the sensor signal: white balance, sRGB, sharpening, 8 bits, JPEG."""
     mired, amount = rng.uniform(*settings.white_balance), rng.uniform(*settings.sharpening)
     light = np.clip(light * np.exp(mired * _LOG_GAIN_PER_MIRED).astype(np.float32), 0, 1)
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** np.float32(1 / 2.4) - 0.055)
@@ -314,7 +316,7 @@ def develop(light: np.ndarray, settings: PrintSettings, rng: np.random.Generator
 
 
 def jpeg_of_bytes(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """`pixels`, uint8 (H, W, 3), encoded and decoded as JPEG of `quality` 1 to 100, 4:2:0."""
+    """Encodes and decodes `pixels`, uint8 (H, W, 3), as JPEG of `quality` 1 to 100, 4:2:0."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
     with Image.open(buffer, formats=("JPEG",)) as decoded:

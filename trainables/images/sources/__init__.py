@@ -1,1 +1,1 @@
-"""Images of a folder, a list, a table or a bucket, found, looked into, split and decoded when asked for."""
+"""Images from a folder, a list, a Parquet table or a bucket: finding, checking, splitting and decoding them."""

@@ -1,4 +1,4 @@
-"""Which images of a source can be used, how large they are and to which split they belong: looked up once, and kept."""
+"""The catalogue of a source: which images are usable, their sizes and their split. Computed once and cached."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from trainables.images.sources.parquet_images import NO_IMAGE
 Split = Literal["train", "validation"]
 
 VALIDATION_SHARE = 0.1
-FULLY_CHECKED = 200  # sources up to this many files are decoded at the door and fingerprinted by content
-_FORMAT = 1  # of a catalogue's file
-_AT_ONCE = 64  # images that a thread looks at before it is asked again
+FULLY_CHECKED = 200  # sources of up to this many files are decoded before the start and fingerprinted by content
+_FORMAT = 1  # version of the catalogue file
+_AT_ONCE = 64  # images that a thread checks per task
 
-_looked: dict[str, Catalogue] = {}  # the last source's, of both its sides: the second split asks for the same
+_looked: dict[str, Catalogue] = {}  # both sides of the last source, because the second split needs the same
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What looking into the images of one side gave.
+    """The result of checking the images of one side.
 
     Attributes:
-        sizes: int32 (N, 2), height and width; 0 where an image cannot be used.
-        reasons: row -> why it cannot be used, on one line.
-        passing: rows of `reasons` for which another look may find something else.
+        sizes: int32 (N, 2), height and width; 0 for an unusable image.
+        reasons: row -> why the image is unusable, on one line.
+        passing: rows of `reasons` whose error may be temporary.
     """
 
     sizes: np.ndarray
@@ -50,13 +50,13 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one split that can be used.
+    """The usable images of one split.
 
     Attributes:
-        rows: their numbers in the listing.
-        sizes: int32 (N, 2), height and width; of the targets where there are pairs.
-        rejected: name -> why, of this split's others.
-        found: how many there are in this split, usable or not.
+        rows: their rows in the listing.
+        sizes: int32 (N, 2), height and width; of the targets if the source has pairs.
+        rejected: name -> reason, of the unusable images of this split.
+        found: number of images of this split, usable or not.
     """
 
     rows: np.ndarray
@@ -68,11 +68,11 @@ class Part:
 def usable_part(
     listing: Listing, split: Split, min_size: int, scale: int, max_rejected: float, cache: Path | None
 ) -> Part:
-    """Looks into all images of `listing` and picks those of `split` that can be used.
+    """Checks all images of `listing` and selects the usable ones of `split`.
 
     Raises:
-        InputError: none or one is usable, none large enough, more than `max_rejected` of the split are not; partners
-            are missing or do not fit each other's size.
+        InputError: fewer than two are usable, none is large enough, more than `max_rejected` of the split are
+            unusable; partners are missing or their sizes do not match.
     """
     sizes, reasons = _look_at_sides(listing, cache)
     names = listing.names.to_pylist()
@@ -112,12 +112,11 @@ def usable_part(
 
 
 def look_at(images: Images, cache: Path | None = None) -> Catalogue:
-    """The sizes of images, from their headers; up to 200 images are decoded as a whole, to know that they can be.
+    """The sizes of images, from their headers. Up to 200 images are decoded completely, to check that they can be.
 
     Args:
-        cache: a folder that, if it is there, keeps what was found as `catalogue-<hash>.parquet`, so that it is found
-            again without opening an image, for as long as none is added, removed or changed. What could not be opened
-            is not kept.
+        cache: a folder. If it exists, it keeps the result as `catalogue-<hash>.parquet`, which is reused without
+            opening an image until one is added, removed or changed. Images that could not be opened are checked again.
     """
     whole = len(images) <= FULLY_CHECKED
     facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"
@@ -131,17 +130,17 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
         while len(_looked) >= 2:
             del _looked[next(iter(_looked))]
         _looked[key] = found
-    if path and (looked or not path.exists()):  # the folder may be there only since another look of this process
+    if path and (looked or not path.exists()):  # the folder may be newer than the cached result
         _write(path, found)
     return found
 
 
 def _look_at_rest(images: Images, whole: bool, found: Catalogue) -> bool:
-    """Looks at what `found` knows nothing of; returns whether that is worth keeping."""
+    """Checks the images that `found` does not contain; returns whether the result should be saved."""
     rows = np.flatnonzero(~found.sizes.any(axis=1)).tolist()
     pending = [row for row in rows if row not in found.reasons]
     chunks = [pending[start : start + _AT_ONCE] for start in range(0, len(pending), _AT_ONCE)]
-    with ThreadPoolExecutor(images.threads) as pool:  # waiting for the disk or the network, mostly
+    with ThreadPoolExecutor(images.threads) as pool:  # mostly waiting for the disk or the network
         for chunk, seen in zip(chunks, pool.map(partial(_look_at_rows, images, whole), chunks), strict=True):
             for row, (size, reason, lasting) in zip(chunk, seen, strict=True):
                 found.sizes[row] = size
@@ -153,7 +152,7 @@ def _look_at_rest(images: Images, whole: bool, found: Catalogue) -> bool:
 
 
 def _look_at_rows(images: Images, whole: bool, rows: Sequence[int]) -> list[tuple[tuple[int, int], str, bool]]:
-    """(size, reason, whether another look would give the same) of each."""
+    """(size, reason, whether the reason is permanent) of each image."""
     seen = []
     for row in rows:
         try:
@@ -170,7 +169,7 @@ def _look_at_rows(images: Images, whole: bool, rows: Sequence[int]) -> list[tupl
 
 
 def _look_at_sides(listing: Listing, cache: Path | None) -> tuple[list[np.ndarray], dict[int, str]]:
-    """The sizes on each side, and the reasons of either."""
+    """The sizes on each side, and the reasons of both."""
     looked = [look_at(side, cache) for side in listing.sides]
     reasons: dict[int, str] = {}
     for side, catalogue in zip(listing.sides, looked, strict=True):
@@ -199,8 +198,11 @@ def _check_sizes(listing: Listing, sizes: list[np.ndarray], usable: np.ndarray, 
 
 
 def _validating(listing: Listing, names: list[str], usable: np.ndarray) -> np.ndarray:
-    """Which names validate: about one in ten, by their hashes. A source whose usable hashes leave one side empty lends
-    that side its nearest image. Sizes play no part, so that both splits agree."""
+    """Whether each name belongs to the validation split: about one in ten, chosen by hash.
+
+    If the hashes of the usable images leave one split empty, the image closest to the limit moves to it. Sizes have no
+    influence, so that both splits agree.
+    """
     if listing.validating is not None:
         return np.array([name in listing.validating for name in names])
     place = np.array([_place(name) for name in names])
@@ -212,21 +214,21 @@ def _validating(listing: Listing, names: list[str], usable: np.ndarray) -> np.nd
 
 
 def _place(name: str) -> float:
-    """Where `name` falls in [0, 1), evenly and for good."""
+    """The position of `name` in [0, 1): uniformly distributed, and always the same."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def check_rejected(
     source: str, split: Split, rejected: Mapping[str, str], found: int, most: float, cache: Path | None = None
 ) -> None:
-    """Refuses a split of whose `found` images a larger share than `most` cannot be used.
+    """Refuses a split if more than a share `most` of its `found` images is unusable.
 
     Args:
         rejected: name -> reason.
-        cache: a folder that keeps the complete list as `rejected-<hash>.parquet` then.
+        cache: a folder; on refusal the complete list is saved there as `rejected-<hash>.parquet`.
 
     Raises:
-        InputError: how many, the first five, and what to do.
+        InputError: the number, the first five, and what to do.
     """
     share = len(rejected) / found
     if share <= most:
@@ -236,7 +238,7 @@ def check_rejected(
         digest = hashlib.sha256(repr(sorted(rejected.items())).encode()).hexdigest()[:16]
         path = cache / f"rejected-{digest}.parquet"
         _write_table(path, {"name": list(rejected), "reason": list(rejected.values())})
-        kept = f"; all of them in {path}"
+        kept = f"; the complete list is in {path}"
     allowed = math.ceil(share * 1000) / 1000
     raise InputError(
         f"{_counted(source, split, rejected, found)}{kept}: remove them, or allow them with "
@@ -258,7 +260,7 @@ def _listed(rejected: Mapping[str, str], shown: int = 5) -> str:
 
 
 def _read(path: Path | None, rows: int) -> Catalogue | None:
-    """What is kept there; None where it is not, or damaged."""
+    """The saved catalogue; None if it is missing or damaged."""
     if path is None or not path.exists():
         return None
     from pyarrow import parquet
@@ -279,7 +281,7 @@ def _write(path: Path, catalogue: Catalogue) -> None:
 
 
 def _write_table(path: Path, columns: dict[str, object]) -> None:
-    """Under a temporary name, then renamed: others see all of it or nothing."""
+    """Writes under a temporary name and renames, so that other processes see the complete file or none."""
     from pyarrow import parquet
 
     from trainables.common.paths import write_whole

@@ -1,4 +1,4 @@
-"""The bytes of an image as its size or its pixels; what is not clearly one photograph is refused with the reason."""
+"""Decoding: the bytes of an image to its size or pixels. Anything that is not clearly one photograph is refused."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainables.common.errors import one_line
 
-# Decoders are named, not guessed from content: a PostScript file called `photo.png` must not start an
-# interpreter.
+# Only these decoders are allowed: a PostScript file named `photo.png` must not start an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 150_000_000  # a larger image is refused: 150 megapixels are 450 MB once decoded
+MAX_PIXELS = 150_000_000  # larger images are refused: 150 megapixels take 450 MB when decoded
 
 
 def read_size(file: BinaryIO) -> tuple[int, int]:
-    """(height, width) from the header, after EXIF orientation (5 to 8 lie on their side).
+    """(height, width) from the header, after EXIF orientation (5 to 8 swap them).
 
     Raises:
-        ValueError, OSError and others of a decoder: not one photograph that can be used; see `reason`.
+        ValueError, OSError and other errors of a decoder: not one usable photograph; see `reason`.
     """
     with _open(file) as image:
         turned = _orientation(image) >= 5
@@ -28,18 +27,20 @@ def read_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def read_pixels(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3), RGB. 16 bits a channel are scaled to 8 (in colour by dropping the lower 8), transparency is
-    dropped, EXIF orientation applied, and of the several pictures in a phone's JPEG the first is taken.
+    """uint8 (H, W, 3), RGB.
+
+    16 bits per channel are scaled to 8 (colour images by dropping the lower 8 bits). Transparency is dropped, EXIF
+    orientation is applied, and of a phone's JPEG with several pictures the first is used.
 
     Raises:
-        ValueError, OSError and others of a decoder: as `read_size`, or the pixels are damaged.
+        ValueError, OSError and other errors of a decoder: as `read_size`, or the pixels are damaged.
     """
     with _open(io.BytesIO(content)) as image:
         shown = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
         if shown.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
             grey = np.round(np.asarray(shown).astype(np.float32) / 257).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
-        shown.info.pop("transparency", None)  # or Pillow warns of what is wanted here
+        shown.info.pop("transparency", None)  # Pillow would warn about dropping it
         return np.array(shown.convert("RGB"))
 
 
@@ -57,7 +58,7 @@ def _open(file: BinaryIO) -> Image.Image:
     if not start:
         raise ValueError("an empty file")
     if start == b"GIF8":
-        raise ValueError("a GIF, of 256 colours or moving: give its frames as PNG or JPEG files")
+        raise ValueError("a GIF: give its frames as PNG or JPEG files")
     file.seek(0)
     image = Image.open(file, formats=FORMATS)
     try:
@@ -65,9 +66,9 @@ def _open(file: BinaryIO) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"decompression bomb: {image.width} x {image.height}, over {MAX_PIXELS} pixels")
         if frames > 1 and image.format != "MPO":
-            raise ValueError(f"{frames} frames or pages: give each as a file of its own")
+            raise ValueError(f"{frames} frames or pages: save each in its own file")
         if image.mode in ("I", "F"):
-            raise ValueError(f"pixel mode {image.mode} has no agreed range: 8 or 16 bits a channel accepted")
+            raise ValueError(f"pixel mode {image.mode} has no defined range: give 8 or 16 bits per channel")
     except Exception:
         image.close()
         raise
@@ -75,5 +76,5 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8, by the header alone: PNG's own `getexif` would decode all pixels."""
+    """EXIF orientation, 1 to 8, from the header alone: PNG's own `getexif` would decode all pixels."""
     return int(Image.Image.getexif(image).get(0x0112, 1))

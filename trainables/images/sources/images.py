@@ -1,4 +1,4 @@
-"""Images by number, wherever they lie: columns of names, so that a million of them travel between processes at once."""
+"""Images by row number, from any location. Names are stored in columns, so a million are sent quickly to a process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Images(ABC):
     """The images of one side of a source.
 
     Attributes:
-        root: what the names of files are relative to.
-        stamps: of the files, int64 (F, 2): bytes and time of the last change in ns; negative bytes where no file is.
+        root: file names are relative to it.
+        stamps: of the files, int64 (F, 2): bytes and time of the last change in ns; negative bytes if there is no file.
     """
 
     root: Location
@@ -34,26 +34,26 @@ class Images(ABC):
     @property
     @abstractmethod
     def threads(self) -> int:
-        """How many may read at once."""
+        """The number of threads that may read at once."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> Self:
-        """Those of these numbers alone."""
+        """Only the images with these row numbers."""
 
     @abstractmethod
     def patient(self) -> Self:
-        """The same, to be read for hours: see `Location.patient`."""
+        """The same images, for reading over hours: see `Location.patient`."""
 
     @abstractmethod
     def place(self, row: int) -> str:
-        """Where an image lies, for messages."""
+        """The location of an image, for messages."""
 
     @abstractmethod
     def short_place(self, row: int) -> str:
-        """The same within its source."""
+        """The location within the source."""
 
     @abstractmethod
     def size(self, row: int) -> tuple[int, int]:
@@ -64,8 +64,8 @@ class Images(ABC):
         """The encoded image.
 
         Raises:
-            OSError: this one file cannot be read.
-            InputError: the bucket or the Parquet file it lies in cannot be read.
+            OSError: this file cannot be read.
+            InputError: the bucket or Parquet file that holds it cannot be read.
         """
 
     def pixels(self, row: int) -> np.ndarray:
@@ -73,13 +73,13 @@ class Images(ABC):
         return read_pixels(self.read(row))
 
     def state(self) -> str:
-        """Another one when a file is added, removed or changed: 64 hexadecimal digits."""
+        """64 hexadecimal digits that change when a file is added, removed or changed."""
         return hashlib.sha256("\0".join(self.file_names).encode() + self.stamps.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class FileImages(Images):
-    """An image a file.
+    """One image per file.
 
     Attributes:
         names: of the files relative to `root`, or URIs, or absolute paths.
@@ -95,7 +95,7 @@ class FileImages(Images):
 
     @property
     def threads(self) -> int:
-        return 32  # most wait, for a disk or for a network
+        return 32  # most of them wait for the disk or the network
 
     def __len__(self) -> int:
         return len(self.names)
@@ -120,13 +120,13 @@ class FileImages(Images):
         return self._file(row).read()
 
     def _file(self, row: int) -> Location:
-        if self.stamps[row, 0] < 0:  # reading a pipe would not end
-            raise FileNotFoundError(errno.ENOENT, "a link that leads nowhere, or not a regular file")
+        if self.stamps[row, 0] < 0:  # reading a pipe would never end
+            raise FileNotFoundError(errno.ENOENT, "a broken link, or not a regular file")
         return self.root.join(self.names[row].as_py())
 
 
 def names_column(names: list[str], place: object) -> pa.StringArray:
-    """Raises `InputError` for a name that no table can hold."""
+    """Raises `InputError` for a name that is not valid UTF-8."""
     try:
         return pa.array(names, pa.string())
     except UnicodeEncodeError as error:

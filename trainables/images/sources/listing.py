@@ -1,4 +1,4 @@
-"""What a source lists: which images there are, by name, before any of them is opened."""
+"""The listing of a source: the names of its images, before any image is opened."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ACCEPTED_SOURCES = (
     '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'
 )
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-COUNTED = (*SUFFIXES, ".gif")  # a GIF is refused when it is opened, not overlooked
+COUNTED = (*SUFFIXES, ".gif")  # a GIF is listed, so that it is reported when it is opened
 
-# File, whether it validates, and the box to keep, (left, top, right, bottom). The two motorcycle pictures are a stereo
-# pair of one scene, so both train. The retina is a disc on black, 1411 px wide: the 960 px square inside the disc is
-# kept.
+# File, whether it is for validation, and the box to crop, (left, top, right, bottom). The two motorcycle pictures are a
+# stereo pair of one scene, so both are for training. The retina is a disc on black, 1411 px wide, cropped to the 960 px
+# square inside the disc.
 SAMPLE_FILES: dict[str, tuple[str, bool, tuple[int, int, int, int] | None]] = {
     "astronaut": ("astronaut.png", False, None),
     "hubble_deep_field": ("hubble_deep_field.jpg", False, None),
@@ -44,12 +44,13 @@ SAMPLE_FILES: dict[str, tuple[str, bool, tuple[int, int, int, int] | None]] = {
 
 @dataclass(frozen=True)
 class Listing:
-    """
+    """The images of a source.
+
     Attributes:
-        label: how messages call the source.
+        label: the source's name in messages.
         names: of the photographs or pairs, in the order of the sides.
         sides: the photographs; or the degraded ones and their targets.
-        validating: the names that validate, where that is not left to their hashes.
+        validating: the names of the validation split, if hashes do not decide it.
     """
 
     label: str
@@ -66,7 +67,7 @@ class Listing:
 
 
 class SampleImages(FileImages):
-    """The sample's, cut to their boxes."""
+    """The sample's photographs, cropped to their boxes."""
 
     def size(self, row: int) -> tuple[int, int]:
         box = self._box(row)
@@ -81,25 +82,25 @@ class SampleImages(FileImages):
 
 
 def list_source(source: str) -> Listing:
-    """The images or pairs of a source, in an order that does not depend on how they were written.
+    """The images or pairs of a source. Their order does not depend on the order in which files were written.
 
     Args:
         source: `"sample"`, the colour photographs inside the installed scikit-image. Or a local path, or a URI
             (`s3://`, `gs://`, `file://`, see `resolve_uri`), of one of:
 
             - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
-              passed over), named by relative path;
-            - a folder with the subfolders `input/` and `target/`, or `captured/` and `original/`, searched likewise:
-              partners have the same relative path but for the extension, which is no part of their name, and for how
-              Unicode writes an accent. Of images beside the two a `SourceWarning` tells;
+              skipped), named by relative path;
+            - a folder with the subfolders `input/` and `target/`, or `captured/` and `original/`, searched in the same
+              way: partners have the same relative path. The extension is not part of their name and may differ, and so
+              may the Unicode form of an accent. A `SourceWarning` reports images outside the two subfolders;
             - a folder without images that holds `.parquet` files, or one such file: a row is an image (column
               `image`) or a pair (`input` and `target`, or `captured` and `original`), as binary or as Hugging Face's
               struct, named `<file>/<row>`;
-            - a `.txt` file with an image a line, named as written, but for `./` and `x/../`: a path relative to the
-              file's folder or absolute, or a URI. Empty lines and those that begin with # are passed over.
+            - a `.txt` file with one image per line, named as written after resolving `./` and `x/../`: a path relative
+              to the file's folder or absolute, or a URI. Empty lines and lines that begin with # are skipped.
 
     Raises:
-        InputError: nothing there, nothing that is accepted, or what cannot be reached or read; see also
+        InputError: no such source, a source of another kind, or one that cannot be reached or read; see also
             `match_partners` and `list_parquet`.
     """
     if source == SAMPLE:
@@ -123,9 +124,9 @@ def list_source(source: str) -> Listing:
 
 
 def _sample() -> Listing:
-    spec = importlib.util.find_spec("skimage")  # finds the package without paying for its import
+    spec = importlib.util.find_spec("skimage")  # finds the package without importing it
     if spec is None or spec.origin is None:
-        raise InputError('source "sample" is the photographs in scikit-image\'s wheel: install scikit-image')
+        raise InputError('source "sample": its photographs are in scikit-image\'s wheel: install scikit-image')
     root = Location(os.path.join(os.path.dirname(spec.origin), "data"))
     files = [file for file, _, _ in SAMPLE_FILES.values()]
     stamps = np.array([root.join(file).stamp() for file in files], np.int64)
@@ -142,7 +143,7 @@ def _folder(root: Location) -> Listing:
         if loose := root.loose_files(COUNTED):
             first = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
             beside = " and ".join(f"{folder.name}/" for folder in pair)
-            text = f"{root}: {len(loose)} images lie beside {beside} and are not used: {first}"
+            text = f"{root}: {len(loose)} images next to {beside} are not used: {first}"
             warnings.warn(text, SourceWarning, stacklevel=4)
         names, sides = match_partners(root, *(_images_below(folder) for folder in pair))
         return Listing(f"{root}", pa.array(names), sides)
@@ -173,11 +174,11 @@ def _text_file(place: Location) -> Listing:
     try:
         lines = [line.strip() for line in place.read().decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise InputError(f"{place}: not a text file in UTF-8: give an image a line") from None
+        raise InputError(f"{place}: not a text file in UTF-8: give one image per line") from None
     lines = [line if is_uri(line) else posixpath.normpath(line) for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise InputError(f"{place}: lists no images: give a path or URI a line")
-    # A URI may carry credentials, which are no part of a name.
+        raise InputError(f"{place}: lists no images: give one path or URI per line")
+    # A URI may contain credentials, which must not be part of a name.
     named = sorted((str(locate(line)) if is_uri(line) else line, line) for line in lines)
     names, lines = [name for name, _ in named], [line for _, line in named]
     root, seen = place.parent, set[str]()
@@ -186,13 +187,13 @@ def _text_file(place: Location) -> Listing:
         if where in seen:
             raise InputError(f"{place}: lists {name} twice: give each image once")
         seen.add(where)
-    with ThreadPoolExecutor(32) as pool:  # a URI has to be asked for
+    with ThreadPoolExecutor(32) as pool:  # each URI needs a request
         stamps = list(pool.map(lambda line: root.join(line).stamp(), lines))
     missing = [name for name, (size, _) in zip(names, stamps, strict=True) if size < 0]
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(
-            f"{place}: {len(missing)} of the {len(lines)} images it lists are not there: {first}: give paths relative "
+            f"{place}: {len(missing)} of the {len(lines)} listed images do not exist: {first}: give paths relative "
             f"to {root}, absolute paths or URIs"
         )
     images = FileImages(root, names_column(lines, place), np.array(stamps, np.int64))

@@ -1,4 +1,4 @@
-"""What a person should know of a source that is used all the same."""
+"""Warnings about a source that is used nevertheless."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import TextIO
 
 
 class SourceWarning(UserWarning):
-    """Images of a source that are left out: how many, and the first of them."""
+    """Images of a source that are not used: their number, and the first of them."""
 
 
 @contextmanager
 def shown_plainly() -> Iterator[None]:
-    """For command lines: within it a `SourceWarning` is a line on standard error, without Python's line of code, and
-    shown once, however often a source is looked at."""
+    """For command lines: inside, a `SourceWarning` is printed as one line on standard error.
+
+    It is printed without Python's line of code, and once, however often a source is read.
+    """
     show, shown = warnings.showwarning, set[str]()
 
     def show_plainly(

@@ -1,4 +1,4 @@
-"""Paired folders: degraded photographs in one subfolder, their targets under the same names in another."""
+"""Paired folders: degraded photographs in one subfolder, their targets with the same names in another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PAIRED_FOLDERS = (("input", "target"), ("captured", "original"))  # degraded, ta
 
 
 def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
-    """The subfolders with the degraded photographs and with their targets, or None where `root` has neither.
+    """The subfolders with the degraded photographs and with their targets, or None if `root` has neither.
 
     Raises:
-        InputError: its subfolders are half of a pair or more than one.
+        InputError: `root` has only one folder of a pair, or more than one pair.
     """
     sides = {side for names in PAIRED_FOLDERS for side in names}
     found = [name for name in root.subfolders() if name.lower() in sides]
@@ -37,12 +37,13 @@ def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
 def match_partners(
     root: Location, degraded: FileImages, targets: FileImages
 ) -> tuple[list[str], tuple[FileImages, FileImages]]:
-    """The names of pairs, the targets' relative paths without the extension, in which the sides may differ; and both
-    sides in the order of these names. An é in one character is the é of two (Unicode's NFC and NFD): which of them a
-    file's name has is up to the system that wrote it.
+    """The names of pairs, and both sides in the order of these names.
+
+    A name is the target's relative path without the extension, which may differ between the sides. Unicode's NFC and
+    NFD forms of a name (é as one character or as two) are equal, because the operating system chooses the form.
 
     Raises:
-        InputError: photographs without partner, with two, or with one whose name differs in case.
+        InputError: a photograph without partner, with two, or with a partner whose name differs in case.
     """
     sides = degraded, targets
     rows = [_by_name(side) for side in sides]
@@ -56,17 +57,17 @@ def match_partners(
 
 
 def _by_name(side: FileImages) -> dict[str, int]:
-    """Row of each name without extension, in NFC."""
+    """The row of each name without extension, in NFC."""
     found: dict[str, int] = {}
     files = side.file_names
     for row, file in enumerate(files):
         name = unicodedata.normalize("NFC", os.path.splitext(file)[0])
         if name in found:
-            # Names that look alike are shown as they are written.
+            # Names that look equal are shown with escapes.
             unlike = os.path.splitext(files[found[name]])[0] != os.path.splitext(file)[0]
             written = f" ({files[found[name]]!a} and {file!a})" if unlike else ""
             raise InputError(
-                f"{side.place(found[name])} and {os.path.basename(file)}{written}: two files for one side of a pair: "
+                f"{side.place(found[name])} and {os.path.basename(file)}{written}: two files for one image of a pair: "
                 "keep one of them"
             )
         found[name] = row

@@ -1,4 +1,4 @@
-"""Images inside Parquet files, a row an image or a row a pair, as data sets are published and shards are packed."""
+"""Images inside Parquet files, one image or one pair per row, as in published data sets and packed shards."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NO_IMAGE = "no image in this row"
 
 
 class ParquetImages(Images):
-    """One column of Parquet files that lie below `root`.
+    """One column of Parquet files below `root`.
 
-    Parquet is read by row groups, and the group read last stays in memory, encoded: one image costs its whole group,
-    and the next ones of the group nothing. So rows are to be read in order; in random order every image reads a group,
-    a hundred times its own bytes where groups have a hundred rows. Groups of more than 2 GB are refused.
+    Parquet is read by row groups. The last group stays in memory, encoded: the first image of a group reads the whole
+    group, the next ones read nothing. So read rows in order. In random order every image reads a group, a hundred times
+    its own bytes if groups have a hundred rows. Groups of more than 2 GB are refused.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ParquetImages(Images):
         _, file, starts = self._file
         group = int(np.searchsorted(starts, at, side="right")) - 1
         if self._group is None or self._group[1] != group:
-            self._group = None  # not two of them in memory
+            self._group = None  # never two groups in memory
             self._group = which, group, self._read_group(file, group, self.root.join(self._names[which]))
         value = self._group[2][at - int(starts[group])].as_py()
         content = value["bytes"] if isinstance(value, dict) else value
@@ -101,15 +101,15 @@ class ParquetImages(Images):
             with place.reached():
                 return file.read_row_group(group, columns=[leaf]).column(self._column)
         except pa.ArrowException as error:
-            raise InputError(f"{place}: row group {group} cannot be read ({one_line(error)}): write it anew") from None
+            raise InputError(f"{place}: row group {group} cannot be read ({one_line(error)}): write it again") from None
 
 
 def list_parquet(root: Location, names: Sequence[str], stamps: np.ndarray) -> tuple[list[str], tuple[Images, ...]]:
-    """The rows of files below `root`, which are sorted: their names, `<file>/<row>`, and one or two sides.
+    """The rows of sorted files below `root`: their names, `<file>/<row>`, and one or two sides.
 
     Raises:
-        InputError: a file that cannot be read, has other columns than `TABLE_COLUMNS`, others than the first file, or
-            row groups too large for memory; or no rows.
+        InputError: a file cannot be read, does not have the columns of `TABLE_COLUMNS` or those of the first file, or
+            has row groups too large for memory; or there are no rows.
     """
     with ThreadPoolExecutor(8) as pool:
         looked = list(pool.map(lambda name: _look(root.join(name)), names))
@@ -124,7 +124,7 @@ def list_parquet(root: Location, names: Sequence[str], stamps: np.ndarray) -> tu
     which = np.repeat(np.arange(len(names), dtype=np.int32), counts)
     rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
     if not len(rows):
-        raise InputError(f"{root.join(names[0])}: no rows in it: give images")
+        raise InputError(f"{root.join(names[0])}: has no rows: give images")
     sides = tuple(ParquetImages(root, names, stamps, column, which, rows) for column in columns)
     return [sides[0].name(row) for row in range(len(rows))], sides
 
@@ -144,7 +144,7 @@ def _look(place: Location) -> tuple[tuple[str, ...], int]:
         size = file.metadata.row_group(group).total_byte_size
         if size > MAX_GROUP_BYTES:
             raise InputError(
-                f"{place}: row group {group} holds {size / 2**30:.1f} GB, which has to fit into memory: write it anew "
+                f"{place}: row group {group} holds {size / 2**30:.1f} GB, which has to fit into memory: write it again "
                 f"with row groups of about 100 images"
             )
     return fitting[0], file.metadata.num_rows
@@ -165,7 +165,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """Binary, or the struct of `bytes` and `path` that Hugging Face's data sets write."""
+    """Binary, or the struct of `bytes` and `path` in Hugging Face data sets."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
     return _is_bytes(kind)

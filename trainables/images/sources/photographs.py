@@ -1,6 +1,6 @@
-"""Photographs of one split, alone or with their partners, decoded when asked for.
+"""Photographs of one split, alone or with their partners, decoded on access.
 
-The split is by photograph, never by crop: no pixel of a validation photograph is ever trained on.
+The split is by photograph, not by crop: no pixel of a validation photograph is used for training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Photograph:
 
 
 class UnusableImage(InputError):
-    """This one image cannot be used; others of its source may be."""
+    """This image cannot be used; others of its source may be usable."""
 
 
 class MatchedPhotograph(NamedTuple):
@@ -47,25 +47,25 @@ class MatchedPhotograph(NamedTuple):
 
     @property
     def pixels(self) -> np.ndarray:
-        """The target, under the name a `Photograph` has for it: crops are chosen there."""
+        """The target, under the same name as in `Photograph`: crops are chosen on it."""
         return self.target
 
 
 class Photographs(Sequence[Photograph | MatchedPhotograph]):
-    """Usable photographs by name, decoded on access; the last 256 MB of pixels stay in memory.
+    """Usable photographs by name, decoded on access; the last 256 MB of pixels are cached.
 
-    A million of them go to another process as a few columns, without the pixels that are in memory.
+    Pickling sends a million of them as a few columns, without the cached pixels.
 
     Attributes:
-        paired: whether each comes with its target.
-        rejected: name -> reason for what cannot be used of this split; reading adds what it finds broken.
-        found: photographs or pairs of this split, usable or not.
+        paired: whether each photograph has its target.
+        rejected: name -> reason, of this split's unusable images; images found broken on access are added.
+        found: number of photographs or pairs of this split, usable or not.
     """
 
     def __init__(
         self, names: pa.StringArray, sides: tuple[Images, ...], sizes: np.ndarray, rejected: dict[str, str], found: int
     ) -> None:
-        """`names`, every one of `sides` (degraded, targets if there are two) and `sizes` are in one order."""
+        """`names`, all `sides` (degraded, and targets if there are two) and `sizes` are in the same order."""
         self._names, self._sides, self._sizes = names, sides, sizes
         self.paired, self.rejected, self.found = len(sides) == 2, rejected, found
         self._cache: OrderedDict[int, list[np.ndarray]] = OrderedDict()
@@ -77,17 +77,16 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
 
     @cached_property
     def names(self) -> list[str]:
-        """Of plain photographs relative paths, of pairs these without the extension, in which the sides may differ; see
-        `list_source` for other sources."""
+        """Relative paths; names of pairs have no extension. See `list_source` for other sources."""
         return self._names.to_pylist()
 
     def name(self, index: int) -> str:
-        """One of `names`, without making all of them."""
+        """One of `names`, without building the whole list."""
         return str(self._names[index].as_py())
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every photograph or target, known without decoding it."""
+        """(height, width) of every photograph or target, without decoding."""
         return list(zip(self._sizes[:, 0].tolist(), self._sizes[:, 1].tolist(), strict=True))
 
     def __len__(self) -> int:
@@ -98,8 +97,9 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
     @overload
     def __getitem__(self, index: slice) -> Photographs: ...
     def __getitem__(self, index: int | slice) -> Photograph | MatchedPhotograph | Photographs:
-        """Raises `UnusableImage` naming the file when its pixels are damaged, and another `InputError` when the file,
-        or the bucket or Parquet file it lies in, cannot be read."""
+        """Raises `UnusableImage` naming the file if its pixels are damaged, and another `InputError` if the file, or
+        the bucket or Parquet file that holds it, cannot be read.
+        """
         if isinstance(index, slice):
             rows = np.arange(len(self))[index]
             sides = tuple(side.take(rows) for side in self._sides)
@@ -119,10 +119,10 @@ class Photographs(Sequence[Photograph | MatchedPhotograph]):
     def _decoded(self, name: str, side: Images, index: int) -> np.ndarray:
         try:
             pixels = side.pixels(index)
-        except (InputError, MemoryError):  # not this image's fault
+        except (InputError, MemoryError):  # not caused by this image
             raise
         except Exception as error:  # decoders raise almost anything on a damaged file
-            if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's: it could be opened before
+            if isinstance(error, OSError) and error.errno:  # from the system, not a decoder: it was opened before
                 raise InputError(
                     f"{side.place(index)}: cannot be read ({error.strerror}): the source must stay readable while it "
                     "is prepared"
@@ -138,10 +138,10 @@ def _bytes(pixels: list[np.ndarray]) -> int:
 
 
 def load_photographs(source: str, split: Split, min_size: int = 1) -> Photographs:
-    """The photographs of one split that can be used; see `trainables.images.sources.source.Source.of_split`.
+    """The usable photographs of one split; see `trainables.images.sources.source.Source.of_split`.
 
     Args:
-        min_size: shorter side that a photograph needs, in pixels.
+        min_size: smallest accepted shorter side of a photograph, in pixels.
 
     Raises:
         InputError: see there.

@@ -1,4 +1,4 @@
-"""`data.source` as something to cut pairs from: photographs, or pairs of them."""
+"""`data.source` as photographs or pairs of photographs, from which pairs are cropped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 
 
 class Source:
-    """An opened source: listed once, whatever is asked of it afterwards.
+    """An opened source. It is listed once.
 
-    Files that are added, removed or replaced later are not noticed. Open it anew to see them.
+    Later changes of its files are not noticed. Open it again to see them.
     """
 
     def __init__(self, listing: Listing, is_sample: bool = False) -> None:
@@ -29,16 +29,17 @@ class Source:
     @property
     def paired(self) -> bool:
         """Whether it holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case, or
-        Parquet files with such columns."""
+        Parquet files with such columns.
+        """
         return self._listing.paired
 
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the content of both splits: 64 hexadecimal digits. The first use reads the files.
 
-        The sample and sources of up to 200 files and 1 GB on a side are hashed by content; larger ones by name, size
-        and modification time of their files, because reading terabytes to name a cache entry would cost more than the
-        entry saves.
+        The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by
+        name, size and modification time of their files: reading terabytes for a cache key would cost more than the
+        cache saves.
         """
         listing = self._listing
         digest = hashlib.sha256(repr(SAMPLE_FILES).encode() if self._is_sample else b"")
@@ -50,24 +51,24 @@ class Source:
     def of_split(
         self, split: Split, min_size: int = 1, scale: int = 1, max_rejected: float = 1.0, cache: Path | None = None
     ) -> Photographs:
-        """The photographs of a split; with their targets where the source holds pairs.
+        """The photographs of a split; with their targets if the source holds pairs.
 
-        About one photograph or pair in ten validates, by the hash of its name, so adding some moves none of those
-        already there; only a source whose hashes leave one side empty lends that side its nearest one. Images are
-        looked into once for both splits. Of a source of up to 200 images every pixel is decoded for that; of larger
-        ones only the headers are read, and pixels that are broken further on come out when they are asked for.
+        About one photograph or pair in ten is used for validation, chosen by the hash of its name, so adding some does
+        not change the split of the others. If the hashes leave one split empty, the image closest to the limit moves to
+        it. Images are checked once for both splits. In a source of up to 200 images every image is decoded for that
+        check; in larger ones only the headers are read, and damaged pixels are found on access.
 
         Args:
-            min_size: shorter side that a photograph or target needs, in pixels.
+            min_size: smallest accepted shorter side of a photograph or target, in pixels.
             scale: target side / degraded side of pairs, exactly, after EXIF rotation.
             max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and
                 names them.
-            cache: a folder that keeps what was found in the images, so that the next start only lists them, and the
-                complete list of what was rejected when it is too much.
+            cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal
+                it keeps the complete list of rejected images.
 
         Raises:
-            InputError: what cannot be reached or read; pairs of sizes that do not fit; no usable image, too few to
-                split, none large enough, or too many rejected.
+            InputError: the source cannot be reached or read; pairs with sizes that do not match; no usable image, too
+                few to split, none large enough, or too many rejected.
         """
         return of_split(self._listing, split, min_size, scale, max_rejected, cache)
 
@@ -79,13 +80,13 @@ def open_source(source: str) -> Source:
         source: see `list_source`.
 
     Raises:
-        InputError: what cannot be found, reached or read; photographs without partner.
+        InputError: the source cannot be found, reached or read; photographs without partner.
     """
     return Source(list_source(source), is_sample=source == SAMPLE)
 
 
 def _contents(side: Images) -> list[str]:
-    """What is in each file, or what stands for it."""
+    """For each file its hash, or its size and time of change."""
     sizes = side.stamps[:, 0]
     if len(sizes) > catalogue.FULLY_CHECKED or sizes.sum() > MAX_HASHED_BYTES:
         return [f"{size} {changed}" for size, changed in side.stamps.tolist()]

@@ -1,6 +1,7 @@
-"""Adversarial losses on a discriminator's logits, and how much of one a decoder should get.
+"""Adversarial losses on a discriminator's logits, and their adaptive weight for a decoder.
 
-As pix2pix (Isola et al., CVPR 2017) and VQGAN (Esser et al., CVPR 2021) train with them. All are computed in float32.
+As in the training of pix2pix (Isola et al., CVPR 2017) and VQGAN (Esser et al., CVPR 2021). All are computed in
+float32.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from trainables.settings import TrialSettings
 
 
 def discriminator_loss(mode: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What a discriminator minimises, a scalar: the mean of its losses on real and on generated images.
+    """The discriminator's loss, a scalar: the mean of its losses on real and on generated images.
 
     Args:
         mode: "vanilla" (binary cross-entropy; Goodfellow et al., 2014), "lsgan" (squared distance to 1 for real and
             0 for fake; Mao et al., 2017) or "hinge" (Lim and Ye, 2017).
         real_logits: logits of any shape for real images.
-        fake_logits: those for generated images, which should have been detached.
+        fake_logits: logits for generated images, which should be detached.
 
     Raises:
         InputError: an unknown mode.
@@ -38,7 +39,7 @@ def discriminator_loss(mode: str, real_logits: Tensor, fake_logits: Tensor) -> T
 
 
 def generator_loss(mode: str, fake_logits: Tensor) -> Tensor:
-    """What a generator minimises, a scalar; for "vanilla" the form that does not saturate.
+    """The generator's loss, a scalar; for "vanilla" the non-saturating form.
 
     Args:
         mode: as for `discriminator_loss`.
@@ -63,7 +64,7 @@ def _unknown(mode: str) -> InputError:
 
 
 def check_discriminator(settings: TrialSettings) -> None:
-    """Refuses a discriminator that is too deep for the training images.
+    """Refuses a discriminator with too many layers for the training images.
 
     Raises:
         InputError: naming `discriminator.layers`.
@@ -77,16 +78,16 @@ def check_discriminator(settings: TrialSettings) -> None:
 def adaptive_weight(
     reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter, max: float = 1e4
 ) -> Tensor:
-    """The weight at which an adversarial loss pulls on a decoder as hard as the reconstruction loss does.
+    """The weight for which the adversarial loss has the same gradient norm as the reconstruction loss.
 
-    The ratio of the norms of both gradients at the decoder's last layer, `lambda` of VQGAN's equation 7 with its
-    code's 1e-4 in the denominator; a scalar in [0, max] without gradient. The graphs of both losses remain.
+    The ratio of both gradient norms at the decoder's last layer: `lambda` of VQGAN's equation 7, with 1e-4 in the
+    denominator as in its code; a scalar in [0, max] without gradient. The graphs of both losses are kept.
 
     Args:
         reconstruction_loss: a scalar that depends on `last_layer`.
         adversarial_loss: `generator_loss`, unweighted, of the same reconstruction.
         last_layer: the weight of the decoder's last convolution.
-        max: bound on the weight, for where the discriminator hardly pulls.
+        max: upper bound of the weight, for a discriminator with very small gradients.
     """
     norms = [
         torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()

@@ -1,7 +1,7 @@
-"""The colours of one image with the details of another: what diffusion restorers apply after decoding.
+"""Colour correction after decoding: the colours of one image with the details of another.
 
 Diffusion in latents shifts colours. StableSR (Wang et al., "Exploiting Diffusion Prior for Real-World Image
-Super-Resolution", IJCV 2024; `scripts/wavelet_color_fix.py` of its code) takes them back from the degraded image.
+Super-Resolution", IJCV 2024; `scripts/wavelet_color_fix.py` of its code) takes the colours from the degraded image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WAVELET_LEVELS = 5  # blurs with dilations 1, 2, 4, 8, 16: what is coarser counts as colour
+_WAVELET_LEVELS = 5  # blurs with dilations 1, 2, 4, 8, 16; coarser structure counts as colour
 
 
 def match_colour(restored: Tensor, reference: Tensor, kind: Literal["adain", "wavelet"]) -> Tensor:
@@ -20,15 +20,15 @@ def match_colour(restored: Tensor, reference: Tensor, kind: Literal["adain", "wa
 
     Args:
         restored: images of any range; StableSR corrects in [-1, 1].
-        reference: images like them whose colours are right: the degraded ones, at the restored size.
-        kind: `adain` moves every channel's mean and standard deviation to the reference's (adaptive instance
+        reference: images of the same shape with the right colours: the degraded ones, at the restored size.
+        kind: `adain` sets every channel's mean and standard deviation to the reference's (adaptive instance
             normalisation, Huang & Belongie, ICCV 2017); `wavelet` replaces the lowest frequencies.
 
     Raises:
         ValueError: another `kind`, or images of different shapes.
     """
     if restored.shape != reference.shape:
-        raise ValueError(f"restored is {tuple(restored.shape)}, reference {tuple(reference.shape)}; they must be alike")
+        raise ValueError(f"restored is {tuple(restored.shape)}, reference {tuple(reference.shape)}; give equal shapes")
     if kind == "adain":
         mean, std = _channel_statistics(restored)
         target_mean, target_std = _channel_statistics(reference)

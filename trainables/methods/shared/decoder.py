@@ -1,7 +1,7 @@
-"""What the methods share that train a decoder on the latents of a finished diffusion model.
+"""The base class of methods that train a decoder on the latents of a finished diffusion model.
 
 The terms are those of VQGAN's decoder (Esser et al., CVPR 2021): L1, perceptual, and an adversarial one, which may be
-balanced with the two by their gradients at the last layer.
+balanced with the two others by gradient norms at the last layer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ GAN_MODE = "hinge"
 
 
 class DecoderMethod(Method):
-    """A decoder against a discriminator of patches. The first stage is frozen: in training its latents come prepared,
-    in validation it restores.
+    """A decoder, trained against a discriminator of patches.
+
+    The first stage is frozen: training reads its prepared latents, validation samples it.
 
     Attributes:
-        adversarial: weight of the adversarial term, and the step it sets in at; set by the method.
-        last_layer: the weight at which the terms are balanced; None where they are not.
+        adversarial: weight of the adversarial term, and its first step; set by the method.
+        last_layer: the weight at which the terms are balanced; None for no balancing.
     """
 
     phases: ClassVar[tuple[Phase, ...]] = (
@@ -69,16 +70,16 @@ class DecoderMethod(Method):
 
     @abstractmethod
     def build_decoder(self) -> nn.Module:
-        """What trains beside the discriminator."""
+        """The trained network besides the discriminator."""
 
     @abstractmethod
     def decode(self, latents: Tensor, degraded: Tensor, strength: float) -> Tensor:
         """Restored images in about [-1, 1].
 
         Args:
-            latents: of the first stage, as the diffusion sees them.
+            latents: of the first stage, scaled as its diffusion model uses them.
             degraded: the degraded images, at their own size.
-            strength: in [0, 1], of what is added to the autoencoder's own decoder.
+            strength: in [0, 1], of the change to the autoencoder's own decoder.
         """
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
@@ -105,8 +106,11 @@ class DecoderMethod(Method):
         return self.decode(self._restored(batch), batch["degraded"], self.strength) * 0.5 + 0.5
 
     def _restored(self, batch: Batch) -> Tensor:
-        """The first stage's latents of a validation batch. It is frozen, so that a trial that trains restores them once
-        and keeps them, on the CPU: as many bytes as the prepared latents have at 32 bits."""
+        """The first stage's latents of a validation batch.
+
+        A trial that trains restores them once and keeps them on the CPU, because the first stage is frozen: as many
+        bytes as the prepared latents in 32 bits.
+        """
         latents, noise, keys = batch["latent_degraded"], batch["noise"], batch["noise_key"].tolist()
         if not self.settings.training.max_steps:
             return self.first_stage(latents, noise, keys)
@@ -121,5 +125,5 @@ class DecoderMethod(Method):
 
     @property
     def strength(self) -> float:
-        """How much of what was trained enters a restored image."""
+        """The strength at which images are restored."""
         return 1.0

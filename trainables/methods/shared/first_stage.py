@@ -1,4 +1,4 @@
-"""The finished `latent_diffusion` that a decoder is trained on: what identifies it, and how it restores latents."""
+"""The finished `latent_diffusion` whose latents train a decoder: its settings, and how it restores latents."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from trainables.methods.shared.gaussian import GaussianMethod
 
 NoiseKeys = Sequence[Sequence[int]]
-"""For every image the numbers that its noise is a function of."""
+"""For every image the numbers that determine its noise."""
 
 # The base is the trial's, wherever it lies: weights know by content which one they belong to.
 _NOT_ITS_OWN = ("base.", "data.", "pairs.", "training.", "first_stage.", "cfw.", "perceptual.")
 
 
 class FirstStage:
-    """Restores latents as the trial's method wants them: by DDIM, or for CCSR by truncated sampling.
+    """Restores latents for the trial's method: by DDIM, or for CCSR by truncated sampling.
 
     Raises:
         InputError: not a finished `latent_diffusion`, or one of another base than the trial's.
@@ -59,9 +59,9 @@ class FirstStage:
         Args:
             y: (B, C, h, w) latents of the degraded images.
             noise: standard normal, like `y`.
-            keys: of the noise that stochastic steps add.
+            keys: determine the noise that stochastic steps add.
             x0: the target's latents, in training: CCSR's chain then starts from them under full noise, and jumps with
-                the same noise once more, as in its official training of the decoder.
+                the same noise again, as in its official training of the decoder.
         """
         batch = {"latent_degraded": y, "noise": noise, "noise_key": torch.tensor([list(key) for key in keys])}
         if self.settings.method != "ccsr":
@@ -88,7 +88,7 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     """The first stage's own settings, on the trial's data.
 
     Raises:
-        InputError: no finished `latent_diffusion` there, or one that CCSR would ask for what it was not trained for.
+        InputError: not a finished `latent_diffusion`, or CCSR needs timesteps that it was not trained for.
     """
     folder = first_stage_path(settings.first_stage.weights)
     name = f"first_stage.weights={settings.first_stage.weights}"

@@ -1,6 +1,6 @@
-"""What the methods of Gaussian diffusion share: their terms, and how they restore.
+"""The base class of Gaussian diffusion methods: their loss terms, and their sampling.
 
-They differ in the space they work in (latents or pixels) and in how the network sees the degraded image.
+They differ in their space (latents or pixels) and in how the network gets the degraded image.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from trainables.settings import TrialSettings
 class GaussianMethod(Method):
     """A conditional diffusion model.
 
-    Terms: `noise` (or `velocity`), the mean squared error of the network's output; `reconstruction`, the L1 distance
-    of the x_0 estimate; `perceptual`, on the decoded estimate, in the steps where it is due. For the prediction type
-    `sample` the first is left out: it would be the second once more. For `epsilon` the two are coupled as well, by a
-    factor that depends on the timestep alone; both are logged, so that it can be seen.
+    Terms: `noise` (or `velocity`), the mean squared error of the network's output; `reconstruction`, the L1 distance of
+    the x_0 estimate; `perceptual`, on the decoded estimate, in some steps. For the prediction type `sample` the first
+    is left out, because it would repeat the second. For `epsilon` the two are coupled too, by a factor that depends
+    only on the timestep; both are logged to show it.
 
     CCSR's objective adds a second phase with three terms of the jump from full noise, `jump_*`.
 
@@ -48,12 +48,12 @@ class GaussianMethod(Method):
         """The noise schedule and its sampler.
 
         Raises:
-            InputError: settings that do not go with it.
+            InputError: settings that do not fit it.
         """
 
     @classmethod
     def leading_offset(cls, settings: TrialSettings) -> int:
-        """What is added to "leading" timesteps."""
+        """The offset added to "leading" timesteps."""
         return 0
 
     @classmethod
@@ -77,7 +77,7 @@ class GaussianMethod(Method):
 
     @abstractmethod
     def denoiser(self, batch: Batch) -> Denoise:
-        """The network, with the batch's conditioning."""
+        """The network with the batch's conditioning."""
 
     @abstractmethod
     def clean(self, batch: Batch) -> Tensor:
@@ -133,8 +133,11 @@ class GaussianMethod(Method):
         return images * 0.5 + 0.5
 
     def sample(self, batch: Batch) -> Tensor:
-        """x_0 of a validation batch, from its own noise: by DDIM, or where CCSR's objective left the timesteps above
-        `ccsr.t_max` untrained, by the jump there that it trained."""
+        """x_0 of a validation batch, from its own noise.
+
+        By DDIM; or, if CCSR's objective left the timesteps above `ccsr.t_max` untrained, by its jump and stochastic
+        steps.
+        """
         settings, denoise, y = self.settings.diffusion, self.denoiser(batch), self.degraded(batch)
         if settings.objective == "ccsr":
             fresh = step_noise(batch["noise_key"].tolist(), y)

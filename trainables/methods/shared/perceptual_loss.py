@@ -11,10 +11,10 @@ from trainables.settings import PerceptualSettings
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS or ST-LPIPS between images in [-1, 1], in float32, every so many steps.
+    """LPIPS or ST-LPIPS between images in [-1, 1], in float32, in every n-th step.
 
     Raises:
-        InputError: the weights of its network cannot be had.
+        InputError: the weights of its network are missing.
     """
 
     def __init__(self, settings: PerceptualSettings, device: torch.device) -> None:
@@ -26,11 +26,11 @@ class PerceptualLoss(nn.Module):
             self._network = network.to(device).eval().requires_grad_(False)
 
     def due(self, step: int) -> bool:
-        """Whether the term enters the loss of this step."""
+        """Whether the term is part of this step's loss."""
         return self._network is not None and step % self.settings.every == 0
 
     def forward(self, images: Tensor, target: Tensor) -> LossTerm:
-        """The term of a step where it is due; `images` and `target` are (B, 3, H, W)."""
+        """The term, for a step in which it is due; `images` and `target` are (B, 3, H, W)."""
         assert self._network is not None
         with torch.autocast(images.device.type, enabled=False):
             return LossTerm(self._network(images.float(), target.float()).mean(), self.settings.weight)

@@ -1,4 +1,4 @@
-"""What the methods share that start from a Stable Diffusion base and restore latents."""
+"""The base class of methods that start from a Stable Diffusion base and restore latents."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from trainables.settings import TrialSettings
 
 
 class StableDiffusionMethod(GaussianMethod):
-    """Gaussian diffusion of the latents of a base, with its autoencoder, prompt and noise schedule.
+    """Gaussian diffusion of a base's latents, with its autoencoder, prompt and noise schedule.
 
     Attributes:
-        frozen_unet: whether the base's UNet stays as it was pretrained, and so must predict what it did.
-        prompt: (1, tokens, dim), what the UNet attends to.
+        frozen_unet: whether the base's UNet is not trained, so that its prediction type cannot change.
+        prompt: (1, tokens, dim), the conditioning of the UNet's cross-attention.
     """
 
     frozen_unet: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class StableDiffusionMethod(GaussianMethod):
         self.autoencoder = load_latents(settings, device)
 
     def load_base_unet(self) -> UNet2DConditionModel:
-        """The base's UNet, on the CPU; sets what it asks of sizes."""
+        """The base's UNet, on the CPU; sets the method's `size_multiple`."""
         unet = load_unet(find_base(self.settings.base.weights, self.settings.base.revision))
         self.size_multiple = latent_shape(self.settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
         if self.settings.training.gradient_checkpointing:
