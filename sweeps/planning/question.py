@@ -226,7 +226,7 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
 
 def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
-    absolute = {}
+    absolute: dict[str, object] = {}
     for name in PATHS:
         value, roles = str(values.get(name, "")), ROLES[name]
         path = Path(value).expanduser()

@@ -17,24 +17,29 @@ def unread(trial: TrialSettings) -> dict[str, str]:
     that apply to a setting the first counts."""
     method, values, steps = METHODS[trial.method], flatten(trial), trial.training.max_steps
     why = {} if steps else dict.fromkeys(TRAINING_ONLY, "training.max_steps=0")
-    why |= {name: reason for name, reason in idle(values).items() if is_read(reason, (trial.method,))}
+    without = {name: reason for name, reason in idle(values).items() if is_read(reason, (trial.method,))}
+    for name, roles in ROLES.items():
+        others = roles.methods and trial.method not in roles.methods
+        if others and is_read(name, (trial.method,)) and not is_among(name, without):
+            without[name] = f"method={trial.method}"
+    why |= without
     if "discriminator" in method.reads:
-        why |= _idle_adversary(method.reads, values, steps)
-    others = [name for name, roles in ROLES.items() if roles.methods and trial.method not in roles.methods]
-    recomputed = [] if method.gradient_checkpointing else ["training.gradient_checkpointing"]
-    return why | {name: f"method={trial.method}" for name in (*others, *recomputed) if not is_among(name, why)}
+        why |= _idle_adversary(trial.method, values)
+    if not method.gradient_checkpointing:
+        why.setdefault("training.gradient_checkpointing", f"method={trial.method}")
+    return why
 
 
-def _idle_adversary(reads: Sequence[str], values: Mapping[str, Any], steps: int) -> dict[str, str]:
-    """What is without effect where the adversarial term has no weight, or begins after the last step."""
+def _idle_adversary(method: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """What is without effect where the method's adversarial term has no weight, or begins after the last step."""
+    names, steps = [name for name in ADVERSARIAL if is_read(name, (method,))], values["training.max_steps"]
     why: dict[str, str] = {}
-    for weight in (f"{section}.adversarial" for section in reads):
+    for weight in (f"{section}.adversarial" for section in METHODS[method].reads):
         begins = f"{weight}_start"
         if 0 < steps <= values.get(begins, 0):
-            late = f"{begins}={values[begins]} and training.max_steps={steps}"
-            why |= dict.fromkeys((weight, *ADVERSARIAL), late)
+            why |= dict.fromkeys((weight, *names), f"{begins}={values[begins]} and training.max_steps={steps}")
         elif values.get(weight) == 0:
-            why |= dict.fromkeys(ADVERSARIAL, f"{weight}=0")
+            why |= dict.fromkeys(names, f"{weight}=0")
     return why
 
 

@@ -87,7 +87,7 @@ def section(kind: type[T], **roles: Any) -> T:
 
 def roles_of(kind: Any, prefix: str = "") -> dict[str, Roles]:
     """Dotted name -> roles of every setting of a dataclass; a section comes before its settings, as "pairs.print."."""
-    found = {}
+    found: dict[str, Roles] = {}
     for item in fields(kind):
         inner, own = _section_of(item), item.metadata.get(_ROLES, Roles())
         name = f"{prefix}{item.name}{'.' if inner else ''}"
@@ -105,7 +105,7 @@ def meanings(kind: Any, prefix: str = "") -> dict[str, str]:
     """Dotted name -> meaning, unit and range of every setting, from the `Attributes:` of the sections' docstrings.
     A setting that its docstring does not explain is missing."""
     written = dict(_attributes(kind))
-    found = {}
+    found: dict[str, str] = {}
     for item in fields(kind):
         if inner := _section_of(item):
             found |= meanings(inner, f"{prefix}{item.name}.")
