@@ -71,7 +71,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "stablesr_cfw": {"cfw.dense_blocks": 1, "cfw.growth": 4, "cfw.adversarial_start": 0, **_ADVERSARY},
     "ccsr": {"ccsr.steps": 6, "ccsr.adversarial_start": 0, **_ADVERSARY},
 }
-"""Makes a trial of each method small, with all its loss terms in every step."""
+"""Makes a trial of a method small, with all its loss terms in every step. Others train as in the `sample` preset."""
 
 
 SEED = 0
@@ -138,7 +138,7 @@ def trial_of(tiny: TrialSettings, request: pytest.FixtureRequest) -> Callable[[s
 
     def trial(method: str) -> TrialSettings:
         if method not in made:
-            changes = {"method": method, **OF_METHOD.get(method, {})}
+            changes = {"method": method, **OF_METHOD.get(method, preset("sample").methods.get(method, {}))}
             if METHODS[method].latents == "kl":
                 changes["base.weights"] = str(request.getfixturevalue("base"))
             if "first_stage" in METHODS[method].sections:

@@ -33,23 +33,13 @@ from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
+from trainables.settings.roles import RESTORES, WHEN_RESTORING
 
 if TYPE_CHECKING:
     import torch
 
 PROG, DESCRIPTION = "python -m trainables.restore", "Restores pictures with a finished trial of any method."
 OVERLAP = 32
-RESTORATION_SETTINGS = (
-    # Where frozen parts lie, if not where they lay in training.
-    *("base.weights", "base.revision", "autoencoder.weights", "teacher.weights"),
-    *("first_stage.weights", "controlnet.weights", "controlnet.revision"),
-    # How it is sampled and decoded.
-    *("diffusion.inference_steps", "diffusion.spacing", "diffusion.fidelity_weight"),
-    *("controlnet.scale", "cfw.strength", "cfw.colour", "ccsr.steps", "ccsr.t_max", "ccsr.t_min"),
-    "training.precision",
-)
-"""What may be changed of a finished trial; of these every method reads some."""
-_ONLY_RESTORING = {"training.max_steps": 0, "perceptual.weight": 0.0, "sinsr.teaching": "prepared"}
 _EPILOG = f"""\
 examples:
   python -m trainables.restore results/sinsr_loss_ratios/RUN/best photos/ restored/
@@ -62,19 +52,17 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
     """The settings of a finished trial of any method, for restoring.
 
     Args:
-        changes: (name, value) of settings among `RESTORATION_SETTINGS`.
+        changes: (name, value) of settings among `RESTORES`.
 
     Raises:
         InputError: not a finished trial, or a change that its method does not restore by.
     """
     name = f"FINISHED {finished}"
     found = finished_settings(finished, "", name)
-    trained = override(preset("sample").trial, {**found, **_ONLY_RESTORING, "checkpoint": str(finished)})
+    trained = override(preset("sample").trial, {**found, **WHEN_RESTORING, "checkpoint": str(finished)})
     read = METHODS[trained.method].sections
     accepted = [
-        setting
-        for setting in RESTORATION_SETTINGS
-        if setting.partition(".")[0] in read and not reason_unread(setting, trained)
+        setting for setting in RESTORES if setting.partition(".")[0] in read and not reason_unread(setting, trained)
     ]
     for setting, value in changes:
         if setting not in accepted:

@@ -21,6 +21,7 @@ from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
+from trainables.settings.roles import WEIGHT_PATHS
 
 _WIDTH = 122
 
@@ -120,12 +121,8 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
 
 def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
     """Where the weights came from that the trial's method builds on."""
-    sources = (
-        *("checkpoint", "autoencoder.weights", "teacher.weights", "base.weights", "lora.weights"),
-        *("controlnet.weights", "first_stage.weights"),
-    )
     values, sections = flatten(trial), METHODS[trial.method].sections | {"checkpoint"}
-    return [(name, values[name]) for name in sources if name.partition(".")[0] in sections and values[name]]
+    return [(name, values[name]) for name in WEIGHT_PATHS if name.partition(".")[0] in sections and values[name]]
 
 
 def _write_answer(folder: Path, plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Answer) -> None:

@@ -31,6 +31,7 @@ from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
+from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
     from trainables.data.stages.stage import Stage
@@ -321,7 +322,7 @@ def _check_effects_on_files(question: Question, source: Source) -> None:
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}
     named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
     for name, text in named.items():
-        if name.startswith(("pairs.simulator", "pairs.degradation.", "pairs.print.")) and source.paired:
+        if is_among(name, SIMULATED) and source.paired:
             raise InputError(
                 f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
             )

@@ -13,6 +13,7 @@ from search_spaces import SearchSpace
 from sweeps.planning.settings import (
     PRESETS_GPUS,
     SweepSettings,
+    field_name,
     flag_name,
 )
 from trainables.common.errors import InputError
@@ -21,7 +22,6 @@ from trainables.metrics.names import METRICS
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.pretrained.shipped import ASSETS
 from trainables.settings import (
-    SAMPLE,
     SHIPPED,
     TrialSettings,
     check_sections,
@@ -32,6 +32,7 @@ from trainables.settings import (
 )
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import Preset, preset
+from trainables.settings.roles import FLAGS, PATHS, ROLES, SHARED, WHEN_RESTORING, is_among
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,6 @@ def resolve(settings: SweepSettings) -> Question:
     return question
 
 
-_SAID_BY_FLAGS = {
-    "data.source": "data",
-    "training.max_steps": "max_steps",
-    "checkpoint": "checkpoint",
-    "training.seed": "seed",
-}
-
-
 def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
     """What the command line says of the trials' settings."""
     flags: dict[str, object] = {}
@@ -137,12 +130,11 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
             raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
         if name in flags:
             raise InputError(f"--set {name}={value}: given twice, with {flags[name]} before; expected one of them")
-        flag = _SAID_BY_FLAGS.get(name, "")
-        if flag == "seed":
+        flag = FLAGS.get(name, "")
+        if flag == "--seed":
             raise InputError(f"--set {name}={value}: expected --seed {value}, which the search follows as well")
-        if flag and getattr(settings, flag):
-            given = f"--{flag_name(flag)} {getattr(settings, flag)}"
-            raise InputError(f"--set {name}={value}: {given} says it as well; expected one of them")
+        if flag and (given := getattr(settings, field_name(flag))):
+            raise InputError(f"--set {name}={value}: {flag} {given} says it as well; expected one of them")
         if name == "training.max_steps" and not space.trains:
             raise InputError(f"--set {name}={value}: the space {space.name} trains nothing")
         flags[name] = value
@@ -167,7 +159,7 @@ def _changes(
                 f"--space {space.name} trains nothing: it needs --checkpoint FOLDER, a finished trial of {method}, "
                 "such as the best/ of a run"
             )
-        changes |= _settings_of(checkpoint, method) | {"training.max_steps": 0, "perceptual.weight": 0.0}
+        changes |= _settings_of(checkpoint, method) | WHEN_RESTORING
     read = {name: value for name, value in flags.items() if is_read(name, (method,))}
     changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **read}
     changes |= _absolute_paths(flatten(chosen.trial) | changes)
@@ -196,13 +188,10 @@ def _check_effects(settings: SweepSettings, space: SearchSpace, trials: Sequence
             raise InputError(f"{text} has no effect with {' or '.join(sorted(reasons))}")
 
 
-_SHARED = ("data.", "training.max_steps", "training.reports", "training.stability_draws")
-
-
 def _check_shared(space: SearchSpace) -> None:
     """Trials of a sweep are compared at the same steps, over the same photographs."""
     for name in space.parameters:
-        if name.startswith(_SHARED):
+        if is_among(name, SHARED):
             raise InputError(
                 f"--space {space.name}: searches {name}, which all trials of a sweep share; expected a sweep for each "
                 "of its values, or the history of one long run"
@@ -235,24 +224,16 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
     return {name: value for name, value in found.items() if not name.startswith("training.")}
 
 
-_PATHS = {
-    "data.source": (SAMPLE,),
-    "checkpoint": (SHIPPED,),
-    "autoencoder.weights": (SHIPPED,),
-    "teacher.weights": (SHIPPED,),
-    "first_stage.weights": (SHIPPED,),
-    "lora.weights": (),
-}
-_PATHS_OR_HUB_IDS = ("base.weights", "controlnet.weights")
-
-
 def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
-    paths = {name: str(values[name]) for name, builtin in _PATHS.items() if values.get(name, "") not in (*builtin, "")}
-    for name in _PATHS_OR_HUB_IDS:
-        if values.get(name) and Path(str(values[name])).expanduser().is_dir():
-            paths[name] = str(values[name])
-    return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if not is_uri(path)}
+    absolute: dict[str, object] = {}
+    for name in PATHS:
+        value, roles = str(values.get(name, "")), ROLES[name]
+        path = Path(value).expanduser()
+        is_path = path.is_dir() if roles.hub else value not in roles.builtin
+        if value and is_path and not is_uri(value):
+            absolute[name] = str(path.absolute())
+    return absolute
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:

@@ -64,3 +64,7 @@ class SweepSettings:
 
 def flag_name(name: str) -> str:
     return name.replace("_", "-")
+
+
+def field_name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")

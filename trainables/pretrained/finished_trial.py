@@ -11,6 +11,7 @@ from trainables.common.errors import InputError, one_line
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
+from trainables.settings.roles import trained_for
 
 SETTINGS = "settings.json"
 """File next to a finished trial's weights: every setting by its dotted name."""
@@ -56,13 +57,13 @@ def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) 
     Raises:
         InputError: naming the setting.
     """
-    for key in ("diffusion.max_timestep", "ccsr.t_max"):
-        trained_for_it = key != "ccsr.t_max" or found.get("diffusion.objective") == "ccsr"
-        if trained_for_it and wanted[key] > found.get(key, wanted[key]):
+    trained = flatten(preset("sample").trial) | dict(found)
+    for key in trained_for(trained, "at most"):
+        if wanted[key] > found.get(key, wanted[key]):
             raise InputError(f"{key}={wanted[key]}: expected at most {found[key]}, which {name} was trained with")
-    key = "diffusion.objective"
-    if wanted[key] != found.get(key, wanted[key]):
-        raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")
+    for key in trained_for(trained, "equal"):
+        if wanted[key] != found.get(key, wanted[key]):
+            raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")
 
 
 STATE, WEIGHTS = "state.pt", "weights.safetensors"

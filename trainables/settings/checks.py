@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from trainables.common.errors import InputError
+from trainables.settings.setting import Limits, roles_of
 
 MOST_STEPS = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
 """What NumPy's random states take; the seeds of a sweep count up from its own, which ends half way there."""
+
+# Ranges of more than one setting, with what a message calls them.
+WEIGHT = Limits(0, math.inf, "a weight of 0 or more", open_high=True)
+FACTOR = Limits(0, 1000, "a number above 0, at most 1000", open_low=True)
+SHARE = Limits(0, 1, "a number from 0 to 1")
+DECAY = Limits(0, 1, "a number in [0, 1)", open_high=True)
 
 
 def require(holds: bool, name: str, value: object, accepted: str) -> None:
@@ -17,26 +25,12 @@ def require(holds: bool, name: str, value: object, accepted: str) -> None:
         raise InputError(f"{name}={value}: expected {accepted}")
 
 
-def require_weight(name: str, value: float) -> None:
-    """A loss weight is finite and not negative."""
-    require(math.isfinite(value) and value >= 0, name, value, "a weight of 0 or more")
-
-
-def require_positive(name: str, value: float) -> None:
-    """A factor is above 0, and no larger than would make sense."""
-    require(0 < value <= 1000, name, value, "a number above 0, at most 1000")
-
-
-def require_share(name: str, value: float) -> None:
-    """A share is between 0 and 1, both included."""
-    require(0 <= value <= 1, name, value, "a number from 0 to 1")
-
-
-def require_within(section: str, settings: object, **limits: tuple[float, float]) -> None:
-    """Every named field, or each element of a tuple, lies within its limits, both included. Of what is built, the upper
-    one is far above what anybody trains, and keeps a slip of the keyboard from taking the machine's memory."""
-    for name, (low, high) in limits.items():
-        value = getattr(settings, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        accepted = f"{'each ' if numbers is value else ''}{low} to {high}"
-        require(all(low <= number <= high for number in numbers), f"{section}.{name}", value, accepted)
+def require_within(section: str, settings: Any) -> None:
+    """Every field whose limits stand beside it lies within them. Of what is built, the upper one is far above what
+    anybody trains, and keeps a slip of the keyboard from taking the machine's memory."""
+    for name, roles in roles_of(settings).items():
+        if roles.within:
+            value, limits = getattr(settings, name), Limits(*roles.within)
+            numbers = value if isinstance(value, tuple) else (value,)
+            accepted = f"{'each ' if numbers is value else ''}{limits}"
+            require(all(map(limits.hold, numbers)), f"{section}.{name}", value, accepted)

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import (
-    MOST_STEPS,
-    require,
-    require_positive,
-    require_share,
-    require_weight,
-    require_within,
-)
+from trainables.settings.checks import DECAY, FACTOR, MOST_STEPS, SHARE, WEIGHT, require, require_within
+from trainables.settings.setting import GIVEN, Limits, setting
 from trainables.settings.sources import SHIPPED
 
 
@@ -39,20 +33,21 @@ class DiffusionSettings:
 
     prediction_type: Literal["base", "epsilon", "sample", "v_prediction"] = "base"
     retarget: bool = False
-    max_timestep: int = 1000
+    max_timestep: int = setting(1000, within=(1, 10_000), trained="at most")
     zero_terminal_snr: bool = False
-    objective: Literal["uniform", "ccsr"] = "uniform"
-    noise_weight: float = 1.0
-    reconstruction_weight: float = 1.0
-    inference_steps: int = 50
-    spacing: Literal["leading", "trailing", "linspace"] = "trailing"
-    fidelity_weight: float = 0.0
+    objective: Literal["uniform", "ccsr"] = setting("uniform", trained="equal")
+    noise_weight: float = setting(
+        1.0, within=WEIGHT, training_only=True, unless=("diffusion.prediction_type", "sample")
+    )
+    reconstruction_weight: float = setting(1.0, within=WEIGHT, training_only=True)
+    inference_steps: int = setting(50, restores="sampling")
+    spacing: Literal["leading", "trailing", "linspace"] = setting(
+        "trailing", restores="sampling", unless=("diffusion.objective", "ccsr")
+    )
+    fidelity_weight: float = setting(0.0, within=SHARE, restores="sampling")
 
     def __post_init__(self) -> None:
-        require_within("diffusion", self, max_timestep=(1, 10_000))
-        require_weight("diffusion.noise_weight", self.noise_weight)
-        require_weight("diffusion.reconstruction_weight", self.reconstruction_weight)
-        require_share("diffusion.fidelity_weight", self.fidelity_weight)
+        require_within("diffusion", self)
         require(
             1 <= self.inference_steps <= self.max_timestep,
             "diffusion.inference_steps",
@@ -86,17 +81,15 @@ class LoRASettings:
         weights: a `pytorch_lora_weights.safetensors` to start from, as `trainables.export` and diffusers write it.
     """
 
-    rank: int = 32
-    scale: float = 1.0
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    dropout: float = 0.0
-    weights: str = ""
+    rank: int = setting(32, within=Limits(0, 4096, "a rank of 1 to 4096, or 0 to train the whole UNet"))
+    scale: float = setting(1.0, within=FACTOR, unless=("lora.rank", 0))
+    targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), unless=("lora.rank", 0))
+    dropout: float = setting(0.0, within=DECAY, training_only=True, unless=("lora.rank", 0))
+    weights: str = setting("", path="weights", unless=("lora.rank", 0))
 
     def __post_init__(self) -> None:
-        require(0 <= self.rank <= 4096, "lora.rank", self.rank, "a rank of 1 to 4096, or 0 to train the whole UNet")
-        require_positive("lora.scale", self.scale)
+        require_within("lora", self)
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
-        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a number in [0, 1)")
         accepted = "other layers: conv_in trains as a whole, or not at all with conv_in.frozen"
         require("conv_in" not in self.targets, "lora.targets", self.targets, accepted)
         require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "nothing with lora.rank=0")
@@ -114,18 +107,19 @@ class ControlNetSettings:
         scale: of the features added to the UNet, in training and sampling.
     """
 
-    weights: str = ""
-    revision: str = ""
-    embedding_channels: tuple[int, ...] = (16, 32, 96, 256)
-    scale: float = 1.0
+    weights: str = setting("", path="weights", hub=True, restores="frozen part")
+    revision: str = setting("", restores="frozen part")
+    embedding_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256), within=(1, 4096), unless=("controlnet.weights", GIVEN)
+    )
+    scale: float = setting(1.0, within=FACTOR, restores="sampling")
 
     def __post_init__(self) -> None:
         named = bool(self.weights) or not self.revision
         require(named, "controlnet.revision", self.revision, "none without a hub id in controlnet.weights")
         widths = self.embedding_channels
         require(bool(widths), "controlnet.embedding_channels", widths, "positive whole numbers")
-        require_within("controlnet", self, embedding_channels=(1, 4096))
-        require_positive("controlnet.scale", self.scale)
+        require_within("controlnet", self)
 
 
 @dataclass(frozen=True)
@@ -137,20 +131,21 @@ class PixelSettings:
         layers: residual blocks a level.
         attention_levels: how many of the lowest levels have self-attention.
         norm_groups: groups of the normalisation; must divide every width.
-        train_timesteps, beta_schedule: of the noise schedule.
+        train_timesteps: length of the noise schedule. Beyond 5,000 a linear one has no signal left that float32 could
+            tell from none.
+        beta_schedule: its shape, as diffusers names it.
     """
 
-    channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
-    layers: int = 2
+    channels: tuple[int, ...] = setting((128, 128, 256, 256, 512, 512), within=(8, 2048))
+    layers: int = setting(2, within=(1, 16))
     attention_levels: int = 2
     norm_groups: int = 32
-    train_timesteps: int = 1000
+    train_timesteps: int = setting(1000, within=(2, 5000))
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
 
     def __post_init__(self) -> None:
         require(1 <= len(self.channels) <= 10, "pixel.channels", self.channels, "1 to 10 levels")
-        # Beyond 5,000 timesteps a linear schedule has no signal left that float32 could tell from none.
-        require_within("pixel", self, channels=(8, 2048), layers=(1, 16), train_timesteps=(2, 5000))
+        require_within("pixel", self)
         require(
             self.norm_groups >= 1 and all(width % self.norm_groups == 0 for width in self.channels),
             "pixel.norm_groups",
@@ -170,11 +165,11 @@ class FirstStageSettings:
         draws: noise draws for each pair, sampled once for all trials. They repeat after this many epochs.
     """
 
-    weights: str = SHIPPED
-    draws: int = 2
+    weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
+    draws: int = setting(2, within=(1, 1000), training_only=True)
 
     def __post_init__(self) -> None:
-        require_within("first_stage", self, draws=(1, 1000))
+        require_within("first_stage", self)
 
 
 @dataclass(frozen=True)
@@ -189,17 +184,15 @@ class CFWSettings:
         adversarial_start: step at which it and its discriminator set in.
     """
 
-    strength: float = 0.5
-    colour: Literal["none", "adain", "wavelet"] = "adain"
-    dense_blocks: int = 2
-    growth: int = 32
-    adversarial: float = 0.025
-    adversarial_start: int = 501
+    strength: float = setting(0.5, within=SHARE, restores="sampling")
+    colour: Literal["none", "adain", "wavelet"] = setting("adain", restores="sampling")
+    dense_blocks: int = setting(2, within=(1, 32))
+    growth: int = setting(32, within=(1, 512))
+    adversarial: float = setting(0.025, within=WEIGHT, training_only=True)
+    adversarial_start: int = setting(501, within=(0, MOST_STEPS), training_only=True, adversarial=True)
 
     def __post_init__(self) -> None:
-        require_share("cfw.strength", self.strength)
-        require_within("cfw", self, dense_blocks=(1, 32), growth=(1, 512), adversarial_start=(0, MOST_STEPS))
-        require_weight("cfw.adversarial", self.adversarial)
+        require_within("cfw", self)
 
 
 @dataclass(frozen=True)
@@ -214,17 +207,17 @@ class CCSRSettings:
         adversarial_start: step at which it and its discriminator set in.
     """
 
-    steps: int = 45
-    t_max: float = 0.6667
-    t_min: float = 0.3333
-    adversarial: float = 0.5
-    adversarial_start: int = 1
+    steps: int = setting(45, within=(2, 10_000), methods=("ccsr",), restores="sampling")
+    t_max: float = setting(
+        0.6667, within=Limits(0, 1, "a number in (0, 1]", open_low=True), restores="sampling", trained="at most"
+    )
+    t_min: float = setting(0.3333, methods=("ccsr",), restores="sampling")
+    adversarial: float = setting(0.5, within=WEIGHT, methods=("ccsr",), training_only=True)
+    adversarial_start: int = setting(1, within=(0, MOST_STEPS), methods=("ccsr",), training_only=True, adversarial=True)
 
     def __post_init__(self) -> None:
-        require_within("ccsr", self, steps=(2, 10_000), adversarial_start=(0, MOST_STEPS))
-        require(0 < self.t_max <= 1, "ccsr.t_max", self.t_max, "a number in (0, 1]")
+        require_within("ccsr", self)
         require(0 <= self.t_min < self.t_max, "ccsr.t_min", self.t_min, f"0 to below ccsr.t_max={self.t_max}")
         kept = round(self.steps * self.t_max) - round(self.steps * self.t_min)
         between = f"more, or a wider range: none lies between ccsr.t_min={self.t_min} and ccsr.t_max={self.t_max}"
         require(kept > 0, "ccsr.steps", self.steps, between)
-        require_weight("ccsr.adversarial", self.adversarial)

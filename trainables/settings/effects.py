@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from trainables.common.errors import InputError
 from trainables.settings.methods import METHODS
+from trainables.settings.override import flatten
+from trainables.settings.roles import ADVERSARIAL, ROLES, TRAINING_ONLY, idle, is_among
 from trainables.settings.trial import TrialSettings
-
-_SIMULATORS = {"super_resolution": "pairs.degradation.", "print_to_camera": "pairs.print."}
-_LOSSES = (
-    *("pairs.train_pairs", "pairs.colour_swap_prob", "perceptual.", "discriminator.", "first_stage.draws", "sinsr."),
-    *("diffusion.noise_weight", "diffusion.reconstruction_weight", "lora.dropout"),
-    *("cfw.adversarial", "ccsr.adversarial", "pix2pix.l1", "pix2pix.adversarial", "pix2pix.gan_mode"),
-)
-_ONLY_TRAINING = (
-    *("batch_size", "accumulate", "learning_rate", "rate_factor", "beta1", "beta2", "warmup_steps", "schedule"),
-    *("weight_decay", "clip_gradient", "ema_decay", "gradient_checkpointing", "reports", "log_every"),
-)
-_NOTHING_TO_CHECKPOINT = ("pix2pix", "stablesr_cfw")
 
 
 def unread(trial: TrialSettings) -> dict[str, str]:
-    """What has no effect on this trial: a setting's name, or what several begin with -> what makes it so."""
-    reads, method = METHODS[trial.method].sections, f"method={trial.method}"
-    why = dict.fromkeys(_SIMULATORS.values(), f"pairs.simulator={trial.pairs.simulator}")
-    del why[_SIMULATORS[trial.pairs.simulator]]
-    if trial.training.max_steps == 0:
-        why |= dict.fromkeys((*_LOSSES, *(f"training.{name}" for name in _ONLY_TRAINING)), "training.max_steps=0")
-    elif trial.method in _NOTHING_TO_CHECKPOINT:
-        why["training.gradient_checkpointing"] = method
-    if trial.method == "pix2pix" and trial.pix2pix.downs == 5:
-        why["pix2pix.dropout"] = "pix2pix.downs=5"
-    if "lora" in reads and not trial.lora.rank:
-        why |= {f"lora.{name}": "lora.rank=0" for name in ("scale", "targets", "dropout", "weights")}
-    if "controlnet" in reads and trial.controlnet.weights:
-        why["controlnet.embedding_channels"] = f"controlnet.weights={trial.controlnet.weights}"
-    if "perceptual" in reads and not trial.perceptual.weight:
-        why |= {f"perceptual.{name}": "perceptual.weight=0" for name in ("every", "network")}
-    for section, others in (("cfw", ()), ("ccsr", ()), ("pix2pix", ("pix2pix.gan_mode",))):
-        if section != trial.method.removeprefix("stablesr_"):
-            continue
-        start, steps = getattr(getattr(trial, section), "adversarial_start", 0), trial.training.max_steps
-        unused = (f"{section}.adversarial_start", "discriminator.", *others)
-        if 0 < steps <= start:
-            late = f"{section}.adversarial_start={start} and training.max_steps={steps}"
-            why |= dict.fromkeys((f"{section}.adversarial", *unused), late)
-        elif not getattr(trial, section).adversarial:
-            why |= dict.fromkeys(unused, f"{section}.adversarial=0")
-    if "diffusion" in reads:
-        if trial.diffusion.prediction_type == "sample":
-            why["diffusion.noise_weight"] = "diffusion.prediction_type=sample"
-        uniform = trial.diffusion.objective == "uniform"
-        if not uniform:
-            why["diffusion.spacing"] = "diffusion.objective=ccsr"
-        of_the_decoder = {f"ccsr.{name}": method for name in ("steps", "t_min", "adversarial")}
-        why |= {"ccsr.": "diffusion.objective=uniform"} if uniform else of_the_decoder
+    """What has no effect on this trial: a setting's name, or a section's with a dot -> what makes it so. Of several
+    that apply to a setting the first counts."""
+    method, values, steps = METHODS[trial.method], flatten(trial), trial.training.max_steps
+    why = {} if steps else dict.fromkeys(TRAINING_ONLY, "training.max_steps=0")
+    without = {name: reason for name, reason in idle(values).items() if is_read(reason, (trial.method,))}
+    for name, roles in ROLES.items():
+        others = roles.methods and trial.method not in roles.methods
+        if others and is_read(name, (trial.method,)) and not is_among(name, without):
+            without[name] = f"method={trial.method}"
+    why |= without
+    if "discriminator" in method.reads:
+        why |= _idle_adversary(trial.method, values)
+    if not method.gradient_checkpointing:
+        why.setdefault("training.gradient_checkpointing", f"method={trial.method}")
+    return why
+
+
+def _idle_adversary(method: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """What is without effect where the method's adversarial term has no weight, or begins after the last step."""
+    names, steps = [name for name in ADVERSARIAL if is_read(name, (method,))], values["training.max_steps"]
+    why: dict[str, str] = {}
+    for weight in (f"{section}.adversarial" for section in METHODS[method].reads):
+        begins = f"{weight}_start"
+        if 0 < steps <= values.get(begins, 0):
+            why |= dict.fromkeys((weight, *names), f"{begins}={values[begins]} and training.max_steps={steps}")
+        elif values.get(weight) == 0:
+            why |= dict.fromkeys(names, f"{weight}=0")
     return why
 
 
@@ -86,4 +70,4 @@ def check_sections(names: Iterable[str], methods: Sequence[str]) -> None:
 
 def reason_unread(name: str, trial: TrialSettings) -> str:
     """The setting for which `name` has no effect on this trial; empty if it has one."""
-    return next((reason for prefix, reason in unread(trial).items() if name.startswith(prefix)), "")
+    return next((reason for listed, reason in unread(trial).items() if is_among(name, (listed,))), "")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import MOST_STEPS, require, require_weight, require_within
+from trainables.settings.checks import MOST_STEPS, WEIGHT, require, require_within
+from trainables.settings.setting import setting
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,12 @@ class PerceptualSettings:
             with its wheel; both on AlexNet.
     """
 
-    weight: float = 0.1
-    every: int = 1
-    network: Literal["lpips", "st_lpips"] = "st_lpips"
+    weight: float = setting(0.1, within=WEIGHT, when_restoring=0.0)
+    every: int = setting(1, within=(1, MOST_STEPS), unless=("perceptual.weight", 0))
+    network: Literal["lpips", "st_lpips"] = setting("st_lpips", unless=("perceptual.weight", 0))
 
     def __post_init__(self) -> None:
-        require_weight("perceptual.weight", self.weight)
-        require_within("perceptual", self, every=(1, MOST_STEPS))
+        require_within("perceptual", self)
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class DiscriminatorSettings:
         layers: 3 see 70 x 70 pixels.
     """
 
-    ndf: int = 64
-    layers: int = 3
+    ndf: int = setting(64, within=(1, 512))
+    layers: int = setting(3, within=(1, 12))
 
     def __post_init__(self) -> None:
-        require_within("discriminator", self, ndf=(1, 512), layers=(1, 12))
+        require_within("discriminator", self)
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,20 @@ class Pix2PixSettings:
     Attributes:
         ngf: width of the generator's first layer.
         downs: how often the generator halves the image; 8 for 256 pixels and their multiples.
+        norm: of both networks: over the batch, over each image by itself, or none.
         dropout: in the generator's innermost levels.
         l1, adversarial: weights of the generator's terms.
         gan_mode: the adversarial objective.
     """
 
-    ngf: int = 64
-    downs: int = 8
+    ngf: int = setting(64, within=(1, 512))
+    downs: int = setting(8, within=(5, 14))
     norm: Literal["batch", "instance", "none"] = "batch"
-    dropout: bool = True
-    l1: float = 100.0
-    adversarial: float = 1.0
-    gan_mode: Literal["vanilla", "lsgan", "hinge"] = "vanilla"
+    dropout: bool = setting(True, unless=("pix2pix.downs", 5))
+    l1: float = setting(100.0, within=WEIGHT, training_only=True)
+    adversarial: float = setting(1.0, within=WEIGHT, training_only=True)
+    gan_mode: Literal["vanilla", "lsgan", "hinge"] = setting("vanilla", training_only=True, adversarial=True)
 
     def __post_init__(self) -> None:
-        require_within("pix2pix", self, ngf=(1, 512), downs=(5, 14))
-        for name in ("l1", "adversarial"):
-            require_weight(f"pix2pix.{name}", getattr(self, name))
+        require_within("pix2pix", self)
         require(self.l1 + self.adversarial > 0, "pix2pix.l1", self.l1, "above 0 where pix2pix.adversarial is 0")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 LatentKind = Literal["", "vq", "kl"]
 COMMON = ("data", "pairs", "training")
@@ -14,12 +11,19 @@ COMMON = ("data", "pairs", "training")
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: where its class is, the sections of settings it reads beside the common ones, and whose latents it
-    works in: VQ-f4's ("vq"), the base's ("kl") or none."""
+    """A method, as far as it is known without its code.
+
+    Attributes:
+        path: where its class is.
+        latents: whose it works in: VQ-f4's ("vq"), the base's ("kl") or none.
+        reads: sections of settings it reads, beside those that all methods read.
+        gradient_checkpointing: whether it has anything to recompute.
+    """
 
     path: str
     latents: LatentKind
     reads: tuple[str, ...]
+    gradient_checkpointing: bool = True
 
     @property
     def sections(self) -> frozenset[str]:
@@ -34,7 +38,7 @@ _DECODER = ("base", "first_stage", "discriminator", "perceptual")
 METHODS: dict[str, Entry] = {
     "resshift": Entry("trainables.methods.resshift:ResShift", "vq", _RESSHIFT),
     "sinsr": Entry("trainables.methods.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
-    "pix2pix": Entry("trainables.methods.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual")),
+    "pix2pix": Entry("trainables.methods.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual"), False),
     "latent_diffusion": Entry(
         "trainables.methods.latent_diffusion:LatentDiffusion", "kl", ("base", *_DIFFUSION, "conv_in", "lora")
     ),
@@ -42,6 +46,6 @@ METHODS: dict[str, Entry] = {
         "trainables.methods.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
     ),
     "pixel_diffusion": Entry("trainables.methods.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
-    "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw")),
+    "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw"), False),
     "ccsr": Entry("trainables.methods.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),
 }

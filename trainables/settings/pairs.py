@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trainables.common.errors import InputError
 from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
+from trainables.settings.setting import section, setting
 
 PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
 
@@ -33,13 +34,15 @@ class PairSettings:
 
     image_size: int = 64
     scale: int = 4
-    train_pairs: int = 512
+    train_pairs: int = setting(512, training_only=True)
     validation_pairs: int = 24
     validation_size: int = 128
-    colour_swap_prob: float = 0.0
-    simulator: Literal["super_resolution", "print_to_camera"] = "super_resolution"
-    degradation: DegradationSettings = field(default_factory=DegradationSettings)
-    print: PrintSettings = field(default_factory=PrintSettings)
+    colour_swap_prob: float = setting(0.0, training_only=True)
+    simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
+    degradation: DegradationSettings = section(
+        DegradationSettings, simulated=True, unless=("pairs.simulator", "print_to_camera")
+    )
+    print: PrintSettings = section(PrintSettings, simulated=True, unless=("pairs.simulator", "super_resolution"))
 
     def __post_init__(self) -> None:
         whole = isinstance(self.scale, int) and 1 <= self.scale <= 16

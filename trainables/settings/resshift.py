@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require, require_weight, require_within
+from trainables.settings.checks import WEIGHT, require, require_within
+from trainables.settings.setting import Limits, setting
 from trainables.settings.sources import SHIPPED
 
 
@@ -13,37 +14,34 @@ from trainables.settings.sources import SHIPPED
 class NetworkSettings:
     """The Swin-UNet of ResShift and SinSR, by the names of its official configuration. Defaults are the official size.
 
-    `image_size` is in latent pixels: the size the network is trained at. Every level but the last halves it, and those
-    of a size in `attention_resolutions` have self-attention, as the bottleneck always has.
+    Attributes:
+        image_size: latent pixels a side, which the network is trained at. Every level but the last halves it.
+        model_channels: width of the first level, a multiple of 32.
+        channel_mult: width of each level, in multiples of `model_channels`.
+        num_res_blocks: residual blocks of each level.
+        attention_resolutions: sizes of the levels that have self-attention, as the bottleneck always has.
+        swin_depth: transformer blocks of each self-attention.
+        swin_embed_dim: width of their tokens.
+        num_head_channels: width of each of their heads.
+        window_size: side of their windows, latent pixels.
+        mlp_ratio: width of their hidden layers, in multiples of `swin_embed_dim`.
     """
 
-    image_size: int = 64
-    model_channels: int = 160
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
-    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    image_size: int = setting(64, within=(1, 4096))
+    model_channels: int = setting(160, within=(32, 1024))
+    channel_mult: tuple[int, ...] = setting((1, 2, 2, 4), within=(1, 16))
+    num_res_blocks: tuple[int, ...] = setting((2, 2, 2, 2), within=(1, 16))
     attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
-    swin_depth: int = 2
-    swin_embed_dim: int = 192
-    num_head_channels: int = 32
-    window_size: int = 8
-    mlp_ratio: float = 4.0
+    swin_depth: int = setting(2, within=(1, 32))
+    swin_embed_dim: int = setting(192, within=(32, 2048))
+    num_head_channels: int = setting(32, within=(1, 2048))
+    window_size: int = setting(8, within=(1, 64))
+    mlp_ratio: float = setting(4.0, within=(1 / 32, 64))
 
     def __post_init__(self) -> None:
         levels = len(self.channel_mult)
         require(1 <= levels <= 8, "network.channel_mult", self.channel_mult, "1 to 8 levels")
-        require_within(
-            "network",
-            self,
-            image_size=(1, 4096),
-            model_channels=(32, 1024),
-            channel_mult=(1, 16),
-            num_res_blocks=(1, 16),
-            swin_depth=(1, 32),
-            swin_embed_dim=(32, 2048),
-            num_head_channels=(1, 2048),
-            window_size=(1, 64),
-            mlp_ratio=(1 / 32, 64),
-        )
+        require_within("network", self)
         require(self.model_channels % 32 == 0, "network.model_channels", self.model_channels, "a multiple of 32")
         require(
             len(self.num_res_blocks) == levels,
@@ -62,27 +60,37 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class ResShiftSettings:
-    """The residual-shifting schedule (Yue et al. 2023); defaults as published for x4 super-resolution."""
+    """The residual-shifting schedule (Yue et al. 2023); defaults as published for x4 super-resolution. Its limits keep
+    any two steps from rounding to the same noise.
 
-    steps: int = 15
-    power: float = 0.3
-    min_noise_level: float = 0.04
-    kappa: float = 2.0
-    etas_end: float = 0.99
+    Attributes:
+        steps: of the schedule, and of sampling.
+        power: p of the paper; larger keeps the noise low for longer.
+        min_noise_level: bound on kappa * sqrt(eta_1), the noise of the first step.
+        kappa: noise level relative to the residual.
+        etas_end: sqrt(eta_T); the name is the official configuration's.
+    """
+
+    steps: int = setting(15, within=(2, 1000))
+    power: float = setting(0.3, within=(0.01, 5))
+    min_noise_level: float = setting(0.04, within=(1e-6, 1))
+    kappa: float = setting(2.0, within=(0.001, 1000))
+    # At least three times what the schedule starts with, whatever min_noise_level is.
+    etas_end: float = setting(0.99, within=Limits(0.1, 1, "a number in [0.1, 1)", open_high=True))
 
     def __post_init__(self) -> None:
-        # So that no two steps of the schedule round to the same noise.
-        limits = {"steps": (2, 1000), "power": (0.01, 5), "kappa": (0.001, 1000), "min_noise_level": (1e-6, 1)}
-        require_within("resshift", self, **limits)
-        # At least three times what the schedule starts with, whatever min_noise_level is.
-        require(0.1 <= self.etas_end < 1, "resshift.etas_end", self.etas_end, "a number in [0.1, 1)")
+        require_within("resshift", self)
 
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The ResShift teacher: "shipped", a .safetensors of ours or the official .pth, of the shape `network` says."""
+    """The ResShift teacher, of the shape that `network` says.
 
-    weights: str = SHIPPED
+    Attributes:
+        weights: "shipped", a .safetensors of ours or the official .pth.
+    """
+
+    weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
 
 
 @dataclass(frozen=True)
@@ -96,22 +104,20 @@ class SinSRSettings:
         draws: noise draws for each pair. Prepared targets repeat after this many epochs over the pairs.
     """
 
-    distillation: float = 1.0
-    inversion: float = 1.0
-    ground_truth: float = 1.0
-    teaching: Literal["prepared", "online"] = "prepared"
-    draws: int = 4
+    distillation: float = setting(1.0, within=WEIGHT)
+    inversion: float = setting(1.0, within=WEIGHT)
+    ground_truth: float = setting(1.0, within=WEIGHT)
+    teaching: Literal["prepared", "online"] = setting("prepared", when_restoring="prepared")
+    draws: int = setting(4, within=(1, 1000))
 
     def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            require_weight(f"sinsr.{name}", weight)
+        require_within("sinsr", self)
         require(
             any(self.weights.values()),
             "sinsr.distillation:inversion:ground_truth",
             ":".join(f"{weight:g}" for weight in self.weights.values()),
             "a ratio with at least one weight above 0",
         )
-        require_within("sinsr", self, draws=(1, 1000))
 
     @property
     def weights(self) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainables.common.paths import refuse_secrets
-from trainables.settings.checks import LARGEST_SEED, require_share, require_within
+from trainables.settings.checks import LARGEST_SEED, SHARE, require_within
+from trainables.settings.setting import setting
 
 SAMPLE, SHIPPED = "sample", "shipped"
 
@@ -28,24 +29,26 @@ class DataSettings:
             trial needs no more than 2 n of them here.
     """
 
-    source: str = SAMPLE
-    seed: int = 0
-    max_rejected: float = 0.01
+    source: str = setting(SAMPLE, path="images", builtin=(SAMPLE,), flag="--data")
+    seed: int = setting(0, within=(0, LARGEST_SEED))
+    max_rejected: float = setting(0.01, within=SHARE)
     verify: bool = True
-    window_shards: int = 0
+    window_shards: int = setting(0, within=(0, 1_000_000))
 
     def __post_init__(self) -> None:
         refuse_secrets("data.source", self.source)
-        require_share("data.max_rejected", self.max_rejected)
-        require_within("data", self, seed=(0, LARGEST_SEED), window_shards=(0, 1_000_000))
+        require_within("data", self)
 
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """The VQ-f4 autoencoder of ResShift and SinSR: "shipped", a .safetensors of ours, a diffusers folder, or the
-    official .pth."""
+    """The VQ-f4 autoencoder of ResShift and SinSR.
 
-    weights: str = SHIPPED
+    Attributes:
+        weights: "shipped", a .safetensors of ours, a diffusers folder, or the official .pth.
+    """
+
+    weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
 
     @property
     def factor(self) -> int:
@@ -63,5 +66,5 @@ class BaseSettings:
         revision: commit, tag or branch of a hub id; empty for its newest.
     """
 
-    weights: str = SHIPPED
-    revision: str = ""
+    weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), hub=True, restores="frozen part")
+    revision: str = setting("", restores="frozen part")

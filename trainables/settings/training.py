@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import LARGEST_SEED, MOST_STEPS, require, require_within
+from trainables.settings.checks import DECAY, LARGEST_SEED, MOST_STEPS, require, require_within
+from trainables.settings.setting import Limits, setting
+
+# However large: that a trial diverges is a result.
+_RATE = Limits(0, math.inf, "a number above 0", open_low=True, open_high=True)
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,14 @@ class TrainingSettings:
         max_steps: optimiser steps; 0 trains nothing and validates what `checkpoint` holds.
         batch_size: pairs in one step over all workers and accumulated parts together.
         accumulate: parts a worker's batch is split into, to save memory.
-        learning_rate: Adam's, at its peak; `warmup_steps` leads up to it linearly.
+        learning_rate: Adam's, at its peak.
         rate_factor: multiplies it. Questions search over this one, since the right rate differs between methods and
             sizes and the presets know it.
         beta1, beta2: Adam's decays. Adversarial training wants them lower.
-        schedule: what follows the warm-up.
+        warmup_steps: the first steps, in which the learning rate rises linearly to its peak.
+        schedule: what follows the warm-up: the peak to the end, or half a cosine down to 0.
+        weight_decay: decoupled, as AdamW's; 0 for none.
+        clip_gradient: largest norm of a phase's gradient; 0 clips none.
         ema_decay: of the averaged weights, which are what is validated. Shorter runs average over less.
         precision: of the forward and backward passes; weights stay in float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -29,57 +36,38 @@ class TrainingSettings:
         compile: compile the networks with torch.compile; the first step then takes minutes.
         reports: validations over `max_steps`, at most; the last one is at the last step.
         log_every: steps between two rows of loss terms in TensorBoard.
+        validation_batch: pairs that validation restores together.
         stability_draws: restorations of every validation image with different noise, for the metrics of stability;
             1 measures none.
         seed: fixes order, noise and initialisation.
     """
 
-    max_steps: int = 500_000
-    batch_size: int = 64
-    accumulate: int = 1
-    learning_rate: float = 5e-5
-    rate_factor: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    warmup_steps: int = 5000
-    schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 0.0
-    clip_gradient: float = 0.0
-    ema_decay: float = 0.999
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    gradient_checkpointing: bool = False
+    max_steps: int = setting(500_000, within=(0, MOST_STEPS), shared=True, flag="--max-steps", when_restoring=0)
+    batch_size: int = setting(64, within=(1, 65_536), training_only=True)
+    accumulate: int = setting(1, within=(1, 65_536), training_only=True)
+    learning_rate: float = setting(5e-5, within=_RATE, training_only=True)
+    rate_factor: float = setting(1.0, within=_RATE, training_only=True)
+    beta1: float = setting(0.9, within=DECAY, training_only=True)
+    beta2: float = setting(0.999, within=DECAY, training_only=True)
+    warmup_steps: int = setting(5000, within=(0, MOST_STEPS), training_only=True)
+    schedule: Literal["constant", "cosine"] = setting("constant", training_only=True)
+    weight_decay: float = setting(0.0, within=(0, 1000), training_only=True)
+    clip_gradient: float = setting(0.0, within=(0, 1_000_000), training_only=True)
+    ema_decay: float = setting(0.999, within=DECAY, training_only=True)
+    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", restores="sampling")
+    gradient_checkpointing: bool = setting(False, training_only=True)
     channels_last: bool = False
     compile: bool = False
-    reports: int = 50
-    log_every: int = 100
-    validation_batch: int = 8
-    stability_draws: int = 1
-    seed: int = 0
+    reports: int = setting(50, within=(1, 10_000), shared=True, training_only=True)
+    log_every: int = setting(100, within=(1, MOST_STEPS), training_only=True)
+    validation_batch: int = setting(8, within=(1, 65_536))
+    stability_draws: int = setting(1, within=(1, 1000), shared=True)
+    seed: int = setting(0, within=(0, LARGEST_SEED), flag="--seed")
 
     def __post_init__(self) -> None:
-        require_within(
-            "training",
-            self,
-            max_steps=(0, MOST_STEPS),
-            batch_size=(1, 65_536),
-            accumulate=(1, 65_536),
-            warmup_steps=(0, MOST_STEPS),
-            weight_decay=(0, 1000),
-            clip_gradient=(0, 1_000_000),
-            reports=(1, 10_000),
-            log_every=(1, MOST_STEPS),
-            validation_batch=(1, 65_536),
-            stability_draws=(1, 1000),
-            seed=(0, LARGEST_SEED),
-        )
-        # However large: that a trial diverges is a result.
-        for name in ("learning_rate", "rate_factor"):
-            positive = math.isfinite(getattr(self, name)) and getattr(self, name) > 0
-            require(positive, f"training.{name}", getattr(self, name), "a number above 0")
+        require_within("training", self)
         finite = f"a finite product with training.learning_rate={self.learning_rate}"
         require(math.isfinite(self.peak_rate), "training.rate_factor", self.rate_factor, finite)
-        for name in ("ema_decay", "beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "a number in [0, 1)")
         require(
             self.batch_size % self.accumulate == 0,
             "training.accumulate",

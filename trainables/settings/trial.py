@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trainables.settings.checks import require
 from trainables.settings.diffusion import (
@@ -19,7 +19,8 @@ from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, P
 from trainables.settings.methods import METHODS
 from trainables.settings.pairs import PairSettings
 from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
-from trainables.settings.sources import AutoencoderSettings, BaseSettings, DataSettings
+from trainables.settings.setting import section, setting
+from trainables.settings.sources import SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
 
 
@@ -34,27 +35,27 @@ class TrialSettings:
     """
 
     method: str = "sinsr"
-    checkpoint: str = ""
-    data: DataSettings = field(default_factory=DataSettings)
-    pairs: PairSettings = field(default_factory=PairSettings)
-    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    resshift: ResShiftSettings = field(default_factory=ResShiftSettings)
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    sinsr: SinSRSettings = field(default_factory=SinSRSettings)
-    base: BaseSettings = field(default_factory=BaseSettings)
-    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    conv_in: ConvInSettings = field(default_factory=ConvInSettings)
-    lora: LoRASettings = field(default_factory=LoRASettings)
-    controlnet: ControlNetSettings = field(default_factory=ControlNetSettings)
-    pixel: PixelSettings = field(default_factory=PixelSettings)
-    first_stage: FirstStageSettings = field(default_factory=FirstStageSettings)
-    cfw: CFWSettings = field(default_factory=CFWSettings)
-    ccsr: CCSRSettings = field(default_factory=CCSRSettings)
-    pix2pix: Pix2PixSettings = field(default_factory=Pix2PixSettings)
-    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
-    perceptual: PerceptualSettings = field(default_factory=PerceptualSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    checkpoint: str = setting("", path="weights", builtin=(SHIPPED,), flag="--checkpoint")
+    data: DataSettings = section(DataSettings, shared=True)
+    pairs: PairSettings = section(PairSettings)
+    autoencoder: AutoencoderSettings = section(AutoencoderSettings)
+    network: NetworkSettings = section(NetworkSettings)
+    resshift: ResShiftSettings = section(ResShiftSettings)
+    teacher: TeacherSettings = section(TeacherSettings)
+    sinsr: SinSRSettings = section(SinSRSettings, training_only=True)
+    base: BaseSettings = section(BaseSettings)
+    diffusion: DiffusionSettings = section(DiffusionSettings)
+    conv_in: ConvInSettings = section(ConvInSettings)
+    lora: LoRASettings = section(LoRASettings)
+    controlnet: ControlNetSettings = section(ControlNetSettings)
+    pixel: PixelSettings = section(PixelSettings)
+    first_stage: FirstStageSettings = section(FirstStageSettings)
+    cfw: CFWSettings = section(CFWSettings)
+    ccsr: CCSRSettings = section(CCSRSettings, unless=("diffusion.objective", "uniform"))
+    pix2pix: Pix2PixSettings = section(Pix2PixSettings)
+    discriminator: DiscriminatorSettings = section(DiscriminatorSettings, training_only=True, adversarial=True)
+    perceptual: PerceptualSettings = section(PerceptualSettings, training_only=True)
+    training: TrainingSettings = section(TrainingSettings)
 
     def __post_init__(self) -> None:
         require(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")

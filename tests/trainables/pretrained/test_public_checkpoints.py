@@ -21,13 +21,15 @@ from tests.helpers.bases import save_base
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
-from trainables.methods.build import build_method
+from trainables.methods.build import build_method, method_class
+from trainables.methods.method import Method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.pretrained.resshift import build_network
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, override
+from trainables.settings.methods import METHODS
 from trainables.training.loop import Trainer, World
 
 CPU = torch.device("cpu")
@@ -202,7 +204,7 @@ def test_files_without_checkpoint_are_refused(
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("method", ["latent_diffusion", "controlnet_diffusion", "pixel_diffusion"])
+@pytest.mark.parametrize("method", [name for name in METHODS if method_class(name).load_public is Method.load_public])
 def test_methods_without_public_checkpoint_refuse_a_file(method: str, trial_of: TrialOf, tmp_path: Path) -> None:
     path = saved(tmp_path / "model.ckpt", {})
     assert refused(trial_of(method), path) == (

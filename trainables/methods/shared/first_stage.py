@@ -15,6 +15,8 @@ from trainables.diffusion.noise import step_noise
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.pretrained.shipped import first_stage_path
 from trainables.settings import TrialSettings, flatten, override
+from trainables.settings.methods import METHODS
+from trainables.settings.roles import WHEN_RESTORING
 
 if TYPE_CHECKING:
     from trainables.methods.shared.gaussian import GaussianMethod
@@ -23,7 +25,7 @@ NoiseKeys = Sequence[Sequence[int]]
 """For every image the numbers that determine its noise."""
 
 # The base is the trial's, wherever it lies: weights know by content which one they belong to.
-_NOT_ITS_OWN = ("base.", "data.", "pairs.", "training.", "first_stage.", "cfw.", "perceptual.")
+_ITS_OWN = frozenset(METHODS["latent_diffusion"].reads) - {"base"}
 
 
 class FirstStage:
@@ -93,9 +95,9 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     folder = first_stage_path(settings.first_stage.weights)
     name = f"first_stage.weights={settings.first_stage.weights}"
     found = finished_settings(folder, "latent_diffusion", name)
-    own = {key: value for key, value in found.items() if not key.startswith(_NOT_ITS_OWN)}
-    changed = {"checkpoint": str(folder), "training.max_steps": 0, "perceptual.weight": 0.0}
-    first = override(settings, own | changed)
+    own = {key: value for key, value in found.items() if key.partition(".")[0] in _ITS_OWN}
+    changed = {"method": "latent_diffusion", "checkpoint": str(folder)}
+    first = override(settings, own | WHEN_RESTORING | changed)
     if settings.method == "ccsr":
         check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)
     return first

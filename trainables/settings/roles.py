@@ -1,0 +1,59 @@
+"""Which settings have which role, derived from what stands at their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trainables.settings.setting import GIVEN, UNCHANGED, roles_of
+from trainables.settings.trial import TrialSettings
+
+ROLES = roles_of(TrialSettings)
+"""Dotted name -> roles, of every setting and every section ("pairs.print.")."""
+
+
+def names(role: str) -> tuple[str, ...]:
+    """The settings and sections with a role, in the order of their fields."""
+    return tuple(name for name, roles in ROLES.items() if getattr(roles, role))
+
+
+def is_among(name: str, listed: Collection[str]) -> bool:
+    """Whether a setting is listed, by its own name or by that of a section it is in."""
+    return any(name == one or (one.endswith(".") and name.startswith(one)) for one in listed)
+
+
+SHARED = names("shared")
+TRAINING_ONLY = names("training_only")
+ADVERSARIAL = names("adversarial")
+SIMULATED = names("simulated")
+PATHS = names("path")
+WEIGHT_PATHS = tuple(name for name in PATHS if ROLES[name].path == "weights")
+FLAGS = {name: ROLES[name].flag for name in names("flag")}
+RESTORES = tuple(sorted(names("restores"), key=lambda name: ("frozen part", "sampling").index(ROLES[name].restores)))
+WHEN_RESTORING = {name: roles.when_restoring for name, roles in ROLES.items() if roles.when_restoring != UNCHANGED}
+
+
+def idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings and sections that another setting leaves without effect -> that setting with its value.
+
+    Args:
+        values: of all settings, by dotted name.
+    """
+    found = {}
+    for name, roles in ROLES.items():
+        if roles.unless:
+            other, value = roles.unless
+            if values[other] == value or (value == GIVEN and values[other]):
+                found[name] = f"{other}={values[other] if value == GIVEN else value}"
+    return found
+
+
+def trained_for(values: Mapping[str, Any], comparison: str) -> list[str]:
+    """The settings with an effect on what a network was trained for, which restoring has to keep to.
+
+    Args:
+        values: of all settings, what it was trained with, by dotted name. comparison: "at most" or "equal".
+    """
+    without_effect = idle(values)
+    compared = [name for name in names("trained") if ROLES[name].trained == comparison]
+    return [name for name in compared if not is_among(name, without_effect)]
