@@ -1,4 +1,4 @@
-"""The end of a sweep: the answer in words, the leaderboard, the winner's weights, where everything lies."""
+"""The end of a sweep: leaderboard, answer, the winner's weights, and the paths of all results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH = 122
 
 
 def finish(plan: Plan, folder: Path) -> int:
-    """Compares what there is and writes the answer; returns the exit status."""
+    """Compares the trials so far and writes the answer; returns the exit status."""
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] == "trial"]
@@ -43,7 +43,7 @@ def finish(plan: Plan, folder: Path) -> int:
         logger.info("continue with: %s", resume_line(folder))
         return INTERRUPTED
     if result is None or result.winner_id is None:
-        logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
+        logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return 1
     winner = next(row for row in rows if row["id"] == result.winner_id)
     _keep_best(folder, winner, plan, result)
@@ -57,7 +57,7 @@ def finish(plan: Plan, folder: Path) -> int:
 
 
 def resume_line(folder: Path) -> str:
-    """The command that continues the run, to be pasted where this one was given."""
+    """The command that continues the run, for the current folder."""
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
@@ -65,7 +65,7 @@ def resume_line(folder: Path) -> str:
 
 
 def tensorboard_line(folder: Path) -> str:
-    """The command that shows the run's curves, to be pasted."""
+    """The command that shows the run's curves."""
     return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
 
 
@@ -77,7 +77,7 @@ def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Ans
 
 
 def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> None:
-    """best/: the winner's averaged weights, its settings and a card; replaced as a whole."""
+    """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced."""
     source, target = folder / winner["checkpoint"], folder / "best"
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)
@@ -94,7 +94,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
     trial = plan.question.trial
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
-    made = f"Restores with `{trial.checkpoint}`; nothing was trained."
+    made = f"Restores with `{trial.checkpoint}`; not trained."
     if plan.question.space.trains:
         made = (
             f"Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
@@ -114,7 +114,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
 
 
 def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
-    """Where the weights came from that the trial's method builds on."""
+    """Setting name and source of each pretrained weight file that the trial uses."""
     sources = (
         *("checkpoint", "autoencoder.weights", "teacher.weights", "base.weights", "lora.weights"),
         *("controlnet.weights", "first_stage.weights"),
