@@ -1,4 +1,4 @@
-"""The base that ships with the project: what it is made of, what it reaches, and that its recipe makes it."""
+"""The shipped base: its files, its quality, and its training recipe."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def latents(vae: AutoencoderKL, held_out: Tensor) -> Tensor:
     return encode_crops(vae, held_out)
 
 
-def test_the_folder_holds_the_base_and_nothing_else() -> None:
+def test_folder_has_only_the_files_of_the_base() -> None:
     files = {path.relative_to(SHIPPED_BASE).as_posix(): path for path in SHIPPED_BASE.rglob("*") if path.is_file()}
     assert set(files) == {
         "model_index.json",
@@ -84,7 +84,7 @@ def test_weights_are_half_precision_on_disk_and_single_in_memory(
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())
 
 
-def test_the_pipeline_of_diffusers_takes_the_folder() -> None:
+def test_diffusers_pipeline_loads_the_folder() -> None:
     absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
     pipeline = StableDiffusionPipeline.from_pretrained(
         SHIPPED_BASE, dtype=torch.float32, requires_safety_checker=False, **absent
@@ -100,10 +100,10 @@ def test_the_pipeline_of_diffusers_takes_the_folder() -> None:
         output_type="np",
     ).images
     assert images.shape == (1, 64, 64, 3)
-    assert 0.02 < images.std() < 0.5  # a picture: neither flat nor saturated
+    assert 0.02 < images.std() < 0.5  # neither flat nor saturated
 
 
-def test_the_noise_schedule_is_stable_diffusions() -> None:
+def test_noise_schedule_equals_stable_diffusion() -> None:
     scheduler = DDIMScheduler.from_pretrained(SHIPPED_BASE, subfolder="scheduler")
     assert scheduler.config.prediction_type == "epsilon"
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -111,13 +111,13 @@ def test_the_noise_schedule_is_stable_diffusions() -> None:
     torch.testing.assert_close(scheduler.alphas_cumprod, base_scheduler().alphas_cumprod)
 
 
-def test_the_empty_prompt_is_the_one_of_its_seed(unet: UNet2DConditionModel) -> None:
+def test_empty_prompt_is_reproduced_from_its_seed(unet: UNet2DConditionModel) -> None:
     prompt = load_empty_prompt(SHIPPED_BASE)
     assert prompt.shape == (1, 2, unet.config.cross_attention_dim)
     assert torch.equal(prompt, draw_empty_prompt())
 
 
-def test_the_autoencoder_restores_held_out_crops_better_than_the_vq(
+def test_autoencoder_is_better_than_the_vq_on_held_out_crops(
     vae: AutoencoderKL, held_out: Tensor, latents: Tensor
 ) -> None:
     vq = load_vq_f4(SHIPPED_AUTOENCODER)
@@ -139,7 +139,7 @@ def test_scaled_latents_have_unit_deviation(vae: AutoencoderKL, photographs: lis
 
 
 @pytest.mark.parametrize("timestep", [50, 200, 500, 800])
-def test_noise_is_predicted_better_than_without_a_network(
+def test_unet_predicts_noise_better_than_simple_estimates(
     timestep: int, vae: AutoencoderKL, unet: UNet2DConditionModel, latents: Tensor
 ) -> None:
     scaled = latents * vae.config.scaling_factor
@@ -147,7 +147,7 @@ def test_noise_is_predicted_better_than_without_a_network(
     assert errors["unet"] < 0.9 * min(errors["zero"], errors["input"], errors["scaled"])
 
 
-def test_the_prior_depends_on_the_prompt_and_on_the_timestep(unet: UNet2DConditionModel, latents: Tensor) -> None:
+def test_unet_depends_on_prompt_and_timestep(unet: UNet2DConditionModel, latents: Tensor) -> None:
     prompt = load_empty_prompt(SHIPPED_BASE)
     with torch.no_grad():
         expected = unet(latents[:1], 500, prompt).sample
@@ -155,10 +155,10 @@ def test_the_prior_depends_on_the_prompt_and_on_the_timestep(unet: UNet2DConditi
         assert not torch.allclose(unet(latents[:1], 100, prompt).sample, expected)
 
 
-def test_the_autoencoder_starts_from_the_vq(photographs: list[np.ndarray], held_out: Tensor) -> None:
+def test_autoencoder_starts_from_the_vq(photographs: list[np.ndarray], held_out: Tensor) -> None:
     vq = load_vq_f4(SHIPPED_AUTOENCODER)
-    standing_still = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1, learning_rate=0.0)
-    started = train_base_autoencoder(photographs, vq, standing_still, lambda line: None)
+    unchanged = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1, learning_rate=0.0)
+    started = train_base_autoencoder(photographs, vq, unchanged, lambda line: None)
     restored = started.decode(encode_crops(started, held_out[:8])).sample.clamp(-1, 1)
     assert psnr(restored * 0.5 + 0.5, held_out[:8] * 0.5 + 0.5).mean() > 22
 
