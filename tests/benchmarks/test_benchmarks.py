@@ -1,4 +1,4 @@
-"""The benchmarks run and read what sweeps leave behind. How fast anything is, is not asserted here."""
+"""The benchmarks run, and read the files of sweeps. Speed is not asserted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.recording.tables import RunTables
 from tests.helpers.paths import ROOT
 
 
-def test_sinsr_step_compares_the_modes_at_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sinsr_step_compares_the_modes_at_the_requested_size(capsys: pytest.CaptureFixture[str]) -> None:
     sinsr_step.main(["--batch", "1", "--size", "32", "--repetitions", "2", "--device", "cpu"])
     shown = capsys.readouterr().out
     assert "batch 1, 32 px" in shown
@@ -49,7 +49,7 @@ def test_timeline_follows_trials_over_midnight(tmp_path: Path) -> None:
     assert sweep_cost.read_timeline(tmp_path / LOG) == sweep_cost.Timeline(75.0, 10.0, 70.0, 2)
 
 
-def test_timeline_reads_the_log_that_sweeps_write(tmp_path: Path) -> None:
+def test_timeline_reads_the_log_of_a_sweep(tmp_path: Path) -> None:
     file = log_to(tmp_path / LOG)
     try:
         progress = Progress(3, 3, 24, 2, ())
@@ -85,7 +85,7 @@ def test_time_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"{75 / 90:.1%} of 90 s" in shown
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_run_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep_cost.main([str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
@@ -103,7 +103,7 @@ def test_memory_counts_processes_in_sessions_of_their_own(capsys: pytest.Capture
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute on an idle machine; each documented launch starts four processes
+@pytest.mark.timeout(900)  # a minute on an idle machine; every "documented" launch starts four processes
 def test_launch_overhead_runs_both_patterns() -> None:
     command = [sys.executable, "-m", "benchmarks.launch_overhead", "--trials", "2", "--train", "nothing"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
@@ -113,7 +113,7 @@ def test_launch_overhead_runs_both_patterns() -> None:
     assert "documented / ours: " in ran.stdout
 
 
-def test_latent_step_names_its_terms_and_compares_the_modes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latent_step_names_the_loss_terms_and_compares_the_modes(capsys: pytest.CaptureFixture[str]) -> None:
     latent_step.main(["--sizes", "32", "--batch", "1", "--turns", "1", "--steps", "1", "--device", "cpu"])
     shown = capsys.readouterr().out
     assert "base shipped: UNet of 2." in shown and "batch 1" in shown
@@ -122,10 +122,10 @@ def test_latent_step_names_its_terms_and_compares_the_modes(capsys: pytest.Captu
     assert re.search(rf"^  32 px, reconstruction \+ perceptual{numbers}", shown, re.M)
 
 
-def test_latent_step_makes_a_base_of_the_official_shape(
+def test_latent_step_makes_a_base_of_the_official_architecture(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With narrower layers: the widths alone are not the official ones here."""
+    """The layers are narrower here; the rest is the official architecture."""
     narrow = {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 4}
     monkeypatch.setattr(latent_step, "_SD_UNET", latent_step._SD_UNET | narrow | {"attention_head_dim": 4})
     monkeypatch.setattr(latent_step, "_SD_VAE", latent_step._SD_VAE | narrow)
@@ -136,7 +136,7 @@ def test_latent_step_makes_a_base_of_the_official_shape(
     assert re.search(r"^  64 px, reconstruction( +[\d.]+){3}", shown, re.M)
 
 
-def test_latent_step_trains_alike_in_both_modes(tmp_path: Path) -> None:
+def test_latent_step_has_equal_losses_in_both_modes(tmp_path: Path) -> None:
     trainers = latent_step.make_trainers(
         latent_step.benchmark_settings("shipped", 2, 32, perceptual=True), tmp_path, torch.device("cpu")
     )
@@ -147,19 +147,19 @@ def test_latent_step_trains_alike_in_both_modes(tmp_path: Path) -> None:
     assert online == pytest.approx(prepared, rel=2e-3)  # latents are stored with 16 bits
 
 
-@pytest.mark.slow  # two processes of their own
+@pytest.mark.slow  # starts two processes
 def test_training_options_measures_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--options", "gradient_checkpointing", "channels_last"]  # the compiler would take a minute
     smallest = ["--batch", "1", "--memory-size", "64", "--turns", "1", "--steps", "1", "--device", "cpu"]
     training_options.main(["--methods", "pix2pix", *options, *smallest])
     shown = capsys.readouterr().out
     assert "pix2pix, batch 1, 64 px" in shown
-    assert "gradient_checkpointing" not in shown  # which this method ignores
+    assert "gradient_checkpointing" not in shown  # ignored by this method
     assert re.search(r"^default +[\d.]+ +1\.00 +[\d.]+ +1\.00 +[1-9]\d* +1\.00$", shown, re.M)
     assert re.search(r"^channels_last +([\d.]+ +){4}[1-9]\d* +[\d.]+$", shown, re.M)
 
 
-def test_training_options_says_what_fails() -> None:
+def test_training_options_reports_failures() -> None:
     taken = sinsr_step.Taken(0.2, 0.1)
     shown = training_options.table(
         ("default", "compile"), {"default": taken}, {"default": 2_000_000}, {"compile": "No working C++ compiler"}
@@ -169,8 +169,8 @@ def test_training_options_says_what_fails() -> None:
     assert "compile fails: No working C++ compiler" in shown
 
 
-@pytest.mark.slow  # twenty thousand rows, and processes of their own
-def test_data_loading_compares_the_ways(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow  # twenty thousand rows, several processes
+def test_data_loading_compares_the_loaders(capsys: pytest.CaptureFixture[str]) -> None:
     data_loading.main(
         ["--sizes", "64", "--batches", "2", "--steps", "20", "--turns", "1", "--online", "2", "--memory", "0.02"]
     )
@@ -179,7 +179,7 @@ def test_data_loading_compares_the_ways(capsys: pytest.CaptureFixture[str]) -> N
     assert re.search(r"^two / one: [\d.]+$", shown, re.M)
 
 
-@pytest.mark.slow  # a run of the command line
+@pytest.mark.slow  # runs the command line
 def test_preparation_measures_cores_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     preparation.main(["--images", "400", "--method", "pix2pix"])
     shown = capsys.readouterr().out

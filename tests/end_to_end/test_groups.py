@@ -1,4 +1,4 @@
-"""Two workers a trial: gloo and DistributedDataParallel on two cores, through Train's worker groups."""
+"""Two workers per trial: gloo and DistributedDataParallel on two cores, in Ray Train's worker groups."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from trainables.settings.presets import preset
 from trainables.training.launch import Job, Workers, launch, trial_resources
 
 __all__ = ["store", "sweeps"]
-pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "2", "--max-steps", "8", *sets(training__reports=4)]
 
 
 def curve(run: Path, prefix: str) -> dict[tuple[str, int], dict[str, float]]:
-    """(trial, step) -> the reported values whose names begin so."""
+    """(trial, step) -> the reported values whose names start with `prefix`."""
     rows = read_rows(run / "history.parquet")
     return {(r["id"], r["step"]): {n: v for n, v in r.items() if n.startswith(prefix)} for r in rows}
 
 
 @pytest.mark.slow
-def test_groups_follow_the_curve_of_one_worker_and_resume(tmp_path: Path, store: Path, sweeps: Any) -> None:
+def test_groups_report_the_values_of_one_worker_and_resume(tmp_path: Path, store: Path, sweeps: Any) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert run_sweep(*RUN, "--store", str(store), "--results", str(alone)).returncode == 0
     first = sweeps(
@@ -63,14 +63,14 @@ def test_groups_follow_the_curve_of_one_worker_and_resume(tmp_path: Path, store:
             known = {name: value for name, value in values.items() if value is not None}
             assert known == pytest.approx({name: theirs[key][name] for name in known}, rel=1e-4), key
             heard += len(known) == len(theirs[key])
-    # Of the report during which it was interrupted, a group's driver may know the metrics alone.
+    # If interrupted during a report, the group's driver may have received only the metrics.
     assert heard >= 3 * 8 - 2
     assert (run / "best" / "weights.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_stopped_groups_give_their_cpus_back(tmp_path: Path, store: Path) -> None:
-    """ASHA stops a group after its first report; the next one gets its CPUs, and in the end all are free again."""
+def test_stopped_groups_free_their_cpus(tmp_path: Path, store: Path) -> None:
+    """ASHA stops a group after its first report. The next group gets its CPUs, and at the end all CPUs are free."""
     rates = [1e-4, 1e-5, 1e-6]
     workers = Workers(count=2)
     common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
@@ -84,7 +84,7 @@ def test_stopped_groups_give_their_cpus_back(tmp_path: Path, store: Path) -> Non
 
     with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
         assert concurrent == 1
-        # By learning rate, so that which trials are stopped does not depend on how they fare.
+        # Compares learning rates, so that the stopped trials do not depend on training results.
         scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0, tmp_path / "history.parquet")
         ended = tune.Tuner(
             tune.with_resources(trial, trial_resources(workers)),

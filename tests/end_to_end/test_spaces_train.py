@@ -1,4 +1,4 @@
-"""Every question runs: its trials train two steps, or restore with what ships, and measure what they restore."""
+"""Trials of every space train two steps, or restore with the shipped trial, and are validated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
-# As few pairs and sampling steps as there can be; everything else is the preset's.
+# The fewest pairs and sampling steps; other settings are those of the preset.
 FEW: dict[str, Any] = {
     "pairs.train_pairs": 4,
     "pairs.validation_pairs": 2,
@@ -52,7 +52,7 @@ def run(settings: TrialSettings, stores: Path) -> list[Report]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", search_spaces.names())
-def test_trials_of_a_space_train_two_steps(name: str, stores: Path) -> None:
+def test_trials_of_a_space_train_two_steps_or_restore(name: str, stores: Path) -> None:
     """The first point of every method, and the first random proposal."""
     space = search_spaces.load(name)
     question = resolve(SweepSettings(name))
