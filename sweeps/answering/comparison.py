@@ -245,7 +245,7 @@ def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
 
 
 def _controls(result: Answer, rows: Mapping[str, Row], sample: _Sample, winner: Sequence[str]) -> Answer:
-    """Compare the winner with every control over the same images. Controls have no seeds, so only images count."""
+    """Compare the winner with every control over the same images. This says nothing about other seeds."""
     if not sample.images:
         return result
     others = {metric: formatting.is_larger_better(metric) for metric in METRICS if metric != result.metric}

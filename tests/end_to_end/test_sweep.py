@@ -319,11 +319,11 @@ def test_rungs_are_filled_from_reports_of_an_earlier_driver(tmp_path: Path) -> N
 def test_trial_unknown_to_tune_is_proposed_again(tmp_path: Path) -> None:
     """The driver is killed after Optuna proposed a trial and before Tune saved it."""
     search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 4, 8, tmp_path / "optuna.journal")
-    pickled = pickle.dumps(search)
+    as_tune_keeps_it = pickle.dumps(search)
     first = search.suggest("a")
     search.save(str(tmp_path / "state.pkl"))
     second = search.suggest("b")
-    resumed = pickle.loads(pickled)
+    resumed = pickle.loads(as_tune_keeps_it)
     resumed.restore(str(tmp_path / "state.pkl"))
     assert resumed.suggest("c") == second == {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True}
     third = resumed.suggest("d")
@@ -351,24 +351,24 @@ def test_trials_unknown_to_tune_keep_their_conditional_parameters(tmp_path: Path
         value = {"p": 0.0, "q": 1.0, "r": 0.5}[known[-1][PARAMETERS]["a"]] - known[-1][PARAMETERS].get("b", 0.0)
         search.on_trial_result(f"trial{k}", {"val/psnr": value, "step": 8})
         search.on_trial_complete(f"trial{k}", {"val/psnr": value, "step": 8})
-    pickled = pickle.dumps(search)
+    as_tune_keeps_it = pickle.dumps(search)
     search.save(str(tmp_path / "state.pkl"))
-    lost = [search.suggest(name) for name in ("first", "second", "third")]
+    forgotten = [search.suggest(name) for name in ("first", "second", "third")]
 
-    resumed = pickle.loads(pickled)
+    resumed = pickle.loads(as_tune_keeps_it)
     resumed.restore(str(tmp_path / "state.pkl"))
     again = [resumed.suggest(name) for name in ("other", "names", "now")]
-    assert again == lost
+    assert again == forgotten
     assert resumed.suggest("next")[ID] == "t013"
-    for row in (*known, *lost):
+    for row in (*known, *forgotten):
         assert list(row[PARAMETERS]) == CONDITIONAL.active(row[PARAMETERS])
     assert [row[PARAMETERS] for row in known[:2]] == [dict(point.values) for point in CONDITIONAL.points]
     assert {len(row[PARAMETERS]) for row in known[2:]} == {1, 2}
 
     study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
-    started = study.ask()  # the driver was killed after Optuna's number and before the parameters
+    half_asked = study.ask()  # the driver was killed after Optuna's number and before the parameters
     last = resumed.suggest("last")
-    assert last[ID] == f"t{started.number:03d}"
+    assert last[ID] == f"t{half_asked.number:03d}"
     assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
 
 

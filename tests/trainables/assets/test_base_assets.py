@@ -157,8 +157,8 @@ def test_unet_depends_on_prompt_and_timestep(unet: UNet2DConditionModel, latents
 
 def test_autoencoder_starts_from_the_vq(photographs: list[np.ndarray], held_out: Tensor) -> None:
     vq = load_vq_f4(SHIPPED_AUTOENCODER)
-    unchanged = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1, learning_rate=0.0)
-    started = train_base_autoencoder(photographs, vq, unchanged, lambda line: None)
+    standing_still = BaseAutoencoderRecipe(steps=2, batch_size=1, perceptual_images=1, learning_rate=0.0)
+    started = train_base_autoencoder(photographs, vq, standing_still, lambda line: None)
     restored = started.decode(encode_crops(started, held_out[:8])).sample.clamp(-1, 1)
     assert psnr(restored * 0.5 + 0.5, held_out[:8] * 0.5 + 0.5).mean() > 22
 
