@@ -109,7 +109,7 @@ class Recorder(Callback):
         self.tables.flush()
 
     def _introduce(self, trial: Any) -> None:
-        """Records a trial that starts: its row, and its params.json."""
+        """Records a trial's settings: its row, and its params.json."""
         config, id = trial.config, trial.config[ID]
         self.tables.upsert_trial(
             {

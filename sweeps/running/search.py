@@ -83,7 +83,7 @@ class SweepSearch(OptunaSearch):
         if trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self._lost() or study.ask()
         parameters = draw(self._questioned, self._ot_trials[trial_id])
-        # Optuna's number: enqueued points have the first ones, and a killed driver does not lose it.
+        # Optuna's number: queued points have the first numbers, and a killed driver does not lose them.
         number = self._ot_trials[trial_id].number
         if number < len(self._queue):
             label, offset, _ = self._queue[number]
