@@ -72,7 +72,6 @@ def run_command(
     """
     keep_output_open()
     prog = parser.prog
-    status = int(ExitStatus.FAILED)
     try:
         flags = parser.parse_args(arguments)
         prog = " ".join([prog, *filter(None, [getattr(flags, "command", "")])])
