@@ -12,13 +12,12 @@ from PIL import Image
 
 from sweeps.command_line import main
 from tests.helpers.buckets import endpoint, upload
-from tests.helpers.sweep import sets
 from trainables.common import locations
 from trainables.data.__main__ import main as data
 from trainables.images.sources.source import open_source
 
 __all__ = ["endpoint", "upload"]
-SMALL = sets(pairs__train_pairs=8, pairs__validation_pairs=2)
+SMALL = ["--set", "pairs.train_pairs=8", "--set", "pairs.validation_pairs=2"]
 
 
 def photographs(root: Path) -> Path:

@@ -155,7 +155,7 @@ def test_match_colour_refuses_unknown_kind_and_other_shapes() -> None:
     images = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="adain or wavelet"):
         match_colour(images, images, "histogram")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="equal shapes"):
         match_colour(images, images[..., :4], "adain")
 
 
