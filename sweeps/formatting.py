@@ -1,4 +1,4 @@
-"""How trials, metrics and numbers are written for people: in the log, the leaderboard and the report."""
+"""Text of trials, metrics and numbers, for the log, the leaderboard and the report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ CONFIG = "config/"
 
 
 def is_larger_better(metric: str, direction: str | None = None) -> bool:
-    """Whether a larger value of `metric` is the better one: as `direction` ("max" or "min") says, else as the
-    metric is known for.
+    """Whether a larger value of `metric` is better: by `direction` ("max" or "min"), or by the metric's own direction.
 
     Raises:
-        ValueError: a direction that is neither, or none for a metric that is not known.
+        ValueError: another direction, or no direction for an unknown metric.
     """
     if direction is None:
         if metric not in METRICS:
@@ -39,15 +38,15 @@ def metric_title(metric: str) -> str:
 
 
 def metric_unit(metric: str) -> str:
-    """What follows the number: " dB", or nothing where it has no unit."""
+    """The unit after a value: " dB", or "" if the metric has no unit."""
     return " dB" if metric in METRICS and METRICS[metric].unit == "dB" else ""
 
 
 def metric_text(metric: str, value: float | None, sign: bool = False) -> str:
-    """A value of a metric with the digits that mean something: hundredths of a decibel, else four decimals.
+    """A value of a metric with its significant digits: two decimals for dB, else four; "–" if there is no value.
 
     Args:
-        sign: write a + before what is not negative, as in a difference.
+        sign: write a + before values that are not negative, as in a difference.
     """
     if value is None or math.isnan(value):
         return "–"
@@ -56,7 +55,7 @@ def metric_text(metric: str, value: float | None, sign: bool = False) -> str:
 
 
 def parameters_text(count: float | None) -> str:
-    """A number of parameters in millions, to three digits and at most to the thousand; nothing where it is not known.
+    """A number of parameters in millions, with three digits and at most three decimals; "" if unknown.
 
     >>> parameters_text(532768), parameters_text(2.18e6), parameters_text(None)
     ('0.533 M', '2.18 M', '')
@@ -68,20 +67,20 @@ def parameters_text(count: float | None) -> str:
 
 
 def step_seconds(row: Row) -> float | None:
-    """Seconds that a training step of a leaderboard row took; None for what trained no step."""
+    """Seconds per training step of a leaderboard row; None if it has no training steps."""
     seconds = row.get("step_seconds")
     return seconds if row.get("steps") and seconds is not None and seconds > 0 else None
 
 
 def milliseconds_text(seconds: float | None) -> str:
-    """Seconds as whole milliseconds, below ten with a decimal; nothing where they are not known."""
+    """Seconds as milliseconds, with one decimal below ten; "" if unknown."""
     if seconds is None:
         return ""
     return f"{1e3 * seconds:.{0 if seconds >= 9.95e-3 else 1}f}"
 
 
 def setting_text(value: Any) -> str:
-    """A hyperparameter in three significant digits; text and whole numbers as they are."""
+    """A hyperparameter: a float with three significant digits; text and integers unchanged."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -90,26 +89,26 @@ def setting_text(value: Any) -> str:
 
 
 def settings_of(row: Row) -> dict[str, Any]:
-    """The hyperparameters of a leaderboard row by their dotted names; the seed is not one."""
+    """The hyperparameters of a leaderboard row by their dotted names, without the seed."""
     settings = {name.removeprefix(CONFIG): value for name, value in row.items() if name.startswith(CONFIG)}
     return {name: value for name, value in settings.items() if name.rsplit(".", 1)[-1] != "seed"}
 
 
 def varied_settings(rows: Sequence[Row]) -> list[str]:
-    """The dotted names of the hyperparameters that are not the same in all trials."""
+    """The dotted names of the hyperparameters that differ between trials."""
     trials = [settings_of(row) for row in rows if row.get("kind") != "control"]
     names = dict.fromkeys(name for settings in trials for name in settings)
     return [name for name in names if len({repr(settings.get(name)) for settings in trials}) > 1]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of every dotted name where that is unique, else the whole name."""
+    """Dotted name -> its last part if that is unique, else the whole name."""
     last = [name.rsplit(".", 1)[-1] for name in names]
     return {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
 
 
 def trial_text(row: Row, varied: Sequence[str]) -> str:
-    """A trial by its id and what sets it apart, as in "t007 (inversion 0.05, ground_truth 12)"."""
+    """A trial's id with its label or its varied settings, as in "t007 (inversion 0.05, ground_truth 12)"."""
     if row.get("label"):
         return f"{row['id']} ({row['label']})"
     short = short_names(varied)

@@ -1,4 +1,4 @@
-"""A sweep from its settings to its answer: plan, prepare, measure the controls, train the trials, compare."""
+"""Runs a sweep: prepares data, measures the controls, trains the trials and writes the answer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from trainables.settings.methods import METHODS
 from trainables.training.controls import measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 
-_TUNE_STATE = "experiment_state-*.json"  # without one, Tune has nothing to go on from
+_TUNE_STATE = "experiment_state-*.json"  # without it, Tune has nothing to resume
 RENAMED = {"sweeps.recorder": recorder_module, "sweeps.search": search_module}
-"""Names of version 0.1: Tune pickles a run's searcher, scheduler and callbacks by the names of their modules."""
-MAX_FAILURES = 2  # a process that dies is started again this often, from its trial's last checkpoint
+"""Module names of version 0.1: Tune pickles a run's searcher, scheduler and callbacks by module name."""
+MAX_FAILURES = 2  # restarts of a trial whose process died, from its last checkpoint
 
 
 def start(plan: Plan) -> int:
@@ -92,7 +92,7 @@ def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> Record
 
 
 def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
-    """Runs preparatory work here, or where the GPUs are: in a task with a worker's share of the cluster."""
+    """Runs `work` here; on a cluster or with GPUs, as a Ray task with the resources of one worker."""
     each = workers(plan.question.settings)
     if not plan.question.settings.address and not each.gpus:
         return work("cpu")
@@ -106,7 +106,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
     names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return
-    # The ceiling of latent methods needs one of them, also where the baseline is none.
+    # The control "autoencoder" needs a latent method, even if the baseline is not one.
     trials = plan.question.every_method
     trial = next((trial for trial in trials if METHODS[trial.method].latents), trials[0])
     stages = [stage for stage in plan.stages_of[trial.method] if stage.split == "validation"]
@@ -123,7 +123,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
 
 
 def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) -> None:
-    """All trials that are not done yet; returns when they are, or when interrupted."""
+    """Runs all trials that have not ended; returns when they have, or when interrupted."""
     question, training = plan.question, plan.question.trial.training
     trainable = _trainable(plan, folder.trials.resolve())
     path, journal = str(folder.trials.resolve()), folder.path.resolve() / "optuna.journal"
@@ -131,7 +131,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
     if tune.Tuner.can_restore(path) and any(folder.trials.glob(_TUNE_STATE)):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
     else:
-        # A driver that was killed before Tune wrote its first state has queued the points, and run none of them.
+        # If a driver was killed before Tune's first saved state, the points are queued but none has run.
         journal.unlink(missing_ok=True)
         mode = plan.direction
         search = SweepSearch(
@@ -180,7 +180,7 @@ def _trial_id(trial: Any) -> str:
 
 
 def _trainable(plan: Plan, trials: Path) -> Any:
-    """What Tune calls for each trial: its config becomes validated settings, and those are launched."""
+    """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     group = workers(question.settings)
 

@@ -1,6 +1,6 @@
-"""The keys of a trial's config, as Tune carries it."""
+"""The keys of a trial's Tune config."""
 
 from __future__ import annotations
 
 PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
-"""Keys of a trial's Tune config: dotted name -> value; "t000"; the point's label; seed offset; a point of the space."""
+"""In this order: dotted setting name -> value; "t000"; the point's label; seed offset; whether it is a point."""

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: numbers in, markup out. Colours are CSS classes of the page that shows them."""
+"""Small charts as inline SVG. Colours are CSS classes of the page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: shown when the pointer is on it.
-        points: (x, y); those that are not finite, or not positive on a logarithmic axis, are left out.
-        css: its class, which gives it colour and weight.
+        name: shown as a tooltip.
+        points: (x, y); points that are not finite, or not positive on a logarithmic axis, are left out.
+        css: CSS class, which sets colour and line width.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a scatter chart. `css` as in `Line`, with "hollow" for a ring."""
+    """A point of a scatter chart. `css` as in `Line`; "hollow" draws a ring."""
 
     name: str
     x: float
@@ -52,7 +52,7 @@ class _Axis:
         return self._pixels[0] + part * (self._pixels[1] - self._pixels[0])
 
     def ticks(self) -> list[float]:
-        """Round values inside the axis: decades, with some between where those are few; else about five."""
+        """Round values inside the axis. Logarithmic: decades, with values between if few. Linear: about five."""
         if self.log:
             decades = range(math.floor(self._low), math.ceil(self._high) + 1)
             for digits in ((1,), (1, 3), (1, 2, 5)):
@@ -68,7 +68,7 @@ class _Axis:
 
 
 def usable_on_log_axis(values: Sequence[float]) -> bool:
-    """Whether values are positive and span enough for a logarithmic axis to show them better."""
+    """Whether all values are positive and the largest is at least five times the smallest."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= 5
 
 
@@ -78,7 +78,7 @@ def line_chart(
     """Lines over a common linear x axis.
 
     Args:
-        y_of: further lines that the y axis must have room for, so that charts side by side share a scale.
+        y_of: further lines to include in the range of the y axis, so that charts side by side share a scale.
     """
     shown = [Line(line.name, _clean(line.points, log_y), line.css) for line in lines]
     room = [point for line in y_of for point in _clean(line.points, log_y)]
@@ -99,11 +99,11 @@ def line_chart(
 
 
 def scatter(dots: Sequence[Dot], x_label: str, y_label: str, guides: Sequence[tuple[str, float]] = ()) -> str:
-    """Dots over an x axis that is logarithmic where that shows more.
+    """Dots over an x axis, which is logarithmic if `usable_on_log_axis`.
 
     Args:
-        guides: (name, y) of horizontal reference lines. One far outside the dots is left out rather than
-            allowed to squeeze them.
+        guides: (name, y) of horizontal reference lines. A line far outside the dots is left out, because it would
+            compress them.
     """
     dots = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]

@@ -1,24 +1,23 @@
-"""The statistics of an answer: is a configuration better than the baseline, or could that be luck?
+"""The statistics of an answer: is a configuration better than the baseline, or could the difference be chance?
 
-Two kinds of luck are told apart, and both must be ruled out:
+There are two sources of chance, and both must be ruled out:
 
-*Images.* Both sides restored the same validation images, so what counts is the difference image by image.
-Images cut from one photograph resemble each other; the interval of the mean difference therefore comes from a
-bootstrap that draws photographs first and then images within each (Davison & Hinkley 1997, section 3.8) and
-the p-value from flipping the signs of the differences (Good 2005), corrected by Holm (1979).
+*Images.* Both sides restored the same validation images, so differences are taken image by image. Images cut from
+one photograph resemble each other. The interval of the mean difference therefore comes from a bootstrap that draws
+photographs first and then images within each (Davison & Hinkley 1997, section 3.8). The p-value comes from flipping
+the signs of the differences (Good 2005) and is corrected by Holm (1979).
 
-*Seeds.* The same configuration trained twice does not end in the same place. With s the standard deviation
-between seeds, pooled over all configurations that were trained with several, on nu degrees of freedom, a
-difference d between m seeds of one configuration and k of the baseline gives
+*Seeds.* The same configuration trained with two seeds gives two results. Let s be the standard deviation between
+seeds, pooled over all configurations that were trained with several seeds, with nu degrees of freedom. A difference d
+between m seeds of one configuration and k seeds of the baseline gives
 
     t = |d| / (s * sqrt(1 / m + 1 / k)),
 
-which is compared with the largest such t that luck would produce among all configurations tried (Dunnett
-1955). With few seeds nu is small and that bar is high, as it has to be: two seeds say little about where a
-third one ends.
+which is compared with the largest such t that chance would produce among all configurations tried (Dunnett 1955).
+With few seeds nu is small and the threshold is high: two seeds say little about the result of a third.
 
-The winner is the best of many, so both corrections count every configuration that was trained, also those
-that were stopped early: they were in the race for the same first place.
+The winner is the best of many configurations. Both corrections therefore count every configuration that was trained,
+including those that were stopped early: they could have won as well.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from trainables.metrics.names import METRICS
 
 __all__ = ["Answer", "Comparison", "Difference", "answer"]
 
-MIN_SPREADS = 2.0  # a difference within twice the seed-to-seed spread is none, whatever its p-value
+MIN_SPREADS = 2.0  # a smaller difference, in seed-to-seed standard deviations, is never claimed
 
 
 def answer(
@@ -51,26 +50,26 @@ def answer(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Answer:
-    """Compare every finished configuration with the baseline and say what can be said.
+    """Compare every finished configuration with the baseline and write the verdict.
 
     Trials with equal `config/*` values are one configuration trained with several seeds. Only trials that
-    finished after as many steps as the baseline are compared. A configuration is "better" or "worse" if
+    finished with as many steps as the baseline are compared. A configuration is "better" or "worse" if
 
     1. the 95 % interval of its mean difference over images excludes 0,
     2. the corrected p-values over images and over seeds are both below 0.05, and
     3. the difference is more than twice the seed-to-seed standard deviation;
 
-    else it is "not distinguishable". Where no configuration has two seeds nothing can be told from luck, and
-    nothing is. The same tables give the same answer: all resampling is seeded.
+    otherwise it is "not distinguishable". If no configuration has two seeds, all are "not distinguishable". The same
+    tables give the same answer: all resampling is seeded.
 
     Args:
         leaderboard: rows of leaderboard.parquet.
         per_image: rows of per_image.parquet; an image's photograph is the part of its name before "@".
         metric: the objective, e.g. "val/st_lpips".
-        baseline_ids: the trials of the baseline, one a seed.
-        direction: "max" or "min"; by default what the metric is known for.
+        baseline_ids: the trials of the baseline, one per seed.
+        direction: "max" or "min"; by default the metric's own.
         resamples: number of bootstrap resamples.
-        seed: of all resampling.
+        seed: seed of all resampling.
 
     Raises:
         ValueError: the objective is in no row, or a baseline trial is not in the leaderboard.
@@ -108,11 +107,11 @@ def answer(
 
 
 class _Sample:
-    """The validation images of the baseline, with every row's values of them, and their resamples.
+    """The validation images of the baseline, every row's values on them, and their bootstrap resamples.
 
     Attributes:
         images: names of the N images; empty if nothing can be compared.
-        rng: the random numbers of all resampling.
+        rng: random generator of all resampling.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class _Sample:
         for row in per_image:
             owner = rows.get(row["id"])
             if owner is None or (owner["kind"] == "trial" and owner["steps"] != row["step"]):
-                continue  # images of an earlier step than the one the leaderboard speaks of
+                continue  # images of an earlier step than the leaderboard row
             for name, value in row.items():
                 if name.startswith("val/") and value is not None and math.isfinite(value):
                     self._values.setdefault((name, row["id"]), {})[row["image"]] = float(value)
@@ -140,7 +139,7 @@ class _Sample:
             self._weights = resampling.bootstrap_weights(self._photographs, resamples, self.rng)
 
     def covers(self, metric: str, *ids: str) -> bool:
-        """Whether all of `ids` have a finite value of every image."""
+        """Whether all of `ids` have a finite value for every image."""
         return all(self._values.get((metric, name), {}).keys() >= set(self.images) for name in ids)
 
     def mean(self, metric: str, ids: Sequence[str]) -> Array:
@@ -157,7 +156,7 @@ class _Sample:
 def _candidates(
     result: Answer, rows: Mapping[str, Row], sample: _Sample, finished: set[str]
 ) -> tuple[list[list[str]], dict[str, str]]:
-    """Trials to compare, grouped by configuration, and why each of the others is not."""
+    """Trials to compare, grouped by configuration; and why each other trial is not compared."""
     groups: dict[str, list[str]] = {}
     not_compared: dict[str, str] = {}
     for name, row in rows.items():
@@ -168,14 +167,14 @@ def _candidates(
         elif row["steps"] != result.steps:
             not_compared[name] = f"finished after {row['steps']} steps instead of {result.steps}"
         elif not sample.covers(result.metric, name):
-            not_compared[name] = f"{result.metric} of some of the {len(sample.images)} images is not there"
+            not_compared[name] = f"{result.metric} is missing for some of the {len(sample.images)} images"
         else:
             groups.setdefault(_configuration(row), []).append(name)
     return list(groups.values()), not_compared
 
 
 def _compare(result: Answer, rows: Mapping[str, Row], sample: _Sample, groups: list[list[str]]) -> Answer:
-    """Fill in the spread between seeds and the comparisons of `groups` with the baseline."""
+    """Add the seed-to-seed spread and the comparisons of `groups` with the baseline."""
     metric, baseline = result.metric, list(result.baseline_ids)
     sign = 1.0 if result.direction == "max" else -1.0
     everyone = [*baseline, *itertools.chain(*groups)]
@@ -209,28 +208,28 @@ def _compare(result: Answer, rows: Mapping[str, Row], sample: _Sample, groups: l
 
 
 def _judge(gain: Difference, p_images: float, p_seeds: float, sd: float) -> tuple[Verdict, str]:
-    """The verdict, and what keeps more from being said."""
+    """The verdict, and the reason if it is "not distinguishable"."""
     if math.isnan(sd):
         return (
             "not distinguishable",
-            "no configuration was trained with two seeds, so luck cannot be ruled out",
+            "no configuration was trained with two seeds",
         )
     reasons = []
     if gain.low <= 0 <= gain.high:
         reasons.append("the interval contains 0")
     elif p_images >= LEVEL:
-        reasons.append("the images are too few, or too much at odds, to rule out luck")
+        reasons.append("the images are too few or disagree too much to rule out chance")
     if abs(gain.mean) <= MIN_SPREADS * sd:
-        reasons.append("it is within twice the seed-to-seed spread")
+        reasons.append("the difference is within twice the seed-to-seed spread")
     elif p_seeds >= LEVEL:
-        reasons.append("the seeds are too few, or too far apart, to rule out luck")
+        reasons.append("the seeds are too few or differ too much to rule out chance")
     if reasons:
         return "not distinguishable", " and ".join(reasons)
     return ("better" if gain.mean > 0 else "worse"), ""
 
 
 def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
-    """Name the winner, how its other metrics changed from the baseline, and how it stands to the controls."""
+    """Add the winner, the change of its other metrics from the baseline, and its comparison with the controls."""
     metric, baseline = result.metric, result.baseline_ids
     leads = bool(result.comparisons) and result.comparisons[0].gain.mean > 0
     winner = result.comparisons[0].ids if leads else baseline
@@ -246,7 +245,7 @@ def _winner(result: Answer, rows: Mapping[str, Row], sample: _Sample) -> Answer:
 
 
 def _controls(result: Answer, rows: Mapping[str, Row], sample: _Sample, winner: Sequence[str]) -> Answer:
-    """Compare the winner as it was trained, so without a word on seeds, with every control over the same images."""
+    """Compare the winner with every control over the same images. This says nothing about other seeds."""
     if not sample.images:
         return result
     others = {metric: formatting.is_larger_better(metric) for metric in METRICS if metric != result.metric}
@@ -282,7 +281,7 @@ def _count_configurations(leaderboard: Sequence[Row]) -> int:
 
 
 def _rank(value: float | None, direction: str) -> float:
-    """Sorts the best value first and a missing one last."""
+    """Sort key: the best value first, a missing one last."""
     if value is None or math.isnan(value):
         return math.inf
     return -value if direction == "max" else value

@@ -1,4 +1,4 @@
-"""The end of a sweep: the answer in words, the leaderboard, the winner's weights, where everything lies."""
+"""The end of a sweep: leaderboard, answer, the winner's weights, and the paths of all results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH = 122
 
 
 def finish(plan: Plan, folder: Path) -> int:
-    """Compares what there is and writes the answer; returns the exit status."""
+    """Compares the trials so far and writes the answer; returns the exit status."""
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] == "trial"]
@@ -45,7 +45,7 @@ def finish(plan: Plan, folder: Path) -> int:
         logger.info("continue with: %s", resume_line(folder))
         return ExitStatus.INTERRUPTED
     if result is None or result.winner_id is None:
-        logger.info("no trial finished; why: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
+        logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
     winner = next(row for row in rows if row["id"] == result.winner_id)
     _keep_best(folder, winner, plan, result)
@@ -59,7 +59,7 @@ def finish(plan: Plan, folder: Path) -> int:
 
 
 def resume_line(folder: Path) -> str:
-    """The command that continues the run, to be pasted where this one was given."""
+    """The command that continues the run, for the current folder."""
     script = Path(sys.argv[0])
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)
@@ -71,7 +71,7 @@ def resume_line(folder: Path) -> str:
 
 
 def tensorboard_line(folder: Path) -> str:
-    """The command that shows the run's curves, to be pasted."""
+    """The command that shows the run's curves."""
     return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
 
 
@@ -83,7 +83,7 @@ def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Ans
 
 
 def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> None:
-    """best/: the winner's averaged weights, its settings and a card; replaced as a whole."""
+    """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced."""
     source, target = folder / winner["checkpoint"], folder / "best"
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)
@@ -100,7 +100,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
     trial = plan.question.trial
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
-    made = f"Restores with `{trial.checkpoint}`; nothing was trained."
+    made = f"Restores with `{trial.checkpoint}`; not trained."
     if plan.question.space.trains:
         made = (
             f"Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
@@ -120,7 +120,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
 
 
 def _sources(trial: TrialSettings) -> list[tuple[str, str]]:
-    """Where the weights came from that the trial's method builds on."""
+    """Setting name and source of each pretrained weight file that the trial uses."""
     values, sections = flatten(trial), METHODS[trial.method].sections | {"checkpoint"}
     return [(name, values[name]) for name in WEIGHT_PATHS if name.partition(".")[0] in sections and values[name]]
 

@@ -1,7 +1,7 @@
 """The leaderboard as text: for a terminal or a log file, and as Markdown for documents.
 
-Finished trials and controls stand together, the best first; trials that ASHA stopped, that were interrupted
-or still run stand below them, since a value after fewer steps is not in the same race; failed trials end it.
+Finished trials and controls come first, sorted by value. Stopped, interrupted and running trials follow, because
+their values come from fewer steps. Failed trials come last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_LABEL = 22
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the leaderboard: its text, and whether it is a number (set flush right)."""
+    """One cell of the leaderboard: its text, and whether it is a number (aligned right)."""
 
     text: str
     number: bool = False
@@ -29,13 +29,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Board:
-    """The leaderboard as cells, for whoever renders it.
+    """The leaderboard as cells, before rendering.
 
     Attributes:
-        header: column titles; metrics carry an arrow to the better side.
-        lines: one a row.
-        ids: whose row it is.
-        hidden: how many columns did not fit into the width asked for.
+        header: column titles; ↑ or ↓ after a metric shows the better direction.
+        lines: cells of each row.
+        ids: id of each row's trial or control.
+        hidden: number of columns that did not fit into the requested width.
     """
 
     header: list[Cell]
@@ -51,17 +51,16 @@ def board(
     baseline_ids: Sequence[str] = (),
     winner_id: str | None = None,
 ) -> Board:
-    """Lay out the leaderboard: rank, id, label, status, steps, the objective, what it cost, what varied, the other
-    metrics.
+    """Lay out the leaderboard: rank, id, label, status, steps, objective, cost, varied hyperparameters, other metrics.
 
-    The difference to the baseline is given for controls and for trials with as many steps as the baseline; the time of
-    a step where something was trained; how many parameters trained where that is not the same in all trials.
+    The difference from the baseline is shown for controls and for trials with as many steps as the baseline. The step
+    time is shown if a trial trained; the number of trained parameters, if it differs between trials.
 
     Args:
         rows: rows of leaderboard.parquet.
         metric: the objective.
-        direction: "max" or "min"; by default what the metric is known for.
-        baseline_ids: trials whose mean the objective's difference column refers to.
+        direction: "max" or "min"; by default the metric's own.
+        baseline_ids: trials of the baseline; the difference column is relative to their mean.
         winner_id: the row to mark with a star.
     """
     larger = formatting.is_larger_better(metric, direction)
@@ -94,7 +93,7 @@ def board(
             found["trained"] = Cell(formatting.parameters_text(row.get("trained_parameters")), True)
         settings = formatting.settings_of(row)
         for name, title in formatting.short_names(varied).items():
-            title = formatting.CONFIG + name if title in found else title  # a hyperparameter named "steps"
+            title = formatting.CONFIG + name if title in found else title  # e.g. a hyperparameter named "steps"
             found[title] = Cell(formatting.setting_text(settings.get(name)), True)
         for name in others:
             found[_titled(name)] = Cell(formatting.metric_text(name, _number(row.get(name))), True)
@@ -121,10 +120,10 @@ def format_leaderboard(
     winner_id: str | None = None,
     width: int = 110,
 ) -> str:
-    """The leaderboard as a table of fixed width, without colours, so that a log file reads the same.
+    """The leaderboard as a text table without colours, for the terminal and the log file.
 
-    Columns that do not fit into `width` characters are left out from the right, and a last line says so.
-    Arguments are those of `board`.
+    The rightmost columns are dropped if they do not fit into `width` characters; the last line says how many.
+    The other arguments are those of `board`.
     """
     table = _fitted(board(rows, metric, direction, baseline_ids, winner_id), width)
     widths = _widths(table)
@@ -168,7 +167,7 @@ def to_markdown(
 
 
 def _place(row: Row, metric: str, larger: bool) -> tuple[int, float, float]:
-    """Sort key: finished trials and controls by value; then the others, the farthest first."""
+    """Sort key: finished trials and controls by value; then the others, most steps first."""
     value = _number(row.get(metric))
     loss = math.inf if value is None else -value if larger else value
     status = row.get("status", "")

@@ -1,6 +1,6 @@
-"""The report of a sweep: one HTML page with the question, the answer, the numbers and the pictures behind it.
+"""The report of a sweep: one HTML page with the question, the answer, the numbers and the pictures.
 
-The page is a single file without scripts and loads nothing from anywhere, so it can be mailed or archived.
+The page is a single file without scripts and loads nothing else, so it can be mailed or archived.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def write_report(
     """Write `report/index.html` of a run folder from its tables.
 
     Args:
-        folder: results/<space>/<run>, with leaderboard.parquet and what else there is.
+        folder: results/<space>/<run>, with leaderboard.parquet; the other tables may be missing.
         metric: the objective.
-        baseline_ids: the trials of the baseline, one a seed.
-        direction: "max" or "min"; by default what the metric is known for.
-        question: what the sweep was to find out.
-        found: the answer, if it is there already; else it is computed.
-        images: pattern of pictures below trials/<id>/; of the winner, the baseline and the controls the last
-            one by path is shown.
+        baseline_ids: the trials of the baseline, one per seed.
+        direction: "max" or "min"; by default the metric's own.
+        question: the question of the sweep.
+        found: the answer, if known; otherwise it is computed.
+        images: pattern of pictures below trials/<id>/. For the winner, the baseline and each control, the page shows
+            the last picture by path.
 
     Returns:
         The page's path.
@@ -59,8 +59,8 @@ def write_report(
     sections = [
         _answer(found),
         _section("Leaderboard", _leaderboard(rows, found)),
-        _section("Against the baseline", _comparisons(found)),
-        _section(f"{formatting.metric_title(metric)} over what varied", _settings(rows, found)),
+        _section("Compared with the baseline", _comparisons(found)),
+        _section(f"{formatting.metric_title(metric)} by hyperparameter", _settings(rows, found)),
         _section("Learning curves", _curves(history, rows, found)),
         _section(f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(history, found)),
         _section("Images", _images(folder, rows, found, images)),
@@ -139,7 +139,7 @@ def _difference(difference: Difference) -> list[tuple[str, bool]]:
 
 
 def _settings(rows: Sequence[Row], found: Answer) -> str:
-    """The objective over every numeric hyperparameter that varied."""
+    """Charts of the objective over every numeric hyperparameter that varied."""
     varied = formatting.varied_settings(rows)
     objective = formatting.metric_title(found.metric)
     trials = [row for row in rows if row["kind"] == "trial"]
@@ -171,14 +171,14 @@ def _curves(history: Sequence[Row], rows: Sequence[Row], found: Answer) -> str:
             lines.append(Line(formatting.trial_text(by_id[name], varied), points, _emphasis(by_id[name], found)))
     if not lines:
         return ""
-    # Emphasised lines last, so that they lie on top.
+    # Emphasised lines are drawn last, on top.
     lines.sort(key=lambda line: ("baseline" in line.css) + 2 * ("winner" in line.css))
     chart = line_chart(lines, "step", formatting.metric_title(found.metric))
     return _charts([chart], _emphases(found))
 
 
 def _losses(history: Sequence[Row], found: Answer) -> str:
-    """Loss terms of the baseline, raw and weighted, and of the winner, weighted; on one logarithmic scale."""
+    """Charts of loss terms on one logarithmic scale: baseline raw and weighted, winner weighted."""
     by_trial = _by_trial(history)
     baseline = next((reports for name, reports in by_trial.items() if name in found.baseline_ids), [])
     names = dict.fromkeys(name for row in baseline for name in row)
@@ -217,7 +217,7 @@ def _images(folder: Path, rows: Sequence[Row], found: Answer, pattern: str) -> s
 
 
 def _table(header: Sequence[tuple[str, bool]], body: Sequence[tuple[str, str, Sequence[tuple[str, bool]]]]) -> str:
-    """A table of (text, is a number) cells; of every line its class and what the pointer shows."""
+    """A table of (text, is a number) cells. `body` has the CSS class, the tooltip and the cells of every line."""
 
     def cells(tag: str, line: Sequence[tuple[str, bool]]) -> str:
         css = {True: ' class="number"', False: ""}
@@ -231,7 +231,7 @@ def _table(header: Sequence[tuple[str, bool]], body: Sequence[tuple[str, str, Se
 
 
 def _charts(charts: Sequence[str], legend: Mapping[str, str]) -> str:
-    """Charts side by side under their legend, which is given as class -> text."""
+    """Charts side by side under their legend. `legend`: CSS class -> text."""
     if not charts:
         return ""
     swatches = (
@@ -261,6 +261,6 @@ def _by_trial(history: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _number(row: Row, name: str) -> float:
-    """The value as a number; NaN, which no chart shows, if it is none."""
+    """The value as a float; NaN if it is not a number (charts skip NaN)."""
     value = row.get(name)
     return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan

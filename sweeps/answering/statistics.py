@@ -1,4 +1,4 @@
-"""Resampling and multiplicity: numbers in, numbers out. What they decide is in `sweeps.answering.comparison`."""
+"""Resampling and correction for multiple tests. `sweeps.answering.comparison` decides with them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Array = NDArray[np.float64]
 LEVEL = 0.05
 _SIGN_FLIPS = 10_000
 _DUNNETT_DRAWS = 20_000
-_CHUNK = 4_000_000  # numbers held at once by the resampling loops: 32 MB
+_CHUNK = 4_000_000  # numbers in memory at once in the resampling loops: 32 MB
 
 
 def bootstrap_weights(photographs: Sequence[str], resamples: int, rng: np.random.Generator) -> Array:
-    """Weights of the images in resamples that draw photographs first and then images within each.
+    """Image weights of bootstrap resamples that draw photographs first, then images within each.
 
     Args:
-        photographs: the photograph of every image, (N,).
+        photographs: name of each image's photograph, (N,).
 
     Returns:
         (resamples, N), rows sum to 1: `weights @ values` are the resampled means.
@@ -36,7 +36,7 @@ def bootstrap_weights(photographs: Sequence[str], resamples: int, rng: np.random
         chosen = rng.integers(groups, size=(count, groups))
         within = np.floor(rng.random((count, groups, largest)) * size[chosen, None]).astype(np.int64)
         image = by_photograph[first[chosen, None] + within]
-        drawn = np.arange(largest) < size[chosen, None]  # photographs have as many draws as images
+        drawn = np.arange(largest) < size[chosen, None]  # a photograph of n images gets n draws
         cell = (np.arange(count)[:, None, None] * images + image)[drawn]
         weights[start : start + count] = np.bincount(cell, minlength=count * images).reshape(count, images)
     return weights / weights.sum(axis=1, keepdims=True)
@@ -49,12 +49,12 @@ def interval(weights: Array, values: Array) -> tuple[Array, Array]:
 
 
 def sign_flip_p(differences: Array, rng: np.random.Generator) -> Array:
-    """Two-sided p-values of mean difference 0, by flipping the signs of whole images.
+    """Two-sided p-values for a mean difference of 0, by flipping the signs of whole images.
 
-    All 2^N sign patterns where these are at most 4096, else 10,000 random ones counted with the observed one.
+    Uses all 2^N sign patterns if there are at most 4096, else 10,000 random ones plus the observed one.
 
     Args:
-        differences: (N, T), one column a comparison.
+        differences: (N, T), one column per comparison.
 
     Returns:
         (T,).
@@ -75,7 +75,7 @@ def sign_flip_p(differences: Array, rng: np.random.Generator) -> Array:
 def holm(p: Array, family: int) -> Array:
     """Holm's step-down correction of `p` (T,) within a family of `family` >= T tests.
 
-    Tests of the family that are not in `p` count as the ones with the largest p-values.
+    Tests of the family that are not in `p` count as having the largest p-values.
     """
     order = np.argsort(p)
     stepped = np.maximum.accumulate((family - np.arange(len(p))) * p[order])
@@ -99,12 +99,12 @@ def pooled_sd(groups: Sequence[Sequence[float] | Array]) -> tuple[float, int]:
 def dunnett_p(t: Array, seeds: Sequence[int], baseline_seeds: int, df: int, rng: np.random.Generator) -> Array:
     """P-values of many comparisons with one baseline (Dunnett 1955), by simulation.
 
-    All comparisons share the baseline's mean and the estimate of the spread; the p-value is the probability
-    that luck alone makes the largest of them at least as large.
+    All comparisons share the baseline's mean and the estimate of the spread. The p-value is the probability that
+    chance alone makes the largest t-value at least as large as the given one.
 
     Args:
-        t: (T,) absolute t-values of the comparisons measured.
-        seeds: number of seeds of every configuration of the family, the T measured ones first.
+        t: (T,) absolute t-values of the measured comparisons.
+        seeds: number of seeds of every configuration in the family, the T measured ones first.
         baseline_seeds: number of seeds of the baseline.
         df: degrees of freedom of the spread.
 

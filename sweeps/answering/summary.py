@@ -12,13 +12,13 @@ ANSWER = Path("report") / "answer.md"
 
 
 def newest_runs(results: Path) -> dict[str, Path]:
-    """Space -> its newest run that came to an answer."""
+    """Space -> its newest run that has an answer."""
     runs = {name: sorted((results / name).glob(f"*/{ANSWER}")) for name in search_spaces.names()}
     return {name: found[-1].parent.parent for name, found in runs.items() if found}
 
 
 def page(results: Path) -> str:
-    """A table with a line for every answered question, then every answer with its leaderboard, in Markdown."""
+    """Markdown: a table with a line per answered question, then every answer with its leaderboard."""
     lines = ["| space | answer | trials | minutes of all trials |", "|---|---|---|---|"]
     sections = []
     for name, run in newest_runs(results).items():

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs, on the terminal and in sweep.log."""
+"""Progress of a running sweep, on the terminal and in sweep.log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUMMARY_EVERY = 15.0
 
 
 def log_to(path: Path) -> logging.Handler:
-    """Sends the sweep's lines to the terminal and appends them to a file; returns the file's handler."""
+    """Logs the sweep to the terminal and appends the same lines to a file; returns the file's handler."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
@@ -46,13 +46,17 @@ class _Trial:
 
 
 class Progress:
-    """Follows the trials of one sweep and says what is left.
+    """Follows the trials of one sweep and estimates the remaining time.
 
-    The estimate takes the steps a second of the last reports, and for trials that have not started the mean length of
-    those proposed ones that have ended; until one has, their full length, so that it errs on the long side.
+    The estimate uses the seconds per step of the last reports. A proposed trial that has not started counts with the
+    mean length of the proposed trials that have ended; before one has ended, with its full length, so that the first
+    estimates are too long rather than too short.
 
     Args:
-        concurrent: trials at once. given: how many of the trials are points of the space, which run to the end.
+        trials: number of trials of the sweep.
+        given: number of trials that are points of the space; these run all steps.
+        concurrent: trials that run at once.
+        shown: metrics on the line of a report.
     """
 
     def __init__(self, trials: int, given: int, max_steps: int, concurrent: int, shown: tuple[str, ...]) -> None:
@@ -68,10 +72,10 @@ class Progress:
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name)
 
     def continued(self, id: str, step: int) -> None:
-        """A trial that was started again says at which step it continues."""
+        """A trial that was started again continues at `step`; without a checkpoint it starts over at step 0."""
         trial = self._trials[id]
         trial.step, trial.first_step, trial.last = step, step, time.monotonic()
-        logger.info("%s continues at step %d", id, step)
+        logger.info("%s %s at step %d", id, "continues" if step else "starts over", step)
 
     def reported(self, id: str, step: int, metrics: Mapping[str, float]) -> None:
         trial, now = self._trials[id], time.monotonic()
@@ -80,7 +84,7 @@ class Progress:
         trial.step, trial.last, trial.reports = step, now, trial.reports + 1
         values = "  ".join(f"{name.removeprefix('val/')} {metric_text(name, metrics[name])}" for name in self.shown)
         name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
-        if step and trained and trial.reports == 1:  # not known when it starts
+        if step and trained and trial.reports == 1:  # not known before the first report
             name += f", {trained} parameters train"
         logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name)
         self.summary()
@@ -93,11 +97,11 @@ class Progress:
             self.summary(force=True)
 
     def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
-        """A trial that ended in an earlier run of the driver."""
+        """A trial that ended under an earlier driver."""
         self._trials[id] = _Trial(name, given, step, step, status)
 
     def summary(self, force: bool = False) -> None:
-        """One line about the whole sweep, at most every quarter of a minute unless forced."""
+        """One line about the whole sweep, at most every 15 seconds unless forced."""
         now = time.monotonic()
         if not force and now - self._last_summary < _SUMMARY_EVERY:
             return
@@ -118,7 +122,7 @@ class Progress:
         logger.info("%s", "; ".join(parts))
 
     def seconds_left(self) -> float | None:
-        """The estimate; None before the first report."""
+        """Estimated seconds until the sweep ends; None before the first report."""
         if not self._rates:
             return None
         running = [trial for trial in self._trials.values() if trial.status == "running"]
@@ -130,8 +134,8 @@ class Progress:
         proposed_left = max(0, self.trials - len(self._trials) - given_left)
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:
-            beyond = trial.given or trial.step >= expected  # one that has outlived the mean may go on to the end
+            beyond = trial.given or trial.step >= expected  # a trial longer than the mean may run all steps
             steps += (self.max_steps if beyond else expected) - trial.step
         longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
-        # Rates are per process while all run: the last trial alone is not faster for having the machine to itself.
+        # Rates are measured per process while all run; the last trial is assumed to be no faster alone.
         return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)

@@ -1,4 +1,4 @@
-"""Writes down what trials do as they do it: tables, TensorBoard, the terminal. A Tune callback, on the driver."""
+"""Records trials in the tables, in TensorBoard and on the terminal. A Tune callback, on the driver."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ TABLED = ("val/", "loss/", "weighted/", "train/")
 
 @dataclass(frozen=True)
 class RecorderSettings:
-    """What the recorder of a run needs to know; plain, so that Tune can keep it with the run.
+    """Settings of a run's recorder. Plain values, so that Tune can pickle them with the run.
 
     Attributes:
-        folder: the run's. metrics: all of them, the objective first. seed: of the sweep.
-        shown: metrics of a line on the terminal.
+        folder: the run's folder.
+        metrics: all metrics, the objective first.
+        parameters: dotted hyperparameter name -> its distribution.
+        max_steps: training steps of a finished trial.
+        trials: number of trials of the sweep.
+        given: number of trials that are points of the space.
+        concurrent: trials that run at once.
+        seed: seed of the sweep.
+        shown: metrics on the terminal's line of a report.
     """
 
     folder: str
@@ -45,8 +52,8 @@ class RecorderSettings:
 
 
 class Recorder(Callback):
-    """Keeps a run's files up to date. Tune pickles its callbacks with the run; what is open stays behind, and a
-    resumed driver opens the files anew."""
+    """Keeps a run's files up to date. Tune pickles its callbacks with the run: open files are left out, and a resumed
+    driver opens them again."""
 
     def __init__(self, settings: RecorderSettings) -> None:
         self.settings = settings
@@ -60,26 +67,26 @@ class Recorder(Callback):
         self.open()
 
     def open(self) -> None:
-        """Opens the run's files, with what is in them; once."""
+        """Opens the run's files and reads their contents; once."""
         if self._ready:
             return
         settings = self.settings
         self._silent: set[str] = set()
-        """Trials that were started again and have not reported since: at which step they continue is not known."""
+        """Trials that were started again and have not reported since; the step at which they continue is unknown."""
         self.tables = RunTables(settings.folder).load()
         self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
         self.progress = Progress(
             settings.trials, settings.given, settings.max_steps, settings.concurrent, settings.shown
         )
         for row in self.tables.leaderboard:
-            if row["status"] == "running":  # the driver that said so was killed
+            if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
             elif row["kind"] == "trial" and row["status"] != "interrupted":
                 self.progress.known(row["id"], row["label"], bool(row["label"]), row["steps"], row["status"])
         self._ready = True
 
     def control(self, name: str, validation: Validation) -> None:
-        """A reference row."""
+        """Records a control."""
         self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **validation.means})
         self._images(name, 0, validation, "restored")
         self.board.hparams(name, {}, validation.means, "control", step=0)
@@ -102,7 +109,7 @@ class Recorder(Callback):
         self.tables.flush()
 
     def _introduce(self, trial: Any) -> None:
-        """What is known of a trial before it has done anything."""
+        """Records a trial's settings: its row, and its params.json."""
         config, id = trial.config, trial.config[ID]
         self.tables.upsert_trial(
             {
@@ -145,7 +152,7 @@ class Recorder(Callback):
                 "id": id,
                 "steps": result["step"],
                 "wall_seconds": result["time_total_s"],
-                # Not the mean: trials beside it come and go, and slow down some of its reports.
+                # Not the mean: other trials start and end meanwhile, and slow down some reports.
                 "step_seconds": statistics.median(times) if trained else None,
                 "trained_parameters": int(result["train/parameters"]) if trained else None,
                 "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
@@ -159,7 +166,7 @@ class Recorder(Callback):
         if CHECKPOINT_PATH in result:
             self._checkpoint(id, result[CHECKPOINT_PATH])
         self.progress.reported(id, result["step"], values)
-        # At once, and so before Tune notes the checkpoint: no trial goes on from a report that the tables lack.
+        # Before Tune saves the checkpoint: no trial may continue from a report that is missing in the tables.
         self.tables.flush(force=True)
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
@@ -176,10 +183,10 @@ class Recorder(Callback):
         self._end(trial, "failed", _reason(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        # By our own account: Tune calls the trials it has just interrupted terminated.
+        # Uses our own list of running trials: Tune marks interrupted trials as terminated.
         for trial in list(self._live.values()):
             self._end(trial, "interrupted")
-        # A trial whose process could not be had fails without a word to callbacks.
+        # Tune calls no callback for a trial whose process could not be started.
         failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
         for trial in trials:
             if trial.status == trial.ERROR and trial.config[ID] not in failed:
@@ -216,7 +223,7 @@ class Recorder(Callback):
 
 
 def _reason(trial: Any) -> str:
-    """The last line of what a trial's process raised."""
+    """The last line of the error that a trial's process raised."""
     error = trial.get_error() if hasattr(trial, "get_error") else None
     lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "its process ended without a word"
+    return lines[-1].strip()[:300] if lines else "the worker process died without an error message"

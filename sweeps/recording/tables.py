@@ -1,13 +1,12 @@
-"""The tables of one sweep's folder: what every trial and control reached, every report, every image.
+"""The tables of one sweep: results of trials and controls, all reports, values per image.
 
-    leaderboard.parquet (+ .csv)   one row a trial and one a control
-    history.parquet                one row a report
-    per_image.parquet              one row a (trial, validation image), at the newest step of the trial
+    leaderboard.parquet (+ .csv)   one row per trial and per control
+    history.parquet                one row per report
+    per_image.parquet              one row per (trial, validation image), at the newest step of the trial
 
-A table is rewritten whole under a temporary name and then renamed, so another process reads either the old or
-the new one, never half of one, if it opens the file once as `read_rows` does (given a path,
-`pyarrow.parquet.read_table` opens it twice and can meet both). There must be only one writer; the lock on a
-results folder is its owner's business.
+Every write rewrites a whole table under a temporary name and renames it. Another process therefore reads either the
+old or the new table, if it opens the file once as `read_rows` does (`pyarrow.parquet.read_table` opens a path twice
+and can read a mixture). There must be only one writer; this module does not lock the folder.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ _DEFAULTS: TableRow = {
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
-    """The rows of one of the tables, also while a sweep is writing it; none if it is not there.
+    """The rows of a table, also while a sweep is writing it; empty if the file does not exist.
 
     Raises:
-        ValueError: the file is there but cannot be read; the message names it.
+        ValueError: the file exists but cannot be read; the message names it.
     """
     try:
         with open(path, "rb") as file:
@@ -77,17 +76,16 @@ def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
 class RunTables:
     """The three tables of a run folder, in memory as rows and on disk as Parquet.
 
-    Rows are dictionaries; a column appears with the first row that has it and is null in the others. Values
-    may be Python or NumPy scalars, booleans, None, tuples, lists and dictionaries. What Parquet columns
-    cannot hold as they are is stored so:
+    Rows are dictionaries. A column is created by the first row that has it and is null in the others. Values
+    may be Python or NumPy scalars, booleans, None, tuples, lists and dictionaries. Some are converted for Parquet:
 
-    - a tuple, list, array or dictionary as its JSON text;
-    - whole and real numbers of one column together as reals;
-    - any other mixture of types in one column (a number in one trial, a string in another) as strings.
+    - a tuple, list, array or dictionary becomes its JSON text;
+    - a column of integers and floats becomes floats;
+    - a column of other mixed types (a number in one trial, a string in another) becomes strings.
 
     Args:
-        folder: the run folder; it is made with the first write.
-        flush_seconds: `flush` writes at most this often unless it is forced.
+        folder: the run folder; created by the first write.
+        flush_seconds: shortest time in seconds between writes of `flush`, unless forced.
 
     Example:
         >>> tables = RunTables(folder).load()
@@ -109,12 +107,12 @@ class RunTables:
 
     @property
     def leaderboard(self) -> list[TableRow]:
-        """One row a trial and one a control, in the order of arrival."""
+        """One row per trial and per control, in the order they were added."""
         return list(self._trials.values())
 
     @property
     def history(self) -> list[TableRow]:
-        """One row a report, by trial, then by step."""
+        """One row per report, sorted by trial, then by step."""
         return [row for id in sorted(self._reports) for row in self.reports_of(id)]
 
     def has_trial(self, id: str) -> bool:
@@ -124,20 +122,20 @@ class RunTables:
         return step in self._reports.get(id, {})
 
     def reports_of(self, id: str) -> list[TableRow]:
-        """The reports of one trial, by step."""
+        """The reports of one trial, sorted by step."""
         reports = self._reports.get(id, {})
         return [reports[step] for step in sorted(reports)]
 
     @property
     def per_image(self) -> list[TableRow]:
-        """One row a (trial, validation image), at the trial's newest step."""
+        """One row per (trial, validation image), at the trial's newest step."""
         return [row for images in self._per_image.values() for row in images.values()]
 
     def load(self) -> RunTables:
-        """Read what the folder already holds, to go on with it; a folder without tables is an empty run.
+        """Read the folder's tables, to continue them; a folder without tables is an empty run.
 
         Raises:
-            ValueError: a table is there but cannot be read; the message names the file.
+            ValueError: a table exists but cannot be read; the message names the file.
         """
         self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
         self._reports, self._per_image, self._newest = {}, {}, {}
@@ -150,7 +148,7 @@ class RunTables:
         return self
 
     def upsert_trial(self, row: Mapping[str, Any]) -> None:
-        """Add the trial or control `row["id"]`, or update the fields given of the one that is there.
+        """Add the trial or control `row["id"]`, or update the given fields if it exists.
 
         Raises:
             ValueError: no id, or a kind or status that is not one of `KINDS` and `STATUSES`.
@@ -163,7 +161,7 @@ class RunTables:
         self._dirty.add("leaderboard")
 
     def add_report(self, row: Mapping[str, Any]) -> None:
-        """Add one report; a second one of the same (id, step), after a restart, replaces the first.
+        """Add one report. A second report of the same (id, step), after a restart, replaces the first.
 
         Raises:
             ValueError: no id or no step.
@@ -173,8 +171,8 @@ class RunTables:
         self._dirty.add("history")
 
     def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add the images of a validation. Of every trial only the newest step is kept: rows of an older one
-        are dropped, rows of the same one replace those of the same image.
+        """Add the images of a validation. Only the newest step of a trial is kept: rows of an older step are dropped,
+        rows of the same step replace those of the same image.
 
         Raises:
             ValueError: a row without id, step or image.
@@ -190,10 +188,10 @@ class RunTables:
                 self._dirty.add("per_image")
 
     def flush(self, force: bool = False) -> bool:
-        """Write the tables that changed, if the last write is older than `flush_seconds` or `force` is given.
+        """Write the changed tables, if the last write is older than `flush_seconds` or `force` is true.
 
         Returns:
-            Whether nothing is left to be written.
+            Whether everything is written.
         """
         if not self._dirty:
             return True
@@ -216,7 +214,7 @@ class RunTables:
 
 
 def _plain(row: Mapping[str, Any], *required: str) -> TableRow:
-    """`row` in Python's own types, with everything that has parts turned into JSON text."""
+    """`row` with Python scalars; tuples, lists, arrays and dictionaries as JSON text."""
     for name in required:
         if row.get(name) is None:
             raise ValueError(f"row {dict(row)!r} has no {name!r}; required: {', '.join(required)}")
@@ -227,8 +225,8 @@ def _plain(row: Mapping[str, Any], *required: str) -> TableRow:
 
 
 def plain_value(value: Any) -> bool | int | float | str | None:
-    """A hyperparameter or metric as a plain scalar: NumPy scalars as Python's, anything with parts as JSON
-    text, and whatever JSON does not know as its `str`.
+    """A value as a Python scalar. NumPy scalars are converted; tuples, lists, arrays and dictionaries
+    become JSON text; other types become their `str`.
 
     >>> plain_value((64, 128)), plain_value(None), plain_value(True)
     ('[64, 128]', None, True)
@@ -245,7 +243,7 @@ def plain_value(value: Any) -> bool | int | float | str | None:
 
 
 def _to_arrow(rows: list[TableRow], columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """`rows` as a table: the fixed columns, then config/*, then everything else in order of appearance."""
+    """`rows` as a table: the fixed columns, then config/*, then other columns in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row if name not in columns)
     ordered = [
         *columns,
@@ -264,13 +262,13 @@ def _column(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if types == {int, float}:
         return pa.array([None if value is None else float(value) for value in values])
     too_large = any(type(value) is int and not -(2**63) <= value < 2**63 for value in values)
-    if len(types) != 1 or too_large:  # none at all, or a mixture
+    if len(types) != 1 or too_large:  # no value, or mixed types
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     return pa.array(values)
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then give it that name in one step."""
+    """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     os.replace(temporary, path)

@@ -1,13 +1,12 @@
-"""TensorBoard's files of a sweep: one run a trial, and an HParams page that compares them.
+"""TensorBoard's files of a sweep: one run per trial, and an HParams page that compares the trials.
 
-    trials/                     what the sweep varies and measures (the HParams plugin's experiment)
+    trials/                     hyperparameters and metrics of the sweep (the HParams plugin's experiment)
     trials/<id>/                scalars and images of one trial, its hyperparameters and its status
 
-TensorBoard keeps the first record it sees of a trial's hyperparameters and of its end, while a trial's status
-changes. Both are therefore kept in files of their own that sort before the others and are replaced as a
-whole, and what may still change is left open: a running or interrupted trial has no end record (TensorBoard
-shows its status as unknown) and no `status` among its hyperparameters. A TensorBoard that was started before
-a trial ended sees the end; the `status` column it fills in when it is started again.
+TensorBoard keeps the first record it reads of a trial's hyperparameters and of its end, but a trial's status changes.
+Both records are therefore in a separate file that sorts before the others and is replaced as a whole. A running or
+interrupted trial has no end record (TensorBoard shows its status as unknown) and no `status` hyperparameter. A
+TensorBoard that was started before a trial ended shows the end at once, and the `status` column after a restart.
 """
 
 from __future__ import annotations
@@ -33,24 +32,23 @@ from trainables.metrics.names import METRICS
 
 _END = {
     "finished": api_pb2.STATUS_SUCCESS,
-    "stopped": api_pb2.STATUS_SUCCESS,  # as planned, by ASHA; the hyperparameter `status` tells the two apart
+    "stopped": api_pb2.STATUS_SUCCESS,  # by ASHA; the hyperparameter `status` distinguishes it from "finished"
     "control": api_pb2.STATUS_SUCCESS,
     "failed": api_pb2.STATUS_FAILURE,
 }
-# Sorts before every file of a SummaryWriter: those have the time in place of the zeros.
+# Sorts before every file of a SummaryWriter: their names have the time instead of zeros.
 _FIRST_NAME = "events.out.tfevents.0000000000"
 
 
 class TensorBoardTrials:
-    """Writes what the driver knows of its trials where `tensorboard --logdir <folder>` finds it.
+    """Writes the event files of all trials for `tensorboard --logdir <folder>`.
 
-    A driver that resumes a sweep opens the same folder; see `restart` for a trial that goes back to a
-    checkpoint.
+    A driver that resumes a sweep opens the same folder. See `restart` for a trial that returns to a checkpoint.
 
     Args:
         folder: the `trials` folder of a run.
-        parameters: dotted hyperparameter name -> its distribution, to declare their ranges.
-        metrics: the metrics to compare trials by, the objective first.
+        parameters: dotted hyperparameter name -> its distribution, which declares its range.
+        metrics: the metrics of the HParams page, the objective first.
 
     Example:
         >>> from search_spaces import Float
@@ -82,8 +80,8 @@ class TensorBoardTrials:
     ) -> None:
         """Write one report: tag -> value. None is left out; TensorBoard marks NaN and infinity.
 
-        A tag that was written at this step already is left as it is. A tag that was written at a later step
-        means that the trial went back to a checkpoint: see `restart`.
+        A tag already written at this step is kept. A tag already written at a later step means that the trial
+        returned to a checkpoint: see `restart`.
         """
         self._write(trial, [(step, scalars)], wall_time)
 
@@ -92,10 +90,10 @@ class TensorBoardTrials:
         self._write(trial, rows)
 
     def images(self, trial: str, step: int, tag: str, grid: NDArray[np.uint8]) -> None:
-        """Write one picture, (H, W, 3) uint8; one that was written at this step already is left as it is.
+        """Write one image, (H, W, 3) uint8; an image already written at this step is kept.
 
         Raises:
-            ValueError: another shape or type.
+            ValueError: a different shape or type.
         """
         if grid.ndim != 3 or grid.shape[2] != 3 or grid.dtype != np.uint8:
             found = f"{grid.dtype} of shape {grid.shape}"
@@ -106,7 +104,7 @@ class TensorBoardTrials:
             writer.flush()
 
     def restart(self, trial: str, step: int) -> None:
-        """The trial goes on after `step`: TensorBoard drops what an earlier attempt wrote past that."""
+        """The trial continues after `step`: TensorBoard drops later values of an earlier attempt."""
         self._close(trial)
         self._open(trial, purge_step=step + 1)
         last = self._last_step.setdefault(trial, {})
@@ -120,22 +118,19 @@ class TensorBoardTrials:
         status: str,
         step: int | None = None,
     ) -> None:
-        """Write or replace what the HParams page shows of a trial or control.
+        """Write or replace a trial's or control's row of the HParams page.
 
         Args:
-            config: dotted hyperparameter name -> value. Numbers, booleans and strings are kept, NumPy's too;
-            tuples,
-                lists and dictionaries become their JSON text, NaN and infinity text; a None is left out,
-                which shows as an empty cell. A name with numbers in some trials and text in others counts as
-                text.
-            metrics: metric -> value. The page shows the last value of the scalar of that name; here it is
-            written
-                once more at `step` if it was not yet, as for controls, which report nothing.
+            config: dotted hyperparameter name -> value. Numbers, booleans and strings are kept, also NumPy's. Tuples,
+                lists and dictionaries become JSON text; NaN and infinity become text. None shows as an empty cell. A
+                name with numbers in some trials and text in others counts as text.
+            metrics: metric -> value. The page shows the last value of the scalar of that name; it is written at
+                `step` if it was not reported, as for controls.
             status: one of `sweeps.recording.tables.STATUSES`; all but "running" and "interrupted" end the trial.
-            step: by default the trial's last one.
+            step: by default the trial's last step.
 
         Raises:
-            ValueError: another status.
+            ValueError: an unknown status.
         """
         if status not in STATUSES:
             raise ValueError(f"status {status!r} of {trial} is not one of {', '.join(STATUSES)}")
@@ -155,7 +150,7 @@ class TensorBoardTrials:
             start.hparams["status"].string_value = status
             end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
             summaries.append(end)
-            # Once more among the scalars, where a TensorBoard that is open already looks for what is new.
+            # Also among the scalars, because a running TensorBoard reads new records only there.
             self._open(trial)._get_file_writer().add_summary(_summary(end))
             self._close(trial)
         self._configs[trial] = settings
@@ -164,7 +159,7 @@ class TensorBoardTrials:
         self._declare()
 
     def close(self) -> None:
-        """Close all files. A closed one is opened again when there is something to write."""
+        """Close all files. A later write opens its file again."""
         for trial in list(self._writers):
             self._close(trial)
 
@@ -182,7 +177,7 @@ class TensorBoardTrials:
             self._open(trial).flush()
 
     def _is_new(self, trial: str, tag: str, step: int) -> bool:
-        """Whether to write `tag` at `step`, after dropping what an earlier attempt wrote past it."""
+        """Whether to write `tag` at `step`. Drops later values of an earlier attempt first."""
         last = self._last_step.setdefault(trial, {}).get(tag, -1)
         if step < last:
             self.restart(trial, step - 1)
@@ -202,7 +197,7 @@ class TensorBoardTrials:
             self._writers.pop(trial).close()
 
     def _declare(self) -> None:
-        """Write the experiment: which hyperparameters and metrics there are, of which type and range."""
+        """Write the experiment: names, types and ranges of hyperparameters, and the metrics."""
         configs = self._configs.values()
         names = dict.fromkeys([*self._parameters, *(name for config in configs for name in config)])
         infos = [
@@ -229,7 +224,7 @@ def _set(field: Any, value: bool | int | float | str | None) -> None:
 
 
 def _info(name: str, seen: Sequence[Any], distribution: Distribution | None) -> api_pb2.HParamInfo:
-    """A hyperparameter's type and range: its distribution's, widened to what was seen."""
+    """A hyperparameter's type and range: those of its distribution, widened by the values seen."""
     if isinstance(distribution, Choice):
         known = [*distribution.values, *seen]
     elif distribution is not None:
@@ -274,9 +269,9 @@ def _summary(message: Any) -> Summary:
 
 
 def _replace(path: Path, messages: Sequence[Any]) -> None:
-    """Write an event file of nothing but these records, in one step in place of an older one.
+    """Replace an event file by one with only these records, in one step.
 
-    It starts a session: TensorBoard drops superseded steps only in a run with more than one such start.
+    The file starts a session: TensorBoard drops superseded steps only in a run with more than one session start.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}.tmp")

@@ -1,4 +1,4 @@
-"""The prepared data of a sweep: how long it will take, and its making on all that the sweep may use."""
+"""The prepared data of a sweep: estimates the time, and makes the stores on all resources of the sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.data.stores.store import Store
 
 
 def estimated_seconds(sweep: Plan) -> float:
-    """How long the stores that are missing will take on this machine: its cores, or its GPUs where trials have some."""
+    """Estimated seconds to make the missing stores on this machine: on its GPUs if trials use GPUs, else its cores."""
     seconds, counted = 0.0, set[str]()
     gpus = torch.cuda.device_count() if sweep.question.settings.gpus_per_worker else 0
     for trial in sweep.question.every_method:
@@ -31,20 +31,19 @@ def estimated_seconds(sweep: Plan) -> float:
 
 
 def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:
-    """Makes the stores of all methods where they are not there yet. Returns those on this machine, open: as long as
-    somebody holds them, nobody prunes them.
+    """Makes the missing stores of all methods. Returns the local ones, open: an open store is not pruned.
 
     Args:
-        concurrent: trials that the Ray which is connected runs at once: as many of their GPUs prepare.
+        concurrent: trials that the connected Ray runs at once; preparation uses as many GPUs as they would.
 
     Raises:
-        InputError: see `prepare`; or the nodes of a cluster do not share the stores' folder.
+        InputError: see `prepare`; or the nodes of a cluster do not share the folder of the stores.
     """
     settings = sweep.question.settings
     if settings.address:
         check_shared(sweep.store)
     missing = [stage for stage in sweep.stages if not stage.exists]
-    logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to be made")
+    logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to make")
     each = workers(settings)
     run = on_ray(concurrent * each.count, each.gpus) if each.gpus else on_ray()
     for trial in sweep.question.every_method:

@@ -1,4 +1,4 @@
-"""Where a sweep runs: a Ray of its own on this machine, or a cluster that is already there."""
+"""Connects a sweep to Ray: starts a local Ray, or joins a running cluster."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from trainables.common.errors import InputError
 from trainables.training.launch import Workers
 
 _ENVIRONMENT = {
-    # Train's controller looks for reports this often; its default of 2 s would be the length of a small step.
+    # Train's controller polls for reports at this interval; its default of 2 s is as long as a small step.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
     # The recorder writes tables and TensorBoard; Tune's own loggers would write a second, different set.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A trial that failed reports why instead of a metric.
+    # A failed trial reports its error instead of a metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # How much a killed driver forgets, beside what it notes with every checkpoint: trials that began since.
+    # Interval of Tune's saved state. A killed driver loses the trials that started since.
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    # A reused process waits this long for its stopped trial's thread to let go. After the default of 2 s, Tune gives
-    # the next trial up, as was seen on a busy machine.
+    # A reused process waits this long for the thread of its stopped trial to end. After the default of 2 s, Tune
+    # abandoned the next trial on a busy machine.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store stays all but empty
+_OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store is almost empty
 
 
 def workers(settings: SweepSettings) -> Workers:
@@ -43,22 +43,22 @@ def workers(settings: SweepSettings) -> Workers:
 
 @contextmanager
 def tune_interrupts() -> Iterator[None]:
-    """Within it Tune may take Ctrl-C for its own: it does when it runs, and does not give it back when it is done, so
-    that the next one would only tell a search that is over to end."""
+    """Restores the Ctrl-C handler at the end. Tune installs its own and does not remove it; a later Ctrl-C would
+    then have no effect."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # where alone there are handlers to set
+        if threading.current_thread() is threading.main_thread():  # only this thread can set handlers
             signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def connected(settings: SweepSettings) -> Iterator[int]:
-    """A Ray to run on, let go of in the end; yields how many trials run at once.
+    """Connects to Ray and disconnects at the end; yields how many trials run at once.
 
     Raises:
-        InputError: no cluster at the address, or one that cannot hold a single trial, with the numbers.
+        InputError: no cluster at the address, or a cluster too small for one trial.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -71,7 +71,7 @@ def connected(settings: SweepSettings) -> Iterator[int]:
         reason = str(error).splitlines()[0]
         raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
     try:
-        # Tune tells of placement and of interrupts in its own words; the recorder does it in ours.
+        # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield _trials_at_once(settings)
@@ -89,7 +89,7 @@ def _join(settings: SweepSettings) -> None:
 
 
 def _start(groups: bool) -> None:
-    """A Ray of our own. Its processes inherit this one's environment."""
+    """Starts a local Ray. Its processes inherit this process's environment."""
     own = _chosen_address() if groups else {}
     try:
         os.environ.update(own)
@@ -109,10 +109,10 @@ def _start(groups: bool) -> None:
 
 
 def _chosen_address() -> dict[str, str]:
-    """The variables that fix where our Ray will listen, and tell its processes.
+    """The environment variables that set the address of our Ray and pass it to its processes.
 
-    What frees a stopped group's CPUs looks for "the" Ray of the machine. Where there are several, it gives up without
-    a word and the next group waits for ever, unless RAY_ADDRESS says which.
+    To free the CPUs of a stopped group, Train looks for the Ray of this machine. If several run, it fails silently and
+    the next group waits forever, unless RAY_ADDRESS names one.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -121,7 +121,7 @@ def _chosen_address() -> dict[str, str]:
 
 
 def _trials_at_once(settings: SweepSettings) -> int:
-    """How many trials the nodes hold, one node at a time for one worker, all together for groups."""
+    """How many trials fit on the nodes. A worker must fit on one node; the workers of a group may use several."""
     each = workers(settings).each
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     slots = [min(int(node.get(name, 0) // amount) for name, amount in each.items()) for node in nodes]
@@ -137,7 +137,6 @@ def _trials_at_once(settings: SweepSettings) -> int:
 
 
 def _slots_to_come(each: Mapping[str, float]) -> int:
-    """Workers that an autoscaling cluster holds once it has grown as far as its configuration lets it; 0 for a cluster
-    of fixed size."""
+    """Workers that fit on an autoscaling cluster at its configured maximum size; 0 for a cluster of fixed size."""
     largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return min(int(largest.get(name, 0) // amount) for name, amount in each.items())

@@ -1,4 +1,4 @@
-"""Who proposes trials and who stops them: Optuna's TPE and ASHA, through Ray Tune."""
+"""Optuna's TPE proposes trials and ASHA stops them, through Ray Tune."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.training.launch import FAILED
 
 
 def optuna_distribution(distribution: Distribution) -> BaseDistribution:
-    """A space's distribution in Optuna's terms."""
+    """A space's distribution as an Optuna distribution."""
     if isinstance(distribution, Choice):
         return CategoricalDistribution(distribution.values)
     if isinstance(distribution, Float):
@@ -31,7 +31,7 @@ def optuna_distribution(distribution: Distribution) -> BaseDistribution:
 
 
 def draw(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
-    """The values of a trial, parameter by parameter: those that depend on others only where they exist."""
+    """The values of a trial, parameter by parameter. A conditional parameter is drawn only if it is active."""
     values: dict[str, Value] = {}
     for name, distribution in space.distributions.items():
         if name in space.active(values):
@@ -42,12 +42,12 @@ def draw(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
 class SweepSearch(OptunaSearch):
     """Optuna under Tune: the space's points first, in the order of its queue, then TPE.
 
-    A trial that was stopped early is told to Optuna as pruned, with the values it reported: its last value is that
-    of a short training and must not compete with those of whole ones.
+    A trial that was stopped early is reported to Optuna as pruned, with the values it reported: its last value comes
+    from a shorter training and must not compete with those of finished trials.
 
     Args:
-        journal: Optuna's storage file; optuna-dashboard opens it while the sweep runs.
-        max_steps: at which a trial is whole.
+        max_steps: training steps of a finished trial.
+        journal: Optuna's storage file; optuna-dashboard can open it while the sweep runs.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class SweepSearch(OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next trial's Tune config; see the keys above."""
+        """The next trial's Tune config; its keys are in `sweeps.trial_config`."""
         study: optuna.Study = self._ot_study  # type: ignore[assignment]  # annotated with its value before the set-up
         if trial_id not in self._ot_trials:
             self._ot_trials[trial_id] = self._lost() or study.ask()
         parameters = draw(self._questioned, self._ot_trials[trial_id])
-        # Optuna's own number: enqueued points come first in it, and it survives a driver that was killed.
+        # Optuna's number: queued points have the first numbers, and a killed driver does not lose them.
         number = self._ot_trials[trial_id].number
         if number < len(self._queue):
             label, offset, _ = self._queue[number]
         else:
-            # What was tried before is tried with another seed: the same trial once more would tell nothing.
+            # A configuration proposed again gets another seed: the same trial would give the same result.
             earlier = study.get_trials(deepcopy=False)[:number]
             offset = sum(trial.params == parameters for trial in earlier)
             label = next((name for name, _, values in self._queue if values == parameters), "")
@@ -101,7 +101,7 @@ class SweepSearch(OptunaSearch):
         }
 
     def _lost(self) -> optuna.Trial | None:
-        """A trial that Optuna's journal has and Tune has not: a driver was killed before Tune noted it."""
+        """A trial in Optuna's journal that Tune does not know: the driver was killed before Tune saved it."""
         known = {trial.number for trial in self._ot_trials.values()}
         study: optuna.Study = self._ot_study  # type: ignore[assignment]  # annotated with its value before the set-up
         for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -123,11 +123,11 @@ class SweepSearch(OptunaSearch):
 
 
 class SweepScheduler(ASHAScheduler):
-    """ASHA on rungs measured in training steps. The points that a space gives are recorded at its rungs but never
-    stopped: a comparison needs both sides at the last step.
+    """ASHA with rungs measured in training steps. The points of a space are recorded at the rungs but never stopped: a
+    comparison needs both sides at the last step.
 
     Args:
-        history: the run's table of reports. Tune keeps no scheduler's state: a resumed sweep fills its rungs from it.
+        history: the run's table of reports. Tune does not save the scheduler; a resumed sweep fills its rungs from it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The same sweep on a Ray cluster that is already there: Ray's own test cluster of two nodes on this machine."""
+"""A sweep on a running Ray cluster: Ray's test cluster with two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sweeps.recording.tables import read_rows
 from tests.helpers.sweep import SPACE, only_run, run_sweep, sets, store, trials
 
 __all__ = ["store"]
-pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head and a worker of one CPU each."""
+    """A head and a worker with one CPU each."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         made.add_node(num_cpus=1)

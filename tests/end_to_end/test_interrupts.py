@@ -1,4 +1,4 @@
-"""What survives Ctrl-C, `kill -9` of the driver and `kill -9` of a trial: the real command line, a real Ray."""
+"""A sweep after Ctrl-C, `kill -9` of the driver and `kill -9` of a trial, with the real command line and Ray."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.helpers.sweep import SPACE, gone, only_run, run_sweep, sets, steps, s
 from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["store", "sweeps"]
-pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 STEPS = [10, 20, 30, 40]
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_what_can_happen_to_it(tmp_path: Path, store: Path, sweeps: Any) -> None:
-    """One run, interrupted three times: a second driver, Ctrl-C, the driver killed, a trial's process killed."""
+def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: Path, sweeps: Any) -> None:
+    """One run: a second driver is refused, then Ctrl-C, the driver killed, a trial's process killed."""
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
@@ -52,7 +52,7 @@ def test_a_sweep_survives_what_can_happen_to_it(tmp_path: Path, store: Path, swe
     third.wait_for("t001 continues at step (10|20|30)")
     third.wait_for("t00[01] finished at step 40")
     third.wait_for("t00[23] step 10/40")
-    # Ray's two agents look for a head that is no longer there for another minute. They hold nothing.
+    # Ray's two agents wait another minute for the killed head. They hold no resources.
     processes = [process for process in third.descendants() if "Agent" not in process.name()]
     third.kill()
     third.wait()
@@ -73,7 +73,7 @@ def test_a_sweep_survives_what_can_happen_to_it(tmp_path: Path, store: Path, swe
     assert sorted(rows) == ["t000", "t001", "t002", "t003"]
     assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 40)}
     assert all(steps(run, name) == STEPS for name in rows)
-    assert {name: rows[name] for name in finished} == finished  # not one of its numbers was made again
+    assert {name: rows[name] for name in finished} == finished  # no finished trial was repeated
     assert [row["label"] for _, row in sorted(rows.items())] == ["1:1:1", "1:1:2", "1:0.1:10", "1:1:1"]
     assert {row["step"] for row in read_rows(run / "per_image.parquet") if row["id"] in rows} == {40}
     page = Page(run / "trials")
@@ -84,7 +84,7 @@ def test_a_sweep_survives_what_can_happen_to_it(tmp_path: Path, store: Path, swe
     assert (run / "best" / "weights.safetensors").exists()
 
 
-def test_ctrl_c_while_data_is_prepared(tmp_path: Path, sweeps: Any) -> None:
+def test_ctrl_c_during_preparation(tmp_path: Path, sweeps: Any) -> None:
     results, own_store = tmp_path / "results", tmp_path / "store"
     sweep = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(own_store), "--perceptual", "none"),
@@ -97,6 +97,6 @@ def test_ctrl_c_while_data_is_prepared(tmp_path: Path, sweeps: Any) -> None:
     assert gone(processes, 5) == []
     assert "Traceback" not in sweep.text
     assert f"--resume {only_run(results)}" in sweep.text
-    # What is made is kept, and none of it is taken for whole.
+    # Finished shards are kept; the store is not marked as complete.
     assert list(own_store.glob("targets-*/shard-*.arrow"))
     assert list(own_store.glob("targets-*/manifest.json")) == []

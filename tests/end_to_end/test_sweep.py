@@ -1,4 +1,4 @@
-"""A whole tiny sweep, and what searching, stopping and failing do in it; real Ray, real training."""
+"""A whole tiny sweep with real Ray and real training; search, early stopping and failed trials."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tests.helpers.tensorboard import Page, scalars
 from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]
-pytestmark = pytest.mark.timeout(900)  # of many processes each, on machines that have other work too
+pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
-"""What `resolve` makes of the preset: one process a trial, without a GPU."""
+"""One process per trial, without a GPU, as `resolve` derives from the preset."""
 CONTROLS = ["bicubic", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Path, str]:
-    """A run of the space's seven points and two proposed trials of 12 steps, and what it printed."""
+    """A run of the space's seven points and two proposed trials with 12 steps, and its output."""
     results = tmp_path_factory.mktemp("swept") / "results"
     done = run_sweep(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "st_lpips"),
@@ -70,7 +70,7 @@ class TestWholeSweep:
         assert set(record["versions"]) >= {"python", "torch", "ray", "optuna"}
         assert list(run.rglob("*.tmp")) == []
 
-    def test_points_come_first_and_run_to_the_end(self, swept: tuple[Path, str]) -> None:
+    def test_points_run_first_and_finish(self, swept: tuple[Path, str]) -> None:
         rows = [row for _, row in sorted(trials(swept[0]).items())]
         queue = search_spaces.load(SPACE).queue
         assert [row["label"] for row in rows] == [*(point.label for point, _ in queue), "", ""]
@@ -121,7 +121,7 @@ class TestWholeSweep:
             (tag,) = events.Tags()["images"]
             assert [event.step for event in events.Images(tag)] == steps(run, name)
 
-    def test_optuna_opens_the_journal(self, swept: tuple[Path, str]) -> None:
+    def test_optuna_loads_the_journal(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
         journal = JournalStorage(JournalFileBackend(str(run / "optuna.journal")))
         study = optuna.load_study(study_name=SPACE, storage=journal)
@@ -135,7 +135,7 @@ class TestWholeSweep:
             assert trial.value == pytest.approx(row["val/st_lpips"])
             assert trial.params == {name: row[f"config/{name}"] for name in trial.params}
 
-    def test_what_is_printed(self, swept: tuple[Path, str]) -> None:
+    def test_output_and_log(self, swept: tuple[Path, str]) -> None:
         run, shown = swept
         assert "Traceback" not in shown and "Warning" not in shown
         for part in ("9 of 9 trials ended", "★1", "teacher_15", "1:1:1", f"tensorboard --logdir {run}/trials", "done"):
@@ -145,8 +145,8 @@ class TestWholeSweep:
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_fails_alone(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A question of its own, in this process: which learning rate? One of the two is absurd."""
+def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A space with two learning rates, one of them absurd; runs in this process."""
     name = "training.learning_rate"
     space = SearchSpace(
         name="learning_rates",
@@ -182,7 +182,7 @@ def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
 
 
 def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """Runs it in this process; its folder and the trials of its leaderboard."""
+    """Runs the sweep in this process; returns its folder and the trials of its leaderboard."""
     assert start(make_plan(question)) == 0
     (run,) = (Path(question.settings.results) / question.space.name).iterdir()
     return run, trials(run)
@@ -190,7 +190,7 @@ def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:
 
 @pytest.mark.slow
 def test_a_question_across_methods(tmp_path: Path) -> None:
-    """Each method with its own settings, and a parameter that only one of them has."""
+    """Each method has its own settings; one parameter exists for one method only."""
     rate, most = "training.learning_rate", "diffusion.max_timestep"
     space = SearchSpace(
         name="across",
@@ -225,8 +225,8 @@ def test_a_question_across_methods(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_question_that_trains_nothing(first_stage: Path, tmp_path: Path) -> None:
-    """Every trial restores with one finished trial; only what is asked for differs, and the noise between seeds."""
+def test_evaluation_only_space(first_stage: Path, tmp_path: Path) -> None:
+    """All trials restore with the same finished trial; they differ in the searched setting and the noise."""
     settings = SweepSettings(
         "fidelity_weight",
         **ONE,
@@ -240,7 +240,7 @@ def test_a_question_that_trains_nothing(first_stage: Path, tmp_path: Path) -> No
     assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 0)}
     board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
     shares = {row["label"]: row["val/psnr"] for row in rows.values() if row["seed"] == 0}
-    # At weight 1 the output is the degraded image through the autoencoder, whatever the diffusion made.
+    # At weight 1 the output is the autoencoder's reconstruction of the degraded image, without diffusion.
     assert len(set(shares.values())) == len(shares) == 6
     repeats = [row["val/psnr"] for row in rows.values() if row["label"] == "0"]
     assert len(set(repeats)) == 5
@@ -265,8 +265,8 @@ def local_ray() -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: int) -> None:
-    """Tune with our search and scheduler over a function of which the given points are the best and the worst."""
+def test_asha_stops_proposed_trials_but_not_points(tmp_path: Path, local_ray: int) -> None:
+    """Tune with our search and scheduler on a function; the given points are the best and the worst."""
 
     def trial(config: dict[str, Any]) -> None:
         value = config[PARAMETERS]["x"] if config[GIVEN] else 0.2 - 0.01 * int(config[ID][1:])
@@ -284,7 +284,7 @@ def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: 
     )
     with tune_interrupts():
         results = tuner.fit()
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # or there were nothing to undo
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # else there is nothing to restore
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ended = {result.config[ID]: result for result in results if result.config and result.metrics}
     last = {name: result.metrics["step"] for name, result in sorted(ended.items())}
@@ -296,7 +296,7 @@ def test_asha_stops_proposed_trials_and_never_points(tmp_path: Path, local_ray: 
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, *[TrialState.PRUNED] * 3]
 
 
-def test_rungs_are_filled_from_what_an_earlier_driver_saw(tmp_path: Path) -> None:
+def test_rungs_are_filled_from_reports_of_an_earlier_driver(tmp_path: Path) -> None:
     tables = RunTables(tmp_path)
     for name, value in (("t000", 30.0), ("t001", 29.0), ("t002", 28.0)):
         tables.add_report({"id": name, "step": 2, "wall_seconds": 1.0, "val/psnr": value})
@@ -316,8 +316,8 @@ def test_rungs_are_filled_from_what_an_earlier_driver_saw(tmp_path: Path) -> Non
     assert fresh.on_trial_result(None, newest, result) == "CONTINUE"
 
 
-def test_a_trial_that_tune_forgot_is_proposed_again(tmp_path: Path) -> None:
-    """A driver is killed after Optuna handed out a trial and before Tune noted it."""
+def test_trial_unknown_to_tune_is_proposed_again(tmp_path: Path) -> None:
+    """The driver is killed after Optuna proposed a trial and before Tune saved it."""
     search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 4, 8, tmp_path / "optuna.journal")
     as_tune_keeps_it = pickle.dumps(search)
     first = search.suggest("a")
@@ -341,8 +341,8 @@ CONDITIONAL = SearchSpace(
 )
 
 
-def test_what_tune_forgot_is_proposed_again_with_its_conditional_parameters(tmp_path: Path) -> None:
-    """After trials that have ended, so that TPE proposes; whether or not the journal had all parameters already."""
+def test_trials_unknown_to_tune_keep_their_conditional_parameters(tmp_path: Path) -> None:
+    """Ten trials have ended, so TPE proposes the next; the journal may have all parameters of a lost trial or none."""
     journal = tmp_path / "optuna.journal"
     search = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, journal)
     known: list[dict[str, Any]] = []
@@ -366,14 +366,14 @@ def test_what_tune_forgot_is_proposed_again_with_its_conditional_parameters(tmp_
     assert {len(row[PARAMETERS]) for row in known[2:]} == {1, 2}
 
     study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
-    half_asked = study.ask()  # killed between its number and its parameters
+    half_asked = study.ask()  # the driver was killed after Optuna's number and before the parameters
     last = resumed.suggest("last")
     assert last[ID] == f"t{half_asked.number:03d}"
     assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
 
 
-def test_what_is_proposed_again_is_tried_with_another_seed(tmp_path: Path) -> None:
-    """Twice the same trial would pass for two seeds that happen to agree."""
+def test_repeated_proposal_gets_another_seed(tmp_path: Path) -> None:
+    """The same trial twice would look like two seeds with equal results."""
     space = SearchSpace(
         name="x",
         question="Which of two?",
@@ -389,7 +389,7 @@ def test_what_is_proposed_again_is_tried_with_another_seed(tmp_path: Path) -> No
     assert all(found == list(range(len(found))) for found in seeds.values())
 
 
-def test_the_resume_line_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_line_is_quoted_for_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run_sweep.py", "--space", "x"])
     line = finish.resume_line(tmp_path / "a run")
     assert line.endswith(f"run_sweep.py --resume '{tmp_path}/a run'")

@@ -1,9 +1,9 @@
 """Trains the weights that ship with the project: `make assets`, or `python -m trainables.assets`.
 
-On the training photographs of the sample alone, one thread, one seed: the same machine makes the same files. First the
-autoencoder, then the ResShift teacher in its latents, through the same loop as every trial; then the base's
-autoencoder, which starts from the first one, and the noise predictor in its latents. What was reached goes to
-`build.json` beside the weights; `MODEL_CARD.md` quotes it.
+Training uses only the sample's training photographs, one thread and one seed: the same machine makes the same files.
+The parts are, in this order: the VQ-f4 autoencoder; the ResShift teacher in its latents, in the same loop as every
+trial; the base's autoencoder, which starts from the VQ-f4; the noise predictor in its latents; the finished trials.
+Results are written to `build.json` in this folder; `MODEL_CARD.md` quotes them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ TEACHER_CHANGES = {
 
 
 def teacher_settings() -> TrialSettings:
-    """The sample preset with the teacher's own recipe."""
+    """The sample preset with the teacher's recipe."""
     return override(preset("sample").trial, TEACHER_CHANGES)
 
 
@@ -92,7 +92,7 @@ def build_teacher() -> None:
 
 
 def build_base_autoencoder() -> None:
-    """Trains and saves the base's autoencoder; needs the VQ-f4 it starts from."""
+    """Trains and saves the base's autoencoder; needs the VQ-f4."""
     recipe = BaseAutoencoderRecipe()
     started = time.monotonic()
     photographs = [photograph.pixels for photograph in load_photographs(SAMPLE, "train")]
@@ -101,7 +101,7 @@ def build_base_autoencoder() -> None:
 
 
 def build_base_unet() -> None:
-    """Trains and saves the base's noise predictor, and what goes with it; needs the base's autoencoder."""
+    """Trains and saves the base's noise predictor, scheduler and empty prompt; needs the base's autoencoder."""
     recipe = BaseUNetRecipe()
     started = time.monotonic()
     photographs = [photograph.pixels for photograph in load_photographs(SAMPLE, "train")]
@@ -129,7 +129,7 @@ def build_finished() -> None:
 
 
 def measure() -> None:
-    """What the shipped weights reach on the sample's validation pairs."""
+    """Measures the shipped weights on the sample's validation pairs and writes the metrics to `build.json`."""
     settings = preset("sample").trial
     names = ("bicubic", "autoencoder", "teacher_1", f"teacher_{settings.resshift.steps}")
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def measure() -> None:
 
 
 def _keep(report: Report, write: Callable[[Path], None]) -> None:
-    """Every report overwrites the shipped weights; the last one stays."""
+    """Every report overwrites the shipped weights."""
     shown = {name: round(value, 4) for name, value in report.metrics.items()}
     print(f"step {report.step}: {shown}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def _keep(report: Report, write: Callable[[Path], None]) -> None:
 
 @torch.no_grad()
 def _measure_base(held_out: Tensor) -> None:
-    """On validation targets (N, 3, 64, 64) in [-1, 1]; the noise predictor also on as many training crops."""
+    """Measures the base on validation targets (N, 3, 64, 64) in [-1, 1]; its noise predictor also on training crops."""
     photographs = [photograph.pixels for photograph in load_photographs(SAMPLE, "train")]
     crops = {
         "held_out": held_out,
@@ -178,7 +178,7 @@ def _measure_base(held_out: Tensor) -> None:
 
 
 def _save_half(model: ModelMixin, folder: Path) -> None:
-    """In the layout of diffusers, at half precision: half the size. To be loaded in float32."""
+    """Saves in the layout of diffusers, in half precision to halve the size. Load it in float32."""
     copy.deepcopy(model).half().save_pretrained(folder)
 
 

@@ -1,12 +1,12 @@
 """Trains the small VQ-f4 autoencoder that ships with the project.
 
-The shape is the published VQ-f4 (Rombach et al. 2022: three levels, 3 latent channels, one latent pixel for 4 x 4
-image pixels), only narrower. Trained on the sample's training photographs alone:
+The architecture is the published VQ-f4 (Rombach et al. 2022: three levels, 3 latent channels, one latent pixel for
+4 x 4 image pixels) with fewer channels. It is trained on the sample's training photographs only:
 
-1. a sixth of the steps without quantisation, so that the encoder finds its latents before a codebook holds them;
-2. the codebook is drawn from those latents (a random start collapses to a few codes), and training goes on with it;
-3. latents are rescaled to unit standard deviation, which ResShift's input scaling assumes. The rescaling is exact:
-   what `quant_conv` and the codebook gain, `post_quant_conv` loses.
+1. The first sixth of the steps trains without quantisation, so that the encoder learns its latents first.
+2. The codebook is drawn from those latents (a random codebook collapses to a few codes), and training continues.
+3. Latents are rescaled to unit standard deviation, which ResShift's input scaling assumes. This is exact:
+   `quant_conv` and the codebook are divided by a factor, and `post_quant_conv` is multiplied by it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from trainables.networks.autoencoder import build_vq_f4
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """How the shipped autoencoder is trained. Sizes in pixels, learning rate at its peak.
+    """Settings of the autoencoder's training. Sizes are in pixels; the learning rate is its peak.
 
-    The perceptual term costs as much as the autoencoder, so it enters in the last third only, and sees only the first
-    `perceptual_images` of a batch.
+    The perceptual term costs as much time as the autoencoder. It is therefore used in the last third of the steps
+    only, on the first `perceptual_images` of a batch.
     """
 
     steps: int = 9000
@@ -47,10 +47,10 @@ class AutoencoderRecipe:
 
 
 def random_crops(photographs: Sequence[np.ndarray], batch: int, size: int, rng: np.random.Generator) -> Tensor:
-    """(batch, 3, size, size) crops in [-1, 1], with flips, exchanged colour channels and a random contrast.
+    """(batch, 3, size, size) crops in [-1, 1], with random flips, colour channel order and contrast.
 
-    The sample has few photographs, some in one hue (retina, histology); exchanging channels and stretching contrast
-    are what lets the autoencoder see other colours.
+    The sample has few photographs, some of one hue (retina, histology). Permuted channels and random contrast add other
+    colours.
     """
     areas = np.sqrt([p.shape[0] * p.shape[1] for p in photographs])
     crops = []
@@ -95,7 +95,7 @@ def train_autoencoder(
         latents = latents.float()
         if step < codebook_from:
             quantised = latents
-            # Keeps the latents near unit size until the codebook does.
+            # Keeps the latents near unit scale before there is a codebook.
             codebook_loss = 0.01 * (latents.std() - 1).square()
         else:
             quantised, codebook_loss, _ = model.quantize(latents)
@@ -126,7 +126,7 @@ def _new_model(recipe: AutoencoderRecipe) -> VQModel:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to 2 % of the peak."""
+    """Learning rate relative to its peak: linear warm-up over 100 steps, then a cosine down to 2 %."""
     return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 

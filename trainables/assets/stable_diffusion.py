@@ -1,9 +1,9 @@
-"""Trains the small Stable-Diffusion-shaped base that ships with the project: an autoencoder and a prior in its latents.
+"""Trains the small base that ships with the project: an autoencoder and a noise predictor, as in Stable Diffusion.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), in the classes of diffusers
-and only smaller: a KL autoencoder with one latent pixel for 4 x 4 image pixels, and a U-Net with cross-attention that
-predicts noise. There is no text encoder: one fixed conditioning stands for the empty prompt, and the prior is trained
-with it alone, on the sample's training photographs.
+It follows Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), with smaller
+networks of diffusers' classes: a KL autoencoder with one latent pixel for 4 x 4 image pixels, and a U-Net with
+cross-attention that predicts noise. There is no text encoder: one fixed conditioning represents the empty prompt, and
+the U-Net is trained with it only. Both train on the sample's training photographs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CROSS_ATTENTION_DIM = 32
 
 @dataclass(frozen=True)
 class BaseAutoencoderRecipe:
-    """How the base's autoencoder is trained. Sizes in pixels, learning rate at its peak.
+    """Settings of the base autoencoder's training. Sizes are in pixels; the learning rate is its peak.
 
-    The perceptual term enters in the last third only and sees only the first `perceptual_images` of a batch, as with
-    the VQ-f4. `kl_weight` is for the divergence summed over an image's latents, against the mean over its pixels.
+    The perceptual term is used in the last third of the steps only, on the first `perceptual_images` of a batch, as for
+    the VQ-f4. `kl_weight` weights the divergence summed over an image's latents; the pixel loss is a mean over pixels.
     """
 
     steps: int = 4800
@@ -48,7 +48,7 @@ class BaseAutoencoderRecipe:
 
 @dataclass(frozen=True)
 class BaseUNetRecipe:
-    """How the base's noise predictor is trained, on the latents of `crops` random crops of `crop` pixels."""
+    """Settings of the noise predictor's training, on the latents of `crops` random crops of `crop` pixels."""
 
     steps: int = 5200
     batch_size: int = 16
@@ -66,7 +66,7 @@ def train_base_autoencoder(
     log: Callable[[str], None] = print,
 ) -> AutoencoderKL:
     """Trains on uint8 photographs (H, W, 3) at least 64 pixels high and wide, starting from a VQ-f4's encoder and
-    decoder; returns the averaged weights, with the `scaling_factor` that gives latents unit deviation."""
+    decoder. Returns the averaged weights; their `scaling_factor` scales latents to unit standard deviation."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = _from_vq(vq)
@@ -106,8 +106,8 @@ def train_base_unet(
     recipe: BaseUNetRecipe,
     log: Callable[[str], None] = print,
 ) -> UNet2DConditionModel:
-    """Trains a prior of the photographs' latents that predicts noise, at all timesteps alike; returns the averaged
-    weights. `empty_prompt`: (1, N, 32), the only conditioning it sees."""
+    """Trains a noise predictor on the photographs' latents, at uniformly drawn timesteps; returns averaged weights.
+    `empty_prompt`: (1, N, 32), the only conditioning."""
     torch.manual_seed(recipe.seed)
     model = _new_unet()
     scheduler = base_scheduler()
@@ -132,9 +132,9 @@ def train_base_unet(
 
 
 def _new_unet() -> UNet2DConditionModel:
-    """Stable Diffusion's layout with three levels instead of four, fresh weights; sides of latents are multiples of 4.
+    """Stable Diffusion's layout with three levels instead of four and new weights; latent sides are multiples of 4.
 
-    `attention_head_dim` is the number of heads here, as it is in Stable Diffusion's own configuration.
+    `attention_head_dim` is the number of heads here, as in Stable Diffusion's own configuration.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -151,7 +151,7 @@ def _new_unet() -> UNet2DConditionModel:
 
 
 def base_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion 1 and 2, with its numbers."""
+    """The noise schedule of Stable Diffusion 1 and 2."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -165,7 +165,7 @@ def base_scheduler() -> DDIMScheduler:
 
 
 def draw_empty_prompt() -> Tensor:
-    """(1, 2, 32), standard normal: what stands for a text encoder's output for the empty prompt, its start and end."""
+    """(1, 2, 32), standard normal: replaces a text encoder's output for the empty prompt (start and end token)."""
     return torch.randn(1, 2, CROSS_ATTENTION_DIM, generator=torch.Generator().manual_seed(0))
 
 
@@ -180,8 +180,8 @@ def noise_errors(
     """Mean squared errors of noise predictions at one timestep, on scaled latents (B, 4, h, w).
 
     Returns:
-        `unet`: the network's. `zero`: that of predicting 0. `input`: that of predicting the noised latents, which is
-        right in the limit of noise alone. `scaled`: that of the best multiple of them, in hindsight.
+        Errors of four predictions. `unet`: the network. `zero`: 0. `input`: the noised latents, which is exact for
+        pure noise. `scaled`: the noised latents times the best factor, fitted on the true noise.
     """
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(timestep))
     t = torch.full((len(latents),), timestep)
@@ -197,13 +197,13 @@ def noise_errors(
 
 @torch.no_grad()
 def encode_crops(model: AutoencoderKL, crops: Tensor) -> Tensor:
-    """Mean latents (B, 4, H/4, W/4) of crops (B, 3, H, W) in [-1, 1], not scaled."""
+    """Unscaled mean latents (B, 4, H/4, W/4) of crops (B, 3, H, W) in [-1, 1]."""
     return torch.cat([model.encode(part).latent_dist.mode() for part in crops.split(32)])
 
 
 def _from_vq(vq: VQModel) -> AutoencoderKL:
-    """A KL autoencoder that starts as the VQ-f4 does without its codebook: the fourth latent channel is new, and all
-    are sampled with a deviation of exp(-3)."""
+    """A KL autoencoder that starts as the VQ-f4 without its codebook. The fourth latent channel is new. All channels
+    are sampled with a standard deviation of exp(-3)."""
     config = vq.config
     model = AutoencoderKL(
         down_block_types=config.down_block_types,
@@ -221,7 +221,7 @@ def _from_vq(vq: VQModel) -> AutoencoderKL:
             torch.nn.init.zeros_(quant_conv.bias)
         for name, weights in vq.state_dict().items():
             if name in own:
-                # Where one has more channels than the other, the first ones are the VQ-f4's.
+                # If the new layer has more channels, the first ones are copied from the VQ-f4.
                 own[name][tuple(slice(size) for size in weights.shape)] = weights
         model.quant_conv.weight[LATENT_CHANNELS:] = 0
         model.quant_conv.bias[LATENT_CHANNELS:] = -6

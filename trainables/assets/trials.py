@@ -1,7 +1,7 @@
-"""Finished trials that ship with the project, for questions that train nothing: `make assets ARGS=finished`.
+"""Trains the finished trials that ship with the project, for evaluation-only spaces: `make assets ARGS=finished`.
 
-On the training photographs of the sample, through the same loop as every trial, only longer. A finished trial is a
-folder with its averaged weights, in half precision here, and its settings.
+They train on the sample's training photographs in the same loop as every trial, with more steps. A finished trial is a
+folder with its averaged weights, here in half precision, and its settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainables.training.reporting import Report
 
 SAMPLE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 
-# In this order: the decoders are trained on what the first one restores.
+# Trained in this order: the decoders train on the first trial's restored latents.
 RECIPES: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
         "pairs.train_pairs": 2048,
@@ -62,18 +62,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(method: str) -> TrialSettings:
-    """The sample preset's settings of a method with its recipe."""
+    """The sample preset's settings of a method, changed by its recipe."""
     chosen = preset("sample")
     return override(chosen.trial, {"method": method, **chosen.methods[method], **RECIPES[method]})
 
 
 def train_finished(method: str) -> Mapping[str, Any]:
-    """Trains and saves the finished trial of a method; returns what it reached, for `build.json`."""
+    """Trains and saves the finished trial of a method; returns its recipe, time and metrics for `build.json`."""
     settings, started, reached = recipe(method), time.monotonic(), dict[str, float]()
     folder = ASSETS / f"{method}_sample"
 
     def keep(report: Report, write: Callable[[Path], None]) -> None:
-        """Every report overwrites what ships; the last one stays."""
+        """Every report overwrites the shipped files."""
         reached.update({name: value for name, value in report.metrics.items() if name.startswith("val/")})
         print(f"{method}, step {report.step}: {reached}", flush=True)
         with tempfile.TemporaryDirectory() as written:

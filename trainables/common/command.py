@@ -73,10 +73,15 @@ def run_command(
     """
     keep_output_open()
     prog = parser.prog
+    status = int(ExitStatus.FAILED)
     try:
         flags = parser.parse_args(arguments)
         prog = " ".join([prog, *filter(None, [getattr(flags, "command", "")])])
         status = work(flags)
+    except SystemExit as ended:  # --help and --version
+        if ended.code:
+            raise
+        status = ExitStatus.DONE
     except InputError as error:
         prog = error.prog if isinstance(error, UsageError) else prog
         print(f"{prog}: error: {error}", file=sys.stderr)

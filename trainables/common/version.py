@@ -4,4 +4,4 @@ Not read from the metadata of the installed package, because a checkout that is 
 """
 
 PROJECT = "restoration-sweeps"
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"

@@ -1,4 +1,4 @@
-"""The statistics of an answer, against independent computations and on sweeps whose truth is known."""
+"""The statistics of an answer, compared with independent implementations and tested on simulated sweeps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def sweep(
     stopped: int = 0,
     seeds: int = 1,
 ) -> Tables:
-    """A made-up sweep of lower-is-better values: images differ much, configurations by `effects`, seeds by
-    `seed_sd` as a whole and by twice that image by image."""
+    """A simulated sweep of a lower-is-better metric. Images differ much; configurations differ by `effects`; each seed
+    shifts all images by `seed_sd` and every single image by twice that."""
     level = rng.uniform(0.1, 0.5, len(IMAGES))
     leaderboard: list[dict[str, Any]] = []
     per_image: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ def ask(tables: Tables, baseline: int = 3, **settings: Any) -> Answer:
     return answer(*tables, METRIC, [f"t{index:03d}" for index in range(baseline)], **settings)
 
 
-# --- against second implementations -----------------------------------------------------------------------
+# --- compared with independent implementations ------------------------------------------------------------
 
 
 def test_sign_flips_agree_with_scipy() -> None:
@@ -84,7 +84,7 @@ def test_bootstrap_of_single_photographs_agrees_with_scipy() -> None:
 
 
 def test_bootstrap_draws_photographs_then_images() -> None:
-    """Variance of the resampled mean: between photographs over their number, plus within over all images."""
+    """Variance of the resampled mean = variance between photographs / photographs + variance within / images."""
     rng = np.random.default_rng(0)
     groups, size = 4, 6
     values = rng.normal(size=(groups, size)) + 2 * rng.normal(size=(groups, 1))
@@ -94,7 +94,7 @@ def test_bootstrap_draws_photographs_then_images() -> None:
     assert (weights @ values.ravel()).var() == pytest.approx(expected, rel=0.03)
 
 
-def test_bootstrap_copes_with_photographs_of_unequal_size_and_any_order() -> None:
+def test_bootstrap_accepts_photographs_of_unequal_size_in_any_order() -> None:
     rng = np.random.default_rng(0)
     names = ["b", "a", "b", "c", "b", "a"]
     weights = resampling.bootstrap_weights(names, 5000, rng)
@@ -104,7 +104,7 @@ def test_bootstrap_copes_with_photographs_of_unequal_size_and_any_order() -> Non
 
 
 @pytest.mark.parametrize("family", [4, 9])
-def test_holm_by_its_definition(family: int) -> None:
+def test_holm_agrees_with_its_definition(family: int) -> None:
     p = np.array([0.03, 0.001, 0.2, 0.012])
     padded = sorted([*p, *[1.0] * (family - len(p))])
     by_value: dict[float, float] = {}
@@ -125,7 +125,7 @@ def test_dunnett_agrees_with_scipy() -> None:
     assert ours == pytest.approx(theirs.pvalue, abs=0.01)
 
 
-def test_one_comparison_is_students_t_test() -> None:
+def test_dunnett_of_one_comparison_is_students_t_test() -> None:
     rng = np.random.default_rng(0)
     control, treated = rng.normal(0, 1, 3), rng.normal(2, 1, 2)
     sd, df = resampling.pooled_sd([control, treated])
@@ -135,13 +135,12 @@ def test_one_comparison_is_students_t_test() -> None:
     assert resampling.dunnett_p(t, [2], 3, df, rng)[0] == pytest.approx(theirs.pvalue, abs=0.01)
 
 
-# --- sweeps whose truth is known --------------------------------------------------------------------------
+# --- simulated sweeps with known effects ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stopped", [0, 6])
 def test_false_claims_are_rare(stopped: int) -> None:
-    """Nothing differs but by luck; a claim about any of eight configurations is false. At most 5 % of sweeps
-    may make one."""
+    """All eight configurations differ by chance only, so every claim is false. At most 5 % of sweeps may make one."""
     rng = np.random.default_rng(stopped)
     sweeps = 100
     claims = 0
@@ -162,8 +161,8 @@ def test_a_real_gain_is_found() -> None:
     assert found >= 27
 
 
-def test_seeds_of_a_candidate_make_the_comparison_sharper() -> None:
-    """The same effect, five spreads large, in the same number of random sweeps."""
+def test_more_seeds_of_a_configuration_find_more_gains() -> None:
+    """The effect is five seed-to-seed standard deviations, in the same number of random sweeps."""
 
     def found(seeds: int) -> int:
         rng = np.random.default_rng(0)
@@ -173,7 +172,7 @@ def test_seeds_of_a_candidate_make_the_comparison_sharper() -> None:
     assert found(seeds=4) > found(seeds=1) + 5
 
 
-def test_the_direction_turns_the_answer_round() -> None:
+def test_direction_decides_the_winner() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05, 0.05])
     tables = (
         [{**row, "val/x": row[METRIC]} for row in leaderboard],
@@ -186,7 +185,7 @@ def test_the_direction_turns_the_answer_round() -> None:
         answer(*tables, "val/x", ["t000"])
 
 
-def test_numbers_of_a_comparison_are_those_of_the_tables() -> None:
+def test_numbers_of_a_comparison_agree_with_the_tables() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05], seeds=2)
     result = ask((leaderboard, per_image))
     mean = {row["id"]: row[METRIC] for row in leaderboard}
@@ -211,7 +210,7 @@ def test_the_same_tables_give_the_same_answer() -> None:
     assert ask((tables[0], shuffled)) == ask(tables)
 
 
-# --- what is said, and what is not ------------------------------------------------------------------------
+# --- sentences --------------------------------------------------------------------------------------------
 
 
 def test_a_clear_winner_is_named_with_its_settings() -> None:
@@ -219,7 +218,7 @@ def test_a_clear_winner_is_named_with_its_settings() -> None:
     text = result.verdict
     assert text.startswith("t003 (inversion 0.2) is better than 1:1:1 by 0.05")
     assert "24 images of 3 photographs" in text and "best of 7 configurations" in text
-    assert text.endswith("): distinguishable.")
+    assert " ST-LPIPS. The 95 % interval is 0.0" in text and "distinguishable" not in text
     rest = " ".join(result.sentences[1:])
     assert "4 trials stopped early by ASHA" in rest and "3 photographs and are rough" in rest
     assert "1 better, 0 worse, 1 not distinguishable" in rest and "PSNR +0." in rest
@@ -230,15 +229,15 @@ def test_without_two_seeds_nothing_is_claimed() -> None:
     result = ask(sweep(np.random.default_rng(0), [-0.05], baseline_seeds=1), baseline=1)
     assert result.comparisons[0].verdict == "not distinguishable" and math.isnan(result.seed_sd)
     assert (
-        "seed-to-seed spread unknown" in result.verdict
-        and "no configuration was trained with two seeds" in result.verdict
+        "the seed-to-seed spread is unknown" in result.verdict
+        and "not distinguishable from it because no configuration was trained with two seeds." in result.verdict
     )
 
 
 def test_the_baseline_may_win() -> None:
     result = ask(sweep(np.random.default_rng(0), [0.05, 0.1]))
     assert result.winner_id in ("t000", "t001", "t002") and not result.secondary
-    assert result.verdict.startswith("Nothing beat 1:1:1; the next best, t003 (inversion 0.2), is behind it by 0.04")
+    assert result.verdict.startswith("Nothing beat 1:1:1; the next best, t003 (inversion 0.2), is worse by 0.04")
 
 
 def test_trials_of_another_length_are_not_compared() -> None:
@@ -250,7 +249,7 @@ def test_trials_of_another_length_are_not_compared() -> None:
     assert [comparison.ids for comparison in result.comparisons] == [("t003",)]
     assert result.not_compared == {
         "t004": "finished after 200 steps instead of 300",
-        "t005": f"{METRIC} of some of the 24 images is not there",
+        "t005": f"{METRIC} is missing for some of the 24 images",
     }
 
 
@@ -263,7 +262,7 @@ def test_controls_are_measured_against_the_winner() -> None:
 
 
 def with_control(tables: Tables, name: str, winner: str, leads: dict[str, Sequence[float]]) -> Tables:
-    """Adds a control that is ahead of the winner by so much image by image, in each metric."""
+    """Adds a control; `leads` gives its lead over the winner per metric, image by image (repeated in a cycle)."""
     leaderboard, per_image = tables
     rows = [
         {"id": name, "step": 0, "image": row["image"]}
@@ -275,7 +274,7 @@ def with_control(tables: Tables, name: str, winner: str, leads: dict[str, Sequen
     return [*leaderboard, control], [*per_image, *rows]
 
 
-def test_controls_ahead_of_the_winner_are_named_unless_it_may_be_luck() -> None:
+def test_controls_ahead_of_the_winner_are_named_unless_it_may_be_chance() -> None:
     tables = sweep(np.random.default_rng(0), [-0.05])
     leads = {"bicubic": ([-0.1], [2.0, 3.0]), "teacher_1": ([0.02], [-1.0, 1.1]), "autoencoder": ([0.2], [9.0])}
     for name, (st_lpips, psnr) in leads.items():
@@ -293,7 +292,7 @@ def test_controls_ahead_of_the_winner_are_named_unless_it_may_be_luck() -> None:
     assert result.verdict == ask(sweep(np.random.default_rng(0), [-0.05])).verdict
 
 
-def test_four_images_are_no_proof_that_a_control_is_ahead() -> None:
+def test_four_images_do_not_show_that_a_control_is_ahead() -> None:
     leaderboard, per_image = with_control(
         sweep(np.random.default_rng(0), [-0.05]), "bicubic", "t003", {METRIC: [-0.1], "val/psnr": [2.5]}
     )
@@ -301,26 +300,26 @@ def test_four_images_are_no_proof_that_a_control_is_ahead() -> None:
     assert not ask((leaderboard, few)).ahead and ask((leaderboard, per_image)).ahead
 
 
-@pytest.mark.parametrize(("lead", "doubt"), [([0.03], ""), ([0.43, -0.37], ", which may be luck")])
-def test_a_winner_behind_bicubic_is_told_so_first(lead: list[float], doubt: str) -> None:
+@pytest.mark.parametrize(("lead", "doubt"), [([0.03], ""), ([0.43, -0.37], "; this may be chance")])
+def test_winner_behind_bicubic_is_reported_first(lead: list[float], doubt: str) -> None:
     tables = sweep(np.random.default_rng(0), [-0.05])
     result = ask(with_control(tables, "bicubic", "t003", {METRIC: lead, "val/psnr": [0.0]}))
     low, high = -result.controls[0].high, -result.controls[0].low
     interval = f"{low:.4f}..{high:.4f}".replace("-", "−")
     assert result.sentences[1] == (
-        "The winner is behind bicubic, which trains nothing, in the objective itself: "
+        "The winner is behind untrained bicubic in the objective, "
         f"by 0.0300 ST-LPIPS (95 % interval {interval}){doubt}."
     )
     assert "bicubic" not in " ".join(result.sentences[2:])
 
 
-def test_controls_are_compared_without_a_baseline_too() -> None:
+def test_controls_are_compared_if_the_baseline_did_not_finish() -> None:
     tables = with_control(sweep(np.random.default_rng(0), [-0.05]), "bicubic", "t003", {METRIC: [0.03]})
     for row in tables[0][:3]:
         row["status"] = "failed"
     result = ask(tables)
     assert "1:1:1 did not finish" in result.verdict
-    assert result.sentences[1].startswith("The winner is behind bicubic, which trains nothing, in the objective itself")
+    assert result.sentences[1].startswith("The winner is behind untrained bicubic in the objective")
     for row in tables[0]:
         row["status"] = "control" if row["kind"] == "control" else "failed"
     assert ask(tables).sentences == ("No trial finished, so there is no answer.", "4 trials failed.")
@@ -329,39 +328,40 @@ def test_controls_are_compared_without_a_baseline_too() -> None:
 @pytest.mark.parametrize(
     ("winner", "said"),
     [
-        (0.6, "takes 1.91 times as long as the baseline's (600 against 314 ms; rough where trials ran beside others)."),
-        (0.0042, "takes 0.01 times as long as the baseline's (4.2 against 314 ms;"),
-        (0.4, None),  # one trial of the baseline was slower than that
-        (None, None),  # a table of before, or no report
+        (0.6, "1.91 times as long as a step of the baseline (600 and 314 ms; approximate if trials ran in parallel)."),
+        (0.0042, "takes 0.01 times as long as a step of the baseline (4.2 and 314 ms;"),
+        (0.4, None),  # one trial of the baseline was slower
+        (None, None),  # an older table, or no report
     ],
 )
-def test_the_cost_of_a_step_is_told_where_it_is_clear(winner: float | None, said: str | None) -> None:
+def test_step_time_is_reported_if_it_clearly_differs(winner: float | None, said: str | None) -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
     for row, seconds in zip(leaderboard, (0.3, 0.314, 0.5, winner), strict=True):
         row["step_seconds"] = seconds
     told = [text for text in ask((leaderboard, per_image)).sentences if text.startswith("A step of the winner ")]
     assert (said in told[0]) if said else not told
-    for row in [*leaderboard, *per_image]:  # nothing trained: what was measured is no step
+    for row in [*leaderboard, *per_image]:  # evaluation-only: there are no training steps
         row |= {"steps": 0, "step": 0}
     assert "A step" not in " ".join(ask((leaderboard, per_image)).sentences)
 
 
-def test_steps_that_take_about_as_long_are_not_compared() -> None:
+def test_similar_step_times_are_not_reported() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
     for row, seconds in zip(leaderboard, (0.30, 0.31, 0.32, 0.34), strict=True):  # 1.097 of the median
         row["step_seconds"] = seconds
     assert "A step" not in " ".join(ask((leaderboard, per_image)).sentences)
 
 
-def test_where_the_baseline_wins_the_next_best_is_told_the_cost_of() -> None:
+def test_step_time_of_the_next_best_is_reported_if_the_baseline_wins() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [0.05])
     for row, seconds in zip(leaderboard, (0.3, 0.3, 0.3, 0.15), strict=True):
         row["step_seconds"] = seconds
     text = " ".join(ask((leaderboard, per_image)).sentences)
-    assert "A step of the next best, t003 (inversion 0.2), takes 0.50 times as long as the baseline's (150" in text
+    assert "A step of the next best, t003 (inversion 0.2), takes 0.50 times as long as a step of the" in text
+    assert "step of the baseline (150 and 300 ms;" in text
 
 
-def test_unfinished_sweeps_have_an_answer_too() -> None:
+def test_unfinished_sweeps_have_an_answer() -> None:
     leaderboard, per_image = sweep(np.random.default_rng(0), [-0.05])
     for row in leaderboard[:3]:
         row["status"] = "interrupted"
@@ -375,7 +375,7 @@ def test_unfinished_sweeps_have_an_answer_too() -> None:
     assert answer([], [], METRIC, []).winner_id is None
 
 
-def test_bad_questions_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     tables = sweep(np.random.default_rng(0), [0.0])
     with pytest.raises(ValueError, match="'val/lpips' is in no leaderboard row; there are: val/psnr, val/st_lpips"):
         answer(*tables, "val/lpips", ["t000"])

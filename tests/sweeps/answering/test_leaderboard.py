@@ -47,7 +47,7 @@ ROWS = [
 ]
 
 
-def test_finished_and_controls_by_value_then_the_rest() -> None:
+def test_finished_trials_and_controls_by_value_then_other_trials() -> None:
     table = board(ROWS, METRIC)
     assert table.ids == ["t001", "teacher_15", "t000", "bicubic", "t003", "t002", "t004"]
     assert [cells[0].text for cells in table.lines] == ["1", "·", "2", "·", "", "", ""]
@@ -55,7 +55,7 @@ def test_finished_and_controls_by_value_then_the_rest() -> None:
     assert larger.ids == ["bicubic", "t000", "teacher_15", "t001", "t003", "t002", "t004"]
 
 
-def test_columns_are_the_objective_then_what_varied_then_the_rest() -> None:
+def test_columns_are_objective_then_varied_settings_then_other_metrics() -> None:
     titles = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"]).header]
     assert titles == [
         "", "id", "label", "status", "steps", "ST-LPIPS ↓", "Δ baseline", "inversion", "PSNR ↑", "SSIM ↑",
@@ -65,14 +65,14 @@ def test_columns_are_the_objective_then_what_varied_then_the_rest() -> None:
 
 
 def columns(rows: list[dict[str, Any]], *titles: str) -> dict[str, list[str]]:
-    """Texts of these columns by id; of a column that is not there, nothing."""
+    """Texts of these columns by id; missing columns are left out."""
     table = board(rows, METRIC)
     header = [cell.text for cell in table.header]
     shown = [header.index(title) for title in titles if title in header]
     return {id: [cells[k].text for k in shown] for id, cells in zip(table.ids, table.lines, strict=True)}
 
 
-def test_what_a_trial_costs_stands_beside_what_it_reached() -> None:
+def test_cost_columns_follow_the_objective() -> None:
     cost = {
         "t000": (0.3141, 25_632), "t001": (0.0042, 532_768), "t002": (0.0997, 2_182_404), "t003": (1.581, 866_000_000),
     }  # fmt: skip
@@ -86,16 +86,16 @@ def test_what_a_trial_costs_stands_beside_what_it_reached() -> None:
     assert titles[5:10] == ["ST-LPIPS ↓", "Δ baseline", "ms a step", "trained", "inversion"]
 
 
-def test_parameters_that_all_trials_train_have_no_column() -> None:
+def test_equal_numbers_of_trained_parameters_have_no_column() -> None:
     rows = [row | {"trained_parameters": None if row["kind"] == "control" else 532_768} for row in ROWS]
     assert not any(columns(rows, "trained").values())
-    rows[0]["trained_parameters"] = 532_769  # reads the same
+    rows[0]["trained_parameters"] = 532_769  # the same text
     assert not any(columns(rows, "trained").values())
     rows[0]["trained_parameters"] = 530_432
     assert columns(rows, "trained")["t000"] == ["0.530 M"]
 
 
-def test_restoring_without_training_has_no_steps_to_time() -> None:
+def test_evaluation_only_trials_have_no_step_time() -> None:
     rows = [row | {"steps": 0, "step_seconds": 0.0047} for row in ROWS]
     assert not any(columns(rows, "ms a step", "trained").values())
     assert not any(columns([row | {"step_seconds": None} for row in ROWS], "ms a step").values())
@@ -122,7 +122,7 @@ def test_ambiguous_names_are_written_in_full() -> None:
     assert {"a.rate", "b.rate"} <= {cell.text for cell in board(rows, METRIC).header}
 
 
-def test_a_hyperparameter_may_be_called_like_a_column() -> None:
+def test_hyperparameter_may_have_the_name_of_a_column() -> None:
     rows = [{**trial(f"t{index}", 0.1, steps=300), "config/train.steps": index} for index in (1, 2)]
     (first, _) = board(rows, METRIC).lines
     titles = [cell.text for cell in board(rows, METRIC).header]

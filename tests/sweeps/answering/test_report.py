@@ -1,4 +1,4 @@
-"""The report page: complete, self-contained, safe with any text, and written from whatever there is."""
+"""The report page: complete, self-contained, safe with any text, written also from incomplete tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three seeds of the baseline, two other finished trials, one stopped, one failed; and one control."""
+    """Three seeds of the baseline, two other finished trials, one stopped trial, one failed trial and one control."""
     rng = np.random.default_rng(0)
     level = rng.uniform(0.2, 0.5, 12)
     tables = RunTables(tmp_path / "sinsr_loss_ratios" / "first")
@@ -92,7 +92,7 @@ def test_the_page_has_everything(folder: Path) -> None:
         "failed",
     ):
         assert part in text, part
-    for title in ("Leaderboard", "Against the baseline", "ST-LPIPS over what varied", "Learning curves"):
+    for title in ("Leaderboard", "Compared with the baseline", "ST-LPIPS by hyperparameter", "Learning curves"):
         assert title in page.texts
     assert "Loss terms of 1:1:1" in page.texts
     charts = [value for name, value in page.attributes if name == "aria-label"]
@@ -107,7 +107,7 @@ def test_the_page_has_everything(folder: Path) -> None:
     assert sorted(name for name in path.parent.iterdir()) == [path]
 
 
-def test_the_page_tells_what_trials_cost_and_which_controls_are_ahead(folder: Path) -> None:
+def test_page_shows_costs_of_trials_and_controls_ahead_of_the_winner(folder: Path) -> None:
     tables = RunTables(folder).load()
     for row in tables.leaderboard:
         if row["kind"] == "trial" and row["status"] != "failed":
@@ -117,8 +117,8 @@ def test_the_page_tells_what_trials_cost_and_which_controls_are_ahead(folder: Pa
     tables.add_per_image([{**row, "id": "bicubic", "step": 0, METRIC: row[METRIC] - 0.1} for row in winner])
     tables.flush(force=True)
     text = " ".join(Page(write_report(folder, METRIC, ["t000", "t001", "t002"]).read_text(encoding="utf-8")).texts)
-    assert "behind bicubic, which trains nothing, in the objective itself: by 0.1000 ST-LPIPS" in text
-    assert "A step of the winner takes 2.00 times as long as the baseline's (600 against 300 ms;" in text
+    assert "behind untrained bicubic in the objective, by 0.1000 ST-LPIPS" in text
+    assert "A step of the winner takes 2.00 times as long as a step of the baseline (600 and 300 ms;" in text
     assert "ms a step trained inversion" in text and "600 0.600 M" in text
 
 
@@ -132,13 +132,13 @@ def test_a_sweep_whose_trials_all_failed_has_a_page(tmp_path: Path) -> None:
     assert "No trial finished, so there is no answer." in page.texts and "ms a step" not in page.texts
 
 
-def test_nothing_is_loaded_and_nothing_runs(folder: Path) -> None:
+def test_page_loads_nothing_and_runs_no_script(folder: Path) -> None:
     text = write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert not [value for name, value in page.attributes if name in ("src", "href") or name.startswith("on")]
     assert "url(" not in text and "@import" not in text and "http" not in text
-    assert any("<b>&\"'" in part for part in page.texts)  # the label, as text
+    assert any("<b>&\"'" in part for part in page.texts)  # the label, escaped
     assert any("<script>alert(1)</script>" in (value or "") for name, value in page.attributes if name == "title")
 
 
@@ -167,7 +167,7 @@ def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:
     assert "Leaderboard" in page.texts and "Learning curves" not in page.texts
 
 
-def test_charts_are_well_formed_and_inside_their_frame() -> None:
+def test_charts_are_valid_and_points_are_inside_the_frame() -> None:
     lines = [
         Line("a <b>", [(0, 1e-3), (10, 5.0), (20, float("nan"))], "winner"),
         Line("zero", [(0, 0.0), (10, -1.0)]),
@@ -192,7 +192,7 @@ def test_charts_are_well_formed_and_inside_their_frame() -> None:
     assert "near" in labels and "far" not in labels
 
 
-def test_positions_follow_the_axis() -> None:
+def test_positions_follow_the_scale_of_the_axis() -> None:
     """Equal ratios are equal distances on a logarithmic axis, equal differences on a linear one."""
 
     def centres(xs: list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The tables of a run folder: what goes in comes back, at any moment, from any process, after any restart."""
+"""The tables of a run folder are read back as written, at any time, by other processes, after restarts."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_per_image_keeps_the_newest_step_of_a_trial(tmp_path: Path) -> None:
 
     tables = RunTables(tmp_path)
     tables.add_per_image(rows(200, 1.0))
-    tables.add_per_image(rows(100, 9.0))  # older: a trial that restarted from an earlier checkpoint
+    tables.add_per_image(rows(100, 9.0))  # older: the trial restarted from an earlier checkpoint
     assert {(r["image"], r["step"], r["val/psnr"]) for r in tables.per_image} == {
         ("a", 200, 1.0),
         ("b", 200, 1.0),
@@ -122,7 +122,7 @@ def test_every_type_of_a_configuration_is_stored(tmp_path: Path) -> None:
         [1.0, False, None, "[3]", "x", 2, "1", None],
     ]
 
-    # A resumed run writes the same trials once more: nothing changes.
+    # A resumed run writes the same trials again: nothing changes.
     again = RunTables(tmp_path).load()
     again.upsert_trial({"id": "t1", **{f"config/{name}": value for name, value in second.items()}})
     again.flush(force=True)
@@ -167,7 +167,7 @@ def test_flush_waits_unless_forced(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_reader_never_sees_half_a_table(tmp_path: Path) -> None:
+def test_reader_never_sees_a_partial_table(tmp_path: Path) -> None:
     tables = RunTables(tmp_path, flush_seconds=0.0)
     tables.add_report({"id": "t0", "step": 0, "val/psnr": 0.0})
     tables.flush()
@@ -227,11 +227,11 @@ def test_plain_values() -> None:
     assert plain_value(Path("a/b")) == "a/b"
 
 
-# --- what the recorder writes into them, and into the log ---------------------------------------------------
+# --- tables and log of the recorder -------------------------------------------------------------------------
 
 
 def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22.0) -> dict[str, Any]:
-    """The result of a report as Tune hands it to callbacks: at this step, a step took so many seconds."""
+    """The result of a report as Tune passes it to callbacks. `seconds`: time per training step."""
     validation = Validation(
         {"val/psnr": np.array([psnr - 1, psnr + 1], np.float32)},
         ["cat@0,0", "cat@0,64"],
@@ -245,7 +245,7 @@ def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22
 def record(
     folder: Path, max_steps: int, reports: Mapping[int, float] | Sequence[dict[str, Any]], label: str = "attention"
 ) -> list[str]:
-    """A driver from its start to its end: one trial reports, at these steps how long a step took. Returns its log."""
+    """Runs a driver with one trial. `reports`: results, or step -> seconds per step. Returns the lines of the log."""
     results = [measured(*report) for report in reports.items()] if isinstance(reports, Mapping) else reports
     settings = RecorderSettings(str(folder), ("val/psnr",), {}, max_steps, 1, 1, 1, seed=0, shown=("val/psnr",))
     file = log_to(folder / "sweep.log")
@@ -264,20 +264,20 @@ def record(
     return [line[10:].rstrip() for line in (folder / "sweep.log").read_text().splitlines()]
 
 
-def test_a_step_takes_the_median_of_what_its_reports_took(tmp_path: Path) -> None:
+def test_step_time_is_the_median_of_the_reports(tmp_path: Path) -> None:
     record(tmp_path, 240, {60: 0.9, 120: 0.3, 180: 0.32})
     (row,) = read_rows(tmp_path / "leaderboard.parquet")
     assert (row["step_seconds"], row["trained_parameters"]) == (0.32, 532768)
-    record(tmp_path, 240, {240: 0.1})  # a resumed driver: half-way between 0.3 and 0.32
+    record(tmp_path, 240, {240: 0.1})  # a resumed driver: the median is midway between 0.3 and 0.32
     (row,) = read_rows(tmp_path / "leaderboard.parquet")
     assert row["step_seconds"] == pytest.approx(0.31)
     assert column_types(tmp_path / "leaderboard.parquet")["trained_parameters"] == "int64"
 
 
-def test_tables_of_before_go_on(tmp_path: Path) -> None:
+def test_older_tables_are_continued(tmp_path: Path) -> None:
     tables = RunTables(tmp_path)
     tables.upsert_trial({"id": "t000", "status": "interrupted", "steps": 60, "step_seconds": 0.5, "val/psnr": 20.0})
-    tables.add_report({"id": "t000", "step": 60, "val/psnr": 20.0})  # its times were lost
+    tables.add_report({"id": "t000", "step": 60, "val/psnr": 20.0})  # without step times
     tables.flush(force=True)
     old = pq.read_table(tmp_path / "leaderboard.parquet").drop_columns(["trained_parameters"])
     pq.write_table(old, tmp_path / "leaderboard.parquet")
@@ -286,7 +286,7 @@ def test_tables_of_before_go_on(tmp_path: Path) -> None:
     assert row["step_seconds"] == pytest.approx(0.3) and row["trained_parameters"] == 532768
 
 
-def test_the_first_report_says_how_many_parameters_train(tmp_path: Path) -> None:
+def test_first_report_shows_the_number_of_trained_parameters(tmp_path: Path) -> None:
     log = record(tmp_path, 180, {60: 0.3, 120: 0.3})
     assert [line for line in log if line.startswith("t000 step")] == [
         "t000 step 60/180  psnr 22.00  attention, 0.533 M parameters train",
@@ -294,7 +294,7 @@ def test_the_first_report_says_how_many_parameters_train(tmp_path: Path) -> None
     ]
 
 
-def test_restoring_without_training_times_no_step_and_trains_no_parameter(tmp_path: Path) -> None:
+def test_evaluation_only_trial_has_no_step_time_and_no_trained_parameters(tmp_path: Path) -> None:
     log = record(tmp_path, 0, {0: 0.0047})
     (row,) = read_rows(tmp_path / "leaderboard.parquet")
     assert row["step_seconds"] is None and row["trained_parameters"] is None
@@ -305,15 +305,15 @@ def images_of(folder: Path) -> dict[str, tuple[int, float]]:
     return {row["image"]: (row["step"], row["val/psnr"]) for row in read_rows(folder / "per_image.parquet")}
 
 
-def test_every_image_of_a_report_is_recorded_and_leaves_the_result(tmp_path: Path) -> None:
-    """Tune writes the last result of each trial into its state at every report: images would make that large."""
+def test_images_of_a_report_are_recorded_and_removed_from_the_result(tmp_path: Path) -> None:
+    """Tune writes the last result of each trial into its state at every report; images would make it large."""
     result = measured(60, 0.3)
     record(tmp_path, 180, [result])
     assert images_of(tmp_path) == {"cat@0,0": (60, 21.0), "cat@0,64": (60, 23.0)}
     assert VALIDATION not in result
 
 
-def test_repeated_report_changes_nothing_that_is_recorded(tmp_path: Path) -> None:
+def test_repeated_report_does_not_change_the_tables(tmp_path: Path) -> None:
     record(tmp_path, 180, {60: 0.3})
     before = {name: (tmp_path / name).read_bytes() for name in ("history.parquet", "per_image.parquet")}
     log = record(tmp_path, 180, [measured(60, 9.0, repeated=True, psnr=1.0)])
@@ -321,7 +321,7 @@ def test_repeated_report_changes_nothing_that_is_recorded(tmp_path: Path) -> Non
     assert "t000 continues at step 60" in log
 
 
-def test_repeated_report_fills_what_the_driver_never_received(tmp_path: Path) -> None:
+def test_repeated_report_is_recorded_if_the_driver_never_received_it(tmp_path: Path) -> None:
     """The trial had written its checkpoint, and the driver ended before the report arrived."""
     record(tmp_path, 180, {60: 0.3})
     record(tmp_path, 180, [measured(120, 0.4, repeated=True, psnr=24.0)])
@@ -334,5 +334,5 @@ def test_repeated_report_fills_what_the_driver_never_received(tmp_path: Path) ->
 def test_trial_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
     record(tmp_path, 180, {60: 0.3})
     log = record(tmp_path, 180, [measured(60, 0.5)])
-    assert {"t000 starts again: attention", "t000 continues at step 0"} <= set(log)
+    assert {"t000 starts again: attention", "t000 starts over at step 0"} <= set(log)
     assert [row["train/step_seconds"] for row in read_rows(tmp_path / "history.parquet")] == [0.5]

@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back with TensorBoard's own readers."""
+"""TensorBoard's files, read with TensorBoard's own readers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sweeps.recording.tensorboard import TensorBoardTrials
 from tests.helpers.tensorboard import Page, scalars
 
 
-def test_scalars_come_back(tmp_path: Path) -> None:
+def test_scalars_are_read_back(tmp_path: Path) -> None:
     board = TensorBoardTrials(tmp_path)
     board.losses("t000", [(step, {"loss/distillation": 1.0 / step}) for step in (50, 100)])
     board.report("t000", 100, {"val/psnr": np.float32(24.5), "val/ssim": math.nan, "val/lpips": None})
     board.losses("t000", [(step, {"loss/distillation": 1.0 / step}) for step in (150, 200)])
     board.report("t000", 200, {"val/psnr": 25.0})
-    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 24.5), (200, 25.0)]  # readable while it is open
+    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 24.5), (200, 25.0)]  # readable while the file is open
     board.close()
     losses = scalars(tmp_path / "t000", "loss/distillation")
     assert losses == [(step, pytest.approx(1.0 / step)) for step in (50, 100, 150, 200)]
     assert math.isnan(scalars(tmp_path / "t000", "val/ssim")[0][1])
 
 
-def test_images_come_back(tmp_path: Path) -> None:
+def test_images_are_read_back(tmp_path: Path) -> None:
     grid = np.random.default_rng(0).integers(0, 256, (8, 24, 3), dtype=np.uint8)
     board = TensorBoardTrials(tmp_path)
     board.images("t000", 100, "val/input_output_target", grid)
@@ -44,8 +44,8 @@ def test_images_come_back(tmp_path: Path) -> None:
         board.images("t000", 100, "x", grid / 255)
 
 
-def test_a_repeated_step_replaces_what_came_after_it(tmp_path: Path) -> None:
-    """A trial process died after step 300 and went on from the checkpoint of step 100."""
+def test_repeated_step_replaces_later_steps(tmp_path: Path) -> None:
+    """A trial process died after step 300 and continued from the checkpoint of step 100."""
     board = TensorBoardTrials(tmp_path)
     for step in (100, 200, 300):
         board.losses("t000", [(step, {"loss/x": 1.0})])
@@ -59,7 +59,7 @@ def test_a_repeated_step_replaces_what_came_after_it(tmp_path: Path) -> None:
     assert scalars(tmp_path / "t000", "loss/x") == expected
 
 
-def test_what_is_written_twice_is_there_once(tmp_path: Path) -> None:
+def test_values_written_twice_are_stored_once(tmp_path: Path) -> None:
     board = TensorBoardTrials(tmp_path)
     grid = np.zeros((4, 4, 3), dtype=np.uint8)
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_what_is_written_twice_is_there_once(tmp_path: Path) -> None:
     assert len(accumulator.Images("grid")) == 1
 
 
-def test_a_resumed_driver_drops_what_the_trial_repeats(tmp_path: Path) -> None:
+def test_resumed_driver_drops_steps_that_the_trial_repeats(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         board = TensorBoardTrials(tmp_path)
         if value == 2.0:
@@ -124,7 +124,7 @@ def test_the_page_lists_every_trial_with_its_status(sweep_folder: Path) -> None:
     assert [session.name for session in page.groups["t001"].sessions] == ["t001"]  # no sub-runs
 
 
-def test_the_page_has_the_numbers(sweep_folder: Path) -> None:
+def test_page_shows_hyperparameters_and_metrics(sweep_folder: Path) -> None:
     page = Page(sweep_folder)
     settings = {"sinsr.inversion": pytest.approx(0.2), "optimizer": "adam", "seed": 3.0, "status": "stopped"}
     assert page.hparams("t001") == settings
@@ -136,7 +136,7 @@ def test_the_page_has_the_numbers(sweep_folder: Path) -> None:
     assert scalars(sweep_folder / "t001", "val/psnr") == [(100, 21.0)]  # not written twice
 
 
-def test_the_experiment_is_declared(sweep_folder: Path) -> None:
+def test_experiment_declares_hyperparameters_and_metrics(sweep_folder: Path) -> None:
     experiment = Page(sweep_folder).experiment
     assert [metric.name.tag for metric in experiment.metric_infos] == ["val/st_lpips", "val/psnr"]
     infos = {info.name: info for info in experiment.hparam_infos}

@@ -26,12 +26,14 @@ import pytest
 from PIL import Image
 from pyarrow import fs, parquet
 
-from tests.helpers.buckets import BUCKET, bucket_uri
+from tests.helpers.buckets import BUCKET, bucket_uri, endpoint, upload
 from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
 from trainables.images.sources.source import open_source
+
+__all__ = ["endpoint", "upload"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 

@@ -22,6 +22,8 @@ from trainables.pretrained.resshift import count_parameters
 from trainables.settings import TrainingSettings, TrialSettings, flatten, override
 from trainables.settings.methods import METHODS, LatentKind
 from trainables.settings.presets import PRESETS, preset
+from trainables.settings.roles import ROLES
+from trainables.settings.setting import Limits
 
 SAMPLE = preset("sample").trial
 
@@ -170,28 +172,24 @@ NUMBERS = {
 """Every field with one number or several."""
 
 _RELATIVE = {f"pairs.degradation.{name}{end}" for name in ("kernel_prob", "resize_prob") for end in ("", "2")}
+_LIMITS = {name: Limits(*ROLES[name].within) for name in NUMBERS if ROLES[name].within}  # type: ignore[misc]  # not None
 _SHARES = {
-    *("pairs.colour_swap_prob", "data.max_rejected", "diffusion.fidelity_weight", "lora.dropout", "cfw.strength"),
-    *("ccsr.t_min", "training.beta1", "training.beta2", "training.ema_decay"),
+    *("pairs.colour_swap_prob", "ccsr.t_min"),
     *(name for name in NUMBERS if name.startswith("pairs.degradation.") and isinstance(NUMBERS[name], float)),
 }
-_WEIGHTS = {
-    *("sinsr.distillation", "sinsr.inversion", "sinsr.ground_truth", "diffusion.noise_weight", "perceptual.weight"),
-    *("diffusion.reconstruction_weight", "cfw.adversarial", "ccsr.adversarial", "pix2pix.l1", "pix2pix.adversarial"),
-}
 _FROM_ZERO = {
-    *("data.seed", "data.window_shards", "lora.rank", "pixel.attention_levels", "cfw.adversarial_start"),
-    *("ccsr.adversarial_start", "training.warmup_steps", "training.weight_decay", "training.clip_gradient"),
-    *("training.seed", "pairs.degradation.noise_range", "pairs.degradation.noise_range2"),
+    *(name for name, limits in _LIMITS.items() if limits.hold(0) and name != "training.max_steps"),
+    *("pixel.attention_levels", "pairs.degradation.noise_range", "pairs.degradation.noise_range2"),
     *("pairs.degradation.poisson_scale_range", "pairs.degradation.poisson_scale_range2"),
 }
+_ANY_SIZE = {name for name, limits in _LIMITS.items() if limits.high == math.inf}
 _SIGNED = {"pairs.print.exposure", "pairs.print.white_balance"}
 _SHAPES = {"pairs.print.halftone_period", "pairs.print.fibre_length", "pairs.print.jpeg_quality"}
 _STRENGTHS = {name for name in NUMBERS if name.startswith("pairs.print.")} - _SHAPES
 ON_PURPOSE = {
     -1: _SIGNED,
-    0: _RELATIVE | _SHARES | _WEIGHTS | _FROM_ZERO | _STRENGTHS,
-    10**30: _RELATIVE | _WEIGHTS | {"training.learning_rate", "training.rate_factor"},
+    0: _RELATIVE | _SHARES | _FROM_ZERO | _STRENGTHS,
+    10**30: _RELATIVE | _ANY_SIZE,
 }
 """Number -> the settings that accept it. Weights and rates may have any size: a diverging trial is a result."""
 
