@@ -1,4 +1,4 @@
-# `make sweep` and `make test` create .venv first if it is missing. `make help` lists all targets.
+# `make sweep` and `make test` first create .venv if it is missing. `make help` lists all targets.
 #
 #   make sweep ARGS="--trials 4"              flags of run_sweep.py
 #   make sweep SPACE=another_space            another question
@@ -11,9 +11,9 @@ ARGS   ?=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Written last: the environment is complete, and as new as requirements.txt.
+# Written last: the environment is complete and matches requirements.txt.
 STAMP  := $(VENV)/.made-from-requirements
-# Written first and removed last: if it is found at the start, an install was interrupted.
+# Written first and removed last: if it exists at the start, an install was interrupted.
 BEGUN  := $(VENV).begun
 LOCK   := $(VENV).lock
 
@@ -27,9 +27,9 @@ help:
 	@echo 'make test     all tests, slow ones too (flags: ARGS="...")'
 	@echo 'make check    lint, types, import rules and the fast tests (a few minutes)'
 	@echo 'make lint     ruff and mypy'
-	@echo 'make format   let ruff format the code'
-	@echo 'make assets   train again the small networks that ship with the project'
-	@echo 'make clean    remove $(VENV) and caches; results stay'
+	@echo 'make format   format the code with ruff'
+	@echo 'make assets   train the small shipped networks again'
+	@echo 'make clean    remove $(VENV) and caches; keep results'
 
 sweep: $(STAMP)
 	@$(BIN)/python run_sweep.py --space $(SPACE) $(ARGS)
@@ -57,15 +57,15 @@ clean:
 	rm -rf $(VENV) $(BEGUN) $(LOCK) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One shell from lock to stamp. The lock lets a second `make` wait for the first instead of clearing its work away.
+# One shell from lock to stamp. A second `make` waits for the lock instead of deleting the first one's files.
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "make: PYTHON=$(PYTHON) is `$(PYTHON) --version 2>&1 | tail -1`; Python 3.11 or newer is needed," \
 	         "for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@set -e; exec 9>$(LOCK); if command -v flock >/dev/null; then flock 9; fi; \
 	if [ $@ -nt requirements.txt ]; then exit 0; fi; \
-	if [ -e $(BEGUN) ]; then echo "The last install into $(VENV) was cut off: starting afresh."; rm -rf $(VENV); fi; \
-	echo "Installing the pinned packages into $(VENV): the first time takes two to five minutes and 7 GB."; \
+	if [ -e $(BEGUN) ]; then echo "The last install into $(VENV) was interrupted; installing again."; rm -rf $(VENV); fi; \
+	echo "Installing the pinned packages into $(VENV): the first install takes two to five minutes and 7 GB."; \
 	touch $(BEGUN); rm -f $@; \
 	$(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt; \

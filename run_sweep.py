@@ -1,4 +1,4 @@
-"""Asks a question of `search_spaces/` and answers it: `python run_sweep.py --space sinsr_loss_ratios`."""
+"""Runs a sweep for a question of `search_spaces/`: `python run_sweep.py --space sinsr_loss_ratios`."""
 
 from __future__ import annotations
 

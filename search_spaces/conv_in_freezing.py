@@ -1,8 +1,8 @@
 """Must the UNet's first convolution be trained once it is widened for the conditioning?
 
 If a LoRA run widens `conv_in` with zeros and freezes it, the network never sees the degraded image: the conditioning
-channels are multiplied by zero before anything trained. Marigold instead duplicates and halves the pretrained weights,
-and trains them.
+channels are multiplied by zero before the first trained layer. Marigold instead duplicates and halves the pretrained
+weights, and trains them.
 """
 
 from __future__ import annotations

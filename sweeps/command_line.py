@@ -1,6 +1,6 @@
-"""`python run_sweep.py` and `restoration-sweeps run`: flags in, exit status out.
+"""The command line of `python run_sweep.py` and `restoration-sweeps run`.
 
-Heavy packages are imported only once the flags are known to make sense.
+Heavy packages are imported only after the flags have been checked.
 """
 
 from __future__ import annotations
@@ -32,58 +32,56 @@ examples:
 
 
 def parser(prog: str = PROG) -> Flags:
-    """The command line. Defaults are those of `SweepSettings`."""
-    description = "Answers a question about training an image-restoration model, by training it many times."
+    """The flags. Their defaults are those of `SweepSettings`."""
+    description = "Answers a question about an image-restoration model: trains it many times and compares the results."
     epilog = EPILOG if prog == PROG else EPILOG.replace(f"python {PROG}", prog)
     flags = command_flags(prog, description, epilog)
-    what = flags.add_argument_group("what to ask")
-    what.add_argument("--space", metavar="NAME", help="the question, a file of search_spaces/")
-    what.add_argument("--list", action="store_true", help="the spaces and presets there are, and stop")
+    what = flags.add_argument_group("the question")
+    what.add_argument("--space", metavar="NAME", help="the question: name of a file in search_spaces/")
+    what.add_argument("--list", action="store_true", help="list the spaces and presets, and stop")
     what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
     what.add_argument(
         "--data",
         default="",
         metavar="SOURCE",
-        help="photographs or pairs to use: a folder, .txt, .parquet or URI (the preset's)",
+        help="photographs or pairs: a folder, .txt, .parquet or URI (the preset's)",
     )
-    start = "a finished trial to start from, as best/, or a public checkpoint's file"
+    start = "initial weights: a finished trial, such as best/, or the file of a public checkpoint"
     what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
-    what.add_argument("--seed", type=whole(0), default=0, help="of trials and search (0)")
-    budget = flags.add_argument_group("how long to search")
-    budget.add_argument("--trials", type=whole(1), default=0, metavar="N", help="trials in all (the preset's)")
+    what.add_argument("--seed", type=whole(0), default=0, help="seed of trials and search (0)")
+    budget = flags.add_argument_group("the budget")
+    budget.add_argument("--trials", type=whole(1), default=0, metavar="N", help="number of trials (the preset's)")
     budget.add_argument(
-        "--max-steps", type=whole(1), default=0, metavar="N", help="training steps of a trial (the preset's)"
+        "--max-steps", type=whole(1), default=0, metavar="N", help="training steps per trial (the preset's)"
     )
-    budget.add_argument("--objective", default="", metavar="METRIC", help="metric to search by (the space's)")
+    budget.add_argument("--objective", default="", metavar="METRIC", help="metric to optimise (the space's)")
     budget.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
     budget.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),
         default=3.0,
         metavar="R",
-        help="ASHA keeps the best 1/R at a rung (3)",
+        help="ASHA keeps the best 1/R of the trials at each rung (3)",
     )
-    where = flags.add_argument_group("where to run")
-    where.add_argument("--results", default="results", metavar="DIR", help="where runs are kept (results)")
+    where = flags.add_argument_group("folders and resources")
+    where.add_argument("--results", default="results", metavar="DIR", help="folder of the runs (results)")
+    where.add_argument("--store", default="", metavar="DIR", help="folder or URI of the prepared data (RESULTS/store)")
     where.add_argument(
-        "--store", default="", metavar="DIR", help="where prepared data is kept, a folder or URI (RESULTS/store)"
-    )
-    where.add_argument(
-        "--workers-per-trial", type=whole(1), default=0, metavar="N", help="processes of a trial (the preset's)"
+        "--workers-per-trial", type=whole(1), default=0, metavar="N", help="processes per trial (the preset's)"
     )
     where.add_argument(
-        "--cpus-per-worker", type=number(LEAST_SHARE), default=1.0, metavar="N", help="CPUs of a process (1)"
+        "--cpus-per-worker", type=number(LEAST_SHARE), default=1.0, metavar="N", help="CPUs per process (1)"
     )
     where.add_argument(
-        "--gpus-per-worker", type=number(0), default=PRESETS_GPUS, metavar="N", help="GPUs of a process (the preset's)"
+        "--gpus-per-worker", type=number(0), default=PRESETS_GPUS, metavar="N", help="GPUs per process (the preset's)"
     )
     where.add_argument(
         "--max-concurrent", type=whole(1), default=0, metavar="N", help="trials at once (as many as fit)"
     )
-    where.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
+    where.add_argument("--address", default="", metavar="ADDRESS", help="address of a Ray cluster, such as auto")
     run = flags.add_argument_group("runs")
-    run.add_argument("--dry-run", action="store_true", help="print the plan and stop; takes no resources")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop; starts nothing")
     run.add_argument("--resume", metavar="RUN", help="continue an interrupted run, given its folder")
     return flags
 
@@ -99,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         with shown_plainly():
             return _run(flags) if flags.resume is None else _resume(flags, given)
 
-    return run_command(parser(prog), given, work, "nothing was left half-written")
+    return run_command(parser(prog), given, work, "no incomplete files were left")
 
 
 def _run(flags: argparse.Namespace) -> int:
@@ -127,8 +125,9 @@ def _settings(flags: argparse.Namespace) -> SweepSettings:
 
 
 def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
-    """A run continues with the settings it was started with; only where it runs may change. `--space` may be repeated,
-    as `make sweep` does, and must be the run's."""
+    """Continues a run with its own settings; only `--address` may change. `--space` may be given again, as `make sweep`
+    does, but must be the run's.
+    """
     allowed = ("--resume", "--address", "--space")
     others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
     if others:
@@ -147,8 +146,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if plan.stores != record["stores"]:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
             raise InputError(
-                f"--resume {flags.resume}: the photographs, weights or code behind {changed} are not those it was "
-                "started with; restore them or start a new run"
+                f"--resume {flags.resume}: the photographs, weights or code for {changed} have changed since the run "
+                "started; restore them or start a new run"
             )
         plan.check()
         from sweeps.sweep import resume

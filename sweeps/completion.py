@@ -1,4 +1,4 @@
-"""Scripts with which shells complete our flags, made by shtab from the parsers themselves."""
+"""Shell scripts that complete the flags. shtab generates them from the parsers."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _NAMES: dict[str, Callable[[], list[str]]] = {
     "preset": lambda: list(PRESETS),
     "method": lambda: list(METHODS),
 }
-"""Destination of a flag -> the names that are offered; others, such as a file for --space, stay possible."""
+"""Destination of a flag -> suggested names. The flag also accepts other values."""
 
 
 def completion_script(prog: str, parser: Flags, modules: Mapping[str, str], shell: str) -> str:
-    """The script to be read by `shell`.
+    """The completion script for a shell.
 
     Args:
-        parser: of what stands before a subcommand. modules: subcommand -> module with its `parser(prog)`.
+        parser: the parser of the flags before a subcommand. modules: subcommand -> module with its `parser(prog)`.
     """
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, module in modules.items():
         commands.choices[name] = importlib.import_module(module).parser(f"{prog} {name}")
     for action in _actions(parser):
         if action.metavar in _FILES:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # as shtab wants it
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # the attribute that shtab reads
         elif action.metavar in _FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif action.dest in _NAMES:
@@ -43,7 +43,7 @@ def completion_script(prog: str, parser: Flags, modules: Mapping[str, str], shel
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Those of a parser and of its subparsers."""
+    """The actions of a parser and of its subparsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

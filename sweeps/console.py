@@ -1,4 +1,4 @@
-"""`restoration-sweeps run|data|restore|export`: the command that `pip install` makes, one for all command lines."""
+"""The installed command `restoration-sweeps run|data|restore|export`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainables.common.version import PROJECT
 DESCRIPTION = "Hyperparameter sweeps on Ray for diffusion-based image restoration."
 EPILOG = f"""\
 {PROJECT} COMMAND --help shows the flags of a command.
-To complete them in bash: eval "$({PROJECT} --print-completion bash)"
-{exit_statuses("some of the work could not be done")}
+Completion in bash: eval "$({PROJECT} --print-completion bash)"
+{exit_statuses("part of the work failed")}
 """
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 
@@ -26,7 +26,8 @@ class Command(NamedTuple):
     """A subcommand.
 
     Attributes:
-        module: has `main(arguments, prog)`, which returns an exit status, and `parser(prog)`. Imported when needed.
+        module: module with `main(arguments, prog)`, which returns an exit status, and `parser(prog)`. It is imported
+            only when needed.
     """
 
     module: str
@@ -34,16 +35,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("sweeps.command_line", "answer a question by training it many times; as python run_sweep.py"),
-    "data": Command("trainables.data.__main__", "make, show, check and delete prepared data"),
+    "run": Command("sweeps.command_line", "run a sweep; same as python run_sweep.py"),
+    "data": Command("trainables.data.__main__", "prepare, inspect, verify and delete data"),
     "restore": Command("trainables.restore", "restore pictures with a finished trial"),
-    "export": Command("trainables.export", "write a finished latent_diffusion in diffusers' layout"),
+    "export": Command("trainables.export", "export a finished latent_diffusion to diffusers' layout"),
 }
-"""To add a subcommand: one line here."""
+"""To add a subcommand, add one entry here."""
 
 
 def parser(prog: str = PROJECT) -> Flags:
-    """Of what stands before a command; the command's own flags are in its module."""
+    """The flags before a command. The flags of each command are in its module."""
     flags = command_flags(prog, DESCRIPTION, EPILOG)
     flags.add_argument("--print-completion", choices=SHELLS, help="print the script that completes flags in this shell")
     commands = flags.add_subparsers(dest="command", metavar="COMMAND")

@@ -1,11 +1,11 @@
-"""A finished `latent_diffusion` in diffusers' layout: `python -m trainables.export RUN/best FOLDER`.
+"""Exports a finished `latent_diffusion` to diffusers' layout: `python -m trainables.export RUN/best FOLDER`.
 
-    FOLDER/unet/                              the UNet, widened, its LoRA merged in
-    FOLDER/vae/, scheduler/, empty_prompt...  as the base has them; the schedule says what is predicted now
-    FOLDER/pytorch_lora_weights.safetensors   the LoRA alone, by its public names, where there is one
+    FOLDER/unet/                              the widened UNet, with merged LoRA
+    FOLDER/vae/, scheduler/, empty_prompt...  from the base; the scheduler has the trained prediction type
+    FOLDER/pytorch_lora_weights.safetensors   only the LoRA, with its public names, if the trial has one
 
-The folder is a base (`--set base.weights=FOLDER`) for further training, and what diffusers loads part by part. It takes
-as much disk as the base.
+The folder is a base for further training (`--set base.weights=FOLDER`), and diffusers can load each part. It takes as
+much disk space as the base.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainables.settings.presets import preset
 if TYPE_CHECKING:
     from trainables.methods.latent_diffusion import LatentDiffusion
 
-PROG, DESCRIPTION = "python -m trainables.export", "Writes a finished latent_diffusion in diffusers' layout."
+PROG, DESCRIPTION = "python -m trainables.export", "Exports a finished latent_diffusion to diffusers' layout."
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -37,15 +37,15 @@ def export(finished: Path, folder: Path) -> None:
     """Writes the finished trial in `finished` to `folder`, which must not exist.
 
     Raises:
-        InputError: not a finished `latent_diffusion`, or `folder` is there or cannot be written.
+        InputError: not a finished `latent_diffusion`, or `folder` exists or cannot be written.
     """
     if folder.exists():
-        raise InputError(f"FOLDER {folder}: is there already; expected one that is not")
+        raise InputError(f"FOLDER {folder}: already exists; choose a new folder")
     check_writable("FOLDER", folder)
     found = finished_settings(finished, "latent_diffusion", f"FINISHED {finished}")
     settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
 
-    # Seconds of imports: only for what passed so far.
+    # These imports take seconds; errors above are reported without them.
     import torch
 
     from trainables.methods.build import build_method
@@ -57,7 +57,7 @@ def export(finished: Path, folder: Path) -> None:
         written.mkdir(parents=True)
         _write(method, written)
         written.rename(folder)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
         raise InputError(f"FOLDER {folder}: cannot be written ({one_line(error)})") from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -92,7 +92,7 @@ def _write(method: LatentDiffusion, folder: Path) -> None:
 def parser(prog: str = PROG) -> Flags:
     flags = command_flags(prog, DESCRIPTION, exit_statuses())
     flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
-    flags.add_argument("folder", metavar="FOLDER", help="where to write")
+    flags.add_argument("folder", metavar="FOLDER", help="a new folder for the export")
     return flags
 
 

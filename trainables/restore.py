@@ -1,6 +1,7 @@
-"""One's own pictures restored by a finished trial: `python -m trainables.restore RUN/best INPUT OUTPUT`.
+"""Restores pictures with a finished trial: `python -m trainables.restore RUN/best INPUT OUTPUT`.
 
-INPUT is a picture or a folder of them, of any size. They come out under their names as 8-bit PNG. See docs/restore.md.
+INPUT is a picture or a folder of pictures, of any size. Restored pictures keep their names and are 8-bit PNG files. See
+docs/restore.md.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
     """The settings of a finished trial of any method, for restoring.
 
     Args:
-        changes: (name, value) of settings among `RESTORES`.
+        changes: (name, value) of settings in `RESTORES`.
 
     Raises:
-        InputError: not a finished trial, or a change that its method does not restore by.
+        InputError: not a finished trial, or a setting that cannot be changed for its method.
     """
     name = f"FINISHED {finished}"
     found = finished_settings(finished, "", name)
@@ -67,7 +68,7 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
     for setting, value in changes:
         if setting not in accepted:
             raise InputError(
-                f"--set {setting}={value}: this finished {trained.method} does not restore by it; expected one of "
+                f"--set {setting}={value}: cannot be changed for a finished {trained.method}; expected one of "
                 f"{', '.join(accepted)}"
             )
     settings = override(trained, dict(changes))
@@ -76,28 +77,29 @@ def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()
 
 
 def picture_key(seed: int, name: str, pixels: np.ndarray) -> tuple[int, ...]:
-    """The numbers that the noise of a picture is a function of: its file's name and size, and a seed.
+    """Seed, file name and size of a picture as numbers; its noise is a function of them.
 
     Args:
-        name: of the file, without folders. pixels: (H, W, 3).
+        name: file name without folders. pixels: (H, W, 3).
     """
     digest = hashlib.sha256(name.encode()).digest()
-    return (seed, int.from_bytes(digest[:7]), *pixels.shape[:2])  # 7 bytes: the method gets the key as int64
+    return (seed, int.from_bytes(digest[:7]), *pixels.shape[:2])  # 7 bytes, because the method's key is int64
 
 
 class Restorer:
     """A finished trial, ready to restore pictures of any size.
 
     Args:
-        settings: of `restoration_settings`.
-        tile: side of the pieces that a larger picture is restored in, in restored pixels; 0 for always the whole.
-        overlap: of neighbouring tiles, at least; its outer quarters are left away, between them tiles fade linearly.
+        settings: from `restoration_settings`.
+        tile: side of the tiles for larger pictures, restored pixels; 0 restores every picture as a whole.
+        overlap: smallest overlap of neighbouring tiles, restored pixels. Its outer quarters are discarded; between them
+            the tiles are blended linearly.
 
     Attributes:
-        multiple: what both sides of a restored piece must be multiples of.
+        multiple: divisor of both sides of a restored tile, pixels.
 
     Raises:
-        InputError: weights that cannot be had or do not fit, or tiles that the method cannot restore.
+        InputError: weights that are missing or do not match, or a tile size that the method cannot restore.
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
@@ -114,16 +116,16 @@ class Restorer:
         self.step = (tile - overlap) // self.multiple * self.multiple
         if tile and (tile % self.multiple or self.step < 1):
             raise InputError(
-                f"--tile {tile}: expected a multiple of {self.multiple} for this {settings.method}, from "
-                f"{-(-overlap // self.multiple) * self.multiple + self.multiple} on with --overlap {overlap}"
+                f"--tile {tile}: expected a multiple of {self.multiple} for {settings.method}, at least "
+                f"{-(-overlap // self.multiple) * self.multiple + self.multiple} with --overlap {overlap}"
             )
 
     def __call__(self, pixels: np.ndarray, key: Sequence[int]) -> np.ndarray:
         """The restored picture, uint8 (H * scale, W * scale, 3).
 
         Args:
-            pixels: uint8 (H, W, 3), RGB. It is continued by reflection to sides that the method takes.
-            key: what noise is a function of.
+            pixels: uint8 (H, W, 3), RGB. Padded by reflection to a size that the method accepts.
+            key: seed of the noise, see `picture_key`.
         """
         scale, factor = self.settings.pairs.scale, self.latent.factor
         rows, columns = pixels.shape[:2]
@@ -146,12 +148,12 @@ class Restorer:
         return np.rint(cropped * 255).astype(np.uint8).transpose(1, 2, 0)
 
     def restore(self, pixels: np.ndarray, noise: np.ndarray, key: Sequence[int]) -> np.ndarray:
-        """float32 (3, H * scale, W * scale) in [0, 1], restored as validation does.
+        """float32 (3, H * scale, W * scale) in [0, 1], restored as in validation.
 
         Args:
             pixels: uint8 (H, W, 3); `multiple` divides the restored sides.
-            noise: standard normal, (C, h, w) of the latent, or of the restored picture where there is none.
-            key: what the noise is a function of that a sampler adds in its steps.
+            noise: standard normal, (C, h, w) of the latent, or of the restored picture for methods without latents.
+            key: seed of the noise that the sampler adds in its steps.
         """
         import torch
 
@@ -170,7 +172,7 @@ class Restorer:
         return restored[0].float().clamp(0, 1).cpu().numpy()
 
     def _tiles(self, length: int) -> list[tuple[int, np.ndarray]]:
-        """Where the tiles of a side begin, and the weights of their pixels along it, which add up to 1 everywhere."""
+        """Start and pixel weights of each tile along one side. The weights add up to 1 at every pixel."""
         if not self.tile or length <= self.tile:
             return [(0, np.ones(length, np.float32))]
         starts = [*range(0, length - self.tile, self.step), length - self.tile]
@@ -188,11 +190,11 @@ class Restorer:
 
 @dataclass
 class Work:
-    """What is to be restored, and how far that is.
+    """The pictures to restore, and the progress.
 
     Attributes:
-        outputs: a file for each of `images`. missing: the numbers of those that are to be restored.
-        done: how many of them are. failed: how many could not be used.
+        outputs: an output file for each of `images`. missing: indices of the pictures to restore.
+        done: number of restored pictures. failed: number of pictures that could not be restored.
     """
 
     images: FileImages
@@ -203,15 +205,15 @@ class Work:
 
 
 def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
-    """The pictures that `source` is or holds, and where their restorations go; nothing is made.
+    """The pictures of `source` and their output files. Creates nothing.
 
     Raises:
-        InputError: no pictures, or places that cannot be written or hold something already.
+        InputError: no pictures, or output files that cannot be written or already exist.
     """
     images = _list_pictures(source)
     check_writable("OUTPUT", folder)
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"OUTPUT {folder}: lies in INPUT {source}; expected another folder, or a new one beside it")
+        raise InputError(f"OUTPUT {folder}: is inside INPUT {source}; choose a folder outside it")
     became: dict[Path, str] = {}
     for name in images.file_names:
         output = (folder / name).with_suffix(".png")
@@ -222,11 +224,11 @@ def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_e
     there = {output for output in outputs if output.exists()}
     inputs = {Path(images.place(row)).resolve() for row in range(len(images))} if there else set()
     if lost := sorted(output for output in there if output.resolve() in inputs):
-        raise InputError(f"OUTPUT {folder}: {lost[0]} is one of the pictures to restore; expected another folder")
+        raise InputError(f"OUTPUT {folder}: {lost[0]} is one of the pictures to restore; choose another folder")
     if there and not (overwrite or skip_existing):
         raise InputError(
-            f"OUTPUT {folder}: {len(there)} of {len(outputs)} files are there already, such as {min(there)}; expected "
-            "another folder, --skip-existing or --overwrite"
+            f"OUTPUT {folder}: {len(there)} of {len(outputs)} files already exist, such as {min(there)}; choose "
+            "another folder, or give --skip-existing or --overwrite"
         )
     missing = [row for row, output in enumerate(outputs) if overwrite or output not in there]
     return Work(images, outputs, missing)
@@ -246,7 +248,7 @@ def _list_pictures(source: Path) -> FileImages:
 
 
 def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
-    """Restores and writes what is missing, one picture after another. What cannot be used is named and left out.
+    """Restores and writes the missing pictures, one after another. Damaged pictures are named and skipped.
 
     Raises:
         InputError: a file cannot be written.
@@ -255,7 +257,7 @@ def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
         name, started = work.images.file_names[row], time.monotonic()
         try:
             pixels = work.images.pixels(row)
-        except Exception as error:  # decoders raise almost anything on a damaged file
+        except Exception as error:  # decoders raise many kinds of errors for damaged files
             trouble = reason(error)
         else:
             trouble = _restore_picture(
@@ -272,14 +274,14 @@ def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
 
 
 def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int], output: Path) -> str:
-    """Writes a picture, or returns why there is not enough memory for it."""
+    """Writes a picture. If memory is not enough, returns a message."""
     content = io.BytesIO()
     try:
         Image.fromarray(restorer(pixels, key)).save(content, "PNG")
-    except (RuntimeError, MemoryError) as error:  # a CPU's allocator has no exception of its own
+    except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        return f"not enough memory; give --tile PIXELS{', fewer of them' if restorer.tile else ''}"
+        return f"not enough memory; give {'a smaller --tile' if restorer.tile else '--tile PIXELS'}"
     write_whole(output, content.getvalue())
     return ""
 
@@ -288,22 +290,22 @@ def parser(prog: str = PROG) -> Flags:
     flags = command_flags(prog, DESCRIPTION, _EPILOG.replace(PROG, prog))
     flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
     flags.add_argument("input", metavar="INPUT", help="a picture, or a folder of pictures")
-    flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored ones, made if need be")
+    flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored pictures, created if needed")
     existing = flags.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace files that are there already")
-    existing.add_argument("--skip-existing", action="store_true", help="leave them, and restore the others")
-    flags.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change how it restores")
-    flags.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the noise (0)")
-    flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if there is one)")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing.add_argument("--skip-existing", action="store_true", help="keep existing files and restore the others")
+    flags.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of restoring")
+    flags.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the noise (0)")
+    flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if available)")
     flags.add_argument(
-        "--tile", type=whole(1), metavar="PIXELS", help="restore larger pictures in square pieces of this side"
+        "--tile", type=whole(1), metavar="PIXELS", help="restore larger pictures in square tiles of this side"
     )
-    flags.add_argument("--overlap", type=whole(0), metavar="PIXELS", help=f"of the pieces, at least ({OVERLAP})")
+    flags.add_argument("--overlap", type=whole(0), metavar="PIXELS", help=f"smallest overlap of tiles ({OVERLAP})")
     return flags
 
 
 def _tiling(flags: argparse.Namespace) -> tuple[int, int]:
-    """(tile, overlap) as a `Restorer` takes them, as far as that can be said without its method."""
+    """(tile, overlap) for `Restorer`, with the checks that do not need its method."""
     if flags.tile is None:
         if flags.overlap is not None:
             raise InputError(f"--overlap {flags.overlap}: has no effect without --tile")
@@ -321,14 +323,16 @@ def _device(text: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError):  # unknown, not there, or not in this build of torch
-        raise InputError(f"--device {text}: no such device here; expected cpu, or cuda:N with a GPU") from None
+    except (RuntimeError, AssertionError):  # unknown, missing, or not supported by this build of torch
+        raise InputError(
+            f"--device {text}: not available on this machine; expected cpu, or cuda:N with a GPU"
+        ) from None
     return torch.device(text)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
-    return run_command(parser(prog), arguments, _run, "nothing is restored")
+    return run_command(parser(prog), arguments, _run, "no picture was restored")
 
 
 def _run(flags: argparse.Namespace) -> int:
@@ -342,12 +346,13 @@ def _run(flags: argparse.Namespace) -> int:
         if work.missing:
             restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)
     except KeyboardInterrupt:
-        again = "the same command begins again" if flags.overwrite else "the same command with --skip-existing goes on"
-        raise KeyboardInterrupt(f"{work.done} of {len(work.missing)} pictures are restored; {again}") from None
+        again = "to start again" if flags.overwrite else "with --skip-existing to resume"
+        done = f"{work.done} of {len(work.missing)} pictures restored"
+        raise KeyboardInterrupt(f"{done}; run the same command {again}") from None
     there = len(work.outputs) - len(work.missing)
     print(
         f"restored {work.done} of {len(work.missing)} pictures to {folder}"
-        + (f"; {there} were there already" if there else "")
+        + (f"; {there} already existed" if there else "")
         + (f"; {work.failed} could not be restored" if work.failed else "")
     )
     return ExitStatus.FAILED if work.failed else ExitStatus.DONE

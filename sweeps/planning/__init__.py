@@ -1,1 +1,1 @@
-"""What was asked, and what it will take: settings, question, plan, resources, run folder."""
+"""A sweep before it starts: its settings, question, plan, resources and run folder."""

@@ -1,4 +1,4 @@
-"""What a sweep is going to do and take, known before it takes anything."""
+"""The plan of a sweep: its trials, prepared data, networks and resources, computed before it starts."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
-    metrics: names of all metrics that every validation reports.
+    metrics: names of the metrics that every validation reports.
     objective: one of them. direction: "max" or "min".
-    notes: what a person should know, such as why a metric is absent.
-    source: the photographs that all trials learn from, opened.
+    notes: hints for the user, such as the reason for a missing metric.
+    source: the opened photographs of all trials.
     store: root of the prepared stores, an absolute path or a URI.
-    stages_of: method -> the prepared stores that its trials read, made or still to be made.
-    networks: method -> how large it is.
+    stages_of: method -> the prepared stores that its trials read, existing or missing.
+    networks: method -> its size.
     concurrent: trials at once on this machine; 0 if a cluster decides.
     """
 
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which ASHA may stop a trial: validations, a factor of about `reduction_factor` apart."""
+        """Steps at which ASHA may stop a trial: validations, each about `reduction_factor` times the one before."""
         training = self.question.trial.training
         rung, rungs = float(training.report_every), []
         while rung < training.max_steps * 0.999:
@@ -79,13 +79,13 @@ class Plan:
 
     @property
     def reported(self) -> tuple[str, ...]:
-        """All metrics of a trial, the objective first: those of each restoration, and those of several together."""
+        """All metrics of a trial, the objective first: of each restoration, then of the stability over several."""
         several = self.question.trial.training.stability_draws > 1
         return tuple(dict.fromkeys([self.objective, *self.metrics, *(_stability(self.metrics) if several else ())]))
 
     @property
     def stores(self) -> dict[str, str]:
-        """Which prepared data the trials learn from: "train pairs" -> name of its store."""
+        """The prepared data of the trials: "train pairs" -> name of its store."""
         return {f"{stage.split} {stage.name}": stage.folder.name for stage in self.stages}
 
     @property
@@ -94,12 +94,12 @@ class Plan:
 
     @property
     def results_bytes(self) -> float:
-        """What the run's folder takes: a checkpoint a trial, one more for each that is being replaced."""
+        """Size of the run's folder: one checkpoint per trial, and one more for each checkpoint being replaced."""
         return (self.question.trials + max(1, self.concurrent)) * self.checkpoint_bytes
 
     @property
     def store_bytes(self) -> float:
-        """What prepared stores are going to take on this machine's disk."""
+        """Disk space for the prepared stores on this machine."""
         from trainables.data.prepare import bytes_to_come
 
         return bytes_to_come(self.stages, self.question.trial.data.window_shards, max(1, self.concurrent))
@@ -111,10 +111,10 @@ class Plan:
         return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
 
     def check(self) -> None:
-        """Refuses what would otherwise come out only once resources are taken.
+        """Finds errors that would otherwise appear only after the sweep has started.
 
         Raises:
-            InputError: a damaged store, or a machine that is too small.
+            InputError: a damaged store, or too little memory or disk space.
         """
         from trainables.data.prepared import VERIFIED_AT_START
         from trainables.data.stores.store import Store
@@ -131,7 +131,7 @@ class Plan:
         if self.memory_bytes > available:
             raise InputError(
                 f"--max-concurrent {self.concurrent}: the plan needs about {byte_text(self.memory_bytes)} of memory, "
-                f"{byte_text(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
+                f"but only {byte_text(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
             )
         needed = {
             "--store": (local_root(self.store), self.store_bytes),
@@ -140,10 +140,10 @@ class Plan:
         check_room(needed)
 
     def text(self, preparation_seconds: float = 0.0) -> str:
-        """The plan, a line a fact.
+        """The plan, one fact per line.
 
         Args:
-            preparation_seconds: how long it will take to make the stores, where that was estimated.
+            preparation_seconds: estimated time to make the missing stores; 0 if not estimated.
         """
         question, training, settings = self.question, self.question.trial.training, self.question.settings
         queue = question.space.queue[: question.trials]
@@ -152,7 +152,7 @@ class Plan:
             for point in question.space.points
         )
         proposed = question.trials - len(queue)
-        at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as the cluster holds"
+        at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as fit on the cluster"
         workers = f"{settings.workers_per_trial} worker(s) of {settings.cpus_per_worker:g} CPU"
         workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
         made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in self.stages if not s.exists]
@@ -164,8 +164,8 @@ class Plan:
             f"{at_once}, {workers}",
             "points": points,
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
-            "steps": f"{training.max_steps} a trial, a validation every {training.report_every}; "
-            f"{question.trials * training.max_steps} in all if none is stopped"
+            "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
+            f"{question.trials * training.max_steps} in all if no trial is stopped"
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
             "rungs": f"ASHA keeps the best 1/{settings.reduction_factor:g} at steps {', '.join(map(str, self.rungs))}; "
@@ -179,8 +179,8 @@ class Plan:
                 f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
-            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, of which "
-            f"{byte_text(self.checkpoint_bytes)} a checkpoint, one a trial",
+            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
+            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
@@ -188,14 +188,14 @@ class Plan:
 
 
 def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool = True) -> Plan:
-    """Resolves what needs the weights and photographs at hand; makes nothing.
+    """Checks the question with the actual weights, photographs and machine. Writes no files.
 
     Args:
-        metrics: the names a run was started with; empty to decide now.
-        download: whether bases, and LPIPS's backbone, may be fetched.
+        metrics: the metrics of the run to resume; empty to choose them now.
+        download: whether bases and the backbone of LPIPS may be downloaded.
 
     Raises:
-        InputError: weights, data, objective or resources that cannot be had.
+        InputError: weights, data, a metric or resources that are not available.
     """
     settings = question.settings
     store = store_root(settings.store or str(Path(settings.results) / "store"))
@@ -208,7 +208,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         check_address(settings.address)
     concurrent = 0 if settings.address else local_concurrency(question)
 
-    # Seconds of imports: only for what passed so far.
+    # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
     from trainables.metrics import ensure_available, resolve_metrics
@@ -257,11 +257,11 @@ def _check_stores(
     made: Sequence[Stage],
     stages: Callable[[TrialSettings], Sequence[Stage]],
 ) -> None:
-    """Refuses a configuration that reads other prepared data than the first of its method: a sweep prepares it once.
+    """Refuses a configuration that reads other prepared data than the first one of its method: a sweep makes it once.
 
     Args:
         made: the stages of its method.
-        stages: the stages that a trial reads.
+        stages: trial -> the stages that it reads.
     """
     expected = {stage.folder.name for stage in made}
 
@@ -273,13 +273,13 @@ def _check_stores(
         values, searched = flatten(configuration), [name for name in question.space.parameters if name != "method"]
         deciding = [name for name in searched if others(override(same, {name: values[name]}))]
         raise InputError(
-            f"--space {question.space.name}: searches {', '.join(deciding or searched)}, which decides what the "
-            f"prepared {found[-1]} hold, and these are made once a sweep; expected a sweep for each of its values"
+            f"--space {question.space.name}: searches {', '.join(deciding or searched)}, but prepared data "
+            f"({found[-1]}) depends on it; run one sweep per value"
         )
 
 
 def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
-    """Fetches what the hub's cache lacks, if it may."""
+    """Finds the bases, and downloads those missing from the hub's cache if `download` is true."""
     from trainables.pretrained.base_model import find_base
 
     wanted: dict[tuple[str, str], str] = {}
@@ -298,10 +298,10 @@ def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_photographs(trial: TrialSettings, source: Source, cache: Path) -> None:
-    """Refuses a source that cannot give the pairs, before anything is started.
+    """Checks that the source has enough photographs for the pairs.
 
     Args:
-        cache: a folder, where it may be noted what was found among many images.
+        cache: a folder that keeps the result of checking many images.
 
     Raises:
         InputError: see `Source.of_split` and `Pairs`.
@@ -309,13 +309,13 @@ def check_photographs(trial: TrialSettings, source: Source, cache: Path) -> None
     data, pairs = trial.data, trial.pairs
     source.of_split("train", pairs.image_size, pairs.scale, data.max_rejected, cache)
     held_out = source.of_split("validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
-    from trainables.images.pairs import Pairs  # imports torch: only for what passed so far
+    from trainables.images.pairs import Pairs  # imports torch, so only after the checks above
 
     Pairs(held_out, pairs, "validation", data.seed)
 
 
 def _check_effects_on_files(question: Question, source: Source) -> None:
-    """Refuses what would be set, or searched, without effect on the photographs and the base at hand."""
+    """Refuses settings, set or searched, that have no effect with these photographs or this base."""
     from trainables.pretrained.base_model import find_base, read_shape
 
     trial = question.trial
@@ -331,5 +331,5 @@ def _check_effects_on_files(question: Question, source: Source) -> None:
             if shape.in_channels > shape.latent_channels:
                 base = trial.base.weights
                 raise InputError(
-                    f"{text} has no effect: base.weights={base} sees both latents already; expected another"
+                    f"{text} has no effect: base.weights={base} already takes both latents; expected another base"
                 )

@@ -1,4 +1,4 @@
-"""What a sweep is told: the command line as a typed record, checked as far as that needs nothing heavy."""
+"""The question of a sweep: settings, space and preset combined into the settings of every trial."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from trainables.settings.roles import FLAGS, PATHS, ROLES, SHARED, WHEN_RESTORIN
 
 @dataclass(frozen=True)
 class Question:
-    """A sweep's settings resolved against its space and preset.
+    """A sweep's settings, combined with its space and preset.
 
     Attributes:
-        changes: method -> what its trials have different from the preset, beside the space's parameters and the seed.
-        trials: how many trials run in all, the space's points among them.
+        changes: method -> its settings that differ from the preset, without the space's parameters and the seed.
+        trials: number of trials, with the space's points.
     """
 
     settings: SweepSettings
@@ -51,40 +51,40 @@ class Question:
 
     @property
     def trial(self) -> TrialSettings:
-        """The baseline's settings. What is no business of one method (data, steps, seed) is so for all trials."""
+        """The baseline's settings. Those that belong to no method (data, steps, seed) are the same for all trials."""
         return self.trial_with(self.space.baseline.values)
 
     def trial_with(self, values: Mapping[str, Any], seed_offset: int = 0) -> TrialSettings:
         """The settings of a trial with these values of the space's parameters.
 
         Raises:
-            InputError: values that the settings refuse, or that do not go together.
+            InputError: values that the settings refuse, or that are invalid together.
         """
         changes = self.changes[str(values.get("method", next(iter(self.changes))))]
         trial = override(preset(self.settings.preset).trial, {**changes, **values, **_absolute_paths(values)})
         return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
     def outer_configurations(self) -> list[TrialSettings]:
-        """The settings of one trial of each point and, where configurations are proposed, of each end of their ranges.
+        """The settings of one trial per point and, if the search proposes trials, per end of each range.
 
         Raises:
-            InputError: values that the settings refuse, or that do not go together.
+            InputError: values that the settings refuse, or that are invalid together.
         """
         proposed = self.space.edges if self.trials > len(self.space.queue) else []
         return [self.trial_with(values) for values in (*(point.values for point in self.space.points), *proposed)]
 
     @property
     def every_method(self) -> list[TrialSettings]:
-        """The settings of one trial of each method: the first point's that trains it."""
+        """The settings of one trial per method: those of the first point with this method."""
         points = {str(p.values.get("method", self.space.method)): p.values for p in reversed(self.space.points)}
         return [self.trial_with(points.get(method, {"method": method})) for method in self.changes]
 
 
 def resolve(settings: SweepSettings) -> Question:
-    """Looks up the space and the preset and applies every override, in the order preset, space, flags.
+    """Loads the space and the preset and applies all changes, in the order preset, space, flags.
 
     Raises:
-        InputError: an unknown name, or a value that is not accepted.
+        InputError: an unknown name, or a value that is refused.
     """
     try:
         space = search_spaces.load(settings.space)
@@ -101,7 +101,7 @@ def resolve(settings: SweepSettings) -> Question:
     methods = (str(flags["method"]),) if "method" in flags else space.methods
     for method in methods:
         if method not in METHODS:
-            raise InputError(f"--set method={method}: there is none; the methods are {', '.join(METHODS)}")
+            raise InputError(f"--set method={method}: no such method; the methods are {', '.join(METHODS)}")
     _check_read(space, methods, settings)
     changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
     proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
@@ -123,18 +123,18 @@ def resolve(settings: SweepSettings) -> Question:
 
 
 def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
-    """What the command line says of the trials' settings."""
+    """Dotted name -> value, for the settings of trials on the command line."""
     flags: dict[str, object] = {}
     for name, value in settings.set:
         if name in space.parameters:
             raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
         if name in flags:
-            raise InputError(f"--set {name}={value}: given twice, with {flags[name]} before; expected one of them")
+            raise InputError(f"--set {name}={value}: given twice, first with {flags[name]}; give it once")
         flag = FLAGS.get(name, "")
         if flag == "--seed":
-            raise InputError(f"--set {name}={value}: expected --seed {value}, which the search follows as well")
+            raise InputError(f"--set {name}={value}: give --seed {value}, which also seeds the search")
         if flag and (given := getattr(settings, field_name(flag))):
-            raise InputError(f"--set {name}={value}: {flag} {given} says it as well; expected one of them")
+            raise InputError(f"--set {name}={value}: also set by {flag} {given}; give one of them")
         if name == "training.max_steps" and not space.trains:
             raise InputError(f"--set {name}={value}: the space {space.name} trains nothing")
         flags[name] = value
@@ -150,7 +150,7 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
 def _changes(
     method: str, settings: SweepSettings, space: SearchSpace, chosen: Preset, flags: Mapping[str, object]
 ) -> dict[str, object]:
-    """What trials of a method have different from the preset."""
+    """The settings of a method's trials that differ from the preset."""
     changes: dict[str, object] = {"method": method, **chosen.methods.get(method, {})}
     checkpoint = str(flags.get("checkpoint", settings.checkpoint)) or ("" if space.trains else chosen.checkpoint)
     if not space.trains:
@@ -170,16 +170,18 @@ def _changes(
 
 
 def _check_read(space: SearchSpace, methods: Sequence[str], settings: SweepSettings) -> None:
-    """A setting that no trial reads would be varied without any effect."""
+    """Refuses settings that none of the methods reads."""
     check_sections([name for name, _ in settings.set], methods)
     for name in space.parameters:
         if not is_read(name, methods):
             trained = " or ".join(methods)
-            raise InputError(f"--set method={trained}: the space {space.name} searches {name}, which it does not read")
+            raise InputError(
+                f"--set method={trained}: the space {space.name} searches {name}, which {trained} does not read"
+            )
 
 
 def _check_effects(settings: SweepSettings, space: SearchSpace, trials: Sequence[TrialSettings]) -> None:
-    """What is set or searched, and none of the configurations reads."""
+    """Refuses settings, set or searched, that have no effect on any configuration."""
     named = {name: f"--set {name}={value}:" for name, value in settings.set}
     named |= {name: f"--space {space.name}: searches {name}, which" for name in space.parameters}
     for name, text in named.items():
@@ -189,12 +191,12 @@ def _check_effects(settings: SweepSettings, space: SearchSpace, trials: Sequence
 
 
 def _check_shared(space: SearchSpace) -> None:
-    """Trials of a sweep are compared at the same steps, over the same photographs."""
+    """Refuses a search over steps or photographs, which must be the same for all compared trials."""
     for name in space.parameters:
         if is_among(name, SHARED):
             raise InputError(
-                f"--space {space.name}: searches {name}, which all trials of a sweep share; expected a sweep for each "
-                "of its values, or the history of one long run"
+                f"--space {space.name}: searches {name}, which is the same for all trials of a sweep; run one sweep "
+                "per value, or read the curves of one long run"
             )
 
 
@@ -213,19 +215,19 @@ def _finished(checkpoint: str, method: str) -> Path:
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
-    """The settings that a finished trial was trained with, but for those of its training."""
+    """The settings of a finished trial, without those of the training loop."""
     folder = _finished(checkpoint, method)
     if folder.is_file():
         raise InputError(
-            f"--checkpoint {checkpoint}: a file does not say with which settings it restores, as a space that trains "
-            f"nothing has to know; expected a finished trial of {method}, such as the best/ of a run"
+            f"--checkpoint {checkpoint}: a file does not contain the settings for restoring; expected the folder of a "
+            f"finished trial of {method}, such as the best/ of a run"
         )
     found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
     return {name: value for name, value in found.items() if not name.startswith("training.")}
 
 
 def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
-    """Paths as every process of the sweep and every later `--resume` will find them, wherever it runs."""
+    """Absolute paths, because workers and a later `--resume` may run in other folders."""
     absolute: dict[str, object] = {}
     for name in PATHS:
         value, roles = str(values.get(name, "")), ROLES[name]
@@ -237,7 +239,7 @@ def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:
-    """Every worker takes the same number of pairs of a batch, in parts of the same size."""
+    """Checks that a batch can be split equally between workers and accumulated parts."""
     batch, accumulate = trial.training.batch_size, trial.training.accumulate
     if batch % (workers * accumulate):
         raise InputError(
@@ -247,7 +249,7 @@ def _check_shares(workers: int, trial: TrialSettings) -> None:
 
 
 def _metric_of(settings: SweepSettings) -> str:
-    """`--objective` as a metric's full name, or as it is where it means no one metric."""
+    """The full name of the metric of `--objective`; "" and "perceptual" are returned unchanged."""
     wanted = settings.objective
     name = wanted if wanted.startswith("val/") else f"val/{wanted}"
     if wanted in ("", "perceptual"):
@@ -264,7 +266,7 @@ def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Seq
     """The full name of the metric to search by.
 
     Args:
-        reported: names of all metrics this sweep reports.
+        reported: names of all metrics of this sweep.
 
     Raises:
         InputError: no such metric, or one that this sweep does not report.
@@ -272,7 +274,7 @@ def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Seq
     name = _metric_of(settings) or space.objective
     perceptual = [metric for metric in reported if METRICS[metric].perceptual]
     if name == "perceptual":
-        # Without a perceptual metric the space's own wish cannot be had; a wish of the user's must not be bent.
+        # Without a perceptual metric, the space's objective falls back to PSNR; the user's objective does not.
         if not perceptual and settings.objective:
             raise InputError("--objective perceptual: this sweep reports no perceptual metric, see --perceptual")
         return perceptual[0] if perceptual else "val/psnr"
@@ -284,7 +286,7 @@ def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Seq
 
 
 def flags(settings: SweepSettings) -> list[str]:
-    """The command line that says the same, without what is default."""
+    """The command line with these settings, without default values."""
     line: list[str] = []
     for item in dataclasses.fields(settings):
         value = getattr(settings, item.name)

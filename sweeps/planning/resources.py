@@ -1,4 +1,4 @@
-"""What a sweep takes of a machine: memory, parameters, and how many trials fit at once."""
+"""Resources of a sweep: parameters, memory, and the number of trials that fit at once."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from trainables.settings import TrialSettings
 
 
-# Resident memory of a trial's process beside its network and batches, of the driver, and of Ray's own processes;
-# measured on Linux with CPU tensors. Shared pages are counted in each, so the sum errs on the safe side.
+# Resident memory of a trial's process without its networks and batches, of the driver, and of Ray's own processes;
+# measured on Linux with CPU tensors. Shared pages are counted in each of them, so the sum is an upper bound.
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 
-# Weights, averages, two Adam moments and the averaged weights alone, in float32.
+# In float32: weights, averaged weights, two Adam moments, and the averaged weights again in a file of their own.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
 
-# Gradients, averages and two Adam moments, beside the weights.
+# In float32: gradients, averaged weights and two Adam moments, in addition to the weights.
 TRAINING_BYTES_PER_PARAMETER = 16
 
 
 @dataclass(frozen=True)
 class Networks:
-    """How large a method is.
+    """Size of a method.
 
     Attributes:
-        trained: parameters that train.
-        parameters: of the networks they belong to, the frozen ones of these included.
-        resident_bytes: that a trial's networks take, those that only help among them.
+        trained: number of trained parameters.
+        parameters: number of all parameters of the trained networks, with frozen ones.
+        resident_bytes: memory of all networks of a trial, with frozen networks.
     """
 
     trained: int
@@ -50,7 +50,7 @@ class Networks:
 
 
 def networks_of(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
-    """How large each method is, at most. Of configurations that differ in no network one is built."""
+    """The largest size of each method. Configurations with the same networks are built once."""
     from trainables.methods.build import method_class
 
     networks: dict[str, Networks] = {}
@@ -66,10 +66,10 @@ def networks_of(configurations: Sequence[TrialSettings], metrics: tuple[str, ...
 
 
 def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
-    """Builds a trial's method, so that weights which do not go together are refused here and not in the trial.
+    """Builds a trial's method. Weights that do not match are found here and not in the trial.
 
     Raises:
-        InputError: those weights, or images that do not pass through the networks or are too small to be measured.
+        InputError: weights that do not match, or an image size that the networks or the metrics cannot use.
     """
     import torch
 

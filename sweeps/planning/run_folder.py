@@ -29,11 +29,11 @@ _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
 class RunFolder:
-    """A run folder that this process owns until it ends, however it ends: the kernel holds the lock, so a killed
-    driver leaves none behind. The lock is seen by other machines where the file system passes `flock` on.
+    """A run folder that this process locks until it ends. The kernel releases the lock, also if the process is killed.
+    Other machines see the lock if the file system supports `flock` across machines.
 
     Raises:
-        InputError: a living sweep owns it.
+        InputError: a running sweep has locked it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,13 +57,13 @@ class RunFolder:
 
 
 def check_results(flag: str, path: Path) -> None:
-    """Refuses, making nothing, a folder that runs or prepared data cannot be kept in.
+    """Checks that runs or prepared data can be written to a folder. Creates nothing.
 
     Raises:
-        InputError: it is itself the folder of a run, or it is not there and cannot be made.
+        InputError: it is itself the folder of a run, or it does not exist and cannot be created.
     """
     if (path / RUN_SETTINGS).exists():
-        raise InputError(f"{flag} {path}: this is the folder of a run; expected the folder that holds runs")
+        raise InputError(f"{flag} {path}: this is the folder of a run; give the folder that contains runs")
     check_writable(flag, path)
 
 
@@ -109,7 +109,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     """An existing run, locked: its folder, the settings it was started with, and its whole settings.yaml.
 
     Raises:
-        InputError: not the folder of a run, a damaged one, or one that cannot be written or that a living sweep owns.
+        InputError: not the folder of a run, damaged, not writable, or locked by a running sweep.
     """
     try:
         settings, record = _read((path / RUN_SETTINGS).read_bytes())
@@ -117,7 +117,11 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
         raise InputError(
             f"--resume {path}: not the folder of a run ({error.strerror}); expected one with a {RUN_SETTINGS}"
         ) from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # the settings', and YAML's of dates and numbers
+    except (
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # from the settings, and from YAML's dates and numbers
         raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
     try:
         return RunFolder(path), settings, record
@@ -127,14 +131,14 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a run goes on with, in kinds that `override` checks."""
+    """The part of settings.yaml that `override` checks when a run is resumed."""
 
     command: SweepSettings
     metrics: tuple[str, ...] = ()
 
 
 def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
-    """The settings in a settings.yaml, and all of it; raises ValueError and what YAML raises for another file."""
+    """The settings in a settings.yaml, and its whole content; raises ValueError or a YAML error if it is invalid."""
     record = _mapping("its content", yaml.safe_load(content))
     command = {"space": None, "set": [], **_mapping("command", record.get("command"))}
     settings = SweepSettings(space="", set=_pairs("command.set", command.pop("set")))
@@ -172,8 +176,8 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit the code is at, with + if it was changed since; empty outside a git checkout."""
-    if not is_checkout():  # it may be installed inside another project's checkout
+    """The commit of the code, with + if files were changed; empty outside a git checkout."""
+    if not is_checkout():  # the package may be installed inside another project's checkout
         return ""
     try:
         ask = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]

@@ -1,4 +1,4 @@
-"""What a sweep is told: the command line as a typed record, checked as far as that needs nothing heavy."""
+"""Settings of a sweep: the flags of the command line, typed and checked without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from trainables.metrics.names import Perceptual
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 
 PRESETS_GPUS = -1.0
-"""Of `gpus_per_worker`: as many as the preset says."""
+"""Value of `gpus_per_worker` for the preset's number."""
 
-LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray counts no finer
+LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray's smallest unit
 
 LEAST_REDUCTION = 1.1
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """One flag a field; see `python run_sweep.py --help`. What is 0 or empty is left to the preset or the space."""
+    """One field per flag; see `python run_sweep.py --help`. The preset or the space decides for 0 and empty values."""
 
     space: str
     preset: str = "sample"
@@ -57,7 +57,9 @@ class SweepSettings:
             refuse_secrets(f"--{name}", getattr(self, name))
         for name in ("results", "checkpoint"):
             if "://" in getattr(self, name):
-                raise InputError(f"--{name} {getattr(self, name)}: expected a local or shared path, no bucket yet")
+                raise InputError(
+                    f"--{name} {getattr(self, name)}: expected a local or shared path; buckets are not supported here"
+                )
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 

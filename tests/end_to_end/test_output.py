@@ -1,4 +1,4 @@
-"""Command lines whose reader leaves, or whose output is closed or cannot be written: real processes, real pipes."""
+"""Command lines whose output is closed, full or no longer read. The tests use real processes and pipes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 def pictures(folder: Path, count: int) -> list[str]:
-    """Noise of 16 x 16; returns the names that restorations get."""
+    """Writes noise of 16 x 16 pixels; returns the file names of the restored pictures."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for number in range(count):
@@ -45,7 +45,7 @@ def pictures(folder: Path, count: int) -> list[str]:
 
 
 def written(folder: Path) -> list[str]:
-    """The pictures in `folder`; fails where one is damaged."""
+    """The names of the pictures in `folder`; fails if one is damaged."""
     for path in folder.iterdir():
         with Image.open(path) as image:
             image.load()
@@ -54,31 +54,31 @@ def written(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("more", ["--help", "--version"])
-def test_reader_that_leaves_at_once(command: str, more: str) -> None:
+def test_output_pipe_closed_at_once(command: str, more: str) -> None:
     done = shell(f"$PYTHON {command} {more} | true; $STATUS")
     assert done.stderr == "status 0\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_streams_that_are_closed_at_the_start(command: str, closed: str) -> None:
+def test_streams_closed_at_the_start(command: str, closed: str) -> None:
     done = shell(f"$PYTHON {command} --help {closed}")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("usage: ") is (">&-" not in closed.split())
     refused = shell(f"$PYTHON {command} --nosuch {closed}")
     assert refused.returncode == 2
-    assert refused.stdout == "", "errors do not go to standard output, whatever is closed"
+    assert refused.stdout == "", "errors must not go to standard output, whichever stream is closed"
     assert refused.stderr.count("\n") == (0 if "2>&-" in closed else 1)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_full_disk_below_standard_output_is_told(command: str) -> None:
+def test_full_disk_at_standard_output_is_reported(command: str) -> None:
     done = shell(f"$PYTHON {command} --version > /dev/full")
     assert done.stderr.endswith(": standard output could not be written (No space left on device)\n")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
-def test_list_to_a_reader_of_one_line() -> None:
+def test_list_piped_to_head() -> None:
     done = shell("$PYTHON run_sweep.py --list | head -1; $STATUS")
     assert done.stdout == "spaces (--space):\n" and done.stderr == "status 0\n"
     done = shell("$PYTHON -u run_sweep.py --list | true; $STATUS")
@@ -87,13 +87,13 @@ def test_list_to_a_reader_of_one_line() -> None:
     assert done.returncode == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_input_error_without_a_reader() -> None:
+def test_input_error_with_closed_error_pipe() -> None:
     done = shell("{ $PYTHON run_sweep.py --space nosuch; echo $? >&3; } 3>&1 2>&1 >&2 2> >(true)")
     assert done.stdout == "2\n"
 
 
-def test_inspect_to_a_reader_of_one_line(tmp_path: Path) -> None:
-    """A table of many stores, longer than a pipe holds: the first line is read, the others are not."""
+def test_inspect_piped_to_head(tmp_path: Path) -> None:
+    """The table is longer than the buffer of a pipe, and only its first line is read."""
     for number in range(1500):
         (tmp_path / f"pairs-train-{number:012x}").mkdir()
     done = shell(f"$PYTHON -m trainables.data inspect {shlex.quote(str(tmp_path))} | head -1; $STATUS")
@@ -101,7 +101,7 @@ def test_inspect_to_a_reader_of_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("python", ["$PYTHON", "$PYTHON -u"])
-def test_restoring_goes_on_when_nobody_reads(tmp_path: Path, python: str) -> None:
+def test_restoring_continues_without_a_reader(tmp_path: Path, python: str) -> None:
     names = pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
     line = f"{python} -m trainables.restore {FINISHED} {tmp_path}/in {tmp_path}/out"
@@ -110,16 +110,16 @@ def test_restoring_goes_on_when_nobody_reads(tmp_path: Path, python: str) -> Non
         assert written(tmp_path / f"out{number}") == names
         assert "Traceback" not in done.stderr + done.stdout and "BrokenPipe" not in done.stderr
         status = int(done.stderr.split()[-1]) if "$STATUS" in lost else done.returncode
-        assert status == 1, "the status is the work's own: one picture is broken"
+        assert status == 1, "the status is that of the work: one picture is broken"
 
 
-def test_export_goes_on_when_nobody_reads(tmp_path: Path) -> None:
+def test_export_continues_without_a_reader(tmp_path: Path) -> None:
     line = f"$PYTHON -m trainables.export {FINISHED} {tmp_path}/base | true; $STATUS"
     assert shell(line).stderr.endswith("status 0\n")
     assert (tmp_path / "base" / "unet").is_dir()
 
 
-def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path: Path) -> None:
+def test_closed_terminal_does_not_stop_the_work(tmp_path: Path) -> None:
     names = pictures(tmp_path / "in", 3)
     ours, terminal = os.openpty()
     command = [sys.executable, "-m", "trainables.restore", str(FINISHED), str(tmp_path / "in"), str(tmp_path / "out")]
@@ -133,26 +133,26 @@ def test_a_terminal_that_is_gone_does_not_stop_the_work(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as nohup does
     )
     os.close(terminal)
-    os.read(ours, 1)  # it has begun to tell
+    os.read(ours, 1)  # the first output
     os.close(ours)
     assert process.wait(120) == 0
     assert written(tmp_path / "out") == names
 
 
-def test_ctrl_c_is_one_line_and_its_own_status(tmp_path: Path) -> None:
+def test_ctrl_c_prints_one_line_and_returns_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "question")
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     (tmp_path / "space.py").write_text(code)
     done = shell(f"$PYTHON run_sweep.py --space {tmp_path}/space.py --results {tmp_path}/results")
     assert done.returncode == 130
-    assert done.stderr == "interrupted: nothing was left half-written\n"
+    assert done.stderr == "interrupted: no incomplete files were left\n"
 
 
-def test_nobody_answers_whether_to_delete(tmp_path: Path) -> None:
+def test_prune_without_an_answer_deletes_nothing(tmp_path: Path) -> None:
     (tmp_path / "pairs-train-0123456789ab").mkdir()
     for closed in ("< /dev/null", "<&-"):
         done = shell(f"$PYTHON -m trainables.data prune {tmp_path} --older-than 0 {closed}")
         assert done.returncode == 2
-        assert done.stderr.endswith("prune: error: nobody answers on standard input, so nothing was deleted; "
+        assert done.stderr.endswith("prune: error: no answer on standard input, so nothing was deleted; "
                                     "give --yes to delete\n")  # fmt: skip
         assert (tmp_path / "pairs-train-0123456789ab").is_dir()

@@ -1,4 +1,4 @@
-"""The front door: what it refuses, how fast and in which words, and what it leaves behind: nothing."""
+"""Invalid input is refused quickly, in one line, before any file is written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNTRAINED = ["--space", "fidelity_weight", "--perceptual", "none"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], results: Path, *flags: str) -> str:
-    """The one line that `flags` are refused with; checks that nothing came of them."""
+    """The one-line message for invalid `flags`; checks that no files were written."""
     before = sorted(results.parent.rglob("*"))
     assert main([*flags, "--results", str(results)]) == 2
     assert sorted(results.parent.rglob("*")) == before
@@ -61,16 +61,16 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--set", "sinsr.distillation=nan"], ["--set sinsr.distillation=nan", "expected"]),
         ([*BASE, "--set", "sinsr.inversion=-1"], ["--set sinsr.inversion=-1", "searches over it"]),
         ([*BASE, "--set", "training.stpes=3"], ["--set training.stpes", "training."]),
-        ([*BASE, "--set", "lora.rank=4"], ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"]),
+        ([*BASE, "--set", "lora.rank=4"], ["--set lora.rank", "sinsr reads no settings of lora", "sinsr, teacher"]),
         ([*BASE, "--set", "method=nosuch"], ["--set method=nosuch", "resshift, sinsr, pix2pix"]),
         (
             [*BASE, "--set", "method=pix2pix"],
-            ["--set method=pix2pix", "searches sinsr.inversion, which it does not read"],
+            ["--set method=pix2pix", "searches sinsr.inversion, which pix2pix does not read"],
         ),
         (["--space", "conditioning", "--set", "method=ccsr"], ["--set method=ccsr", "searches over it"]),
         ([*BASE, "--checkpoint", "nosuch"], ["checkpoint=", "nosuch: has no weights.safetensors"]),
         ([*BASE, "--checkpoint", "s3://bucket/best"], ["--checkpoint s3://bucket/best", "path"]),
-        ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "needs a finished trial"]),
+        ([*BASE, "--set", "training.max_steps=0"], ["--set training.max_steps=0", "or 0 with a finished trial"]),
         ([*UNTRAINED, "--checkpoint", "nosuch"], ["--checkpoint nosuch", "no readable settings", "latent_diffusion"]),
         ([*UNTRAINED, "--max-steps", "3"], ["--max-steps 3", "fidelity_weight trains nothing"]),
         ([*UNTRAINED, "--preset", "sinsr-stage1", "--data", "."], ["trains nothing", "--checkpoint FOLDER"]),
@@ -91,7 +91,7 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--set"], ["--set", "expected one argument"]),
         ([*BASE, "--data", "here", "--set", "data.source=there"], ["--set data.source=there", "--data here"]),
         ([*BASE, "--max-steps", "9", "--set", "training.max_steps=8"], ["training.max_steps=8", "--max-steps 9"]),
-        ([*BASE, *setting("training.beta1=0.8", "training.beta1=0.9")], ["beta1=0.9", "given twice, with 0.8"]),
+        ([*BASE, *setting("training.beta1=0.8", "training.beta1=0.9")], ["beta1=0.9", "given twice, first with 0.8"]),
         ([*BASE, "--set", "training.seed=3"], ["--set training.seed=3", "--seed 3"]),
         ([*UNTRAINED, "--set", "training.max_steps=3"], ["--set training.max_steps=3", "trains nothing"]),
         ([*BASE, "--cpus-per-worker", "nan"], ["--cpus-per-worker nan", "0.0001 or more"]),
@@ -109,14 +109,14 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--address", "nonsense"], ["--address nonsense", "HOST:PORT"]),
     ],
 )
-def test_input_that_is_refused(
+def test_invalid_input_is_refused_in_one_line(
     flags: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, tmp_path / "results", *flags)
     assert [part for part in named if part not in line] == []
 
 
-def test_folders_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results"
     empty, one, file = tmp_path / "empty", tmp_path / "one", tmp_path / "file"
     empty.mkdir()
@@ -133,7 +133,7 @@ def test_folders_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "b.png" in refused(capsys, results, *BASE, "--data", str(one))
 
 
-def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_cannot_be_resumed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     run.mkdir()
     assert main(["--resume", str(run)]) == 2
@@ -150,7 +150,8 @@ def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--seed cannot be given with --resume" in capsys.readouterr().err
     assert "is the folder of a run" in refused(capsys, run, *BASE)
     assert main(["--resume", str(run)]) == 2
-    assert "behind train latents, train pairs" in capsys.readouterr().err
+    assert "code for train latents, train pairs, " in (error := capsys.readouterr().err)
+    assert "have changed since the run started" in error
     owner = RunFolder(run)
     try:
         assert main(["--resume", str(run)]) == 2
@@ -159,7 +160,9 @@ def test_runs_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
         owner.close()
 
 
-def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_stores_and_weights_of_other_methods_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = override(
         preset("sample").trial, {"pairs.train_pairs": 2, "pairs.validation_pairs": 1, "pairs.validation_size": 64}
     )
@@ -190,11 +193,10 @@ def test_damaged_stores_and_foreign_weights_are_refused(tmp_path: Path, capsys: 
     assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
 
 
-def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
+def test_evaluation_only_space_uses_settings_of_its_checkpoint(
     first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With all of its settings but for those of its training and its loss, unless flags and the question say
-    otherwise."""
+    """Except settings of training and loss, and those set by flags or the space."""
     flags = SweepSettings("fidelity_weight", checkpoint=str(first_stage), set=(("pairs.validation_pairs", "2"),))
     found = json.loads((first_stage / "settings.json").read_text())
     trial = flatten(resolve(flags).trial)
@@ -215,7 +217,7 @@ def test_what_trains_nothing_restores_as_its_checkpoint_was_trained(
 
 
 def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Built, so that what does not go together is refused at once, and with the stores of all of them."""
+    """The plan builds each method, so that mismatches are refused at the start, and lists the stores of all."""
     line = ["--space", "beat_pix2pix", "--perceptual", "none", "--store", str(tmp_path / "store")]
     on_base = [*line, "--set", f"base.weights={base}"]
     assert main([*on_base, "--results", str(tmp_path / "results"), "--dry-run"]) == 0
@@ -236,7 +238,11 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     ("space", "given", "named"),
     [
         ("max_timestep", ("diffusion.prediction_type=epsilon", "diffusion.retarget=false"), "prediction_type=epsilon"),
-        ("prediction_type", ("lora.targets=to_q,conv_in",), "lora.targets=('to_q', 'conv_in'): expected other layers"),
+        (
+            "prediction_type",
+            ("lora.targets=to_q,conv_in",),
+            "lora.targets=('to_q', 'conv_in'): expected layers without conv_in",
+        ),
         (
             "lora",
             ("diffusion.inference_steps=1000", "diffusion.spacing=leading"),
@@ -250,15 +256,15 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
         ("lora", ("diffusion.max_timestep=2000",), "diffusion.max_timestep=2000: expected 1 to 1000, the length"),
     ],
 )
-def test_every_configuration_must_go_with_the_schedule_of_the_base(
+def test_every_configuration_must_match_the_schedule_of_the_base(
     base: Path, space: str, given: tuple[str, ...], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["--space", space, "--perceptual", "none", "--set", f"base.weights={base}", "--dry-run"]
     assert named in refused(capsys, tmp_path / "results", *line, *setting(*given))
 
 
-def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A simulator on pairs that come degraded; the initialisation of channels that a base already has."""
+def test_settings_without_effect_on_the_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Degradations with paired photographs; the initialisation of channels that a base already has."""
     for side in ("input", "target"):
         (tmp_path / "pairs" / side).mkdir(parents=True)
         for k in range(4):
@@ -280,7 +286,7 @@ def test_what_has_no_effect_on_the_files_at_hand_is_refused(tmp_path: Path, caps
     assert main(["--space", "max_timestep", *line, "--results", str(tmp_path / "results")]) == 0
 
 
-def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
+def test_timesteps_beyond_those_of_training_are_refused(
     first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [*UNTRAINED, "--checkpoint", str(first_stage), "--dry-run"]
@@ -294,15 +300,15 @@ def test_a_finished_trial_is_not_asked_for_timesteps_it_never_saw(
     assert main(fewer) == 0
 
 
-def test_a_plan_counts_the_largest_and_the_frozen_networks_and_says_when_all_is_warm_up(
+def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
     trial_of: Callable[[str], TrialSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [*BASE, "--max-steps", "20", "--dry-run", "--results", str(tmp_path / "results")]
     assert main(line) == 0
     assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
     assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
-    shown = capsys.readouterr().out  # of the point that adapts nothing and trains the whole UNet
-    assert "latent_diffusion: 2.18 M parameters train" in shown and "43.6 MB a checkpoint" in shown
+    shown = capsys.readouterr().out  # the largest is the point that trains the whole UNet
+    assert "latent_diffusion: 2.18 M parameters train" in shown and "one checkpoint of 43.6 MB" in shown
     method = build_method(trial_of("controlnet_diffusion"), torch.device("cpu"))
     trained, parameters = method.parameters
     unet = sum(parameter.numel() for parameter in method.unet.parameters())
@@ -311,7 +317,7 @@ def test_a_plan_counts_the_largest_and_the_frozen_networks_and_says_when_all_is_
     assert method.resident_bytes >= 4 * (trained + unet + autoencoder)
 
 
-def test_help_and_list_are_quick() -> None:
+def test_help_and_list_answer_within_two_seconds() -> None:
     for flag, shown in (("--help", "--workers-per-trial"), ("--list", f"{SPACE}  ")):
         started = time.monotonic()
         done = run_sweep(flag)
@@ -319,17 +325,17 @@ def test_help_and_list_are_quick() -> None:
         assert done.returncode == 0 and shown in done.stdout and done.stderr == ""
 
 
-def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
     assert main([*flags, "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
-    for fact in ("5: 5 given points", "40 a trial, a validation every 10", "at steps 10, 30", "rows", "GB in all"):
+    for fact in ("5: 5 given points", "40 per trial, validation every 10", "at steps 10, 30", "rows", "GB in all"):
         assert fact in shown
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_run_is_no_new_one(tmp_path: Path) -> None:
-    """As of a shell's variable that is not set."""
+def test_empty_resume_is_refused(tmp_path: Path) -> None:
+    """For example from an unset shell variable."""
     before = sorted(tmp_path.iterdir())
     assert main(["--space", SPACE, "--resume", ""]) == 2
     assert sorted(tmp_path.iterdir()) == before
@@ -338,7 +344,7 @@ def test_an_empty_run_is_no_new_one(tmp_path: Path) -> None:
 DAMAGED: dict[str, tuple[object, str]] = {
     "no text": (b"\xff\xfe\x80\x01\x00", ""),
     "no YAML": (b"command: {space: [", "while parsing"),
-    "a date that is none": (b"command: {seed: 2026-99-99}", "month must be in 1..12"),
+    "an invalid date": (b"command: {seed: 2026-99-99}", "month must be in 1..12"),
     "empty": (b"", "its content is missing"),
     "a list": ([1, 2], "its content is [1, 2]; expected names with their values"),
     "no command": ({"command": None}, "command is missing"),
@@ -361,7 +367,7 @@ DAMAGED: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content, message = DAMAGED[damage]
     if isinstance(content, dict):
         whole = {"command": {"space": SPACE, "set": []}, "metrics": ["val/psnr"], "stores": {"train pairs": "pairs-0"}}
@@ -375,7 +381,7 @@ def test_a_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
 
 
-def test_what_is_printed_to_be_pasted_survives_a_space_in_a_path() -> None:
+def test_printed_commands_quote_paths_with_spaces() -> None:
     folder = Path("my results") / "run"
     assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
     assert shlex.split(resume_line(folder))[-2:] == ["--resume", str(folder)]

@@ -1,4 +1,4 @@
-"""What `pip install` gives: a wheel with everything in it, one command with subcommands, completion, one version."""
+"""The installed package: a complete wheel, one command with subcommands, shell completion, one version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("trainables", "sweeps", "search_spaces", "cluster")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: a build writes into its source."""
+    """The wheel, built from a copy because a build writes into its source."""
     folder = tmp_path_factory.mktemp("wheel")
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in PACKAGES:
@@ -47,7 +47,7 @@ def installed(wheel: Path) -> Path:
 
 
 def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The console script, from a folder where no code of ours is."""
+    """Runs the console script in a folder without the project's code."""
     elsewhere = installed.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     return subprocess.run(
@@ -89,7 +89,9 @@ def test_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
         *[([name, "--version"], f"{PROJECT} {VERSION}\n") for name in console.COMMANDS],
     ],
 )
-def test_installed_command_answers_anywhere_and_soon(installed: Path, arguments: list[str], shown: str) -> None:
+def test_installed_command_answers_anywhere_within_five_seconds(
+    installed: Path, arguments: list[str], shown: str
+) -> None:
     started = time.monotonic()
     done = run(installed, *arguments)
     assert time.monotonic() - started < 5
@@ -111,13 +113,13 @@ def test_installed_command_answers_anywhere_and_soon(installed: Path, arguments:
         (["export", "nowhere", "new"], f"{PROJECT} export: error: FINISHED nowhere"),
     ],
 )
-def test_errors_name_the_command_that_was_given(installed: Path, arguments: list[str], shown: str) -> None:
+def test_errors_name_the_given_command(installed: Path, arguments: list[str], shown: str) -> None:
     done = run(installed, *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(shown) and done.stderr.count("\n") == 1
 
 
-def test_no_command_line_imports_torch_before_it_must() -> None:
+def test_help_and_input_errors_do_not_import_torch() -> None:
     lines = [
         *(["--version"], ["nosuch"], ["run", "--list"], ["run", "--nosuch"], ["data", "--help"]),
         *(["restore", "--help"], ["restore", "nowhere", "in", "out"], ["export", "--help"], ["export", "nowhere", "x"]),
@@ -136,7 +138,7 @@ def test_no_command_line_imports_torch_before_it_must() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_ships_is_found_where_it_was_installed(installed: Path) -> None:
+def test_shipped_files_are_found_after_installation(installed: Path) -> None:
     code = (
         "import json\n"
         "from trainables.common.cluster import shipped_code\n"
@@ -183,7 +185,7 @@ def test_bash_completes_commands_flags_and_names(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("shell", console.SHELLS)
-def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_script_exists_for_every_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert console.main(["--print-completion", shell]) == 0
     shown = capsys.readouterr()
     assert "--max-steps" in shown.out and "latent_or_pixel" in shown.out and shown.err == ""

@@ -1,4 +1,4 @@
-"""A finished trial leaves in diffusers' layout, and computes there what it computed here."""
+"""A finished trial is exported to diffusers' layout, where it gives the same outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TrialOf = Callable[[str], TrialSettings]
 CPU = torch.device("cpu")
 
 
-def test_what_is_exported_predicts_what_the_trial_did(first_stage: Path, trial_of: TrialOf, tmp_path: Path) -> None:
+def test_exported_unet_predicts_the_same(first_stage: Path, trial_of: TrialOf, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     export(first_stage, folder)
     trial = trial_of("latent_diffusion")
@@ -42,7 +42,7 @@ def test_what_is_exported_predicts_what_the_trial_did(first_stage: Path, trial_o
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_exported_is_a_base_and_a_start(first_stage: Path, trial_of: TrialOf, tmp_path: Path) -> None:
+def test_export_can_be_used_as_base_and_lora(first_stage: Path, trial_of: TrialOf, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     export(first_stage, folder)
     assert read_shape(folder).in_channels == 8
@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "no trial": ("{tmp}/nowhere", "{tmp}/new", "FINISHED .*nowhere: has no readable settings.json"),
     "another method": ("{tmp}/gan", "{tmp}/new", "FINISHED .*gan: a trial of pix2pix; expected a .* latent_diffusion"),
     "no weights": ("{tmp}/bare", "{tmp}/new", "checkpoint=.*bare: has no weights.safetensors"),
-    "there": ("{trial}", "{tmp}/there", "FOLDER .*there: is there already"),
+    "there": ("{trial}", "{tmp}/there", "FOLDER .*there: already exists; choose"),
     "below a file": ("{trial}", "{tmp}/file/new", "FOLDER .*: .*file is a file; expected a folder"),
     "a link": ("{trial}", "{tmp}/link", "FOLDER .*link: cannot be written"),
     "no name": ("{trial}", "", "FOLDER is empty"),
@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_export_refuses_in_one_line(
+def test_invalid_input_is_refused_in_one_line(
     case: str, first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -88,7 +88,7 @@ def test_export_refuses_in_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_adapter_that_is_none_is_refused(trial_of: TrialOf, tmp_path: Path) -> None:
+def test_invalid_lora_file_is_refused(trial_of: TrialOf, tmp_path: Path) -> None:
     (tmp_path / "adapter.safetensors").write_bytes(b"not one")
     with pytest.raises(InputError, match=r"lora.weights=.*not a readable"):
         build_method(

@@ -1,4 +1,4 @@
-"""`python -m trainables.restore`: one's own pictures, restored by a finished trial of any method."""
+"""`python -m trainables.restore` restores pictures with a finished trial of any method."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def finished(
     prepared_for: Callable[[TrialSettings], Prepared],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:
-    """`finished(method, **changes)`: a trial of it that is finished after one step, made once."""
+    """`finished(method, **changes)`: the folder of a trial of one step, trained once."""
     made: dict[str, Path] = {}
 
     def folder(method: str, **changes: Any) -> Path:
@@ -53,7 +53,7 @@ def finished(
 
 @pytest.fixture(scope="module")
 def trial(finished: Finished) -> Path:
-    """One that restores quickly, and from noise."""
+    """A finished trial that restores quickly and from noise."""
     return finished("pixel_diffusion")
 
 
@@ -76,7 +76,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_restores_any_size_and_as_it_was_validated(
+def test_every_method_restores_any_size_as_in_validation(
     name: str, finished: Finished, prepared_for: Callable[[TrialSettings], Prepared]
 ) -> None:
     settings = restoration_settings(finished(name))
@@ -94,11 +94,11 @@ def test_every_method_restores_any_size_and_as_it_was_validated(
         degraded = prepared_for(settings).validation("degraded")["degraded"][row].transpose(1, 2, 0)
         noise = validation_noise(row, 0, batch["noise"].shape[1:])
         difference = np.abs(restorer.restore(degraded, noise, (row, 0)) - expected[row])
-        # Stores hold latents in 16 bits. Another noise makes a difference of 1e-2 and more.
+        # Stores keep latents in 16 bits. Other noise makes a difference of at least 1e-2.
         assert difference.mean() < (1e-3 if METHODS[name].latents else 1e-6)
 
 
-def test_noise_is_what_the_name_the_size_and_the_seed_make_it(trial: Path) -> None:
+def test_noise_is_a_function_of_name_size_and_seed(trial: Path) -> None:
     restorer, image = Restorer(restoration_settings(trial), CPU), picture(16, 12)
     keys = [
         picture_key(0, "a.png", image),
@@ -111,17 +111,17 @@ def test_noise_is_what_the_name_the_size_and_the_seed_make_it(trial: Path) -> No
     assert len({values.tobytes() for values in restored}) == 4
 
 
-def test_a_folder_comes_out_under_its_names_and_what_is_broken_is_named(
+def test_folder_keeps_its_names_and_broken_pictures_are_reported(
     trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "made" / "out"
     save(source / "a.v2.jpg", 17, 9)
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     save(source / "below" / "b.PNG", 20, 8, exif=exif)
     (source / "broken.png").write_bytes(b"no picture")
     (source / "cut.png").write_bytes(save(tmp_path / "whole.png", 40, 40).read_bytes()[:900])
-    (source / "notes.txt").write_text("passed over")
+    (source / "notes.txt").write_text("ignored")
     arguments = [str(trial), str(source), str(out)]
 
     assert main(arguments) == 1
@@ -140,25 +140,25 @@ def test_a_folder_comes_out_under_its_names_and_what_is_broken_is_named(
     before = pixels(written["below/b.png"])
     assert before.shape == (80, 32, 3)
 
-    # Alone it is restored as among others, and a second time as the first.
+    # A picture restored alone, or a second time, has the same pixels.
     assert main([str(trial), str(source / "below" / "b.PNG"), str(tmp_path / "alone")]) == 0
     assert np.array_equal(pixels(tmp_path / "alone" / "b.png"), before)
     assert main([*arguments, "--overwrite"]) == 1
     assert np.array_equal(pixels(written["below/b.png"]), before)
 
-    # What is there stays; the others are restored.
+    # Existing files are kept; the others are restored.
     capsys.readouterr()
     written["a.v2.png"].unlink()
     written["below/b.png"].write_bytes(b"kept")
     (source / "broken.png").unlink()
     (source / "cut.png").unlink()
     assert main([*arguments, "--skip-existing", "--seed", "1"]) == 0
-    assert capsys.readouterr().out.endswith(f"restored 1 of 1 pictures to {out}; 1 were there already\n")
+    assert capsys.readouterr().out.endswith(f"restored 1 of 1 pictures to {out}; 1 already existed\n")
     assert written["below/b.png"].read_bytes() == b"kept"
-    assert main([*arguments, "--skip-existing", "--device", "is not asked for"]) == 0
+    assert main([*arguments, "--skip-existing", "--device", "not used"]) == 0
 
 
-def test_settings_of_restoration_are_changed(trial: Path, tmp_path: Path) -> None:
+def test_settings_of_restoring_can_be_changed(trial: Path, tmp_path: Path) -> None:
     source = save(tmp_path / "a.png", 8, 8)
     made = {}
     for steps in ("2", "1"):
@@ -166,12 +166,14 @@ def test_settings_of_restoration_are_changed(trial: Path, tmp_path: Path) -> Non
         assert main([str(trial), str(source), str(tmp_path / steps), *changed]) == 0
         made[steps] = pixels(tmp_path / steps / "a.png")
     assert main([str(trial), str(source), str(tmp_path / "unchanged")]) == 0
-    assert np.array_equal(pixels(tmp_path / "unchanged" / "a.png"), made["2"])  # as it was trained
+    assert np.array_equal(pixels(tmp_path / "unchanged" / "a.png"), made["2"])  # the value of training
     assert not np.array_equal(made["1"], made["2"])
 
 
-def test_tiles_leave_no_trace_where_restoring_is_local(finished: Finished) -> None:
-    """Pix2Pix with batch normalisation and 5 levels sees about 117 pixels around; a quarter of the overlap is 120."""
+def test_tiles_leave_no_seams_if_restoring_is_local(finished: Finished) -> None:
+    """The receptive field of Pix2Pix with batch normalisation and 5 levels reaches about 117 pixels; a quarter of the
+    overlap is 120.
+    """
     short = {"training__max_steps": 8, "training__learning_rate": 0.01, "training__ema_decay": 0.0}
     settings = restoration_settings(finished("pix2pix", pix2pix__norm="batch", **short))
     wide, small = picture(141, 30), picture(61, 59)
@@ -181,7 +183,7 @@ def test_tiles_leave_no_trace_where_restoring_is_local(finished: Finished) -> No
         assert np.ptp(whole) > 100
         return int(np.abs(Restorer(settings, CPU, tile, overlap)(image, (0,)) - whole).max())
 
-    assert difference(wide, 512, 450) <= 1  # by rounding; rounded up to 480
+    assert difference(wide, 512, 450) <= 1  # rounding error; the overlap is rounded up to 480
     assert difference(wide, 576, 480) == 0  # one tile
     assert difference(small, 128, 32) <= 4
     assert difference(small, 128, 0) > 40
@@ -207,11 +209,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no method": (["{other}", "{in}", "{out}"], "FINISHED .*: a trial of sharpen; expected a finished trial, such as"),
     "no input": (["{trial}", "{tmp}/nowhere", "{out}"], "INPUT .*nowhere: no such file or folder"),
     "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no pictures in it; expected \.jpg"),
-    "inside": (["{trial}", "{in}", "{in}/new/out"], "OUTPUT .*: lies in INPUT"),
-    "equal": (["{trial}", "{in}", "{in}/../in", "--overwrite"], "OUTPUT .*: lies in INPUT"),
+    "inside": (["{trial}", "{in}", "{in}/new/out"], "OUTPUT .*: is inside INPUT"),
+    "equal": (["{trial}", "{in}", "{in}/../in", "--overwrite"], "OUTPUT .*: is inside INPUT"),
     "itself": (["{trial}", "{in}/a.png", "{in}", "--overwrite"], "OUTPUT .*a.png is one of the pictures to restore"),
     "a file": (["{trial}", "{in}", "{in}/a.png"], "OUTPUT .*a.png is a file"),
-    "there": (["{trial}", "{in}", "{made}"], r"OUTPUT .*: 1 of 2 files are there already, such as .*a\.png; expected"),
+    "there": (["{trial}", "{in}", "{made}"], r"OUTPUT .*: 1 of 2 files already exist, such as .*a\.png; choose"),
     "same name": (["{trial}", "{twice}", "{out}"], r"INPUT .*: c\.jpg and c\.png would both become .*c\.png; rename"),
     "no finished named": (["", "{in}", "{out}"], "FINISHED is empty; expected a path"),
     "no input named": (["{trial}", "", "{out}"], "INPUT is empty; expected a path"),
@@ -227,16 +229,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "small tile": (["{trial}", "{in}", "{out}", "--tile", "32"], "--tile 32: expected more than --overlap 32"),
     "odd tile": (
         ["{trial}", "{in}", "{out}", "--tile", "66"],
-        "--tile 66: expected a multiple of 4 for this pixel_diffusion, from 36 on with --overlap 32",
+        "--tile 66: expected a multiple of 4 for pixel_diffusion, at least 36 with --overlap 32",
     ),
-    "device": (["{trial}", "{in}", "{out}", "--device", "meta"], "--device meta: no such device here"),
+    "device": (["{trial}", "{in}", "{out}", "--device", "meta"], "--device meta: not available on this machine"),
     "no setting": (["{trial}", "{in}", "{out}", "--set", "steps"], "--set steps: expected KEY=VALUE"),
     "of training": (
         ["{trial}", "{in}", "{out}", "--set", "training.learning_rate=1"],
-        "--set training.learning_rate=1: this finished pixel_diffusion does not restore by it; expected one of "
+        "--set training.learning_rate=1: cannot be changed for a finished pixel_diffusion; expected one of "
         "diffusion.inference_steps, diffusion.spacing, diffusion.fidelity_weight, training.precision$",
     ),
-    "another's": (["{trial}", "{in}", "{out}", "--set", "cfw.strength=1"], "--set cfw.strength=1: this finished pixel"),
+    "another's": (
+        ["{trial}", "{in}", "{out}", "--set", "cfw.strength=1"],
+        "--set cfw.strength=1: cannot be changed for a finished pixel",
+    ),
     "no steps": (
         ["{trial}", "{in}", "{out}", "--set", "diffusion.inference_steps=0"],
         "diffusion.inference_steps=0: expected 1 to",
@@ -245,7 +250,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_restored_is_refused_in_one_line(
+def test_invalid_input_is_refused_in_one_line(
     case: str, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"tmp": tmp_path, "trial": trial, "out": tmp_path / "out"}
@@ -269,7 +274,7 @@ def test_what_cannot_be_restored_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_places_are_refused_before_torch_is_imported(trial: Path, tmp_path: Path) -> None:
+def test_paths_are_checked_before_torch_is_imported(trial: Path, tmp_path: Path) -> None:
     code = "import sys; from trainables.restore import main; status = main(sys.argv[1:]); print('torch' in sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code, str(trial), str(tmp_path / "nowhere"), str(tmp_path / "out")],
@@ -279,7 +284,7 @@ def test_places_are_refused_before_torch_is_imported(trial: Path, tmp_path: Path
     assert "INPUT" in ran.stderr and ran.stdout == "False\n"
 
 
-def test_what_ctrl_c_leaves_is_gone_on_with(
+def test_restoring_resumes_after_ctrl_c(
     trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{number:02}.png" for number in range(12)]
@@ -296,17 +301,17 @@ def test_what_ctrl_c_leaves_is_gone_on_with(
     shown = capsys.readouterr()
     done = shown.out.count("\n")
     assert 0 < done < 12
-    goes_on = "the same command with --skip-existing goes on"
-    assert shown.err == f"interrupted: {done} of 12 pictures are restored; {goes_on}\n"
+    resume = "run the same command with --skip-existing to resume"
+    assert shown.err == f"interrupted: {done} of 12 pictures restored; {resume}\n"
     files = sorted(path.name for path in out.iterdir())
-    assert files in (names[:done], names[: done + 1])  # interrupted between writing and saying so
+    assert files in (names[:done], names[: done + 1])  # interrupted between writing and printing
     for path in out.iterdir():
         assert pixels(path).shape == (32, 32, 3)
 
     kept = len(files)
     assert main([str(trial), str(source), str(out), "--skip-existing"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.endswith(f"restored {12 - kept} of {12 - kept} pictures to {out}; {kept} were there already\n")
+    assert shown.out.endswith(f"restored {12 - kept} of {12 - kept} pictures to {out}; {kept} already existed\n")
     assert sorted(path.name for path in out.iterdir()) == names
 
 
@@ -337,7 +342,7 @@ def _changed(finished: Path, name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_trial_is_refused_in_one_line(
+def test_damaged_trial_is_refused_in_one_line(
     damage: str, trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished, source = tmp_path / "finished", _pictures(tmp_path / "in", "a.png")

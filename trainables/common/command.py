@@ -1,4 +1,4 @@
-"""What all command lines have in common: exit statuses, how errors and Ctrl-C look, `--version`."""
+"""Shared parts of all command lines: exit statuses, errors, Ctrl-C and `--version`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from trainables.common.version import PROJECT, VERSION
 
 
 class ExitStatus(IntEnum):
-    """What a command line ends with. An exception that is a defect keeps its traceback and ends with 1, as Python does.
+    """Exit status of a command line. Unexpected exceptions keep their traceback and give 1, as in Python.
 
-    A reader that leaves (`| head`) changes nothing: the work is finished, and the status is the work's own.
+    If the reader of the output stops early (`| head`), the work still completes, with its own exit status.
     """
 
     DONE = 0
     FAILED = 1
-    """Some of the work could not be done, or what it printed could not be written."""
+    """Part of the work failed, or the output could not be written."""
     INVALID_INPUT = 2
     INTERRUPTED = 130
-    """By Ctrl-C; the number that shells use."""
+    """Ctrl-C, with the number that shells use."""
 
 
 def exit_statuses(failed: str = "") -> str:
-    """The line of `--help` about them.
+    """The line of `--help` about exit statuses.
 
     Args:
-        failed: what status 1 means here; empty where the work is done as a whole or not at all.
+        failed: meaning of status 1; empty for commands that cannot fail in part.
     """
     meanings = {
         ExitStatus.DONE: "done",
@@ -43,7 +43,7 @@ def exit_statuses(failed: str = "") -> str:
 
 
 def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
-    """An empty parser of a command line that knows `--version`."""
+    """A parser with only `--help` and `--version`."""
     flags = Flags(
         prog=prog,
         description=description,
@@ -51,7 +51,7 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    flags.add_argument("--version", action="version", version=f"{PROJECT} {VERSION}", help="print it and stop")
+    flags.add_argument("--version", action="version", version=f"{PROJECT} {VERSION}", help="print the version and stop")
     return flags
 
 
@@ -61,14 +61,15 @@ def run_command(
     work: Callable[[argparse.Namespace], int],
     interrupted: str,
 ) -> int:
-    """Parses the arguments and does the work; returns the exit status.
+    """Parses the arguments and runs `work`; returns the exit status.
 
-    An `InputError` becomes one line on standard error. What the work prints never stops it, see `keep_output_open`.
+    An `InputError` becomes one line on standard error. Errors of the output do not stop the work, see
+    `keep_output_open`.
 
     Args:
-        arguments: those of the process where None.
-        work: takes the flags, returns an exit status. To say how far it came it may raise `KeyboardInterrupt(text)`.
-        interrupted: what is said after Ctrl-C otherwise.
+        arguments: the command's arguments; None for those of the process.
+        work: takes the flags, returns an exit status. It may raise `KeyboardInterrupt(text)` to report its progress.
+        interrupted: message after Ctrl-C without such a text.
     """
     keep_output_open()
     prog = parser.prog

@@ -1,4 +1,4 @@
-"""Command lines whose errors are one line, and say what would have been accepted."""
+"""Parsers of command lines with one-line errors that name the accepted values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.common.errors import UsageError
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and ending the process."""
+    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         of_a_type = re.match(r"argument (\S+): (.*: expected .*)", message)
@@ -21,7 +21,7 @@ class Flags(argparse.ArgumentParser):
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes whole numbers from `least` on."""
+    """Flag type for whole numbers of at least `least`."""
 
     def counted(text: str) -> int:
         try:
@@ -36,7 +36,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def number(least: float) -> Callable[[str], float]:
-    """The type of a flag that takes finite numbers from `least` on."""
+    """Flag type for finite numbers of at least `least`."""
 
     def measured(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""Standard output and error that never end the work: not when their reader leaves, not when they are closed."""
+"""Keeps the process running when nobody reads its standard output and error, or when they are closed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import sys
 from typing import Any, Literal
 
-_GONE = (errno.EPIPE, errno.EIO)  # `| head` has read enough; the terminal was closed
+_GONE = (errno.EPIPE, errno.EIO)  # the reader ended, as `| head` does; the terminal was closed
 
 Name = Literal["stdout", "stderr"]
 
 
 class _Output(io.FileIO):
-    """A standard stream that takes everything, also when nobody reads it any more.
+    """A standard stream whose writes never fail. After an error, its output is discarded.
 
     Attributes:
-        trouble: why the rest was not written, if that is worth telling; a reader that left is not.
+        trouble: the error, if it should be reported; None if only the reader ended.
     """
 
     trouble: OSError | None = None
@@ -33,13 +33,13 @@ class _Output(io.FileIO):
 
 
 def keep_output_open() -> None:
-    """Lets the process go on when its output cannot be written.
+    """Keeps the process running when its output cannot be written.
 
-    From the first failure on, what is printed is discarded, by this process and by those it starts. A stream that was
-    closed when the process started is discarded from the beginning; otherwise the next file that is opened would take
-    its number, and what other libraries print would end in that file.
+    After the first error, the output of this process and of its child processes is discarded. If a stream was closed at
+    the start, its output is discarded from the beginning; otherwise the next opened file would get its descriptor, and
+    libraries would print into that file.
 
-    Streams that somebody has replaced, as pytest does, are left alone.
+    Replaced streams, as in pytest, are not changed.
     """
     for number in range(3):
         try:
@@ -51,7 +51,7 @@ def keep_output_open() -> None:
 
 
 def flush_output() -> dict[Name, OSError]:
-    """Writes what is buffered; returns what went wrong so far. Call it last, in place of Python's own flush at exit."""
+    """Writes the buffers; returns the errors so far. Call it last, instead of Python's own flush at exit."""
     troubles: dict[Name, OSError] = {}
     names: tuple[Name, ...] = ("stdout", "stderr")
     for name in names:
@@ -67,12 +67,12 @@ def _keep(name: Name, number: int) -> None:
     stream = getattr(sys, name)
     if stream is not getattr(sys, f"__{name}__") or isinstance(_raw(stream), _Output):
         return
-    if stream is None:  # it was closed when Python started, and its number may be another file's by now
+    if stream is None:  # it was closed at the start, and another file may have its descriptor now
         kept = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     else:
         raw = _Output(number, "w", closefd=False)
         kept = io.TextIOWrapper(
-            raw if stream.write_through else io.BufferedWriter(raw),  # `python -u`, as Python
+            raw if stream.write_through else io.BufferedWriter(raw),  # write_through: as Python does for `python -u`
             stream.encoding,
             stream.errors,
             line_buffering=stream.line_buffering,
@@ -83,7 +83,7 @@ def _keep(name: Name, number: int) -> None:
 
 
 def _raw(stream: object) -> object:
-    """The file below a text stream; with `python -u` there is no buffer between them."""
+    """The raw file of a text stream. With `python -u` there is no buffer between them."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 

@@ -27,7 +27,7 @@ _REASONS = 5  # rejected photographs to show
 
 
 def prepare_command(flags: argparse.Namespace) -> int:
-    """Makes the stores that trials of a method read, and prints their paths."""
+    """Makes the stores for trials of a method, and prints their paths."""
     settings = _trial(flags)
     if not flags.store:
         raise InputError("--store is empty; expected a folder or URI")
@@ -206,7 +206,7 @@ def _confirmed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
-        raise InputError("nobody answers on standard input, so nothing was deleted; give --yes to delete") from None
+        raise InputError("no answer on standard input, so nothing was deleted; give --yes to delete") from None
 
 
 def _table(stores: Sequence[Shelved], chosen: Sequence[Shelved] = ()) -> list[str]:

@@ -1,8 +1,8 @@
-"""Everything that determines a trial, typed and validated at the door.
+"""All settings of a trial, typed and validated.
 
-A trial's settings are one frozen dataclass of sections. Space files, `--set` flags and Optuna's samples all address a
-field by its dotted name (`sinsr.ground_truth`, `training.max_steps`); `override` is the only way in, so below it
-nothing meets an unvalidated value. No torch here: reading and checking settings takes milliseconds.
+They are one frozen dataclass of sections. Space files, `--set` flags and Optuna's samples name a field by its dotted
+name (`sinsr.ground_truth`, `training.max_steps`) and change it only through `override`, which checks every value.
+Nothing here imports torch, so reading and checking settings takes milliseconds.
 """
 
 from __future__ import annotations

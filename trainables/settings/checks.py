@@ -1,4 +1,4 @@
-"""What the sections' checks say, in one form: the setting, its value, what is accepted."""
+"""Checks of settings. Every message names the setting, its value and the accepted values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from trainables.settings.setting import Limits, roles_of
 
 MOST_STEPS = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
-"""What NumPy's random states take; the seeds of a sweep count up from its own, which ends half way there."""
+"""The largest seed of a NumPy random state. A sweep's own seed is below 2**31; the seeds of its trials count up from
+it.
+"""
 
-# Ranges of more than one setting, with what a message calls them.
+# Ranges that several settings share, with their text in messages.
 WEIGHT = Limits(0, math.inf, "a weight of 0 or more", open_high=True)
 FACTOR = Limits(0, 1000, "a number above 0, at most 1000", open_low=True)
 SHARE = Limits(0, 1, "a number from 0 to 1")
@@ -26,8 +28,9 @@ def require(holds: bool, name: str, value: object, accepted: str) -> None:
 
 
 def require_within(section: str, settings: Any) -> None:
-    """Every field whose limits stand beside it lies within them. Of what is built, the upper one is far above what
-    anybody trains, and keeps a slip of the keyboard from taking the machine's memory."""
+    """Raises InputError for a field outside its limits. The upper limits of network sizes are far above any useful
+    size; they keep a typing error from filling the machine's memory.
+    """
     for name, roles in roles_of(settings).items():
         if roles.within:
             value, limits = getattr(settings, name), Limits(*roles.within)

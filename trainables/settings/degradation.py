@@ -1,7 +1,7 @@
-"""How pairs are made: settings only, without torch, so that the command line can check them at once.
+"""Settings of the simulated degradation. Nothing here imports torch, so that the command line checks them at once.
 
-Names and published values follow `configs/SinSR.yaml` (SinSR, Wang et al., CVPR 2024), which takes them over
-from ResShift and Real-ESRGAN (Wang et al., ICCVW 2021).
+Names and published values follow `configs/SinSR.yaml` (SinSR, Wang et al., CVPR 2024), which has them from ResShift
+and Real-ESRGAN (Wang et al., ICCVW 2021).
 """
 
 from __future__ import annotations
@@ -70,29 +70,28 @@ def _checked_weights(name: str, value: object, kinds: tuple[str, ...]) -> tuple[
 class DegradationSettings:
     """Ranges and probabilities of the second-order degradation; the defaults are SinSR's published values.
 
-    Fields that end in 2 belong to the second round. Ranges are (low, high), drawn uniformly; lists from YAML
-    are accepted for tuples.
+    Fields that end in 2 are those of the second round. A range is (low, high); values are drawn uniformly. Lists from
+    YAML are accepted for tuples.
 
     Attributes:
-        blur_kernel_size: sides are drawn from the odd numbers 3, 5, ... *below* this one, as published.
+        blur_kernel_size: sides are drawn from the odd numbers 3, 5, ... *below* this one, as published; pixels.
         kernel_prob: relative weights of `KERNEL_KINDS`.
-        sinc_prob: share of sinc (ringing) kernels among the blur kernels; of the rest, `kernel_prob` draws.
-        blur_sigma: standard deviation along each axis, pixels.
-        betag_range, betap_range: shape of generalized Gaussian and plateau kernels; below and above 1 equally
-            often.
+        sinc_prob: share of sinc (ringing) kernels among the blur kernels; `kernel_prob` draws the others.
+        blur_sigma: standard deviation of the blur along each axis, pixels.
+        betag_range, betap_range: shape of generalized Gaussian and plateau kernels; below and above 1 equally often.
         resize_prob: relative weights of (up, down, keep).
-        resize_range: strongest downscale and upscale; in the second round relative to the degraded size.
-        gaussian_noise_prob: share of Gaussian noise; otherwise Poisson noise.
-        noise_range: standard deviation of Gaussian noise, in levels of 255.
+        resize_range: strongest downscale and upscale, as a factor; in the second round relative to the degraded size.
+        gaussian_noise_prob: share of images with Gaussian noise; the others get Poisson noise.
+        noise_range: standard deviation of the Gaussian noise, in 8-bit levels (0 to 255).
         poisson_scale_range: multiplier of the Poisson noise.
-        gray_noise_prob: share of noise that is equal in the three channels.
+        gray_noise_prob: share of images whose noise is equal in the three channels.
         jpeg_range: JPEG quality, 1 to 100.
-        second_order_prob: share of images that go through the second blur, resize and noise.
-        second_blur_prob: share of blurred images among those.
+        second_order_prob: share of images that get the second blur, resize and noise.
+        second_blur_prob: share of these images that are blurred again.
         final_sinc_prob: share of images that end with a sinc filter.
 
     Raises:
-        InputError: naming the field, its value and what is accepted.
+        InputError: a value outside its range; the message names the field, the value and the accepted values.
     """
 
     blur_kernel_size: int = 21
@@ -145,8 +144,8 @@ class DegradationSettings:
             object.__setattr__(self, spec.name, value)
 
 
-# Milder ranges for the laptop sample: still blind (blur, resampling, noise and JPEG all vary), but little
-# enough is lost that a tiny network visibly restores it within a minute on a CPU.
+# Milder ranges for the laptop sample. Blur, resampling, noise and JPEG still vary, but a tiny network can restore
+# visible detail after a minute of training on a CPU.
 MILD = DegradationSettings(
     blur_kernel_size=13,
     sinc_prob=0.0,

@@ -12,22 +12,22 @@ from trainables.settings.sources import SHIPPED
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """What the denoiser learns and how it is sampled.
+    """Training target and sampling of the denoiser.
 
     Attributes:
-        prediction_type: what the network's output means; "base" is what the base was trained to predict, and the
-            velocity where there is none.
-        retarget: train a base towards another prediction type than its own. Without it, another one is an error.
-        max_timestep: train on timesteps below it. Below the schedule's length, sampling starts there too, from the
-            degraded image's latent with the noise of that timestep; at its length, from pure noise.
+        prediction_type: quantity that the network predicts; "base" is the prediction type of the base, or
+            "v_prediction" for a network without a base.
+        retarget: allow a prediction type other than the base's; without it, another one is refused.
+        max_timestep: training draws timesteps below it. Sampling starts from pure noise if it is the schedule's length,
+            otherwise from the degraded image's latent with the noise of that timestep.
         zero_terminal_snr: rescale the schedule so that its last timestep is pure noise (Lin et al. 2024).
         objective: "uniform" draws timesteps evenly. "ccsr" draws them below `ccsr.t_max` and takes a second step on
-            every batch, for the jump from full noise to there (Sun et al. 2024).
-        noise_weight: of the mean squared error of the network's output (the noise; with v_prediction the velocity).
-            With `sample` there is no such term: the output is the estimate that the next weight is for.
-        reconstruction_weight: of the L1 distance between the estimate of x_0 and x_0.
-        inference_steps: of the deterministic DDIM sampler.
-        spacing: which timesteps it visits. Only "trailing" starts at the last one, which few-step sampling needs.
+            every batch, for the jump from pure noise to `ccsr.t_max` (Sun et al. 2024).
+        noise_weight: weight of the mean squared error of the predicted noise, or velocity with v_prediction; not used
+            with "sample", where the output is the estimate of x_0.
+        reconstruction_weight: weight of the L1 distance between the estimate of x_0 and x_0.
+        inference_steps: steps of the deterministic DDIM sampler.
+        spacing: rule for the sampled timesteps. Only "trailing" starts at the last one, as few-step sampling needs.
         fidelity_weight: share of the autoencoder's reconstruction of the input in the output, 0 to 1.
     """
 
@@ -58,11 +58,11 @@ class DiffusionSettings:
 
 @dataclass(frozen=True)
 class ConvInSettings:
-    """The UNet's first convolution, widened from the noisy latent to conditioning and noisy latent (Ke et al. 2024).
+    """The UNet's first convolution, widened to take the conditioning latent with the noisy latent (Ke et al. 2024).
 
     Attributes:
-        init: of the weights for the conditioning: "zeros", or "duplicate", Marigold's repeating and halving.
-        frozen: keep it as it is initialised. Frozen zeros leave the network blind to what it restores.
+        init: initial weights of the conditioning channels: "zeros", or "duplicate" (Marigold: copied, then all halved).
+        frozen: do not train this convolution. With frozen zeros the network never sees the degraded image.
     """
 
     init: Literal["zeros", "duplicate"] = "duplicate"
@@ -74,11 +74,12 @@ class LoRASettings:
     """Low-rank adaptation of the base UNet (Hu et al. 2022).
 
     Attributes:
-        rank: of the updates; 0 trains the whole UNet instead.
-        scale: of the updates, alpha / rank in the paper's terms: their size then does not change with the rank.
-        targets: names that the adapted layers' names end in.
-        dropout: on the input of the updates, in training.
-        weights: a `pytorch_lora_weights.safetensors` to start from, as `trainables.export` and diffusers write it.
+        rank: rank of the updates; 0 trains the whole UNet instead.
+        scale: factor of the updates, alpha / rank in the paper, so that their size does not depend on the rank.
+        targets: layers to adapt, by the ends of their names.
+        dropout: dropout probability at the input of the updates while training, in [0, 1).
+        weights: path of a `pytorch_lora_weights.safetensors` to start from, as written by `trainables.export` and
+            diffusers.
     """
 
     rank: int = setting(32, within=Limits(0, 4096, "a rank of 1 to 4096, or 0 to train the whole UNet"))
@@ -90,9 +91,9 @@ class LoRASettings:
     def __post_init__(self) -> None:
         require_within("lora", self)
         require(self.rank == 0 or bool(self.targets), "lora.targets", self.targets, "at least one layer name")
-        accepted = "other layers: conv_in trains as a whole, or not at all with conv_in.frozen"
+        accepted = "layers without conv_in, which is trained as a whole unless conv_in.frozen is set"
         require("conv_in" not in self.targets, "lora.targets", self.targets, accepted)
-        require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "nothing with lora.rank=0")
+        require(self.rank > 0 or not self.weights, "lora.weights", self.weights, "no weights with lora.rank=0")
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class ControlNetSettings:
     """ControlNet conditioning (Zhang et al. 2023): the base UNet stays frozen.
 
     Attributes:
-        weights: empty for a copy of the base's encoder behind zero convolutions, or a diffusers folder or hub id.
-        revision: commit, tag or branch of a hub id; empty for its newest.
-        embedding_channels: widths of the convolutions that bring the image to latent size; one more than the
-            autoencoder halves.
-        scale: of the features added to the UNet, in training and sampling.
+        weights: a diffusers folder or a hub id; empty starts from a copy of the base's encoder with zero convolutions.
+        revision: commit, tag or branch of a hub id; empty for the newest.
+        embedding_channels: widths of the convolutions that bring the image to latent size; one more than the number of
+            times the autoencoder halves the image.
+        scale: factor of the features added to the UNet, in training and sampling.
     """
 
     weights: str = setting("", path="weights", hub=True, restores="frozen part")
@@ -116,7 +117,7 @@ class ControlNetSettings:
 
     def __post_init__(self) -> None:
         named = bool(self.weights) or not self.revision
-        require(named, "controlnet.revision", self.revision, "none without a hub id in controlnet.weights")
+        require(named, "controlnet.revision", self.revision, "no revision without a hub id in controlnet.weights")
         widths = self.embedding_channels
         require(bool(widths), "controlnet.embedding_channels", widths, "positive whole numbers")
         require_within("controlnet", self)
@@ -124,16 +125,17 @@ class ControlNetSettings:
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """Diffusion on pixels, without an autoencoder: a `UNet2DModel` that sees the degraded image beside the noisy one.
+    """Diffusion on pixels, without an autoencoder: a `UNet2DModel` on the degraded and the noisy image, concatenated.
 
     Attributes:
-        channels: width of each level, from the 8 of an attention head; every level but the last halves the size.
-        layers: residual blocks a level.
-        attention_levels: how many of the lowest levels have self-attention.
-        norm_groups: groups of the normalisation; must divide every width.
-        train_timesteps: length of the noise schedule. Beyond 5,000 a linear one has no signal left that float32 could
-            tell from none.
-        beta_schedule: its shape, as diffusers names it.
+        channels: width of each level, at least 8, the width of an attention head; every level but the last halves the
+            image.
+        layers: residual blocks per level.
+        attention_levels: number of lowest levels with self-attention.
+        norm_groups: groups of the group normalisation; must divide every width.
+        train_timesteps: length of the noise schedule, at most 5,000: in a longer linear schedule the last signal is
+            too small for float32.
+        beta_schedule: shape of the noise schedule, by its name in diffusers.
     """
 
     channels: tuple[int, ...] = setting((128, 128, 256, 256, 512, 512), within=(8, 2048))
@@ -158,11 +160,11 @@ class PixelSettings:
 
 @dataclass(frozen=True)
 class FirstStageSettings:
-    """The finished `latent_diffusion` whose latents a decoder is trained on (stablesr_cfw, ccsr).
+    """The finished `latent_diffusion` that restores the latents for training a decoder (stablesr_cfw, ccsr).
 
     Attributes:
         weights: "shipped", or the folder of a finished trial, such as a run's `best/`.
-        draws: noise draws for each pair, sampled once for all trials. They repeat after this many epochs.
+        draws: noise draws per pair, sampled once for all trials; training repeats them after this many epochs.
     """
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
@@ -177,11 +179,11 @@ class CFWSettings:
     """Controllable Feature Wrapping (Wang et al. 2024, StableSR).
 
     Attributes:
-        strength: w in [0, 1], how much of the encoder's features enter the decoder when an image is restored.
-        colour: whether the restored image takes over the degraded one's colours, and how.
-        dense_blocks, growth: of a fusion block; published: 2 and 32.
+        strength: w of the paper, in [0, 1]: weight of the encoder's features in the decoder when restoring.
+        colour: method that transfers the degraded image's colours to the restored one; "none" transfers none.
+        dense_blocks, growth: number of dense blocks in a fusion block, and their growth rate; published: 2 and 32.
         adversarial: weight of the adversarial term.
-        adversarial_start: step at which it and its discriminator set in.
+        adversarial_start: first step with the adversarial term and its discriminator.
     """
 
     strength: float = setting(0.5, within=SHARE, restores="sampling")
@@ -200,11 +202,11 @@ class CCSRSettings:
     """Content-consistent super-resolution (Sun et al. 2024).
 
     Attributes:
-        steps: how many steps sampling the whole chain would take; only those between `t_max` and `t_min` are taken.
-        t_max, t_min: sampling jumps from pure noise to `t_max` and hands over to the decoder at `t_min`; shares of the
+        steps: sampling steps of the whole chain; only those between `t_max` and `t_min` are computed.
+        t_max, t_min: sampling jumps from pure noise to `t_max`, and the decoder takes over at `t_min`; shares of the
             schedule, t_min < t_max.
-        adversarial: weight of the adversarial term, before it is balanced with the others.
-        adversarial_start: step at which it and its discriminator set in.
+        adversarial: weight of the adversarial term, before it is balanced with the other terms.
+        adversarial_start: first step with the adversarial term and its discriminator.
     """
 
     steps: int = setting(45, within=(2, 10_000), methods=("ccsr",), restores="sampling")
@@ -219,5 +221,5 @@ class CCSRSettings:
         require_within("ccsr", self)
         require(0 <= self.t_min < self.t_max, "ccsr.t_min", self.t_min, f"0 to below ccsr.t_max={self.t_max}")
         kept = round(self.steps * self.t_max) - round(self.steps * self.t_min)
-        between = f"more, or a wider range: none lies between ccsr.t_min={self.t_min} and ccsr.t_max={self.t_max}"
+        between = f"more steps or a wider range: there is none from ccsr.t_min={self.t_min} to ccsr.t_max={self.t_max}"
         require(kept > 0, "ccsr.steps", self.steps, between)

@@ -1,4 +1,4 @@
-"""Settings that a trial has and never reads, since another of its settings leaves them nothing to do."""
+"""Settings without effect on a trial, because another of its settings disables them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from trainables.settings.trial import TrialSettings
 
 
 def unread(trial: TrialSettings) -> dict[str, str]:
-    """What has no effect on this trial: a setting's name, or a section's with a dot -> what makes it so. Of several
-    that apply to a setting the first counts."""
+    """The settings and sections ("pairs.print.") without effect on this trial -> the reason. If several reasons apply
+    to a setting, the first one counts.
+    """
     method, values, steps = METHODS[trial.method], flatten(trial), trial.training.max_steps
     why = {} if steps else dict.fromkeys(TRAINING_ONLY, "training.max_steps=0")
     without = {name: reason for name, reason in idle(values).items() if is_read(reason, (trial.method,))}
@@ -31,7 +32,7 @@ def unread(trial: TrialSettings) -> dict[str, str]:
 
 
 def _idle_adversary(method: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """What is without effect where the method's adversarial term has no weight, or begins after the last step."""
+    """The settings without effect because the adversarial term has weight 0 or starts after the last step."""
     names, steps = [name for name in ADVERSARIAL if is_read(name, (method,))], values["training.max_steps"]
     why: dict[str, str] = {}
     for weight in (f"{section}.adversarial" for section in METHODS[method].reads):
@@ -44,30 +45,30 @@ def _idle_adversary(method: str, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_read(name: str, methods: Sequence[str]) -> bool:
-    """Whether one of these methods reads the section of a setting; what is in none is for all, or is misspelt."""
+    """Whether one of these methods reads the section of a setting; True for a name without a known section."""
     section, dot, _ = name.partition(".")
     read = (section in METHODS[method].sections for method in methods)
     return not dot or section not in TrialSettings.__dataclass_fields__ or any(read)
 
 
 def check_sections(names: Iterable[str], methods: Sequence[str]) -> None:
-    """Refuses what would be set without any effect.
+    """Refuses settings that none of the methods reads.
 
     Args:
-        names: of the settings that `--set` gives.
+        names: the settings given by `--set`.
 
     Raises:
-        InputError: one is in a section that none of the methods reads.
+        InputError: a setting in a section that none of the methods reads.
     """
     for name in names:
         if not is_read(name, methods):
             section, read = name.partition(".")[0], frozenset().union(*(METHODS[one].sections for one in methods))
             raise InputError(
-                f"--set {name}: no part of {section} is read by {' or '.join(methods)}; expected one of "
+                f"--set {name}: {' or '.join(methods)} reads no settings of {section}; expected a setting of "
                 f"{', '.join(sorted(read))}"
             )
 
 
 def reason_unread(name: str, trial: TrialSettings) -> str:
-    """The setting for which `name` has no effect on this trial; empty if it has one."""
+    """Why a setting has no effect on this trial, as "other.setting=value"; empty if it has an effect."""
     return next((reason for listed, reason in unread(trial).items() if is_among(name, (listed,))), "")

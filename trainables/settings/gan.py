@@ -1,4 +1,4 @@
-"""Settings of Pix2Pix, and of the perceptual term that several methods add."""
+"""Settings of Pix2Pix, and of the perceptual and adversarial terms of several methods."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trainables.settings.setting import setting
 
 @dataclass(frozen=True)
 class PerceptualSettings:
-    """A perceptual term on restored images.
+    """The perceptual term on restored images.
 
     Attributes:
-        weight: 0 leaves it out.
-        every: it enters every so many steps. 1 is every step.
-        network: LPIPS (Zhang 2018), whose backbone has to be fetched once, or ST-LPIPS (Ghildyal 2022), which comes
-            with its wheel; both on AlexNet.
+        weight: weight of the term; 0 leaves it out.
+        every: steps from one use of the term to the next; 1 uses it in every step.
+        network: "lpips" (Zhang 2018), which downloads its backbone once, or "st_lpips" (Ghildyal 2022), which has it
+            in its wheel; both use AlexNet.
     """
 
     weight: float = setting(0.1, within=WEIGHT, when_restoring=0.0)
@@ -33,8 +33,8 @@ class DiscriminatorSettings:
     """The PatchGAN of adversarial terms (Isola et al. 2017).
 
     Attributes:
-        ndf: width of its first layer.
-        layers: 3 see 70 x 70 pixels.
+        ndf: width of the first layer.
+        layers: strided layers; 3 give a receptive field of 70 x 70 pixels.
     """
 
     ndf: int = setting(64, within=(1, 512))
@@ -46,15 +46,15 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True)
 class Pix2PixSettings:
-    """A U-Net generator against a PatchGAN (Isola et al. 2017). Defaults are the published ones.
+    """A U-Net generator trained with a PatchGAN (Isola et al. 2017). Defaults are the published ones.
 
     Attributes:
         ngf: width of the generator's first layer.
-        downs: how often the generator halves the image; 8 for 256 pixels and their multiples.
-        norm: of both networks: over the batch, over each image by itself, or none.
-        dropout: in the generator's innermost levels.
-        l1, adversarial: weights of the generator's terms.
-        gan_mode: the adversarial objective.
+        downs: number of times the generator halves the image; 8 for 256 pixels and multiples of it.
+        norm: normalisation of both networks: over the batch, over each image, or none.
+        dropout: use dropout in the generator's innermost levels.
+        l1, adversarial: weights of the generator's L1 and adversarial terms.
+        gan_mode: adversarial objective.
     """
 
     ngf: int = setting(64, within=(1, 512))
@@ -67,4 +67,4 @@ class Pix2PixSettings:
 
     def __post_init__(self) -> None:
         require_within("pix2pix", self)
-        require(self.l1 + self.adversarial > 0, "pix2pix.l1", self.l1, "above 0 where pix2pix.adversarial is 0")
+        require(self.l1 + self.adversarial > 0, "pix2pix.l1", self.l1, "a weight above 0 if pix2pix.adversarial is 0")

@@ -1,4 +1,4 @@
-"""The methods there are. Importing this loads no torch: the command line checks names with it."""
+"""The registry of methods. Importing it does not import torch, so that the command line checks names at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ COMMON = ("data", "pairs", "training")
 
 @dataclass(frozen=True)
 class Entry:
-    """A method, as far as it is known without its code.
+    """Facts about a method that are needed before its code is imported.
 
     Attributes:
-        path: where its class is.
-        latents: whose it works in: VQ-f4's ("vq"), the base's ("kl") or none.
-        reads: sections of settings it reads, beside those that all methods read.
-        gradient_checkpointing: whether it has anything to recompute.
+        path: its class, as "module:Class".
+        latents: its latent space: VQ-f4's ("vq"), the base's ("kl"), or "" for none.
+        reads: the sections of settings it reads, besides `COMMON`.
+        gradient_checkpointing: whether its networks support it.
     """
 
     path: str
@@ -34,7 +34,7 @@ _RESSHIFT = ("autoencoder", "network", "resshift")
 _DIFFUSION = ("diffusion", "ccsr", "perceptual")
 _DECODER = ("base", "first_stage", "discriminator", "perceptual")
 
-# One line a method.
+# One entry per method.
 METHODS: dict[str, Entry] = {
     "resshift": Entry("trainables.methods.resshift:ResShift", "vq", _RESSHIFT),
     "sinsr": Entry("trainables.methods.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),

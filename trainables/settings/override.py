@@ -1,4 +1,4 @@
-"""Changing settings by dotted name, with every value checked: the only way in from flags, spaces and Optuna."""
+"""Changes settings by dotted name and checks every value. Flags, spaces and Optuna change settings only through it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def override(settings: T, changes: Mapping[str, Any]) -> T:
-    """A copy of `settings` with dotted names replaced; strings are read as the field's type.
+    """A copy of `settings` with new values for dotted names. Strings are converted to the field's type.
 
     All changes are applied together, so that fields that must agree can change in one call.
 
     Raises:
-        InputError: an unknown name, a value of the wrong type or one that the settings refuse.
+        InputError: an unknown name, a value of the wrong type, or a value that the settings refuse.
     """
     known = flatten(settings)
     for name in changes:
@@ -57,7 +57,7 @@ def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`: strings are parsed, NumPy scalars become Python's, lossy conversions are refused."""
+    """`value` as `kind`. Strings are parsed, NumPy scalars become Python numbers, lossy conversions are refused."""
     origin = typing.get_origin(kind)
     try:
         if origin is Literal:
@@ -92,7 +92,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """The elements of a tuple: as people write them, "8, 16", or as Python does, "(8,)" and "('to_q', 'to_k')"."""
+    """The elements of a tuple, from "8, 16" or from Python's "(8,)" and "('to_q', 'to_k')"."""
     inner = text.strip("()[] ").removesuffix(",")
     return [part.strip("'\" ") for part in inner.split(",")] if inner else []
 
@@ -120,7 +120,7 @@ def _whole(value: Any) -> int:
 
 
 def _finite(value: Any) -> float:
-    # NumPy's Booleans are no Real, Python's are.
+    # isinstance(value, Real) is False for NumPy's booleans and True for Python's.
     if not isinstance(value, str | Real) or isinstance(value, bool) or not math.isfinite(float(value)):
         raise ValueError(value)
     return float(value)
@@ -136,8 +136,11 @@ def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
 def assignments(texts: Sequence[str], example: str) -> list[tuple[str, str]]:
     """(name, value) of every `--set NAME=VALUE`.
 
+    Args:
+        example: a valid assignment, for the message.
+
     Raises:
-        InputError: one is not of that form; `example` is.
+        InputError: a text that is not of that form.
     """
     pairs = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""Settings of the training and validation pairs, torch-free: how many, how large, made how."""
+"""Settings of the training and validation pairs: number, size and degradation. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
 from trainables.settings.setting import section, setting
 
-PAIRS_VERSION = 2  # part of what determines prepared pairs: raise it when the same settings give other pixels
+PAIRS_VERSION = 2  # part of the key of prepared pairs: raise it when the same settings give other pixels
 
-SMALLEST_PRINT = 16  # pixels a side that the print simulator needs; its own constant is behind a slow import
+SMALLEST_PRINT = 16  # smallest side for the print simulator, pixels; its own constant is behind a slow import
 LARGEST_SIDE = 16_384
 MOST_PAIRS = 100_000_000
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How many pairs of which size, and how they are degraded.
+    """Number, size and degradation of the pairs.
 
     Attributes:
         image_size: side of the square training targets, pixels; a multiple of `scale`.
-        scale: target side / degraded side.
-        train_pairs, validation_pairs: how many of each.
+        scale: target side / degraded side, 1 to 16.
+        train_pairs, validation_pairs: number of training and of validation pairs.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
-        colour_swap_prob: share of training targets whose colour channels are exchanged at random; 0 as published.
-            For a few photographs of few hues.
-        simulator: what degrades photographs that come without a partner: "super_resolution" reads `degradation`,
+        colour_swap_prob: share of training targets whose colour channels are permuted at random; 0 as published. Useful
+            for a few photographs with few hues.
+        simulator: degradation of photographs without a partner: "super_resolution" reads `degradation`,
             "print_to_camera" reads `print`.
     """
 

@@ -1,4 +1,4 @@
-"""The sizes that one code path comes in. A preset is a full set of settings, and what a sweep of it does by default."""
+"""The presets. A preset has all settings of a trial and the defaults of a sweep; all presets run the same code."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from trainables.settings.print_to_camera import MILD_PRINT
 class Preset:
     """Attributes:
     purpose: one line for `--list`.
-    trial: the settings every trial starts from.
-    trials: how many trials a sweep runs unless told otherwise.
-    needs: settings that have no default and must be given, with what they are.
-    methods: method -> what its trials have different.
-    checkpoint: the finished trial that spaces which train nothing restore with, unless told otherwise.
-    workers: processes that train a trial together. gpus: of each of them.
+    trial: the settings from which every trial starts.
+    trials: default number of trials of a sweep.
+    needs: (setting, flag and its meaning) for each setting without a default.
+    methods: method -> its values of settings, where they differ from `trial`.
+    checkpoint: default finished trial for evaluation-only spaces.
+    workers: processes per trial. gpus: GPUs per process.
     """
 
     purpose: str
@@ -77,19 +77,19 @@ _SAMPLE = TrialSettings(
     ),
 )
 
-# Attention alone adapts too little of a base this small.
+# This base is so small that adapting only its attention layers is not enough.
 ALL_LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
     *("conv1", "conv2", "time_emb_proj"),
 )
-# Of the decoders that train against a discriminator, as in their official code.
+# For decoders that are trained with a discriminator, as in their official code.
 _ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2": 0.9}
 
-# The published Pix2Pix normalises over a batch of one, in training and in use: over each image by itself. Statistics
-# that larger batches gather are others than those its deepest layers were trained under.
+# The published Pix2Pix uses batches of one, in training and in use, so it normalises each image separately. The running
+# statistics of larger batches differ from the statistics under which its deepest layers were trained.
 _PIX2PIX_NORM = "instance"
 
-# What the methods need different at this size: learning rates found by hand, networks of about the same cost a step.
+# Values for this size: learning rates found by hand, networks with about the same cost per step.
 _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "pix2pix": {
         "pix2pix.ngf": 24,
@@ -104,7 +104,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
-        # From pure noise and so few steps, x_0 is learned best; see docs/answers.md.
+        # Predicting x_0 restores best from pure noise with so few steps; see docs/answers.md.
         "diffusion.prediction_type": "sample",
         "diffusion.retarget": True,
         "diffusion.inference_steps": 10,
@@ -114,7 +114,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     },
     "controlnet_diffusion": {
         "controlnet.embedding_channels": (16, 32, 64),
-        # The base stays frozen, so that it goes on predicting noise.
+        # The base is frozen, so it still predicts noise.
         "diffusion.max_timestep": 500,
         "diffusion.inference_steps": 10,
         "perceptual.every": 4,
@@ -158,14 +158,14 @@ _OFFICIAL_TEACHER = TeacherSettings("weights/resshift_realsrx4_s15_v1.pth")
 
 PRESETS: dict[str, Preset] = {
     "sample": Preset(
-        "laptop CPU, the photographs of scikit-image, about a minute a trial",
+        "laptop CPU, the photographs of scikit-image, about a minute per trial",
         _SAMPLE,
         trials=14,
         methods=_SAMPLE_METHODS,
         checkpoint=SHIPPED,
     ),
     "sample-print": Preset(
-        "as sample, with the photographs printed and photographed again instead of made small",
+        "as sample, but the degraded images are simulated photographs of prints",
         replace(
             _SAMPLE,
             method="latent_diffusion",
@@ -175,7 +175,7 @@ PRESETS: dict[str, Preset] = {
         methods=_SAMPLE_METHODS,
     ),
     "sinsr-stage1": Preset(
-        "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps a trial",
+        "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps per trial",
         TrialSettings(
             data=DataSettings(source=""),
             pairs=PairSettings(
@@ -196,7 +196,7 @@ PRESETS: dict[str, Preset] = {
         gpus=1.0,
     ),
     "sinsr-stage2": Preset(
-        "two GPUs a trial, about 70,000 images at 256 px, batch 4, 500,000 steps a trial",
+        "two GPUs per trial, about 70,000 images at 256 px, batch 4, 500,000 steps per trial",
         TrialSettings(
             data=DataSettings(source=""),
             pairs=PairSettings(
@@ -217,7 +217,7 @@ PRESETS: dict[str, Preset] = {
         gpus=1.0,
     ),
     "print-to-camera": Preset(
-        "one GPU a trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps",
+        "one GPU per trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps per trial",
         TrialSettings(
             method="latent_diffusion",
             data=DataSettings(source=""),
@@ -245,7 +245,7 @@ PRESETS: dict[str, Preset] = {
         ),
         trials=20,
         needs=(
-            ("data.source", "--data FOLDER of pairs (input/ and target/), or of photographs to simulate them from"),
+            ("data.source", "--data FOLDER with pairs (input/ and target/), or with photographs for simulated pairs"),
         ),
         gpus=1.0,
         methods={
@@ -269,8 +269,8 @@ def preset(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
-        InputError: there is none; the message lists those there are.
+        InputError: no such preset; the message lists the presets.
     """
     if name not in PRESETS:
-        raise InputError(f"--preset {name}: there is none of that name; the presets are {', '.join(PRESETS)}")
+        raise InputError(f"--preset {name}: no such preset; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,7 +1,8 @@
-"""How a print is simulated and photographed: settings only, without torch, so the command line can check them at once.
+"""Settings of the simulated photograph of a print. Nothing here imports torch, so the command line checks them at once.
 
-Defaults are of an offset print on coated paper that a phone photographs indoors, rectified to 512 px. Where a standard
-or a law of physics gives a number it is named beside the field; `docs/print_to_camera.md` has the model of every stage.
+The defaults describe an offset print on coated paper, photographed indoors with a phone and rectified to 512 px. If a
+number is from a standard or a law of physics, its field names the source. `docs/print_to_camera.md` explains the model
+of every stage.
 """
 
 from __future__ import annotations
@@ -39,40 +40,40 @@ _LIMITS: dict[str, Range] = {
 
 @dataclass(frozen=True)
 class PrintSettings:
-    """Ranges of the simulated print and photograph, each (low, high), drawn uniformly once an image.
+    """Ranges of the simulated print and photograph, each (low, high). Values are drawn uniformly, once per image.
 
-    Lists from YAML are accepted for tuples. Strength (0, 0) switches a stage off, `None` the JPEG; `halftone_period`
-    and `fibre_length` are shapes, not strengths. Reflectance and light are linear, 1 = white of the target.
+    Lists from YAML are accepted for tuples. (0, 0) disables a stage and `None` disables JPEG; `halftone_period` and
+    `fibre_length` are shapes, not strengths. Reflectance and light are linear; 1 is the white of the target.
 
     Attributes:
-        ink_gamut: share of the way from ideal inks, which reach every sRGB colour, to offset inks on coated paper
-            (FOGRA39, ISO 12647-2), in linear light.
+        ink_gamut: mix of inks in linear light: 0 for ideal inks, which reach every sRGB colour, 1 for offset inks on
+            coated paper (FOGRA39, ISO 12647-2).
         black_point: reflectance of solid black relative to the paper; 0.024 for the L* 16 on L* 95 of ISO 12647-2.
-        dot_gain: tone value increase at 50 % coverage that prepress has not compensated, a share of area, drawn for
-            every ink by itself; ISO 12647-2 tolerates 0.04 to 0.05 around its aim, newsprint uncompensated has 0.26.
+        dot_gain: tone value increase at 50 % coverage without compensation, a share of area, drawn for each ink
+            separately; ISO 12647-2 tolerates 0.04 to 0.05 around its aim, uncompensated newsprint has 0.26.
         halftone: contrast of the clustered dots; 0 is continuous tone, 1 solid ink on bare paper.
-        halftone_period: distance of neighbouring dots, pixels, at least 1.5. 2 to 4 is 150 lines per inch at 300 to
-            600 pixels per inch; below 2 the sensor no longer resolves the screen and folds it to moire.
+        halftone_period: distance between neighbouring dots, pixels, at least 1.5. 2 to 4 is 150 lines per inch at 300
+            to 600 pixels per inch; below 2 the sensor cannot resolve the screen and shows moire.
         paper_absorption: share of light that bare paper absorbs; 0.12 for L* 95.
-        paper_tint: share of blue light that yellowish paper absorbs beyond that; of green, half as much.
+        paper_tint: additional share of blue light that yellowish paper absorbs; half of it for green light.
         paper_texture: standard deviation of the reflectance along the fibres, relative to its mean.
-        fibre_length: standard deviation of the Gaussian along which fibre noise is correlated, pixels.
-        misregistration: displacement of each corner, in a direction of its own, that rectification left, pixels.
-        lens_distortion: radial k1 of r (1 + k1 r^2), r = 1 in the corners, that rectification left.
+        fibre_length: correlation length of the fibre noise (standard deviation of a Gaussian), pixels.
+        misregistration: remaining displacement of each corner after rectification, in a random direction, pixels.
+        lens_distortion: remaining radial distortion after rectification: k1 of r (1 + k1 r^2), r = 1 in the corners.
         uneven_light: difference between the brightest and the darkest place, relative to the mean illumination.
         mixed_light: difference in colour temperature across the image, mired (1e6 / K).
-        vignette: share of light the lens loses in the corners.
+        vignette: share of light that the lens loses in the corners.
         defocus: standard deviation of the Gaussian point spread, pixels.
-        motion_blur: length of the motion while the shutter is open, pixels, in any direction.
-        exposure: error of the exposure, stops.
+        motion_blur: length of the motion during the exposure, in a random direction, pixels.
+        exposure: exposure error, stops.
         shot_noise: standard deviation of the photon noise at white; 0.02 is a full well of 2,500 electrons.
         read_noise: standard deviation of the signal-independent noise, relative to white.
-        white_balance: colour temperature the camera failed to correct, mired; positive is too warm.
+        white_balance: remaining error of the colour temperature, mired; positive is too warm.
         sharpening: amount of the camera's unsharp mask (Gaussian of 1 pixel, on encoded values).
-        jpeg_quality: 1 to 100 as libjpeg counts, 4:2:0; `None` for no JPEG.
+        jpeg_quality: JPEG quality of libjpeg, 1 to 100, with 4:2:0 subsampling; `None` for no JPEG.
 
     Raises:
-        InputError: naming the field, its value and what is accepted.
+        InputError: a value outside its range; the message names the field, the value and the accepted values.
     """
 
     ink_gamut: Range = (0.6, 1.0)
@@ -109,7 +110,7 @@ class PrintSettings:
 
 _OFF: Range = (0.0, 0.0)
 
-# Everything switched off: the image comes back as it went in. Where single stages are switched on from.
+# All stages disabled: the output equals the input. Tests and tools enable single stages from here.
 NO_PRINT = PrintSettings(
     ink_gamut=_OFF,
     black_point=_OFF,
@@ -133,8 +134,8 @@ NO_PRINT = PrintSettings(
     jpeg_quality=None,
 )
 
-# For 64 px crops of the laptop sample: the same inks, paper and lens in narrower ranges, so that a tiny network learns
-# the colour shift, the blur and the texture within a minute.
+# For the 64 px crops of the laptop sample. The ranges are narrower, so that a tiny network learns the colour shift, the
+# blur and the texture within a minute.
 MILD_PRINT = PrintSettings(
     ink_gamut=(0.7, 0.9),
     black_point=(0.02, 0.03),

@@ -12,19 +12,19 @@ from trainables.settings.sources import SHIPPED
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The Swin-UNet of ResShift and SinSR, by the names of its official configuration. Defaults are the official size.
+    """The Swin-UNet of ResShift and SinSR. Names and default values are those of the official configuration.
 
     Attributes:
-        image_size: latent pixels a side, which the network is trained at. Every level but the last halves it.
+        image_size: side of the latents in training, latent pixels. Every level but the last halves it.
         model_channels: width of the first level, a multiple of 32.
         channel_mult: width of each level, in multiples of `model_channels`.
         num_res_blocks: residual blocks of each level.
-        attention_resolutions: sizes of the levels that have self-attention, as the bottleneck always has.
+        attention_resolutions: sizes of the levels with self-attention, latent pixels; the bottleneck always has it.
         swin_depth: transformer blocks of each self-attention.
-        swin_embed_dim: width of their tokens.
-        num_head_channels: width of each of their heads.
-        window_size: side of their windows, latent pixels.
-        mlp_ratio: width of their hidden layers, in multiples of `swin_embed_dim`.
+        swin_embed_dim: width of the tokens.
+        num_head_channels: width of each attention head.
+        window_size: side of the attention windows, latent pixels.
+        mlp_ratio: width of the transformer's hidden layers, in multiples of `swin_embed_dim`.
     """
 
     image_size: int = setting(64, within=(1, 4096))
@@ -54,28 +54,28 @@ class NetworkSettings:
             set(self.attention_resolutions) <= set(sizes),
             "network.attention_resolutions",
             self.attention_resolutions,
-            f"sizes that a level has with network.image_size={self.image_size}: {', '.join(map(str, sizes))}",
+            f"sizes of levels with network.image_size={self.image_size}: {', '.join(map(str, sizes))}",
         )
 
 
 @dataclass(frozen=True)
 class ResShiftSettings:
-    """The residual-shifting schedule (Yue et al. 2023); defaults as published for x4 super-resolution. Its limits keep
-    any two steps from rounding to the same noise.
+    """The residual-shifting schedule (Yue et al. 2023). Defaults are those published for x4 super-resolution. Within
+    the accepted ranges no two steps round to the same noise.
 
     Attributes:
-        steps: of the schedule, and of sampling.
-        power: p of the paper; larger keeps the noise low for longer.
-        min_noise_level: bound on kappa * sqrt(eta_1), the noise of the first step.
+        steps: steps of the schedule and of sampling.
+        power: p of the paper; a larger value keeps the noise low for longer.
+        min_noise_level: upper bound of kappa * sqrt(eta_1), the noise of the first step.
         kappa: noise level relative to the residual.
-        etas_end: sqrt(eta_T); the name is the official configuration's.
+        etas_end: sqrt(eta_T) of the paper; the name is that of the official configuration.
     """
 
     steps: int = setting(15, within=(2, 1000))
     power: float = setting(0.3, within=(0.01, 5))
     min_noise_level: float = setting(0.04, within=(1e-6, 1))
     kappa: float = setting(2.0, within=(0.001, 1000))
-    # At least three times what the schedule starts with, whatever min_noise_level is.
+    # At least three times the schedule's first value, for every min_noise_level.
     etas_end: float = setting(0.99, within=Limits(0.1, 1, "a number in [0.1, 1)", open_high=True))
 
     def __post_init__(self) -> None:
@@ -84,10 +84,10 @@ class ResShiftSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The ResShift teacher, of the shape that `network` says.
+    """The ResShift teacher. `network` is its shape.
 
     Attributes:
-        weights: "shipped", a .safetensors of ours or the official .pth.
+        weights: "shipped", a .safetensors of this project, or the official .pth.
     """
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
@@ -98,10 +98,10 @@ class SinSRSettings:
     """The one-step student (Wang et al. 2024).
 
     Attributes:
-        distillation, inversion, ground_truth: the weights of the three terms; the paper's are 1, 1, 1.
+        distillation, inversion, ground_truth: weights of the three terms; 1, 1, 1 in the paper.
         teaching: "prepared" reads the teacher's targets from the store, made once for all trials; "online" runs
             autoencoder and teacher in every step, as the official code does.
-        draws: noise draws for each pair. Prepared targets repeat after this many epochs over the pairs.
+        draws: noise draws per pair; prepared targets repeat after this many epochs.
     """
 
     distillation: float = setting(1.0, within=WEIGHT)

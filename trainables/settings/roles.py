@@ -1,4 +1,4 @@
-"""Which settings have which role, derived from what stands at their fields."""
+"""The settings with each role, derived from the roles at their fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainables.settings.setting import GIVEN, UNCHANGED, roles_of
 from trainables.settings.trial import TrialSettings
 
 ROLES = roles_of(TrialSettings)
-"""Dotted name -> roles, of every setting and every section ("pairs.print.")."""
+"""Dotted name -> roles, for every setting and every section ("pairs.print.")."""
 
 
 def names(role: str) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def names(role: str) -> tuple[str, ...]:
 
 
 def is_among(name: str, listed: Collection[str]) -> bool:
-    """Whether a setting is listed, by its own name or by that of a section it is in."""
+    """Whether a setting is listed, by its own name or by the name of its section."""
     return any(name == one or (one.endswith(".") and name.startswith(one)) for one in listed)
 
 
@@ -34,10 +34,10 @@ WHEN_RESTORING = {name: roles.when_restoring for name, roles in ROLES.items() if
 
 
 def idle(values: Mapping[str, Any]) -> dict[str, str]:
-    """The settings and sections that another setting leaves without effect -> that setting with its value.
+    """The settings and sections without effect -> the setting that disables them, with its value.
 
     Args:
-        values: of all settings, by dotted name.
+        values: dotted name -> value, of all settings.
     """
     found = {}
     for name, roles in ROLES.items():
@@ -49,10 +49,10 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trained_for(values: Mapping[str, Any], comparison: str) -> list[str]:
-    """The settings with an effect on what a network was trained for, which restoring has to keep to.
+    """The settings that limit how a trained network may restore, see `Roles.trained`.
 
     Args:
-        values: of all settings, what it was trained with, by dotted name. comparison: "at most" or "equal".
+        values: dotted name -> value in training, of all settings. comparison: "at most" or "equal".
     """
     without_effect = idle(values)
     compared = [name for name in names("trained") if ROLES[name].trained == comparison]

@@ -1,7 +1,7 @@
-"""A setting and what is known about it, in one line: `draws: int = setting(4, within=(1, 1000), training_only=True)`.
+"""A setting with its limits and roles: `draws: int = setting(4, within=(1, 1000), training_only=True)`.
 
-What the meaning is stands in the docstring of the section, and only there: `meanings` reads it. Which settings have a
-role is derived in `trainables.settings.roles`; nothing else lists names of settings.
+The docstring of its section explains the setting; `meanings` reads it. `trainables.settings.roles` derives the settings
+with each role, so no other place lists names of settings.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ UNCHANGED, GIVEN = "unchanged", "given"
 
 
 class Limits(NamedTuple):
-    """Accepted numbers, both ends included unless they are open; of a tuple, each of its elements."""
+    """Accepted numbers, with both ends unless they are open. For a tuple, the limits of each element."""
 
     low: float
     high: float
     accepted: str = ""
-    """How a message names them; empty for "low to high"."""
+    """Text for messages; empty for "low to high"."""
     open_low: bool = False
     open_high: bool = False
 
@@ -37,22 +37,22 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Roles:
-    """What is known about a setting. A role of a section holds for all settings in it.
+    """Facts about a setting. A role of a section applies to all settings in it.
 
     Attributes:
-        path: what is found at this path, where the value is one; "" for other settings.
-        builtin: values that name something shipped with the package and are no paths.
+        path: kind of files at the path, if the value is a path; otherwise "".
+        builtin: values that are not paths but names of files shipped with the package.
         hub: the value may also be an id of the Hugging Face hub.
-        flag: the flag of `run_sweep.py` that sets the same.
+        flag: the flag of `run_sweep.py` for this setting.
         shared: equal for all trials of a sweep, so it cannot be searched.
-        training_only: has no effect where nothing trains.
+        training_only: has no effect without training.
         adversarial: has no effect without the method's adversarial term.
-        simulated: has no effect on photographs that come in pairs.
-        unless: (another setting, its value) with which this one has no effect; `GIVEN` for any but an empty value.
-        methods: of the methods that read the section, those that read this setting; empty for all.
-        restores: may be changed of a finished trial: it says where a frozen part is found, or how to sample.
-        when_restoring: the value while a finished trial restores and nothing trains; `UNCHANGED` for the trained one.
-        trained: how the value that restores compares with the one that a network was trained with.
+        simulated: has no effect on paired photographs.
+        unless: (another setting, its value) that disables this one; `GIVEN` stands for any value that is not empty.
+        methods: the methods that read this setting, if not all readers of its section do; empty for all.
+        restores: may be changed when a finished trial restores: the place of a frozen part, or a setting of sampling.
+        when_restoring: value for restoring without training; `UNCHANGED` keeps the value of training.
+        trained: required relation between the value for restoring and the value in training.
         within: accepted numbers, as (low, high) or `Limits`.
     """
 
@@ -74,19 +74,19 @@ class Roles:
 
 def setting(default: T, **roles: Any) -> T:
     """A field of a section with the roles that apply to it, see `Roles`."""
-    # As `dataclasses.field` says of itself, it returns the type of the default.
+    # As for `dataclasses.field`, the declared return type is the type of the default.
     found: T = field(default=default, metadata={_ROLES: Roles(**roles)})
     return found
 
 
 def section(kind: type[T], **roles: Any) -> T:
-    """A field that is a section of its own, with the roles that apply to all of its settings."""
+    """A field that is a section, with the roles that apply to all of its settings."""
     found: T = field(default_factory=kind, metadata={_ROLES: Roles(**roles)})
     return found
 
 
 def roles_of(kind: Any, prefix: str = "") -> dict[str, Roles]:
-    """Dotted name -> roles of every setting of a dataclass; a section comes before its settings, as "pairs.print."."""
+    """Dotted name -> roles, for every setting of a dataclass. A section, "pairs.print.", comes before its settings."""
     found: dict[str, Roles] = {}
     for item in fields(kind):
         inner, own = _section_of(item), item.metadata.get(_ROLES, Roles())
@@ -102,8 +102,9 @@ def _section_of(item: Any) -> Any:
 
 
 def meanings(kind: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted name -> meaning, unit and range of every setting, from the `Attributes:` of the sections' docstrings.
-    A setting that its docstring does not explain is missing."""
+    """Dotted name -> meaning, unit and range of every setting, from the `Attributes:` of the sections' docstrings. A
+    setting without such a text is left out.
+    """
     written = dict(_attributes(kind))
     found: dict[str, str] = {}
     for item in fields(kind):
@@ -115,9 +116,9 @@ def meanings(kind: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _attributes(kind: Any) -> Iterator[tuple[str, str]]:
-    """(name, text) of a docstring's attributes; several that share a text are listed as "l1, adversarial: ..."."""
+    """(name, text) of a docstring's attributes. Several names may share a text: "l1, adversarial: ..."."""
     _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
-    listed = re.split(r"\n(?=\S)", listed)[0]  # up to the next section, which is not indented
+    listed = re.split(r"\n(?=\S)", listed)[0]  # up to the next heading, which is not indented
     for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE):
         for name in names.split(", "):
             yield name, " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Where photographs and pretrained weights come from."""
+"""Settings of the photographs and of the pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ SAMPLE, SHIPPED = "sample", "shipped"
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where photographs come from.
+    """The photographs, and how prepared data is checked and read.
 
     Attributes:
         source: "sample" (the photographs in scikit-image's wheel); a folder of photographs, or of pairs (`input/` and
             `target/`, or `captured/` and `original/`); a .txt of paths; a .parquet, or a folder of them; or the URI of
             one of these, such as `s3://bucket/photographs`. See docs/data.md.
-        seed: chooses crops and degradations of the training pairs; equal for all trials of a sweep.
-        max_rejected: the share of a split's images that may be unusable; more of them stop the preparation.
-        verify: compare the content of local prepared stores of up to 1 GB with their hashes when a sweep starts, not
-            only their sizes and schema; `python -m trainables.data verify` does it for any, and what comes from a
-            bucket is compared as it comes.
-        window_shards: for a store that is larger than a machine's disk: 0 draws the training rows of an epoch from the
-            whole store, n from n shards at a time, in a random order of shards, so that with a store in a bucket a
-            trial needs no more than 2 n of them here.
+        seed: seed of the crops and degradations of the training pairs; equal for all trials of a sweep.
+        max_rejected: largest accepted share of unusable images in a split, 0 to 1; beyond it preparation stops.
+        verify: when a sweep starts, compare local prepared stores of up to 1 GB with their hashes, not only their sizes
+            and schema. `python -m trainables.data verify` compares larger ones; downloads from a bucket are always
+            compared.
+        window_shards: for stores larger than a machine's disk. 0 draws the training rows of an epoch from the whole
+            store; n draws them from n shards at a time, in a random order of shards, so that a trial keeps at most
+            2 n shards of a bucket on its disk.
     """
 
     source: str = setting(SAMPLE, path="images", builtin=(SAMPLE,), flag="--data")
@@ -45,25 +45,25 @@ class AutoencoderSettings:
     """The VQ-f4 autoencoder of ResShift and SinSR.
 
     Attributes:
-        weights: "shipped", a .safetensors of ours, a diffusers folder, or the official .pth.
+        weights: "shipped", a .safetensors of this project, a diffusers folder, or the official .pth.
     """
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), restores="frozen part")
 
     @property
     def factor(self) -> int:
-        """Image pixels for one latent pixel, along one side."""
+        """Image pixels per latent pixel, along one side."""
         return 4
 
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """The Stable Diffusion parts that the latent methods start from: UNet, KL autoencoder, noise schedule and the
-    conditioning of the empty prompt.
+    """The Stable Diffusion parts from which latent methods start: UNet, KL autoencoder, noise schedule and the
+    embedding of the empty prompt.
 
     Attributes:
         weights: "shipped", a local folder in diffusers layout (Stable Diffusion's or Marigold's), or a hub id.
-        revision: commit, tag or branch of a hub id; empty for its newest.
+        revision: commit, tag or branch of a hub id; empty for the newest.
     """
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), hub=True, restores="frozen part")

@@ -1,4 +1,4 @@
-"""Settings of the training loop, equal for all methods."""
+"""Settings of the training loop, the same for all methods."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import Literal
 from trainables.settings.checks import DECAY, LARGEST_SEED, MOST_STEPS, require, require_within
 from trainables.settings.setting import Limits, setting
 
-# However large: that a trial diverges is a result.
+# Without an upper limit: a diverging trial is a result.
 _RATE = Limits(0, math.inf, "a number above 0", open_low=True, open_high=True)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The loop's settings.
+    """Optimiser, batches, precision, validation and seed.
 
     Attributes:
-        max_steps: optimiser steps; 0 trains nothing and validates what `checkpoint` holds.
-        batch_size: pairs in one step over all workers and accumulated parts together.
-        accumulate: parts a worker's batch is split into, to save memory.
-        learning_rate: Adam's, at its peak.
-        rate_factor: multiplies it. Questions search over this one, since the right rate differs between methods and
-            sizes and the presets know it.
-        beta1, beta2: Adam's decays. Adversarial training wants them lower.
-        warmup_steps: the first steps, in which the learning rate rises linearly to its peak.
-        schedule: what follows the warm-up: the peak to the end, or half a cosine down to 0.
-        weight_decay: decoupled, as AdamW's; 0 for none.
-        clip_gradient: largest norm of a phase's gradient; 0 clips none.
-        ema_decay: of the averaged weights, which are what is validated. Shorter runs average over less.
-        precision: of the forward and backward passes; weights stay in float32.
+        max_steps: optimiser steps; 0 only validates the weights of `checkpoint`.
+        batch_size: pairs per step, over all workers and accumulated parts together.
+        accumulate: parts into which a worker's batch is split to save memory; must divide `batch_size`.
+        learning_rate: peak learning rate of Adam.
+        rate_factor: multiplier of `learning_rate`. Spaces search over it, because presets set a learning rate for each
+            method and size.
+        beta1, beta2: Adam's decay rates, in [0, 1). Adversarial training needs lower ones.
+        warmup_steps: number of first steps in which the learning rate rises linearly to its peak.
+        schedule: learning rate after the warm-up: constant, or half a cosine down to 0.
+        weight_decay: decoupled weight decay, as in AdamW; 0 for none.
+        clip_gradient: largest gradient norm of a phase; 0 disables clipping.
+        ema_decay: decay of the averaged weights, in [0, 1); validation uses the average. Shorter runs need a smaller
+            decay.
+        precision: number format of the forward and backward passes; weights are kept in float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        channels_last: keep the weights of convolutions in that memory format.
+        channels_last: keep the weights of convolutions in the channels-last memory format.
         compile: compile the networks with torch.compile; the first step then takes minutes.
-        reports: validations over `max_steps`, at most; the last one is at the last step.
+        reports: largest number of validations; the last one is at the last step.
         log_every: steps between two rows of loss terms in TensorBoard.
-        validation_batch: pairs that validation restores together.
-        stability_draws: restorations of every validation image with different noise, for the metrics of stability;
+        validation_batch: pairs per batch in validation.
+        stability_draws: restorations of every validation image with different noise, for the stability metrics;
             1 measures none.
-        seed: fixes order, noise and initialisation.
+        seed: seed of order, noise and initialisation.
     """
 
     max_steps: int = setting(500_000, within=(0, MOST_STEPS), shared=True, flag="--max-steps", when_restoring=0)
@@ -82,5 +83,5 @@ class TrainingSettings:
 
     @property
     def report_every(self) -> int:
-        """Steps between two reports; the last report is at `max_steps` whether or not this divides it."""
+        """Steps between two reports. The last report is always at `max_steps`."""
         return max(1, -(-self.max_steps // self.reports))

@@ -1,4 +1,4 @@
-"""All settings of a trial together, and what must hold between its sections."""
+"""All settings of a trial, and the checks between its sections."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from trainables.settings.training import TrainingSettings
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """All that determines a trial. Which sections a method reads stands in `trainables.settings.methods`.
+    """All settings of a trial. `trainables.settings.methods` lists the sections that each method reads.
 
     Attributes:
-        method: what trains, a name of the registry.
-        checkpoint: what training starts from: the folder of a finished trial of this method, "shipped", a public
-            checkpoint of it (docs/weights.md), or empty.
+        method: the method to train, a name of `trainables.settings.methods`.
+        checkpoint: initial weights: the folder of a finished trial of this method, "shipped", a public checkpoint of it
+            (docs/weights.md), or empty.
     """
 
     method: str = "sinsr"
@@ -63,7 +63,7 @@ class TrialSettings:
             self.training.max_steps > 0 or bool(self.checkpoint),
             "training.max_steps",
             self.training.max_steps,
-            "1 or more; 0 only validates, and needs a finished trial: --checkpoint FOLDER",
+            "1 or more, or 0 with a finished trial to validate: --checkpoint FOLDER",
         )
         reads = METHODS[self.method].sections
         if "network" in reads:

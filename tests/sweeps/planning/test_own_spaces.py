@@ -1,4 +1,4 @@
-"""A question of one's own is refused before anything starts where a sweep could not answer it."""
+"""A user's own space is refused at the start if a sweep cannot answer its question."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.common.errors import InputError
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """`planned(method, {name: distribution}, **fixed)`: the plan of a space that tries the distributions' ends."""
+    """`planned(method, {name: distribution}, **settings)`: the plan of a space with a point at each end."""
 
     def plan(method: str, parameters: dict[str, Distribution], *flags: tuple[str, str], **settings: Any) -> Plan:
         first, second = ({name: one.ends[k] for name, one in parameters.items()} for k in (0, 1))
@@ -41,16 +41,18 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         ("ccsr", "ccsr.t_max", Float(0.5, 0.7), "restored"),
     ],
 )
-def test_what_prepared_data_holds_is_not_searched(
+def test_settings_of_prepared_data_cannot_be_searched(
     planned: Any, method: str, parameter: str, among: Distribution, stage: str
 ) -> None:
-    with pytest.raises(InputError, match=f"^--space own: searches {parameter}, which decides .* {stage} hold"):
+    with pytest.raises(
+        InputError, match=f"^--space own: searches {parameter}, but prepared data .*{stage}.* depends on it"
+    ):
         planned(method, {"training.learning_rate": Float(1e-5, 1e-4), parameter: among})
 
 
 @pytest.mark.parametrize("parameter", ["training.max_steps", "training.reports", "data.seed"])
-def test_what_trials_are_compared_by_is_not_searched(planned: Any, parameter: str) -> None:
-    with pytest.raises(InputError, match=f"^--space own: searches {parameter}, which all trials of a sweep share"):
+def test_shared_settings_cannot_be_searched(planned: Any, parameter: str) -> None:
+    with pytest.raises(InputError, match=f"^--space own: searches {parameter}, which is the same for all trials"):
         planned("pix2pix", {parameter: Choice((2, 4))})
 
 
@@ -64,21 +66,21 @@ def test_what_trials_are_compared_by_is_not_searched(planned: Any, parameter: st
         ("latent_diffusion", "ccsr.t_max", Float(0.5, 0.7), "ccsr.t_max, which has no effect with"),
     ],
 )
-def test_every_point_is_tried_at_the_door(
+def test_every_point_is_checked_at_the_start(
     planned: Any, method: str, parameter: str, among: Distribution, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         planned(method, {parameter: among}, workers_per_trial=2)
 
 
-def test_paths_among_the_points_are_absolute(planned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_in_points_become_absolute(planned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     question = planned("sinsr", {"sinsr.inversion": Float(0.1, 1)}).question
     weights = question.trial_with({"sinsr.inversion": 0.1, "checkpoint": "some.safetensors"}).checkpoint
     assert weights == str(tmp_path / "some.safetensors")
 
 
-def test_the_plan_counts_the_largest_of_the_networks(planned: Any) -> None:
+def test_plan_counts_the_largest_network(planned: Any) -> None:
     ranks = (2, 64)
     alone = [planned("latent_diffusion", {"lora.rank": Choice((rank, rank))}) for rank in ranks]
     both = planned("latent_diffusion", {"lora.rank": Choice(ranks)})
@@ -86,9 +88,8 @@ def test_the_plan_counts_the_largest_of_the_networks(planned: Any) -> None:
     assert trained[0] < trained[1] == trained[2]
 
 
-def test_setting_of_one_method_is_refused_for_others(planned: Any) -> None:
+def test_setting_of_one_method_is_not_applied_to_others(planned: Any) -> None:
     among = {"method": Choice(("latent_diffusion", "pixel_diffusion"))}
-    plan = planned(
-        "latent_diffusion", among, ("pixel.channels", "16,32")
-    )  # of which 32, the default groups, divides no 16
+    # Invalid for latent_diffusion: its pixel.norm_groups is the default 32, which does not divide 16.
+    plan = planned("latent_diffusion", among, ("pixel.channels", "16,32"))
     assert plan.question.trial_with({"method": "pixel_diffusion"}).pixel.channels == (16, 32)

@@ -213,7 +213,7 @@ def test_every_kind_of_store_is_found() -> None:
         (["prune", "nosuch"], ["nosuch", "no such folder"]),
         (
             ["prepare", "--set", "lora.rank=3"],
-            ["--set lora.rank", "no part of lora is read by sinsr", "sinsr, teacher"],
+            ["--set lora.rank", "sinsr reads no settings of lora", "sinsr, teacher"],
         ),
         (
             ["prepare", "--method", "latent_diffusion", "--set", "lora.rank=0", "--set", "lora.scale=2"],

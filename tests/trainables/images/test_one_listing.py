@@ -1,4 +1,4 @@
-"""A source is listed once, however many parts of a plan and a preparation use it."""
+"""A source is listed once, although several parts of a plan and a preparation use it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 FOLDERS = ["photographs", "photographs", "photographs/a", "photographs/b"]
-"""Once for the names of subfolders, which may be sides of pairs; once for the images."""
+"""The root twice: once for subfolders, which may be the sides of pairs, once for images."""
 
 
 @pytest.mark.parametrize("space", ["sinsr_loss_ratios", "latent_or_pixel"])
@@ -81,7 +81,7 @@ def test_plan_lists_a_bucket_once(
 
 
 def test_opened_source_does_not_change(tmp_path: Path) -> None:
-    """Also if photographs are added while a sweep starts: the prepared photographs are the fingerprinted ones."""
+    """If photographs are added while a sweep starts, it still prepares the ones in its fingerprint."""
     root = photographs(tmp_path)
     source = open_source(str(root))
     before = [source.of_split("train").names, source.of_split("validation").names]

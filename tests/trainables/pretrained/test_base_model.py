@@ -487,7 +487,7 @@ def test_dry_run_downloads_no_controlnet(hub: list[str], text_base: Path, tmp_pa
 
 def test_revision_needs_a_hub_id(base: Path) -> None:
     message = refused(lambda: ControlNetSettings(revision="v1"))
-    assert message.startswith("controlnet.revision=v1: expected none without a hub id")
+    assert message.startswith("controlnet.revision=v1: expected no revision without a hub id")
     message = refused(lambda: find_base(str(base), "v1", setting="controlnet.weights"))
     assert message.startswith("controlnet.revision=v1: expected none")
 

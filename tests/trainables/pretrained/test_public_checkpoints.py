@@ -217,7 +217,7 @@ def test_evaluation_only_spaces_need_a_finished_trial(
     cfw_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        InputError, match=r"^--checkpoint .*\.ckpt: a file does not say .* finished trial of stablesr_cfw"
+        InputError, match=r"^--checkpoint .*\.ckpt: a file does not contain .* finished trial of stablesr_cfw"
     ):
         resolve(SweepSettings("cfw_strength", checkpoint=str(cfw_file)))
     saved(tmp_path / "sinsr.pth", {})

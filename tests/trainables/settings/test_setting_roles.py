@@ -1,4 +1,4 @@
-"""What stands at a setting's field: its meaning, its limits and its roles, and that behaviour follows from them."""
+"""Meaning, limits and roles of every setting, and the behaviour that follows from them."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ LEAVES = {name: roles for name, roles in ROLES.items() if not name.endswith(".")
 
 
 def sample_of(method: str, **changes: Any) -> TrialSettings:
-    """The `sample` preset's trial of a method, `__` standing for a dot."""
+    """The `sample` preset's trial of a method, with changes; `__` in a name stands for a dot."""
     given = {name.replace("__", "."): value for name, value in changes.items()}
     return override(SAMPLE, {"method": method, **preset("sample").methods.get(method, {}), **given})
 
 
 def other_value(name: str) -> Any:
-    """A value that the setting accepts and does not have."""
+    """Another value that the setting accepts."""
     value, limits = flatten(SAMPLE)[name], LEAVES[name].within
     if isinstance(value, bool):
         return not value
@@ -86,8 +86,8 @@ def reader(name: str) -> str:
     return next(method for method in METHODS if is_read(name, (method,)))
 
 
-def asking(method: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a space of one point, which searches these settings."""
+def space_of(method: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a space with one point that searches these settings."""
     parameters = {name: Choice((value,)) for name, value in values.items()}
     space = SearchSpace("own", "Is it?", method, parameters, (Point("as it is", values),), "val/psnr")
     monkeypatch.setattr(search_spaces, "load", lambda name: space)
@@ -105,7 +105,7 @@ def refusal(**settings: Any) -> str:
 # Every field.
 
 
-def test_every_setting_is_walked() -> None:
+def test_roles_cover_every_setting() -> None:
     assert tuple(LEAVES) == NAMES
 
 
@@ -115,21 +115,22 @@ def test_every_setting_has_a_meaning() -> None:
     assert all(len(text) > 8 and text.endswith((".", ")")) for text in found.values())
 
 
-def test_a_meaning_is_what_the_docstring_says() -> None:
+def test_meanings_are_the_texts_of_docstrings() -> None:
     found = meanings(TrialSettings)
-    assert found["lora.dropout"] == "on the input of the updates, in training."
-    assert found["training.beta1"] == found["training.beta2"] == "Adam's decays. Adversarial training wants them lower."
-    assert found["data.window_shards"].startswith("for a store that is larger than a machine's disk: 0 draws the")
-    assert found["data.window_shards"].endswith("a trial needs no more than 2 n of them here.")
+    assert found["lora.dropout"] == "dropout probability at the input of the updates while training, in [0, 1)."
+    text = "Adam's decay rates, in [0, 1). Adversarial training needs lower ones."
+    assert found["training.beta1"] == found["training.beta2"] == text
+    assert found["data.window_shards"].startswith("for stores larger than a machine's disk. 0 draws the training rows")
+    assert found["data.window_shards"].endswith("a trial keeps at most 2 n shards of a bucket on its disk.")
     assert found["pairs.degradation.jpeg_range2"] == found["pairs.degradation.jpeg_range"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("weights", "source", "checkpoint"))])
-def test_what_is_named_like_a_path_says_what_is_there(name: str) -> None:
+def test_settings_named_like_paths_have_the_path_role(name: str) -> None:
     assert LEAVES[name].path in ("images", "weights")
 
 
-def test_roles_name_settings_and_values_there_are() -> None:
+def test_roles_name_existing_settings_and_values() -> None:
     values = flatten(SAMPLE)
     for name, roles in ROLES.items():
         assert set(roles.methods) <= set(METHODS), name
@@ -142,7 +143,7 @@ def test_roles_name_settings_and_values_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, roles in LEAVES.items() if roles.within])
-def test_limits_at_a_field_are_checked(name: str) -> None:
+def test_limits_of_a_field_are_checked(name: str) -> None:
     limits, value = Limits(*LEAVES[name].within), flatten(SAMPLE)[name]  # type: ignore[misc]  # parametrised by it
     below = limits.low if limits.open_low else limits.low - 1
     above = limits.high if limits.open_high else limits.high * 2
@@ -154,23 +155,23 @@ def test_limits_at_a_field_are_checked(name: str) -> None:
         assert str(refused.value) == f"{name}={given}: expected {'each ' if isinstance(value, tuple) else ''}{limits}"
 
 
-# Derived sets, and what follows from them.
+# Derived sets, and their effects.
 
 
 @pytest.mark.parametrize("role", [item.name for item in dataclasses.fields(Roles)])
-def test_every_role_is_held_by_some_setting(role: str) -> None:
+def test_every_role_is_used(role: str) -> None:
     assert names(role)
 
 
-def test_common_sections_are_those_no_method_lists() -> None:
+def test_common_sections_are_listed_by_no_method() -> None:
     listed = {section for entry in METHODS.values() for section in entry.reads}
     assert {name[:-1] for name in ROLES if name.count(".") == 1 and name.endswith(".")} - listed == set(COMMON)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_all_trials_share_cannot_be_searched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refusal(space=asking(reader(name), {name: str(flatten(SAMPLE)[name])}, monkeypatch))
-    assert ("all trials of a sweep share" in said) == is_among(name, SHARED)
+def test_shared_settings_cannot_be_searched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(space=space_of(reader(name), {name: str(flatten(SAMPLE)[name])}, monkeypatch))
+    assert ("is the same for all trials of a sweep" in message) == is_among(name, SHARED)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -180,7 +181,7 @@ def test_paths_become_absolute(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     method = reader(name)
 
     def resolved(value: str) -> object:
-        space = asking(method, {}, monkeypatch)
+        space = space_of(method, {}, monkeypatch)
         return resolve(SweepSettings(space, set=((name, value),))).changes[method][name]
 
     assert resolved("there") == str(tmp_path / "there")
@@ -191,19 +192,19 @@ def test_paths_become_absolute(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_what_a_flag_sets_is_not_set_twice(name: str) -> None:
+def test_flag_and_set_for_one_setting_are_refused(name: str) -> None:
     value = 7 if isinstance(flatten(SAMPLE)[name], int) else "shipped"
     given = {field_name(FLAGS[name]): value}
     assert f"{FLAGS[name]} {value}" in refusal(space="sinsr_loss_ratios", set=((name, str(value)),), **given)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_restores_is_taken_and_changes_nothing_trained(method: str, tmp_path: Path) -> None:
-    """Another network would not load; and what only training reads is refused."""
+def test_only_restoring_settings_of_a_finished_trial_change(method: str, tmp_path: Path) -> None:
+    """They do not change the network, which would not load. Settings of training are refused."""
     trained = sample_of(method)
     (tmp_path / SETTINGS).write_text(json.dumps(flatten(trained)))
     known, values = restoration_settings(tmp_path), flatten(trained)
-    refused = f"--set method={method}: this finished {method} does not restore by it; expected one of "
+    refused = f"--set method={method}: cannot be changed for a finished {method}; expected one of "
     with pytest.raises(InputError, match=f"^{refused}") as error:
         restoration_settings(tmp_path, [("method", method)])
     taken = str(error.value).removeprefix(refused).split(", ")
@@ -217,14 +218,14 @@ def test_what_restores_is_taken_and_changes_nothing_trained(method: str, tmp_pat
     assert {name: flatten(known)[name] for name in WHEN_RESTORING} == WHEN_RESTORING
 
 
-def test_every_restoring_setting_is_taken_by_some_method() -> None:
+def test_every_restoring_setting_is_accepted_for_some_method() -> None:
     for name in RESTORES:
         read = [method for method in METHODS if is_read(name, (method,))]
         assert any(not reason_unread(name, sample_of(method, checkpoint="x")) for method in read), name
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_settings_have_no_effect_where_nothing_trains(method: str) -> None:
+def test_training_settings_have_no_effect_without_training(method: str) -> None:
     training = sample_of(method, training__max_steps=1000, perceptual__weight=1.0)
     restoring = override(training, {"training.max_steps": 0, "checkpoint": "x"})
     for name in NAMES:
@@ -241,14 +242,14 @@ def test_adversarial_settings_need_the_adversarial_term(method: str) -> None:
             assert (reason_unread(name, without) == f"{weight}=0") == is_among(name, ADVERSARIAL), name
 
 
-def test_settings_of_the_simulation_are_those_below_pairs_that_one_simulator_reads() -> None:
+def test_simulated_settings_are_read_by_one_simulator() -> None:
     simulators = ("super_resolution", "print_to_camera")
     trials = [sample_of("pix2pix", pairs__scale=1, pairs__simulator=simulator) for simulator in simulators]
     by_one = {name for name in NAMES if any(reason_unread(name, trial).startswith("pairs.sim") for trial in trials)}
     assert {name for name in NAMES if is_among(name, SIMULATED)} == by_one | {"pairs.simulator"}
 
 
-def test_a_network_is_not_asked_for_what_it_was_not_trained_for() -> None:
+def test_finished_trial_restores_only_within_its_training() -> None:
     trained = flatten(sample_of("latent_diffusion", diffusion__objective="ccsr", ccsr__t_max=0.5))
     asked = {"diffusion.max_timestep": 2000, "diffusion.objective": "uniform", "ccsr.t_max": 0.9}
     assert asked.keys() == set(names("trained"))
@@ -257,6 +258,6 @@ def test_a_network_is_not_asked_for_what_it_was_not_trained_for() -> None:
             InputError, match=f"^{name}={wanted}: expected .*{trained[name]}, which it was trained with"
         ):
             check_asked(trained, trained | {name: wanted}, "it")
-    # CCSR's range has no effect on uniform training, which is over all timesteps.
+    # CCSR's range has no effect on uniform training, which covers all timesteps.
     uniform = trained | {"diffusion.objective": "uniform"}
     check_asked(uniform, uniform | {"ccsr.t_max": 0.9}, "it")

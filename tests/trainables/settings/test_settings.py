@@ -1,4 +1,4 @@
-"""Settings: what may be written, how it is read, and what is refused with which words."""
+"""Settings: accepted values, their conversion, and the messages for refused values."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ SAMPLE = preset("sample").trial
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """What `override` makes of the changes, `__` standing for a dot."""
+    """The changed settings after `override`; `__` in a name stands for a dot."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     settings = flatten(override(SAMPLE, changes))
     return {name: settings[name] for name in changes}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_survives_a_round_trip_through_text(name: str) -> None:
-    """The dotted names and values of any settings, written as text, say the same settings again."""
+def test_presets_survive_a_round_trip_through_text(name: str) -> None:
+    """Dotted names and values, written as text, give the same settings again."""
     trial = preset(name).trial
     texts = {key: str(value) for key, value in flatten(trial).items()}
     assert override(SAMPLE, texts) == trial
     assert override(SAMPLE, flatten(trial)) == trial
 
 
-def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+def test_unknown_preset_is_refused_with_a_list() -> None:
     with pytest.raises(InputError, match=f"--preset huge: .* the presets are {', '.join(PRESETS)}$"):
         preset("huge")
 
@@ -77,7 +77,7 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
         ("pairs.degradation.resize_prob", (1, 0, 0), (1.0, 0.0, 0.0)),
     ],
 )
-def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) -> None:
+def test_values_are_converted_to_the_fields_type(name: str, given: Any, read: Any) -> None:
     value = flatten(override(SAMPLE, {name: given}))[name]
     assert value == read and type(value) is type(read)
     if isinstance(read, tuple):
@@ -94,7 +94,7 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("training.max_steps", float("inf"), "training.max_steps=inf: expected a whole number"),
         ("training.max_steps", None, "training.max_steps=None: expected a whole number"),
         ("training.max_steps", -1, "training.max_steps=-1: expected 0 to 2147483647"),
-        ("training.max_steps", 0, "training.max_steps=0: expected 1 or more; 0 only validates, and needs a finished"),
+        ("training.max_steps", 0, "training.max_steps=0: expected 1 or more, or 0 with a finished trial"),
         ("training.beta1", 1.0, r"training.beta1=1.0: expected a number in \[0, 1\)"),
         ("training.stability_draws", 0, "training.stability_draws=0: expected 1 to 1000"),
         ("training.learning_rate", "fast", "training.learning_rate=fast: expected a finite number"),
@@ -114,7 +114,7 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         (
             "network.attention_resolutions",
             "7",
-            r"attention_resolutions=\(7,\): expected sizes that a level has .* 16, 8$",
+            r"attention_resolutions=\(7,\): expected sizes of levels .* 16, 8$",
         ),
         ("network.num_res_blocks", "-1,-1", r"network.num_res_blocks=\(-1, -1\): expected each 1 to 16"),
         ("network.mlp_ratio", "1e30", "network.mlp_ratio=1e\\+30: expected 0.03125 to 64"),
@@ -152,13 +152,13 @@ def test_values_are_read_as_the_fields_type(name: str, given: Any, read: Any) ->
         ("method", "gan", f"method=gan: expected one of {', '.join(METHODS)}"),
     ],
 )
-def test_a_refused_value_is_named_with_what_is_accepted(name: str, given: Any, message: str) -> None:
+def test_refusal_names_the_value_and_accepted_values(name: str, given: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         override(SAMPLE, {name: given})
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_all_zero_are_refused_as_a_ratio() -> None:
+def test_all_zero_weights_are_refused_as_a_ratio() -> None:
     with pytest.raises(InputError, match="distillation:inversion:ground_truth=0:0:0: expected a ratio with at least"):
         changed(sinsr__distillation=0, sinsr__inversion=0, sinsr__ground_truth=0)
     assert changed(sinsr__distillation=0, sinsr__inversion=0) == {"sinsr.distillation": 0.0, "sinsr.inversion": 0.0}
@@ -169,7 +169,7 @@ NUMBERS = {
     for name, value in flatten(SAMPLE).items()
     if not isinstance(value, bool | str) and not (isinstance(value, tuple) and isinstance(value[0], str))
 }
-"""Every field that holds a number or several."""
+"""Every field with one number or several."""
 
 _RELATIVE = {f"pairs.degradation.{name}{end}" for name in ("kernel_prob", "resize_prob") for end in ("", "2")}
 _LIMITS = {name: Limits(*ROLES[name].within) for name in NUMBERS if ROLES[name].within}  # type: ignore[misc]  # not None
@@ -191,11 +191,11 @@ ON_PURPOSE = {
     0: _RELATIVE | _SHARES | _FROM_ZERO | _STRENGTHS,
     10**30: _RELATIVE | _ANY_SIZE,
 }
-"""What is accepted of these. A weight or a rate may have any size: that a trial diverges is a result."""
+"""Number -> the settings that accept it. Weights and rates may have any size: a diverging trial is a result."""
 
 
 def _with(name: str, given: float) -> list[Any]:
-    """The field's value with `given` for it, or for each of its elements in turn."""
+    """The field's value replaced by `given`; for a tuple, each of its elements in turn."""
     value = NUMBERS[name]
     if not isinstance(value, tuple):
         return [given]
@@ -212,9 +212,8 @@ def _refusal(name: str, value: Any) -> str:
 
 @pytest.mark.parametrize("given", [-1, 0, 10**30, math.nan, math.inf])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_no_number_passes_that_makes_no_sense(name: str, given: float) -> None:
-    """Nor does one end in another error than the door's, which names the setting. Of a range, one end may be accepted
-    where the other is not."""
+def test_numbers_out_of_range_are_refused(name: str, given: float) -> None:
+    """With an error that names the setting. One end of a range may be accepted where the other is refused."""
     refusals = [_refusal(name, value) for value in _with(name, given)]
     assert all(refusal.startswith(f"{name}=") and "\n" not in refusal for refusal in refusals if refusal)
     on_purpose = math.isfinite(given) and name in ON_PURPOSE[int(given)]
@@ -223,8 +222,8 @@ def test_no_number_passes_that_makes_no_sense(name: str, given: float) -> None:
 
 @pytest.mark.parametrize("given", [math.nan, math.inf])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_sections_refuse_what_is_no_finite_number_by_themselves(name: str, given: float) -> None:
-    """Whoever builds one without `override`, as presets do."""
+def test_sections_refuse_nonfinite_numbers_without_override(name: str, given: float) -> None:
+    """Presets build sections without `override`."""
     *path, field = name.split(".")
     section: Any = functools.reduce(getattr, path, SAMPLE)
     for value in _with(name, given):
@@ -232,13 +231,13 @@ def test_sections_refuse_what_is_no_finite_number_by_themselves(name: str, given
             dataclasses.replace(section, **{field: value})
 
 
-def test_a_finished_trial_needs_no_steps() -> None:
+def test_finished_trial_needs_no_steps() -> None:
     settings = override(SAMPLE, {"training.max_steps": 0, "checkpoint": "results/best"})
     assert (settings.training.max_steps, settings.training.report_every) == (0, 1)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_where_the_registry_says_and_reads_sections_there_are(name: str) -> None:
+def test_registered_method_exists_with_its_sections(name: str) -> None:
     fields = {item.name: item for item in dataclasses.fields(TrialSettings)}
     sections = {key for key, item in fields.items() if dataclasses.is_dataclass(item.default_factory)}
     assert METHODS[name].sections <= sections
@@ -261,22 +260,22 @@ def test_every_section_is_read_by_some_method() -> None:
         ("pixel_diffusion", "pixel.train_timesteps", 500),
     ],
 )
-def test_sections_must_agree_where_a_method_reads_both(method: str, name: str, value: int) -> None:
+def test_sections_must_agree_if_a_method_reads_both(method: str, name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name}={value}: expected|{name}={value}$"):
         override(SAMPLE, {"method": method, name: value})
     assert flatten(override(SAMPLE, {"method": "latent_diffusion", name: value}))[name] == value
 
 
-def test_an_unknown_name_is_answered_with_its_neighbours() -> None:
+def test_unknown_name_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(InputError, match=r"sinsr.groundtruth: no such setting; nearest: sinsr.ground_truth"):
         override(SAMPLE, {"sinsr.groundtruth": 1.0})
     with pytest.raises(InputError, match=r"zzz: no such setting; nearest: .*data\.\*.*, method, .*training\.\*"):
         override(SAMPLE, {"zzz": 1})
     with pytest.raises(InputError, match=r"training: no such setting"):
-        override(SAMPLE, {"training": TrainingSettings()})  # a section cannot slip past the checks as a whole
+        override(SAMPLE, {"training": TrainingSettings()})  # a whole section would bypass the checks
 
 
-def test_fields_that_must_agree_change_together_or_not_at_all() -> None:
+def test_dependent_fields_change_together_or_not_at_all() -> None:
     together = {"pairs__image_size": 128, "network__image_size": 32, "network__attention_resolutions": (16,)}
     assert list(changed(**together).values()) == list(together.values())
     before = flatten(SAMPLE)
@@ -285,14 +284,14 @@ def test_fields_that_must_agree_change_together_or_not_at_all() -> None:
     assert flatten(SAMPLE) == before
 
 
-def test_override_copies() -> None:
+def test_override_returns_a_copy() -> None:
     settings = override(SAMPLE, {"sinsr.inversion": 0.5})
     assert (settings.sinsr.inversion, SAMPLE.sinsr.inversion) == (0.5, 1.0)
     assert settings.training == SAMPLE.training
     assert override(SAMPLE, {}) == SAMPLE
 
 
-def test_optional_fields_take_none_and_their_type() -> None:
+def test_optional_fields_accept_none_and_their_type() -> None:
     @dataclass(frozen=True)
     class Section:
         limit: int | None = 3
@@ -303,7 +302,7 @@ def test_optional_fields_take_none_and_their_type() -> None:
 
 
 @pytest.mark.parametrize(("max_steps", "reports"), [(360, 6), (100, 6), (10, 4), (7, 4), (1, 50), (13, 6), (5, 5)])
-def test_there_are_never_more_reports_than_asked_for(max_steps: int, reports: int) -> None:
+def test_reports_are_at_most_the_requested_number(max_steps: int, reports: int) -> None:
     every = TrainingSettings(max_steps=max_steps, batch_size=1, reports=reports).report_every
     assert 1 <= every <= max_steps
     assert -(-max_steps // every) <= reports
@@ -321,7 +320,7 @@ def test_settings_are_read_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_default_network_has_the_size_of_the_released_one() -> None:
+def test_default_network_has_the_size_of_the_released_one() -> None:
     shapes = json.loads((EXPECTED / "official_shapes.json").read_text())["UNetModelSwin"]
     derived = ("relative_position_index", "attn_mask")
     released = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(derived))

@@ -35,7 +35,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the content of both splits: 64 hexadecimal digits. The first use reads the files.
+        """Hash of the content of both splits, 64 hexadecimal digits. The first use reads the files.
 
         The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by
         name, size and modification time of their files: reading terabytes for a cache key would cost more than the
@@ -61,8 +61,8 @@ class Source:
         Args:
             min_size: smallest accepted shorter side of a photograph or target, in pixels.
             scale: target side / degraded side of pairs, exactly, after EXIF rotation.
-            max_rejected: share of the split that may be unusable or too small; up to it, a `SourceWarning` counts and
-                names them.
+            max_rejected: largest accepted share of unusable or too small images in the split. A `SourceWarning` counts
+                and names them.
             cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal
                 it keeps the complete list of rejected images.
 
@@ -86,7 +86,7 @@ def open_source(source: str) -> Source:
 
 
 def _contents(side: Images) -> list[str]:
-    """For each file its hash, or its size and time of change."""
+    """The hash of each file, or its size and modification time."""
     sizes = side.stamps[:, 0]
     if len(sizes) > catalogue.FULLY_CHECKED or sizes.sum() > MAX_HASHED_BYTES:
         return [f"{size} {changed}" for size, changed in side.stamps.tolist()]
@@ -98,5 +98,5 @@ def _contents(side: Images) -> list[str]:
 def _sha256(place: Location, size: int) -> str:
     try:
         return hashlib.sha256(place.read()).hexdigest() if size >= 0 else "no file"
-    except OSError as error:  # left out of the photographs, too
+    except OSError as error:  # such a file is also left out of the photographs
         return f"{error.strerror}"
