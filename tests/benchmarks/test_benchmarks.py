@@ -58,7 +58,7 @@ def test_timeline_reads_the_log_of_a_sweep(tmp_path: Path) -> None:
             progress.reported(id, 24, {})
             if id != "t000":
                 progress.ended(id, "finished")
-        progress.ended("t000", "failed", "its process ended without a word")
+        progress.ended("t000", "failed", "the worker process died without an error message")
     finally:
         logger.removeHandler(file)
         file.close()
