@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 
@@ -34,7 +35,9 @@ def load(name: str) -> SearchSpace:
         KeyError: there is none; the message lists the existing names.
     """
     if name not in names():
-        raise KeyError(f"there is no space {name!r}; the spaces are: {', '.join(names())}")
+        nearest = difflib.get_close_matches(name, names(), n=1)
+        meant = f", nearest: {nearest[0]}" if nearest else ""
+        raise KeyError(f"there is no space {name!r}{meant}; the spaces are: {', '.join(names())}")
     space = importlib.import_module(f"search_spaces.{name}").SPACE
     if space.name != name:
         raise ValueError(f"search_spaces/{name}.py defines a space named {space.name!r}; it must be {name!r}")

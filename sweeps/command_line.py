@@ -39,6 +39,13 @@ def parser(prog: str = PROG) -> Flags:
     what = flags.add_argument_group("the question")
     what.add_argument("--space", metavar="NAME", help="the question: name of a file in search_spaces/")
     what.add_argument("--list", action="store_true", help="list the spaces and presets, and stop")
+    what.add_argument(
+        "--list-settings",
+        nargs="?",
+        const="",
+        metavar="METHOD",
+        help="list what --set takes, with the preset's values, and stop; with a METHOD what that one reads",
+    )
     what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
     what.add_argument(
         "--data",
@@ -92,7 +99,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
     def work(flags: argparse.Namespace) -> int:
         if flags.list:
-            print(_listing())
+            from sweeps.listing import spaces_and_presets
+
+            print(spaces_and_presets())
+            return 0
+        if flags.list_settings is not None:
+            from sweeps.listing import settings_of
+
+            print(settings_of(flags.list_settings, flags.preset))
             return 0
         with shown_plainly():
             return _run(flags) if flags.resume is None else _resume(flags, given)
@@ -155,14 +169,3 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         return resume(plan, folder)
     finally:
         folder.close()
-
-
-def _listing() -> str:
-    import search_spaces
-    from trainables.settings.presets import PRESETS
-
-    spaces = {name: search_spaces.load(name).question for name in search_spaces.names()}
-    width = max(map(len, [*spaces, *PRESETS]))
-    lines = ["spaces (--space):", *(f"  {name:{width}}  {question}" for name, question in spaces.items())]
-    lines += ["presets (--preset):", *(f"  {name:{width}}  {p.purpose}" for name, p in PRESETS.items())]
-    return "\n".join(lines)

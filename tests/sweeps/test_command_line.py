@@ -27,7 +27,7 @@ from trainables.data.stores.shard_format import shard_name
 from trainables.methods.build import build_method, method_class
 from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.weights_file import save_weights
-from trainables.settings import TrialSettings, flatten, override
+from trainables.settings import TrialSettings, flatten, is_read, override
 from trainables.settings.presets import preset
 
 BASE = ["--space", SPACE, "--perceptual", "none"]
@@ -318,11 +318,41 @@ def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
 
 
 def test_help_and_list_answer_within_two_seconds() -> None:
-    for flag, shown in (("--help", "--workers-per-trial"), ("--list", f"{SPACE}  ")):
+    for flag, shown in (
+        ("--help", "--workers-per-trial"),
+        ("--list", f"{SPACE}  "),
+        ("--list-settings", "training.learning_rate = "),
+    ):
         started = time.monotonic()
         done = run_sweep(flag)
         assert time.monotonic() - started < 2
         assert done.returncode == 0 and shown in done.stdout and done.stderr == ""
+
+
+def test_listed_settings_are_those_that_the_method_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-settings", "pix2pix"]) == 0
+    listed = capsys.readouterr().out
+    names = [line.partition(" = ")[0] for line in listed.splitlines() if not line.startswith(" ")]
+    assert names == [name for name in flatten(preset("sample").trial) if is_read(name, ("pix2pix",))]
+    assert "training.batch_size = 4   (1 to 65536)\n    pairs" in listed  # the preset's value for this method
+    assert all(len(line) <= 80 for line in listed.splitlines() if line.startswith(" "))
+    assert main(["--list-settings", "pix3pix"]) == 2
+    assert "--list-settings pix3pix: no such method; expected one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "nearest"),
+    [
+        (["--space", "sinsr_loss_ratio"], "nearest: sinsr_loss_ratios"),
+        (["--space", SPACE, "--set", "training.lr=1"], "nearest: training.learning_rate"),
+        (["--space", SPACE, "--set", "pairs.batch_size=1"], "nearest: training.batch_size"),
+    ],
+)
+def test_misspelt_names_are_answered_with_the_nearest(
+    flags: list[str], nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--dry-run"]) == 2
+    assert nearest in capsys.readouterr().err
 
 
 def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

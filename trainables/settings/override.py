@@ -127,9 +127,15 @@ def _finite(value: Any) -> float:
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
+    """Settings that may be meant: of this name in another section, with these initials ("lr"), spelt alike."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    given = name.rpartition(".")[2]
+    lasts = {one: one.rpartition(".")[2] for one in known}
+    same = [one for one, last in lasts.items() if last == given]
+    initials = [one for one, last in lasts.items() if "".join(word[:1] for word in last.split("_")) == given]
+    alike = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = list(dict.fromkeys([*same, *initials, *alike]))[:3]
     return close or sorted({f"{head}.*" if dot else head for head, dot, _ in (n.partition(".") for n in known)})
 
 
