@@ -127,7 +127,10 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
     flags: dict[str, object] = {}
     for name, value in settings.set:
         if name in space.parameters:
-            raise InputError(f"--set {name}={value}: the space {space.name} searches over it; it cannot be set")
+            raise InputError(
+                f"--set {name}={value}: the space {space.name} searches over it; expected another setting, or a space of "
+                "your own without this parameter"
+            )
         if name in flags:
             raise InputError(f"--set {name}={value}: given twice, first with {flags[name]}; give it once")
         flag = FLAGS.get(name, "")

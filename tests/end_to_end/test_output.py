@@ -140,12 +140,19 @@ def test_closed_terminal_does_not_stop_the_work(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_prints_one_line_and_returns_130(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "question")
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-    (tmp_path / "space.py").write_text(code)
-    done = shell(f"$PYTHON run_sweep.py --space {tmp_path}/space.py --results {tmp_path}/results")
-    assert done.returncode == 130
-    assert done.stderr == "interrupted: no incomplete files were left\n"
+    """While the command waits for an answer."""
+    (tmp_path / "pairs-train-0123456789ab").mkdir()
+    command = [sys.executable, "-m", "trainables.data", "prune", str(tmp_path), "--older-than", "0"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as waiting:  # type: ignore[call-overload]
+        shown = ""
+        while not shown.endswith("[y/N] "):
+            shown += waiting.stdout.read(1)
+        waiting.send_signal(signal.SIGINT)
+        _, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert errors == "interrupted: finished shards are kept; run the same command to resume\n"
+    assert (tmp_path / "pairs-train-0123456789ab").is_dir()
 
 
 def test_prune_without_an_answer_deletes_nothing(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def prune_command(flags: argparse.Namespace) -> int:
 def _confirmed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
+    except (EOFError, RuntimeError):  # the second one where standard input was closed from the start
         raise InputError("no answer on standard input, so nothing was deleted; give --yes to delete") from None
 
 
