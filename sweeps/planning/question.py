@@ -128,8 +128,8 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
     for name, value in settings.set:
         if name in space.parameters:
             raise InputError(
-                f"--set {name}={value}: the space {space.name} searches over it; expected another setting, or a space of "
-                "your own without this parameter"
+                f"--set {name}={value}: the space {space.name} searches over it; expected another setting, or a space "
+                "of your own without this parameter"
             )
         if name in flags:
             raise InputError(f"--set {name}={value}: given twice, first with {flags[name]}; give it once")
