@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -45,7 +46,7 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(type(settings))
+    hints = _type_hints(type(settings))
     values = {}
     for item in dataclasses.fields(settings):
         name, value = f"{prefix}{item.name}", getattr(settings, item.name)
@@ -54,6 +55,11 @@ def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
         elif name in changes:
             values[item.name] = _convert(name, changes[name], hints[item.name])
     return dataclasses.replace(settings, **values)
+
+
+@functools.cache  # evaluating them takes longer than the rest of `override`
+def _type_hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
