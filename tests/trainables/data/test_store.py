@@ -239,7 +239,7 @@ def test_rows_of_wrong_shape_or_range_are_refused() -> None:
 _WRITER = """
 import sys, time
 import numpy as np
-from trainables.data.stores.store import Column, encode_shard, shard_name
+from trainables.data.stores.shard_format import Column, encode_shard, shard_name
 from trainables.data.stores.folder import StoreFolder
 
 folder = StoreFolder(sys.argv[1], "pairs")
