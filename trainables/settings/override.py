@@ -46,7 +46,7 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
-    hints = _type_hints(type(settings))
+    hints = _type_hints(settings.__class__)
     values = {}
     for item in dataclasses.fields(settings):
         name, value = f"{prefix}{item.name}", getattr(settings, item.name)
