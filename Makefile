@@ -17,7 +17,10 @@ STAMP  := $(VENV)/.made-from-requirements
 BEGUN  := $(VENV).begun
 LOCK   := $(VENV).lock
 
-TRAINING_TESTS := end_to_end trainables/training trainables/methods trainables/assets benchmarks
+# Left out of `make check`: tests that train or restore, start Ray, or talk to an S3 server.
+LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods trainables/training trainables/test_restore.py \
+                trainables/data/test_interrupted_preparation.py trainables/data/test_store_buckets.py \
+                trainables/images/test_object_storage.py
 
 .PHONY: help sweep test check lint format assets clean
 .DEFAULT_GOAL := help
@@ -37,9 +40,8 @@ sweep: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
-# Tests that train no network and start no Ray.
 check: lint
-	@$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=tests/,$(TRAINING_TESTS)) $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=tests/,$(LONGER_TESTS)) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
