@@ -1,4 +1,4 @@
-"""The photographs that the shipped networks are trained on: photographs in Debian packages, listed in `photographs.csv`.
+"""The photographs that the shipped networks are trained on: from Debian packages, listed in `photographs.csv`.
 
 `fetch` downloads the packages with apt, unpacks them without installing, reduces each photograph and keeps it as PNG in
 a cache folder. Reduction by at least two averages away camera noise and JPEG artefacts, which a restoration network
@@ -50,9 +50,9 @@ class Listed:
 
     @property
     def cached_name(self) -> str:
-        """File name in the cache, unique: `plasma-workspace-wallpapers__Kite_contents_images_2560x1600.png`."""
+        """Path in the cache, unique: `photographs/plasma-workspace-wallpapers__Kite_contents_images_2560x1600.png`."""
         last = "_".join(Path(self.path).with_suffix("").parts[-4:])
-        return f"{self.package}__{last}.png"
+        return f"{self.kind}s/{self.package}__{last}.png"
 
 
 def listed() -> list[Listed]:
@@ -78,7 +78,6 @@ def fetch(cache: Path, log: Callable[[str], None] = print) -> None:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise InputError(f"make assets needs {tool} to fetch Debian packages; run it on Debian or Ubuntu")
-    cache.mkdir(parents=True, exist_ok=True)
     for package in sorted({row.package for row in missing}):
         log(f"fetching {package}")
         with tempfile.TemporaryDirectory() as folder:
@@ -134,6 +133,7 @@ def _keep(row: Listed, root: Path, target: Path) -> None:
         # A JPEG decoder can skip most of the work where the picture is reduced by more than two anyway.
         image.draft("RGB", (2 * LONGEST_SIDE[row.kind], 2 * LONGEST_SIDE[row.kind]))
         reduced = reduce(image, row.kind)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     reduced.save(partial, "PNG")
     partial.replace(target)

@@ -1,4 +1,4 @@
-"""Random training crops: photographs reduced by various factors, with cut-outs pasted in, mirrored, in varied colours."""
+"""Random training crops: of photographs at various scales, some with a cut-out pasted in, mirrored, recoloured."""
 
 from __future__ import annotations
 

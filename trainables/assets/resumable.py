@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 DECAY_FROM = 0.6  # share of the steps after which the learning rate falls
-WARMUP = 200  # steps
+WARMUP = 100  # steps
 
 
 class Stateful(Protocol):
@@ -36,7 +36,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Resumable:
-    """One training: its checkpoint `NAME.pt`, curve `NAME.jsonl` and, from where the learning rate falls, `NAME.stable.pt`.
+    """One training: its checkpoint `NAME.pt`, its curve `NAME.jsonl`, and `NAME.stable.pt` from before the rate falls.
 
     Attributes:
         folder: where those three files are. name: of the training.
@@ -79,7 +79,9 @@ class Resumable:
                 now = time.monotonic()
                 seconds = (now - shown) / counted
                 means = {name: round(total / counted, 5) for name, total in sums.items()}
-                self._note({"step": step, "spent_s": round(spent + now - started), "s_per_step": round(seconds, 3), **means})
+                self._note(
+                    {"step": step, "spent_s": round(spent + now - started), "s_per_step": round(seconds, 3), **means}
+                )
                 left = (self.steps - step) * seconds / 60
                 terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
                 log(f"{self.name} {step}/{self.steps}: {terms}; {seconds:.2f} s a step, {left:.0f} min left")
