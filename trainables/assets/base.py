@@ -70,8 +70,8 @@ class BaseUNetRecipe:
 def train_base_autoencoder(
     crops: Crops, recipe: BaseAutoencoderRecipe, folder: Path, log: Callable[[str], None] = print
 ) -> AutoencoderKL:
-    """Trains, or continues from `folder`; returns the averaged weights, with the `scaling_factor` that gives latents unit
-    deviation."""
+    """Trains, or continues from `folder`; returns the averaged weights, with the `scaling_factor` that gives latents
+    unit deviation."""
     torch.manual_seed(recipe.seed)
     model = _new_autoencoder(recipe.widths)
     average = ExponentialMovingAverage(model, recipe.ema_decay)
