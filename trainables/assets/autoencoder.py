@@ -34,8 +34,8 @@ from trainables.networks.autoencoder import build_vq_f4
 # Share of batches of each shape: (height, width, crops).
 SHAPES = ((48, 48, 4), (48, 48, 4), (48, 48, 4), (64, 32, 4), (32, 64, 4), (64, 64, 2), (64, 96, 2), (96, 64, 2))
 
-# Normalisation takes the mean and the scale of each group away. Groups of two or three channels, which 8 groups would
-# be at these widths, leave almost nothing of a patch's colour and contrast.
+# Normalisation removes the mean and the scale of each group. With 8 groups the narrowest level would have two channels
+# a group, which leaves little room for an image's colour and contrast.
 NORM_GROUPS = 1
 
 
@@ -128,8 +128,7 @@ def _new_model(recipe: AutoencoderRecipe) -> VQModel:
 
 
 def start_linear(model: torch.nn.Module) -> None:
-    """Zeroes the last layer of every residual branch: an autoencoder that starts almost linear learns its first colours
-    in a fraction of the steps."""
+    """Zeroes the last layer of every residual branch, so that the autoencoder starts almost linear."""
     for name, module in model.named_modules():
         if name.endswith((".conv2", ".to_out.0")) and isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.zeros_(module.weight)
