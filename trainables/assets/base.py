@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from trainables.assets.autoencoder import NORM_GROUPS, start_linear
+from trainables.assets.autoencoder import LATENT_CHANNELS, NORM_GROUPS
 from trainables.assets.autoencoder import SHAPES as AUTOENCODER_SHAPES
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
+from trainables.assets.linear_start import block_components, start_linear
 from trainables.assets.resumable import Resumable, learning_rate_factor
 from trainables.ema import ExponentialMovingAverage
 from trainables.metrics.st_lpips import STLPIPS
 
-LATENT_CHANNELS = 4
 CROSS_ATTENTION_DIM = 32
 NOISE_MEASURED_AT = (50, 200, 500, 800, 999)
 
@@ -45,8 +45,8 @@ class BaseAutoencoderRecipe:
     `perceptual_from` is a share of the steps.
     """
 
-    steps: int = 20_000
-    learning_rate: float = 1.5e-3
+    steps: int = 7_000
+    learning_rate: float = 3e-4
     widths: tuple[int, ...] = (16, 32, 96)
     kl_weight: float = 1e-6
     perceptual_from: float = 0.75
@@ -74,6 +74,7 @@ def train_base_autoencoder(
     unit deviation."""
     torch.manual_seed(recipe.seed)
     model = _new_autoencoder(recipe.widths)
+    start_linear(model, block_components(crops.batch(200, 64, 64, np.random.default_rng(recipe.seed)), LATENT_CHANNELS))
     average = ExponentialMovingAverage(model, recipe.ema_decay)
     perceptual = STLPIPS("alex")
     optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -222,7 +223,7 @@ def noise_errors(
     empty_prompt: Tensor,
     timestep: int,
 ) -> dict[str, float]:
-    """Mean squared errors of noise predictions at one timestep, on scaled latents (B, 4, h, w).
+    """Mean squared errors of noise predictions at one timestep, on scaled latents (B, 8, h, w).
 
     Returns:
         `unet`: the network's. `zero`: that of predicting 0. `input`: that of predicting the noised latents, which is
@@ -242,13 +243,13 @@ def noise_errors(
 
 @torch.no_grad()
 def encode_crops(model: AutoencoderKL, crops: Tensor) -> Tensor:
-    """Mean latents (B, 4, H/4, W/4) of crops (B, 3, H, W) in [-1, 1], not scaled."""
+    """Mean latents (B, 8, H/4, W/4) of crops (B, 3, H, W) in [-1, 1], not scaled."""
     return torch.cat([model.encode(part).latent_dist.mode() for part in crops.split(32)])
 
 
 def _new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
-    """The VQ-f4's shape with a fourth latent channel and no codebook; latents start with a deviation of exp(-3)."""
-    model = AutoencoderKL(
+    """The VQ-f4's shape without a codebook."""
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         block_out_channels=widths,
@@ -257,11 +258,6 @@ def _new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         sample_size=64,
     )
-    start_linear(model)
-    with torch.no_grad():
-        model.quant_conv.weight[LATENT_CHANNELS:] = 0
-        model.quant_conv.bias[LATENT_CHANNELS:] = -6
-    return model
 
 
 def _descend(loss: Tensor, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
