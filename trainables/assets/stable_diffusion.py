@@ -1,140 +1,186 @@
-"""Trains the small base that ships with the project: an autoencoder and a noise predictor, as in Stable Diffusion.
+"""Trains the small Stable-Diffusion-shaped base that ships with the project: an autoencoder and a prior in its latents.
 
-It follows Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), with smaller
-networks of diffusers' classes: a KL autoencoder with one latent pixel for 4 x 4 image pixels, and a U-Net with
-cross-attention that predicts noise. There is no text encoder: one fixed conditioning represents the empty prompt, and
-the U-Net is trained with it only. Both train on the sample's training photographs.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), in the classes of diffusers
+and only smaller: a KL autoencoder with one latent pixel for 4 x 4 image pixels, and a U-Net with cross-attention that
+predicts noise. There is no text encoder: one fixed conditioning stands for the empty prompt, and the prior is trained
+with it alone.
 """
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from trainables.assets.autoencoder import random_crops
+from trainables.assets.autoencoder import LATENT_CHANNELS, NORM_GROUPS
+from trainables.assets.autoencoder import SHAPES as AUTOENCODER_SHAPES
+from trainables.assets.crops import Crops
+from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
+from trainables.assets.linear_start import block_components, start_linear
+from trainables.assets.resumable import Resumable, learning_rate_factor
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.training.ema import ExponentialMovingAverage
 
-LATENT_CHANNELS = 4
 CROSS_ATTENTION_DIM = 32
+NOISE_MEASURED_AT = (50, 200, 500, 800, 999)
+
+# (height, width, crops in a batch) of images, with how often each is drawn. Sides are multiples of 16.
+UNET_SHAPES = ((64, 64, 16), (64, 96, 10), (96, 64, 10), (96, 96, 7))
+UNET_SHAPE_SHARES = (0.7, 0.1, 0.1, 0.1)
 
 
 @dataclass(frozen=True)
 class BaseAutoencoderRecipe:
-    """Settings of the base autoencoder's training. Sizes are in pixels; the learning rate is its peak.
+    """How the base's autoencoder is trained; learning rate at its peak.
 
-    The perceptual term is used in the last third of the steps only, on the first `perceptual_images` of a batch, as for
-    the VQ-f4. `kl_weight` weights the divergence summed over an image's latents; the pixel loss is a mean over pixels.
+    `kl_weight` is for the divergence summed over a 64 px image's latents, against the mean over its pixels.
+    `perceptual_from` is a share of the steps.
     """
 
-    steps: int = 4800
-    batch_size: int = 8
-    crop: int = 48
-    learning_rate: float = 1e-3
+    steps: int = 7_000
+    learning_rate: float = 3e-4
+    widths: tuple[int, ...] = (16, 32, 96)
     kl_weight: float = 1e-6
-    perceptual_weight: float = 0.08
-    perceptual_images: int = 4
-    ema_decay: float = 0.998
+    perceptual_from: float = 0.75
+    perceptual_weight: float = 0.05
+    ema_decay: float = 0.999
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class BaseUNetRecipe:
-    """Settings of the noise predictor's training, on the latents of `crops` random crops of `crop` pixels."""
+    """How the base's noise predictor is trained: on latents of random crops, each used about eight times."""
 
-    steps: int = 5200
-    batch_size: int = 16
-    crops: int = 8192
-    crop: int = 64
+    steps: int = 16_000
     learning_rate: float = 1e-3
+    pool: int = 4096
+    fresh: float = 0.125
     ema_decay: float = 0.999
     seed: int = 0
 
 
 def train_base_autoencoder(
-    photographs: Sequence[np.ndarray],
-    vq: VQModel,
-    recipe: BaseAutoencoderRecipe,
-    log: Callable[[str], None] = print,
+    crops: Crops, recipe: BaseAutoencoderRecipe, folder: Path, log: Callable[[str], None] = print
 ) -> AutoencoderKL:
-    """Trains on uint8 photographs (H, W, 3) at least 64 pixels high and wide, starting from a VQ-f4's encoder and
-    decoder. Returns the averaged weights; their `scaling_factor` scales latents to unit standard deviation."""
+    """Trains, or continues from `folder`; returns the averaged weights, with the `scaling_factor` that gives latents
+    unit deviation."""
     torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    model = _from_vq(vq)
+    model = _new_autoencoder(recipe.widths)
+    start_linear(model, block_components(crops.batch(200, 64, 64, np.random.default_rng(recipe.seed)), LATENT_CHANNELS))
     average = ExponentialMovingAverage(model, recipe.ema_decay)
     perceptual = STLPIPS("alex")
-    optimiser, schedule = _optimisation(model, recipe.learning_rate, recipe.steps)
-    started = time.monotonic()
-    for step in range(recipe.steps):
-        target = random_crops(photographs, recipe.batch_size, recipe.crop, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(target).latent_dist
-            restored = model.decode(posterior.sample()).sample.float()
-        pixel_loss = F.l1_loss(restored, target) + 2 * F.mse_loss(restored, target)
-        divergence = posterior.kl().mean()
-        loss = pixel_loss + recipe.kl_weight * divergence
-        if step >= recipe.steps * 2 // 3:
-            seen = slice(recipe.perceptual_images)
-            loss = loss + recipe.perceptual_weight * perceptual(restored[seen], target[seen]).mean()
-        _descend(loss, model, optimiser, schedule)
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    held_out = held_out_crops(8)
+
+    def step(number: int) -> Mapping[str, float]:
+        rng = np.random.default_rng([recipe.seed, number])
+        torch.manual_seed(int(rng.integers(2**31)))
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
+        height, width, count = AUTOENCODER_SHAPES[rng.integers(len(AUTOENCODER_SHAPES))]
+        target = crops.batch(count, height, width, rng)
+        posterior = model.encode(target).latent_dist
+        restored = model.decode(posterior.sample()).sample
+        per_crop = posterior.kl().mean() * (64 * 64 / (height * width))
+        terms = {
+            "l1": F.l1_loss(restored, target),
+            "l2": 4 * F.mse_loss(restored, target),
+            "kl": recipe.kl_weight * per_crop,
+        }
+        if number >= recipe.perceptual_from * recipe.steps:
+            terms["perceptual"] = recipe.perceptual_weight * perceptual(restored, target).mean()
+        _descend(torch.stack(list(terms.values())).sum(), model, optimiser)
         average.update()
-        if step % 100 == 0 or step == recipe.steps - 1:
-            log(
-                f"step {step} of {recipe.steps}: pixel {pixel_loss.item():.4f}, "
-                f"divergence {divergence.item():.0f}, {time.monotonic() - started:.0f} s"
-            )
+        return {name: term.item() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def measure(number: int) -> Mapping[str, float]:
+        with average.applied():
+            restored = model.decode(model.encode(held_out).latent_dist.mode()).sample
+        return {
+            "psnr": mean_psnr(restored, held_out),
+            "colour_error": colour_error(restored, held_out),
+            "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
+        }
+
+    parts = {"model": model, "average": average, "optimiser": optimiser}
+    Resumable(folder, "base_vae", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         trained = copy.deepcopy(model).eval().requires_grad_(False)
-    deviation = encode_crops(trained, random_crops(photographs, 128, 64, rng)).std().item()
+    rng = np.random.default_rng(recipe.seed)
+    deviation = torch.cat([encode_crops(trained, crops.batch(16, 64, 64, rng)) for _ in range(8)]).std().item()
     trained.register_to_config(scaling_factor=round(1 / deviation, 5))
     return trained
 
 
 def train_base_unet(
-    photographs: Sequence[np.ndarray],
+    crops: Crops,
     autoencoder: AutoencoderKL,
     empty_prompt: Tensor,
     recipe: BaseUNetRecipe,
+    folder: Path,
     log: Callable[[str], None] = print,
 ) -> UNet2DConditionModel:
-    """Trains a noise predictor on the photographs' latents, at uniformly drawn timesteps; returns averaged weights.
-    `empty_prompt`: (1, N, 32), the only conditioning."""
+    """Trains a prior of photographs' latents that predicts noise, at all timesteps alike, or continues from `folder`;
+    returns the averaged weights. `empty_prompt`: (1, N, 32), the only conditioning it sees."""
     torch.manual_seed(recipe.seed)
     model = _new_unet()
     scheduler = base_scheduler()
     average = ExponentialMovingAverage(model, recipe.ema_decay)
-    optimiser, schedule = _optimisation(model, recipe.learning_rate, recipe.steps)
-    crops = random_crops(photographs, recipe.crops, recipe.crop, np.random.default_rng(recipe.seed))
-    latents = encode_crops(autoencoder, crops) * autoencoder.config.scaling_factor
-    running, started = 1.0, time.monotonic()
-    for step in range(recipe.steps):
-        x0 = latents[torch.randint(len(latents), (recipe.batch_size,))]
-        t = torch.randint(scheduler.config.num_train_timesteps, (recipe.batch_size,))
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    pools: dict[tuple[int, int], deque[Tensor]] = {}
+    held_out = encode_crops(autoencoder, held_out_crops(8)) * autoencoder.config.scaling_factor
+
+    def draw(rng: np.random.Generator) -> Tensor:
+        """Latents of one shape, an eighth of them new."""
+        height, width, count = UNET_SHAPES[rng.choice(len(UNET_SHAPES), p=UNET_SHAPE_SHARES)]
+        pool = pools.setdefault((height, width), deque(maxlen=recipe.pool))
+        fresh = count if len(pool) < 4 * count else max(1, round(count * recipe.fresh))
+        new = encode_crops(autoencoder, crops.batch(fresh, height, width, rng)) * autoencoder.config.scaling_factor
+        pool.extend(new)
+        return (
+            torch.cat([new, torch.stack([pool[i] for i in rng.integers(len(pool), size=count - fresh)])])
+            if (fresh < count)
+            else new
+        )
+
+    def step(number: int) -> Mapping[str, float]:
+        rng = np.random.default_rng([recipe.seed, number])
+        torch.manual_seed(int(rng.integers(2**31)))
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
+        x0 = draw(rng)
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),))
         noise = torch.randn_like(x0)
         predicted = model(scheduler.add_noise(x0, noise, t), t, empty_prompt.expand(len(x0), -1, -1)).sample
         loss = F.mse_loss(predicted, noise)
-        _descend(loss, model, optimiser, schedule)
+        _descend(loss, model, optimiser)
         average.update()
-        running += 0.02 * (loss.item() - running)
-        if step % 100 == 0 or step == recipe.steps - 1:
-            log(f"step {step} of {recipe.steps}: noise MSE about {running:.4f}, {time.monotonic() - started:.0f} s")
+        return {"noise_mse": loss.item()}
+
+    def measure(number: int) -> Mapping[str, float]:
+        with average.applied():
+            return {
+                f"noise_mse_{t}": noise_errors(model, scheduler, held_out, empty_prompt, t)["unet"]
+                for t in NOISE_MEASURED_AT
+            }
+
+    parts = {"model": model, "average": average, "optimiser": optimiser}
+    Resumable(folder, "base_unet", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _new_unet() -> UNet2DConditionModel:
-    """Stable Diffusion's layout with three levels instead of four and new weights; latent sides are multiples of 4.
+    """Stable Diffusion's layout with three levels instead of four, fresh weights; sides of latents are multiples of 4.
 
-    `attention_head_dim` is the number of heads here, as in Stable Diffusion's own configuration.
+    `attention_head_dim` is the number of heads here, as it is in Stable Diffusion's own configuration.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -151,7 +197,7 @@ def _new_unet() -> UNet2DConditionModel:
 
 
 def base_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion 1 and 2."""
+    """The noise schedule of Stable Diffusion 1 and 2, with its numbers."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -165,7 +211,7 @@ def base_scheduler() -> DDIMScheduler:
 
 
 def draw_empty_prompt() -> Tensor:
-    """(1, 2, 32), standard normal: replaces a text encoder's output for the empty prompt (start and end token)."""
+    """(1, 2, 32), standard normal: what stands for a text encoder's output for the empty prompt, its start and end."""
     return torch.randn(1, 2, CROSS_ATTENTION_DIM, generator=torch.Generator().manual_seed(0))
 
 
@@ -177,11 +223,11 @@ def noise_errors(
     empty_prompt: Tensor,
     timestep: int,
 ) -> dict[str, float]:
-    """Mean squared errors of noise predictions at one timestep, on scaled latents (B, 4, h, w).
+    """Mean squared errors of noise predictions at one timestep, on scaled latents (B, 8, h, w).
 
     Returns:
-        Errors of four predictions. `unet`: the network. `zero`: 0. `input`: the noised latents, which is exact for
-        pure noise. `scaled`: the noised latents times the best factor, fitted on the true noise.
+        `unet`: the network's. `zero`: that of predicting 0. `input`: that of predicting the noised latents, which is
+        right in the limit of noise alone. `scaled`: that of the best multiple of them, in hindsight.
     """
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(timestep))
     t = torch.full((len(latents),), timestep)
@@ -197,56 +243,25 @@ def noise_errors(
 
 @torch.no_grad()
 def encode_crops(model: AutoencoderKL, crops: Tensor) -> Tensor:
-    """Unscaled mean latents (B, 4, H/4, W/4) of crops (B, 3, H, W) in [-1, 1]."""
+    """Mean latents (B, 8, H/4, W/4) of crops (B, 3, H, W) in [-1, 1], not scaled."""
     return torch.cat([model.encode(part).latent_dist.mode() for part in crops.split(32)])
 
 
-def _from_vq(vq: VQModel) -> AutoencoderKL:
-    """A KL autoencoder that starts as the VQ-f4 without its codebook. The fourth latent channel is new. All channels
-    are sampled with a standard deviation of exp(-3)."""
-    config = vq.config
-    model = AutoencoderKL(
-        down_block_types=config.down_block_types,
-        up_block_types=config.up_block_types,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_num_groups,
+def _new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
+    """The VQ-f4's shape without a codebook."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=NORM_GROUPS,
         latent_channels=LATENT_CHANNELS,
         sample_size=64,
     )
-    own = model.state_dict()
-    with torch.no_grad():
-        for quant_conv in (model.quant_conv, model.post_quant_conv):
-            torch.nn.init.dirac_(quant_conv.weight)
-            torch.nn.init.zeros_(quant_conv.bias)
-        for name, weights in vq.state_dict().items():
-            if name in own:
-                # If the new layer has more channels, the first ones are copied from the VQ-f4.
-                own[name][tuple(slice(size) for size in weights.shape)] = weights
-        model.quant_conv.weight[LATENT_CHANNELS:] = 0
-        model.quant_conv.bias[LATENT_CHANNELS:] = -6
-    return model
 
 
-def _optimisation(
-    model: torch.nn.Module, learning_rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW; linear warm-up over 100 steps, then a cosine down to 2 % of the peak."""
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
-    warm = min(100, steps // 2)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=warm)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps - warm, 0.02 * learning_rate)
-    return optimiser, torch.optim.lr_scheduler.SequentialLR(optimiser, [warm_up, cosine], [warm])
-
-
-def _descend(
-    loss: Tensor,
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
+def _descend(loss: Tensor, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
-    schedule.step()

@@ -1,35 +1,35 @@
-"""Trains the finished trials that ship with the project, for evaluation-only spaces: `make assets ARGS=finished`.
+"""Finished trials that ship with the project, for questions that train nothing: `make assets ARGS=finished`.
 
-They train on the sample's training photographs in the same loop as every trial, with more steps. A finished trial is a
-folder with its averaged weights, here in half precision, and its settings.
+On the photographs to build with, printed and photographed again (preset `sample-print`), through the same loop as every
+trial, only longer. A finished trial is a folder with its averaged weights, in half precision here, and its settings.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from trainables.assets.work import WorkFolder
 from trainables.data.prepare import prepare
 from trainables.methods.build import method_class
 from trainables.pretrained.finished_trial import WEIGHTS
-from trainables.pretrained.shipped import ASSETS
 from trainables.pretrained.weights_file import describe, save_weights
-from trainables.settings import TrialSettings, override
+from trainables.settings import SAMPLE, SHIPPED, TrialSettings, override
 from trainables.settings.presets import preset
 from trainables.training.checkpoint import SETTINGS
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
-SAMPLE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
+PRESET = "sample-print"
+METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 
-# Trained in this order: the decoders train on the first trial's restored latents.
+# In this order: the decoders are trained on what the first one restores.
 RECIPES: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
         "pairs.train_pairs": 2048,
@@ -37,7 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.batch_size": 8,
         "training.warmup_steps": 100,
         "training.ema_decay": 0.995,
-        "training.reports": 4,
+        "training.reports": 12,
         "training.log_every": 50,
     },
     "stablesr_cfw": {
@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.beta1": 0.9,
         "training.beta2": 0.999,
         "training.ema_decay": 0.99,
-        "training.reports": 4,
+        "training.reports": 12,
         "training.log_every": 50,
     },
     "ccsr": {
@@ -55,44 +55,60 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.beta1": 0.9,
         "training.beta2": 0.999,
         "training.ema_decay": 0.99,
-        "training.reports": 4,
+        "training.reports": 12,
         "training.log_every": 50,
     },
 }
 
 
-def recipe(method: str) -> TrialSettings:
-    """The sample preset's settings of a method, changed by its recipe."""
-    chosen = preset("sample")
-    return override(chosen.trial, {"method": method, **chosen.methods[method], **RECIPES[method]})
+def settings_of(method: str, work: WorkFolder, photographs: Path) -> TrialSettings:
+    """The settings of a method in the preset `sample-print` with its recipe, on the networks in the work folder.
+
+    Args:
+        photographs: folder of the photographs to train on.
+    """
+    chosen = preset(PRESET)
+    changes = {
+        "method": method,
+        **chosen.methods[method],
+        **RECIPES[method],
+        "data.source": str(photographs),
+        "pairs.colour_swap_prob": 0.1,
+        "base.weights": str(work.base),
+    }
+    if method != "latent_diffusion":
+        changes["first_stage.weights"] = str(work.finished("latent_diffusion"))
+    return override(chosen.trial, changes)
 
 
-def train_finished(method: str) -> Mapping[str, Any]:
-    """Trains and saves the finished trial of a method; returns its recipe, time and metrics for `build.json`."""
-    settings, started, reached = recipe(method), time.monotonic(), dict[str, float]()
-    folder = ASSETS / f"{method}_sample"
+def train_finished(method: str, work: WorkFolder, photographs: Path, log: Callable[[str], None] = print) -> None:
+    """Trains a finished trial, or continues from its last report, and leaves it in the work folder."""
+    settings = settings_of(method, work, photographs)
+    checkpoint, store = work.root / f"{method}.checkpoint", work.root / "prepared"
 
     def keep(report: Report, write: Callable[[Path], None]) -> None:
-        """Every report overwrites the shipped files."""
-        reached.update({name: value for name, value in report.metrics.items() if name.startswith("val/")})
-        print(f"{method}, step {report.step}: {reached}", flush=True)
-        with tempfile.TemporaryDirectory() as written:
-            write(Path(written))
-            _ship(Path(written), folder)
+        values = {name: round(value, 4) for name, value in report.metrics.items() if name.startswith("val/")}
+        log(f"{method} {report.step}/{settings.training.max_steps}, pairs of the build's own photographs: {values}")
+        partial = checkpoint.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        partial.replace(checkpoint)
 
-    with tempfile.TemporaryDirectory() as store:
-        prepared = prepare(settings, Path(store), method_class(method).columns(settings))
-        train(settings, prepared, SAMPLE_METRICS, World(), keep)
-    return {
-        "recipe": RECIPES[method],
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "reached": reached,
-    }
+    prepared = prepare(settings, store, method_class(method).columns(settings))
+    train(settings, prepared, METRICS, World(), keep, checkpoint if checkpoint.is_dir() else None)
+    _finish(checkpoint, work.finished(method))
 
 
-def _ship(written: Path, folder: Path) -> None:
+def _finish(checkpoint: Path, folder: Path) -> None:
+    """Half-precision weights, and settings without this machine's paths: the shipped networks by their name."""
     folder.mkdir(exist_ok=True)
-    kind, architecture = describe(written / WEIGHTS)
-    weights = {name: tensor.to(torch.float16) for name, tensor in load_file(written / WEIGHTS).items()}
+    kind, architecture = describe(checkpoint / WEIGHTS)
+    weights = {name: tensor.to(torch.float16) for name, tensor in load_file(checkpoint / WEIGHTS).items()}
     save_weights(folder / WEIGHTS, weights, kind, architecture)
-    (folder / SETTINGS).write_text(json.dumps(json.loads((written / SETTINGS).read_text()), indent=1) + "\n")
+    settings = json.loads((checkpoint / SETTINGS).read_text())
+    settings["data.source"] = SAMPLE
+    for name in ("base.weights", "first_stage.weights"):
+        settings[name] = SHIPPED
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")

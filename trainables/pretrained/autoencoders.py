@@ -16,6 +16,7 @@ from trainables.pretrained.base_model import find_base, load_vae, read_shape
 from trainables.pretrained.shipped import autoencoder_path
 from trainables.pretrained.weights_file import reading
 from trainables.settings import TrialSettings
+from trainables.settings.checks import require
 from trainables.settings.methods import METHODS
 
 
@@ -52,7 +53,7 @@ def latent_shape(settings: TrialSettings) -> LatentShape:
     """The shape of the latents of the trial's method; reads no weights."""
     kind = METHODS[settings.method].latents
     if kind == "vq":
-        return LatentShape(3, settings.autoencoder.factor)
+        return LatentShape(settings.network.latent_channels, settings.autoencoder.factor)
     if kind == "kl":
         shape = read_shape(find_base(settings.base.weights, settings.base.revision))
         return LatentShape(shape.latent_channels, shape.factor)
@@ -71,6 +72,12 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
             vae.enable_gradient_checkpointing()
         return Autoencoder(vae, lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
     model = load_autoencoder(settings.autoencoder.weights, device)
+    require(
+        model.config.latent_channels == settings.network.latent_channels,
+        "network.latent_channels",
+        settings.network.latent_channels,
+        f"{model.config.latent_channels}, as autoencoder.weights={settings.autoencoder.weights} has",
+    )
     return Autoencoder(model, lambda images: vq.encode(model, images), lambda latents: vq.decode(model, latents))
 
 

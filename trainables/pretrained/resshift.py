@@ -18,14 +18,19 @@ from trainables.settings import NetworkSettings, ResShiftSettings, TrialSettings
 
 
 def build_network(settings: NetworkSettings, gradient_checkpointing: bool = False) -> SwinUNet:
-    """A Swin-UNet with random weights, for 3-channel latents conditioned on a 3-channel image of the same size.
+    """A Swin-UNet with random weights, for latents conditioned on a 3-channel image of the same size.
 
     Raises:
         InputError: a layout that cannot be built.
     """
     try:
+        layout = dataclasses.asdict(settings)
+        channels = layout.pop("latent_channels")
         return SwinUNet(
-            **dataclasses.asdict(settings), in_channels=6, out_channels=3, gradient_checkpointing=gradient_checkpointing
+            **layout,
+            in_channels=channels + 3,
+            out_channels=channels,
+            gradient_checkpointing=gradient_checkpointing,
         )
     except ValueError as error:
         raise InputError(f"network: {error}") from None
@@ -70,6 +75,7 @@ def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
             kind, identity = describe(path)
             if kind != "resshift":
                 raise InputError(f"{name}={path}: weights of {kind!r}; expected those of 'resshift'")
+            identity.setdefault("network.latent_channels", 3)  # files of version 0.1 do not say it
             if difference := unequal(identity, resshift_identity(settings)):
                 raise InputError(f"{name}={path}: {difference}")
             network.load_state_dict(load_file(path))

@@ -16,6 +16,7 @@ class NetworkSettings:
 
     Attributes:
         image_size: side of the latents in training, latent pixels. Every level but the last halves it.
+        latent_channels: channels of the autoencoder's latents.
         model_channels: width of the first level, a multiple of 32.
         channel_mult: width of each level, in multiples of `model_channels`.
         num_res_blocks: residual blocks of each level.
@@ -28,6 +29,7 @@ class NetworkSettings:
     """
 
     image_size: int = setting(64, within=(1, 4096))
+    latent_channels: int = setting(3, within=(1, 64))
     model_channels: int = setting(160, within=(32, 1024))
     channel_mult: tuple[int, ...] = setting((1, 2, 2, 4), within=(1, 16))
     num_res_blocks: tuple[int, ...] = setting((2, 2, 2, 2), within=(1, 16))

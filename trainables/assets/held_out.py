@@ -1,0 +1,54 @@
+"""The photographs that the shipped networks are measured on: all natural ones of the sample; none trains what ships."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.images.sources.photographs import load_photographs
+from trainables.settings import SAMPLE
+
+# Galaxies, stained tissue and a retina are no pictures that a network for photographs is judged by; the two motorcycle
+# pictures show one scene.
+LEFT_OUT = frozenset({"hubble_deep_field", "ihc", "retina", "motorcycle_right"})
+
+
+def held_out_photographs() -> dict[str, np.ndarray]:
+    """Name -> uint8 (H, W, 3)."""
+    found = {}
+    for split in ("train", "validation"):
+        for photograph in load_photographs(SAMPLE, split):
+            if photograph.name not in LEFT_OUT:
+                found[photograph.name] = photograph.pixels
+    return dict(sorted(found.items()))
+
+
+def held_out_crops(each: int, size: int = 64) -> Tensor:
+    """The `each` most detailed crops of each photograph from a regular grid, (N, 3, size, size) in [-1, 1]."""
+    crops = []
+    for pixels in held_out_photographs().values():
+        places = [
+            pixels[top : top + size, left : left + size]
+            for top in range(0, pixels.shape[0] - size + 1, size)
+            for left in range(0, pixels.shape[1] - size + 1, size)
+        ]
+        crops += sorted(places, key=lambda crop: -float(crop[..., 1].std()))[:each]
+    return to_images(np.stack(crops))
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1).contiguous()
+
+
+def colour_error(restored: Tensor, target: Tensor) -> float:
+    """Mean over images and channels of the difference of their means, share of the full range; (N, 3, H, W) in
+    [-1, 1]."""
+    return float((restored.mean((2, 3)) - target.mean((2, 3))).abs().mean() / 2)
+
+
+def mean_psnr(restored: Tensor, target: Tensor) -> float:
+    """Mean over images, dB; (N, 3, H, W) in [-1, 1], restored is clamped."""
+    errors = ((restored.clamp(-1, 1) - target) / 2).square().mean((1, 2, 3))
+    return float((-10 * errors.log10()).mean())
