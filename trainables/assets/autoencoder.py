@@ -27,7 +27,7 @@ from torch import Tensor
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
 from trainables.assets.linear_start import block_components, start_linear
-from trainables.assets.resumable import Resumable, learning_rate_factor
+from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.networks.autoencoder import build_vq_f4
 from trainables.training.ema import ExponentialMovingAverage
@@ -112,7 +112,7 @@ def train_autoencoder(
             "latent_std": float(latents.std()),
         }
 
-    parts = {"model": model, "average": average, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
     Resumable(folder, "vq_f4", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         model.eval().requires_grad_(False)

@@ -60,8 +60,8 @@ def start_linear(model: VQModel | AutoencoderKL, components: Tensor) -> None:
             module.weight.fill_(BALLAST)  # undoes the normalisation of a stream whose deviation is BALLAST
             module.bias.zero_()
         elif name.endswith((".conv2", ".to_out.0")) and isinstance(module, nn.Conv2d | nn.Linear):
-            module.weight.zero_()
-            module.bias.zero_()
+            for parameter in module.parameters():
+                parameter.zero_()
     _start_encoder(model, components)
     _start_decoder(model, components[:channels])
 

@@ -25,7 +25,7 @@ from trainables.assets.autoencoder import SHAPES as AUTOENCODER_SHAPES
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
 from trainables.assets.linear_start import block_components, start_linear
-from trainables.assets.resumable import Resumable, learning_rate_factor
+from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.training.ema import ExponentialMovingAverage
 
@@ -110,7 +110,7 @@ def train_base_autoencoder(
             "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
         }
 
-    parts = {"model": model, "average": average, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
     Resumable(folder, "base_vae", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         trained = copy.deepcopy(model).eval().requires_grad_(False)
@@ -171,7 +171,7 @@ def train_base_unet(
                 for t in NOISE_MEASURED_AT
             }
 
-    parts = {"model": model, "average": average, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
     Resumable(folder, "base_unet", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         return copy.deepcopy(model).eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import held_out_crops, mean_psnr
-from trainables.assets.resumable import Resumable, learning_rate_factor
+from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
 from trainables.images.degradations.degradation import degrade
 from trainables.images.tensors import upsample
 from trainables.metrics.st_lpips import STLPIPS
@@ -176,7 +176,7 @@ def train_teacher(
             "latent_error_many": float((many - truth).square().mean()),
         }
 
-    parts = {"model": model, "average": average, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
     Resumable(folder, "teacher", recipe.steps, parts).run(step, measure, log)
     with average.applied():
         trained = build_network(settings.network)
