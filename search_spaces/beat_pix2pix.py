@@ -29,6 +29,7 @@ SPACE = SearchSpace(
     name="beat_pix2pix",
     question="Does diffusion beat Pix2Pix, and with which training?",
     method="pix2pix",
+    preset="sample-print",
     parameters={
         "method": Choice(("pix2pix", *GAUSSIAN)),
         "training.rate_factor": Float(0.1, 10.0, log=True),
@@ -65,7 +66,7 @@ SPACE = SearchSpace(
     proposals=8,
     fixed={"diffusion.retarget": True},
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
     criteria=(
         Criterion("val/psnr", reference=26.65, target=26.0),
         Criterion("val/ssim", reference=0.7454, target=0.74),

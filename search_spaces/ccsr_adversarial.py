@@ -19,9 +19,10 @@ SPACE = SearchSpace(
     name="ccsr_adversarial",
     question="How heavily should the adversarial term weigh in the training of CCSR's decoder?",
     method="ccsr",
+    preset="sample-print",
     parameters={"ccsr.adversarial": Float(0.0, 1.0)},
     points=(_weight(0.5, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(1.0)),
     proposals=0,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

@@ -17,6 +17,7 @@ SPACE = SearchSpace(
     name="ccsr_truncation",
     question="Between which timesteps should CCSR sample before its decoder takes over?",
     method="ccsr",
+    preset="sample-print",
     parameters={"ccsr.t_max": Float(0.5, 1.0), "ccsr.t_min": Float(0.0, 0.45)},
     points=(
         _between(0.6667, 0.3333, seeds=5),
@@ -28,5 +29,5 @@ SPACE = SearchSpace(
     trains=False,
     fixed={"training.stability_draws": 3},
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

@@ -18,9 +18,10 @@ SPACE = SearchSpace(
     name="cfw_adversarial",
     question="How heavily should the adversarial term weigh in the training of StableSR's feature wrapping?",
     method="stablesr_cfw",
+    preset="sample-print",
     parameters={"cfw.adversarial": Float(0.0, 0.5)},
     points=(_weight(0.025, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(0.5)),
     proposals=0,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

@@ -17,6 +17,7 @@ SPACE = SearchSpace(
     name="conditioning",
     question="Should the degraded image enter by concatenation or through a ControlNet?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={
         "method": Choice(("latent_diffusion", "controlnet_diffusion")),
         "training.rate_factor": Float(0.1, 10.0, log=True),
@@ -28,5 +29,5 @@ SPACE = SearchSpace(
     proposals=4,
     fixed={"diffusion.prediction_type": "base", "diffusion.retarget": False, "diffusion.max_timestep": 500},
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

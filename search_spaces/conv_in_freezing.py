@@ -18,6 +18,7 @@ SPACE = SearchSpace(
     name="conv_in_freezing",
     question="Must the UNet's first convolution be trained once it is widened for the conditioning?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={"conv_in.frozen": Choice((True, False)), "conv_in.init": Choice(("zeros", "duplicate"))},
     points=(
         _conv_in("frozen zeros", True, "zeros", seeds=3),
@@ -27,5 +28,5 @@ SPACE = SearchSpace(
     ),
     proposals=0,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

@@ -13,6 +13,7 @@ SPACE = SearchSpace(
     name="inference_steps",
     question="How many sampling steps are enough, and at which timesteps should they be?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={
         "diffusion.inference_steps": Int(1, 50, log=True),
         "diffusion.spacing": Choice(("leading", "trailing", "linspace")),
@@ -28,5 +29,5 @@ SPACE = SearchSpace(
     proposals=6,
     trains=False,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

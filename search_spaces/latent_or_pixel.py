@@ -17,6 +17,7 @@ SPACE = SearchSpace(
     name="latent_or_pixel",
     question="Does diffusion restore better in the latents of a pretrained autoencoder or on pixels?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={
         "method": Choice(("latent_diffusion", "pixel_diffusion")),
         "training.rate_factor": Float(0.1, 10.0, log=True),
@@ -27,5 +28,5 @@ SPACE = SearchSpace(
     ),
     proposals=4,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

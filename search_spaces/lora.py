@@ -21,6 +21,7 @@ SPACE = SearchSpace(
     name="lora",
     question="Which layers of the base should be adapted at which rank, or should all of it be trained?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={
         "lora.rank": Choice((0, *RANKS)),
         "lora.targets": When({"lora.rank": RANKS}, Choice((ATTENTION, LINEAR, CONVOLUTIONS))),
@@ -34,5 +35,5 @@ SPACE = SearchSpace(
     ),
     proposals=4,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

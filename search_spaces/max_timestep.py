@@ -15,6 +15,7 @@ SPACE = SearchSpace(
     name="max_timestep",
     question="Up to which timestep should a restoration diffusion model be trained and sampled?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={"diffusion.max_timestep": Int(50, 1000)},
     points=(
         Point("1000", {"diffusion.max_timestep": 1000}, seeds=5),
@@ -24,5 +25,5 @@ SPACE = SearchSpace(
     proposals=5,
     fixed={"diffusion.prediction_type": "base"},
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

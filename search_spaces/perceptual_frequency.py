@@ -18,6 +18,7 @@ SPACE = SearchSpace(
     name="perceptual_frequency",
     question="How often should the perceptual loss be computed, and how much should it weigh?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={"perceptual.every": Int(1, 16, log=True), "perceptual.weight": Float(0.01, 10.0, log=True)},
     points=(
         _every("every 4th step", 4, 0.1, seeds=5),
@@ -26,5 +27,5 @@ SPACE = SearchSpace(
     ),
     proposals=4,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

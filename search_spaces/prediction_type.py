@@ -36,6 +36,7 @@ SPACE = SearchSpace(
     name="prediction_type",
     question="Should a restoration diffusion model predict the noise, x_0 or the velocity?",
     method="latent_diffusion",
+    preset="sample-print",
     parameters={
         PREDICTION: Choice(("epsilon", "sample", "v_prediction")),
         MAX_TIMESTEP: Choice((1000, 500)),
@@ -55,5 +56,5 @@ SPACE = SearchSpace(
     proposals=0,
     fixed={"diffusion.retarget": True},
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

@@ -29,5 +29,5 @@ SPACE = SearchSpace(
     ),
     proposals=5,
     objective="perceptual",
-    controls=("bicubic", "autoencoder"),
+    controls=("bicubic", "input_latent", "autoencoder"),
 )

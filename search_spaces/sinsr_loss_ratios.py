@@ -30,5 +30,5 @@ SPACE = SearchSpace(
     ),
     fixed={"sinsr.distillation": 1.0},
     objective="perceptual",
-    controls=("bicubic", "autoencoder", "teacher_1", "teacher_15"),
+    controls=("bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"),
 )

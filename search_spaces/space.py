@@ -150,6 +150,7 @@ class SearchSpace:
             never stopped early, because a comparison needs both sides at the last step.
         objective: the metric of the search: its full name, or "perceptual" for the sweep's perceptual metric.
         controls: untrained reference rows of the leaderboard, names of `trainables.training.controls`.
+        preset: the preset that the question is asked in unless `--preset` names another one.
         fixed: dotted setting name -> value, where this question differs from the preset.
         proposals: number of trials that the search adds to the points; None for the preset's number, 0 if the points
             are all.
@@ -164,6 +165,7 @@ class SearchSpace:
     points: tuple[Point, ...]
     objective: str
     controls: tuple[str, ...] = ()
+    preset: str = "sample"
     fixed: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
     proposals: int | None = None
     criteria: tuple[Criterion, ...] = ()

@@ -46,7 +46,7 @@ def parser(prog: str = PROG) -> Flags:
         metavar="METHOD",
         help="list what --set takes, with the preset's values, and stop; with a METHOD what that one reads",
     )
-    what.add_argument("--preset", default="sample", metavar="NAME", help="size of data, model and budget (sample)")
+    what.add_argument("--preset", default="", metavar="NAME", help="size of data, model and budget (the space's)")
     what.add_argument(
         "--data",
         default="",
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         if flags.list_settings is not None:
             from sweeps.listing import settings_of
 
-            print(settings_of(flags.list_settings, flags.preset))
+            print(settings_of(flags.list_settings, flags.preset or "sample"))
             return 0
         with shown_plainly():
             return _run(flags) if flags.resume is None else _resume(flags, given)

@@ -27,7 +27,7 @@ from trainables.common.command import ExitStatus
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
-from trainables.training.controls import measure_controls
+from trainables.training.controls import LATENT_CONTROLS, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 
 _TUNE_STATE = "experiment_state-*.json"  # without it, Tune has nothing to resume
@@ -106,12 +106,12 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
     names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return
-    # The control "autoencoder" needs a latent method, even if the baseline is not one.
+    # Controls with an autoencoder need a latent method, even if the baseline is not one.
     trials = plan.question.every_method
     trial = next((trial for trial in trials if METHODS[trial.method].latents), trials[0])
     stages = [stage for stage in plan.stages_of[trial.method] if stage.split == "validation"]
     if not METHODS[trial.method].latents:
-        names = [name for name in names if name != "autoencoder"]
+        names = [name for name in names if name not in LATENT_CONTROLS]
     metrics = plan.metrics
     measured = _somewhere(
         plan, lambda device: measure_controls(names, trial, open_stores(trial, stages), metrics, device)

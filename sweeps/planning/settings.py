@@ -24,7 +24,7 @@ class SweepSettings:
     """One field per flag; see `python run_sweep.py --help`. The preset or the space decides for 0 and empty values."""
 
     space: str
-    preset: str = "sample"
+    preset: str = ""
     objective: str = ""
     trials: int = 0
     max_steps: int = 0

@@ -39,7 +39,7 @@ __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
 """One process per trial, without a GPU, as `resolve` derives from the preset."""
-CONTROLS = ["bicubic", "autoencoder", "teacher_1", "teacher_15"]
+CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
 
 

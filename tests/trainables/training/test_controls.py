@@ -26,7 +26,7 @@ from trainables.training.validation import Validation, validate
 
 CPU = torch.device("cpu")
 METRICS = ("val/psnr", "val/ssim")
-NAMES = ("bicubic", "autoencoder", "teacher_1", "teacher_15")
+NAMES = ("bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,18 @@ def test_autoencoder_control_is_its_reconstruction(
     np.testing.assert_allclose(measured["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
 
 
+def test_input_latent_control_decodes_the_latent_of_the_input(
+    measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
+) -> None:
+    autoencoder = load_autoencoder(tiny.autoencoder.weights)
+    target = prepared.validation("target")["target"] / 255
+    with torch.no_grad():
+        latent = torch.from_numpy(prepared.validation("latent_degraded")["latent_degraded"].astype(np.float32))
+        restored = (decode(autoencoder, latent) * 0.5 + 0.5).clamp(0, 1).numpy()
+    expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
+    np.testing.assert_allclose(measured["input_latent"].per_image["val/psnr"], expected, rtol=1e-3)
+
+
 def test_teacher_1_equals_the_initial_student(
     measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
@@ -131,7 +143,9 @@ def test_autoencoder_control_uses_the_methods_autoencoder(
 
 @pytest.mark.parametrize("name", ["tricubic", "teacher_7", "teacher_", ""])
 def test_unknown_control_is_refused(name: str, tiny: TrialSettings, prepared: Prepared) -> None:
-    with pytest.raises(InputError, match=f"control '{name}': expected bicubic, autoencoder, teacher_1 or teacher_15"):
+    with pytest.raises(
+        InputError, match=f"control '{name}': expected bicubic, input_latent, autoencoder, teacher_1 or teacher_15"
+    ):
         measure_controls([name], tiny, prepared, METRICS)
 
 
