@@ -33,8 +33,6 @@ from trainables.training.ema import ExponentialMovingAverage
 # (height, width, pairs in a batch) of targets, with how often each is drawn.
 SHAPES = ((64, 64, 16), (64, 96, 10), (96, 64, 10), (96, 96, 7))
 SHAPE_SHARES = (0.7, 0.1, 0.1, 0.1)
-# Twice the work of the 32 channels in two widths (1, 2) that it had, in 1.3 times the time on a CPU.
-NETWORK = {"network.model_channels": 64, "network.channel_mult": (1, 1)}
 MARGIN = 5  # degraded pixels around a crop while it is degraded, as in `trainables.data.pairs`
 
 
@@ -58,7 +56,7 @@ class TeacherRecipe:
 
 @dataclass(frozen=True)
 class Pair:
-    """Tensors of one pair: `degraded` (3, h, w) in [-1, 1]; `latent` and `latent_degraded` (3, h, w)."""
+    """Tensors of one pair: `degraded` (3, h, w) in [-1, 1]; `latent` and `latent_degraded` (8, h, w)."""
 
     degraded: Tensor
     latent: Tensor
@@ -66,8 +64,8 @@ class Pair:
 
 
 def teacher_settings(autoencoder: Path) -> TrialSettings:
-    """The preset `sample` with the teacher's network and that autoencoder."""
-    changes = {"method": "resshift", "autoencoder.weights": str(autoencoder), **NETWORK}
+    """The preset `sample` with that autoencoder."""
+    changes = {"method": "resshift", "autoencoder.weights": str(autoencoder)}
     return override(preset("sample").trial, changes)
 
 

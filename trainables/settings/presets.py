@@ -54,8 +54,9 @@ _SAMPLE = TrialSettings(
     ),
     network=NetworkSettings(
         image_size=16,
-        model_channels=32,
-        channel_mult=(1, 2),
+        latent_channels=8,
+        model_channels=64,
+        channel_mult=(1, 1),
         num_res_blocks=(2, 2),
         attention_resolutions=(8,),
         swin_depth=2,
