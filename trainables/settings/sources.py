@@ -17,7 +17,7 @@ class DataSettings:
 
     Attributes:
         source: "sample" (the photographs in scikit-image's wheel); a folder of photographs, or of pairs (`input/` and
-            `target/`, or `captured/` and `original/`); a .txt of paths; a .parquet, or a folder of them; or the URI of
+            `target/`, `LQ/` and `GT/`, ...); a .txt of paths; a .parquet, or a folder of them; or the URI of
             one of these, such as `s3://bucket/photographs`. See docs/data.md.
         seed: seed of the crops and degradations of the training pairs; equal for all trials of a sweep.
         max_rejected: largest accepted share of unusable images in a split, 0 to 1; beyond it preparation stops.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -76,7 +77,25 @@ def _digest(pairs: Iterable[Pair]) -> str:
     return whole.hexdigest()
 
 
-@pytest.mark.parametrize("sides", [("input", "target"), ("captured", "original"), ("Input", "TARGET")])
+def test_pairs_one_level_below_are_refused_with_the_folder_to_give(tmp_path: Path) -> None:
+    _folder(tmp_path / "train", range(4))
+    _folder(tmp_path / "val", range(2))
+    with pytest.raises(InputError, match=r"holds pairs in train/input/ and train/target/: give .* such as .*train$"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("sides", [("a", "b"), ("b", "low")])
+def test_two_folders_with_equal_names_are_photographs_with_a_warning(tmp_path: Path, sides: tuple[str, str]) -> None:
+    root = _folder(tmp_path, range(6), sides=sides)
+    with pytest.warns(SourceWarning, match=f"{sides[0]}/ and {sides[1]}/ hold images of the same names"):
+        source = open_source(str(root))
+    assert not source.paired
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [("input", "target"), ("captured", "original"), ("Input", "TARGET"), ("LQ", "GT"), ("lr", "hr"), ("lq", "target")],
+)
 def test_partners_are_read_together(tmp_path: Path, sides: tuple[str, str]) -> None:
     root = _folder(tmp_path, range(12), sides=sides)
     assert open_source(str(root)).paired
@@ -118,7 +137,7 @@ def test_plain_folders_and_the_sample_are_not_paired(tmp_path: Path) -> None:
     [
         (("target",), "target/"),
         (("input",), "input/"),
-        (("captured", "target"), "captured/ and target/"),
+        (("low", "clean", "sharp"), "clean/ and low/ and sharp/"),
         (("input", "target", "original"), "input/ and original/ and target/"),
         (("input", "target", "captured", "original"), "captured/ and input/ and original/ and target/"),
         (("Input", "input", "target"), "Input/ and input/ and target/"),
@@ -130,14 +149,14 @@ def test_incomplete_or_ambiguous_subfolders_are_refused(
     for name in subfolders:
         _save(tmp_path / name / "a.png", _picture(0))
         _save(tmp_path / name / "b.png", _picture(1))
-    message = f": holds {listed}: give one pair of folders, input/ with target/ or captured/ with original/"
+    message = f": holds {listed}: give one folder of degraded images (input, captured, lq"
     calls: list[Callable[[], object]] = [
         lambda: open_source(str(tmp_path)).paired,
         lambda: open_source(str(tmp_path)).fingerprint,
         lambda: _load(tmp_path, "train"),
     ]
     for call in calls:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=re.escape(message)):
             call()
 
 

@@ -16,7 +16,7 @@ from trainables.common.errors import InputError
 from trainables.common.locations import Location, is_uri, locate
 from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
-from trainables.images.sources.paired_folders import match_partners, paired_subfolders
+from trainables.images.sources.paired_folders import match_partners, paired_subfolders, subfolders_with_equal_names
 from trainables.images.sources.parquet_images import list_parquet
 from trainables.settings.sources import SAMPLE
 
@@ -90,9 +90,10 @@ def list_source(source: str) -> Listing:
 
             - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
               skipped), named by relative path;
-            - a folder with the subfolders `input/` and `target/`, or `captured/` and `original/`, searched in the same
-              way: partners have the same relative path. The extension is not part of their name and may differ, and so
-              may the Unicode form of an accent. A `SourceWarning` reports images outside the two subfolders;
+            - a folder with one subfolder of `DEGRADED_FOLDERS` and one of `TARGET_FOLDERS`, such as `input/` and
+              `target/`, searched in the same way: partners have the same relative path. The extension is not part of
+              their name and may differ, and so may the Unicode form of an accent. A `SourceWarning` reports images
+              outside the two subfolders;
             - a folder without images that holds `.parquet` files, or one such file: a row is an image (column
               `image`) or a pair (`input` and `target`, or `captured` and `original`), as binary or as Hugging Face's
               struct, named `<file>/<row>`;
@@ -152,6 +153,13 @@ def _folder(root: Location) -> Listing:
     if tables.all() and files:
         return _parquet(root, files, stamps, f"{root}")
     images = _files(root, [file for file, table in zip(files, tables, strict=True) if not table], stamps[~tables])
+    if twins := subfolders_with_equal_names(images.file_names):
+        warnings.warn(
+            f"{root}: {' and '.join(f'{name}/' for name in twins)} hold images of the same names and are used as "
+            f"{len(images)} separate photographs; if they are pairs, rename them to input/ and target/",
+            SourceWarning,
+            stacklevel=4,
+        )
     return Listing(f"{root}", images.names, (images,))
 
 

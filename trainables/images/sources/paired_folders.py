@@ -11,27 +11,49 @@ from trainables.common.errors import InputError
 from trainables.common.locations import Location
 from trainables.images.sources.images import FileImages
 
-PAIRED_FOLDERS = (("input", "target"), ("captured", "original"))  # degraded, target; in any case
+# Usual names of the two subfolders, in any case: those of this field's data sets.
+DEGRADED_FOLDERS = ("input", "captured", "lq", "lr", "degraded", "low", "noisy", "blur", "blurry")
+TARGET_FOLDERS = ("target", "original", "gt", "hq", "hr", "high", "clean", "sharp", "groundtruth", "ground_truth")
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+# A folder with one of these names alone lacks its partner. The other names are usual without pairs, too.
+_NEVER_ALONE = frozenset({"input", "captured", "lq", "lr", "target", "gt", "hq", "hr"})
 
 
 def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
-    """The subfolders with the degraded photographs and with their targets, or None if `root` has neither.
+    """The subfolders with the degraded photographs and with their targets, or None if `root` holds no pairs.
 
     Raises:
-        InputError: `root` has only one folder of a pair, or more than one pair.
+        InputError: `root` has only one folder of a pair, or several of one side; or its subfolders hold the pairs.
     """
-    sides = {side for names in PAIRED_FOLDERS for side in names}
-    found = [name for name in root.subfolders() if name.lower() in sides]
-    if not found:
-        return None
-    for names in PAIRED_FOLDERS:
-        if sorted(name.lower() for name in found) == sorted(names):
-            degraded, target = sorted(found, key=lambda name: names.index(name.lower()))
-            return root.join(degraded), root.join(target)
-    raise InputError(
-        f"{root}: holds {' and '.join(f'{name}/' for name in found)}: give one pair of folders, "
-        f"{' or '.join(' with '.join(f'{name}/' for name in names) for names in PAIRED_FOLDERS)}"
+    folders = root.subfolders()
+    degraded, targets = (
+        [name for name in folders if name.lower() in names] for names in (DEGRADED_FOLDERS, TARGET_FOLDERS)
     )
+    if len(degraded) == len(targets) == 1:
+        return root.join(degraded[0]), root.join(targets[0])
+    if (degraded and targets) or any(name.lower() in _NEVER_ALONE for name in (*degraded, *targets)):
+        raise InputError(
+            f"{root}: holds {' and '.join(f'{name}/' for name in sorted(degraded + targets))}: give one folder of "
+            f"degraded images ({', '.join(DEGRADED_FOLDERS)}) and one of their targets ({', '.join(TARGET_FOLDERS)})"
+        )
+    for name in folders:
+        if name.lower() in _SPLITS and (pair := paired_subfolders(root.join(name))):
+            inside = " and ".join(f"{name}/{side.name}/" for side in pair)
+            raise InputError(f"{root}: holds pairs in {inside}: give one folder of pairs, such as {root.join(name)}")
+    return None
+
+
+def subfolders_with_equal_names(files: list[str]) -> tuple[str, str] | None:
+    """The two subfolders of relative paths, if there are two and they hold the same names, whatever the extensions."""
+    names: dict[str, set[str]] = {}
+    for file in files:
+        folder, below, name = file.partition("/")
+        if below:
+            names.setdefault(folder, set()).add(os.path.splitext(name)[0])
+    if len(names) != 2:
+        return None
+    (one, inside), (other, also) = names.items()
+    return (one, other) if inside == also else None
 
 
 def match_partners(

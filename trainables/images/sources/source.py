@@ -28,9 +28,7 @@ class Source:
 
     @property
     def paired(self) -> bool:
-        """Whether it holds pairs: a folder with `input/` and `target/`, or `captured/` and `original/`, in any case, or
-        Parquet files with such columns.
-        """
+        """Whether it holds pairs: see `list_source`."""
         return self._listing.paired
 
     @cached_property
