@@ -73,7 +73,7 @@ def train_base_autoencoder(
     """Trains, or continues from `folder`; returns the averaged weights, with the `scaling_factor` that gives latents
     unit deviation."""
     torch.manual_seed(recipe.seed)
-    model = _new_autoencoder(recipe.widths)
+    model = new_autoencoder(recipe.widths)
     start_linear(model, block_components(crops.batch(200, 64, 64, np.random.default_rng(recipe.seed)), LATENT_CHANNELS))
     average = ExponentialMovingAverage(model, recipe.ema_decay)
     perceptual = STLPIPS("alex")
@@ -247,7 +247,7 @@ def encode_crops(model: AutoencoderKL, crops: Tensor) -> Tensor:
     return torch.cat([model.encode(part).latent_dist.mode() for part in crops.split(32)])
 
 
-def _new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
+def new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
     """The VQ-f4's shape without a codebook."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),

@@ -31,7 +31,7 @@ from trainables.settings.presets import preset
 from trainables.training.ema import ExponentialMovingAverage
 
 # (height, width, pairs in a batch) of targets, with how often each is drawn.
-SHAPES = ((64, 64, 16), (64, 96, 10), (96, 64, 10), (96, 96, 7))
+SHAPES = ((64, 64, 8), (64, 96, 5), (96, 64, 5), (96, 96, 4))
 SHAPE_SHARES = (0.7, 0.1, 0.1, 0.1)
 MARGIN = 5  # degraded pixels around a crop while it is degraded, as in `trainables.data.pairs`
 
@@ -45,8 +45,8 @@ class TeacherRecipe:
         first_step_share: share of a batch at the last timestep, where one-step restoration starts.
     """
 
-    steps: int = 20_000
-    learning_rate: float = 8e-4
+    steps: int = 12_000
+    learning_rate: float = 7e-4
     pool: int = 2048
     fresh: float = 0.125
     first_step_share: float = 0.15
