@@ -29,11 +29,16 @@ LEAST_REDUCTION = {"photograph": 2.0, "cut-out": 1.5}
 
 # The versions that the list was made from. Another release's package may lack a file; `fetch` says so.
 VERSIONS = {
+    "gnome-control-center-data": "1:43.6-2~deb12u1",
+    "libelementary-data": "1.26.3-1",
+    "libjs-jquery-colorbox": "1.6.4-1.1",
     "lomiri-wallpapers-16.04": "20.04.0-2",
     "lomiri-wallpapers-20.04": "20.04.0-2",
+    "lxqt-themes": "1.2.0-1",
     "mate-backgrounds": "1.26.0-1",
     "palapeli-data": "4:22.12.3-1",
     "plasma-workspace-wallpapers": "4:5.27.5-2",
+    "tuxpaint-data": "1:0.9.28-sdl2-1",
     "tuxpaint-stamps-default": "2022.06.04-1",
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +22,21 @@ from trainables.assets.stable_diffusion import new_autoencoder
 from trainables.images.sources.listing import SAMPLE_FILES
 from trainables.networks.autoencoder import build_vq_f4
 
-FREE = ("CC0", "CC-BY-3", "CC-BY-4", "CC-BY-SA-", "GPL-2", "LGPL-3", "public domain")
+CREATIVE_COMMONS = ("CC0", "CC-BY-3", "CC-BY-4", "CC-BY-SA-")
+FREE = (*CREATIVE_COMMONS, "BSD-2-clause", "GFDL", "GPL-2", "LGPL-3", "MIT", "public domain")
+SHIPPED = Path(__file__).parents[3] / "trainables" / "images" / "sources" / "sample_photographs"
+
+
+def shipped() -> list[dict[str, str]]:
+    """The rows of the table of the shipped photographs."""
+    with (SHIPPED / "photographs.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_list_holds_enough_photographs_under_free_licences() -> None:
     rows = listed()
-    assert len(rows) >= 80
+    assert sum(row.kind == "photograph" for row in rows) >= 100
+    assert sum(row.kind == "cut-out" for row in rows) >= 100
     assert len({row.cached_name for row in rows}) == len(rows)
     assert {row.package for row in rows} == set(VERSIONS)
     assert {row.kind for row in rows} == {"photograph", "cut-out"}
@@ -36,6 +47,32 @@ def test_list_holds_enough_photographs_under_free_licences() -> None:
 def test_no_photograph_of_the_sample_is_in_the_list() -> None:
     names = {Path(row.path).stem.lower() for row in listed()}
     assert names.isdisjoint({*SAMPLE_FILES, "flower", "china", "grace_hopper"})
+
+
+def test_no_shipped_photograph_is_in_the_list() -> None:
+    in_list = {(row.package, row.path) for row in listed()}
+    assert in_list.isdisjoint((row["package"], row["path"]) for row in shipped())
+
+
+def test_table_of_shipped_photographs_is_complete() -> None:
+    rows = shipped()
+    names = [row["file"] for row in rows]
+    assert sorted(names) == sorted(file.name for file in SHIPPED.glob("*.jpg"))
+    assert len({(row["package"], row["path"]) for row in rows}) == len(rows)
+    assert [row["licence"] for row in rows if not row["licence"].startswith(CREATIVE_COMMONS)] == []
+    assert [row["file"] for row in rows if not all(row.values())] == []
+    assert Counter(row["split"] for row in rows) == {"train": 4, "validation": 4, "test": 4}
+
+
+def test_shipped_photographs_are_small_rgb_images() -> None:
+    sizes = []
+    for row in shipped():
+        with Image.open(SHIPPED / row["file"]) as image:
+            assert image.mode == "RGB"
+            sizes.append(max(image.size))
+    assert min(sizes) >= 480
+    assert max(sizes) <= 512
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 1.3e6
 
 
 def test_held_out_photographs_are_the_natural_ones_of_the_sample() -> None:
