@@ -18,6 +18,7 @@ from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders
 from trainables.images.sources.parquet_images import list_parquet
+from trainables.settings.pairs import Split
 from trainables.settings.sources import SAMPLE
 
 ACCEPTED_SOURCES = (
@@ -26,19 +27,19 @@ ACCEPTED_SOURCES = (
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COUNTED = (*SUFFIXES, ".gif")  # a GIF is listed, so that it is reported when it is opened
 
-# File, whether it is for validation, and the box to crop, (left, top, right, bottom). The two motorcycle pictures are a
-# stereo pair of one scene, so both are for training. The retina is a disc on black, 1411 px wide, cropped to the 960 px
+# File, split, and the box to crop, (left, top, right, bottom). The two motorcycle pictures are a stereo pair of one
+# scene, so both are for training. The retina is a disc on black, 1411 px wide, cropped to the 960 px
 # square inside the disc.
-SAMPLE_FILES: dict[str, tuple[str, bool, tuple[int, int, int, int] | None]] = {
-    "astronaut": ("astronaut.png", False, None),
-    "hubble_deep_field": ("hubble_deep_field.jpg", False, None),
-    "ihc": ("ihc.png", False, None),
-    "motorcycle_left": ("motorcycle_left.png", False, None),
-    "motorcycle_right": ("motorcycle_right.png", False, None),
-    "retina": ("retina.jpg", False, (225, 225, 1185, 1185)),
-    "chelsea": ("chelsea.png", True, None),
-    "coffee": ("coffee.png", True, None),
-    "rocket": ("rocket.jpg", True, None),
+SAMPLE_FILES: dict[str, tuple[str, Split, tuple[int, int, int, int] | None]] = {
+    "astronaut": ("astronaut.png", "train", None),
+    "hubble_deep_field": ("hubble_deep_field.jpg", "train", None),
+    "ihc": ("ihc.png", "train", None),
+    "motorcycle_left": ("motorcycle_left.png", "train", None),
+    "motorcycle_right": ("motorcycle_right.png", "train", None),
+    "retina": ("retina.jpg", "train", (225, 225, 1185, 1185)),
+    "chelsea": ("chelsea.png", "test", None),
+    "coffee": ("coffee.png", "validation", None),
+    "rocket": ("rocket.jpg", "test", None),
 }
 
 
@@ -50,13 +51,13 @@ class Listing:
         label: the source's name in messages.
         names: of the photographs or pairs, in the order of the sides.
         sides: the photographs; or the degraded ones and their targets.
-        validating: the names of the validation split, if hashes do not decide it.
+        splits: the split of each, in the same order, if hashes do not decide it.
     """
 
     label: str
     names: pa.StringArray
     sides: tuple[Images, ...]
-    validating: frozenset[str] | None = None
+    splits: tuple[Split, ...] | None = None
 
     @property
     def paired(self) -> bool:
@@ -133,8 +134,8 @@ def _sample() -> Listing:
     for file, (size, _) in zip(files, stamps, strict=True):
         if size < 0:
             raise InputError(f'source "sample": scikit-image\'s data folder lacks {file}: reinstall it')
-    held_out = frozenset(name for name, (_, validates, _) in SAMPLE_FILES.items() if validates)
-    return Listing("the sample", pa.array(list(SAMPLE_FILES)), (SampleImages(root, pa.array(files), stamps),), held_out)
+    splits = tuple(split for _, split, _ in SAMPLE_FILES.values())
+    return Listing("the sample", pa.array(list(SAMPLE_FILES)), (SampleImages(root, pa.array(files), stamps),), splits)
 
 
 def _folder(root: Location) -> Listing:
