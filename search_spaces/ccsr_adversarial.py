@@ -11,8 +11,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _weight(weight: float, seeds: int = 1) -> Point:
-    return Point(f"{weight:g}", {"ccsr.adversarial": weight}, seeds)
+def _weight(weight: float) -> Point:
+    return Point(f"{weight:g}", {"ccsr.adversarial": weight})
 
 
 SPACE = SearchSpace(
@@ -20,7 +20,7 @@ SPACE = SearchSpace(
     question="How heavily should the adversarial term weigh in the training of CCSR's decoder?",
     method="ccsr",
     parameters={"ccsr.adversarial": Float(0.0, 1.0)},
-    points=(_weight(0.5, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(1.0)),
+    points=(_weight(0.5), _weight(0.0), _weight(0.1), _weight(1.0)),
     proposals=0,
     objective="perceptual",
     controls=("bicubic", "autoencoder"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _strength(strength: float, seeds: int = 1) -> Point:
-    return Point(f"{strength:g}", {"cfw.strength": strength}, seeds)
+def _strength(strength: float) -> Point:
+    return Point(f"{strength:g}", {"cfw.strength": strength})
 
 
 SPACE = SearchSpace(
@@ -17,7 +17,7 @@ SPACE = SearchSpace(
     question="How strongly should StableSR's feature wrapping enter the decoder?",
     method="stablesr_cfw",
     parameters={"cfw.strength": Float(0.0, 1.0)},
-    points=(_strength(0.5, seeds=5), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
+    points=(_strength(0.5), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
     proposals=3,
     trains=False,
     objective="perceptual",
