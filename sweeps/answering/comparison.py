@@ -175,17 +175,20 @@ def _secondary(result: Answer, confirmed: _Confirmed, winner: str, own: str) -> 
 
 
 def _controls(result: Answer, confirmed: _Confirmed, winner: str, finalists: int) -> dict[str, list[Finding]]:
-    """Metric -> every control against the winner, positive where the control is better. One correction for all of
-    them, and for the winner's choice among the finalists.
+    """Metric -> every control against the winner, positive where the control is better.
+
+    The correction counts the controls and the winner's choice among the finalists; in the other metrics, which make a
+    family of their own, these metrics too.
     """
-    directions = {result.metric: result.direction == "max"}
-    directions |= {metric: formatting.is_larger_better(metric) for metric in _others(result, confirmed)}
-    family = finalists * len(confirmed.controls) * len(directions)
-    return {
-        metric: confirmed.compare(metric, winner, confirmed.controls, larger, family)
-        for metric, larger in directions.items()
-        if confirmed.controls
-    }
+    if not confirmed.controls:
+        return {}
+    others, family = _others(result, confirmed), finalists * len(confirmed.controls)
+    larger = result.direction == "max"
+    found = {result.metric: confirmed.compare(result.metric, winner, confirmed.controls, larger, family)}
+    for metric in others:
+        larger = formatting.is_larger_better(metric)
+        found[metric] = confirmed.compare(metric, winner, confirmed.controls, larger, family * len(others))
+    return found
 
 
 def _others(result: Answer, confirmed: _Confirmed) -> list[str]:

@@ -1,4 +1,4 @@
-"""Remarks under an answer: cost of a step, where trials began, the edge of the space, targets, trials that ended early."""
+"""Remarks under an answer: cost of a step, where trials began, the edge of the space, targets, trials that ended."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def at_the_edge(distributions: Mapping[str, Distribution], row: Row) -> list[str
             continue
         limits = ROLES[name].within if name in ROLES else None
         if limits is not None and value in tuple(limits)[:2]:
-            continue  # no value lies beyond
+            continue  # no value beyond it is accepted
         low, high, at = (math.log(v) if among.log else float(v) for v in (among.low, among.high, value))
         if not EDGE <= (at - low) / (high - low) <= 1 - EDGE:
             found.append(f"{name} {setting_text(value)} of {among}")

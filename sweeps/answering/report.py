@@ -108,7 +108,7 @@ def _leaderboard(rows: Sequence[Row], found: Answer) -> str:
 
 def _comparisons(found: Answer) -> str:
     """The confirmed configurations against the baseline, and the winner against the controls."""
-    header = [(text, number) for text, number in _COMPARED]
+    header = [(text, bool(text)) for text in _COMPARED]
     unit = formatting.metric_unit(found.metric)
     body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
     controls = found.controls.get(found.metric, ())
@@ -127,21 +127,13 @@ def _comparisons(found: Answer) -> str:
     return f'<p class="note">{escape(note)}</p>{_table(header, body)}'
 
 
-_COMPARED = (
-    ("", False),
-    ("difference", True),
-    ("interval", True),
-    ("level", True),
-    ("seeds", True),
-    ("photographs", True),
-    ("", False),
-    ("could tell", True),
-)
+_COMPARED = ("", "difference", "interval", "level", "seeds", "photographs", "", "could tell")
 
 
 def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
     made = finding.interval
     name, seeds = (finding.configuration, False), (f"{finding.seeds} / {finding.reference_seeds}", True)
+    photographs = (str(finding.photographs), True)
     if made is None:
         reason = finding.reason.value if finding.reason else ""
         return [
@@ -159,7 +151,7 @@ def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
         (f"{low} … {high}", True),
         (f"{100 * made.level:.4g} %", True),
         seeds,
-        (str(finding.photographs), True),
+        photographs,
         (finding.verdict, False),
         (formatting.metric_text(metric, made.detectable), True),
     ]

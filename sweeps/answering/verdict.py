@@ -214,4 +214,5 @@ def _about_the_search(answer: Answer) -> str:
     tried = count_text(answer.selected_from, "configuration")
     ranked = ", ".join(f"{leader.name} {metric_text(answer.metric, leader.mean)}" for leader in answer.leaders[:3])
     unit, title = metric_unit(answer.metric), metric_title(answer.metric)
-    return f"The search tried {tried}; its leaders on the validation photographs, {title}{unit and f' in{unit}'}: {ranked}."
+    measure = f"{title}{unit and f' in{unit}'}"
+    return f"The search tried {tried}; its leaders on the validation photographs, {measure}: {ranked}."
