@@ -16,7 +16,7 @@ from sweeps.answering.report import write_report
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
-from sweeps.trial_config import TRIAL
+from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
@@ -39,9 +39,13 @@ def finish(plan: Plan, folder: Path) -> int:
     whole = not unfinished and len(trials) >= expected
     result = None
     if baseline_ids:
-        why = _unconfirmed(plan, rows, whole)
+        why = _unconfirmed(plan, rows)
         result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
-        result = replace(result, sentences=(*result.sentences, *_remarks(plan, tables, result)))
+        verdict, *numbers = result.sentences
+        result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
+        remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
+        remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)
+        result = replace(result, sentences=(*result.sentences, *remarks))
         baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
     if not whole:
@@ -66,41 +70,44 @@ def _confirmation_trials(plan: Plan, rows: list[TableRow]) -> int:
     """The number of trials that the confirmation of these results takes."""
     if not plan.confirms:
         return 0
-    baseline = {f"config/{name}": value for name, value in plan.question.space.baseline.values.items()}
-    configurations = {
-        repr([row.get(f"config/{name}") for name in plan.question.space.parameters])
+    space = plan.question.space
+    others = {
+        repr([row.get(f"config/{name}") for name in space.parameters])
         for row in rows
-        if row["kind"] == TRIAL and row["status"] == "finished"
-        if any(row.get(name) != value for name, value in baseline.items())
+        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
     }
-    return plan.question.confirmation.trials(len(configurations))
+    return plan.question.confirmation.trials(len(others))
 
 
-def _unconfirmed(plan: Plan, rows: list[TableRow], whole: bool) -> str:
+def _unconfirmed(plan: Plan, rows: list[TableRow]) -> str:
     """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
     if not plan.confirms:
         return plan.no_confirmation
-    if not _confirmation_trials(plan, rows):
+    ended = {
+        kind: sum(row["kind"] == kind and row["status"] not in ("running", "interrupted") for row in rows)
+        for kind in (TRIAL, CONFIRMATION)
+    }
+    if ended[TRIAL] < plan.question.trials:
+        return "the search has not finished"
+    expected = _confirmation_trials(plan, rows)
+    if not expected:
         return "no other configuration finished, so there was nothing to confirm"
-    return "" if whole else "the confirmation has not finished"
+    return "" if ended[CONFIRMATION] >= expected else "the confirmation has not finished"
 
 
-def _remarks(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
-    """Further lines under the answer, which need the space and the curves."""
-    rows, history, metric, space = tables.leaderboard, tables.history, plan.objective, plan.question.space
-    remarks = []
-    if result.winner_ids:
-        baseline = result.winner_id in result.baseline_ids
-        winner = next(row for row in rows if row["id"] == result.winner_id)
-        name = f"the baseline, {result.baseline_name}," if baseline else "the winner"
-        remarks += worse_than_the_start(history, result.winner_ids, metric, name)
-        if not baseline:
-            remarks += worse_than_the_start(
-                history, result.baseline_ids, metric, f"the baseline, {result.baseline_name},"
-            )
-        remarks += at_the_edge(space.distributions, winner)
-    remarks += longer_training(history, result.baseline_ids, metric)
-    return remarks + criteria_met(space.criteria, rows, result.baseline_ids, result.winner_id)
+def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
+    """What a reader must know before the numbers: training did harm, or the winner is at the edge of the space."""
+    rows, history, metric = tables.leaderboard, tables.history, plan.objective
+    if not result.winner_ids:
+        return []
+    baseline = f"the baseline, {result.baseline_name},"
+    if result.winner_id in result.baseline_ids:
+        found = worse_than_the_start(history, result.winner_ids, metric, baseline)
+    else:
+        found = worse_than_the_start(history, result.winner_ids, metric, "the winner")
+        found += worse_than_the_start(history, result.baseline_ids, metric, baseline)
+    winner = next(row for row in rows if row["id"] == result.winner_id)
+    return found + at_the_edge(plan.question.space.distributions, winner)
 
 
 def resume_line(folder: Path) -> str:

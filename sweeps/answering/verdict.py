@@ -187,7 +187,7 @@ def _about_controls(answer: Answer) -> list[str]:
     groups: dict[Verdict, list[str]] = {word: [] for word in get_args(Verdict)}
     for finding in of_objective:
         if finding.configuration != CEILING and finding.interval:
-            mean = metric_text(answer.metric, finding.interval.mean, sign=True)
+            mean = metric_text(answer.metric, finding.interval.mean, sign=True) + metric_unit(answer.metric)
             interval = interval_text(answer.metric, finding.interval)
             groups[finding.verdict].append(f"{finding.configuration} {mean} ({interval})")
     for word, found in groups.items():

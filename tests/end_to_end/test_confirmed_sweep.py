@@ -1,4 +1,4 @@
-"""A tiny sweep that is interrupted in its confirmation, continued, and confirmed; with the real command line and Ray."""
+"""A tiny sweep that is interrupted in its confirmation, continued and confirmed, with the real command line and Ray."""
 
 from __future__ import annotations
 
