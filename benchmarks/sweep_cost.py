@@ -30,7 +30,7 @@ from trainables.common.command import ExitStatus
 from trainables.common.errors import InputError
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)  ?(.*)")
-_TRIAL = re.compile(r"(t\d+) (starts|continues|finished|stopped|failed|interrupted)\b")
+_TRIAL = re.compile(r"([tc]\d+) (starts|continues|finished|stopped|failed|interrupted)\b")
 
 
 @dataclass
@@ -79,7 +79,7 @@ def time_report(run: Path) -> str:
     """
     if not (run / RUN_SETTINGS).exists() or not (run / LOG).exists():
         raise InputError(f"{run}: not the folder of a run; expected one with {RUN_SETTINGS} and {LOG}")
-    trials = [row for row in RunTables(run).load().leaderboard if row["kind"] == "trial"]
+    trials = [row for row in RunTables(run).load().leaderboard if row["kind"] != "control"]
     timeline = read_timeline(run / LOG)
     if not timeline.last_trial or not trials:
         raise InputError(f"{run}: no trial has ended in it yet; expected a finished run")

@@ -46,7 +46,7 @@ SPACE = SearchSpace(
         "lora.targets": When(LATENT, Choice((ATTENTION, CONVOLUTIONS))),
     },
     points=(
-        Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}, seeds=4),
+        Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}),
         Point(
             "Pix2Pix, perceptual",
             {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 10.0},

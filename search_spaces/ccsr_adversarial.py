@@ -11,8 +11,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _weight(weight: float, seeds: int = 1) -> Point:
-    return Point(f"{weight:g}", {"ccsr.adversarial": weight}, seeds)
+def _weight(weight: float) -> Point:
+    return Point(f"{weight:g}", {"ccsr.adversarial": weight})
 
 
 SPACE = SearchSpace(
@@ -21,7 +21,7 @@ SPACE = SearchSpace(
     method="ccsr",
     preset="sample-print",
     parameters={"ccsr.adversarial": Float(0.0, 1.0)},
-    points=(_weight(0.5, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(1.0)),
+    points=(_weight(0.5), _weight(0.0), _weight(0.1), _weight(1.0)),
     proposals=0,
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),

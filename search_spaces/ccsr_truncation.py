@@ -9,8 +9,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _between(t_max: float, t_min: float, seeds: int = 1) -> Point:
-    return Point(f"{t_max:.2f} to {t_min:.2f}", {"ccsr.t_max": t_max, "ccsr.t_min": t_min}, seeds)
+def _between(t_max: float, t_min: float) -> Point:
+    return Point(f"{t_max:.2f} to {t_min:.2f}", {"ccsr.t_max": t_max, "ccsr.t_min": t_min})
 
 
 SPACE = SearchSpace(
@@ -20,7 +20,7 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={"ccsr.t_max": Float(0.5, 1.0), "ccsr.t_min": Float(0.0, 0.45)},
     points=(
-        _between(0.6667, 0.3333, seeds=5),
+        _between(0.6667, 0.3333),
         _between(1.0, 0.0),
         _between(0.6667, 0.0),
         _between(1.0, 0.3333),

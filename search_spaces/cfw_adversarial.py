@@ -10,8 +10,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _weight(weight: float, seeds: int = 1) -> Point:
-    return Point(f"{weight:g}", {"cfw.adversarial": weight}, seeds)
+def _weight(weight: float) -> Point:
+    return Point(f"{weight:g}", {"cfw.adversarial": weight})
 
 
 SPACE = SearchSpace(
@@ -20,7 +20,7 @@ SPACE = SearchSpace(
     method="stablesr_cfw",
     preset="sample-print",
     parameters={"cfw.adversarial": Float(0.0, 0.5)},
-    points=(_weight(0.025, seeds=3), _weight(0.0, seeds=2), _weight(0.1), _weight(0.5)),
+    points=(_weight(0.025), _weight(0.0), _weight(0.1), _weight(0.5)),
     proposals=0,
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),

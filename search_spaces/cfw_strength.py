@@ -8,8 +8,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _strength(strength: float, seeds: int = 1) -> Point:
-    return Point(f"{strength:g}", {"cfw.strength": strength}, seeds)
+def _strength(strength: float) -> Point:
+    return Point(f"{strength:g}", {"cfw.strength": strength})
 
 
 SPACE = SearchSpace(
@@ -18,7 +18,7 @@ SPACE = SearchSpace(
     method="stablesr_cfw",
     preset="sample-print",
     parameters={"cfw.strength": Float(0.0, 1.0)},
-    points=(_strength(0.5, seeds=5), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
+    points=(_strength(0.5), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
     proposals=3,
     trains=False,
     objective="perceptual",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from search_spaces.space import Choice, Float, Point, SearchSpace
 
 
-def _method(label: str, method: str, seeds: int) -> Point:
-    return Point(label, {"method": method, "training.rate_factor": 1.0}, seeds)
+def _method(label: str, method: str) -> Point:
+    return Point(label, {"method": method, "training.rate_factor": 1.0})
 
 
 SPACE = SearchSpace(
@@ -23,8 +23,8 @@ SPACE = SearchSpace(
         "training.rate_factor": Float(0.1, 10.0, log=True),
     },
     points=(
-        _method("concatenation", "latent_diffusion", seeds=5),
-        _method("ControlNet", "controlnet_diffusion", seeds=2),
+        _method("concatenation", "latent_diffusion"),
+        _method("ControlNet", "controlnet_diffusion"),
     ),
     proposals=4,
     fixed={"diffusion.prediction_type": "base", "diffusion.retarget": False, "diffusion.max_timestep": 500},

@@ -10,8 +10,8 @@ from __future__ import annotations
 from search_spaces.space import Choice, Point, SearchSpace
 
 
-def _conv_in(label: str, frozen: bool, init: str, seeds: int = 2) -> Point:
-    return Point(label, {"conv_in.frozen": frozen, "conv_in.init": init}, seeds)
+def _conv_in(label: str, frozen: bool, init: str) -> Point:
+    return Point(label, {"conv_in.frozen": frozen, "conv_in.init": init})
 
 
 SPACE = SearchSpace(
@@ -21,7 +21,7 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={"conv_in.frozen": Choice((True, False)), "conv_in.init": Choice(("zeros", "duplicate"))},
     points=(
-        _conv_in("frozen zeros", True, "zeros", seeds=3),
+        _conv_in("frozen zeros", True, "zeros"),
         _conv_in("trained zeros", False, "zeros"),
         _conv_in("frozen duplicate", True, "duplicate"),
         _conv_in("trained duplicate", False, "duplicate"),

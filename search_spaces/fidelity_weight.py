@@ -8,8 +8,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _weight(weight: float, seeds: int = 1) -> Point:
-    return Point(f"{weight:g}", {"diffusion.fidelity_weight": weight}, seeds)
+def _weight(weight: float) -> Point:
+    return Point(f"{weight:g}", {"diffusion.fidelity_weight": weight})
 
 
 SPACE = SearchSpace(
@@ -18,7 +18,7 @@ SPACE = SearchSpace(
     method="latent_diffusion",
     preset="sample-print",
     parameters={"diffusion.fidelity_weight": Float(0.0, 1.0)},
-    points=(_weight(0.0, seeds=5), _weight(0.25), _weight(0.5), _weight(0.75), _weight(1.0)),
+    points=(_weight(0.0), _weight(0.25), _weight(0.5), _weight(0.75), _weight(1.0)),
     proposals=4,
     trains=False,
     objective="perceptual",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from search_spaces.space import Choice, Int, Point, SearchSpace
 
 
-def _steps(steps: int, spacing: str, seeds: int = 1) -> Point:
-    return Point(f"{steps} {spacing}", {"diffusion.inference_steps": steps, "diffusion.spacing": spacing}, seeds)
+def _steps(steps: int, spacing: str) -> Point:
+    return Point(f"{steps} {spacing}", {"diffusion.inference_steps": steps, "diffusion.spacing": spacing})
 
 
 SPACE = SearchSpace(
@@ -19,7 +19,7 @@ SPACE = SearchSpace(
         "diffusion.spacing": Choice(("leading", "trailing", "linspace")),
     },
     points=(
-        _steps(20, "trailing", seeds=5),
+        _steps(20, "trailing"),
         _steps(50, "trailing"),
         _steps(10, "trailing"),
         _steps(4, "trailing"),

@@ -13,8 +13,8 @@ CONVOLUTIONS = f"{LINEAR},conv1,conv2"
 RANKS = (4, 8, 16, 32, 64)
 
 
-def _lora(label: str, rank: int, targets: str, seeds: int = 1) -> Point:
-    return Point(label, {"lora.rank": rank, "lora.targets": targets, "training.rate_factor": 1.0}, seeds)
+def _lora(label: str, rank: int, targets: str) -> Point:
+    return Point(label, {"lora.rank": rank, "lora.targets": targets, "training.rate_factor": 1.0})
 
 
 SPACE = SearchSpace(
@@ -28,7 +28,7 @@ SPACE = SearchSpace(
         "training.rate_factor": Float(0.1, 10.0, log=True),
     },
     points=(
-        _lora("attention, rank 32", 32, ATTENTION, seeds=5),
+        _lora("attention, rank 32", 32, ATTENTION),
         _lora("attention, rank 4", 4, ATTENTION),
         _lora("convolutions too, rank 32", 32, CONVOLUTIONS),
         Point("whole UNet", {"lora.rank": 0, "training.rate_factor": 0.3}),

@@ -18,7 +18,7 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={"diffusion.max_timestep": Int(50, 1000)},
     points=(
-        Point("1000", {"diffusion.max_timestep": 1000}, seeds=5),
+        Point("1000", {"diffusion.max_timestep": 1000}),
         Point("500", {"diffusion.max_timestep": 500}),
         Point("250", {"diffusion.max_timestep": 250}),
     ),

@@ -10,8 +10,8 @@ from __future__ import annotations
 from search_spaces.space import Float, Int, Point, SearchSpace
 
 
-def _every(label: str, every: int, weight: float, seeds: int = 1) -> Point:
-    return Point(label, {"perceptual.every": every, "perceptual.weight": weight}, seeds)
+def _every(label: str, every: int, weight: float) -> Point:
+    return Point(label, {"perceptual.every": every, "perceptual.weight": weight})
 
 
 SPACE = SearchSpace(
@@ -21,8 +21,8 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={"perceptual.every": Int(1, 16, log=True), "perceptual.weight": Float(0.01, 10.0, log=True)},
     points=(
-        _every("every 4th step", 4, 0.1, seeds=5),
-        _every("every step", 1, 0.1, seeds=2),
+        _every("every 4th step", 4, 0.1),
+        _every("every step", 1, 0.1),
         _every("every step, weight 1", 1, 1.0),
     ),
     proposals=4,

@@ -18,7 +18,6 @@ RECONSTRUCTION, ZERO_SNR = "diffusion.reconstruction_weight", "diffusion.zero_te
 def _predicting(
     label: str,
     prediction: str,
-    seeds: int = 1,
     *,
     max_timestep: int = 1000,
     reconstruction: float = 1.0,
@@ -29,7 +28,7 @@ def _predicting(
         values[RECONSTRUCTION] = reconstruction
     if prediction != "epsilon":
         values[ZERO_SNR] = zero_snr
-    return Point(label, values, seeds)
+    return Point(label, values)
 
 
 SPACE = SearchSpace(
@@ -44,9 +43,9 @@ SPACE = SearchSpace(
         ZERO_SNR: When({PREDICTION: ("sample", "v_prediction")}, Choice((False, True))),
     },
     points=(
-        _predicting("epsilon", "epsilon", seeds=3),
-        _predicting("sample", "sample", seeds=2),
-        _predicting("v_prediction", "v_prediction", seeds=2),
+        _predicting("epsilon", "epsilon"),
+        _predicting("sample", "sample"),
+        _predicting("v_prediction", "v_prediction"),
         _predicting("epsilon without L1 on x_0", "epsilon", reconstruction=0.0),
         _predicting("epsilon below 500", "epsilon", max_timestep=500),
         _predicting("sample below 500", "sample", max_timestep=500),

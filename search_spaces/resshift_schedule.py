@@ -8,9 +8,9 @@ from __future__ import annotations
 from search_spaces.space import Float, Point, SearchSpace
 
 
-def _schedule(label: str, kappa: float, power: float, least: float, seeds: int = 1) -> Point:
+def _schedule(label: str, kappa: float, power: float, least: float) -> Point:
     values = {"resshift.kappa": kappa, "resshift.power": power, "resshift.min_noise_level": least}
-    return Point(label, values, seeds)
+    return Point(label, values)
 
 
 SPACE = SearchSpace(
@@ -23,7 +23,7 @@ SPACE = SearchSpace(
         "resshift.min_noise_level": Float(0.005, 0.2, log=True),
     },
     points=(
-        _schedule("as published", 2.0, 0.3, 0.04, seeds=5),
+        _schedule("as published", 2.0, 0.3, 0.04),
         _schedule("half the noise", 1.0, 0.3, 0.04),
         _schedule("late shift", 2.0, 2.0, 0.04),
     ),

@@ -109,19 +109,10 @@ class When:
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration to try before the search proposes its own.
-
-    `seeds` runs it this many times, with the sweep's seed, the next one, and so on. All other differences are compared
-    with the spread of these equal configurations.
-    """
+    """A configuration to try before the search proposes its own."""
 
     label: str
     values: Mapping[str, Value]
-    seeds: int = 1
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"point {self.label!r}: seeds={self.seeds}; needs 1 or more")
 
 
 @dataclass(frozen=True)
@@ -239,11 +230,3 @@ class SearchSpace:
     @property
     def baseline(self) -> Point:
         return self.points[0]
-
-    @property
-    def queue(self) -> list[tuple[Point, int]]:
-        """The points as trials, (point, seed offset): every point once, then the repeats, so that a short sweep runs
-        every point before it repeats one.
-        """
-        rounds = max(point.seeds for point in self.points)
-        return [(point, k) for k in range(rounds) for point in self.points if k < point.seeds]

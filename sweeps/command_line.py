@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
+from sweeps.planning.confirmation import FEWEST_SEEDS
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings
 from trainables.common.command import command_flags, exit_statuses, run_command
@@ -59,6 +60,17 @@ def parser(prog: str = PROG) -> Flags:
     what.add_argument("--seed", type=whole(0), default=0, help="seed of trials and search (0)")
     budget = flags.add_argument_group("the budget")
     budget.add_argument("--trials", type=whole(1), default=0, metavar="N", help="number of trials (the preset's)")
+    budget.add_argument(
+        "--confirm",
+        type=whole(0),
+        default=2,
+        metavar="K",
+        help="train the best K configurations and the baseline again, and measure them on the test photographs (2); "
+        "0 leaves it out",
+    )
+    budget.add_argument(
+        "--seeds", type=whole(FEWEST_SEEDS), default=3, metavar="S", help="fresh seeds of each of them (3)"
+    )
     budget.add_argument(
         "--max-steps", type=whole(1), default=0, metavar="N", help="training steps per trial (the preset's)"
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import METRICS, validation_name
 
 Row = Mapping[str, Any]
 
@@ -20,9 +20,10 @@ def is_larger_better(metric: str, direction: str | None = None) -> bool:
         ValueError: another direction, or no direction for an unknown metric.
     """
     if direction is None:
-        if metric not in METRICS:
+        known = METRICS.get(validation_name(metric))
+        if known is None:
             raise ValueError(f"direction of {metric!r} is not known; known metrics: {', '.join(METRICS)}")
-        direction = METRICS[metric].direction
+        direction = known.direction
     if direction not in ("max", "min"):
         raise ValueError(f"direction {direction!r} of {metric} is not one of max, min")
     return direction == "max"
@@ -31,15 +32,17 @@ def is_larger_better(metric: str, direction: str | None = None) -> bool:
 def metric_title(metric: str) -> str:
     """The metric as papers write it.
 
-    >>> metric_title("val/st_lpips"), metric_title("val/psnr")
-    ('ST-LPIPS', 'PSNR')
+    >>> metric_title("val/st_lpips"), metric_title("val/psnr"), metric_title("test/psnr")
+    ('ST-LPIPS', 'PSNR', 'test PSNR')
     """
-    return metric.removeprefix("val/").upper().replace("_", "-")
+    split, _, name = metric.rpartition("/")
+    return f"{'test ' if split == 'test' else ''}{name.upper().replace('_', '-')}"
 
 
 def metric_unit(metric: str) -> str:
     """The unit after a value: " dB", or "" if the metric has no unit."""
-    return " dB" if metric in METRICS and METRICS[metric].unit == "dB" else ""
+    known = METRICS.get(validation_name(metric))
+    return " dB" if known and known.unit == "dB" else ""
 
 
 def metric_text(metric: str, value: float | None, sign: bool = False) -> str:

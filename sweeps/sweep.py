@@ -22,13 +22,14 @@ from sweeps.running import search as search_module
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.search import SweepScheduler, SweepSearch
-from sweeps.trial_config import ID, PARAMETERS, SEED
+from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
 from trainables.training.controls import LATENT_CONTROLS, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
+from trainables.training.validation import TEST_DRAW, Validation
 
 _TUNE_STATE = "experiment_state-*.json"  # without it, Tune has nothing to resume
 RENAMED = {"sweeps.recorder": recorder_module, "sweeps.search": search_module}
@@ -83,8 +84,8 @@ def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> Record
         metrics=plan.reported,
         parameters=question.space.distributions,
         max_steps=question.trial.training.max_steps,
-        trials=question.trials,
-        given=len(question.space.queue[: question.trials]),
+        trials=question.trials + plan.confirmation_trials,
+        given=len(question.space.points[: question.trials]) + plan.confirmation_trials,
         concurrent=min(concurrent, question.trials),
         seed=question.trial.training.seed,
         shown=tuple(dict.fromkeys((plan.objective, "val/psnr"))),
@@ -102,22 +103,33 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
 
 
 def _measure_controls(plan: Plan, recorder: Recorder) -> None:
-    known = {row["id"] for row in recorder.tables.leaderboard}
+    splits = ("val", "test") if plan.confirms else ("val",)
+    known = {
+        row["id"]
+        for row in recorder.tables.leaderboard
+        if all(row.get(f"{split}/psnr") is not None for split in splits)
+    }
     names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return
     # Controls with an autoencoder need a latent method, even if the baseline is not one.
     trials = plan.question.every_method
     trial = next((trial for trial in trials if METHODS[trial.method].latents), trials[0])
-    stages = [stage for stage in plan.stages_of[trial.method] if stage.split == "validation"]
+    stages = [stage for stage in plan.stages_of[trial.method] if stage.split != "train"]
     if not METHODS[trial.method].latents:
         names = [name for name in names if name not in LATENT_CONTROLS]
     metrics = plan.metrics
-    measured = _somewhere(
-        plan, lambda device: measure_controls(names, trial, open_stores(trial, stages), metrics, device)
-    )
+
+    def measure(device: str) -> tuple[dict[str, Validation], dict[str, Validation]]:
+        prepared = open_stores(trial, stages)
+        validation = measure_controls(names, trial, prepared, metrics, device)
+        if prepared.test is None:
+            return validation, {}
+        return validation, measure_controls(names, trial, prepared.test, metrics, device, draw=TEST_DRAW)
+
+    measured, tested = _somewhere(plan, measure)
     for name, result in measured.items():
-        recorder.control(name, result)
+        recorder.control(name, result, tested.get(name))
         shown = "  ".join(f"{m.removeprefix('val/')} {result.means[m]:.4g}" for m in recorder.settings.shown)
         logger.info("control    %-12s %s", name, shown)
 
@@ -142,6 +154,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
             question.trials,
             training.max_steps,
             journal,
+            question.confirmation if plan.confirms else None,
         )
         scheduler = SweepScheduler(
             plan.objective,
@@ -156,7 +169,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
-                num_samples=question.trials,
+                num_samples=question.trials + plan.confirmation_trials,
                 max_concurrent_trials=min(concurrent, question.trials),
                 reuse_actors=question.settings.workers_per_trial == 1,
                 trial_name_creator=_trial_id,
@@ -186,6 +199,8 @@ def _trainable(plan: Plan, trials: Path) -> Any:
 
     def trial(config: dict[str, Any]) -> None:
         settings = question.trial_with(config[PARAMETERS], config[SEED])
-        launch(Job(settings, stages_of[settings.method], metrics, group, str(trials / config[ID])))
+        tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
+        stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
+        launch(Job(settings, stages, metrics, group, str(trials / config[ID])))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -2,5 +2,9 @@
 
 from __future__ import annotations
 
-PARAMETERS, ID, LABEL, SEED, GIVEN = "parameters", "id", "label", "seed", "given"
-"""In this order: dotted setting name -> value; "t000"; the point's label; seed offset; whether it is a point."""
+PARAMETERS, ID, LABEL, SEED, GIVEN, KIND = "parameters", "id", "label", "seed", "given", "kind"
+"""In this order: dotted setting name -> value; "t000"; the point's label; seed offset; whether it always runs all
+steps; a kind of `sweeps.recording.tables`. Runs of version 0.1 have no kind: their trials are of the search."""
+
+TRIAL, CONFIRMATION = "trial", "confirmation"
+"""The kinds of trials: of the search, and of the confirmation after it."""

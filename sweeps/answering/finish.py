@@ -11,11 +11,12 @@ from pathlib import Path
 
 from sweeps.answering.comparison import Answer, answer
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
+from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
 from sweeps.answering.report import write_report
-from sweeps.answering.verdict import criteria_met, longer_training
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
+from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
@@ -30,18 +31,25 @@ def finish(plan: Plan, folder: Path) -> int:
     """Compares the trials so far and writes the answer; returns the exit status."""
     tables = RunTables(folder).load()
     rows = tables.leaderboard
-    trials = [row for row in rows if row["kind"] == "trial"]
+    trials = [row for row in rows if row["kind"] != "control"]
     baseline = plan.question.space.baseline.label
-    baseline_ids = [row["id"] for row in trials if row["label"] == baseline]
+    baseline_ids = [row["id"] for row in trials if row["label"] == baseline and row["kind"] == TRIAL]
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
-    result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction) if baseline_ids else None
-    if result is not None:
-        remarks = longer_training(tables.history, baseline_ids, plan.objective)
-        remarks += criteria_met(plan.question.space.criteria, rows, baseline_ids, result.winner_id)
+    expected = plan.question.trials + _confirmation_trials(plan, rows)
+    whole = not unfinished and len(trials) >= expected
+    result = None
+    if baseline_ids:
+        why = _unconfirmed(plan, rows)
+        result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
+        verdict, *numbers = result.sentences
+        result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
+        remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
+        remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)
         result = replace(result, sentences=(*result.sentences, *remarks))
+        baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
-    if unfinished or len(trials) < plan.question.trials:
-        logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), plan.question.trials)
+    if not whole:
+        logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
         logger.info("continue with: %s", resume_line(folder))
         return ExitStatus.INTERRUPTED
     if result is None or result.winner_id is None:
@@ -56,6 +64,50 @@ def finish(plan: Plan, folder: Path) -> int:
     logger.info("report            %s", page)
     logger.info("%s", tensorboard_line(folder))
     return ExitStatus.DONE
+
+
+def _confirmation_trials(plan: Plan, rows: list[TableRow]) -> int:
+    """The number of trials that the confirmation of these results takes."""
+    if not plan.confirms:
+        return 0
+    space = plan.question.space
+    others = {
+        repr([row.get(f"config/{name}") for name in space.parameters])
+        for row in rows
+        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
+    }
+    return plan.question.confirmation.trials(len(others))
+
+
+def _unconfirmed(plan: Plan, rows: list[TableRow]) -> str:
+    """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
+    if not plan.confirms:
+        return plan.no_confirmation
+    ended = {
+        kind: sum(row["kind"] == kind and row["status"] not in ("running", "interrupted") for row in rows)
+        for kind in (TRIAL, CONFIRMATION)
+    }
+    if ended[TRIAL] < plan.question.trials:
+        return "the search has not finished"
+    expected = _confirmation_trials(plan, rows)
+    if not expected:
+        return "no other configuration finished, so there was nothing to confirm"
+    return "" if ended[CONFIRMATION] >= expected else "the confirmation has not finished"
+
+
+def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
+    """What a reader must know before the numbers: training did harm, or the winner is at the edge of the space."""
+    rows, history, metric = tables.leaderboard, tables.history, plan.objective
+    if not result.winner_ids:
+        return []
+    baseline = f"the baseline, {result.baseline_name},"
+    if result.winner_id in result.baseline_ids:
+        found = worse_than_the_start(history, result.winner_ids, metric, baseline)
+    else:
+        found = worse_than_the_start(history, result.winner_ids, metric, "the winner")
+        found += worse_than_the_start(history, result.baseline_ids, metric, baseline)
+    winner = next(row for row in rows if row["id"] == result.winner_id)
+    return found + at_the_edge(plan.question.space.distributions, winner)
 
 
 def resume_line(folder: Path) -> str:
@@ -97,7 +149,10 @@ def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> No
 
 def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     config = {name.removeprefix("config/"): value for name, value in winner.items() if name.startswith("config/")}
-    metrics = {name: round(value, 4) for name, value in winner.items() if name.startswith("val/") and value is not None}
+    metrics, test = (
+        {name: round(value, 4) for name, value in winner.items() if name.startswith(prefix) and value is not None}
+        for prefix in ("val/", "test/")
+    )
     trial = plan.question.trial
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
     made = f"Restores with `{trial.checkpoint}`; not trained."
@@ -114,6 +169,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
         f"- {made}",
         f"- Searched: `{json.dumps(config)}`; everything else is in `{SETTINGS}`.",
         f"- Validation means over {trial.pairs.validation_pairs} images: `{json.dumps(metrics)}`.",
+        *([f"- Test means over {trial.pairs.test_pairs} images: `{json.dumps(test)}`."] if test else []),
         *(f"- Made with `{name}={value}`; its licence applies." for name, value in _sources(trained)),
     ]
     return "\n".join(lines) + "\n"
@@ -129,5 +185,7 @@ def _write_answer(folder: Path, plan: Plan, rows: list[TableRow], baseline_ids: 
     report = folder / "report"
     report.mkdir(exist_ok=True)
     table = to_markdown(rows, plan.objective, plan.direction, baseline_ids, result.winner_id)
-    text = "\n\n".join([f"# {plan.question.space.question}", "\n".join(result.sentences), table])
+    first, *numbers = result.sentences
+    under = "\n".join(f"- {line}" for line in numbers)
+    text = "\n\n".join([f"# {plan.question.space.question}", first, *([under] if under else []), table])
     (report / "answer.md").write_text(text + "\n")

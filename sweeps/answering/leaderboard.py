@@ -1,7 +1,8 @@
 """The leaderboard as text: for a terminal or a log file, and as Markdown for documents.
 
-Finished trials and controls come first, sorted by value. Stopped, interrupted and running trials follow, because
-their values come from fewer steps. Failed trials come last.
+Trials of the confirmation come first, sorted by their value on test. Finished trials of the search and controls follow,
+sorted by their value on validation; then stopped, interrupted and running trials, because their values come from fewer
+steps. Failed trials come last.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 from sweeps import formatting
 from sweeps.formatting import Row
+from sweeps.trial_config import CONFIRMATION
+from trainables.metrics.names import test_name
 
 _UNFINISHED = ("running", "interrupted", "stopped", "failed")
 _MAX_LABEL = 22
@@ -51,7 +54,8 @@ def board(
     baseline_ids: Sequence[str] = (),
     winner_id: str | None = None,
 ) -> Board:
-    """Lay out the leaderboard: rank, id, label, status, steps, objective, cost, varied hyperparameters, other metrics.
+    """Lay out the leaderboard: rank, id, label, status, steps, objective, objective on test, cost, varied
+    hyperparameters, other metrics.
 
     The difference from the baseline is shown for controls and for trials with as many steps as the baseline. The step
     time is shown if a trial trained; the number of trained parameters, if it differs between trials.
@@ -70,6 +74,7 @@ def board(
     reference = _mean([row.get(metric) for row in baseline])
     lengths = {row.get("steps") for row in baseline}
     timed = any(formatting.step_seconds(row) for row in rows)
+    tested = any(_number(row.get(test_name(metric))) is not None for row in rows)
     sized = len({formatting.parameters_text(row.get("trained_parameters")) for row in rows} - {""}) > 1
 
     def cells(row: Row, mark: str) -> dict[str, Cell]:
@@ -79,7 +84,7 @@ def board(
             "": Cell(mark, True),
             "id": Cell(str(row["id"])),
             "label": Cell(_clip(row.get("label") or "", _MAX_LABEL)),
-            "status": Cell(str(row.get("status", ""))),
+            "status": Cell(_status(row)),
             "steps": Cell("" if control else str(row.get("steps", "")), True),
             _titled(metric, larger): Cell(formatting.metric_text(metric, value), True),
         }
@@ -87,6 +92,9 @@ def board(
             comparable = value is not None and (control or row.get("steps") in lengths)
             delta = value - reference if value is not None and comparable else None
             found["Δ baseline"] = Cell("" if delta is None else formatting.metric_text(metric, delta, True), True)
+        if tested:
+            value = _number(row.get(test_name(metric)))
+            found[_titled(test_name(metric), larger)] = Cell(formatting.metric_text(metric, value), True)
         if timed:
             found["ms a step"] = Cell(formatting.milliseconds_text(formatting.step_seconds(row)), True)
         if sized:
@@ -104,7 +112,8 @@ def board(
     ranked = sorted(rows, key=lambda row: _place(row, metric, larger))
     lines, rank = [], 0
     for row in ranked:
-        done = row.get("status") == "finished" and _number(row.get(metric)) is not None
+        searched = row.get("status") == "finished" and row.get("kind") != CONFIRMATION
+        done = searched and _number(row.get(metric)) is not None
         rank += done
         place = str(rank) if done else "·" if row.get("kind") == "control" else ""
         lines.append(list(cells(row, ("★" if row["id"] == winner_id else "") + place).values()))
@@ -131,7 +140,7 @@ def format_leaderboard(
     lines += [_line(cells, widths) for cells in table.lines]
     notes = []
     if winner_id in table.ids:
-        notes.append("★ winner")
+        notes.append("★ winner, whose weights are kept")
     if any(row.get("kind") == "control" for row in rows):
         notes.append("· control, not trained here")
     if baseline_ids:
@@ -166,13 +175,24 @@ def to_markdown(
     return "\n".join(lines)
 
 
+def _status(row: Row) -> str:
+    """The status, with the kind of a trial of the confirmation."""
+    status = str(row.get("status", ""))
+    if row.get("kind") != CONFIRMATION:
+        return status
+    return "confirmed" if status == "finished" else f"{status} (confirmation)"
+
+
 def _place(row: Row, metric: str, larger: bool) -> tuple[int, float, float]:
-    """Sort key: finished trials and controls by value; then the others, most steps first."""
-    value = _number(row.get(metric))
+    """Sort key: the confirmation by its value on test; finished trials and controls by value; then the others, most
+    steps first.
+    """
+    confirms = row.get("kind") == CONFIRMATION and row.get("status") == "finished"
+    value = _number(row.get(test_name(metric) if confirms else metric))
     loss = math.inf if value is None else -value if larger else value
     status = row.get("status", "")
     if status not in _UNFINISHED:
-        return 0, 0.0, loss
+        return -1 if confirms else 0, 0.0, loss
     return (2 if status == "failed" else 1), -float(row.get("steps") or 0), loss
 
 

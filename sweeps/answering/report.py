@@ -9,14 +9,16 @@ import base64
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from sweeps import formatting
 from sweeps.answering.charts import Dot, Line, line_chart, scatter
 from sweeps.answering.comparison import answer
+from sweeps.answering.intervals import Finding
 from sweeps.answering.leaderboard import board
-from sweeps.answering.verdict import Answer, Difference
+from sweeps.answering.verdict import Answer
 from sweeps.formatting import Row
 from sweeps.recording.tables import read_rows
 
@@ -59,7 +61,7 @@ def write_report(
     sections = [
         _answer(found),
         _section("Leaderboard", _leaderboard(rows, found)),
-        _section("Compared with the baseline", _comparisons(found)),
+        _section("Confirmed on the test photographs", _comparisons(found)),
         _section(f"{formatting.metric_title(metric)} by hyperparameter", _settings(rows, found)),
         _section("Learning curves", _curves(history, rows, found)),
         _section(f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(history, found)),
@@ -88,7 +90,8 @@ def _section(title: str, content: str) -> str:
 
 def _answer(found: Answer) -> str:
     first, *rest = found.sentences
-    text = f'<p class="verdict">{escape(first)}</p><p>{escape(" ".join(rest))}</p>'
+    numbers = "".join(f"<li>{escape(line)}</li>" for line in rest)
+    text = f'<p class="verdict">{escape(first)}</p>' + (f"<ul>{numbers}</ul>" if numbers else "")
     return f'<section class="answer">{text}</section>'
 
 
@@ -98,51 +101,67 @@ def _leaderboard(rows: Sequence[Row], found: Answer) -> str:
     kinds = {row["id"]: row.get("status", "") for row in rows}
     body = []
     for name, cells in zip(table.ids, table.lines, strict=True):
-        css = "winner" if name == found.winner_id else "baseline" if name in found.baseline_ids else kinds[name]
+        css = "winner" if name in found.winner_ids else "baseline" if name in found.baseline_ids else kinds[name]
         body.append((css, errors[name], [(cell.text, cell.number) for cell in cells]))
     return _table([(cell.text, cell.number) for cell in table.header], body)
 
 
 def _comparisons(found: Answer) -> str:
-    header = [
-        ("", False),
-        ("gain", True),
-        ("95 % interval", True),
-        ("p images", True),
-        ("p seeds", True),
-        ("", False),
+    """The confirmed configurations against the baseline, and the winner against the controls."""
+    header = [(text, bool(text)) for text in _COMPARED]
+    unit = formatting.metric_unit(found.metric)
+    body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
+    controls = found.controls.get(found.metric, ())
+    body += [
+        ("control", "", _finding(found.metric, replace(c, configuration=f"{c.configuration} against the winner")))
+        for c in controls
     ]
-    body = []
-    for comparison in found.comparisons:
-        verdict = comparison.verdict + (f": {comparison.reason}" if comparison.reason else "")
-        p = [(f"{value:.2g}", True) for value in (comparison.p_images, comparison.p_seeds)]
-        body.append(("", "", [*_difference(comparison.gain), *p, (verdict, False)]))
-    for control in found.controls:
-        name = f"winner against {control.name}"
-        cells = [(name, False), *_difference(control)[1:], ("", True), ("", True), ("control", False)]
-        body.append(("control", "", cells))
     if not body:
         return ""
     note = (
-        f"Gain in {formatting.metric_title(found.metric)} over {found.baseline_name}, positive is better; "
-        "p-values are corrected for the number of configurations tried."
+        f"Differences in {formatting.metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
+        f"{found.baseline_name} and, for controls, from the winner; positive is better. Intervals hold the luck of "
+        "photographs and of seeds, and are corrected for their number. The last column is the smallest true difference "
+        "that would have been told in 80 % of such confirmations."
     )
     return f'<p class="note">{escape(note)}</p>{_table(header, body)}'
 
 
-def _difference(difference: Difference) -> list[tuple[str, bool]]:
-    mean, low, high = (
-        formatting.metric_text(difference.metric, value, sign=True)
-        for value in (difference.mean, difference.low, difference.high)
-    )
-    return [(difference.name, False), (mean, True), (f"{low} … {high}", True)]
+_COMPARED = ("", "difference", "interval", "level", "seeds", "photographs", "", "could tell")
+
+
+def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
+    made = finding.interval
+    name, seeds = (finding.configuration, False), (f"{finding.seeds} / {finding.reference_seeds}", True)
+    photographs = (str(finding.photographs), True)
+    if made is None:
+        reason = finding.reason.value if finding.reason else ""
+        return [
+            name,
+            *[("", True)] * 3,
+            seeds,
+            (str(finding.photographs), True),
+            (f"no interval: {reason}", False),
+            ("", True),
+        ]
+    mean, low, high = (formatting.metric_text(metric, value, sign=True) for value in (made.mean, made.low, made.high))
+    return [
+        name,
+        (mean, True),
+        (f"{low} … {high}", True),
+        (f"{100 * made.level:.4g} %", True),
+        seeds,
+        photographs,
+        (finding.verdict, False),
+        (formatting.metric_text(metric, made.detectable), True),
+    ]
 
 
 def _settings(rows: Sequence[Row], found: Answer) -> str:
     """Charts of the objective over every numeric hyperparameter that varied."""
     varied = formatting.varied_settings(rows)
     objective = formatting.metric_title(found.metric)
-    trials = [row for row in rows if row["kind"] == "trial"]
+    trials = [row for row in rows if row["kind"] != "control"]
     controls = [(row["id"], _number(row, found.metric)) for row in rows if row["kind"] == "control"]
     charts = []
     for name in varied:
@@ -249,7 +268,7 @@ def _emphases(found: Answer) -> dict[str, str]:
 
 
 def _emphasis(row: Row, found: Answer) -> str:
-    css = "winner" if row["id"] == found.winner_id else "baseline" if row["id"] in found.baseline_ids else "other"
+    css = "winner" if row["id"] in found.winner_ids else "baseline" if row["id"] in found.baseline_ids else "other"
     return css if row["status"] == "finished" else f"{css} hollow"
 
 

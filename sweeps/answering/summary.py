@@ -23,7 +23,7 @@ def page(results: Path) -> str:
     sections = []
     for name, run in newest_runs(results).items():
         title, _, text = (run / ANSWER).read_text().strip().partition("\n")
-        trials = [row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "trial"]
+        trials = [row for row in read_rows(run / "leaderboard.parquet") if row["kind"] != "control"]
         busy = sum(row["busy_seconds"] or 0 for row in trials) / 60
         verdict = text.strip().splitlines()[0]
         lines.append(f"| [`{name}`](#{name}) | {verdict} | {len(trials)} | {busy:.0f} |")

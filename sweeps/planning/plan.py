@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from sweeps.formatting import count_text
 from sweeps.planning.question import Question, resolve_objective
 from sweeps.planning.resources import (
     CHECKPOINT_BYTES_PER_PARAMETER,
@@ -27,10 +28,12 @@ from trainables.common.errors import InputError
 from trainables.common.paths import check_room, is_uri
 from trainables.common.units import byte_text, duration
 from trainables.data.stores.roots import local_root, store_root
+from trainables.images.sources.catalogue import LEAST_FOR_TEST, Shares
 from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
+from trainables.settings.pairs import Split
 from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class Plan:
     objective: one of them. direction: "max" or "min".
     notes: hints for the user, such as the reason for a missing metric.
     source: the opened photographs of all trials.
+    test_photographs: number of photographs on which the confirmation is measured; 0 without a confirmation, and if the
+        source is too small for a test split.
     store: root of the prepared stores, an absolute path or a URI.
     stages_of: method -> the prepared stores that its trials read, existing or missing.
     networks: method -> its size.
@@ -57,10 +62,21 @@ class Plan:
     direction: str
     notes: tuple[str, ...]
     source: Source
+    test_photographs: int
     store: str
     stages_of: Mapping[str, tuple[Stage, ...]]
     networks: Mapping[str, Networks]
     concurrent: int
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the leaders of the search are confirmed: otherwise nothing is called better."""
+        return self.question.settings.confirm > 0 and self.test_photographs > 0
+
+    @property
+    def confirmation_trials(self) -> int:
+        """The number of trials of the confirmation, if enough configurations finish."""
+        return self.question.confirmation.trials(self.question.trials - 1) if self.confirms else 0
 
     @property
     def stages(self) -> list[Stage]:
@@ -95,7 +111,7 @@ class Plan:
     @property
     def results_bytes(self) -> float:
         """Size of the run's folder: one checkpoint per trial, and one more for each checkpoint being replaced."""
-        return (self.question.trials + max(1, self.concurrent)) * self.checkpoint_bytes
+        return (self.question.trials + self.confirmation_trials + max(1, self.concurrent)) * self.checkpoint_bytes
 
     @property
     def store_bytes(self) -> float:
@@ -146,12 +162,8 @@ class Plan:
             preparation_seconds: estimated time to make the missing stores; 0 if not estimated.
         """
         question, training, settings = self.question, self.question.trial.training, self.question.settings
-        queue = question.space.queue[: question.trials]
-        points = ", ".join(
-            f"{point.label} ({point.seeds} seeds)" if point.seeds > 1 else point.label
-            for point in question.space.points
-        )
-        proposed = question.trials - len(queue)
+        points = question.space.points[: question.trials]
+        proposed = question.trials - len(points)
         at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as fit on the cluster"
         workers = f"{settings.workers_per_trial} worker(s) of {settings.cpus_per_worker:g} CPU"
         workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
@@ -160,9 +172,9 @@ class Plan:
         facts = {
             "question": question.space.question,
             "preset": settings.preset,
-            "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; "
+            "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by TPE; "
             f"{at_once}, {workers}",
-            "points": points,
+            "points": ", ".join(point.label for point in question.space.points),
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if no trial is stopped"
@@ -172,6 +184,7 @@ class Plan:
             "given points always run to the end"
             if question.space.trains
             else "none",
+            "confirm": self._confirmation_text(),
             "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
@@ -185,6 +198,39 @@ class Plan:
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    @property
+    def no_confirmation(self) -> str:
+        """Why the search's leaders are not confirmed, in words; empty if they are."""
+        trial = self.question.trial
+        if not self.question.settings.confirm:
+            return "the confirmation was left out (--confirm 0)"
+        if not trial.pairs.test_pairs:
+            return "there are no test images (pairs.test_pairs=0)"
+        if not trial.data.test_share:
+            return "there are no test photographs (data.test_share=0)"
+        if not self.test_photographs:
+            return f"the source is too small for test photographs; {LEAST_FOR_TEST} usable ones are needed"
+        return ""
+
+    def _confirmation_text(self) -> str:
+        """What the confirmation does and costs, or why there is none."""
+        question, trials = self.question, self.confirmation_trials
+        if self.no_confirmation:
+            return f"none: {self.no_confirmation}. The answer names leaders and calls nothing better"
+        if not trials:
+            return "none: one configuration has no other to be compared with"
+        pairs, settings = question.trial.pairs, question.settings
+        chosen = min(settings.confirm, question.trials - 1)
+        steps = question.trial.training.max_steps
+        images = f"{pairs.test_pairs} images of {count_text(self.test_photographs, 'test photograph')}"
+        cost = (
+            f", {trials * steps} steps, up to {trials / question.trials:.0%} of the search's time again"
+            if steps
+            else ""
+        )
+        who = f"the best {chosen} and the baseline with {settings.seeds} fresh seeds each"
+        return f"{who}: {trials} trials{cost}; measured on {images}"
 
 
 def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool = True) -> Plan:
@@ -203,7 +249,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     if not is_uri(store):
         check_results("--store", Path(store))
     source = open_source(question.trial.data.source)
-    check_photographs(question.trial, source, local_root(store))
+    tested = check_photographs(question.trial, source, local_root(store), test=settings.confirm > 0)
     if settings.address:
         check_address(settings.address)
     concurrent = 0 if settings.address else local_concurrency(question)
@@ -232,7 +278,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     networks = networks_of((*trials, *configurations), metrics)
 
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
-        return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source))
+        return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source, tested > 0))
 
     stages_of = {trial.method: stages(trial) for trial in trials}
     for trial in configurations:
@@ -244,6 +290,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         METRICS[objective].direction,
         notes,
         source,
+        tested,
         store,
         stages_of,
         networks,
@@ -297,21 +344,29 @@ def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return ("val/l_std", *map(global_std_name, metrics))
 
 
-def check_photographs(trial: TrialSettings, source: Source, cache: Path) -> None:
-    """Checks that the source has enough photographs for the pairs.
+def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: bool = False) -> int:
+    """Checks that the source has enough photographs for the pairs; returns the number of test photographs.
 
     Args:
         cache: a folder that keeps the result of checking many images.
+        test: whether test pairs are needed, if the source is large enough for a test split.
 
     Raises:
         InputError: see `Source.of_split` and `Pairs`.
     """
     data, pairs = trial.data, trial.pairs
-    source.of_split("train", pairs.image_size, pairs.scale, data.max_rejected, cache)
-    held_out = source.of_split("validation", pairs.validation_size, pairs.scale, data.max_rejected, cache)
+    splits: tuple[Split, ...] = ("train", "validation", *(("test",) if test and pairs.test_pairs else ()))
+    shares = Shares.of(data)
+    found = {
+        split: source.of_split(split, pairs.size_of(split), pairs.scale, data.max_rejected, cache, shares)
+        for split in splits
+    }
     from trainables.images.pairs import Pairs  # imports torch, so only after the checks above
 
-    Pairs(held_out, pairs, "validation", data.seed)
+    for split, photographs in found.items():
+        if split != "train" and photographs:
+            Pairs(photographs, pairs, split, data.seed)
+    return len(found.get("test", ()))
 
 
 def _check_effects_on_files(question: Question, source: Source) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import search_spaces
 from search_spaces import SearchSpace
+from sweeps.planning.confirmation import Confirmation
 from sweeps.planning.settings import (
     PRESETS_GPUS,
     SweepSettings,
@@ -50,6 +51,10 @@ class Question:
     trials: int
 
     @property
+    def confirmation(self) -> Confirmation:
+        return Confirmation(self.settings.confirm, self.settings.seeds)
+
+    @property
     def trial(self) -> TrialSettings:
         """The baseline's settings. Those that belong to no method (data, steps, seed) are the same for all trials."""
         return self.trial_with(self.space.baseline.values)
@@ -70,7 +75,7 @@ class Question:
         Raises:
             InputError: values that the settings refuse, or that are invalid together.
         """
-        proposed = self.space.edges if self.trials > len(self.space.queue) else []
+        proposed = self.space.edges if self.trials > len(self.space.points) else []
         return [self.trial_with(values) for values in (*(point.values for point in self.space.points), *proposed)]
 
     @property
@@ -105,8 +110,8 @@ def resolve(settings: SweepSettings) -> Question:
             raise InputError(f"--set method={method}: no such method; the methods are {', '.join(METHODS)}")
     _check_read(space, methods, settings)
     changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
-    proposed = chosen.trials - len(space.queue) if space.proposals is None else space.proposals
-    question = Question(settings, space, changes, settings.trials or len(space.queue) + max(0, proposed))
+    proposed = chosen.trials - len(space.points) if space.proposals is None else space.proposals
+    question = Question(settings, space, changes, settings.trials or len(space.points) + max(0, proposed))
     try:
         trials = question.outer_configurations()
         if not space.trains:

@@ -80,6 +80,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
     for name, size, smallest in (
         ("image_size", trial.pairs.image_size, 1),
         ("validation_size", trial.pairs.validation_size, least),
+        ("test_size", trial.pairs.size_of("test"), least),
     ):
         if size % method.size_multiple or size < smallest:
             accepted = f"a multiple of {method.size_multiple}, at least {smallest}"

@@ -141,7 +141,10 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
     """The settings in a settings.yaml, and its whole content; raises ValueError or a YAML error if it is invalid."""
     record = _mapping("its content", yaml.safe_load(content))
     command = {"space": None, "set": [], **_mapping("command", record.get("command"))}
-    settings = SweepSettings(space="", set=_pairs("command.set", command.pop("set")))
+    given = _pairs("command.set", command.pop("set"))
+    if "confirm" not in command:  # a run of version 0.1, which had neither a confirmation nor test photographs
+        command["confirm"], given = 0, (*given, ("data.test_share", "0"))
+    settings = SweepSettings(space="", set=given)
     stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
     changes = {f"command.{name}": value for name, value in command.items()}
     read = override(_Record(settings), {**changes, "metrics": record.get("metrics")})

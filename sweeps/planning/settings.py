@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sweeps.planning.confirmation import FEWEST_SEEDS
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
 from trainables.metrics.names import Perceptual
@@ -27,6 +28,8 @@ class SweepSettings:
     preset: str = ""
     objective: str = ""
     trials: int = 0
+    confirm: int = 2
+    seeds: int = 3
     max_steps: int = 0
     reduction_factor: float = 3.0
     workers_per_trial: int = 0
@@ -50,6 +53,13 @@ class SweepSettings:
         for name, bound in (("cpus_per_worker", LEAST_SHARE), ("reduction_factor", LEAST_REDUCTION)):
             if not bound <= getattr(self, name) < math.inf:
                 raise InputError(f"--{flag_name(name)} {getattr(self, name):g}: expected a number, {bound:g} or more")
+        if self.confirm < 0:
+            raise InputError(f"--confirm {self.confirm}: expected 0 or more; 0 leaves the confirmation out")
+        if self.seeds < FEWEST_SEEDS:
+            raise InputError(
+                f"--seeds {self.seeds}: expected {FEWEST_SEEDS} or more; one seed does not show how much seeds differ. "
+                "--confirm 0 leaves the confirmation out"
+            )
         gpus = self.gpus_per_worker
         if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
             raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")

@@ -54,7 +54,7 @@ class Progress:
 
     Args:
         trials: number of trials of the sweep.
-        given: number of trials that are points of the space; these run all steps.
+        given: number of trials that run all steps: points of the space, and the confirmation.
         concurrent: trials that run at once.
         shown: metrics on the line of a report.
     """
@@ -81,10 +81,10 @@ class Progress:
         trial, now = self._trials[id], time.monotonic()
         if step > trial.step:
             self._rates = [*self._rates[-19:], (now - trial.last) / (step - trial.step)]
-        trial.step, trial.last, trial.reports = step, now, trial.reports + 1
+        trial.step, trial.last, trial.reports = step, now, trial.reports + (step > 0)
         values = "  ".join(f"{name.removeprefix('val/')} {metric_text(name, metrics[name])}" for name in self.shown)
         name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
-        if step and trained and trial.reports == 1:  # not known before the first report
+        if step and trained and trial.reports == 1:  # not known before training
             name += f", {trained} parameters train"
         logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name)
         self.summary()

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
 from sweeps.recording.progress import Progress
-from sweeps.recording.tables import RunTables
+from sweeps.recording.tables import TEST, VALIDATION, RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from trainables.metrics.names import test_name
 from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, REPEATED, take_validation
 from trainables.training.validation import Validation
 
-TABLED = ("val/", "loss/", "weighted/", "train/")
+TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class RecorderSettings:
         metrics: all metrics, the objective first.
         parameters: dotted hyperparameter name -> its distribution.
         max_steps: training steps of a finished trial.
-        trials: number of trials of the sweep.
-        given: number of trials that are points of the space.
+        trials: number of trials of the sweep, with those of the confirmation.
+        given: number of trials that always run all steps: points of the space, and the confirmation.
         concurrent: trials that run at once.
         seed: seed of the sweep.
         shown: metrics on the terminal's line of a report.
@@ -81,15 +83,18 @@ class Recorder(Callback):
         for row in self.tables.leaderboard:
             if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
-            elif row["kind"] == "trial" and row["status"] != "interrupted":
-                self.progress.known(row["id"], row["label"], bool(row["label"]), row["steps"], row["status"])
+            elif row["kind"] != "control" and row["status"] != "interrupted":
+                whole = bool(row["label"]) or row["kind"] == CONFIRMATION
+                self.progress.known(row["id"], row["label"], whole, row["steps"], row["status"])
         self._ready = True
 
-    def control(self, name: str, validation: Validation) -> None:
+    def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""
-        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **validation.means})
+        means = validation.means | (test.test_means if test else {})
+        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
         self._images(name, 0, validation, "restored")
-        self.board.hparams(name, {}, validation.means, "control", step=0)
+        self._test_images(name, 0, test)
+        self.board.hparams(name, {KIND: "control"}, means, "control", step=0)
         self.tables.flush(force=True)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -104,6 +109,8 @@ class Recorder(Callback):
         )
         if config[SEED]:
             name += f", seed {self.settings.seed + config[SEED]}"
+        if config.get(KIND) == CONFIRMATION:
+            name += ", confirmation"
         self._live[id] = trial
         self.progress.started(id, name, config[GIVEN], again=known)
         self.tables.flush()
@@ -114,7 +121,7 @@ class Recorder(Callback):
         self.tables.upsert_trial(
             {
                 "id": id,
-                "kind": "trial",
+                "kind": config.get(KIND, TRIAL),
                 "status": "running",
                 "error": "",
                 "label": config[LABEL],
@@ -139,7 +146,7 @@ class Recorder(Callback):
             start = result["step"] if repeated else 0
             self.board.restart(id, start)
             self.progress.continued(id, start)
-        validation = take_validation(result)
+        validation, test = take_validation(result)
         if repeated and self.tables.has_report(id, result["step"]):
             return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
@@ -156,13 +163,14 @@ class Recorder(Callback):
                 "step_seconds": statistics.median(times) if trained else None,
                 "trained_parameters": int(result["train/parameters"]) if trained else None,
                 "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
-                **{name: value for name, value in values.items() if name.startswith("val/")},
+                **{name: value for name, value in values.items() if name.startswith(("val/", "test/"))},
             }
         )
         self.board.losses(id, [(step, row) for step, row in result[LOSSES]])
-        scalars = {name: value for name, value in values.items() if name.startswith(("val/", "train/"))}
+        scalars = {name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/"))}
         self.board.report(id, result["step"], scalars)
         self._images(id, result["step"], validation, "input | output | target")
+        self._test_images(id, result["step"], test)
         if CHECKPOINT_PATH in result:
             self._checkpoint(id, result[CHECKPOINT_PATH])
         self.progress.reported(id, result["step"], values)
@@ -200,26 +208,45 @@ class Recorder(Callback):
         self._live.pop(id, None)
         self.tables.upsert_trial({"id": id, "status": status, "error": why})
         row = next(row for row in self.tables.leaderboard if row["id"] == id)
-        metrics = {name: row[name] for name in self.settings.metrics if row.get(name) is not None}
+        shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
+        metrics = {name: row[name] for name in shown if row.get(name) is not None}
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush(force=True)
         self.progress.ended(id, status, why)
 
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {**config[PARAMETERS], "seed": self.settings.seed + config[SEED]}
+        return {
+            **config[PARAMETERS],
+            "seed": self.settings.seed + config[SEED],
+            KIND: config.get(KIND, TRIAL),
+        }
 
     def _images(self, id: str, step: int, validation: Validation, tag: str) -> None:
-        rows = [{"id": id, "step": step, "image": image} for image in validation.images]
-        for name, values in validation.per_image.items():
-            for row, value in zip(rows, values.tolist(), strict=True):
-                row[name] = value
-        self.tables.add_per_image(rows)
+        self.tables.add_per_image(_per_image(id, VALIDATION, step, validation.images, validation.per_image))
         self.board.images(id, step, tag, validation.grid)
+
+    def _test_images(self, id: str, step: int, test: Validation | None) -> None:
+        """Records test images, if there are any, under the names of test metrics."""
+        if test is not None:
+            values = {test_name(name): of_images for name, of_images in test.per_image.items()}
+            self.tables.add_per_image(_per_image(id, TEST, step, test.images, values))
+            self.board.images(id, step, "test: input | output | target", test.grid)
 
     def _checkpoint(self, id: str, path: str) -> None:
         folder, run = Path(path), self.settings.folder
         relative = folder.relative_to(run) if folder.is_relative_to(run) else folder
         self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
+
+
+def _per_image(
+    id: str, split: str, step: int, images: Sequence[str], values: Mapping[str, NDArray[Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a measurement in the table of images."""
+    columns = {name: of_images.tolist() for name, of_images in values.items()}
+    return [
+        {"id": id, "split": split, "step": step, "image": image, **{name: of[row] for name, of in columns.items()}}
+        for row, image in enumerate(images)
+    ]
 
 
 def _reason(trial: Any) -> str:

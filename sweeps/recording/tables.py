@@ -2,7 +2,7 @@
 
     leaderboard.parquet (+ .csv)   one row per trial and per control
     history.parquet                one row per report
-    per_image.parquet              one row per (trial, validation image), at the newest step of the trial
+    per_image.parquet              one row per (trial, split, image), at the newest step of the trial
 
 Every write rewrites a whole table under a temporary name and renames it. Another process therefore reads either the
 old or the new table, if it opens the file once as `read_rows` does (`pyarrow.parquet.read_table` opens a path twice
@@ -23,12 +23,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.errors import InputError
 
 TableRow = dict[str, Any]
 
 HISTORY = "history.parquet"
-KINDS = ("trial", "control")
+VALIDATION, TEST = "validation", "test"
+"""Values of the column `split`."""
+KINDS = (TRIAL, CONFIRMATION, "control")
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
 
 _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
@@ -46,10 +49,10 @@ _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
     "checkpoint": pa.string(),
 }
 _HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}
-_PER_IMAGE_COLUMNS = {"id": pa.string(), "step": pa.int64(), "image": pa.string()}
-_NUMBER_PREFIXES = ("val/", "loss/", "weighted/", "train/")
+_PER_IMAGE_COLUMNS = {"id": pa.string(), "split": pa.string(), "step": pa.int64(), "image": pa.string()}
+_NUMBER_PREFIXES = ("val/", "test/", "loss/", "weighted/", "train/")
 _DEFAULTS: TableRow = {
-    "kind": "trial",
+    "kind": TRIAL,
     "label": "",
     "status": "running",
     "error": "",
@@ -100,8 +103,8 @@ class RunTables:
         self.flush_seconds = flush_seconds
         self._trials: dict[str, TableRow] = {}
         self._reports: dict[str, dict[int, TableRow]] = {}
-        self._per_image: dict[str, dict[str, TableRow]] = {}
-        self._newest: dict[str, int] = {}
+        self._per_image: dict[tuple[str, str], dict[str, TableRow]] = {}  # (trial, split) -> image -> row
+        self._newest: dict[tuple[str, str], int] = {}
         self._dirty: set[str] = set()
         self._last_write = -float("inf")
 
@@ -128,7 +131,7 @@ class RunTables:
 
     @property
     def per_image(self) -> list[TableRow]:
-        """One row per (trial, validation image), at the trial's newest step."""
+        """One row per (trial, split, image), at the trial's newest step."""
         return [row for images in self._per_image.values() for row in images.values()]
 
     def load(self) -> RunTables:
@@ -142,8 +145,9 @@ class RunTables:
         for row in read_rows(self.folder / HISTORY):
             self._reports.setdefault(row["id"], {})[row["step"]] = row
         for row in read_rows(self.folder / "per_image.parquet"):
-            self._per_image.setdefault(row["id"], {})[row["image"]] = row
-            self._newest[row["id"]] = max(row["step"], self._newest.get(row["id"], -1))
+            owner = row["id"], row.setdefault("split", VALIDATION)  # tables of version 0.1 have no other
+            self._per_image.setdefault(owner, {})[row["image"]] = row
+            self._newest[owner] = max(row["step"], self._newest.get(owner, -1))
         self._dirty.clear()
         return self
 
@@ -171,18 +175,19 @@ class RunTables:
         self._dirty.add("history")
 
     def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add the images of a validation. Only the newest step of a trial is kept: rows of an older step are dropped,
-        rows of the same step replace those of the same image.
+        """Add the images of a validation or, with `split` "test", of the test. Only the newest step of a trial is kept:
+        rows of an older step are dropped, rows of the same step replace those of the same image.
 
         Raises:
             ValueError: a row without id, step or image.
         """
         for row in rows:
-            plain = _plain(row, "id", "step", "image")
-            images, newest = self._per_image.setdefault(plain["id"], {}), self._newest.get(plain["id"], -1)
+            plain = _plain({"split": VALIDATION, **row}, "id", "step", "image")
+            owner = plain["id"], plain["split"]
+            images, newest = self._per_image.setdefault(owner, {}), self._newest.get(owner, -1)
             if plain["step"] > newest:
                 images.clear()
-                self._newest[plain["id"]] = plain["step"]
+                self._newest[owner] = plain["step"]
             if plain["step"] >= newest:
                 images[plain["image"]] = plain
                 self._dirty.add("per_image")

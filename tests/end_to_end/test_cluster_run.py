@@ -33,6 +33,7 @@ def test_a_sweep_on_a_cluster(cluster: Cluster, tmp_path: Path, store: Path) -> 
     flags = [
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
         *("--trials", "3", "--max-steps", "4", *sets(training__reports=2), "--address", cluster.address),
+        *("--confirm", "1", "--seeds", "2"),
     ]
     too_many = run_sweep(*flags, "--workers-per-trial", "2", "--cpus-per-worker", "2")
     assert too_many.returncode == 2

@@ -25,7 +25,8 @@ from trainables.training.launch import Job, Workers, launch, trial_resources
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # each test starts many processes, on machines with other load
-RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "2", "--max-steps", "8", *sets(training__reports=4)]
+RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "2", "--max-steps", "8", "--confirm", "0"]
+RUN += sets(training__reports=4)
 
 
 def curve(run: Path, prefix: str) -> dict[tuple[str, int], dict[str, float]]:
@@ -54,7 +55,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
 
     expected = only_run(alone)
     assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished", "t001": "finished"}
-    assert [steps(run, name) for name in ("t000", "t001")] == [[2, 4, 6, 8]] * 2
+    assert [steps(run, name) for name in ("t000", "t001")] == [[0, 2, 4, 6, 8]] * 2
     heard = 0
     for prefix in ("loss/", "weighted/", "val/"):
         ours, theirs = curve(run, prefix), curve(expected, prefix)

@@ -39,17 +39,19 @@ __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
 """One process per trial, without a GPU, as `resolve` derives from the preset."""
+SPLITS = ("validation", "test")
 CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Path, str]:
-    """A run of the space's seven points and two proposed trials with 12 steps, and its output."""
+    """A run of the space's three points, three proposed trials and a confirmation, with 12 steps, and its output."""
     results = tmp_path_factory.mktemp("swept") / "results"
     done = run_sweep(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "st_lpips"),
-        *("--trials", "9", "--max-steps", "12", "--seed", "3", *sets(training__reports=4)),
+        *("--trials", "6", "--confirm", "1", "--seeds", "2", "--max-steps", "12", "--seed", "3"),
+        *sets(training__reports=4),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return only_run(results), done.stdout + done.stderr
@@ -72,15 +74,35 @@ class TestWholeSweep:
 
     def test_points_run_first_and_finish(self, swept: tuple[Path, str]) -> None:
         rows = [row for _, row in sorted(trials(swept[0]).items())]
-        queue = search_spaces.load(SPACE).queue
-        assert [row["label"] for row in rows] == [*(point.label for point, _ in queue), "", ""]
-        for row, (point, offset) in zip(rows, queue, strict=False):
+        points = search_spaces.load(SPACE).points
+        assert [row["label"] for row in rows] == [*(point.label for point in points), "", "", ""]
+        for row, point in zip(rows, points, strict=False):
             assert {name: row[f"config/{name}"] for name in point.values} == point.values
-            assert (row["seed"], row["status"], row["steps"]) == (3 + offset, "finished", 12)
-        for row in rows[len(queue) :]:
+            assert (row["seed"], row["status"], row["steps"]) == (3, "finished", 12)
+        for row in rows[len(points) :]:
             assert row["status"] in ("finished", "stopped") and 0.01 <= row["config/sinsr.inversion"] <= 10
-        repeats = [row["val/psnr"] for row in rows if row["label"] == "1:1:1"]
-        assert len(set(repeats)) == len(repeats) == 5
+
+    def test_best_configuration_and_baseline_are_confirmed(self, swept: tuple[Path, str]) -> None:
+        run, shown = swept
+        rows = trials(run)
+        confirmed = trials(run, "confirmation")
+        assert sorted(confirmed) == ["c000", "c001", "c002", "c003"]
+        assert {(row["status"], row["steps"]) for row in confirmed.values()} == {("finished", 12)}
+        others = [row for row in rows.values() if row["status"] == "finished" and row["label"] != "1:1:1"]
+        best = min(others, key=lambda row: row["val/st_lpips"])
+        for name, of in (("c000", rows["t000"]), ("c001", best), ("c002", rows["t000"]), ("c003", best)):
+            row = confirmed[name]
+            assert {key: row[key] for key in row if key.startswith("config/")} == {
+                key: of[key] for key in row if key.startswith("config/")
+            }
+            assert row["label"] == of["label"]
+        assert len({row["val/psnr"] for row in confirmed.values()}) == 4  # fresh seeds
+        assert len({row["seed"] for row in (*confirmed.values(), rows["t000"])}) == 5
+        answer = (run / "report" / "answer.md").read_text().splitlines()[2]
+        assert "1:1:1" in answer and "this sweep could tell differences of" in answer and answer in shown
+        kept = json.loads((run / "best" / "settings.json").read_text())
+        assert kept["training.seed"] in {row["seed"] for row in confirmed.values()}
+        assert "Test means over 4 images" in (run / "best" / "README.md").read_text()
 
     def test_tables(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
@@ -88,24 +110,30 @@ class TestWholeSweep:
         assert [name for name, row in board.items() if row["kind"] == "control"] == CONTROLS
         images = read_rows(run / "per_image.parquet")
         for name, row in board.items():
-            own = [image for image in images if image["id"] == name]
-            assert len(own) == 3
-            for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
-                assert row[metric] == pytest.approx(sum(image[metric] for image in own) / 3, rel=1e-5)
-        for name, row in trials(run).items():
-            assert steps(run, name) == list(range(3, row["steps"] + 1, 3))
+            tested = {"test": 4} if row["kind"] != "trial" else {}
+            for split, count in {"validation": 3, **tested}.items():
+                own = [image for image in images if image["id"] == name and image["split"] == split]
+                assert len(own) == count
+                for metric in ("psnr", "psnr_y", "ssim", "st_lpips"):
+                    metric = f"{'val' if split == 'validation' else split}/{metric}"
+                    assert row[metric] == pytest.approx(sum(image[metric] for image in own) / count, rel=1e-5)
+            assert (row["test/psnr"] is None) == (row["kind"] == "trial")
+        photographs = {split: {i["image"].split("@")[0] for i in images if i["split"] == split} for split in SPLITS}
+        assert not photographs["test"] & photographs["validation"]
+        for name, row in (trials(run) | trials(run, "confirmation")).items():
+            assert steps(run, name) == list(range(0, row["steps"] + 1, 3))  # from the teacher's weights, at step 0
             assert (run / row["checkpoint"] / "state.pt").exists()
             assert row["busy_seconds"] > 0
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
         page = Page(run / "trials")
-        rows = trials(run)
+        rows = trials(run) | trials(run, "confirmation")
         assert set(page.groups) == {*rows, *CONTROLS}
         for name, row in rows.items():
             assert page.status(name) == "STATUS_SUCCESS"
             shown = page.hparams(name)
-            assert shown["status"] == row["status"] and shown["seed"] == row["seed"]
+            assert (shown["status"], shown["seed"], shown["kind"]) == (row["status"], row["seed"], row["kind"])
             assert shown["sinsr.inversion"] == row["config/sinsr.inversion"]
             assert page.metrics(name)["val/psnr"] == (row["steps"], pytest.approx(row["val/psnr"], rel=1e-6))
             for term in TERMS:
@@ -118,8 +146,9 @@ class TestWholeSweep:
                 assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
             events = EventAccumulator(str(run / "trials" / name))
             events.Reload()
-            (tag,) = events.Tags()["images"]
-            assert [event.step for event in events.Images(tag)] == steps(run, name)
+            tags = [tag for tag in events.Tags()["images"] if not tag.startswith("test")]
+            assert [event.step for event in events.Images(tags[0])] == steps(run, name) and len(tags) == 1
+            assert len(events.Tags()["images"]) == (2 if row["kind"] == "confirmation" else 1)
 
     def test_optuna_loads_the_journal(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
@@ -138,7 +167,14 @@ class TestWholeSweep:
     def test_output_and_log(self, swept: tuple[Path, str]) -> None:
         run, shown = swept
         assert "Traceback" not in shown and "Warning" not in shown
-        for part in ("9 of 9 trials ended", "★1", "teacher_15", "1:1:1", f"tensorboard --logdir {run}/trials", "done"):
+        for part in (
+            "10 of 10 trials ended",
+            "★1",
+            "teacher_15",
+            "1:1:1",
+            f"tensorboard --logdir {run}/trials",
+            "done",
+        ):
             assert part in shown
         log = (run / "sweep.log").read_text()
         assert [line for line in log.splitlines() if line not in shown] == []
@@ -211,7 +247,9 @@ def test_a_question_across_methods(tmp_path: Path) -> None:
     common = {name: value for name, value in TINY.items() if not name.startswith("sinsr")}
     common |= {"training.max_steps": 4, "training.reports": 2, "training.seed": 1, "perceptual.weight": 0.0}
     changes = {method: {"method": method, **common, **OF_METHOD[method]} for method in space.methods}
-    settings = SweepSettings("across", **ONE, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store"))
+    settings = SweepSettings(
+        "across", **ONE, confirm=0, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store")
+    )
     run, rows = _sweep(Question(settings, space, changes, trials=6))
     assert [row["status"] for row in rows.values()].count("failed") == 0
     for name, row in rows.items():
@@ -230,7 +268,9 @@ def test_evaluation_only_space(first_stage: Path, tmp_path: Path) -> None:
     settings = SweepSettings(
         "fidelity_weight",
         **ONE,
-        trials=10,  # nine given, one proposed
+        trials=6,  # five given, one proposed
+        confirm=1,
+        seeds=2,
         checkpoint=str(first_stage),
         perceptual="none",
         results=str(tmp_path / "results"),
@@ -239,11 +279,12 @@ def test_evaluation_only_space(first_stage: Path, tmp_path: Path) -> None:
     run, rows = _sweep(resolve(settings))
     assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 0)}
     board = {row["id"]: row for row in read_rows(run / "leaderboard.parquet")}
-    shares = {row["label"]: row["val/psnr"] for row in rows.values() if row["seed"] == 0}
+    shares = {row["label"]: row["val/psnr"] for row in rows.values()}
     # At weight 1 the output is the autoencoder's reconstruction of the degraded image, without diffusion.
     assert len(set(shares.values())) == len(shares) == 6
-    repeats = [row["val/psnr"] for row in rows.values() if row["label"] == "0"]
-    assert len(set(repeats)) == 5
+    confirmed = trials(run, "confirmation")
+    assert {(row["status"], row["steps"]) for row in confirmed.values()} == {("finished", 0)} and len(confirmed) == 4
+    assert len({row["test/psnr"] for row in confirmed.values()}) > 2  # a seed is another noise
     assert list(tmp_path.glob("store/latents-train-*")) == [] and board["autoencoder"]["kind"] == "control"
     assert (run / "best" / "weights.safetensors").exists()
 
@@ -379,7 +420,7 @@ def test_repeated_proposal_gets_another_seed(tmp_path: Path) -> None:
         question="Which of two?",
         method="sinsr",
         parameters={"a": Choice(("p", "q"))},
-        points=(Point("p", {"a": "p"}, seeds=2), Point("q", {"a": "q"})),
+        points=(Point("p", {"a": "p"}), Point("q", {"a": "q"})),
         objective="val/psnr",
     )
     search = SweepSearch(space, "val/psnr", "max", 0, 9, 8, tmp_path / "optuna.journal")

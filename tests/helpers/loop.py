@@ -49,13 +49,19 @@ VariantOf = Callable[..., TrialSettings]
 
 @dataclass
 class Recorder:
-    """A reporter that keeps the reports and, with a folder, a checkpoint of each."""
+    """A reporter that keeps the reports and, with a folder, a checkpoint of each.
+
+    Attributes:
+        starts: the reports before the first step, of trials that start from finished weights.
+    """
 
     folder: Path | None = None
     reports: list[Report] = field(default_factory=list)
+    starts: list[Report] = field(default_factory=list)
 
     def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
-        self.reports.append(report)
+        before = report.step == 0 and "train/step_seconds" not in report.metrics
+        (self.starts if before else self.reports).append(report)
         if self.folder is not None and not report.repeated:
             checkpoint = self.folder / str(report.step)
             checkpoint.mkdir(parents=True)

@@ -24,6 +24,7 @@ TINY = {
     "pairs.train_pairs": 16,
     "pairs.validation_pairs": 3,
     "pairs.validation_size": 64,
+    "pairs.test_pairs": 4,
     "sinsr.draws": 1,
     "training.batch_size": 2,
     "training.warmup_steps": 2,
@@ -139,9 +140,9 @@ def only_run(results: Path) -> Path:
     return folder
 
 
-def trials(run: Path) -> dict[str, dict[str, Any]]:
-    """Trial id -> its row of the leaderboard."""
-    return {row["id"]: row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "trial"}
+def trials(run: Path, kind: str = "trial") -> dict[str, dict[str, Any]]:
+    """Trial id -> its row of the leaderboard, for the trials of a kind."""
+    return {row["id"]: row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == kind}
 
 
 def steps(run: Path, trial: str) -> list[int]:

@@ -232,27 +232,6 @@ def test_methods_are_the_baselines_and_the_searched_ones() -> None:
     assert searched.methods == ("sinsr", "resshift")
 
 
-def test_queue_has_every_point_once_before_repeats() -> None:
-    values = {"sinsr.inversion": 1.0, "sinsr.draws": 4}
-    space = broken(points=(Point("a", values, seeds=3), Point("b", values), Point("c", values, seeds=2)))
-    assert [(point.label, seed) for point, seed in space.queue] == [
-        ("a", 0),
-        ("b", 0),
-        ("c", 0),
-        ("a", 1),
-        ("c", 1),
-        ("a", 2),
-    ]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_queue_starts_with_baseline_and_has_all_seeds(name: str) -> None:
-    space = search_spaces.load(name)
-    assert space.queue[0] == (space.baseline, 0)
-    for point in space.points:
-        assert [seed for queued, seed in space.queue if queued is point] == list(range(point.seeds))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -330,7 +309,6 @@ def test_parameter_must_be_a_setting() -> None:
         lambda: Int(2, 1),
         lambda: Int(0, 4, log=True),
         lambda: Choice(()),
-        lambda: Point("never", {}, seeds=0),
     ],
 )
 def test_empty_distribution_is_refused(make: Any) -> None:

@@ -83,6 +83,12 @@ def setting(*given: str) -> list[str]:
         ([*BASE, "--store", "s3://reader:secret@bucket/store"], ["--store: contains credentials", "AWS_ACCESS_KEY_ID"]),
         ([*BASE, "--trials", "0"], ["--trials 0", "1 or more"]),
         ([*BASE, "--trials", "nan"], ["--trials nan", "a whole number"]),
+        ([*BASE, "--confirm", "-1"], ["--confirm -1", "0 or more"]),
+        ([*BASE, "--seeds", "1"], ["--seeds 1", "2 or more"]),
+        ([*BASE, "--set", "pairs.test_pairs=100000"], ["test_pairs=100000", "at most"]),
+        ([*BASE, "--set", "pairs.test_size=68"], ["pairs.test_size=68", "a multiple of 32"]),
+        ([*BASE, "--set", "data.test_share=0.6"], ["data.test_share=0.6", "0 to 0.5"]),
+        ([*BASE, "--set", "data.validation_share=0"], ["data.validation_share=0", "above 0, to 0.5"]),
         ([*BASE, "--max-steps", "0"], ["--max-steps 0", "1 or more"]),
         ([*BASE, "--cpus-per-worker", "1e-5"], ["--cpus-per-worker 1e-5", "0.0001 or more"]),
         ([*BASE, "--gpus-per-worker", "1e-5"], ["--gpus-per-worker 1e-05", "0.0001 or more"]),
@@ -193,6 +199,36 @@ def test_damaged_stores_and_weights_of_other_methods_are_refused(
     assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
 
 
+def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*flags: str) -> str:
+        line = ["--perceptual", "none", "--results", str(tmp_path / "results"), "--dry-run"]
+        assert main([*BASE, *line, *flags]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("confirm "))
+
+    said = planned("--trials", "6", "--confirm", "2", "--seeds", "3", "--max-steps", "100")
+    assert "the best 2 and the baseline with 3 fresh seeds each: 9 trials, 900 steps, up to 150% of the" in said
+    assert "test photographs" in said
+    assert "the best 1 and the baseline with 4 fresh seeds each: 8 trials" in planned("--trials", "2", "--seeds", "4")
+    assert "one configuration has no other" in planned("--trials", "1")
+    for flags, reason in (
+        (("--confirm", "0"), "none: the confirmation was left out (--confirm 0). The answer names leaders"),
+        (setting("pairs.test_pairs=0"), "none: there are no test images (pairs.test_pairs=0)"),
+    ):
+        assert reason in planned(*flags)
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(7):
+        Image.fromarray(np.full((200, 200, 3), 30 * number, np.uint8)).save(few / f"{number}.png")
+    said = planned("--data", str(few), *setting("pairs.validation_pairs=2"))
+    assert "none: the source is too small for test photographs; 8 usable ones are needed" in said
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(few / "8.png")
+    more = ["--data", str(few), *setting("pairs.validation_pairs=2", "pairs.test_pairs=6")]
+    assert "measured on 6 images of 3 test photographs" in planned(*more)
+    assert "no test photographs (data.test_share=0)" in planned(*more, *setting("data.test_share=0"))
+
+
 def test_evaluation_only_space_uses_settings_of_its_checkpoint(
     first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +245,7 @@ def test_evaluation_only_space_uses_settings_of_its_checkpoint(
     assert main([*line, "--results", str(tmp_path / "results"), "--store", str(tmp_path / "store")]) == 0
     shown = capsys.readouterr().out
     assert f"none: every trial restores with {first_stage}" in shown
-    assert "13: 9 given points" in shown and "parameters train" not in shown
+    assert "9: 5 given points" in shown and "parameters train" not in shown
     refusal = refused(capsys, tmp_path / "results", "--space", "ccsr_truncation", "--checkpoint", str(first_stage))
     assert refusal.startswith(
         f"--checkpoint {first_stage}: a trial of latent_diffusion; expected a finished trial of ccsr"
@@ -224,7 +260,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "16: 8 given points" in shown
+    assert "13: 5 given points" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")

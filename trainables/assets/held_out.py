@@ -1,6 +1,8 @@
-"""The photographs that the shipped networks are measured on: all natural ones of the sample; none trains what ships."""
+"""The photographs that the shipped networks are measured on: all of the sample; none trains what ships."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 import torch
@@ -8,20 +10,13 @@ from torch import Tensor
 
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings import SAMPLE
-
-# Galaxies, stained tissue and a retina are no pictures that a network for photographs is judged by; the two motorcycle
-# pictures show one scene.
-LEFT_OUT = frozenset({"hubble_deep_field", "ihc", "retina", "motorcycle_right"})
+from trainables.settings.pairs import Split
 
 
 def held_out_photographs() -> dict[str, np.ndarray]:
     """Name -> uint8 (H, W, 3)."""
-    found = {}
-    for split in ("train", "validation"):
-        for photograph in load_photographs(SAMPLE, split):
-            if photograph.name not in LEFT_OUT:
-                found[photograph.name] = photograph.pixels
-    return dict(sorted(found.items()))
+    found = (photograph for split in get_args(Split) for photograph in load_photographs(SAMPLE, split))
+    return {photograph.name: photograph.pixels for photograph in sorted(found, key=lambda each: each.name)}
 
 
 def held_out_crops(each: int, size: int = 64) -> Tensor:

@@ -38,13 +38,14 @@ def prepare_command(flags: argparse.Namespace) -> int:
         check_address(flags.address)
     _check_gpus(flags)
     from trainables.data.estimate import seconds_of
-    from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs
+    from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs, tested_photographs
     from trainables.data.stages.needed import needed_stages
     from trainables.images.sources.source import open_source
     from trainables.methods.build import method_class
 
     source = open_source(settings.data.source)
-    stages = needed_stages(settings, root, method_class(settings.method).columns(settings), source)
+    test = bool(tested_photographs(settings, source, local_root(root)))
+    stages = needed_stages(settings, root, method_class(settings.method).columns(settings), source, test)
     missing = [stage for stage in stages if not stage.exists]
     pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root), source))
     for stage in stages:

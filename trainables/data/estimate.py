@@ -13,11 +13,12 @@ from trainables.data.shards import one_thread
 from trainables.data.stages.stage import Stage
 from trainables.diffusion.gaussian import full_timestep
 from trainables.images.pairs import Pairs
-from trainables.images.sources.photographs import Split, UnusableImage
+from trainables.images.sources.photographs import UnusableImage
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.resshift import load_teacher
 from trainables.settings import TrialSettings
+from trainables.settings.pairs import Split
 
 _PAIRS, _TRIES = 3, 100  # pairs to time, since they differ; attempts to get that many
 _ROWS = 2  # timed per network
@@ -38,7 +39,7 @@ def seconds_of(
 def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, Pairs], device: torch.device) -> float:
     if stage.name == "pairs":
         return _seconds_a_pair(pairs[stage.split], stage.rows)
-    size = settings.pairs.image_size if stage.split == "train" else settings.pairs.validation_size
+    size = settings.pairs.size_of(stage.split)
     if stage.name == "latents":
         autoencoder, images = load_latents(settings, device), torch.zeros(_ROWS, 3, size, size, device=device)
         return 2 * _timed(lambda: autoencoder.encode(images), device)

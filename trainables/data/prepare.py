@@ -26,10 +26,11 @@ from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.shard_format import MANIFEST, Shard, encode_manifest, shard_numbers
 from trainables.images.pairs import Pairs
-from trainables.images.sources.catalogue import check_rejected
-from trainables.images.sources.photographs import Photographs, Split
+from trainables.images.sources.catalogue import Shares, check_rejected
+from trainables.images.sources.photographs import Photographs
 from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
+from trainables.settings.pairs import Split
 
 REJECTED = "rejected.parquet"
 """File next to the shards of pairs: photographs without pairs, and the reason. Columns `name` and `reason`."""
@@ -53,6 +54,7 @@ def prepare(
     device: torch.device | str = "cpu",
     progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
+    test: bool = False,
 ) -> Prepared:
     """Makes the stores of `needed_stages` that are missing; returns all of them, on this machine's disk.
 
@@ -61,6 +63,7 @@ def prepare(
         columns: of a training batch, see `trainables.data.batches`.
         device: where networks run, in this process.
         run: makes the shards; see `trainables.data.ray_pipeline` for all cores and machines.
+        test: whether to prepare test pairs too.
 
     Two callers on one machine do not make the same store twice: the second waits for the first. If a preparation is
     interrupted, finished shards are kept, and the next call resumes from them.
@@ -70,7 +73,7 @@ def prepare(
             allows, or a damaged store.
     """
     source = open_source(settings.data.source)
-    stages = needed_stages(settings, root, columns, source)
+    stages = needed_stages(settings, root, columns, source, test)
     make_stores(settings, stages, device, progress, run, source)
     return open_stores(settings, stages)
 
@@ -109,16 +112,30 @@ def read_photographs(
         InputError: images that cannot be used, see `Source.of_split`.
     """
     data, pairs = settings.data, settings.pairs
-    sizes: dict[Split, int] = {"train": pairs.image_size, "validation": pairs.validation_size}
-    wanted = {stage.split for stage in stages if stage.name == "pairs"}
+    wanted = list(dict.fromkeys(stage.split for stage in stages if stage.name == "pairs"))
     if not wanted:
         return {}
-    source = source or open_source(data.source)
+    source, shares = source or open_source(data.source), Shares.of(data)
     return {
-        split: source.of_split(split, size, pairs.scale, data.max_rejected, cache)
-        for split, size in sizes.items()
-        if split in wanted
+        split: source.of_split(split, pairs.size_of(split), pairs.scale, data.max_rejected, cache, shares)
+        for split in wanted
     }
+
+
+def tested_photographs(settings: TrialSettings, source: Source, cache: Path) -> int:
+    """The number of test photographs; 0 if the settings ask for none, or if the source is too small for a test split.
+
+    Args:
+        cache: a folder that may keep the result of checking many images.
+
+    Raises:
+        InputError: images that cannot be used, see `Source.of_split`.
+    """
+    data, pairs = settings.data, settings.pairs
+    if not pairs.test_pairs:
+        return 0
+    size = pairs.size_of("test")
+    return len(source.of_split("test", size, pairs.scale, data.max_rejected, cache, Shares.of(data)))
 
 
 def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) -> dict[Split, Pairs]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from trainables.data.stores.inventory import mark_used
 from trainables.data.stores.mirror import mirror, window_of
 from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
-from trainables.images.sources.photographs import Split
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.settings import TrialSettings
+from trainables.settings.pairs import Split
 
 VERIFIED_AT_START = 2**30
 """Stores of up to this many bytes are checked by hash at every start of a sweep; larger ones by size alone."""
@@ -40,8 +40,9 @@ class Prepared:
     """The stores that a trial reads. Opened on first use; pickled as paths.
 
     Attributes:
-        train_stores, validation_stores: stage -> folder.
-        train_noise, validation_noise: (C, H, W) of the noise of one pair: the shape of a latent, or of an image.
+        train_stores, validation_stores, test_stores: stage -> folder. A trial of the search has no test stores.
+        train_noise, validation_noise, test_noise: (C, H, W) of the noise of one pair: the shape of a latent, or of an
+            image.
         sources: folder -> where its shards are fetched from, for stores that are not completely on this machine.
         keep: how many shards of such a store are kept here at a time.
     """
@@ -52,6 +53,8 @@ class Prepared:
     validation_noise: tuple[int, int, int]
     sources: Mapping[str, StoreFolder] = field(default_factory=dict)
     keep: int = 0
+    test_stores: Mapping[str, str] = field(default_factory=dict)
+    test_noise: tuple[int, int, int] = (0, 0, 0)
     _open: dict[str, Store] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,6 +77,13 @@ class Prepared:
     @property
     def validation_names(self) -> list[str]:
         return self._store(self.validation_stores["pairs"]).names
+
+    @property
+    def test(self) -> Prepared | None:
+        """The test pairs in the place of the validation pairs; None for a trial of the search."""
+        if not self.test_stores:
+            return None
+        return replace(self, validation_stores=self.test_stores, validation_noise=self.test_noise, test_stores={})
 
     def _store(self, path: str) -> Store:
         if path not in self._open:
@@ -110,6 +120,8 @@ def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
         shape.of(settings.pairs.validation_size),
         sources,
         2 * window,  # the present window and the next
+        {name: path for (split, name), path in paths.items() if split == "test"},
+        shape.of(settings.pairs.size_of("test")),
     )
 
 

@@ -20,8 +20,8 @@ from trainables.data.stages.pairs import encode_pairs
 from trainables.data.stages.stage import Stage, StageMaker, Values
 from trainables.data.stores.shard_format import Shard, decode_shard, describe_shard, encode_shard, shard_name
 from trainables.images.pairs import Pairs
-from trainables.images.sources.photographs import Split
 from trainables.settings import TrialSettings
+from trainables.settings.pairs import Split
 
 _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # of a network's batch: 8 images of 512 px, whose activations take gigabytes
 

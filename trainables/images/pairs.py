@@ -16,10 +16,10 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.images.degradations.degradation import degrade
-from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split
-from trainables.settings.pairs import PairSettings
+from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs
+from trainables.settings.pairs import PairSettings, Split
 
-VALIDATION_SEED = 20_240_613  # never changes: every trial of every sweep validates on the same pairs
+VALIDATION_SEED = 20_240_613  # never changes: every trial of every sweep is measured on the same pairs
 MARGIN = 6  # width of the border around a crop that is degraded with it and then cut off, in degraded pixels
 FLAT = 6.0  # a crop is nearly flat if the standard deviation of its green channel is below, in levels of 255
 TRIES = 4  # crop positions to try while crops are nearly flat; the most detailed crop is kept
@@ -64,16 +64,16 @@ class Pairs(Sequence[Pair]):
     noise, sharpens blur and moves a halftone's frequency, so the network would learn another degradation than that of
     its validation pairs and of real input.
 
-    Validation: fixed crops at full resolution, named like `chelsea@064,128` (top, left) and distributed evenly over the
-    photographs. In each photograph, the crops with the most detail are chosen from a grid. `seed` has no effect, and a
-    crop is always degraded in the same way, however many crops there are.
+    Validation and test: fixed crops at full resolution, named like `chelsea@064,128` (top, left) and distributed evenly
+    over the photographs. In each photograph, the crops with the most detail are chosen from a grid. `seed` has no
+    effect, and a crop is always degraded in the same way, however many crops there are.
 
     Args:
-        photographs: those of `split`; sizes must reach `settings.image_size` or `settings.validation_size`.
+        photographs: those of `split`; sizes must reach `settings.size_of(split)`.
         seed: of the training pairs, not negative.
 
     Raises:
-        InputError: no photographs, or the validation photographs have too few different crops; on access of a pair, a
+        InputError: no photographs, or those of validation or test have too few different crops; on access of a pair, a
             photograph that is too small or cannot be read.
     """
 
@@ -87,9 +87,7 @@ class Pairs(Sequence[Pair]):
         if split == "train":
             shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
         else:
-            shares, self._overlap = _validation_shares(
-                _sizes(photographs), settings.validation_size, settings.validation_pairs, self._step
-            )
+            shares, self._overlap = _fixed_shares(_sizes(photographs), settings, split, self._step)
         self._starts = np.concatenate([[0], np.cumsum(shares)])
         self._grid: tuple[int, list[_Crop]] = (-1, [])
 
@@ -105,14 +103,14 @@ class Pairs(Sequence[Pair]):
             return [self[each] for each in range(len(self))[row]]
         which, variant = self._place(row)
         photograph = self._photographs[which]
-        if self._split == "validation":
-            crop = self._validation_crop(which, photograph, variant)
-            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
-            rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
-        else:
+        if self._split == "train":
             rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), variant])
             crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
             name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+        else:
+            crop = self._fixed_crop(which, photograph, variant)
+            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
+            rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
         target, degraded = self._make(photograph, crop, rng)
         return Pair(photograph.name, name, target, degraded)
 
@@ -130,10 +128,10 @@ class Pairs(Sequence[Pair]):
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         return which, row - int(self._starts[which])
 
-    def _validation_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
+    def _fixed_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
         """One of the crops with the most detail, chosen once per photograph, ordered from top left to bottom right."""
         if self._grid[0] != which:
-            size, shape = self._settings.validation_size, photograph.pixels.shape[:2]
+            size, shape = self._settings.size_of(self._split), photograph.pixels.shape[:2]
             grid = [_Crop(top, left, size) for top, left in _grid(shape, size, self._overlap, self._step)]
             detail = [_detail(photograph.pixels, crop) for crop in grid]
             count = int(self._starts[which + 1] - self._starts[which])
@@ -258,19 +256,23 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
     return image[top * scale : height - bottom * scale, left * scale : width - right * scale].copy()
 
 
-def _validation_shares(sizes: Sequence[tuple[int, int]], size: int, count: int, step: int) -> tuple[list[int], bool]:
-    """The number of crops from each photograph, and whether crops must overlap (by half) to reach `count`.
+def _fixed_shares(
+    sizes: Sequence[tuple[int, int]], settings: PairSettings, split: Split, step: int
+) -> tuple[list[int], bool]:
+    """The number of validation or test crops from each photograph, and whether crops must overlap (by half) to reach
+    their number.
 
     With more photographs than crops, the crops come from photographs spread evenly over the list.
     """
+    size, count = settings.size_of(split), settings.count_of(split)
     for overlap in (False, True):
         room = [len(_grid(shape, size, overlap, step)) for shape in sizes]
         if sum(room) >= count:
             break
     else:
         raise InputError(
-            f"pairs.validation_pairs={count} is not accepted: {len(sizes)} validation photographs have {sum(room)} "
-            f"crops of pairs.validation_size={size}: give at most {sum(room)}, smaller crops or more photographs"
+            f"pairs.{split}_pairs={count} is not accepted: {len(sizes)} {split} photographs have {sum(room)} "
+            f"crops of pairs.{split}_size={size}: give at most {sum(room)}, smaller crops or more photographs"
         )
     shares = [0] * len(sizes)
     left = count

@@ -56,12 +56,15 @@ class Method(ABC):
         phases: the phases of a step, in order.
         adversaries: networks that only training needs; a finished trial does not contain them.
         size_multiple: sides of images must be multiples of it, in pixels.
+        pretrained: whether training starts from finished weights, such as a teacher's or a base's, so that it is worth
+            measuring before its first step.
     """
 
     networks: nn.ModuleDict
     phases: ClassVar[tuple[Phase, ...]]
     adversaries: ClassVar[tuple[str, ...]] = ()
     size_multiple: int
+    pretrained: ClassVar[bool] = False
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         self.settings = settings

@@ -29,6 +29,7 @@ from trainables.settings import TrialSettings
 
 
 class SinSR(Method):
+    pretrained = True
     phases: ClassVar[tuple[Phase, ...]] = (Phase("student", ("student",)),)
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:

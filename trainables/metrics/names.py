@@ -44,6 +44,16 @@ class Metric:
     compared_with: Literal["target", "nothing", "other seeds"] = "target"
 
 
+def test_name(name: str) -> str:
+    """The name of a validation metric on the test images: "val/psnr" -> "test/psnr"."""
+    return name.replace("val/", "test/", 1)
+
+
+def validation_name(name: str) -> str:
+    """The name under which a test metric is registered: "test/psnr" -> "val/psnr"."""
+    return name.replace("test/", "val/", 1)
+
+
 def global_std_name(name: str) -> str:
     """The name of a metric's G-STD: "val/psnr" -> "val/g_std_psnr"."""
     return name.replace("val/", "val/g_std_", 1)

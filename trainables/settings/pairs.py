@@ -1,4 +1,4 @@
-"""Settings of the training and validation pairs: number, size and degradation. Nothing here imports torch."""
+"""Settings of the training, validation and test pairs: number, size and degradation. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from trainables.settings.print_to_camera import PrintSettings
 from trainables.settings.setting import section, setting
 
 PAIRS_VERSION = 2  # part of the key of prepared pairs: raise it when the same settings give other pixels
+
+Split = Literal["train", "validation", "test"]
+"""`train` trains, `validation` steers the search, `test` is measured by the confirmation and the controls alone."""
 
 SMALLEST_PRINT = 16  # smallest side for the print simulator, pixels; its own constant is behind a slow import
 LARGEST_SIDE = 16_384
@@ -26,6 +29,8 @@ class PairSettings:
         scale: target side / degraded side, 1 to 16.
         train_pairs, validation_pairs: number of training and of validation pairs.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
+        test_pairs: number of test pairs, on which the confirmation is measured; 0 for none.
+        test_size: side of the square test targets, pixels; a multiple of `scale`; 0 for `validation_size`.
         colour_swap_prob: share of training targets whose colour channels are permuted at random; 0 as published. Useful
             for a few photographs with few hues.
         simulator: degradation of photographs without a partner: "super_resolution" reads `degradation`,
@@ -37,6 +42,8 @@ class PairSettings:
     train_pairs: int = setting(512, training_only=True)
     validation_pairs: int = 24
     validation_size: int = 128
+    test_pairs: int = 24
+    test_size: int = 0
     colour_swap_prob: float = setting(0.0, training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
     degradation: DegradationSettings = section(
@@ -47,17 +54,30 @@ class PairSettings:
     def __post_init__(self) -> None:
         whole = isinstance(self.scale, int) and 1 <= self.scale <= 16
         _require(whole, "scale", self.scale, "a whole number, 1 to 16")
-        for name in ("image_size", "validation_size"):
+        for name in ("image_size", "validation_size", *(["test_size"] if self.test_size else [])):
             value = getattr(self, name)
             least = max(4 * self.scale, SMALLEST_PRINT if self.simulator == "print_to_camera" else 0)
             fits = isinstance(value, int) and least <= value <= LARGEST_SIDE and value % self.scale == 0
             _require(fits, name, value, f"a multiple of scale={self.scale}, {least} to {LARGEST_SIDE}")
-        for name in ("train_pairs", "validation_pairs"):
+        for name, least in (("train_pairs", 1), ("validation_pairs", 1), ("test_pairs", 0)):
             value = getattr(self, name)
-            _require(isinstance(value, int) and 1 <= value <= MOST_PAIRS, name, value, f"1 to {MOST_PAIRS}")
+            _require(isinstance(value, int) and least <= value <= MOST_PAIRS, name, value, f"{least} to {MOST_PAIRS}")
+        _require(isinstance(self.test_size, int), "test_size", self.test_size, "a whole number")
         _require(0 <= self.colour_swap_prob <= 1, "colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1")
         alike = self.simulator != "print_to_camera" or self.scale == 1
         _require(alike, "scale", self.scale, "1: pairs.simulator=print_to_camera keeps the size")
+
+    def size_of(self, split: Split) -> int:
+        """Side of the square targets of a split, pixels."""
+        return {
+            "train": self.image_size,
+            "validation": self.validation_size,
+            "test": self.test_size or self.validation_size,
+        }[split]
+
+    def count_of(self, split: Split) -> int:
+        """Number of pairs of a split."""
+        return {"train": self.train_pairs, "validation": self.validation_pairs, "test": self.test_pairs}[split]
 
 
 def _require(accepted: bool, name: str, value: object, expected: str) -> None:

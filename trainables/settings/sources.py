@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainables.common.paths import refuse_secrets
 from trainables.settings.checks import LARGEST_SEED, SHARE, require_within
-from trainables.settings.setting import setting
+from trainables.settings.setting import Limits, setting
 
 SAMPLE, SHIPPED = "sample", "shipped"
 
@@ -16,10 +16,14 @@ class DataSettings:
     """The photographs, and how prepared data is checked and read.
 
     Attributes:
-        source: "sample" (the photographs in scikit-image's wheel); a folder of photographs, or of pairs (`input/` and
+        source: "sample" (17 photographs that need no download); a folder of photographs, or of pairs (`input/` and
             `target/`, `LQ/` and `GT/`, ...); a .txt of paths; a .parquet, or a folder of them; or the URI of
             one of these, such as `s3://bucket/photographs`. See docs/data.md.
         seed: seed of the crops and degradations of the training pairs; equal for all trials of a sweep.
+        validation_share: share of the photographs on which the search is steered, above 0 to 0.5.
+        test_share: share of the photographs on which only the confirmation is measured, 0 to 0.5; 0 for none.
+            Photographs are drawn by the hash of their names, at least one for validation and three for test; see
+            docs/data.md. Both shares have no effect on the sample, whose splits are fixed.
         max_rejected: largest accepted share of unusable images in a split, 0 to 1; beyond it preparation stops.
         verify: when a sweep starts, compare local prepared stores of up to 1 GB with their hashes, not only their sizes
             and schema. `python -m trainables.data verify` compares larger ones; downloads from a bucket are always
@@ -31,6 +35,8 @@ class DataSettings:
 
     source: str = setting(SAMPLE, path="images", builtin=(SAMPLE,), flag="--data")
     seed: int = setting(0, within=(0, LARGEST_SEED))
+    validation_share: float = setting(0.1, within=Limits(0, 0.5, "above 0, to 0.5", open_low=True))
+    test_share: float = setting(0.1, within=(0, 0.5))
     max_rejected: float = setting(0.01, within=SHARE)
     verify: bool = True
     window_shards: int = setting(0, within=(0, 1_000_000))

@@ -43,9 +43,8 @@ def write_checkpoint(
         "optimisation": optimisation,
         "report": {
             "metrics": dict(report.metrics),
-            "images": list(validation.images),
-            "per_image": {name: torch.from_numpy(values) for name, values in validation.per_image.items()},
-            "grid": torch.from_numpy(validation.grid),
+            **_kept(validation),
+            "test": _kept(report.test) if report.test else None,
         },
     }
     torch.save(state, folder / STATE)
@@ -61,9 +60,21 @@ def report_of(state: dict[str, Any]) -> Report | None:
     kept = state.get("report")
     if kept is None:
         return None
+    test = _measured(kept["test"]) if kept.get("test") else None
+    return Report(state["step"], kept["metrics"], [], _measured(kept), repeated=True, test=test)
+
+
+def _kept(validation: Validation) -> dict[str, Any]:
+    return {
+        "images": list(validation.images),
+        "per_image": {name: torch.from_numpy(values) for name, values in validation.per_image.items()},
+        "grid": torch.from_numpy(validation.grid),
+    }
+
+
+def _measured(kept: dict[str, Any]) -> Validation:
     per_image = {name: values.numpy() for name, values in kept["per_image"].items()}
-    validation = Validation(per_image, kept["images"], kept["grid"].numpy())
-    return Report(state["step"], kept["metrics"], [], validation, repeated=True)
+    return Validation(per_image, kept["images"], kept["grid"].numpy())
 
 
 def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:

@@ -34,8 +34,12 @@ def measure_controls(
     metric_names: Sequence[str],
     device: torch.device | str = "cpu",
     done: Callable[[str, Validation], None] = lambda name, validation: None,
+    draw: int = 0,
 ) -> dict[str, Validation]:
     """Measures every control over the whole validation set; calls `done` after each.
+
+    Args:
+        draw: index of the noise from which each pair is restored.
 
     Raises:
         InputError: an unknown control.
@@ -45,7 +49,7 @@ def measure_controls(
     measured = {}
     for name in names:
         restore = _control(name, settings, device)
-        measured[name] = validate(restore, prepared, metrics, settings.training.validation_batch, device)
+        measured[name] = validate(restore, prepared, metrics, settings.training.validation_batch, device, draw)
         done(name, measured[name])
     return measured
 

@@ -33,9 +33,9 @@ from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
 from trainables.training.validation import Validation
 
-LOSSES, VALIDATION, REPEATED = "losses", "validation", "repeated"
-"""Keys of a result besides the metrics: rows of loss terms, the values of every image, and whether a continued trial
-sends the report of its checkpoint again."""
+LOSSES, VALIDATION, TEST, REPEATED = "losses", "validation", "test", "repeated"
+"""Keys of a result besides the metrics: rows of loss terms, the values of every image, those of every test image, and
+whether a continued trial sends the report of its checkpoint again."""
 FAILED, PID = "failed", "process"
 """Keys of a result: the reason of a failure, the trial's process id."""
 CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
@@ -178,22 +178,34 @@ def payload(report: Report) -> dict[str, Any]:
 
     They keep results as JSON, so the picture is text. Values are in a list, because Tune flattens dictionaries.
     """
-    validation, picture = report.validation, io.BytesIO()
-    Image.fromarray(validation.grid).save(picture, "png")
-    per_image = {name: values.tolist() for name, values in validation.per_image.items()}
     return {
         **report.metrics,
         "step": report.step,
         LOSSES: [[step, dict(row)] for step, row in report.losses],
-        VALIDATION: [list(validation.images), per_image, base64.b64encode(picture.getvalue()).decode()],
+        VALIDATION: _packed(report.validation),
+        TEST: _packed(report.test) if report.test else [],
         REPEATED: report.repeated,
         PID: os.getpid(),
     }
 
 
-def take_validation(result: dict[str, Any]) -> Validation:
-    """Removes the values of every image from a result, so that Tune does not keep them with the trial's state."""
-    images, per_image, picture = result.pop(VALIDATION)
+def _packed(validation: Validation) -> list[Any]:
+    picture = io.BytesIO()
+    Image.fromarray(validation.grid).save(picture, "png")
+    per_image = {name: values.tolist() for name, values in validation.per_image.items()}
+    return [list(validation.images), per_image, base64.b64encode(picture.getvalue()).decode()]
+
+
+def take_validation(result: dict[str, Any]) -> tuple[Validation, Validation | None]:
+    """Removes the values of every validation image and every test image from a result, so that Tune does not keep them
+    with the trial's state. There are test images in the last result of a trial of the confirmation only.
+    """
+    test = result.pop(TEST, None)
+    return _unpacked(result.pop(VALIDATION)), _unpacked(test) if test else None
+
+
+def _unpacked(packed: list[Any]) -> Validation:
+    images, per_image, picture = packed
     grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 

@@ -25,7 +25,7 @@ from trainables.settings import TrainingSettings, TrialSettings
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
-from trainables.training.validation import Validation, validate
+from trainables.training.validation import TEST_DRAW, Validation, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -128,6 +128,8 @@ class Trainer:
             self._send(self.loaded, report)
         if 0 < training.max_steps <= self.step:
             return  # the trial had finished before it was restarted
+        if self.loaded is None and training.max_steps and (self.method.pretrained or self.settings.checkpoint):
+            self._report_start(report)
         while True:
             until = min(self.step + training.report_every, training.max_steps)
             # A last interval of less than half the length is joined with the previous one.
@@ -135,13 +137,13 @@ class Trainer:
                 until = training.max_steps
             trained = self.train_until(until)
             started = time.monotonic()
-            validation = self._validate()
-            for name, mean in validation.means.items():
-                if not math.isfinite(mean):
-                    raise TrialDiverged(f"{name} is {mean} at step {self.step}")
+            validation, test = self._validate(self.prepared), None
+            if self.step >= training.max_steps and self.prepared.test:
+                test = self._validate(self.prepared.test, TEST_DRAW)
             rate = training.peak_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
+                | (test.test_means if test else {})
                 | self.log.means()
                 | {
                     "train/step_seconds": trained / max(1, self.log.steps),
@@ -151,9 +153,17 @@ class Trainer:
                     "train/parameters": float(self.method.parameters[0]),
                 }
             )
-            self._send(Report(self.step, metrics, self.log.take(), validation), report)
+            self._send(Report(self.step, metrics, self.log.take(), validation, test=test), report)
             if self.step >= training.max_steps:
                 return
+
+    def _report_start(self, report: Reporter) -> None:
+        """Reports what the trial starts from, at step 0: the first checkpoint, before any training."""
+        started = time.monotonic()
+        validation = self._validate(self.prepared)
+        seconds = time.monotonic() - started
+        metrics = validation.means | {"train/validation_seconds": seconds, "train/busy_seconds": seconds}
+        self._send(Report(0, metrics, [], validation), report)
 
     def train_until(self, step: int) -> float:
         """Trains up to that step; returns the seconds it took."""
@@ -234,15 +244,20 @@ class Trainer:
         waits = isinstance(self.losses, DistributedDataParallel) and not last
         return self.losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
-    def _validate(self) -> Validation:
+    def _validate(self, prepared: Prepared, first_draw: int = 0) -> Validation:
+        """Measures the averaged weights.
+
+        Raises:
+            TrialDiverged: a metric is NaN or infinite.
+        """
         self.method.networks.eval()
         training = self.settings.training
         # Trained trials restore from the same noise for every seed; without training, a seed chooses only the noise.
-        draw = 0 if training.max_steps else training.seed * training.stability_draws
+        draw = first_draw + (0 if training.max_steps else training.seed * training.stability_draws)
         with self.ema.applied():
-            return validate(
+            measured = validate(
                 self._restore,
-                self.prepared,
+                prepared,
                 self.metrics,
                 training.validation_batch,
                 self.world.device,
@@ -251,6 +266,10 @@ class Trainer:
                 self.world.rank,
                 self.world.size,
             )
+        for name, mean in measured.means.items():
+            if not math.isfinite(mean):
+                raise TrialDiverged(f"{name} is {mean} at step {self.step}")
+        return measured
 
     def _restore(self, batch: Batch) -> Tensor:
         with self._autocast():

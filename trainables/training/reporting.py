@@ -18,10 +18,11 @@ class Report:
 
     Attributes:
         step: finished optimiser steps.
-        metrics: `val/*` means over the validation set, `loss/*` and `weighted/*` means since the last report,
-            `train/*` timings.
+        metrics: `val/*` means over the validation set, `test/*` over the test set, `loss/*` and `weighted/*` means
+            since the last report, `train/*` timings.
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
+        test: the same of the test images; only in the last report of a trial of the confirmation.
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
     """
@@ -31,6 +32,7 @@ class Report:
     losses: Sequence[LossRow]
     validation: Validation
     repeated: bool = False
+    test: Validation | None = None
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]

@@ -19,9 +19,12 @@ from torch import Tensor
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
+from trainables.metrics.names import test_name
 from trainables.metrics.stability import measure_stability
 
 GRID_IMAGES = 4
+TEST_DRAW = 2**30
+"""Index of the first noise of test images, so that none is restored from the noise of a validation image."""
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"
 
 
@@ -38,6 +41,11 @@ class Validation:
     per_image: dict[str, np.ndarray]
     images: list[str]
     grid: np.ndarray
+
+    @property
+    def test_means(self) -> dict[str, float]:
+        """The means under the names of test metrics, `test/*`."""
+        return {test_name(name): mean for name, mean in self.means.items()}
 
     @property
     def means(self) -> dict[str, float]:

@@ -55,6 +55,23 @@ def test_finished_trials_and_controls_by_value_then_other_trials() -> None:
     assert larger.ids == ["bicubic", "t000", "teacher_15", "t001", "t003", "t002", "t004"]
 
 
+def test_confirmation_comes_first_by_its_value_on_test() -> None:
+    confirmed = [
+        {**trial(f"c00{k}", 0.3 - k / 10, label="1:1:1"), "kind": "confirmation", "test/st_lpips": 0.1 + k / 10}
+        for k in range(2)
+    ]
+    running = {**trial("c002", 0.5, "interrupted", 10), "kind": "confirmation"}
+    table = board([*ROWS, *confirmed, running], METRIC, winner_id="c000")
+    assert table.ids == ["c000", "c001", "t001", "teacher_15", "t000", "bicubic", "t003", "t002", "c002", "t004"]
+    assert [cells[0].text for cells in table.lines] == ["★", "", "1", "·", "2", "·", "", "", "", ""]
+    titles = [cell.text for cell in table.header]
+    assert titles[5:7] == ["ST-LPIPS ↓", "test ST-LPIPS ↓"]
+    status = titles.index("status")
+    assert [cells[status].text for cells in table.lines[:3]] == ["confirmed", "confirmed", "finished"]
+    assert table.lines[8][status].text == "interrupted (confirmation)"
+    assert [cells[6].text for cells in table.lines[:3]] == ["0.1000", "0.2000", "–"]
+
+
 def test_columns_are_objective_then_varied_settings_then_other_metrics() -> None:
     titles = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"]).header]
     assert titles == [
@@ -136,7 +153,7 @@ def test_text_is_aligned_and_plain() -> None:
     assert len(lines) == 2 + len(ROWS) + 1 and "\x1b" not in text
     end = lines[0].index("ST-LPIPS ↓") + len("ST-LPIPS ↓")
     assert [line[end - 6 : end] for line in lines[2:6]] == ["0.2000", "0.2500", "0.3000", "0.4000"]
-    assert lines[-1] == "★ winner; · control, not trained here; Δ against the mean of t000"
+    assert lines[-1] == "★ winner, whose weights are kept; · control, not trained here; Δ against the mean of t000"
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

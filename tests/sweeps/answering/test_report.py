@@ -16,7 +16,7 @@ from sweeps.answering.charts import Dot, Line, line_chart, scatter
 from sweeps.answering.report import write_report
 from sweeps.recording.tables import RunTables
 
-METRIC = "val/st_lpips"
+METRIC, TEST_METRIC = "val/st_lpips", "test/st_lpips"
 VOID = {"meta", "img", "br"}
 
 
@@ -51,75 +51,80 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three seeds of the baseline, two other finished trials, one stopped trial, one failed trial and one control."""
+    """A baseline, two other finished trials, one stopped and one failed trial and a control; the baseline and t001 are
+    confirmed with three seeds each."""
     rng = np.random.default_rng(0)
-    level = rng.uniform(0.2, 0.5, 12)
     tables = RunTables(tmp_path / "sinsr_loss_ratios" / "first")
-    plan = [("1:1:1", 1.0, 0.0, "finished")] * 3 + [
-        ("", 0.1, -0.05, "finished"),
-        ("<b>&\"'", 0.3, 0.0, "finished"),
-    ]
-    plan += [("", 3.0, 0.02, "stopped"), ("", 9.0, float("nan"), "failed")]
-    for index, (label, inversion, effect, status) in enumerate(plan):
-        name, steps = f"t{index:03d}", 300 if status == "finished" else 100
-        values = level + effect + rng.normal(0, 0.002, 12)
-        settings = {"config/sinsr.inversion": inversion, "config/net.width": index % 2}
-        row: dict[str, Any] = {"id": name, "label": label, "status": status, "steps": steps, "seed": index}
-        error = "loss/inversion is NaN at step 100 <script>alert(1)</script>" if status == "failed" else ""
-        tables.upsert_trial({**row, "error": error, METRIC: values.mean(), "val/psnr": 24.0, **settings})
-        for step in range(100, steps + 1, 100):
+    level = {"validation": rng.uniform(0.2, 0.5, 12), "test": rng.uniform(0.2, 0.5, 12)}
+    searched = [("1:1:1", 1.0, 0.0, "finished"), ("", 0.1, -0.05, "finished"), ("<b>&\"'", 0.3, 0.0, "finished")]
+    searched += [("", 3.0, 0.02, "stopped"), ("", 9.0, float("nan"), "failed")]
+    plan = [(f"t{index:03d}", "trial", index % 2, *trial) for index, trial in enumerate(searched)]
+    plan += [(f"c{index:03d}", "confirmation", index % 2, *searched[index % 2]) for index in range(6)]
+    for seed, (name, kind, width, label, inversion, effect, status) in enumerate(plan):
+        steps = 300 if status == "finished" else 100
+        row: dict[str, Any] = {"id": name, "kind": kind, "label": label, "status": status, "steps": steps, "seed": seed}
+        row |= {"config/sinsr.inversion": inversion, "config/net.width": width, "val/psnr": 24.0}
+        row["error"] = "loss/inversion is NaN at step 100 <script>alert(1)</script>" if status == "failed" else ""
+        for split, metric in {"validation": METRIC, "test": TEST_METRIC}.items():
+            if split == "validation" or kind == "confirmation":
+                values = level[split] + effect + rng.normal(0, 0.002, 12)
+                row[metric] = values.mean()
+                images = [f"{split} {photograph}@{i}" for photograph in "abcdef" for i in range(2)]
+                owner = {"id": name, "split": split, "step": steps}
+                tables.add_per_image([{**owner, "image": i, metric: v} for i, v in zip(images, values, strict=True)])
+        tables.upsert_trial(row)
+        for step in range(0, steps + 1, 100):
             losses = {"loss/inversion": 5.0, "loss/ground_truth": 0.01, "weighted/inversion": 5.0 * inversion}
-            tables.add_report({"id": name, "step": step, METRIC: values.mean() + 0.1 * 100 / step, **losses})
-        images = [f"{photograph}@{i}" for photograph in "abc" for i in range(4)]
-        tables.add_per_image(
-            [{"id": name, "step": steps, "image": i, METRIC: v} for i, v in zip(images, values, strict=True)]
-        )
-    tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", METRIC: 0.4})
+            report = {"id": name, "step": step, METRIC: row[METRIC] + 0.1 * (300 - step) / 300}
+            tables.add_report(report | (losses if step else {}))
+    tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", METRIC: 0.4, TEST_METRIC: 0.4})
     tables.flush(force=True)
     return tables.folder
 
 
 def test_the_page_has_everything(folder: Path) -> None:
-    path = write_report(folder, METRIC, ["t000", "t001", "t002"], question="Which ratio?")
+    path = write_report(folder, METRIC, ["t000"], question="Which ratio?")
     assert path == folder / "report" / "index.html"
     page = Page(path.read_text(encoding="utf-8"))
     text = " ".join(page.texts)
     for part in (
         "Which ratio?",
-        "t003 (inversion 0.1, width 1) is better than 1:1:1",
+        "t001 (inversion 0.1, width 1) is better than 1:1:1 by 0.0",
+        "6 test photographs and 3 seeds",
+        "t001 (inversion 0.1, width 1): better, +0.0",
         "bicubic",
         "stopped",
         "failed",
     ):
         assert part in text, part
-    for title in ("Leaderboard", "Compared with the baseline", "ST-LPIPS by hyperparameter", "Learning curves"):
+    for title in ("Leaderboard", "Confirmed on the test photographs", "ST-LPIPS by hyperparameter", "Learning curves"):
         assert title in page.texts
     assert "Loss terms of 1:1:1" in page.texts
     charts = [value for name, value in page.attributes if name == "aria-label"]
-    assert charts == [
+    assert charts[:-1] == [
         "ST-LPIPS over sinsr.inversion",
         "ST-LPIPS over net.width",
         "ST-LPIPS over step",
         "raw mean over step",
         "weighted mean over step",
-        "weighted mean, t003 over step",
     ]
+    assert charts[-1] in [f"weighted mean, {name} over step" for name in ("c001", "c003", "c005")]
     assert sorted(name for name in path.parent.iterdir()) == [path]
 
 
 def test_page_shows_costs_of_trials_and_controls_ahead_of_the_winner(folder: Path) -> None:
     tables = RunTables(folder).load()
     for row in tables.leaderboard:
-        if row["kind"] == "trial" and row["status"] != "failed":
+        if row["kind"] != "control" and row["status"] != "failed":
             seconds = 0.3 if row["label"] == "1:1:1" else 0.6
             tables.upsert_trial({"id": row["id"], "step_seconds": seconds, "trained_parameters": seconds * 1e6})
-    winner = [row for row in tables.per_image if row["id"] == "t003"]
-    tables.add_per_image([{**row, "id": "bicubic", "step": 0, METRIC: row[METRIC] - 0.1} for row in winner])
+    winner = [row for row in tables.per_image if row["id"] == "c001" and row["split"] == "test"]
+    tables.add_per_image([{**row, "id": "bicubic", "step": 0, TEST_METRIC: row[TEST_METRIC] - 0.1} for row in winner])
     tables.flush(force=True)
-    text = " ".join(Page(write_report(folder, METRIC, ["t000", "t001", "t002"]).read_text(encoding="utf-8")).texts)
-    assert "behind untrained bicubic in the objective, by 0.1000 ST-LPIPS" in text
+    text = " ".join(Page(write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")).texts)
+    assert "The winner is worse than untrained bicubic by 0.1" in text and "bicubic against the winner +0.1" in text
     assert "A step of the winner takes 2.00 times as long as a step of the baseline (600 and 300 ms;" in text
-    assert "ms a step trained inversion" in text and "600 0.600 M" in text
+    assert "ms a step trained" in text and "600 0.600 M" in text
 
 
 def test_a_sweep_whose_trials_all_failed_has_a_page(tmp_path: Path) -> None:
@@ -143,8 +148,8 @@ def test_page_loads_nothing_and_runs_no_script(folder: Path) -> None:
 
 
 def test_pictures_are_embedded(folder: Path) -> None:
-    baseline = ["t000", "t001", "t002"]
-    steps_of = {"t003": (100, 300), "bicubic": (0,), "t005": (100,), **dict.fromkeys(baseline, (300,))}
+    baseline, confirmed = ["t000"], ("c001", "c003", "c005")
+    steps_of = {"bicubic": (0,), "t003": (100,), "t000": (300,), **dict.fromkeys(confirmed, (100, 300))}
     for shade, (name, steps) in enumerate(steps_of.items()):
         for step in steps:
             file = folder / "trials" / name / f"checkpoint_{step:06d}" / "grid.png"
@@ -154,8 +159,9 @@ def test_pictures_are_embedded(folder: Path) -> None:
     sources = [value for name, value in page.attributes if name == "src" and value is not None]
     files = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
     assert len(files) == 3  # winner, baseline, control
-    assert files[0] == (folder / "trials" / "t003" / "checkpoint_000300" / "grid.png").read_bytes()
-    assert "t003 (inversion 0.1, width 1), step 300" in page.texts and "bicubic" in page.texts
+    winners = [(folder / "trials" / name / "checkpoint_000300" / "grid.png").read_bytes() for name in confirmed]
+    assert files[0] in winners
+    assert any("(inversion 0.1, width 1), step 300" in part for part in page.texts) and "bicubic" in page.texts
 
 
 def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:

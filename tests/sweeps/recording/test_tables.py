@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from ray.tune.experiment import Trial
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
-from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
-from trainables.training.launch import VALIDATION, payload
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from trainables.training.launch import TEST, VALIDATION, payload
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
 
@@ -194,7 +195,7 @@ def test_reader_never_sees_a_partial_table(tmp_path: Path) -> None:
     [
         ({"label": "x"}, "'id'"),
         ({"id": "t0", "status": "done"}, "'done' is not one of running, finished"),
-        ({"id": "t0", "kind": "teacher"}, "'teacher' is not one of trial, control"),
+        ({"id": "t0", "kind": "teacher"}, "'teacher' is not one of trial, confirmation, control"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
@@ -230,7 +231,9 @@ def test_plain_values() -> None:
 # --- tables and log of the recorder -------------------------------------------------------------------------
 
 
-def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22.0) -> dict[str, Any]:
+def measured(
+    step: int, seconds: float, repeated: bool = False, psnr: float = 22.0, test: Validation | None = None
+) -> dict[str, Any]:
     """The result of a report as Tune passes it to callbacks. `seconds`: time per training step."""
     validation = Validation(
         {"val/psnr": np.array([psnr - 1, psnr + 1], np.float32)},
@@ -238,12 +241,17 @@ def measured(step: int, seconds: float, repeated: bool = False, psnr: float = 22
         np.full((2, 6, 3), step % 256, np.uint8),
     )
     times = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
-    report = Report(step, {"val/psnr": psnr, **times}, [], validation, repeated)
+    means = {"val/psnr": psnr, **times} | (test.test_means if test else {})
+    report = Report(step, means, [], validation, repeated, test)
     return {**payload(report), "time_total_s": 1.0}
 
 
 def record(
-    folder: Path, max_steps: int, reports: Mapping[int, float] | Sequence[dict[str, Any]], label: str = "attention"
+    folder: Path,
+    max_steps: int,
+    reports: Mapping[int, float] | Sequence[dict[str, Any]],
+    label: str = "attention",
+    kind: str = TRIAL,
 ) -> list[str]:
     """Runs a driver with one trial. `reports`: results, or step -> seconds per step. Returns the lines of the log."""
     results = [measured(*report) for report in reports.items()] if isinstance(reports, Mapping) else reports
@@ -252,7 +260,7 @@ def record(
     try:
         recorder = Recorder(settings)
         recorder.setup()
-        config = {ID: "t000", LABEL: label, SEED: 0, GIVEN: True, PARAMETERS: {}}
+        config = {ID: "t000", LABEL: label, SEED: 0, GIVEN: True, PARAMETERS: {}, KIND: kind}
         trial = Trial("trial", config=config, stub=True)
         recorder.on_trial_start(0, [trial], trial)
         for result in results:
@@ -311,6 +319,49 @@ def test_images_of_a_report_are_recorded_and_removed_from_the_result(tmp_path: P
     record(tmp_path, 180, [result])
     assert images_of(tmp_path) == {"cat@0,0": (60, 21.0), "cat@0,64": (60, 23.0)}
     assert VALIDATION not in result
+
+
+def test_test_images_are_recorded_beside_those_of_validation(tmp_path: Path) -> None:
+    """Under the names of test metrics; an older table without splits is continued."""
+    record(tmp_path, 180, [measured(60, 0.3)])
+    old = pq.read_table(tmp_path / "per_image.parquet").drop_columns(["split"])
+    pq.write_table(old, tmp_path / "per_image.parquet")
+    values = {"val/psnr": np.array([20.0, 22.0], np.float32)}
+    test = Validation(values, ["dog@0,0", "dog@0,64"], np.zeros((2, 6, 3), np.uint8))
+    result = measured(180, 0.3, psnr=24.0, test=test)
+    record(tmp_path, 180, [result])
+    assert TEST not in result
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["val/psnr"], row["test/psnr"]) == (24.0, 21.0)
+    found = {(row["split"], row["image"]): row for row in read_rows(tmp_path / "per_image.parquet")}
+    assert {key: (row["step"], row["val/psnr"], row["test/psnr"]) for key, row in found.items()} == {
+        ("validation", "cat@0,0"): (180, 23.0, None),
+        ("validation", "cat@0,64"): (180, 25.0, None),
+        ("test", "dog@0,0"): (180, None, 20.0),
+        ("test", "dog@0,64"): (180, None, 22.0),
+    }
+
+
+def test_trial_of_the_confirmation_is_marked(tmp_path: Path) -> None:
+    log = record(tmp_path, 60, {60: 0.3}, kind=CONFIRMATION)
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["kind"] == "confirmation" and "t000 starts attention, confirmation" in log
+    assert json.loads((tmp_path / "trials" / "t000" / "params.json").read_text())["kind"] == "confirmation"
+
+
+def test_first_report_before_training_has_no_step_time(tmp_path: Path) -> None:
+    """A trial that starts from finished weights is measured at step 0."""
+    start = {
+        name: value
+        for name, value in measured(0, 0.0).items()
+        if name not in ("train/step_seconds", "train/parameters")
+    }
+    log = record(tmp_path, 120, [start, measured(60, 0.3), measured(120, 0.3)])
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert row["step_seconds"] == pytest.approx(0.3) and row["trained_parameters"] == 532768
+    assert [line for line in log if "parameters train" in line] == [
+        "t000 step 60/120  psnr 22.00  attention, 0.533 M parameters train"
+    ]
 
 
 def test_repeated_report_does_not_change_the_tables(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trainables.data.stages.needed import needed_stages
 from trainables.data.stages.stage import pair_noise
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.data.stores.store import Store
+from trainables.images.sources.photographs import load_photographs
 from trainables.images.tensors import to_tensor, upsample
 from trainables.methods.build import build_method, method_class
 from trainables.methods.shared.first_stage import first_stage_settings
@@ -34,9 +35,10 @@ from trainables.settings import TrialSettings, override
 ALL = {f"{split} {stage}" for split in ("train", "validation") for stage in ("pairs", "latents")} | {"train targets"}
 
 
-def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT) -> dict[str, str]:
+def stores(settings: TrialSettings, columns: frozenset[str] = TAUGHT, test: bool = False) -> dict[str, str]:
     """Stage -> name of its store; makes none."""
-    return {f"{stage.split} {stage.name}": stage.folder.name for stage in needed_stages(settings, "root", columns)}
+    stages = needed_stages(settings, "root", columns, test=test)
+    return {f"{stage.split} {stage.name}": stage.folder.name for stage in stages}
 
 
 def other_autoencoder(folder: Path) -> str:
@@ -68,6 +70,32 @@ def test_change_remakes_only_dependent_stages(tiny: TrialSettings, changes: dict
     before, after = stores(tiny), stores(override(tiny, changes))
     assert set(before) == set(after) == ALL
     assert {stage for stage in ALL if before[stage] != after[stage]} == remade
+
+
+def test_test_pairs_are_prepared_like_validation_pairs(tiny: TrialSettings) -> None:
+    tested = {"test pairs", "test latents"}
+    before = stores(tiny, test=True)
+    assert set(before) == ALL | tested and {name: before[name] for name in ALL} == stores(tiny)
+    for name, value, remade in (
+        ("pairs.test_pairs", 5, tested),
+        ("pairs.test_size", 32, tested),
+        ("pairs.test_size", tiny.pairs.validation_size, set()),
+        ("data.test_share", 0.2, ALL | tested),
+    ):
+        after = stores(override(tiny, {name: value}), test=True)
+        assert {stage for stage in before if before[stage] != after[stage]} == remade
+
+
+def test_a_trial_reads_test_pairs_only_if_it_is_given_them(tiny: TrialSettings, tmp_path: Path) -> None:
+    settings = override(tiny, {"pairs.test_pairs": 4, "pairs.test_size": 32})
+    assert prepare(settings, tmp_path, TAUGHT).test is None
+    prepared = prepare(settings, tmp_path, TAUGHT, test=True)
+    assert prepared.test is not None and prepared.test.test is None
+    photographs = load_photographs("sample", "test").names
+    assert {name.split("@")[0] for name in prepared.test.validation_names} == set(photographs)
+    assert prepared.test.validation("target")["target"].shape == (4, 3, 32, 32)
+    assert prepared.test.validation_noise == prepared.test.validation("latent").columns["latent"].shape == (3, 8, 8)
+    assert prepared.validation_names != prepared.test.validation_names
 
 
 def test_another_autoencoder_remakes_latents_and_targets(tiny: TrialSettings, tmp_path: Path) -> None:

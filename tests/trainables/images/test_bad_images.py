@@ -22,12 +22,13 @@ from trainables.data.__main__ import main
 from trainables.data.prepare import prepare
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning, shown_plainly
-from trainables.images.sources.photographs import Photographs, Split, load_photographs
+from trainables.images.sources.photographs import Photographs, load_photographs
 from trainables.images.sources.source import open_source
 from trainables.settings import override
+from trainables.settings.pairs import Split
 from trainables.settings.presets import preset
 
-SPLITS: tuple[Split, ...] = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _picture(seed: int = 0, height: int = 40, width: int = 48) -> Image.Image:
@@ -215,11 +216,16 @@ def test_dry_run_accepts_images_with_broken_pixels(
     folder.mkdir()
     for number in range(12):
         LARGE.save(folder / f"{number:02d}.png")
-    train, validation = (load_photographs(str(folder), split).names for split in SPLITS)
-    for name in [*train, *validation] if all_broken else train[1:]:
+    train, validation, test = (load_photographs(str(folder), split).names for split in SPLITS)
+    for name in [*train, *validation, *test] if all_broken else train[1:]:
         (folder / name).write_bytes((folder / name).read_bytes()[:3000])
     changes = {"method": "pix2pix", "data.source": str(folder), "data.max_rejected": "1"}
-    changes |= {"pairs.train_pairs": "24", "pairs.validation_pairs": "1", "pairs.validation_size": "64"}
+    changes |= {
+        "pairs.train_pairs": "24",
+        "pairs.validation_pairs": "1",
+        "pairs.validation_size": "64",
+        "pairs.test_pairs": "3",
+    }
     sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     assert main(["prepare", "--store", str(stores), *sets, "--dry-run"]) == 0
     assert "to be made: " in capsys.readouterr().out
@@ -315,6 +321,7 @@ def test_rejected_images_are_reported_in_one_line(tmp_path: Path) -> None:
     """However often the command reads the source."""
     folder = _with_text_among_them(tmp_path / "images")
     changes = ("data.max_rejected=0.5", "pairs.train_pairs=8", "pairs.validation_pairs=1", "pairs.validation_size=64")
+    changes += ("pairs.test_pairs=3",)
     sets = [part for change in changes for part in ("--set", change)]
     command = ["prepare", "--method", "pix2pix", "--data", str(folder), "--store", str(tmp_path / "stores"), *sets]
     done = subprocess.run(

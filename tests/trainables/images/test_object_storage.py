@@ -30,12 +30,13 @@ from tests.helpers.buckets import BUCKET, bucket_uri, endpoint, upload
 from trainables.common import locations
 from trainables.common.errors import InputError
 from trainables.common.locations import locate, resolve_uri
-from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, Split, load_photographs
+from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, load_photographs
 from trainables.images.sources.source import open_source
+from trainables.settings.pairs import Split
 
 __all__ = ["endpoint", "upload"]
 
-SPLITS: tuple[Split, ...] = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:

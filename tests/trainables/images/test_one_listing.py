@@ -15,9 +15,11 @@ from tests.helpers.buckets import endpoint, upload
 from trainables.common import locations
 from trainables.data.__main__ import main as data
 from trainables.images.sources.source import open_source
+from trainables.settings.pairs import Split
 
 __all__ = ["endpoint", "upload"]
-SMALL = ["--set", "pairs.train_pairs=8", "--set", "pairs.validation_pairs=2"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SMALL = ["--set", "pairs.train_pairs=8", "--set", "pairs.validation_pairs=2", "--set", "pairs.test_pairs=3"]
 
 
 def photographs(root: Path) -> Path:
@@ -84,11 +86,11 @@ def test_opened_source_does_not_change(tmp_path: Path) -> None:
     """If photographs are added while a sweep starts, it still prepares the ones in its fingerprint."""
     root = photographs(tmp_path)
     source = open_source(str(root))
-    before = [source.of_split("train").names, source.of_split("validation").names]
+    before = [source.of_split(split).names for split in SPLITS]
     fingerprint = source.fingerprint
     Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(root / "a" / "new.png")
-    assert [source.of_split("train").names, source.of_split("validation").names] == before
+    assert [source.of_split(split).names for split in SPLITS] == before
     again = open_source(str(root))
     assert source.fingerprint == fingerprint != again.fingerprint
-    names = again.of_split("train").names + again.of_split("validation").names
+    names = [name for split in SPLITS for name in again.of_split(split).names]
     assert "a/new.png" in names and not source.paired

@@ -16,6 +16,9 @@ from trainables.common.errors import InputError
 from trainables.images.sources import catalogue, decode, photographs
 from trainables.images.sources.photographs import Photographs, UnusableImage, load_photographs
 from trainables.images.sources.source import open_source
+from trainables.settings.pairs import Split
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
@@ -31,27 +34,20 @@ def _folder(root: Path, count: int, **size: int) -> Path:
     return root
 
 
-def _both(root: Path) -> tuple[list[str], list[str]]:
-    return load_photographs(str(root), "train").names, load_photographs(str(root), "validation").names
+def _all(root: Path) -> tuple[list[str], list[str], list[str]]:
+    train, validation, test = (load_photographs(str(root), split).names for split in SPLITS)
+    return train, validation, test
 
 
 def test_sample_is_split_by_photograph() -> None:
-    train, validation = load_photographs("sample", "train"), load_photographs("sample", "validation")
-    assert set(validation.names) == {"chelsea", "coffee", "rocket"}
-    assert {"astronaut", "motorcycle_left", "motorcycle_right"} <= set(train.names)
-    assert not set(train.names) & set(validation.names)
-    for part in (train, validation):
+    parts = [load_photographs("sample", split) for split in SPLITS]
+    train, validation, test = (set(part.names) for part in parts)
+    assert (len(train), len(validation), len(test)) == (6, 5, 6)
+    assert len(train | validation | test) == len(train) + len(validation) + len(test)
+    for part in parts:
         for photograph, size in zip(part, part.sizes, strict=True):
             assert photograph.pixels.dtype == np.uint8
             assert photograph.pixels.shape == (*size, 3)
-
-
-def test_sample_retina_has_no_black_border() -> None:
-    train = load_photographs("sample", "train")
-    pixels = train[train.names.index("retina")].pixels
-    corners = [pixels[y : y + 20 or None, x : x + 20 or None] for y in (0, -20) for x in (0, -20)]
-    assert pixels.shape == (960, 960, 3)
-    assert min(corner[..., 0].mean() for corner in corners) > 100  # the red of the retina, not black
 
 
 def test_sample_does_not_import_skimage() -> None:
@@ -63,24 +59,37 @@ def test_sample_does_not_import_skimage() -> None:
 
 
 def test_folder_order_and_split(tmp_path: Path) -> None:
-    train, validation = _both(_folder(tmp_path, 60))
-    assert train == sorted(train) and validation == sorted(validation)
-    assert sorted(train + validation) == sorted(f"{'ab'[n % 2]}/{n:03d}.png" for n in range(60))
-    assert 1 <= len(validation) <= 15
+    train, validation, test = _all(_folder(tmp_path, 60))
+    assert train == sorted(train) and validation == sorted(validation) and test == sorted(test)
+    assert sorted(train + validation + test) == sorted(f"{'ab'[n % 2]}/{n:03d}.png" for n in range(60))
+    assert 1 <= len(validation) <= 15 and 3 <= len(test) <= 15
 
 
 def test_split_is_stable_when_images_are_added(tmp_path: Path) -> None:
-    train, validation = _both(_folder(tmp_path, 60))
-    more_train, more_validation = _both(_folder(tmp_path, 90))
-    assert set(train) <= set(more_train)
-    assert set(validation) <= set(more_validation)
+    before, after = _all(_folder(tmp_path, 60)), _all(_folder(tmp_path, 90))
+    assert all(set(some) <= set(more) for some, more in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_small_folders_have_one_of_each(tmp_path: Path, count: int) -> None:
-    train, validation = _both(_folder(tmp_path, count))
+@pytest.mark.parametrize("count", [2, 3, 7, 8, 12])
+def test_small_folders_are_split(tmp_path: Path, count: int) -> None:
+    train, validation, test = _all(_folder(tmp_path, count))
     assert len(train) >= 1 and len(validation) >= 1
-    assert len(train) + len(validation) == count
+    assert len(test) >= catalogue.LEAST_TESTED if count >= catalogue.LEAST_FOR_TEST else not test
+    assert len(train) + len(validation) + len(test) == count
+
+
+def test_shares_move_photographs_between_training_and_one_other_split(tmp_path: Path) -> None:
+    source = open_source(str(_folder(tmp_path, 90)))
+
+    def names(split: Split, validation: float = 0.1, test: float = 0.1) -> set[str]:
+        return set(source.of_split(split, shares=catalogue.Shares(validation, test)).names)
+
+    assert names("test", validation=0.3) == names("test") and names("validation", test=0.3) == names("validation")
+    assert names("validation") < names("validation", validation=0.3) and names("test") < names("test", test=0.3)
+    assert names("test", test=0) == set()
+    assert names("train", test=0) == names("train") | names("test")
+    halves = [names(split, 0.5, 0.5) for split in SPLITS]
+    assert all(halves) and sum(map(len, halves)) == 90
 
 
 def test_splits_agree_when_they_need_different_sizes(tmp_path: Path) -> None:
@@ -220,8 +229,8 @@ def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
     _picture(0).save(alone / "a.png")
     with pytest.raises(InputError, match="1 usable image cannot be split: give at least 2"):
         load_photographs(str(alone), "validation")
-    with pytest.raises(InputError, match="split='test'"):
-        load_photographs("sample", "test")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="split='tests'"):
+        load_photographs("sample", "tests")  # type: ignore[arg-type]
 
 
 def test_too_small_images_are_rejected(tmp_path: Path) -> None:

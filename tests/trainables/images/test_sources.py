@@ -22,10 +22,11 @@ from trainables.common.errors import InputError
 from trainables.common.locations import Location
 from trainables.images.sources import catalogue, parquet_images
 from trainables.images.sources.images import FileImages
-from trainables.images.sources.photographs import MatchedPhotograph, Photographs, Split, load_photographs
+from trainables.images.sources.photographs import MatchedPhotograph, Photographs, load_photographs
 from trainables.images.sources.source import open_source
+from trainables.settings.pairs import Split
 
-SPLITS: tuple[Split, ...] = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:

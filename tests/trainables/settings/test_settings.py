@@ -188,7 +188,7 @@ _SHAPES = {"pairs.print.halftone_period", "pairs.print.fibre_length", "pairs.pri
 _STRENGTHS = {name for name in NUMBERS if name.startswith("pairs.print.")} - _SHAPES
 ON_PURPOSE = {
     -1: _SIGNED,
-    0: _RELATIVE | _SHARES | _FROM_ZERO | _STRENGTHS,
+    0: _RELATIVE | _SHARES | _FROM_ZERO | _STRENGTHS | {"pairs.test_pairs", "pairs.test_size"},
     10**30: _RELATIVE | _ANY_SIZE,
 }
 """Number -> the settings that accept it. Weights and rates may have any size: a diverging trial is a result."""

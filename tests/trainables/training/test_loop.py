@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from tests.helpers.loop import CPU, METRICS, Recorder, assert_same, run, state_of
 from trainables.common.errors import InputError
+from trainables.data.prepare import prepare
 from trainables.data.prepared import Prepared
 from trainables.methods.resshift import ResShift
 from trainables.metrics import MetricSet
 from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrainingSettings, TrialSettings, override
+from trainables.training.controls import measure_controls
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
 from trainables.training.reporting import Report, TrialDiverged
@@ -45,7 +47,8 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(
     class Stopping(Recorder):
         def __call__(self, report: Report, write: Callable[[Path], None]) -> None:
             super().__call__(report, write)
-            raise Stopped
+            if self.reports:
+                raise Stopped
 
     first = Stopping(tmp_path / "first")
     with pytest.raises(Stopped):
@@ -95,6 +98,40 @@ def test_checkpoint_contains_all_its_files(small: TrialSettings, prepared: Prepa
     assert np.mean(table["val/psnr"]) == pytest.approx(recorder.reports[-1].metrics["val/psnr"])
     with Image.open(checkpoint / GRID) as grid:
         assert grid.size == (3 * 64, 3 * 64)
+
+
+def test_trial_from_finished_weights_is_measured_before_its_first_step(
+    tiny: TrialSettings, small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """A student starts as its teacher's single step. A trial from random weights has no start worth measuring."""
+    (start,) = run(tiny, prepared, tmp_path / "student").starts
+    teacher = measure_controls(["teacher_1"], tiny, prepared, METRICS)["teacher_1"]
+    assert start.step == 0 and start.losses == []
+    assert start.validation.means == pytest.approx(teacher.means, rel=1e-4)
+    assert run(small, prepared, tmp_path / "random").starts == []
+    continued = run(tiny, prepared, checkpoint=tmp_path / "student" / "0")
+    assert [report.repeated for report in continued.starts] == [True]
+    from_checkpoint = override(small, {"checkpoint": str(tmp_path / "random" / "6"), "training.max_steps": 2})
+    (start,) = run(from_checkpoint, prepared).starts
+    last = run(override(small, {"training.max_steps": 6}), prepared).reports[-1]
+    assert start.metrics["val/psnr"] == pytest.approx(last.metrics["val/psnr"], rel=1e-4)
+
+
+def test_test_images_are_measured_at_the_last_step_by_a_trial_that_has_them(
+    small: TrialSettings, prepared: Prepared, store_root: Path, tmp_path: Path
+) -> None:
+    settings = override(small, {"pairs.test_pairs": 4})
+    tested = prepare(settings, store_root, {"latent", "latent_degraded"}, test=True)
+    found, without = run(settings, tested, tmp_path), run(settings, prepared)
+    first, last = found.reports
+    assert first.test is None and last.test is not None and len(last.test.images) == 4
+    assert last.metrics["test/psnr"] == pytest.approx(float(last.test.per_image["val/psnr"].mean()))
+    assert not set(last.test.images) & set(last.validation.images)
+    assert all(report.test is None for report in without.reports)
+    assert found.metrics("val/", "loss/") == without.metrics("val/", "loss/")  # it changes nothing else
+    (again,) = run(settings, tested, checkpoint=tmp_path / "6").reports  # the driver may not have received it
+    assert again.repeated and again.test is not None
+    assert_same(again.test.__dict__, last.test.__dict__)
 
 
 def test_checkpoint_of_another_method_is_refused(

@@ -14,14 +14,18 @@ from trainables.data.stages.pairs import pairs_columns, pairs_key
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import rows_per_shard, store_name
-from trainables.images.sources.photographs import Split
 from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
+from trainables.settings.pairs import Split
 
 
 def needed_stages(
-    settings: TrialSettings, root: Path | str, columns: Collection[str], source: Source | None = None
+    settings: TrialSettings,
+    root: Path | str,
+    columns: Collection[str],
+    source: Source | None = None,
+    test: bool = False,
 ) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order.
 
@@ -30,10 +34,12 @@ def needed_stages(
     Args:
         root: of the stores, a local folder or a URI.
         source: `settings.data.source` if it is already open.
+        test: whether trials are measured on the test pairs too.
     """
     source = source or open_source(settings.data.source)
     # Trials without training steps read no training batch.
-    splits: tuple[Split, ...] = ("train", "validation") if settings.training.max_steps else ("validation",)
+    trained: tuple[Split, ...] = ("train",) if settings.training.max_steps else ()
+    splits: tuple[Split, ...] = (*trained, "validation", *(("test",) if test else ()))
     return [stage for split in splits for stage in _stages_of(split, settings, str(root), columns, source)]
 
 
@@ -42,8 +48,7 @@ def _stages_of(
 ) -> list[Stage]:
     pairs = settings.pairs
     training = split == "train"
-    rows = pairs.train_pairs if training else pairs.validation_pairs
-    size = pairs.image_size if training else pairs.validation_size
+    rows, size = pairs.count_of(split), pairs.size_of(split)
     wanted = {STAGE_OF[column] for column in columns if column in STAGE_OF} & MAKERS.keys() if training else {"latents"}
     keys: dict[str, dict[str, Any]] = {"pairs": pairs_key(settings, split, source)}
     if METHODS[settings.method].latents and wanted:

@@ -11,27 +11,30 @@ import pyarrow as pa
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.shard_format import Column, encode_shard
 from trainables.images.pairs import Pair, Pairs
-from trainables.images.sources.photographs import Split, UnusableImage
+from trainables.images.sources.photographs import UnusableImage
 from trainables.images.sources.source import Source
 from trainables.settings import TrialSettings
-from trainables.settings.pairs import PAIRS_VERSION
+from trainables.settings.pairs import PAIRS_VERSION, Split
 
 COLUMNS = ("target", "degraded")
+_SHARES_BEFORE = {"validation_share": 0.1, "test_share": 0.0}
 
 
 def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str, Any]:
-    """The key of pairs: training pairs depend on their size, number and seed, validation pairs on size and number.
+    """The key of pairs: training pairs depend on their size, number and seed, others on size and number.
 
     Args:
         source: the photographs, opened.
     """
     pairs = dataclasses.asdict(settings.pairs)
-    own = (
-        ("image_size", "train_pairs", "colour_swap_prob")
-        if split == "train"
-        else ("validation_size", "validation_pairs")
-    )
-    key = {name: pairs[name] for name in (*own, "scale")}
+    key: dict[str, Any] = {"scale": settings.pairs.scale}
+    if split == "train":
+        key |= {name: pairs[name] for name in ("image_size", "train_pairs", "colour_swap_prob")}
+    else:
+        key |= {f"{split}_size": settings.pairs.size_of(split), f"{split}_pairs": settings.pairs.count_of(split)}
+    # Shares decide which photographs belong to a split. Those of version 0.1, whose keys had none, are left out.
+    shares = {"validation_share": settings.data.validation_share, "test_share": settings.data.test_share}
+    key |= {name: share for name, share in shares.items() if share != _SHARES_BEFORE[name]}
     if not source.paired:
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         key |= {made_by: pairs[made_by]}

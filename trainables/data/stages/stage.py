@@ -18,8 +18,8 @@ import torch
 
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import Column
-from trainables.images.sources.photographs import Split
 from trainables.settings import TrialSettings
+from trainables.settings.pairs import Split
 
 NOISE_STREAM = 7
 """Random stream of the data seed for the noise of training pairs."""

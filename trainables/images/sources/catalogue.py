@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import PIL
@@ -22,10 +21,11 @@ from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.parquet_images import NO_IMAGE
+from trainables.settings.pairs import Split
+from trainables.settings.sources import DataSettings
 
-Split = Literal["train", "validation"]
-
-VALIDATION_SHARE = 0.1
+LEAST_TESTED = 3  # photographs: with fewer, an interval is too wide to say anything
+LEAST_FOR_TEST = 8  # usable photographs of a source from which test ones are taken
 FULLY_CHECKED = 200  # sources of up to this many files are decoded before the start and fingerprinted by content
 _FORMAT = 1  # version of the catalogue file
 _AT_ONCE = 64  # images that a thread checks per task
@@ -49,6 +49,21 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Shares of the photographs in the validation and test splits; the rest trains."""
+
+    validation: float = DataSettings.validation_share
+    test: float = DataSettings.test_share
+
+    @classmethod
+    def of(cls, data: DataSettings) -> Shares:
+        return cls(data.validation_share, data.test_share)
+
+
+USUAL = Shares()
+
+
+@dataclass(frozen=True)
 class Part:
     """The usable images of one split.
 
@@ -66,9 +81,15 @@ class Part:
 
 
 def usable_part(
-    listing: Listing, split: Split, min_size: int, scale: int, max_rejected: float, cache: Path | None
+    listing: Listing,
+    split: Split,
+    min_size: int,
+    scale: int,
+    max_rejected: float,
+    cache: Path | None,
+    shares: Shares,
 ) -> Part:
-    """Checks all images of `listing` and selects the usable ones of `split`.
+    """Checks all images of `listing` and selects the usable ones of `split`. A test split may be empty: see `splits`.
 
     Raises:
         InputError: fewer than two are usable, none is large enough, more than `max_rejected` of the split are
@@ -88,10 +109,10 @@ def usable_part(
     if listing.paired:
         _check_sizes(listing, sizes, usable, scale)
 
-    part = _validating(listing, names, usable)
-    if split == "train":
-        part = ~part
+    part = splits(listing, names, usable, shares) == split
     target = sizes[-1]
+    if split == "test" and not part.any():
+        return Part(np.flatnonzero(part), target[part], {}, 0)
     large = target.min(axis=1) >= min_size
     if not (part & usable & large).any():
         rows = np.flatnonzero(part & usable)
@@ -197,20 +218,28 @@ def _check_sizes(listing: Listing, sizes: list[np.ndarray], usable: np.ndarray, 
         )
 
 
-def _validating(listing: Listing, names: list[str], usable: np.ndarray) -> np.ndarray:
-    """Whether each name belongs to the validation split: about one in ten, chosen by hash.
+def splits(listing: Listing, names: Sequence[str], usable: np.ndarray, shares: Shares) -> np.ndarray:
+    """The split of every name, (N,), by the hash of the name, so that adding photographs moves none of the others.
 
-    If the hashes of the usable images leave one split empty, the image closest to the limit moves to it. Sizes have no
-    influence, so that both splits agree.
+    The names at the lower end of the hashes are for validation, those at the upper end for test. If the hashes of the
+    usable images leave a split too small, the images nearest to its end join it: validation needs one and training one;
+    test needs `LEAST_TESTED`, but takes none from a source of fewer than `LEAST_FOR_TEST` usable images, nor with a
+    share of 0. Sizes have no influence, so that the splits of different crops agree.
     """
-    if listing.validating is not None:
-        return np.array([name in listing.validating for name in names])
+    if listing.splits is not None:
+        return np.array(listing.splits)
     place = np.array([_place(name) for name in names])
-    validating = place < VALIDATION_SHARE
     rows = np.flatnonzero(usable)
-    validating[rows[place[rows].argmin()]] = True
-    validating[rows[place[rows].argmax()]] = False
-    return validating
+    ordered = rows[place[rows].argsort(kind="stable")]
+    tested = np.zeros(len(names), bool)
+    if shares.test and len(rows) >= LEAST_FOR_TEST:
+        tested = place >= 1 - shares.test
+        tested[ordered[-LEAST_TESTED:]] = True
+    validating = (place < shares.validation) & ~tested
+    rest = ordered[~tested[ordered]]
+    validating[rest[0]] = True
+    validating[rest[-1]] = False
+    return np.where(tested, "test", np.where(validating, "validation", "train"))
 
 
 def _place(name: str) -> float:

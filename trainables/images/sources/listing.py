@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import posixpath
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,8 @@ from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders, subfolders_with_equal_names
 from trainables.images.sources.parquet_images import list_parquet
+from trainables.images.sources.sample import SAMPLE_NAMES, sample_images
+from trainables.settings.pairs import Split
 from trainables.settings.sources import SAMPLE
 
 ACCEPTED_SOURCES = (
@@ -25,21 +25,6 @@ ACCEPTED_SOURCES = (
 )
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COUNTED = (*SUFFIXES, ".gif")  # a GIF is listed, so that it is reported when it is opened
-
-# File, whether it is for validation, and the box to crop, (left, top, right, bottom). The two motorcycle pictures are a
-# stereo pair of one scene, so both are for training. The retina is a disc on black, 1411 px wide, cropped to the 960 px
-# square inside the disc.
-SAMPLE_FILES: dict[str, tuple[str, bool, tuple[int, int, int, int] | None]] = {
-    "astronaut": ("astronaut.png", False, None),
-    "hubble_deep_field": ("hubble_deep_field.jpg", False, None),
-    "ihc": ("ihc.png", False, None),
-    "motorcycle_left": ("motorcycle_left.png", False, None),
-    "motorcycle_right": ("motorcycle_right.png", False, None),
-    "retina": ("retina.jpg", False, (225, 225, 1185, 1185)),
-    "chelsea": ("chelsea.png", True, None),
-    "coffee": ("coffee.png", True, None),
-    "rocket": ("rocket.jpg", True, None),
-}
 
 
 @dataclass(frozen=True)
@@ -50,13 +35,13 @@ class Listing:
         label: the source's name in messages.
         names: of the photographs or pairs, in the order of the sides.
         sides: the photographs; or the degraded ones and their targets.
-        validating: the names of the validation split, if hashes do not decide it.
+        splits: the split of each, in the same order, if hashes do not decide it.
     """
 
     label: str
     names: pa.StringArray
     sides: tuple[Images, ...]
-    validating: frozenset[str] | None = None
+    splits: tuple[Split, ...] | None = None
 
     @property
     def paired(self) -> bool:
@@ -66,26 +51,11 @@ class Listing:
         return len(self.names)
 
 
-class SampleImages(FileImages):
-    """The sample's photographs, cropped to their boxes."""
-
-    def size(self, row: int) -> tuple[int, int]:
-        box = self._box(row)
-        return super().size(row) if box is None else (box[3] - box[1], box[2] - box[0])
-
-    def pixels(self, row: int) -> np.ndarray:
-        left, top, right, bottom = self._box(row) or (0, 0, None, None)
-        return np.ascontiguousarray(super().pixels(row)[top:bottom, left:right])
-
-    def _box(self, row: int) -> tuple[int, int, int, int] | None:
-        return next(box for file, _, box in SAMPLE_FILES.values() if file == self.names[row].as_py())
-
-
 def list_source(source: str) -> Listing:
     """The images or pairs of a source. Their order does not depend on the order in which files were written.
 
     Args:
-        source: `"sample"`, the colour photographs inside the installed scikit-image. Or a local path, or a URI
+        source: `"sample"`, see `trainables.images.sources.sample`. Or a local path, or a URI
             (`s3://`, `gs://`, `file://`, see `resolve_uri`), of one of:
 
             - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
@@ -105,7 +75,7 @@ def list_source(source: str) -> Listing:
             `match_partners` and `list_parquet`.
     """
     if source == SAMPLE:
-        return _sample()
+        return Listing("the sample", pa.array(list(SAMPLE_NAMES)), (sample_images(),), tuple(SAMPLE_NAMES.values()))
     if not source:
         raise InputError.of("source", source, ACCEPTED_SOURCES)
     place = locate(source)
@@ -122,20 +92,6 @@ def list_source(source: str) -> Listing:
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror}): give {ACCEPTED_SOURCES}") from error
     raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED_SOURCES}")
-
-
-def _sample() -> Listing:
-    spec = importlib.util.find_spec("skimage")  # finds the package without importing it
-    if spec is None or spec.origin is None:
-        raise InputError('source "sample": its photographs are in scikit-image\'s wheel: install scikit-image')
-    root = Location(os.path.join(os.path.dirname(spec.origin), "data"))
-    files = [file for file, _, _ in SAMPLE_FILES.values()]
-    stamps = np.array([root.join(file).stamp() for file in files], np.int64)
-    for file, (size, _) in zip(files, stamps, strict=True):
-        if size < 0:
-            raise InputError(f'source "sample": scikit-image\'s data folder lacks {file}: reinstall it')
-    held_out = frozenset(name for name, (_, validates, _) in SAMPLE_FILES.items() if validates)
-    return Listing("the sample", pa.array(list(SAMPLE_FILES)), (SampleImages(root, pa.array(files), stamps),), held_out)
 
 
 def _folder(root: Location) -> Listing:

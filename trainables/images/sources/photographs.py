@@ -1,6 +1,6 @@
 """Photographs of one split, alone or with their partners, decoded on access.
 
-The split is by photograph, not by crop: no pixel of a validation photograph is used for training.
+The split is by photograph, not by crop: no pixel of a validation or test photograph is used for training.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.images.sources import decode
-from trainables.images.sources.catalogue import Part, Split, usable_part
+from trainables.images.sources.catalogue import USUAL, Part, Shares, usable_part
 from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing, list_source
+from trainables.settings.pairs import Split
 
 __all__ = ["MatchedPhotograph", "Photograph", "Photographs", "Split", "UnusableImage", "load_photographs"]
 
@@ -156,11 +157,12 @@ def of_split(
     scale: int = 1,
     max_rejected: float = 1.0,
     cache: Path | None = None,
+    shares: Shares = USUAL,
 ) -> Photographs:
     """See `trainables.images.sources.source.Source.of_split`."""
-    if split not in ("train", "validation"):
-        raise InputError.of("split", split, '"train" or "validation"')
-    part: Part = usable_part(listing, split, min_size, scale, max_rejected, cache)
+    if split not in get_args(Split):
+        raise InputError.of("split", split, f"one of {', '.join(get_args(Split))}")
+    part: Part = usable_part(listing, split, min_size, scale, max_rejected, cache, shares)
     names = listing.names.take(pa.array(part.rows))
     sides = tuple(side.take(part.rows).patient() for side in listing.sides)
     return Photographs(names, sides, part.sizes, part.rejected, part.found)

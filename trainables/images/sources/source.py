@@ -9,10 +9,13 @@ from pathlib import Path
 
 from trainables.common.locations import Location
 from trainables.images.sources import catalogue
+from trainables.images.sources.catalogue import USUAL, Shares
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import SAMPLE_FILES, Listing, list_source
-from trainables.images.sources.photographs import Photographs, Split, of_split
+from trainables.images.sources.listing import Listing, list_source
+from trainables.images.sources.photographs import Photographs, of_split
+from trainables.images.sources.sample import SAMPLE_FILES
 from trainables.settings import SAMPLE
+from trainables.settings.pairs import Split
 
 MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
 
@@ -33,7 +36,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the content of both splits, 64 hexadecimal digits. The first use reads the files.
+        """Hash of the content of all splits, 64 hexadecimal digits. The first use reads the files.
 
         The sample and sources of up to 200 files and 1 GB per side are hashed by content. Larger ones are hashed by
         name, size and modification time of their files: reading terabytes for a cache key would cost more than the
@@ -47,20 +50,28 @@ class Source:
         return digest.hexdigest()
 
     def of_split(
-        self, split: Split, min_size: int = 1, scale: int = 1, max_rejected: float = 1.0, cache: Path | None = None
+        self,
+        split: Split,
+        min_size: int = 1,
+        scale: int = 1,
+        max_rejected: float = 1.0,
+        cache: Path | None = None,
+        shares: Shares = USUAL,
     ) -> Photographs:
         """The photographs of a split; with their targets if the source holds pairs.
 
-        About one photograph or pair in ten is used for validation, chosen by the hash of its name, so adding some does
-        not change the split of the others. If the hashes leave one split empty, the image closest to the limit moves to
-        it. Images are checked once for both splits. In a source of up to 200 images every image is decoded for that
-        check; in larger ones only the headers are read, and damaged pixels are found on access.
+        By default about one photograph or pair in ten is for validation and one in ten for test, chosen by the hash of
+        its name, so adding some does not change the split of the others; see `catalogue.splits` for small sources,
+        which may have no test split. Images are checked once for all splits. In a source of up to 200 images every
+        image is decoded for that check; in larger ones only the headers are read, and damaged pixels are found on
+        access.
 
         Args:
             min_size: smallest accepted shorter side of a photograph or target, in pixels.
             scale: target side / degraded side of pairs, exactly, after EXIF rotation.
             max_rejected: largest accepted share of unusable or too small images in the split. A `SourceWarning` counts
                 and names them.
+            shares: of the validation and test splits.
             cache: a folder that keeps the result of the check, so that the next start only lists the images; on refusal
                 it keeps the complete list of rejected images.
 
@@ -68,7 +79,7 @@ class Source:
             InputError: the source cannot be reached or read; pairs with sizes that do not match; no usable image, too
                 few to split, none large enough, or too many rejected.
         """
-        return of_split(self._listing, split, min_size, scale, max_rejected, cache)
+        return of_split(self._listing, split, min_size, scale, max_rejected, cache, shares)
 
 
 def open_source(source: str) -> Source:

@@ -39,6 +39,7 @@ class DecoderMethod(Method):
         last_layer: the weight at which the terms are balanced; None for no balancing.
     """
 
+    pretrained = True
     phases: ClassVar[tuple[Phase, ...]] = (
         Phase("discriminator", ("discriminator",)),
         Phase("decoder", ("decoder",)),

@@ -25,6 +25,7 @@ class StableDiffusionMethod(GaussianMethod):
         prompt: (1, tokens, dim), the conditioning of the UNet's cross-attention.
     """
 
+    pretrained = True
     frozen_unet: ClassVar[bool] = False
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:

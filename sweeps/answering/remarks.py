@@ -1,0 +1,139 @@
+"""Remarks under an answer: cost of a step, where trials began, the edge of the space, targets, trials that ended."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from search_spaces import Criterion, Distribution, Float, Int
+from sweeps import formatting
+from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, metric_unit, setting_text
+from trainables.settings.roles import ROLES
+
+SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
+SHORT = 0.2  # share of the steps to compare with the end, e.g. 5,000 steps of 25,000
+EDGE = 0.02  # share of a parameter's range, on its own scale, that counts as its edge
+
+
+def cost_of_a_step(rows: Mapping[str, Row], winner_ids: Sequence[str], baseline_ids: Sequence[str]) -> list[str]:
+    """The step time of the winner, relative to the baseline's.
+
+    Empty if the two are about equal, or if trials of the same settings differ too much: all trials of one side must be
+    slower than all trials of the other.
+    """
+    if set(winner_ids) & set(baseline_ids):
+        return []
+    groups = [[formatting.step_seconds(rows[id]) for id in ids] for ids in (winner_ids, baseline_ids)]
+    ours, theirs = ([seconds for seconds in group if seconds is not None] for group in groups)
+    if not ours or not theirs or (min(ours) <= max(theirs) and min(theirs) <= max(ours)):
+        return []
+    its, base = statistics.median(ours), statistics.median(theirs)
+    if SAME_COST[0] <= its / base <= SAME_COST[1]:
+        return []
+    return [
+        f"A step of the winner takes {its / base:.2f} times as long as a step of the baseline "
+        f"({formatting.milliseconds_text(its)} and {formatting.milliseconds_text(base)} ms; "
+        "approximate if trials ran in parallel)."
+    ]
+
+
+def ends_of_trials(rows: Sequence[Row]) -> list[str]:
+    """How many trials did not finish, and why."""
+    texts = []
+    ended = [row["status"] for row in rows if row["kind"] != "control"]
+    if stopped := ended.count("stopped"):
+        texts.append(f"{formatting.count_text(stopped, 'trial')} stopped early by ASHA; not compared at full length.")
+    for status in ("failed", "interrupted"):
+        if count := ended.count(status):
+            texts.append(f"{formatting.count_text(count, 'trial')} {status}.")
+    return texts
+
+
+def worse_than_the_start(history: Sequence[Row], ids: Sequence[str], metric: str, name: str) -> list[str]:
+    """A sentence if training made a configuration worse than what it started from, in all of its trials.
+
+    Args:
+        ids: its trials. Those that start from random weights have no report at step 0.
+        name: of the configuration, for readers.
+    """
+    larger = is_larger_better(metric)
+    begun, ended = [], []
+    for id in ids:
+        reports = {row["step"]: row[metric] for row in history if row["id"] == id and row.get(metric) is not None}
+        if 0 in reports and max(reports) > 0:
+            begun.append(reports[0])
+            ended.append(reports[max(reports)])
+    if not begun or not all(end < start if larger else end > start for start, end in zip(begun, ended, strict=True)):
+        return []
+    start, end = (metric_text(metric, statistics.fmean(values)) for values in (begun, ended))
+    return [
+        f"Training made {name} worse than what it started from: {metric_title(metric)} {start}{metric_unit(metric)} at "
+        f"step 0 and {end}{metric_unit(metric)} at the end, on the validation photographs."
+    ]
+
+
+def at_the_edge(distributions: Mapping[str, Distribution], row: Row) -> list[str]:
+    """A sentence if a configuration lies at the edge of the space: a wider range may hold a better one.
+
+    Args:
+        distributions: dotted name -> distribution, of the space's parameters. Choices have no edge.
+        row: of a trial of the configuration.
+    """
+    found = []
+    for name, among in distributions.items():
+        value = row.get(formatting.CONFIG + name)
+        if not isinstance(among, Float | Int) or not isinstance(value, int | float) or among.low == among.high:
+            continue
+        limits = ROLES[name].within if name in ROLES else None
+        if limits is not None and value in tuple(limits)[:2]:
+            continue  # no value beyond it is accepted
+        low, high, at = (math.log(v) if among.log else float(v) for v in (among.low, among.high, value))
+        if not EDGE <= (at - low) / (high - low) <= 1 - EDGE:
+            found.append(f"{name} {setting_text(value)} of {among}")
+    said = "The winner lies at the edge of the space, so a better one may lie outside"
+    return [f"{said}: {'; '.join(found)}."] if found else []
+
+
+def criteria_met(
+    criteria: Sequence[Criterion], rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None
+) -> list[str]:
+    """A sentence for every criterion: the winner's value, the target, the baseline's value and the reference value."""
+    return [_criterion(criterion, rows, baseline_ids, winner_id) for criterion in criteria]
+
+
+def _criterion(criterion: Criterion, rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None) -> str:
+    metric, unit = criterion.metric, metric_unit(criterion.metric)
+    larger = is_larger_better(metric)
+    target = f"{metric_title(metric)} {'≥' if larger else '≤'} {metric_text(metric, criterion.target)}{unit}"
+    reference = f"the reference on other data is {metric_text(metric, criterion.reference)}{unit}"
+    values = {row["id"]: row[metric] for row in rows if row.get(metric) is not None}
+    if winner_id not in values:
+        return f"Target {target}: not measured; {reference}."
+    value = values[winner_id]
+    met = value >= criterion.target if larger else value <= criterion.target
+    baseline = [values[id] for id in baseline_ids if id in values]
+    here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if baseline else ""
+    verdict = "met" if met else "not met"
+    return f"Target {target}: {verdict}. The winner has {metric_text(metric, value)}{unit}{here}; {reference}."
+
+
+def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric: str) -> list[str]:
+    """A sentence with the baseline's objective at a fifth of its steps, one report before the end, and at the end.
+
+    The values come from the same runs, not from shorter ones: a learning rate that decays over the whole run favours
+    its end. Empty if there are fewer than two reports.
+    """
+    runs = [
+        {row["step"]: row[metric] for row in history if row["id"] == id and row.get(metric) is not None}
+        for id in baseline_ids
+    ]
+    runs = [run for run in runs if run]
+    steps = sorted(set.intersection(*(set(run) for run in runs)) - {0}) if runs else []
+    if len(steps) < 2:
+        return []
+    last = steps[-1]
+    short = min(steps[:-1], key=lambda step: abs(step - SHORT * last))
+    at = {step: sum(run[step] for run in runs) / len(runs) for step in (short, steps[-2], last)}
+    values = [f"{metric_text(metric, value)}{metric_unit(metric)} at step {step}" for step, value in at.items()]
+    return [f"The baseline's {metric_title(metric)} during training was {', '.join(values[:-1])} and {values[-1]}."]
