@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from trainables.common.errors import InputError, UsageError
-from trainables.common.flags import Flags
+from trainables.common.flags import Flags, Layout
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.version import PROJECT, VERSION
 
@@ -48,7 +48,7 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
         prog=prog,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Layout,
         allow_abbrev=False,
     )
     flags.add_argument("--version", action="version", version=f"{PROJECT} {VERSION}", help="print the version and stop")
