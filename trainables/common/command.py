@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 
 from trainables.common.errors import InputError, UsageError
@@ -53,6 +54,16 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
     )
     flags.add_argument("--version", action="version", version=f"{PROJECT} {VERSION}", help="print the version and stop")
     return flags
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Around the imports of a command line: Ctrl-C ends the process with one line and status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: nothing was started", file=sys.stderr)
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
 
 
 def run_command(
