@@ -24,7 +24,7 @@ def spaces_and_presets() -> str:
     """The spaces with their questions, and the presets with their purposes, as wide as the terminal."""
     parts = {
         "spaces (--space):": {name: search_spaces.load(name).question for name in search_spaces.names()},
-        "presets (--preset):": {name: preset.purpose for name, preset in PRESETS.items()},
+        "presets (--preset):": {name: each.purpose for name, each in PRESETS.items()},
     }
     longest = max(len(name) for part in parts.values() for name in part)
     columns = shutil.get_terminal_size().columns
