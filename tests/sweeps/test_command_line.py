@@ -395,7 +395,13 @@ def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
     assert main([*flags, "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
-    for fact in ("5: 5 given points", "40 per trial, validation every 10", "at steps 10, 30", "rows", "GB in all"):
+    for fact in (
+        "5: 3 given points in 5 trials",
+        "40 per trial, validation every 10",
+        "at steps 10, 30",
+        "rows",
+        "GB in all",
+    ):
         assert fact in shown
     assert list(tmp_path.iterdir()) == []
 

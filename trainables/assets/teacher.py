@@ -45,7 +45,7 @@ class TeacherRecipe:
         first_step_share: share of a batch at the last timestep, where one-step restoration starts.
     """
 
-    steps: int = 12_000
+    steps: int = 7_000
     learning_rate: float = 7e-4
     pool: int = 2048
     fresh: float = 0.125
