@@ -19,7 +19,6 @@ SPACE = SearchSpace(
     name="ccsr_adversarial",
     question="How heavily should the adversarial term weigh in the training of CCSR's decoder?",
     method="ccsr",
-    preset="sample-print",
     parameters={"ccsr.adversarial": Float(0.0, 1.0)},
     points=(_weight(0.5), _weight(0.0), _weight(0.1), _weight(1.0)),
     proposals=0,

@@ -17,7 +17,6 @@ SPACE = SearchSpace(
     name="ccsr_truncation",
     question="Between which timesteps should CCSR sample before its decoder takes over?",
     method="ccsr",
-    preset="sample-print",
     parameters={"ccsr.t_max": Float(0.5, 1.0), "ccsr.t_min": Float(0.0, 0.45)},
     points=(
         _between(0.6667, 0.3333),

@@ -18,7 +18,6 @@ SPACE = SearchSpace(
     name="cfw_adversarial",
     question="How heavily should the adversarial term weigh in the training of StableSR's feature wrapping?",
     method="stablesr_cfw",
-    preset="sample-print",
     parameters={"cfw.adversarial": Float(0.0, 0.5)},
     points=(_weight(0.025), _weight(0.0), _weight(0.1), _weight(0.5)),
     proposals=0,

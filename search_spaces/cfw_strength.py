@@ -16,7 +16,6 @@ SPACE = SearchSpace(
     name="cfw_strength",
     question="How strongly should StableSR's feature wrapping enter the decoder?",
     method="stablesr_cfw",
-    preset="sample-print",
     parameters={"cfw.strength": Float(0.0, 1.0)},
     points=(_strength(0.5), _strength(0.0), _strength(0.25), _strength(0.75), _strength(1.0)),
     proposals=3,

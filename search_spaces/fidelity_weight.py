@@ -16,7 +16,6 @@ SPACE = SearchSpace(
     name="fidelity_weight",
     question="How much of the autoencoder's reconstruction should be blended into the diffusion's output?",
     method="latent_diffusion",
-    preset="sample-print",
     parameters={"diffusion.fidelity_weight": Float(0.0, 1.0)},
     points=(_weight(0.0), _weight(0.25), _weight(0.5), _weight(0.75), _weight(1.0)),
     proposals=4,

@@ -13,7 +13,6 @@ SPACE = SearchSpace(
     name="inference_steps",
     question="How many sampling steps are enough, and at which timesteps should they be?",
     method="latent_diffusion",
-    preset="sample-print",
     parameters={
         "diffusion.inference_steps": Int(1, 50, log=True),
         "diffusion.spacing": Choice(("leading", "trailing", "linspace")),
