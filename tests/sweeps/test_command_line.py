@@ -267,7 +267,10 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     assert narrow.startswith("controlnet.embedding_channels: ")
     assert "base.weights=nosuch" in refused(capsys, tmp_path / "results", *line, "--set", "base.weights=nosuch")
     uneven = refused(
-        capsys, tmp_path / "results", *on_base, *setting("pairs.validation_size=144", "pairs.validation_pairs=2", "pairs.test_pairs=2")
+        capsys,
+        tmp_path / "results",
+        *on_base,
+        *setting("pairs.validation_size=144", "pairs.validation_pairs=2", "pairs.test_pairs=2"),
     )
     assert uneven.startswith("pairs.validation_size=144: expected a multiple of 64")
 
