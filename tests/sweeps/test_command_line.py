@@ -266,12 +266,8 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
     assert narrow.startswith("controlnet.embedding_channels: ")
     assert "base.weights=nosuch" in refused(capsys, tmp_path / "results", *line, "--set", "base.weights=nosuch")
-    uneven = refused(
-        capsys,
-        tmp_path / "results",
-        *on_base,
-        *setting("pairs.validation_size=144", "pairs.validation_pairs=2", "pairs.test_pairs=2"),
-    )
+    few = setting("pairs.validation_size=144", "pairs.validation_pairs=2", "pairs.test_pairs=2")
+    uneven = refused(capsys, tmp_path / "results", *on_base, *few)
     assert uneven.startswith("pairs.validation_size=144: expected a multiple of 64")
 
 
