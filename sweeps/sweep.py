@@ -113,6 +113,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
     if not METHODS[trial.method].latents:
         names = [name for name in names if name != "autoencoder"]
     metrics = plan.metrics
+    logger.info("controls   loading networks, then measuring %s", ", ".join(names))
     measured = _somewhere(
         plan, lambda device: measure_controls(names, trial, open_stores(trial, stages), metrics, device)
     )
@@ -171,6 +172,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
                 verbose=0,
             ),
         )
+    logger.info("trials     starting processes")
     with tune_interrupts():
         tuner.fit()
 

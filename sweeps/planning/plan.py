@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,10 +148,9 @@ class Plan:
         """
         question, training, settings = self.question, self.question.trial.training, self.question.settings
         queue = question.space.queue[: question.trials]
-        points = ", ".join(
-            f"{point.label} ({point.seeds} seeds)" if point.seeds > 1 else point.label
-            for point in question.space.points
-        )
+        seeds = Counter(point.label for point, _ in queue)
+        points = ", ".join(f"{label} ({count} seeds)" if count > 1 else label for label, count in seeds.items())
+        given = f"{len(seeds)} given points" + (f" in {len(queue)} trials" if len(queue) > len(seeds) else "")
         proposed = question.trials - len(queue)
         at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as fit on the cluster"
         workers = f"{settings.workers_per_trial} worker(s) of {settings.cpus_per_worker:g} CPU"
@@ -160,8 +160,7 @@ class Plan:
         facts = {
             "question": question.space.question,
             "preset": settings.preset,
-            "trials": f"{question.trials}: {len(queue)} given points, then {proposed} proposed by TPE; "
-            f"{at_once}, {workers}",
+            "trials": f"{question.trials}: {given}, then {proposed} proposed by TPE; {at_once}, {workers}",
             "points": points,
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "

@@ -209,7 +209,7 @@ def test_evaluation_only_space_uses_settings_of_its_checkpoint(
     assert main([*line, "--results", str(tmp_path / "results"), "--store", str(tmp_path / "store")]) == 0
     shown = capsys.readouterr().out
     assert f"none: every trial restores with {first_stage}" in shown
-    assert "13: 9 given points" in shown and "parameters train" not in shown
+    assert "13: 5 given points in 9 trials" in shown and "parameters train" not in shown
     refusal = refused(capsys, tmp_path / "results", "--space", "ccsr_truncation", "--checkpoint", str(first_stage))
     assert refusal.startswith(
         f"--checkpoint {first_stage}: a trial of latent_diffusion; expected a finished trial of ccsr"
@@ -224,7 +224,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "16: 8 given points" in shown
+    assert "16: 5 given points in 8 trials" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
@@ -359,7 +359,13 @@ def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
     assert main([*flags, "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
-    for fact in ("5: 5 given points", "40 per trial, validation every 10", "at steps 10, 30", "rows", "GB in all"):
+    for fact in (
+        "5: 3 given points in 5 trials",
+        "40 per trial, validation every 10",
+        "at steps 10, 30",
+        "rows",
+        "GB in all",
+    ):
         assert fact in shown
     assert list(tmp_path.iterdir()) == []
 
