@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from sweeps.command_line import main
+from trainables.common.command import starting
 
 if __name__ == "__main__":
+    with starting():
+        from sweeps.command_line import main
     sys.exit(main())

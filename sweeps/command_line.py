@@ -139,9 +139,15 @@ def _run(flags: argparse.Namespace) -> int:
         print(plan.text(estimated_seconds(plan)))
         return 0
     plan.check()
+    _announce_ray(question.settings)
     from sweeps.sweep import start
 
     return start(plan)
+
+
+def _announce_ray(settings: SweepSettings) -> None:
+    """Before imports and a start that take seconds. The log does not exist yet."""
+    print(f"connecting to Ray at {settings.address}" if settings.address else "starting Ray", file=sys.stderr)
 
 
 def _settings(flags: argparse.Namespace) -> SweepSettings:
@@ -176,6 +182,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
                 "started; restore them or start a new run"
             )
         plan.check()
+        _announce_ray(settings)
         from sweeps.sweep import resume
 
         return resume(plan, folder)

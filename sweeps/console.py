@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command, starting
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags
 from trainables.common.version import PROJECT
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in COMMANDS:
         name = given[0]
-        status: int = _module(name).main(given[1:], f"{PROJECT} {name}")
+        with starting():
+            module = _module(name)
+        status: int = module.main(given[1:], f"{PROJECT} {name}")
         return status
     return run_command(parser(), given, _without_command, "nothing was done")
 

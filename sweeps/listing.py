@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import search_spaces
 from trainables.common.errors import InputError
+from trainables.common.flags import hanging
 from trainables.settings import TrialSettings, flatten, is_read
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS, preset
@@ -19,11 +21,18 @@ _WIDTH = 80
 
 
 def spaces_and_presets() -> str:
-    """The spaces with their questions, and the presets with their purposes."""
-    spaces = {name: search_spaces.load(name).question for name in search_spaces.names()}
-    width = max(map(len, [*spaces, *PRESETS]))
-    lines = ["spaces (--space):", *(f"  {name:{width}}  {question}" for name, question in spaces.items())]
-    lines += ["presets (--preset):", *(f"  {name:{width}}  {p.purpose}" for name, p in PRESETS.items())]
+    """The spaces with their questions, and the presets with their purposes, as wide as the terminal."""
+    parts = {
+        "spaces (--space):": {name: search_spaces.load(name).question for name in search_spaces.names()},
+        "presets (--preset):": {name: each.purpose for name, each in PRESETS.items()},
+    }
+    longest = max(len(name) for part in parts.values() for name in part)
+    columns = shutil.get_terminal_size().columns
+    lines = []
+    for title, part in parts.items():
+        lines.append(title)
+        for name, text in part.items():
+            lines += hanging(text, f"  {name:{longest}}  ", " " * (longest + 4), columns)
     return "\n".join(lines)
 
 

@@ -127,6 +127,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
             return validation, {}
         return validation, measure_controls(names, trial, prepared.test, metrics, device, draw=TEST_DRAW)
 
+    logger.info("controls   loading networks, then measuring %s", ", ".join(names))
     measured, tested = _somewhere(plan, measure)
     for name, result in measured.items():
         recorder.control(name, result, tested.get(name))
@@ -184,6 +185,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
                 verbose=0,
             ),
         )
+    logger.info("trials     starting processes")
     with tune_interrupts():
         tuner.fit()
 

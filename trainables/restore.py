@@ -294,8 +294,10 @@ def parser(prog: str = PROG) -> Flags:
     existing = flags.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     existing.add_argument("--skip-existing", action="store_true", help="keep existing files and restore the others")
-    flags.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of restoring")
-    flags.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the noise (0)")
+    flags.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change how the trial restores")
+    flags.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="seed of the random noise that restoring starts from (0)"
+    )
     flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if available)")
     flags.add_argument(
         "--tile", type=whole(1), metavar="PIXELS", help="restore larger pictures in square tiles of this side"

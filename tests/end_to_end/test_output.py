@@ -155,6 +155,37 @@ def test_ctrl_c_prints_one_line_and_returns_130(tmp_path: Path) -> None:
     assert (tmp_path / "pairs-train-0123456789ab").is_dir()
 
 
+INTERRUPTING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+"""Python imports it at its start. It sends Ctrl-C when a certain module is imported."""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("run_sweep.py --list", "sweeps.command_line"),
+        ("run_sweep.py --list", "trainables.settings.presets"),
+        ("run_sweep.py --list", "sweeps.listing"),
+        ("-m sweeps.console run --list", "sweeps.command_line"),
+        ("-m sweeps.console restore --help", "PIL"),
+        ("-m sweeps.console data --help", "trainables.settings"),
+    ],
+)
+def test_ctrl_c_during_imports(command: str, module: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    done = shell(f"PYTHONPATH={shlex.quote(str(tmp_path))} INTERRUPTED_IMPORT={module} $PYTHON {command}")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
+
+
 def test_prune_without_an_answer_deletes_nothing(tmp_path: Path) -> None:
     (tmp_path / "pairs-train-0123456789ab").mkdir()
     for closed in ("< /dev/null", "<&-"):

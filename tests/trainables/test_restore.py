@@ -94,8 +94,9 @@ def test_every_method_restores_any_size_as_in_validation(
         degraded = prepared_for(settings).validation("degraded")["degraded"][row].transpose(1, 2, 0)
         noise = validation_noise(row, 0, batch["noise"].shape[1:])
         difference = np.abs(restorer.restore(degraded, noise, (row, 0)) - expected[row])
-        # Stores keep latents in 16 bits. Other noise makes a difference of at least 1e-2.
-        assert difference.mean() < (1e-3 if METHODS[name].latents else 1e-6)
+        # Stores keep latents in 16 bits. Batches of one and of three run other kernels, which round otherwise: up to
+        # 1e-6 of the largest value in each pass of a chain. Other noise makes a difference of at least 1e-2.
+        assert difference.mean() < (1e-3 if METHODS[name].latents else 1e-5)
 
 
 def test_noise_is_a_function_of_name_size_and_seed(trial: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 
 from trainables.common.errors import InputError, UsageError
-from trainables.common.flags import Flags
+from trainables.common.flags import Flags, Layout
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.version import PROJECT, VERSION
 
@@ -48,11 +49,21 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
         prog=prog,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Layout,
         allow_abbrev=False,
     )
     flags.add_argument("--version", action="version", version=f"{PROJECT} {VERSION}", help="print the version and stop")
     return flags
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Around the imports of a command line: Ctrl-C ends the process with one line and status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: nothing was started", file=sys.stderr)
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
 
 
 def run_command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,6 +19,40 @@ class Flags(argparse.ArgumentParser):
         of_a_type = re.match(r"argument (\S+): (.*: expected .*)", message)
         text = " ".join(of_a_type.groups()) if of_a_type else f"{message.removeprefix('argument ')}; see --help"
         raise UsageError(text, self.prog)
+
+
+class Layout(argparse.HelpFormatter):
+    """`--help` within the terminal's width, or 80 columns without a terminal. Lines of the epilog stay lines; an
+    indented one is a command, which a shell still reads after the break.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for line in text.splitlines():
+            if line.startswith(" "):
+                start = line[: -len(line.lstrip())]
+                glued = re.sub(r"(--\S+) (?=[^-])", "\\1\0", line.lstrip())  # a flag stays with its value
+                broken = hanging(glued, start, f"{start}    ", width - 2)
+                lines.append(" \\\n".join(broken).replace("\0", " "))
+            else:
+                lines += hanging(line, "", "  ", width)
+        return "\n".join(indent + line for line in lines)
+
+
+def hanging(text: str, first: str, others: str, width: int) -> list[str]:
+    """`text` in lines of at most `width` columns, broken only at spaces.
+
+    Args:
+        first: what the first line begins with. others: what further lines begin with.
+    """
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ _BAR = 20
 
 
 class PreparationProgress:
-    """Reports at the start, at most every `every` seconds, and at the end.
+    """Reports at the start, before the processes start, at most every `every` seconds, and at the end.
 
     Speed counts from the first pairs, because processes start before them, once.
 
@@ -29,7 +29,7 @@ class PreparationProgress:
         if stage != self._stage:
             self._stage, self._began, self._said, self._first = stage, now, now, None
             kept = f", {done} of them kept from an interrupted preparation" if done else ""
-            self._say(f"{stage}: {rows} pairs{kept}")
+            self._say(f"{stage}: {rows} pairs{kept}; starting processes")
             return
         if self._first is None:
             self._first = now, done

@@ -146,7 +146,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def assignments(texts: Sequence[str], example: str) -> list[tuple[str, str]]:
-    """(name, value) of every `--set NAME=VALUE`.
+    """(name, value) of every `--set KEY=VALUE`.
 
     Args:
         example: a valid assignment, for the message.
