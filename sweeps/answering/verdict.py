@@ -85,11 +85,13 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     if not answer.leaders:
         return ("No trial finished, so there is no answer.", *ends_of_trials(list(rows.values())))
     numbers = [*_about_controls(answer), *_other_metrics(answer), _about_the_search(answer)]
-    if not answer.unconfirmed:
+    if answer.unconfirmed:
+        numbers = [*_behind_untrained(answer, rows), *numbers]
+    else:
         numbers = [*(finding_text(answer.metric, finding) for finding in answer.finalists), _narrower(answer), *numbers]
     numbers += cost_of_a_step(rows, answer.winner_ids, answer.baseline_ids)
     numbers += ends_of_trials(list(rows.values()))
-    return (_leading(answer, rows) if answer.unconfirmed else _claim(answer), *numbers)
+    return (_leading(answer) if answer.unconfirmed else _claim(answer), *numbers)
 
 
 def _amount(metric: str, value: float, sign: bool = False) -> str:
@@ -112,7 +114,7 @@ def _claim(answer: Answer) -> str:
     if named.verdict == "better":
         said = f"{named.configuration} is better than {base} by {amount}."
     elif named.verdict == "worse":
-        said = f"Nothing is better than {base}; the best finalist, {named.configuration}, is worse by {amount}."
+        said = f"No finalist is better than {base}; the best one, {named.configuration}, is worse by {amount}."
     else:
         said = f"{named.configuration} is not distinguishable from {base}."
     photographs, seeds = count_text(named.photographs, "test photograph"), count_text(named.seeds, "seed")
@@ -120,7 +122,7 @@ def _claim(answer: Answer) -> str:
     return f"{said} With {photographs} and {seeds} this sweep could tell differences of {least} or more."
 
 
-def _leading(answer: Answer, rows: Mapping[str, Row]) -> str:
+def _leading(answer: Answer) -> str:
     """The leader of the search, without a claim."""
     first = answer.leaders[0]
     baseline = next((leader for leader in answer.leaders if leader.is_baseline), None)
@@ -139,6 +141,16 @@ def _leading(answer: Answer, rows: Mapping[str, Row]) -> str:
             f"{first.name} leads the search, ahead of {answer.baseline_name} by {lead} on the validation photographs."
         )
     return f"{said} Nothing is called better: {answer.unconfirmed}."
+
+
+def _behind_untrained(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
+    """A sentence if the leader of the search is behind untrained bicubic on the validation photographs."""
+    untrained = rows.get(UNTRAINED, {}).get(answer.metric)
+    if untrained is None:
+        return []
+    lead = (untrained - answer.leaders[0].mean) * (1 if answer.direction == "max" else -1)
+    amount = _amount(answer.metric, abs(lead))
+    return [f"Untrained {UNTRAINED} is ahead of the leader by {amount} there."] if lead > 0 else []
 
 
 def interval_text(metric: str, made: Interval) -> str:

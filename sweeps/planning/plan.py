@@ -174,7 +174,7 @@ class Plan:
             "preset": settings.preset,
             "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by TPE; "
             f"{at_once}, {workers}",
-            "points": ", ".join(point.label for point in question.space.points),
+            "points": ", ".join(point.label for point in points),
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if no trial is stopped"

@@ -29,7 +29,7 @@ from sweeps.recording.tables import RunTables, read_rows
 from sweeps.running.ray_cluster import connected, tune_interrupts
 from sweeps.running.search import SweepScheduler, SweepSearch
 from sweeps.sweep import start
-from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
+from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
 from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.helpers.tensorboard import Page, scalars
@@ -144,7 +144,7 @@ class TestWholeSweep:
                 assert [weight * value for _, value in raw] == pytest.approx([value for _, value in weighted], rel=1e-5)
             for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
                 assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
-            events = EventAccumulator(str(run / "trials" / name))
+            events = EventAccumulator(str(run / "trials" / name), size_guidance={"images": 0})
             events.Reload()
             tags = [tag for tag in events.Tags()["images"] if not tag.startswith("test")]
             assert [event.step for event in events.Images(tags[0])] == steps(run, name) and len(tags) == 1
@@ -169,7 +169,7 @@ class TestWholeSweep:
         assert "Traceback" not in shown and "Warning" not in shown
         for part in (
             "10 of 10 trials ended",
-            "★1",
+            "★",
             "teacher_15",
             "1:1:1",
             f"tensorboard --logdir {run}/trials",
@@ -366,7 +366,8 @@ def test_trial_unknown_to_tune_is_proposed_again(tmp_path: Path) -> None:
     second = search.suggest("b")
     resumed = pickle.loads(as_tune_keeps_it)
     resumed.restore(str(tmp_path / "state.pkl"))
-    assert resumed.suggest("c") == second == {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True}
+    expected = {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True, KIND: "trial"}
+    assert resumed.suggest("c") == second == expected
     third = resumed.suggest("d")
     assert first is not None and third is not None
     assert (first[ID], third[ID], third[GIVEN]) == ("t000", "t002", False)

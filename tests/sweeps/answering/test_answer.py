@@ -129,7 +129,7 @@ def test_the_search_has_no_part_in_a_claim() -> None:
 def test_worse_finalists_leave_the_baseline_as_winner() -> None:
     found = Sweep([0.03, 0.05]).confirm(1, 2).ask()
     assert found.verdict.startswith(
-        "Nothing is better than 1:1:1; the best finalist, t001 (inversion 2), is worse by 0.0"
+        "No finalist is better than 1:1:1; the best one, t001 (inversion 2), is worse by 0.0"
     )
     assert found.winner_id in found.baseline_ids and found.winner_id is not None and found.winner_id.startswith("c")
     assert not found.secondary
@@ -144,7 +144,7 @@ def test_direction_decides() -> None:
     sweep = Sweep([-0.03]).confirm(1)
     by_psnr = answer(sweep.rows, sweep.per_image, "val/psnr", ["t000"])
     assert "is better than 1:1:1 by 0.27" in by_psnr.verdict and "dB PSNR" in by_psnr.verdict
-    assert sweep.ask(direction="max").verdict.startswith("Nothing is better than 1:1:1")
+    assert sweep.ask(direction="max").verdict.startswith("No finalist is better than 1:1:1")
 
 
 @pytest.mark.parametrize("reason", ["", "the confirmation has not finished", "the confirmation was left out"])
@@ -221,6 +221,15 @@ def test_controls_are_compared_with_the_winner_on_test_images() -> None:
     assert any(line.startswith("Controls that are worse than the winner in ST-LPIPS: teacher_1 −0.2") for line in lines)
     assert any("better than the winner in other metrics: bicubic in PSNR by 0.7" in line for line in lines)
     assert not any("autoencoder" in line for line in lines)  # an upper bound
+
+
+def test_leader_behind_untrained_bicubic_is_said() -> None:
+    sweep = Sweep([-0.03])
+    sweep.control("bicubic", -0.1)
+    assert any(line.startswith("Untrained bicubic is ahead of the leader by 0.0") for line in sweep.ask().sentences)
+    sweep = Sweep([-0.2])
+    sweep.control("bicubic", -0.1)
+    assert not any("bicubic" in line for line in sweep.ask().sentences)
 
 
 def test_step_time_is_reported_if_it_clearly_differs() -> None:
