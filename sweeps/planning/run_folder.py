@@ -144,6 +144,7 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
     given = _pairs("command.set", command.pop("set"))
     if "confirm" not in command:  # a run of version 0.1, which had neither a confirmation nor test photographs
         command["confirm"], given = 0, (*given, ("data.test_share", "0"))
+    command |= _budget(record, command, dict(given))
     settings = SweepSettings(space="", set=given)
     stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
     changes = {f"command.{name}": value for name, value in command.items()}
@@ -152,6 +153,18 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
     if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
         raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")
     return read.command, {**record, "metrics": list(read.metrics), "stores": stores}
+
+
+def _budget(record: dict[str, Any], command: dict[str, Any], given: Mapping[str, str]) -> dict[str, int]:
+    """The trials and steps that the run started with, where its command left them to a preset: presets change."""
+    trial = record.get("trial")
+    steps = trial.get("training.max_steps") if isinstance(trial, dict) else None
+    recorded = {"trials": record.get("trials"), "max_steps": None if "training.max_steps" in given else steps}
+    return {
+        name: value
+        for name, value in recorded.items()
+        if type(value) is int and value > 0 and command.get(name, 0) == 0
+    }
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

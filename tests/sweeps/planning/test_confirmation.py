@@ -37,3 +37,16 @@ def test_run_of_version_01_has_no_confirmation_and_keeps_its_split() -> None:
     assert (settings.confirm, settings.set) == (0, (("data.test_share", "0"),))
     now, _ = _read(b"command: {space: x, confirm: 1, seeds: 4, set: []}\nmetrics: [val/psnr]\nstores: {}\n")
     assert (now.confirm, now.seeds, now.set) == (1, 4, ())
+
+
+def test_resumed_run_keeps_the_trials_and_steps_that_its_preset_had() -> None:
+    """The presets of a later version may have others."""
+    record = b"trials: 7\ntrial: {training.max_steps: 360}\nmetrics: [val/psnr]\nstores: {}\n"
+    settings, _ = _read(b"command: {space: x, set: []}\n" + record)
+    assert (settings.trials, settings.max_steps) == (7, 360)
+    settings, _ = _read(b"command: {space: x, trials: 3, max_steps: 9, set: []}\n" + record)
+    assert (settings.trials, settings.max_steps) == (3, 9)
+    settings, _ = _read(b"command: {space: x, set: [[training.max_steps, '8']]}\n" + record)
+    assert (settings.max_steps, settings.set[0]) == (0, ("training.max_steps", "8"))
+    settings, _ = _read(b"command: {space: x, set: []}\ntrials: many\ntrial: 3\nmetrics: [val/psnr]\nstores: {}\n")
+    assert (settings.trials, settings.max_steps) == (0, 0)

@@ -86,6 +86,13 @@ def test_test_pairs_are_prepared_like_validation_pairs(tiny: TrialSettings) -> N
         assert {stage for stage in before if before[stage] != after[stage]} == remade
 
 
+def test_split_of_version_01_keeps_its_keys(tiny: TrialSettings) -> None:
+    """So a run of it can be resumed, and its stores serve again."""
+    before = needed_stages(override(tiny, {"data.test_share": 0}), "root", TAUGHT)
+    assert not any({"test_share", "validation_share"} & stage.key.keys() for stage in before)
+    assert all("test_share" in stage.key for stage in needed_stages(tiny, "root", TAUGHT))
+
+
 def test_a_trial_reads_test_pairs_only_if_it_is_given_them(tiny: TrialSettings, tmp_path: Path) -> None:
     settings = override(tiny, {"pairs.test_pairs": 4, "pairs.test_size": 32})
     assert prepare(settings, tmp_path, TAUGHT).test is None
