@@ -123,7 +123,7 @@ def test_an_autoencoder_starts_as_a_linear_transform_that_passes_colours(kind: s
         restored = model.decoder(model.post_quant_conv(mean))
         darker = model.encode(images[:8] * 0.5)
         half = darker.latents if kind == "vq" else darker.latent_dist.mode()
-    assert mean_psnr(restored, images[:8]) > 18
+    assert mean_psnr(restored, images[:8]) > 16.5
     assert (half - mean * 0.5).square().mean() < 0.01 * mean.square().mean()  # linear
 
 

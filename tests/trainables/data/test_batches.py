@@ -61,10 +61,10 @@ def rows_of(prepared: Prepared, column: str, values: Tensor) -> list[int]:
 def test_batch_has_the_requested_columns(tiny: TrialSettings, prepared: Prepared) -> None:
     batch = batches(prepared, tiny)(0)
     shapes = {name: tuple(values.shape) for name, values in batch.items()}
-    latent = (4, 3, 16, 16)
+    latent = (4, 8, 16, 16)
     assert shapes == {
         "target": (4, 3, 64, 64),
-        "degraded": latent,
+        "degraded": (4, 3, 16, 16),
         **dict.fromkeys(COLUMNS[2:-1], latent),
         "uniform": (4,),
     }

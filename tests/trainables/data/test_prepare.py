@@ -94,14 +94,14 @@ def test_split_of_version_01_keeps_its_keys(tiny: TrialSettings) -> None:
 
 
 def test_a_trial_reads_test_pairs_only_if_it_is_given_them(tiny: TrialSettings, tmp_path: Path) -> None:
-    settings = override(tiny, {"pairs.test_pairs": 4, "pairs.test_size": 32})
+    settings = override(tiny, {"pairs.test_pairs": 6, "pairs.test_size": 32})
     assert prepare(settings, tmp_path, TAUGHT).test is None
     prepared = prepare(settings, tmp_path, TAUGHT, test=True)
     assert prepared.test is not None and prepared.test.test is None
     photographs = load_photographs("sample", "test").names
     assert {name.split("@")[0] for name in prepared.test.validation_names} == set(photographs)
-    assert prepared.test.validation("target")["target"].shape == (4, 3, 32, 32)
-    assert prepared.test.validation_noise == prepared.test.validation("latent").columns["latent"].shape == (3, 8, 8)
+    assert prepared.test.validation("target")["target"].shape == (6, 3, 32, 32)
+    assert prepared.test.validation_noise == prepared.test.validation("latent").columns["latent"].shape == (8, 8, 8)
     assert prepared.validation_names != prepared.test.validation_names
 
 
@@ -257,7 +257,7 @@ def test_columns_have_the_documented_content(tiny: TrialSettings, prepared: Prep
     np.testing.assert_allclose(
         prepared.train("latent_degraded")["latent_degraded"], latent_degraded, rtol=1e-3, atol=1e-3
     )
-    noise = np.stack([[pair_noise(tiny.data.seed, row, draw, (3, 16, 16)) for draw in range(2)] for row in rows])
+    noise = np.stack([[pair_noise(tiny.data.seed, row, draw, (8, 16, 16)) for draw in range(2)] for row in rows])
     np.testing.assert_array_equal(prepared.train("noise")["noise"], noise)
     assert abs(noise.astype(float).mean()) < 0.02 and abs(noise.astype(float).std() - 1) < 0.02
 
@@ -281,7 +281,7 @@ def test_validation_does_not_depend_on_seeds(tiny: TrialSettings, prepared: Prep
     assert again.validation_names == prepared.validation_names
     for name in ("target", "degraded", "latent_degraded"):
         np.testing.assert_array_equal(again.validation(name)[name], prepared.validation(name)[name])
-    assert again.validation_noise == prepared.validation_noise == (3, 16, 16)
+    assert again.validation_noise == prepared.validation_noise == (8, 16, 16)
     assert not np.array_equal(again.train("target")["target"][0], prepared.train("target")["target"][0])
 
 
