@@ -25,7 +25,7 @@ from trainables.data.stores.shard_format import MANIFEST
 from trainables.images.sources.photographs import Photograph, load_photographs
 
 ROOT = Path(__file__).parent.parent
-_SIDE = (384, 512)  # height and width of a photograph
+_SIDE = (256, 384)  # height and width of a photograph
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.
         objective="val/psnr",
     )
     changes = {"sinsr": TINY | {"training.max_steps": 8, "training.reports": 2, "training.seed": 0}}
-    settings = SweepSettings(space.name, **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store))
+    places = {"results": str(tmp_path / "results"), "store": str(store)}
+    settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
     assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
     (run,) = (tmp_path / "results" / space.name).iterdir()
     rows = trials(run)
@@ -248,7 +249,7 @@ def test_a_question_across_methods(tmp_path: Path) -> None:
     common |= {"training.max_steps": 4, "training.reports": 2, "training.seed": 1, "perceptual.weight": 0.0}
     changes = {method: {"method": method, **common, **OF_METHOD[method]} for method in space.methods}
     settings = SweepSettings(
-        "across", **ONE, confirm=0, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store")
+        "across", "sample", **ONE, confirm=0, perceptual="none", results=str(tmp_path), store=str(tmp_path / "store")
     )
     run, rows = _sweep(Question(settings, space, changes, trials=6))
     assert [row["status"] for row in rows.values()].count("failed") == 0

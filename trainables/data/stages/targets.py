@@ -47,9 +47,7 @@ class Targets(StageMaker):
         noises, taught = [], []
         for draw in range(self._draws):
             # As it is stored: the chain of a well-trained teacher enlarges a rounding of its start tenfold.
-            noises.append(
-                np.stack([pair_noise(self._seed, row, draw, y.shape[1:]) for row in rows]).astype(np.float16)
-            )
+            noises.append(np.stack([pair_noise(self._seed, row, draw, y.shape[1:]) for row in rows]).astype(np.float16))
             noise = to_tensor(noises[-1], self._device)
             x0 = self._diffusion.sample_ddim(lambda x, t: self._teacher(x, t, lq=degraded), y, noise)
             taught.append(x0.float().cpu().numpy())
