@@ -46,5 +46,5 @@ def test_a_sweep_on_a_cluster(cluster: Cluster, tmp_path: Path, store: Path) -> 
     assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
         ("t000", "t001", "t002"), "finished"
     )
-    assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 4
+    assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 5
     assert (run / "best" / "weights.safetensors").exists()

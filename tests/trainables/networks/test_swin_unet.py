@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import json
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from tests.helpers.paths import EXPECTED
 from trainables.networks.swin import _shift_mask
 from trainables.networks.swin_unet import SwinUNet, timestep_embedding
+from trainables.pretrained.resshift import build_network
 from trainables.settings.presets import preset
 
 TINY: dict[str, Any] = {
@@ -230,6 +230,6 @@ def test_official_shapes_load_at_the_size_of_stage_1() -> None:
     """The released teacher, 64 latent pixels wide, into the network of the reduced-scale preset, 32 wide."""
     with torch.device("meta"):
         released = SwinUNet()
-        reduced = SwinUNet(**dataclasses.asdict(preset("sinsr-stage1").trial.network), in_channels=6, out_channels=3)
+        reduced = build_network(preset("sinsr-stage1").trial.network)
     state = {name: torch.zeros(tensor.shape) for name, tensor in released.state_dict().items()}
     reduced.to_empty(device="cpu").load_official_state_dict(state)
