@@ -62,7 +62,7 @@ def test_trials_of_a_space_train_two_steps(name: str, stores: Path) -> None:
         trial = question.trial_with(values)
         few = {key: value for key, value in {**FEW, **SHORTER.get(trial.method, {})}.items() if key not in values}
         steps = {"training.max_steps": 2, "training.warmup_steps": 1} if space.trains else {}
-        (report,) = run(override(trial, few | steps), stores)
+        report = run(override(trial, few | steps), stores)[-1]  # the first one may be of the start
         assert report.step == (2 if space.trains else 0)
         assert report.metrics["val/psnr"] > 3 and report.metrics["val/l_std"] >= 0
         assert bool([tag for tag in report.metrics if tag.startswith("loss/")]) == space.trains
