@@ -47,10 +47,10 @@ def test_sweep_is_interrupted_in_its_confirmation_and_resumed(tmp_path: Path, st
     assert all(steps(run, name) == [0, 10, 20, 30, 40] for name in confirmed)
     images = read_rows(run / "per_image.parquet")
     tested = {row["id"] for row in images if row["split"] == "test"}
-    assert tested == {*confirmed, "bicubic", "autoencoder", "teacher_1", "teacher_15"}
+    assert tested == {*confirmed, "bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"}
     page = Page(run / "trials")
     assert {page.status(name) for name in page.groups} == {"STATUS_SUCCESS"}
     assert {page.hparams(name)["kind"] for name in confirmed} == {"confirmation"}
     answer = (run / "report" / "answer.md").read_text()
-    assert "2 test photographs and 2 seeds this sweep could tell differences of" in answer
+    assert "4 test photographs and 2 seeds this sweep could tell differences of" in answer
     assert "leads the search" not in answer

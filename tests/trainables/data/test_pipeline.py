@@ -26,7 +26,7 @@ from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PAIRS = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20"}
+PAIRS = {"pairs.train_pairs": "160", "pairs.validation_pairs": "20", "pairs.test_pairs": "0"}
 CHANGES = {**PAIRS, "sinsr.draws": "1"}
 
 
