@@ -124,7 +124,8 @@ def _in_this_process(job: Job) -> None:
 
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), start)
+        reporter = _reporter(tune.report, tune.Checkpoint, job.settings.training.max_steps)
+        _train(job, World(device=device), reporter, start)
 
     try:
         TorchTrainer(train_function, scaling_config=ray_train.ScalingConfig(num_workers=0)).fit()
@@ -138,7 +139,7 @@ def _in_worker_group(job: Job) -> None:
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
         checkpoint = ray_train.get_checkpoint()
-        report = _group_reporter(world)
+        report = _group_reporter(world, job.settings.training.max_steps)
         try:
             if checkpoint is None:
                 _train(job, world, report, None)
@@ -210,9 +211,11 @@ def _unpacked(packed: list[Any]) -> Validation:
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 
 
-def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
+def _reporter(send: Callable[..., None], checkpoint: Any, steps: int) -> Reporter:
+    """`steps`: of the whole training. The start of a training needs no checkpoint: it can be made again at once."""
+
     def report(row: Report, write: Callable[[Path], None]) -> None:
-        if row.repeated:  # its checkpoint is kept already
+        if row.repeated or row.step == 0 < steps:  # the checkpoint of a repeated report is kept already
             send(payload(row))
             return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
@@ -222,9 +225,9 @@ def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
     return report
 
 
-def _group_reporter(world: World) -> Reporter:
+def _group_reporter(world: World, steps: int) -> Reporter:
     """All workers must report together; only the first one's metrics count, and only it writes the checkpoint."""
-    writing = _reporter(ray_train.report, ray_train.Checkpoint)
+    writing = _reporter(ray_train.report, ray_train.Checkpoint, steps)
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         if world.rank == 0:
