@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
 import torch
@@ -42,6 +43,8 @@ from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.shipped import ASSETS
 from trainables.pretrained.weights_file import save_weights
 
+Recipe = TypeVar("Recipe", AutoencoderRecipe, TeacherRecipe, BaseAutoencoderRecipe, BaseUNetRecipe)
+
 
 @dataclass(frozen=True)
 class Build:
@@ -55,7 +58,7 @@ class Build:
         fetch(self.cache, _say)
 
     def autoencoder(self) -> None:
-        recipe = AutoencoderRecipe() if self.steps is None else AutoencoderRecipe(steps=self.steps)
+        recipe = self._shortened(AutoencoderRecipe())
         trained = train_autoencoder(self._crops(), recipe, self.work.root, _say)
         # Half precision in the file, float32 in use: everything that follows is trained on the rounded weights.
         save_vq_f4(copy.deepcopy(trained).half(), _partial(self.work.autoencoder))
@@ -63,7 +66,7 @@ class Build:
 
     def teacher(self) -> None:
         settings = teacher_settings(self.work.autoencoder)
-        recipe = TeacherRecipe() if self.steps is None else TeacherRecipe(steps=self.steps)
+        recipe = self._shortened(TeacherRecipe())
         autoencoder = load_vq_f4(self.work.autoencoder).requires_grad_(False)
         trained = train_teacher(self._crops(), autoencoder, settings, recipe, self.work.root, _say)
         weights = {name: tensor.half() for name, tensor in trained.state_dict().items()}
@@ -71,11 +74,11 @@ class Build:
         _finish(self.work.teacher)
 
     def base_autoencoder(self) -> None:
-        recipe = BaseAutoencoderRecipe() if self.steps is None else BaseAutoencoderRecipe(steps=self.steps)
+        recipe = self._shortened(BaseAutoencoderRecipe())
         _save_half(train_base_autoencoder(self._crops(), recipe, self.work.root, _say), self.work.base / "vae")
 
     def base_unet(self) -> None:
-        recipe = BaseUNetRecipe() if self.steps is None else BaseUNetRecipe(steps=self.steps)
+        recipe = self._shortened(BaseUNetRecipe())
         empty_prompt = draw_empty_prompt()
         trained = train_base_unet(self._crops(), load_vae(self.work.base), empty_prompt, recipe, self.work.root, _say)
         base_scheduler().save_pretrained(self.work.base / "scheduler")
@@ -108,6 +111,9 @@ class Build:
             else:
                 shutil.copyfile(source, target)
             _say(f"shipped {source.name}")
+
+    def _shortened(self, recipe: Recipe) -> Recipe:
+        return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
     def _crops(self) -> Crops:
         fetch(self.cache, _say)

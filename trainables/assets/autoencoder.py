@@ -27,7 +27,7 @@ from torch import Tensor
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
 from trainables.assets.linear_start import block_components, start_linear
-from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
+from trainables.assets.training import Training
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.networks.autoencoder import build_vq_f4
 from trainables.training.ema import ExponentialMovingAverage
@@ -68,17 +68,13 @@ def train_autoencoder(
     torch.manual_seed(recipe.seed)
     model = _new_model(recipe)
     start_linear(model, block_components(crops.batch(200, 64, 64, np.random.default_rng(recipe.seed)), LATENT_CHANNELS))
-    average = ExponentialMovingAverage(model, recipe.ema_decay)
-    perceptual = STLPIPS("alex")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    training, perceptual = Training(model, recipe), STLPIPS("alex")
     held_out = held_out_crops(8)
 
     def step(number: int) -> Mapping[str, float]:
-        rng = np.random.default_rng([recipe.seed, number])
-        torch.manual_seed(int(rng.integers(2**31)))
+        rng = training.begin(number)
         if number == int(recipe.codebook_from * recipe.steps):
-            _draw_codebook(model, average, crops, recipe)
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
+            _draw_codebook(model, training.average, crops, recipe)
         height, width, count = SHAPES[rng.integers(len(SHAPES))]
         target = crops.batch(count, height, width, rng)
         latents = model.encode(target).latents
@@ -92,17 +88,13 @@ def train_autoencoder(
         terms["l1"], terms["l2"] = F.l1_loss(restored, target), 4 * F.mse_loss(restored, target)
         if number >= int(recipe.perceptual_from * recipe.steps):
             terms["perceptual"] = recipe.perceptual_weight * perceptual(restored, target).mean()
-        optimiser.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update()
+        training.descend(torch.stack(list(terms.values())).sum())
         return {name: term.item() for name, term in terms.items()}
 
     @torch.no_grad()
     def measure(number: int) -> Mapping[str, float]:
         quantised = number > int(recipe.codebook_from * recipe.steps)
-        with average.applied():
+        with training.average.applied():
             latents = model.encode(held_out).latents
             restored = model.decode(latents, force_not_quantize=not quantised).sample
         return {
@@ -112,9 +104,8 @@ def train_autoencoder(
             "latent_std": float(latents.std()),
         }
 
-    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
-    Resumable(folder, "vq_f4", recipe.steps, parts).run(step, measure, log)
-    with average.applied():
+    training.run(folder, "vq_f4", step, measure, log)
+    with training.average.applied():
         model.eval().requires_grad_(False)
         _unit_variance(model, crops, np.random.default_rng(recipe.seed))
         trained = _new_model(recipe)

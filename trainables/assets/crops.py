@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 from trainables.assets.build_photographs import load
+from trainables.images.tensors import to_tensor
 
 SMALLEST_SCALE = 0.3  # a crop shows a photograph reduced to between this and its own size
 TRIES = 2  # positions looked at; the more detailed is kept
@@ -47,8 +49,7 @@ class Crops:
 
     def batch(self, count: int, height: int, width: int, rng: np.random.Generator) -> Tensor:
         """(count, 3, height, width) in [-1, 1]."""
-        pixels = np.stack([self.draw(height, width, rng) for _ in range(count)])
-        return from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1).contiguous()
+        return to_images([self.draw(height, width, rng) for _ in range(count)])
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """uint8 (height, width, 3)."""
@@ -82,6 +83,11 @@ class Crops:
             top, left = int(top), int(left)
             return photograph.crop((left, top, left + width, top + height))
         return photograph.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + wide, top + tall))
+
+
+def to_images(pixels: Sequence[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) each -> (N, 3, H, W) in [-1, 1]."""
+    return to_tensor(np.stack(pixels).transpose(0, 3, 1, 2), torch.device("cpu")).contiguous()
 
 
 def _detail(image: Image.Image) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from trainables.assets.crops import to_images
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings import SAMPLE
 from trainables.settings.pairs import Split
@@ -29,12 +29,7 @@ def held_out_crops(each: int, size: int = 64) -> Tensor:
             for left in range(0, pixels.shape[1] - size + 1, size)
         ]
         crops += sorted(places, key=lambda crop: -float(crop[..., 1].std()))[:each]
-    return to_images(np.stack(crops))
-
-
-def to_images(pixels: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1).contiguous()
+    return to_images(crops)
 
 
 def colour_error(restored: Tensor, target: Tensor) -> float:

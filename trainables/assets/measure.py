@@ -14,7 +14,8 @@ from diffusers import VQModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables.assets.held_out import colour_error, held_out_crops, held_out_photographs, mean_psnr, to_images
+from trainables.assets.crops import to_images
+from trainables.assets.held_out import colour_error, held_out_crops, held_out_photographs, mean_psnr
 from trainables.assets.stable_diffusion import NOISE_MEASURED_AT, base_scheduler, encode_crops, noise_errors
 from trainables.assets.teacher import held_out_inputs, teacher_settings
 from trainables.assets.work import WorkFolder
@@ -44,7 +45,7 @@ class Row:
 @torch.no_grad()
 def measure(work: WorkFolder, log: Callable[[str], None] = print) -> None:
     """Prints what the results in the work folder reach, as far as they exist."""
-    whole = [_whole(to_images(pixels[None])) for pixels in held_out_photographs().values()]
+    whole = [_whole(to_images([pixels])) for pixels in held_out_photographs().values()]
     kinds: dict[str, Images] = {
         f"crops of 64 px, {CROPS_EACH} of each": held_out_crops(CROPS_EACH).split(16),
         "whole photographs": whole,

@@ -9,7 +9,6 @@ with it alone.
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +24,13 @@ from trainables.assets.autoencoder import SHAPES as AUTOENCODER_SHAPES
 from trainables.assets.crops import Crops
 from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
 from trainables.assets.linear_start import block_components, start_linear
-from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
+from trainables.assets.training import Pool, Training
 from trainables.metrics.st_lpips import STLPIPS
-from trainables.training.ema import ExponentialMovingAverage
 
 CROSS_ATTENTION_DIM = 32
 NOISE_MEASURED_AT = (50, 200, 500, 800, 999)
 
-# (height, width, crops in a batch) of images, with how often each is drawn. Sides are multiples of 16.
-UNET_SHAPES = ((64, 64, 16), (64, 96, 10), (96, 64, 10), (96, 96, 7))
-UNET_SHAPE_SHARES = (0.7, 0.1, 0.1, 0.1)
+UNET_COUNTS = (16, 10, 10, 7)  # latents in a batch of each size of the pool
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,11 @@ def train_base_autoencoder(
     torch.manual_seed(recipe.seed)
     model = new_autoencoder(recipe.widths)
     start_linear(model, block_components(crops.batch(200, 64, 64, np.random.default_rng(recipe.seed)), LATENT_CHANNELS))
-    average = ExponentialMovingAverage(model, recipe.ema_decay)
-    perceptual = STLPIPS("alex")
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    training, perceptual = Training(model, recipe), STLPIPS("alex")
     held_out = held_out_crops(8)
 
     def step(number: int) -> Mapping[str, float]:
-        rng = np.random.default_rng([recipe.seed, number])
-        torch.manual_seed(int(rng.integers(2**31)))
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
+        rng = training.begin(number)
         height, width, count = AUTOENCODER_SHAPES[rng.integers(len(AUTOENCODER_SHAPES))]
         target = crops.batch(count, height, width, rng)
         posterior = model.encode(target).latent_dist
@@ -96,13 +88,12 @@ def train_base_autoencoder(
         }
         if number >= recipe.perceptual_from * recipe.steps:
             terms["perceptual"] = recipe.perceptual_weight * perceptual(restored, target).mean()
-        _descend(torch.stack(list(terms.values())).sum(), model, optimiser)
-        average.update()
+        training.descend(torch.stack(list(terms.values())).sum())
         return {name: term.item() for name, term in terms.items()}
 
     @torch.no_grad()
     def measure(number: int) -> Mapping[str, float]:
-        with average.applied():
+        with training.average.applied():
             restored = model.decode(model.encode(held_out).latent_dist.mode()).sample
         return {
             "psnr": mean_psnr(restored, held_out),
@@ -110,9 +101,8 @@ def train_base_autoencoder(
             "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
         }
 
-    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
-    Resumable(folder, "base_vae", recipe.steps, parts).run(step, measure, log)
-    with average.applied():
+    training.run(folder, "base_vae", step, measure, log)
+    with training.average.applied():
         trained = copy.deepcopy(model).eval().requires_grad_(False)
     rng = np.random.default_rng(recipe.seed)
     deviation = torch.cat([encode_crops(trained, crops.batch(16, 64, 64, rng)) for _ in range(8)]).std().item()
@@ -133,47 +123,33 @@ def train_base_unet(
     torch.manual_seed(recipe.seed)
     model = _new_unet()
     scheduler = base_scheduler()
-    average = ExponentialMovingAverage(model, recipe.ema_decay)
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
-    pools: dict[tuple[int, int], deque[Tensor]] = {}
-    held_out = encode_crops(autoencoder, held_out_crops(8)) * autoencoder.config.scaling_factor
+    training = Training(model, recipe)
+    scale = autoencoder.config.scaling_factor
+    held_out = encode_crops(autoencoder, held_out_crops(8)) * scale
 
-    def draw(rng: np.random.Generator) -> Tensor:
-        """Latents of one shape, an eighth of them new."""
-        height, width, count = UNET_SHAPES[rng.choice(len(UNET_SHAPES), p=UNET_SHAPE_SHARES)]
-        pool = pools.setdefault((height, width), deque(maxlen=recipe.pool))
-        fresh = count if len(pool) < 4 * count else max(1, round(count * recipe.fresh))
-        new = encode_crops(autoencoder, crops.batch(fresh, height, width, rng)) * autoencoder.config.scaling_factor
-        pool.extend(new)
-        return (
-            torch.cat([new, torch.stack([pool[i] for i in rng.integers(len(pool), size=count - fresh)])])
-            if (fresh < count)
-            else new
-        )
+    def latents(count: int, height: int, width: int, rng: np.random.Generator) -> Tensor:
+        return encode_crops(autoencoder, crops.batch(count, height, width, rng)) * scale
+
+    pool = Pool(UNET_COUNTS, recipe.pool, recipe.fresh, latents)
 
     def step(number: int) -> Mapping[str, float]:
-        rng = np.random.default_rng([recipe.seed, number])
-        torch.manual_seed(int(rng.integers(2**31)))
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
-        x0 = draw(rng)
+        x0 = torch.stack(pool.batch(training.begin(number)))
         t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),))
         noise = torch.randn_like(x0)
         predicted = model(scheduler.add_noise(x0, noise, t), t, empty_prompt.expand(len(x0), -1, -1)).sample
         loss = F.mse_loss(predicted, noise)
-        _descend(loss, model, optimiser)
-        average.update()
+        training.descend(loss)
         return {"noise_mse": loss.item()}
 
     def measure(number: int) -> Mapping[str, float]:
-        with average.applied():
+        with training.average.applied():
             return {
                 f"noise_mse_{t}": noise_errors(model, scheduler, held_out, empty_prompt, t)["unet"]
                 for t in NOISE_MEASURED_AT
             }
 
-    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
-    Resumable(folder, "base_unet", recipe.steps, parts).run(step, measure, log)
-    with average.applied():
+    training.run(folder, "base_unet", step, measure, log)
+    with training.average.applied():
         return copy.deepcopy(model).eval().requires_grad_(False)
 
 
@@ -258,10 +234,3 @@ def new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         sample_size=64,
     )
-
-
-def _descend(loss: Tensor, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()

@@ -7,7 +7,6 @@ because the network also restores other sizes than 64 px.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from trainables.assets.crops import Crops
+from trainables.assets.crops import Crops, to_images
 from trainables.assets.held_out import held_out_crops, mean_psnr
-from trainables.assets.resumable import Resumable, Stateful, learning_rate_factor
+from trainables.assets.training import Pool, Training
 from trainables.images.degradations.degradation import degrade
 from trainables.images.tensors import upsample
 from trainables.metrics.st_lpips import STLPIPS
@@ -28,12 +27,9 @@ from trainables.networks.swin_unet import SwinUNet
 from trainables.pretrained.resshift import build_diffusion, build_network
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
-from trainables.training.ema import ExponentialMovingAverage
 
-# (height, width, pairs in a batch) of targets, with how often each is drawn.
-SHAPES = ((64, 64, 8), (64, 96, 5), (96, 64, 5), (96, 96, 4))
-SHAPE_SHARES = (0.7, 0.1, 0.1, 0.1)
-MARGIN = 5  # degraded pixels around a crop while it is degraded, as in `trainables.data.pairs`
+COUNTS = (8, 5, 5, 4)  # pairs in a batch of each size of the pool
+MARGIN = 5  # degraded pixels around a crop while it is degraded, on average
 
 
 @dataclass(frozen=True)
@@ -70,22 +66,15 @@ def teacher_settings(autoencoder: Path) -> TrialSettings:
 
 
 class PairSource:
-    """Makes pairs from random crops. The pools are not part of a checkpoint: a resumed run starts with new ones."""
+    """Makes pairs from random crops."""
 
     def __init__(self, crops: Crops, autoencoder: VQModel, settings: TrialSettings, recipe: TeacherRecipe) -> None:
-        self._crops, self._autoencoder, self._settings, self._recipe = crops, autoencoder, settings, recipe
-        self._pools: dict[tuple[int, int], deque[Pair]] = {}
+        self._crops, self._autoencoder, self._settings = crops, autoencoder, settings
+        self._pool = Pool(COUNTS, recipe.pool, recipe.fresh, self._make)
 
     def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """degraded, latent, latent_degraded of one shape."""
-        height, width, count = SHAPES[rng.choice(len(SHAPES), p=SHAPE_SHARES)]
-        pool = self._pools.setdefault((height, width), deque(maxlen=self._recipe.pool))
-        fresh = max(1, round(count * self._recipe.fresh))
-        if len(pool) < 4 * count:  # at the start, and after a resume
-            fresh = count
-        pool.extend(self._make(fresh, height, width, rng))
-        chosen = [pool[-1 - i] for i in range(fresh)]
-        chosen += [pool[i] for i in rng.integers(len(pool), size=count - fresh)]
+        chosen = self._pool.batch(rng)
         return tuple(  # type: ignore[return-value]
             torch.stack([getattr(pair, name) for pair in chosen]) for name in ("degraded", "latent", "latent_degraded")
         )
@@ -102,7 +91,7 @@ class PairSource:
             top, left = rng.integers(0, 2 * margin + 1, size=2)
             targets.append(target[top * scale :, left * scale :][:height, :width])
             inputs.append(degraded[top:, left:][: height // scale, : width // scale])
-        images, degraded_images = _to_images(targets), _to_images(inputs)
+        images, degraded_images = to_images(targets), to_images(inputs)
         latents = encode(self._autoencoder, images)
         latents_degraded = encode(self._autoencoder, upsample(degraded_images, scale))
         return [Pair(*tensors) for tensors in zip(degraded_images, latents, latents_degraded, strict=True)]
@@ -120,10 +109,8 @@ def train_teacher(
     torch.manual_seed(recipe.seed)
     model = build_network(settings.network)
     diffusion = build_diffusion(settings.resshift)
-    average = ExponentialMovingAverage(model, recipe.ema_decay)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    training, perceptual = Training(model, recipe), STLPIPS("alex")
     source = PairSource(crops, autoencoder, settings, recipe)
-    perceptual = STLPIPS("alex")
     held_out = held_out_crops(8)
     inputs = held_out_inputs(held_out, settings)
     truth = encode(autoencoder, held_out)
@@ -131,21 +118,14 @@ def train_teacher(
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
 
     def step(number: int) -> Mapping[str, float]:
-        rng = np.random.default_rng([recipe.seed, number])
-        torch.manual_seed(int(rng.integers(2**31)))
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * learning_rate_factor(number, recipe.steps)
-        degraded, latent, latent_degraded = source.batch(rng)
+        degraded, latent, latent_degraded = source.batch(training.begin(number))
         t = torch.randint(diffusion.steps, (len(latent),))
         t[torch.rand(len(t)) < recipe.first_step_share] = diffusion.last
         losses = diffusion.training_loss(
             lambda x, t: model(x, t, lq=degraded), latent, latent_degraded, t, torch.randn_like(latent)
         )
         loss = losses.mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        average.update()
+        training.descend(loss)
         return {"mse": loss.item()}
 
     @torch.no_grad()
@@ -154,7 +134,7 @@ def train_teacher(
             return model(x, t, lq=inputs)
 
         model.eval()
-        with average.applied():
+        with training.average.applied():
             one = diffusion.predict_from_prior(predict, start, noise)
             many = diffusion.sample_ddim(predict, start, noise)
         model.train()
@@ -174,9 +154,8 @@ def train_teacher(
             "latent_error_many": float((many - truth).square().mean()),
         }
 
-    parts: dict[str, Stateful] = {"model": model, "average": average, "optimiser": optimiser}
-    Resumable(folder, "teacher", recipe.steps, parts).run(step, measure, log)
-    with average.applied():
+    training.run(folder, "teacher", step, measure, log)
+    with training.average.applied():
         trained = build_network(settings.network)
         trained.load_state_dict(model.state_dict())
     return trained.eval().requires_grad_(False)
@@ -187,9 +166,4 @@ def held_out_inputs(images: Tensor, settings: TrialSettings) -> Tensor:
     pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     rngs = (np.random.default_rng([7, row]) for row in range(len(pixels)))
     scale, degradation = settings.pairs.scale, settings.pairs.degradation
-    return _to_images([degrade(image, degradation, rng, scale) for image, rng in zip(pixels, rngs, strict=True)])
-
-
-def _to_images(pixels: list[np.ndarray]) -> Tensor:
-    """uint8 (H, W, 3) each -> (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack(pixels).astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1).contiguous()
+    return to_images([degrade(image, degradation, rng, scale) for image, rng in zip(pixels, rngs, strict=True)])
