@@ -28,7 +28,7 @@ from trainables.common.errors import InputError
 from trainables.common.paths import check_room, is_uri
 from trainables.common.units import byte_text, duration
 from trainables.data.stores.roots import local_root, store_root
-from trainables.images.sources.catalogue import LEAST_FOR_TEST, Shares
+from trainables.images.sources.catalogue import LEAST_FOR_TEST
 from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
@@ -71,7 +71,7 @@ class Plan:
     @property
     def confirms(self) -> bool:
         """Whether the leaders of the search are confirmed: otherwise nothing is called better."""
-        return self.question.settings.confirm > 0 and self.test_photographs > 0
+        return not self.no_confirmation
 
     @property
     def confirmation_trials(self) -> int:
@@ -354,18 +354,14 @@ def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: b
     Raises:
         InputError: see `Source.of_split` and `Pairs`.
     """
-    data, pairs = trial.data, trial.pairs
+    pairs = trial.pairs
     splits: tuple[Split, ...] = ("train", "validation", *(("test",) if test and pairs.test_pairs else ()))
-    shares = Shares.of(data)
-    found = {
-        split: source.of_split(split, pairs.size_of(split), pairs.scale, data.max_rejected, cache, shares)
-        for split in splits
-    }
+    found = {split: source.of_trial(trial, split, cache) for split in splits}
     from trainables.images.pairs import Pairs  # imports torch, so only after the checks above
 
     for split, photographs in found.items():
         if split != "train" and photographs:
-            Pairs(photographs, pairs, split, data.seed)
+            Pairs(photographs, pairs, split, trial.data.seed)
     return len(found.get("test", ()))
 
 

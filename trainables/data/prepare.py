@@ -26,7 +26,7 @@ from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.shard_format import MANIFEST, Shard, encode_manifest, shard_numbers
 from trainables.images.pairs import Pairs
-from trainables.images.sources.catalogue import Shares, check_rejected
+from trainables.images.sources.catalogue import check_rejected
 from trainables.images.sources.photographs import Photographs
 from trainables.images.sources.source import Source, open_source
 from trainables.settings import TrialSettings
@@ -111,15 +111,11 @@ def read_photographs(
     Raises:
         InputError: images that cannot be used, see `Source.of_split`.
     """
-    data, pairs = settings.data, settings.pairs
     wanted = list(dict.fromkeys(stage.split for stage in stages if stage.name == "pairs"))
     if not wanted:
         return {}
-    source, shares = source or open_source(data.source), Shares.of(data)
-    return {
-        split: source.of_split(split, pairs.size_of(split), pairs.scale, data.max_rejected, cache, shares)
-        for split in wanted
-    }
+    source = source or open_source(settings.data.source)
+    return {split: source.of_trial(settings, split, cache) for split in wanted}
 
 
 def tested_photographs(settings: TrialSettings, source: Source, cache: Path) -> int:
@@ -131,11 +127,7 @@ def tested_photographs(settings: TrialSettings, source: Source, cache: Path) -> 
     Raises:
         InputError: images that cannot be used, see `Source.of_split`.
     """
-    data, pairs = settings.data, settings.pairs
-    if not pairs.test_pairs:
-        return 0
-    size = pairs.size_of("test")
-    return len(source.of_split("test", size, pairs.scale, data.max_rejected, cache, Shares.of(data)))
+    return len(source.of_trial(settings, "test", cache)) if settings.pairs.test_pairs else 0
 
 
 def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) -> dict[Split, Pairs]:

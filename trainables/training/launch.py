@@ -124,8 +124,7 @@ def _in_this_process(job: Job) -> None:
 
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        reporter = _reporter(tune.report, tune.Checkpoint, job.settings.training.max_steps)
-        _train(job, World(device=device), reporter, start)
+        _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), start)
 
     try:
         TorchTrainer(train_function, scaling_config=ray_train.ScalingConfig(num_workers=0)).fit()
@@ -139,7 +138,7 @@ def _in_worker_group(job: Job) -> None:
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
         checkpoint = ray_train.get_checkpoint()
-        report = _group_reporter(world, job.settings.training.max_steps)
+        report = _group_reporter(world)
         try:
             if checkpoint is None:
                 _train(job, world, report, None)
@@ -211,11 +210,9 @@ def _unpacked(packed: list[Any]) -> Validation:
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 
 
-def _reporter(send: Callable[..., None], checkpoint: Any, steps: int) -> Reporter:
-    """`steps`: of the whole training. The start of a training needs no checkpoint: it can be made again at once."""
-
+def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
     def report(row: Report, write: Callable[[Path], None]) -> None:
-        if row.repeated or row.step == 0 < steps:  # the checkpoint of a repeated report is kept already
+        if row.start or row.repeated:  # the checkpoint of a repeated report is kept already
             send(payload(row))
             return
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
@@ -225,9 +222,9 @@ def _reporter(send: Callable[..., None], checkpoint: Any, steps: int) -> Reporte
     return report
 
 
-def _group_reporter(world: World, steps: int) -> Reporter:
+def _group_reporter(world: World) -> Reporter:
     """All workers must report together; only the first one's metrics count, and only it writes the checkpoint."""
-    writing = _reporter(ray_train.report, ray_train.Checkpoint, steps)
+    writing = _reporter(ray_train.report, ray_train.Checkpoint)
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         if world.rank == 0:

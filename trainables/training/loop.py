@@ -158,12 +158,12 @@ class Trainer:
                 return
 
     def _report_start(self, report: Reporter) -> None:
-        """Reports what the trial starts from, at step 0: the first checkpoint, before any training."""
+        """Reports what the trial starts from, at step 0, before any training."""
         started = time.monotonic()
         validation = self._validate(self.prepared)
         seconds = time.monotonic() - started
         metrics = validation.means | {"train/validation_seconds": seconds, "train/busy_seconds": seconds}
-        self._send(Report(0, metrics, [], validation), report)
+        self._send(Report(0, metrics, [], validation, start=True), report)
 
     def train_until(self, step: int) -> float:
         """Trains up to that step; returns the seconds it took."""

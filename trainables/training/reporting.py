@@ -23,6 +23,7 @@ class Report:
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
         test: the same of the test images; only in the last report of a trial of the confirmation.
+        start: whether a training begins with it, at step 0. It needs no checkpoint: it can be made again at once.
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
     """
@@ -33,6 +34,7 @@ class Report:
     validation: Validation
     repeated: bool = False
     test: Validation | None = None
+    start: bool = False
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]

@@ -69,29 +69,18 @@ def test_bicubic_control_is_bicubic_interpolation(measured: dict[str, Validation
     np.testing.assert_allclose(measured["bicubic"].per_image["val/psnr"], expected, rtol=1e-4)
 
 
-def test_autoencoder_control_is_its_reconstruction(
-    measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
+@pytest.mark.parametrize(("name", "column"), [("autoencoder", "latent"), ("input_latent", "latent_degraded")])
+def test_control_decodes_the_latent_of_target_or_input(
+    name: str, column: str, measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
 ) -> None:
     """Decoded from the prepared latents in the store."""
     autoencoder = load_autoencoder(tiny.autoencoder.weights)
     target = prepared.validation("target")["target"] / 255
     with torch.no_grad():
-        latent = torch.from_numpy(prepared.validation("latent")["latent"].astype(np.float32))
+        latent = torch.from_numpy(prepared.validation(column)[column].astype(np.float32))
         restored = (decode(autoencoder, latent) * 0.5 + 0.5).clamp(0, 1).numpy()
     expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
-    np.testing.assert_allclose(measured["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
-
-
-def test_input_latent_control_decodes_the_latent_of_the_input(
-    measured: dict[str, Validation], tiny: TrialSettings, prepared: Prepared
-) -> None:
-    autoencoder = load_autoencoder(tiny.autoencoder.weights)
-    target = prepared.validation("target")["target"] / 255
-    with torch.no_grad():
-        latent = torch.from_numpy(prepared.validation("latent_degraded")["latent_degraded"].astype(np.float32))
-        restored = (decode(autoencoder, latent) * 0.5 + 0.5).clamp(0, 1).numpy()
-    expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
-    np.testing.assert_allclose(measured["input_latent"].per_image["val/psnr"], expected, rtol=1e-3)
+    np.testing.assert_allclose(measured[name].per_image["val/psnr"], expected, rtol=1e-3)
 
 
 def test_teacher_1_equals_the_initial_student(

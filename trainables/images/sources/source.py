@@ -14,7 +14,7 @@ from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing, list_source
 from trainables.images.sources.photographs import Photographs, of_split
 from trainables.images.sources.sample import SAMPLE_FILES
-from trainables.settings import SAMPLE
+from trainables.settings import SAMPLE, TrialSettings
 from trainables.settings.pairs import Split
 
 MAX_HASHED_BYTES = 10**9  # a source of more is fingerprinted without reading it
@@ -80,6 +80,12 @@ class Source:
                 few to split, none large enough, or too many rejected.
         """
         return of_split(self._listing, split, min_size, scale, max_rejected, cache, shares)
+
+    def of_trial(self, settings: TrialSettings, split: Split, cache: Path | None = None) -> Photographs:
+        """The photographs of a split that a trial's pairs are made from: see `of_split`."""
+        data, pairs = settings.data, settings.pairs
+        size, shares = pairs.size_of(split), Shares.of(data)
+        return self.of_split(split, size, pairs.scale, data.max_rejected, cache, shares)
 
 
 def open_source(source: str) -> Source:
