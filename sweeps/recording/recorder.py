@@ -143,9 +143,9 @@ class Recorder(Callback):
         repeated = result[REPEATED]
         if id in self._silent:
             self._silent.discard(id)
-            start = result["step"] if repeated else 0
-            self.board.restart(id, start)
-            self.progress.continued(id, start)
+            kept = result["step"] if repeated else -1  # a trial that starts over may report its start again
+            self.board.restart(id, kept)
+            self.progress.continued(id, max(0, kept))
         validation, test = take_validation(result)
         if repeated and self.tables.has_report(id, result["step"]):
             return

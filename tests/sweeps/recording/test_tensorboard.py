@@ -84,6 +84,18 @@ def test_resumed_driver_drops_steps_that_the_trial_repeats(tmp_path: Path) -> No
     assert scalars(tmp_path / "t000", "val/psnr") == [(100, 1.0), (200, 2.0), (300, 2.0)]
 
 
+def test_trial_that_starts_over_keeps_no_value_of_its_last_attempt(tmp_path: Path) -> None:
+    """Not even that of its start, which it reports again."""
+    for value in (1.0, 2.0):
+        board = TensorBoardTrials(tmp_path)
+        if value == 2.0:
+            board.restart("t000", -1)
+        for step in (0, 100):
+            board.report("t000", step, {"val/psnr": value})
+        board.close()
+    assert scalars(tmp_path / "t000", "val/psnr") == [(0, 2.0), (100, 2.0)]
+
+
 @pytest.fixture
 def sweep_folder(tmp_path: Path) -> Path:
     """A sweep with a trial of every status and a control."""
