@@ -104,7 +104,7 @@ class TensorBoardTrials:
             writer.flush()
 
     def restart(self, trial: str, step: int) -> None:
-        """The trial continues after `step`; -1 if it starts over. TensorBoard drops later values of its last attempt."""
+        """The trial continues after `step`; -1 if it starts over. TensorBoard drops its later values."""
         self._close(trial)
         self._open(trial, purge_step=step + 1)
         last = self._last_step.setdefault(trial, {})
