@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
+from trainables.common.machine import usable_cpus
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten
 
@@ -89,7 +89,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
 
 def local_concurrency(question: Question) -> int:
     settings = question.settings
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cpus()
     each = settings.workers_per_trial * settings.cpus_per_worker
     if each > cpus:
         raise InputError(

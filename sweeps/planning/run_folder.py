@@ -6,6 +6,7 @@ import fcntl
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -51,6 +52,14 @@ class RunFolder:
     @property
     def trials(self) -> Path:
         return self.path / "trials"
+
+    @property
+    def scratch(self) -> Path:
+        """Files of Ray Tune and Train that are never read again. Tune wants one folder for all nodes of a cluster."""
+        return self.path / ".ray"
+
+    def clear_scratch(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def close(self) -> None:
         os.close(self._lock)

@@ -4,6 +4,9 @@
     history.parquet                one row per report
     per_image.parquet              one row per (trial, validation image), at the newest step of the trial
 
+They are derived from the run's record of events (`sweeps.recording.events`), and made again from it if they are damaged
+or missing. A run of version 0.1 has no such record; its tables are read instead, once.
+
 Every write rewrites a whole table under a temporary name and renames it. Another process therefore reads either the
 old or the new table, if it opens the file once as `read_rows` does (`pyarrow.parquet.read_table` opens a path twice
 and can read a mixture). There must be only one writer; this module does not lock the folder.
@@ -23,11 +26,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from trainables.common.errors import InputError
+from sweeps.recording.events import EVENTS, Event, EventLog, packed, unpacked
+from trainables.common.errors import InputError, one_line
 
 TableRow = dict[str, Any]
 
-HISTORY = "history.parquet"
+LEADERBOARD, HISTORY, PER_IMAGE = "leaderboard.parquet", "history.parquet", "per_image.parquet"
 KINDS = ("trial", "control")
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
 
@@ -56,6 +60,13 @@ _DEFAULTS: TableRow = {
     "steps": 0,
     "checkpoint": "",
 }
+
+
+def has_ended(row: Mapping[str, Any]) -> bool:
+    """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
+    would diverge again.
+    """
+    return row["status"] in ("finished", "stopped") or (row["status"] == "failed" and bool(row.get("diverged")))
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
@@ -102,6 +113,11 @@ class RunTables:
         self._reports: dict[str, dict[int, TableRow]] = {}
         self._per_image: dict[str, dict[str, TableRow]] = {}
         self._newest: dict[str, int] = {}
+        self.notes: list[str] = []
+        """What was damaged when the tables were read, one line each."""
+        self._log = EventLog(self.folder)
+        self._pending: list[Event] = []
+        self._log_whole = True
         self._dirty: set[str] = set()
         self._last_write = -float("inf")
 
@@ -132,20 +148,66 @@ class RunTables:
         return [row for images in self._per_image.values() for row in images.values()]
 
     def load(self) -> RunTables:
-        """Read the folder's tables, to continue them; a folder without tables is an empty run.
+        """Reads the run's events, to continue its tables; a folder without events and tables is an empty run.
 
         Raises:
-            ValueError: a table exists but cannot be read; the message names the file.
+            ValueError: there are no events and a table cannot be read; the message names the file.
         """
-        self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
-        self._reports, self._per_image, self._newest = {}, {}, {}
-        for row in read_rows(self.folder / HISTORY):
-            self._reports.setdefault(row["id"], {})[row["step"]] = row
-        for row in read_rows(self.folder / "per_image.parquet"):
-            self._per_image.setdefault(row["id"], {})[row["image"]] = row
-            self._newest[row["id"]] = max(row["step"], self._newest.get(row["id"], -1))
-        self._dirty.clear()
+        self._trials, self._reports, self._per_image, self._newest = {}, {}, {}, {}
+        self._pending, self.notes = [], []
+        events, damaged = self._log.read()
+        for event in events:
+            self._apply(event)
+        self._log_whole = bool(events) and not damaged
+        if damaged:
+            lines = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
+            self.notes.append(f"{EVENTS}: {lines} dropped")
+        if not self._log_whole:
+            self._complete_from_files(required=not events)
+        self._complete_columns()
+        # Also without a change: a table may be damaged or missing, or older than the events.
+        self._dirty = {"leaderboard", "history", "per_image"} if self._trials else set()
         return self
+
+    def _apply(self, event: Event) -> None:
+        table, content = event.get("table"), event.get("row")
+        if table == "trials":
+            self._put_trial(content)
+        elif table == "reports":
+            self._put_report(content)
+        elif table == "images":
+            for row in unpacked(content):
+                self._put_image(row)
+
+    def _complete_from_files(self, required: bool) -> None:
+        """Adds rows that only the files of the tables have."""
+        ended = ("finished", "stopped", "failed")
+        for row in self._rows_of_file(LEADERBOARD, required):
+            known = self._trials.get(row["id"], {})
+            newer = row["status"] in ended and known.get("status") not in ended
+            self._trials[row["id"]] = {**known, **row} if newer else {**row, **known}
+        for row in self._rows_of_file(HISTORY, required):
+            self._reports.setdefault(row["id"], {}).setdefault(row["step"], row)
+        for row in self._rows_of_file(PER_IMAGE, required):
+            if row["image"] not in self._per_image.get(row["id"], {}):
+                self._put_image(row)
+
+    def _complete_columns(self) -> None:
+        """Gives every row all columns of its table, as a row of a file has them."""
+        for tables in ([self._trials], self._reports.values(), self._per_image.values()):
+            names = dict.fromkeys(name for table in tables for row in table.values() for name in row)
+            for table in tables:
+                for key, row in table.items():
+                    table[key] = {**names, **row}  # type: ignore[index]  # keys of three types
+
+    def _rows_of_file(self, name: str, required: bool) -> list[TableRow]:
+        try:
+            return read_rows(self.folder / name)
+        except InputError as error:
+            if required:
+                raise
+            self.notes.append(one_line(error))
+            return []
 
     def upsert_trial(self, row: Mapping[str, Any]) -> None:
         """Add the trial or control `row["id"]`, or update the given fields if it exists.
@@ -157,8 +219,12 @@ class RunTables:
         for name, accepted in (("kind", KINDS), ("status", STATUSES)):
             if name in row and row[name] not in accepted:
                 raise ValueError(f"{row['id']}: {name} {row[name]!r} is not one of {', '.join(accepted)}")
-        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
+        self._put_trial(row)
+        self._pending.append({"table": "trials", "row": row})
         self._dirty.add("leaderboard")
+
+    def _put_trial(self, row: TableRow) -> None:
+        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
 
     def add_report(self, row: Mapping[str, Any]) -> None:
         """Add one report. A second report of the same (id, step), after a restart, replaces the first.
@@ -167,8 +233,12 @@ class RunTables:
             ValueError: no id or no step.
         """
         row = _plain(row, "id", "step")
-        self._reports.setdefault(row["id"], {})[row["step"]] = row
+        self._put_report(row)
+        self._pending.append({"table": "reports", "row": row})
         self._dirty.add("history")
+
+    def _put_report(self, row: TableRow) -> None:
+        self._reports.setdefault(row["id"], {})[row["step"]] = row
 
     def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the images of a validation. Only the newest step of a trial is kept: rows of an older step are dropped,
@@ -177,22 +247,53 @@ class RunTables:
         Raises:
             ValueError: a row without id, step or image.
         """
-        for row in rows:
-            plain = _plain(row, "id", "step", "image")
-            images, newest = self._per_image.setdefault(plain["id"], {}), self._newest.get(plain["id"], -1)
-            if plain["step"] > newest:
-                images.clear()
-                self._newest[plain["id"]] = plain["step"]
-            if plain["step"] >= newest:
-                images[plain["image"]] = plain
-                self._dirty.add("per_image")
+        plain = [_plain(row, "id", "step", "image") for row in rows]
+        for row in plain:
+            self._put_image(row)
+        if plain:
+            self._pending.append({"table": "images", "row": packed(plain)})
+            self._dirty.add("per_image")
+
+    def _put_image(self, row: TableRow) -> None:
+        images, newest = self._per_image.setdefault(row["id"], {}), self._newest.get(row["id"], -1)
+        if row["step"] > newest:
+            images.clear()
+            self._newest[row["id"]] = row["step"]
+        if row["step"] >= newest:
+            images[row["image"]] = row
+
+    def commit(self) -> None:
+        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first.
+
+        Raises:
+            OSError: for example, because the disk is full. The changes stay pending.
+        """
+        if not self._pending:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._log_whole:
+            self._log.append(self._pending)
+        else:  # a run of version 0.1, or damaged lines: the file is made again with what is known
+            self._log.replace(self._everything())
+            self._log_whole = True
+        self._pending.clear()
+
+    def _everything(self) -> list[Event]:
+        images = [list(rows.values()) for rows in self._per_image.values() if rows]
+        return [
+            *({"table": "trials", "row": row} for row in self.leaderboard),
+            *({"table": "reports", "row": row} for row in self.history),
+            *({"table": "images", "row": packed(rows)} for rows in images),
+        ]
 
     def flush(self, force: bool = False) -> bool:
-        """Write the changed tables, if the last write is older than `flush_seconds` or `force` is true.
+        """Commits all changes, then writes the changed tables, if forced or if the last write is older than
+        `flush_seconds`.
 
         Returns:
             Whether everything is written.
         """
+        self.commit()
         if not self._dirty:
             return True
         if not force and time.monotonic() - self._last_write < self.flush_seconds:
@@ -200,14 +301,14 @@ class RunTables:
         self.folder.mkdir(parents=True, exist_ok=True)
         if "leaderboard" in self._dirty:
             table = _to_arrow(self.leaderboard, _LEADERBOARD_COLUMNS)
-            _write(self.folder / "leaderboard.parquet", lambda path: pq.write_table(table, path))
+            _write(self.folder / LEADERBOARD, lambda path: pq.write_table(table, path))
             _write(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
         if "history" in self._dirty:
             history = _to_arrow(self.history, _HISTORY_COLUMNS)
             _write(self.folder / HISTORY, lambda path: pq.write_table(history, path))
         if "per_image" in self._dirty:
             per_image = _to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
-            _write(self.folder / "per_image.parquet", lambda path: pq.write_table(per_image, path))
+            _write(self.folder / PER_IMAGE, lambda path: pq.write_table(per_image, path))
         self._dirty.clear()
         self._last_write = time.monotonic()
         return True

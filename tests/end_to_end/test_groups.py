@@ -80,7 +80,7 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     def trial(config: dict[str, Any]) -> None:
         settings = override(common, {"training.learning_rate": rates[int(config[ID])]})
         folder = tmp_path / f"group{config[ID]}"
-        launch(Job(settings, stages, ("val/psnr",), workers, str(folder)))
+        launch(Job(settings, stages, ("val/psnr",), workers, str(folder), str(folder)))
 
     with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
         assert concurrent == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -24,7 +26,7 @@ class ExitStatus(IntEnum):
     """Part of the work failed, or the output could not be written."""
     INVALID_INPUT = 2
     INTERRUPTED = 130
-    """Ctrl-C, with the number that shells use."""
+    """Ctrl-C, with the number that shells use; also SIGTERM, as from SLURM, systemd, `docker stop` and `timeout`."""
 
 
 def exit_statuses(failed: str = "") -> str:
@@ -55,6 +57,17 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
     return flags
 
 
+def end_on_sigterm() -> None:
+    """Makes SIGTERM do what Ctrl-C does, once. Only the main thread can set handlers; elsewhere nothing changes."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is under way
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
 def run_command(
     parser: Flags,
     arguments: Sequence[str] | None,
@@ -72,6 +85,7 @@ def run_command(
         interrupted: message after Ctrl-C without such a text.
     """
     keep_output_open()
+    end_on_sigterm()
     prog = parser.prog
     try:
         flags = parser.parse_args(arguments)
