@@ -105,9 +105,10 @@ def _joined(settings: SweepSettings) -> Iterator[None]:
 @contextmanager
 def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
     """A local Ray. Its processes inherit this process's environment."""
-    # A token of our own: Ray would write one into HOME, where others may read it, and fail if that cannot be written.
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with session_folder() as folder, _environment(token):
+    # Ray would write a token into HOME, where others may read it, and fail if that cannot be written. It reads the
+    # variable once per process, so it stays as it is.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with session_folder() as folder:
         try:
             _start(groups, folder)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -122,38 +123,27 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables, and restores the former ones at the end."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
 def _start(groups: bool, folder: Path) -> None:
     # SIGTERM often goes to all processes of a job. Ray's inherit this, so that the driver can end them in order.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    own = _chosen_address() if groups else {}
     try:
-        with _environment(_chosen_address() if groups else {}):
-            ray.init(
-                address="local",
-                num_cpus=usable_cpus(),
-                # Train frees the resources of a stopped worker group through the dashboard's state API.
-                include_dashboard=groups,
-                dashboard_host="127.0.0.1",
-                object_store_memory=_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+        os.environ.update(own)
+        ray.init(
+            address="local",
+            num_cpus=usable_cpus(),
+            # Train frees the resources of a stopped worker group through the dashboard's state API.
+            include_dashboard=groups,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name in own:
+            del os.environ[name]
 
 
 def _chosen_address() -> dict[str, str]:
