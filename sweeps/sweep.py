@@ -50,7 +50,7 @@ def start(plan: Plan) -> int:
     """Runs a new sweep; returns the exit status."""
     lost = _Lost()
     with connected(plan.question.settings, lost) as concurrent:
-        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores)
+        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
         lost.folder = folder.path
         try:
             return _run(plan, folder, concurrent)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # measured on Linux with CPU tensors. Shared pages are counted in each of them, so the sum is an upper bound.
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
 
+# Address space that a process of Ray with PyTorch reserves; measured as above.
+PROCESS_ADDRESSES = 16e9
+
 # In float32: weights, averaged weights, two Adam moments, and the averaged weights again in a file of their own.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
 
