@@ -83,7 +83,10 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         if recorder.stopped:
             return _stopped(folder, recorder.stopped)
         status = finish.finish(plan, folder.path)
-        logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
+        words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
+        failed = sum(row["status"] == "failed" for row in recorder.tables.leaderboard)
+        more = f"; {failed} of {plan.question.trials} trials failed" if failed else ""
+        logger.info("%s after %s%s", words, duration(time.monotonic() - started), more)
         return status
     except KeyboardInterrupt:
         if recorder.stopped:

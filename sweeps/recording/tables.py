@@ -182,20 +182,26 @@ class RunTables:
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
         ended = ("finished", "stopped", "failed")
+        merged: dict[str, TableRow] = {}
         for row in self._rows_of_file(LEADERBOARD, required):
             known = self._trials.get(row["id"], {})
             newer = row["status"] in ended and known.get("status") not in ended
-            self._trials[row["id"]] = {**known, **row} if newer else {**row, **known}
+            merged[row["id"]] = {**known, **row} if newer else {**row, **known}
+        self._trials = {**merged, **{id: row for id, row in self._trials.items() if id not in merged}}
         for row in self._rows_of_file(HISTORY, required):
             self._reports.setdefault(row["id"], {}).setdefault(row["step"], row)
         for row in self._rows_of_file(PER_IMAGE, required):
-            if row["image"] not in self._per_image.get(row["id"], {}):
+            if row["step"] > self._newest.get(row["id"], -1) or row["image"] not in self._per_image[row["id"]]:
                 self._put_image(row)
 
     def _complete_columns(self) -> None:
         """Gives every row all columns of its table, as a row of a file has them."""
-        for tables in ([self._trials], self._reports.values(), self._per_image.values()):
-            names = dict.fromkeys(name for table in tables for row in table.values() for name in row)
+        for tables, fixed in (
+            ([self._trials], _LEADERBOARD_COLUMNS),
+            (self._reports.values(), _HISTORY_COLUMNS),
+            (self._per_image.values(), _PER_IMAGE_COLUMNS),
+        ):
+            names = dict.fromkeys([*fixed, *(name for table in tables for row in table.values() for name in row)])
             for table in tables:
                 for key, row in table.items():
                     table[key] = {**names, **row}  # type: ignore[index]  # keys of three types

@@ -110,8 +110,14 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with session_folder() as folder:
         try:
-            _start(groups, folder)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            try:
+                _start(groups, folder)
+            except Exception as error:  # Ray raises plain ones too
+                ray.shutdown()
+                if "timed out" not in str(error):
+                    raise
+                _start(groups, folder)  # its limit of 30 s is too short for a busy machine
+        except Exception as error:
             ray.shutdown()
             raise InputError(f"Ray does not start in {folder} ({one_line(error)})") from None
         watch = RayWatch(lost)

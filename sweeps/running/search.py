@@ -174,6 +174,9 @@ class SweepSearch(Searcher):
         else:
             trial = self._study.ask()
             parameters = draw(self._space, trial)
+            # TPE also notes what it drew for parameters that do not exist here, and would take that into account: then
+            # a resumed sweep, which knows only the existing ones, would propose other values.
+            self._study._storage.set_trial_system_attr(trial._trial_id, "tpe:relative_params:0", "")
             # A configuration proposed again gets another seed: the same trial would give the same result.
             earlier = self._study.get_trials(deepcopy=False)[:number]
             offset = sum(known.params == parameters for known in earlier)

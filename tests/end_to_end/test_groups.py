@@ -85,7 +85,7 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
         assert concurrent == 1
         # By learning rate, so that ASHA's choice does not depend on the training.
-        scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0, tmp_path / "history.parquet")
+        scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0)
         ended = tune.Tuner(
             tune.with_resources(trial, trial_resources(workers)),
             param_space={ID: tune.grid_search([0, 1, 2]), GIVEN: False},
