@@ -215,6 +215,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     check_photographs(question.trial, source, local_root(store))
     if settings.address:
         check_address(settings.address)
+    if not settings.address:
+        temporary_root()
     concurrent = 0 if settings.address else local_concurrency(question)
 
     # These imports take seconds; errors above are reported without them.

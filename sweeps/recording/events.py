@@ -22,6 +22,7 @@ import numpy as np
 
 EVENTS = "events.jsonl"
 Event = dict[str, Any]
+_MOST_BYTES, _MOST_ROWS = 2**28, 10**7  # of one column: a file from a stranger must not fill the memory
 _MARK = ', "crc": "'
 
 
@@ -122,9 +123,10 @@ def _packed(values: list[Any]) -> Any:
 
 def _unpacked(column: Any) -> list[Any]:
     if "same" in column:
-        return [column["same"]] * column["count"]
+        return [column["same"]] * min(column["count"], _MOST_ROWS)
     if "zlib" in column:
-        values: list[Any] = json.loads(zlib.decompress(base64.b64decode(column["zlib"])))
+        text = zlib.decompressobj().decompress(base64.b64decode(column["zlib"]), _MOST_BYTES)
+        values: list[Any] = json.loads(text)
         return values
     ((kind, text),) = column.items()
     return [float(value) for value in np.frombuffer(base64.b64decode(text), dtype=f"<{kind}")]

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ TableRow = dict[str, Any]
 LEADERBOARD, HISTORY, PER_IMAGE = "leaderboard.parquet", "history.parquet", "per_image.parquet"
 KINDS = ("trial", "control")
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
+
+# Ids are names of folders; a run from somebody else must not lead out of its own.
+_ID = re.compile(r"\w[\w.-]*")
 
 _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -157,7 +162,10 @@ class RunTables:
         self._pending, self.notes = [], []
         events, damaged = self._log.read()
         for event in events:
-            self._apply(event)
+            try:
+                self._apply(event)
+            except (KeyError, TypeError, ValueError, AttributeError, zlib.error):  # a whole line of another program
+                damaged += 1
         self._log_whole = bool(events) and not damaged
         if damaged:
             lines = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
@@ -170,14 +178,11 @@ class RunTables:
         return self
 
     def _apply(self, event: Event) -> None:
-        table, content = event.get("table"), event.get("row")
-        if table == "trials":
-            self._put_trial(content)
-        elif table == "reports":
-            self._put_report(content)
-        elif table == "images":
-            for row in unpacked(content):
-                self._put_image(row)
+        table, content = event["table"], event["row"]
+        for row in unpacked(content) if table == "images" else [content]:
+            if not _ID.fullmatch(row["id"]):
+                raise ValueError(f"{row['id']!r} cannot be the name of a folder")
+            {"trials": self._put_trial, "reports": self._put_report, "images": self._put_image}[table](row)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -208,7 +213,7 @@ class RunTables:
 
     def _rows_of_file(self, name: str, required: bool) -> list[TableRow]:
         try:
-            return read_rows(self.folder / name)
+            return [row for row in read_rows(self.folder / name) if _ID.fullmatch(row["id"])]
         except InputError as error:
             if required:
                 raise

@@ -20,7 +20,7 @@ from sweeps.recording.progress import logger
 from sweeps.running.ray_watch import RayWatch
 from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
-from trainables.common.errors import InputError, one_line
+from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.machine import usable_cpus
 from trainables.training.launch import Workers
 
@@ -41,6 +41,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store is almost empty
 
 
@@ -72,7 +73,8 @@ def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> It
         lost: called with the reason before this process ends because a local Ray has ended.
 
     Raises:
-        InputError: no cluster at the address, a cluster too small for one trial, or a Ray that does not start.
+        InputError: no cluster at the address, or a cluster too small for one trial.
+        CannotRun: a local Ray does not start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -109,17 +111,15 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
     # variable once per process, so it stays as it is.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with session_folder() as folder:
-        try:
+        for attempt in range(_ATTEMPTS):
             try:
                 _start(groups, folder)
+                break
             except Exception as error:  # Ray raises plain ones too
                 ray.shutdown()
-                if "timed out" not in str(error):
-                    raise
-                _start(groups, folder)  # its limit of 30 s is too short for a busy machine
-        except Exception as error:
-            ray.shutdown()
-            raise InputError(f"Ray does not start in {folder} ({one_line(error)})") from None
+                # Its own limit of 30 s is too short on a busy machine.
+                if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
+                    raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
         watch = RayWatch(lost)
         try:
             end_on_sigterm()  # Ray has replaced the handler

@@ -21,11 +21,11 @@ def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--runs", type=int, default=len(all_faults()), help="number of faults (each kind once)")
     flags.add_argument("--seed", type=int, default=0, help="of the faults, their places and moments (0)")
-    flags.add_argument("--only", default="", metavar="TEXT", help="only faults whose name contains this")
+    flags.add_argument("--only", default="", metavar="A,B", help="only faults whose names contain one of these texts")
     flags.add_argument("--work", type=Path, default=None, metavar="DIR", help="keep all runs in this folder")
     flags.add_argument("--table", type=Path, default=None, metavar="FILE", help="write the table of outcomes here")
     given = flags.parse_args()
-    names = [name for name in all_faults() if given.only in name]
+    names = [name for name in all_faults() if any(text in name for text in given.only.split(","))]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         bench = Bench(given.work or Path(temporary), given.seed)

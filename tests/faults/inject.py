@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.kinds import FOLDER, LIVE, MOMENTS, planted_mark
-from tests.faults.runs import FLAGS, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
+from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
 
 _OUTSIDE = Path("/")
 _SECOND_INTERVAL = ("checkpoint:",)  # the newest checkpoint is lost
@@ -189,7 +189,7 @@ PLACES: dict[str, Callable[[Bench, random.Random], list[str]]] = {
 
 def _refused(sweep: Sweep, *parts: str) -> list[str]:
     """Status 2 and one line that names the cause."""
-    status = sweep.wait(120)
+    status = sweep.wait(PATIENCE)
     sweep.close()
     found = [] if status == 2 else [f"exit status {status}"]
     last = sweep.lines[-1] if sweep.lines else ""

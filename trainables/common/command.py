@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
-from trainables.common.errors import InputError, UsageError
+from trainables.common.errors import CannotRun, InputError, UsageError
 from trainables.common.flags import Flags
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.version import PROJECT, VERSION
@@ -76,7 +76,7 @@ def run_command(
 ) -> int:
     """Parses the arguments and runs `work`; returns the exit status.
 
-    An `InputError` becomes one line on standard error. Errors of the output do not stop the work, see
+    An `InputError` or a `CannotRun` becomes one line on standard error. Errors of the output do not stop the work, see
     `keep_output_open`.
 
     Args:
@@ -99,6 +99,9 @@ def run_command(
         prog = error.prog if isinstance(error, UsageError) else prog
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = ExitStatus.INVALID_INPUT
+    except CannotRun as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        status = ExitStatus.FAILED
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {interrupt if interrupt.args else interrupted}", file=sys.stderr)
         status = ExitStatus.INTERRUPTED

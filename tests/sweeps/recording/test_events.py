@@ -108,3 +108,22 @@ def test_a_damaged_record_is_completed_from_the_tables(tmp_path: Path, seed: int
     tables.upsert_trial({"id": "t001", "error": ""})
     tables.flush(force=True)
     assert RunTables(tmp_path).load().notes == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"table": "trials", "row": {"id": "../../elsewhere", "status": "finished"}},
+        {"table": "trials", "row": {"id": ".hidden"}},
+        {"table": "reports", "row": {"id": "t000"}},
+        {"table": "images", "row": {"id": {"zlib": "AAAA"}}},
+        {"table": "images", "row": {"id": {"f4": "AAAA"}, "step": 1}},
+        {"table": "other", "row": {"id": "t000"}},
+        {"other": 1},
+    ],
+)
+def test_whole_lines_that_say_something_else_are_dropped(tmp_path: Path, event: dict[str, Any]) -> None:
+    EventLog(tmp_path).append([{"table": "trials", "row": {"id": "t001"}}, event])
+    tables = RunTables(tmp_path).load()
+    assert [row["id"] for row in tables.leaderboard] == ["t001"]
+    assert tables.notes == ["events.jsonl: 1 damaged line was dropped"]
