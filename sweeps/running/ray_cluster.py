@@ -17,7 +17,7 @@ import ray
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
 from sweeps.recording.progress import logger
-from sweeps.running.ray_watch import RayWatch
+from sweeps.running.ray_watch import RayWatch, end_children
 from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, InputError, one_line
@@ -117,6 +117,7 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
                 break
             except Exception as error:  # Ray raises plain ones too
                 ray.shutdown()
+                end_children()
                 # Its own limit of 30 s is too short on a busy machine.
                 if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
                     raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psutil
@@ -58,10 +58,15 @@ class RayWatch:
             self.report(f"Ray's process {name} ended unexpectedly; its log is in Ray's session folder")
             flush_output()
         finally:
-            for process in self._children():
-                with suppress(psutil.Error):
-                    process.kill()
+            end_children(self._children())
             os._exit(ExitStatus.FAILED)  # the main thread may wait inside Ray's library, where no exception reaches it
+
+
+def end_children(started: Sequence[psutil.Process] = ()) -> None:
+    """Kills the processes below this one, such as those of a Ray that did not start, and those given."""
+    for process in {*started, *psutil.Process().children(recursive=True)}:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _lives(process: psutil.Process) -> bool:
