@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ _PREFIX = f"sweep-{os.getuid()}-"
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _SHORTER = ("/tmp", "/var/tmp", "/dev/shm")
 _LOCK = "lock"
+_MAKING_SECONDS = 600.0
 
 
 def temporary_root() -> Path:
@@ -62,8 +64,14 @@ def session_folder() -> Iterator[Path]:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes the folder of a driver that has ended: the kernel released its lock."""
+    """Removes the folder of a driver that has ended: the kernel released its lock. A folder without a lock is one that is
+    being made, or what Ray's dying processes wrote after the folder had been removed.
+    """
     with suppress(OSError):
+        if not (folder / _LOCK).exists():
+            if time.time() - folder.stat().st_mtime > _MAKING_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

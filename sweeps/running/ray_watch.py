@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -23,10 +25,11 @@ class RayWatch:
 
     Attributes:
         report: called with the reason before the end, such as to say how to continue.
+        folder: Ray's temporary folder, to be removed.
     """
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.report = report
+    def __init__(self, report: Callable[[str], None], folder: Path) -> None:
+        self.report, self.folder = report, folder
         self._done = threading.Event()
         self._started: set[psutil.Process] = set()
         self._core = [child for child in self._children() if child.name() in _CORE]
@@ -55,10 +58,11 @@ class RayWatch:
         if self._done.wait(0.2):  # a shutdown that had just begun
             return
         try:
-            self.report(f"Ray's process {name} ended unexpectedly; its log is in Ray's session folder")
+            self.report(f"Ray's process {name} ended; it was killed, or there was too little memory")
             flush_output()
         finally:
             end_children(self._children())
+            shutil.rmtree(self.folder, ignore_errors=True)
             os._exit(ExitStatus.FAILED)  # the main thread may wait inside Ray's library, where no exception reaches it
 
 

@@ -80,11 +80,15 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_others_kept(
     left = tmp_path / f"sweep-{os.getuid()}-left"
     left.mkdir()
     (left / "lock").write_text("")
+    written_later, new = tmp_path / f"sweep-{os.getuid()}-later", tmp_path / f"sweep-{os.getuid()}-new"
+    written_later.mkdir()
+    new.mkdir()
+    os.utime(written_later, (1e9, 1e9))
     with session_folder() as first:
         assert not left.exists()
         with session_folder() as second:
             assert first.exists() and second != first
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [new]
 
 
 def test_limits_of_a_container_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
