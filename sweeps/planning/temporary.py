@@ -64,8 +64,9 @@ def session_folder() -> Iterator[Path]:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes the folder of a driver that has ended: the kernel released its lock. A folder without a lock is one that is
-    being made, or what Ray's dying processes wrote after the folder had been removed.
+    """Removes the folder of a driver that has ended: the kernel released its lock.
+
+    A folder without a lock is being made, or is what Ray's dying processes wrote after it had been removed.
     """
     with suppress(OSError):
         if not (folder / _LOCK).exists():
