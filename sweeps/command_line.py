@@ -28,7 +28,7 @@ examples:
   python run_sweep.py --space sinsr_loss_ratios --dry-run
   python run_sweep.py --space sinsr_loss_ratios --trials 6 --max-steps 120 --objective psnr
   python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000
-{exit_statuses("no trial finished")}
+{exit_statuses("no trial, or less than half of them, finished; or Ray, a disk or a limit stopped the sweep")}
 """
 
 

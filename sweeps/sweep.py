@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 
 from sweeps.answering import finish
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
-from sweeps.recording import recorder as recorder_module
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
-from sweeps.recording.tables import HISTORY
-from sweeps.running import search as search_module
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
-from sweeps.running.search import SweepScheduler, SweepSearch
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
+from trainables.common.errors import one_line
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
@@ -31,16 +33,26 @@ from trainables.training.controls import LATENT_CONTROLS, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 from trainables.training.validation import TEST_DRAW, Validation
 
-_TUNE_STATE = "experiment_state-*.json"  # without it, Tune has nothing to resume
-RENAMED = {"sweeps.recorder": recorder_module, "sweeps.search": search_module}
-"""Module names of version 0.1: Tune pickles a run's searcher, scheduler and callbacks by module name."""
 MAX_FAILURES = 2  # restarts of a trial whose process died, from its last checkpoint
+
+
+class _Lost:
+    """Tells that Ray has ended, and how to continue once there is a run."""
+
+    folder: Path | None = None
+
+    def __call__(self, reason: str) -> None:
+        logger.error("stopped: %s", reason)
+        if self.folder:
+            logger.error("continue with: %s", finish.resume_line(self.folder))
 
 
 def start(plan: Plan) -> int:
     """Runs a new sweep; returns the exit status."""
-    with connected(plan.question.settings) as concurrent:
-        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores)
+    lost = _Lost()
+    with connected(plan.question.settings, lost) as concurrent:
+        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
+        lost.folder = folder.path
         try:
             return _run(plan, folder, concurrent)
         finally:
@@ -49,32 +61,60 @@ def start(plan: Plan) -> int:
 
 def resume(plan: Plan, folder: RunFolder) -> int:
     """Continues an interrupted run from its last checkpoints; returns the exit status."""
-    with connected(plan.question.settings) as concurrent:
+    lost = _Lost()
+    lost.folder = folder.path
+    with connected(plan.question.settings, lost) as concurrent:
         return _run(plan, folder, concurrent)
 
 
 def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
     started = time.monotonic()
     file = log_to(folder.path / LOG)
+    recorder = Recorder(_recorder_settings(plan, folder, concurrent))
     try:
         for line in plan.text().splitlines():
             logger.info("%s", line)
         logger.info("%-10s %s", "results", folder.path)
-        recorder = Recorder(_recorder_settings(plan, folder, concurrent))
+        folder.clear_scratch()
         recorder.open()
         held = prepare_stores(plan, concurrent)
         _measure_controls(plan, recorder)
         _tune(plan, folder, concurrent, recorder)
         held.clear()
+        if recorder.stopped:
+            return _stopped(folder, recorder.stopped)
         status = finish.finish(plan, folder.path)
-        logger.info("%s after %s", "done" if status == 0 else "stopped", duration(time.monotonic() - started))
+        words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
+        rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
+        failed = sum(row["status"] == "failed" for row in rows)
+        more = f"; {failed} of {len(rows)} trials failed" if failed else ""
+        logger.info("%s after %s%s", words, duration(time.monotonic() - started), more)
         return status
     except KeyboardInterrupt:
+        if recorder.stopped:
+            return _stopped(folder, recorder.stopped)
         logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
         return ExitStatus.INTERRUPTED
+    except (OSError, RayError, TuneError) as error:
+        # Tune's own error is a traceback as text; its last line is the cause.
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
+        return _stopped(folder, _last_line(error))
     finally:
+        folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
+
+
+def _stopped(folder: RunFolder, reason: str) -> int:
+    """The sweep cannot go on, for a reason outside of its trials."""
+    logger.error("stopped: %s", reason)
+    logger.error("continue with: %s", finish.resume_line(folder.path))
+    return ExitStatus.FAILED
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1] if lines else error)
 
 
 def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> RecorderSettings:
@@ -136,55 +176,57 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
 
 
 def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) -> None:
-    """Runs all trials that have not ended; returns when they have, or when interrupted."""
+    """Runs all trials that have not ended; returns when they have, or when interrupted.
+
+    Tune starts anew with each driver. Its searcher hands out the trials of an earlier driver that have not ended, and
+    they continue from their own checkpoints.
+    """
     question, training = plan.question, plan.question.trial.training
-    trainable = _trainable(plan, folder.trials.resolve())
-    path, journal = str(folder.trials.resolve()), folder.path.resolve() / "optuna.journal"
-    sys.modules.update(RENAMED)
-    if tune.Tuner.can_restore(path) and any(folder.trials.glob(_TUNE_STATE)):
-        tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        # If a driver was killed before Tune's first saved state, the points are queued but none has run.
-        journal.unlink(missing_ok=True)
-        mode = plan.direction
-        search = SweepSearch(
-            question.space,
-            plan.objective,
-            mode,
-            question.settings.seed,
-            question.trials,
-            training.max_steps,
-            journal,
-            question.confirmation if plan.confirms else None,
-        )
-        scheduler = SweepScheduler(
-            plan.objective,
-            mode,
-            training.max_steps,
-            training.report_every,
-            question.settings.reduction_factor,
-            folder.path.resolve() / HISTORY,
-        )
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler,
-                num_samples=question.trials + plan.confirmation_trials,
-                max_concurrent_trials=min(concurrent, question.trials),
-                reuse_actors=question.settings.workers_per_trial == 1,
-                trial_name_creator=_trial_id,
-                trial_dirname_creator=_trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=folder.trials.name,
-                storage_path=str(folder.path.resolve()),
-                callbacks=[recorder],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                verbose=0,
-            ),
-        )
+    rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
+    search = SweepSearch(
+        question.space,
+        plan.objective,
+        plan.direction,
+        question.settings.seed,
+        question.trials,
+        training.max_steps,
+        folder.path.resolve() / "optuna.journal",
+        question.confirmation if plan.confirms else None,
+        rows,
+        recorder.tables.reports_of,
+        training.seed,
+    )
+    if not search.left:
+        return
+    scheduler = SweepScheduler(
+        plan.objective,
+        plan.direction,
+        training.max_steps,
+        training.report_every,
+        question.settings.reduction_factor,
+        rows,
+        recorder.tables.reports_of,
+    )
+    scratch = folder.scratch.resolve()
+    tuner = tune.Tuner(
+        _trainable(plan, folder),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=search.left,
+            max_concurrent_trials=min(concurrent, search.left),
+            reuse_actors=question.settings.workers_per_trial == 1,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
     logger.info("trials     starting processes")
     with tune_interrupts():
         tuner.fit()
@@ -194,15 +236,15 @@ def _trial_id(trial: Any) -> str:
     return str(trial.config[ID])
 
 
-def _trainable(plan: Plan, trials: Path) -> Any:
+def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
-    group = workers(question.settings)
+    group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
         settings = question.trial_with(config[PARAMETERS], config[SEED])
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        launch(Job(settings, stages, metrics, group, str(trials / config[ID])))
+        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -23,6 +23,7 @@ from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
 from trainables.settings.roles import WEIGHT_PATHS
+from trainables.training.checkpoint_folders import newest_whole
 
 _WIDTH = 122
 
@@ -56,14 +57,18 @@ def finish(plan: Plan, folder: Path) -> int:
         logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
     winner = next(row for row in rows if row["id"] == result.winner_id)
-    _keep_best(folder, winner, plan, result)
+    kept = _keep_best(folder, winner, plan, result)
     page = write_report(folder, plan.objective, baseline_ids, plan.direction, plan.question.space.question, result)
     _write_answer(folder, plan, rows, baseline_ids, result)
-    logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
+    if kept:
+        logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
     logger.info("tables            %s", folder / "leaderboard.csv")
     logger.info("report            %s", page)
     logger.info("%s", tensorboard_line(folder))
-    return ExitStatus.DONE
+    failed = [row for row in trials if row["status"] == "failed"]
+    for reason in sorted({row["error"] for row in failed}):
+        logger.info("failed            %s", reason)
+    return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
 def _confirmation_trials(plan: Plan, rows: list[TableRow]) -> int:
@@ -134,9 +139,18 @@ def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Ans
         logger.info("%s", line)
 
 
-def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> None:
-    """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced."""
-    source, target = folder / winner["checkpoint"], folder / "best"
+def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> bool:
+    """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced.
+
+    Returns:
+        Whether it could be written: the winner's checkpoint may have been deleted or damaged since the trial ended.
+    """
+    source, found = newest_whole(folder / "trials" / winner["id"])
+    target = folder / "best"
+    if source is None:
+        reason = "; ".join(found) or "it has no checkpoint any more"
+        logger.error("winner's weights  lost: %s %s; best/ was not written", winner["id"], reason)
+        return False
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()
@@ -145,6 +159,7 @@ def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> No
     (working / "README.md").write_text(_card(winner, plan, result))
     shutil.rmtree(target, ignore_errors=True)
     working.rename(target)
+    return True
 
 
 def _card(winner: TableRow, plan: Plan, result: Answer) -> str:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from sweeps.formatting import count_text
 from sweeps.planning.question import Question, resolve_objective
 from sweeps.planning.resources import (
     CHECKPOINT_BYTES_PER_PARAMETER,
     DRIVER_BYTES,
+    PROCESS_ADDRESSES,
     PROCESS_BYTES,
     RAY_BYTES,
     TRAINING_BYTES_PER_PARAMETER,
@@ -23,8 +22,10 @@ from sweeps.planning.resources import (
 )
 from sweeps.planning.run_folder import check_results
 from sweeps.planning.settings import BASE_METRICS
+from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from trainables.common.cluster import check_address
 from trainables.common.errors import InputError
+from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
 from trainables.common.units import byte_text, duration
 from trainables.data.stores.roots import local_root, store_root
@@ -110,8 +111,8 @@ class Plan:
 
     @property
     def results_bytes(self) -> float:
-        """Size of the run's folder: one checkpoint per trial, and one more for each checkpoint being replaced."""
-        return (self.question.trials + self.confirmation_trials + max(1, self.concurrent)) * self.checkpoint_bytes
+        """Size of the run's folder: one checkpoint per trial, and three of each that runs, while it writes one."""
+        return (self.question.trials + self.confirmation_trials + 2 * max(1, self.concurrent)) * self.checkpoint_bytes
 
     @property
     def store_bytes(self) -> float:
@@ -143,15 +144,22 @@ class Plan:
             self._check_machine()
 
     def _check_machine(self) -> None:
-        available = psutil.virtual_memory().available
+        available, limited_by = available_memory()
         if self.memory_bytes > available:
             raise InputError(
                 f"--max-concurrent {self.concurrent}: the plan needs about {byte_text(self.memory_bytes)} of memory, "
-                f"but only {byte_text(available)} are free; give a smaller --max-concurrent or --workers-per-trial"
+                f"but only {byte_text(available)} are free within {limited_by}; give a smaller --max-concurrent or "
+                "--workers-per-trial"
+            )
+        if (limit := address_space()) < PROCESS_ADDRESSES:
+            raise InputError(
+                f"ulimit -v {limit / 1024:.0f}: each process may have {byte_text(limit)} of address space, but Ray and "
+                f"PyTorch reserve {byte_text(PROCESS_ADDRESSES)} without using them; expected ulimit -v unlimited"
             )
         needed = {
             "--store": (local_root(self.store), self.store_bytes),
             "--results": (Path(self.question.settings.results).expanduser(), self.results_bytes),
+            "TMPDIR": (temporary_root(), SESSION_BYTES),
         }
         check_room(needed)
 
@@ -193,7 +201,7 @@ class Plan:
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
-            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial",
+            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial; {byte_text(SESSION_BYTES)} in TMPDIR for Ray",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
@@ -224,13 +232,9 @@ class Plan:
         chosen = min(settings.confirm, question.trials - 1)
         steps = question.trial.training.max_steps
         images = f"{pairs.test_pairs} images of {count_text(self.test_photographs, 'test photograph')}"
-        cost = (
-            f", {trials * steps} steps, up to {trials / question.trials:.0%} of the search's time again"
-            if steps
-            else ""
-        )
+        cost = f", {trials * steps} steps, up to {trials / question.trials:.0%} of the search's time again"
         who = f"the best {chosen} and the baseline with {settings.seeds} fresh seeds each"
-        return f"{who}: {trials} trials{cost}; measured on {images}"
+        return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"
 
 
 def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool = True) -> Plan:
@@ -245,13 +249,16 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     """
     settings = question.settings
     store = store_root(settings.store or str(Path(settings.results) / "store"))
-    check_results("--results", Path(settings.results).expanduser())
+    if not metrics:  # the folder of a run to resume is checked when it is locked
+        check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
         check_results("--store", Path(store))
     source = open_source(question.trial.data.source)
     tested = check_photographs(question.trial, source, local_root(store), test=settings.confirm > 0)
     if settings.address:
         check_address(settings.address)
+    if not settings.address:
+        temporary_root()
     concurrent = 0 if settings.address else local_concurrency(question)
 
     # These imports take seconds; errors above are reported without them.

@@ -66,7 +66,7 @@ class Question:
             InputError: values that the settings refuse, or that are invalid together.
         """
         changes = self.changes[str(values.get("method", next(iter(self.changes))))]
-        trial = override(preset(self.settings.preset).trial, {**changes, **values, **_absolute_paths(values)})
+        trial = override(preset(self.settings.preset).trial, {**changes, **values, **absolute_paths(values)})
         return override(trial, {"training.seed": trial.training.seed + seed_offset})
 
     def outer_configurations(self) -> list[TrialSettings]:
@@ -171,7 +171,7 @@ def _changes(
         changes |= _settings_of(checkpoint, method) | WHEN_RESTORING
     read = {name: value for name, value in flags.items() if is_read(name, (method,))}
     changes |= {"checkpoint": checkpoint, "training.seed": settings.seed, **space.fixed, **read}
-    changes |= _absolute_paths(flatten(chosen.trial) | changes)
+    changes |= absolute_paths(flatten(chosen.trial) | changes)
     for name, what in chosen.needs:
         if not changes.get(name):
             raise InputError(f"--preset {settings.preset}: needs {what}")
@@ -235,7 +235,7 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
     return {name: value for name, value in found.items() if not name.startswith("training.")}
 
 
-def _absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
+def absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
     """Absolute paths, because workers and a later `--resume` may run in other folders."""
     absolute: dict[str, object] = {}
     for name in PATHS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
+from trainables.common.machine import usable_cpus
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Resident memory of a trial's process without its networks and batches, of the driver, and of Ray's own processes;
 # measured on Linux with CPU tensors. Shared pages are counted in each of them, so the sum is an upper bound.
 PROCESS_BYTES, DRIVER_BYTES, RAY_BYTES = 1.6e9, 0.8e9, 0.5e9
+
+# Address space that a process of Ray with PyTorch reserves; an estimate, not measured.
+PROCESS_ADDRESSES = 16e9
 
 # In float32: weights, averaged weights, two Adam moments, and the averaged weights again in a file of their own.
 CHECKPOINT_BYTES_PER_PARAMETER = 20
@@ -90,7 +93,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
 
 def local_concurrency(question: Question) -> int:
     settings = question.settings
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cpus()
     each = settings.workers_per_trial * settings.cpus_per_worker
     if each > cpus:
         raise InputError(

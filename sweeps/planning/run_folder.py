@@ -6,20 +6,22 @@ import fcntl
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweeps.planning.question import Question
+from sweeps.planning.question import Question, absolute_paths
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import ROOT, check_writable, is_checkout
+from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri
+from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
 
@@ -52,6 +54,14 @@ class RunFolder:
     def trials(self) -> Path:
         return self.path / "trials"
 
+    @property
+    def scratch(self) -> Path:
+        """Files of Ray Tune and Train that are never read again. Tune wants one folder for all nodes of a cluster."""
+        return self.path / ".ray"
+
+    def clear_scratch(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
     def close(self) -> None:
         os.close(self._lock)
 
@@ -67,8 +77,13 @@ def check_results(flag: str, path: Path) -> None:
     check_writable(flag, path)
 
 
-def create_run(question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str]) -> RunFolder:
+def create_run(
+    question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str], store: str = ""
+) -> RunFolder:
     """A new folder results/<space>/<time>/, locked, with its settings.yaml.
+
+    Args:
+        stores: see `Plan.stores`. store: their root.
 
     Raises:
         InputError: the results folder cannot be written.
@@ -89,13 +104,14 @@ def create_run(question: Question, metrics: tuple[str, ...], objective: str, sto
     except OSError as error:
         raise InputError(f"--results {results}: cannot be written ({error.strerror})") from None
     record = {
-        "command": asdict(question.settings) | {"set": [list(pair) for pair in question.settings.set]},
+        "command": _command(question.settings),
         "question": question.space.question,
         "objective": objective,
         "metrics": list(metrics),
         "trials": question.trials,
         "trial": _plain(flatten(question.trial)),
         "stores": dict(stores),
+        "store": store,
         "versions": _versions(),
         "commit": _commit(),
     }
@@ -124,9 +140,37 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     ) as error:  # from the settings, and from YAML's dates and numbers
         raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
     try:
-        return RunFolder(path), settings, record
+        return RunFolder(path), located(path, settings, record), record
     except OSError as error:
         raise InputError(f"--resume {path}: cannot be written ({error.strerror})") from None
+
+
+def _command(settings: SweepSettings) -> dict[str, Any]:
+    """The settings of the command line, with absolute paths of its inputs: it may be resumed from another folder."""
+    pairs = [[name, str(absolute_paths({name: value}).get(name, value))] for name, value in settings.set]
+    data = absolute_paths({"data.source": settings.data}).get("data.source", settings.data)
+    checkpoint = absolute_paths({"checkpoint": settings.checkpoint}).get("checkpoint", settings.checkpoint)
+    store = store_root(settings.store) if settings.store else ""
+    return asdict(settings) | {"set": pairs, "data": data, "checkpoint": checkpoint, "store": store}
+
+
+def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:
+    """The settings of a run for the place where its folder is now: it may have been moved or copied.
+
+    The prepared data is looked for where the command line said, next to the run, and where it was at the start. The
+    first place that has all of it is used.
+    """
+    parents = run.absolute().parents
+    beside = str((parents[1] if len(parents) > 1 and parents[0].name == settings.space else parents[0]) / "store")
+    at_start = str(record.get("store") or Path(settings.results) / "store")
+    places = [settings.store] if settings.store else [beside, at_start]
+    complete = (
+        place
+        for place in (*places, beside, at_start)
+        if not is_uri(place) and all((Path(place) / name).is_dir() for name in record["stores"].values())
+    )
+    store = settings.store if is_uri(settings.store) else next(complete, places[0])
+    return replace(settings, results=str(parents[0]), store=store)
 
 
 @dataclass(frozen=True)

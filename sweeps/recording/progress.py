@@ -28,6 +28,7 @@ def log_to(path: Path) -> logging.Handler:
         terminal.setFormatter(form)
         logger.addHandler(terminal)
     file = logging.FileHandler(path)
+    file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk costs the line, not a traceback
     file.setFormatter(form)
     logger.addHandler(file)
     return file
@@ -38,7 +39,6 @@ class _Trial:
     name: str
     given: bool
     step: int = 0
-    first_step: int = 0
     status: str = "running"
     started: float = 0.0
     last: float = 0.0
@@ -68,13 +68,13 @@ class Progress:
 
     def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
         now = time.monotonic()
-        self._trials[id] = _Trial(name, given, 0, 0, "running", now, now)
+        self._trials[id] = _Trial(name, given, 0, "running", now, now)
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name)
 
     def continued(self, id: str, step: int) -> None:
         """A trial that was started again continues at `step`; without a checkpoint it starts over at step 0."""
         trial = self._trials[id]
-        trial.step, trial.first_step, trial.last = step, step, time.monotonic()
+        trial.step, trial.last = step, time.monotonic()
         logger.info("%s %s at step %d", id, "continues" if step else "starts over", step)
 
     def reported(self, id: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,7 +98,7 @@ class Progress:
 
     def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
         """A trial that ended under an earlier driver."""
-        self._trials[id] = _Trial(name, given, step, step, status)
+        self._trials[id] = _Trial(name, given, step, status)
 
     def summary(self, force: bool = False) -> None:
         """One line about the whole sweep, at most every 15 seconds unless forced."""

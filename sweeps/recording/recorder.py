@@ -1,11 +1,17 @@
-"""Records trials in the tables, in TensorBoard and on the terminal. A Tune callback, on the driver."""
+"""Records trials in the tables, in TensorBoard and on the terminal. A Tune callback, on the driver.
+
+If the run's files cannot be written, the recorder ends the sweep: see `Recorder.stop`.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import shutil
+import signal
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +21,14 @@ from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
-from sweeps.recording.progress import Progress
-from sweeps.recording.tables import TEST, VALIDATION, RunTables
+from sweeps.recording.progress import Progress, logger
+from sweeps.recording.tables import TEST, VALIDATION, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
-from trainables.training.launch import CHECKPOINT_PATH, FAILED, LOSSES, REPEATED, take_validation
+from trainables.training.checkpoint_folders import drop_older
+from trainables.training.launch import CHECKPOINT, DAMAGED, FAILED, LOSSES, NOT_WRITTEN, REPEATED, take_validation
 from trainables.training.validation import Validation
 
 TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
@@ -53,17 +61,42 @@ class RecorderSettings:
     shown: tuple[str, ...]
 
 
+def _stopping(method: Callable[..., None]) -> Callable[..., None]:
+    """A callback that ends the sweep if the run's files cannot be written, and does nothing once it is ending."""
+
+    @functools.wraps(method)
+    def guarded(self: Recorder, *args: Any, **kwargs: Any) -> None:
+        if self.stopped:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except OSError as error:
+            self.stop(f"{self.settings.folder}: cannot be written ({one_line(error.strerror or error)})")
+
+    return guarded
+
+
 class Recorder(Callback):
-    """Keeps a run's files up to date. Tune pickles its callbacks with the run: open files are left out, and a resumed
-    driver opens them again."""
+    """Keeps a run's files up to date.
+
+    Attributes:
+        stopped: the reason why the sweep must end before its trials have; empty if there is none.
+    """
 
     def __init__(self, settings: RecorderSettings) -> None:
         self.settings = settings
+        self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "_ready": False, "_live": {}}
+        return {}  # Tune saves its callbacks; nothing of this is read again
+
+    def stop(self, reason: str) -> None:
+        """Ends the sweep as Ctrl-C does. The trials that run count as interrupted."""
+        if not self.stopped:
+            self.stopped = reason
+            signal.raise_signal(signal.SIGINT)
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
@@ -75,18 +108,38 @@ class Recorder(Callback):
         settings = self.settings
         self._silent: set[str] = set()
         """Trials that were started again and have not reported since; the step at which they continue is unknown."""
+        """Seconds that a trial had taken before it was started again."""
+        self._earlier: dict[str, float] = {}
         self.tables = RunTables(settings.folder).load()
+        for note in self.tables.notes:
+            logger.info("note       %s", note)
         self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
         self.progress = Progress(
             settings.trials, settings.given, settings.max_steps, settings.concurrent, settings.shown
         )
+        confirmed = confirming(self.tables.leaderboard)
         for row in self.tables.leaderboard:
             if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
-            elif row["kind"] != "control" and row["status"] != "interrupted":
+            elif row["kind"] != "control" and has_ended(row, confirmed):
                 whole = bool(row["label"]) or row["kind"] == CONFIRMATION
                 self.progress.known(row["id"], row["label"], whole, row["steps"], row["status"])
+        self._set_aside_unknown()
+        self.tables.flush(force=True)
         self._ready = True
+
+    def _set_aside_unknown(self) -> None:
+        """Moves the folders of trials that are in no record out of the way: a trial of the same id may have other
+        parameters, and must not continue from their checkpoints.
+        """
+        trials = Path(self.settings.folder) / "trials"
+        for folder in sorted(trials.glob("*/")):
+            if not self.tables.has_trial(folder.name) and list(folder.glob("**/checkpoint_*")):
+                aside = trials.with_name("unknown_trials") / folder.name
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                folder.rename(aside)
+                logger.info("note       %s: in no record of this run; moved to %s", folder.name, aside)
 
     def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""
@@ -97,12 +150,14 @@ class Recorder(Callback):
         self.board.hparams(name, {KIND: "control"}, means, "control", step=0)
         self.tables.flush(force=True)
 
+    @_stopping
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config, id = trial.config, trial.config[ID]
         known = self.tables.has_trial(id)
         self._introduce(trial)
         if known:
             self._silent.add(id)
+            self._earlier[id] = max((row.get("wall_seconds") or 0.0 for row in self.tables.reports_of(id)), default=0.0)
         self.board.hparams(id, self._hparams(config), {}, "running")
         name = config[LABEL] or ", ".join(
             f"{k.split('.')[-1]} {setting_text(v)}" for k, v in config[PARAMETERS].items()
@@ -134,13 +189,18 @@ class Recorder(Callback):
         params = {"id": id, "label": config[LABEL], **self._hparams(config)}
         (folder / "params.json").write_text(json.dumps(params, indent=1))
 
+    @_stopping
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         id = trial.config[ID]
-        if FAILED in result:
+        if NOT_WRITTEN in result:
+            self.stop(result[NOT_WRITTEN])
+        if FAILED in result or self.stopped:
             return
         repeated = result[REPEATED]
+        for line in result[DAMAGED]:
+            logger.info("%s %s", id, line)
         if id in self._silent:
             self._silent.discard(id)
             kept = result["step"] if repeated else -1  # a trial that starts over may report its start again
@@ -150,7 +210,8 @@ class Recorder(Callback):
         if repeated and self.tables.has_report(id, result["step"]):
             return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
-        self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": result["time_total_s"], **values})
+        seconds = self._earlier.get(id, 0.0) + result["time_total_s"]
+        self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": seconds, **values})
         reports = self.tables.reports_of(id)
         trained = result["step"] > 0
         times = [s for row in reports if (s := row.get("train/step_seconds")) is not None]
@@ -158,11 +219,12 @@ class Recorder(Callback):
             {
                 "id": id,
                 "steps": result["step"],
-                "wall_seconds": result["time_total_s"],
+                "wall_seconds": seconds,
                 # Not the mean: other trials start and end meanwhile, and slow down some reports.
-                "step_seconds": statistics.median(times) if trained else None,
-                "trained_parameters": int(result["train/parameters"]) if trained else None,
+                "step_seconds": statistics.median(times) if trained and times else None,
+                "trained_parameters": _count(reports) if trained else None,
                 "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
+                "checkpoint": f"trials/{id}/{result[CHECKPOINT]}" if result[CHECKPOINT] else "",
                 **{name: value for name, value in values.items() if name.startswith(("val/", "test/"))},
             }
         )
@@ -171,42 +233,44 @@ class Recorder(Callback):
         self.board.report(id, result["step"], scalars)
         self._images(id, result["step"], validation, "input | output | target")
         self._test_images(id, result["step"], test)
-        if CHECKPOINT_PATH in result:
-            self._checkpoint(id, result[CHECKPOINT_PATH])
         self.progress.reported(id, result["step"], values)
-        # Before Tune saves the checkpoint: no trial may continue from a report that is missing in the tables.
         self.tables.flush(force=True)
 
-    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
-        self._checkpoint(trial.config[ID], checkpoint.path)
-
+    @_stopping
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         if FAILED in result:
+            self.tables.upsert_trial({"id": trial.config[ID], "diverged": True})
             self._end(trial, "failed", result[FAILED])
         else:
             self._end(trial, "finished" if result.get("step", 0) >= self.settings.max_steps else "stopped")
 
+    @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", _reason(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        # Uses our own list of running trials: Tune marks interrupted trials as terminated.
-        for trial in list(self._live.values()):
-            self._end(trial, "interrupted")
-        # Tune calls no callback for a trial whose process could not be started.
-        failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
-        for trial in trials:
-            if trial.status == trial.ERROR and trial.config[ID] not in failed:
-                self._introduce(trial)
-                self._end(trial, "failed", _reason(trial))
-        self.board.close()
-        self.tables.flush(force=True)
+        try:
+            # Uses our own list of running trials: Tune marks interrupted trials as terminated.
+            for trial in list(self._live.values()):
+                self._end(trial, "interrupted")
+            # Tune calls no callback for a trial whose process could not be started.
+            failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
+            for trial in trials:
+                if trial.status == trial.ERROR and trial.config[ID] not in failed:
+                    self._introduce(trial)
+                    self._end(trial, "failed", _reason(trial))
+            self.board.close()
+            self.tables.flush(force=True)
+        except OSError as error:  # the next driver finds them as running, and marks them as interrupted
+            self.stopped = self.stopped or f"{self.settings.folder}: cannot be written ({one_line(error)})"
 
     def _end(self, trial: Any, status: str, why: str = "") -> None:
         id = trial.config[ID]
         self._live.pop(id, None)
         self.tables.upsert_trial({"id": id, "status": status, "error": why})
+        if status in ("finished", "stopped"):
+            drop_older(Path(self.settings.folder) / "trials" / id)
         row = next(row for row in self.tables.leaderboard if row["id"] == id)
         shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
         metrics = {name: row[name] for name in shown if row.get(name) is not None}
@@ -232,10 +296,11 @@ class Recorder(Callback):
             self.tables.add_per_image(_per_image(id, TEST, step, test.images, values))
             self.board.images(id, step, "test: input | output | target", test.grid)
 
-    def _checkpoint(self, id: str, path: str) -> None:
-        folder, run = Path(path), self.settings.folder
-        relative = folder.relative_to(run) if folder.is_relative_to(run) else folder
-        self.tables.upsert_trial({"id": id, "checkpoint": str(relative)})
+
+def _count(reports: list[dict[str, Any]]) -> int | None:
+    """The number of trained parameters. A report that version 0.1 kept in a checkpoint does not have it."""
+    counts = [int(row["train/parameters"]) for row in reports if row.get("train/parameters") is not None]
+    return counts[-1] if counts else None
 
 
 def _per_image(

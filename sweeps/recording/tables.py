@@ -4,6 +4,9 @@
     history.parquet                one row per report
     per_image.parquet              one row per (trial, split, image), at the newest step of the trial
 
+They are derived from the run's record of events (`sweeps.recording.events`), and made again from it if they are damaged
+or missing. A run of version 0.1 has no such record; its tables are read instead, once.
+
 Every write rewrites a whole table under a temporary name and renames it. Another process therefore reads either the
 old or the new table, if it opens the file once as `read_rows` does (`pyarrow.parquet.read_table` opens a path twice
 and can read a mixture). There must be only one writer; this module does not lock the folder.
@@ -13,7 +16,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +28,21 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from sweeps.recording.columns import to_arrow
+from sweeps.recording.events import EVENTS, Event, EventLog, packed, unpacked
 from sweeps.trial_config import CONFIRMATION, TRIAL
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 
 TableRow = dict[str, Any]
 
-HISTORY = "history.parquet"
+LEADERBOARD, HISTORY, PER_IMAGE = "leaderboard.parquet", "history.parquet", "per_image.parquet"
 VALIDATION, TEST = "validation", "test"
 """Values of the column `split`."""
 KINDS = (TRIAL, CONFIRMATION, "control")
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
+
+# Ids are names of folders; a run from somebody else must not lead out of its own.
+_ID = re.compile(r"\w[\w.-]*")
 
 _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -50,7 +60,6 @@ _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
 }
 _HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}
 _PER_IMAGE_COLUMNS = {"id": pa.string(), "split": pa.string(), "step": pa.int64(), "image": pa.string()}
-_NUMBER_PREFIXES = ("val/", "test/", "loss/", "weighted/", "train/")
 _DEFAULTS: TableRow = {
     "kind": TRIAL,
     "label": "",
@@ -59,6 +68,22 @@ _DEFAULTS: TableRow = {
     "steps": 0,
     "checkpoint": "",
 }
+
+
+def has_ended(row: Mapping[str, Any], confirmed: bool = False) -> bool:
+    """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
+    would diverge again.
+
+    Args:
+        confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.
+    """
+    final = bool(row.get("diverged")) or (confirmed and not confirming([row]))
+    return row["status"] in ("finished", "stopped") or (row["status"] == "failed" and final)
+
+
+def confirming(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether trials of the confirmation are among these rows of the leaderboard."""
+    return any(row.get("kind") == CONFIRMATION for row in rows)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
@@ -105,6 +130,11 @@ class RunTables:
         self._reports: dict[str, dict[int, TableRow]] = {}
         self._per_image: dict[tuple[str, str], dict[str, TableRow]] = {}  # (trial, split) -> image -> row
         self._newest: dict[tuple[str, str], int] = {}
+        self.notes: list[str] = []
+        """What was damaged when the tables were read, one line each."""
+        self._log = EventLog(self.folder)
+        self._pending: list[Event] = []
+        self._log_whole = True
         self._dirty: set[str] = set()
         self._last_write = -float("inf")
 
@@ -135,21 +165,73 @@ class RunTables:
         return [row for images in self._per_image.values() for row in images.values()]
 
     def load(self) -> RunTables:
-        """Read the folder's tables, to continue them; a folder without tables is an empty run.
+        """Reads the run's events, to continue its tables; a folder without events and tables is an empty run.
 
         Raises:
-            ValueError: a table exists but cannot be read; the message names the file.
+            ValueError: there are no events and a table cannot be read; the message names the file.
         """
-        self._trials = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
-        self._reports, self._per_image, self._newest = {}, {}, {}
-        for row in read_rows(self.folder / HISTORY):
-            self._reports.setdefault(row["id"], {})[row["step"]] = row
-        for row in read_rows(self.folder / "per_image.parquet"):
-            owner = row["id"], row.setdefault("split", VALIDATION)  # tables of version 0.1 have no other
-            self._per_image.setdefault(owner, {})[row["image"]] = row
-            self._newest[owner] = max(row["step"], self._newest.get(owner, -1))
-        self._dirty.clear()
+        self._trials, self._reports, self._per_image, self._newest = {}, {}, {}, {}
+        self._pending, self.notes = [], []
+        events, damaged = self._log.read()
+        for event in events:
+            try:
+                self._apply(event)
+            except (KeyError, TypeError, ValueError, AttributeError, zlib.error):  # a whole line of another program
+                damaged += 1
+        self._log_whole = bool(events) and not damaged
+        if damaged:
+            lines = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
+            self.notes.append(f"{EVENTS}: {lines} dropped")
+        if not self._log_whole:
+            self._complete_from_files(required=not events)
+        self._complete_columns()
+        # Also without a change: a table may be damaged or missing, or older than the events.
+        self._dirty = {"leaderboard", "history", "per_image"} if self._trials else set()
         return self
+
+    def _apply(self, event: Event) -> None:
+        table, content = event["table"], event["row"]
+        for row in unpacked(content) if table == "images" else [content]:
+            if not _ID.fullmatch(row["id"]):
+                raise ValueError(f"{row['id']!r} cannot be the name of a folder")
+            {"trials": self._put_trial, "reports": self._put_report, "images": self._put_image}[table](row)
+
+    def _complete_from_files(self, required: bool) -> None:
+        """Adds rows that only the files of the tables have."""
+        ended = ("finished", "stopped", "failed")
+        merged: dict[str, TableRow] = {}
+        for row in self._rows_of_file(LEADERBOARD, required):
+            known = self._trials.get(row["id"], {})
+            newer = row["status"] in ended and known.get("status") not in ended
+            merged[row["id"]] = {**known, **row} if newer else {**row, **known}
+        self._trials = {**merged, **{id: row for id, row in self._trials.items() if id not in merged}}
+        for row in self._rows_of_file(HISTORY, required):
+            self._reports.setdefault(row["id"], {}).setdefault(row["step"], row)
+        for row in self._rows_of_file(PER_IMAGE, required):
+            owner = _owner(row)
+            if row["step"] > self._newest.get(owner, -1) or row["image"] not in self._per_image[owner]:
+                self._put_image(row)
+
+    def _complete_columns(self) -> None:
+        """Gives every row all columns of its table, as a row of a file has them."""
+        for tables, fixed in (
+            ([self._trials], _LEADERBOARD_COLUMNS),
+            (self._reports.values(), _HISTORY_COLUMNS),
+            (self._per_image.values(), _PER_IMAGE_COLUMNS),
+        ):
+            names = dict.fromkeys([*fixed, *(name for table in tables for row in table.values() for name in row)])
+            for table in tables:
+                for key, row in table.items():
+                    table[key] = {**names, **row}  # type: ignore[index]  # keys of three types
+
+    def _rows_of_file(self, name: str, required: bool) -> list[TableRow]:
+        try:
+            return [row for row in read_rows(self.folder / name) if _ID.fullmatch(row["id"])]
+        except InputError as error:
+            if required:
+                raise
+            self.notes.append(one_line(error))
+            return []
 
     def upsert_trial(self, row: Mapping[str, Any]) -> None:
         """Add the trial or control `row["id"]`, or update the given fields if it exists.
@@ -161,8 +243,12 @@ class RunTables:
         for name, accepted in (("kind", KINDS), ("status", STATUSES)):
             if name in row and row[name] not in accepted:
                 raise ValueError(f"{row['id']}: {name} {row[name]!r} is not one of {', '.join(accepted)}")
-        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
+        self._put_trial(row)
+        self._pending.append({"table": "trials", "row": row})
         self._dirty.add("leaderboard")
+
+    def _put_trial(self, row: TableRow) -> None:
+        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
 
     def add_report(self, row: Mapping[str, Any]) -> None:
         """Add one report. A second report of the same (id, step), after a restart, replaces the first.
@@ -171,8 +257,12 @@ class RunTables:
             ValueError: no id or no step.
         """
         row = _plain(row, "id", "step")
-        self._reports.setdefault(row["id"], {})[row["step"]] = row
+        self._put_report(row)
+        self._pending.append({"table": "reports", "row": row})
         self._dirty.add("history")
+
+    def _put_report(self, row: TableRow) -> None:
+        self._reports.setdefault(row["id"], {})[row["step"]] = row
 
     def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the images of a validation or, with `split` "test", of the test. Only the newest step of a trial is kept:
@@ -181,41 +271,77 @@ class RunTables:
         Raises:
             ValueError: a row without id, step or image.
         """
-        for row in rows:
-            plain = _plain({"split": VALIDATION, **row}, "id", "step", "image")
-            owner = plain["id"], plain["split"]
-            images, newest = self._per_image.setdefault(owner, {}), self._newest.get(owner, -1)
-            if plain["step"] > newest:
-                images.clear()
-                self._newest[owner] = plain["step"]
-            if plain["step"] >= newest:
-                images[plain["image"]] = plain
-                self._dirty.add("per_image")
+        plain = [_plain(row, "id", "step", "image") for row in rows]
+        for row in plain:
+            self._put_image(row)
+        if plain:
+            self._pending.append({"table": "images", "row": packed(plain)})
+            self._dirty.add("per_image")
+
+    def _put_image(self, row: TableRow) -> None:
+        owner = _owner(row)
+        images, newest = self._per_image.setdefault(owner, {}), self._newest.get(owner, -1)
+        if row["step"] > newest:
+            images.clear()
+            self._newest[owner] = row["step"]
+        if row["step"] >= newest:
+            images[row["image"]] = {**row, "split": owner[1]}
+
+    def commit(self) -> None:
+        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first.
+
+        Raises:
+            OSError: for example, because the disk is full. The changes stay pending.
+        """
+        if not self._pending:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._log_whole:
+            self._log.append(self._pending)
+        else:  # a run of version 0.1, or damaged lines: the file is made again with what is known
+            self._log.replace(self._everything())
+            self._log_whole = True
+        self._pending.clear()
+
+    def _everything(self) -> list[Event]:
+        images = [list(rows.values()) for rows in self._per_image.values() if rows]
+        return [
+            *({"table": "trials", "row": row} for row in self.leaderboard),
+            *({"table": "reports", "row": row} for row in self.history),
+            *({"table": "images", "row": packed(rows)} for rows in images),
+        ]
 
     def flush(self, force: bool = False) -> bool:
-        """Write the changed tables, if the last write is older than `flush_seconds` or `force` is true.
+        """Commits all changes, then writes the changed tables, if forced or if the last write is older than
+        `flush_seconds`.
 
         Returns:
             Whether everything is written.
         """
+        self.commit()
         if not self._dirty:
             return True
         if not force and time.monotonic() - self._last_write < self.flush_seconds:
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         if "leaderboard" in self._dirty:
-            table = _to_arrow(self.leaderboard, _LEADERBOARD_COLUMNS)
-            _write(self.folder / "leaderboard.parquet", lambda path: pq.write_table(table, path))
+            table = to_arrow(self.leaderboard, _LEADERBOARD_COLUMNS)
+            _write(self.folder / LEADERBOARD, lambda path: pq.write_table(table, path))
             _write(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
         if "history" in self._dirty:
-            history = _to_arrow(self.history, _HISTORY_COLUMNS)
+            history = to_arrow(self.history, _HISTORY_COLUMNS)
             _write(self.folder / HISTORY, lambda path: pq.write_table(history, path))
         if "per_image" in self._dirty:
-            per_image = _to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
-            _write(self.folder / "per_image.parquet", lambda path: pq.write_table(per_image, path))
+            per_image = to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
+            _write(self.folder / PER_IMAGE, lambda path: pq.write_table(per_image, path))
         self._dirty.clear()
         self._last_write = time.monotonic()
         return True
+
+
+def _owner(row: TableRow) -> tuple[str, str]:
+    """The trial and the split of an image. Version 0.1 had no other split."""
+    return row["id"], row.get("split") or VALIDATION
 
 
 def _plain(row: Mapping[str, Any], *required: str) -> TableRow:
@@ -245,31 +371,6 @@ def plain_value(value: Any) -> bool | int | float | str | None:
     if isinstance(value, tuple | list | Mapping):
         return json.dumps(value, default=lambda part: part.item() if isinstance(part, np.generic) else str(part))
     return str(value)
-
-
-def _to_arrow(rows: list[TableRow], columns: Mapping[str, pa.DataType]) -> pa.Table:
-    """`rows` as a table: the fixed columns, then config/*, then other columns in order of appearance."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in columns)
-    ordered = [
-        *columns,
-        *(n for n in names if n.startswith("config/")),
-        *(n for n in names if not n.startswith("config/")),
-    ]
-    return pa.table({name: _column(name, [row.get(name) for row in rows], columns.get(name)) for name in ordered})
-
-
-def _column(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    if kind is None and name.startswith(_NUMBER_PREFIXES):
-        kind = pa.float64()
-    if kind is not None:
-        return pa.array(values, kind)
-    types = {type(value) for value in values if value is not None}
-    if types == {int, float}:
-        return pa.array([None if value is None else float(value) for value in values])
-    too_large = any(type(value) is int and not -(2**63) <= value < 2**63 for value in values)
-    if len(types) != 1 or too_large:  # no value, or mixed types
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
-    return pa.array(values)
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.running.ray_cluster import workers
+from trainables.common.machine import usable_cpus
 from trainables.data.estimate import seconds_of
 from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
@@ -27,7 +26,7 @@ def estimated_seconds(sweep: Plan) -> float:
         counted |= {stage.folder.name for stage in missing}
         pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store), sweep.source))
         seconds += seconds_of(trial, missing, pairs, "cuda" if gpus else "cpu")
-    return seconds / (gpus or len(os.sched_getaffinity(0)))
+    return seconds / (gpus or usable_cpus())
 
 
 def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
 from sweeps.planning.settings import SweepSettings
+from sweeps.planning.temporary import session_folder
+from sweeps.recording.progress import logger
+from sweeps.running.ray_watch import RayWatch, end_children
 from trainables.common.cluster import shipped_code
-from trainables.common.errors import InputError
+from trainables.common.command import end_on_sigterm
+from trainables.common.errors import CannotRun, InputError, one_line
+from trainables.common.machine import usable_cpus
 from trainables.training.launch import Workers
 
 _ENVIRONMENT = {
@@ -25,8 +32,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A failed trial reports its error instead of a metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Interval of Tune's saved state. A killed driver loses the trials that started since.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    # Interval of Tune's saved state, which is never read: as long as possible.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # A reused process waits this long for the thread of its stopped trial to end. After the default of 2 s, Tune
     # abandoned the next trial on a busy machine.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
@@ -34,6 +41,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store is almost empty
 
 
@@ -53,57 +61,94 @@ def tune_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+def _log(reason: str) -> None:
+    logger.error("%s", reason)
+
+
 @contextmanager
-def connected(settings: SweepSettings) -> Iterator[int]:
+def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> Iterator[int]:
     """Connects to Ray and disconnects at the end; yields how many trials run at once.
+
+    Args:
+        lost: called with the reason before this process ends because a local Ray has ended.
 
     Raises:
         InputError: no cluster at the address, or a cluster too small for one trial.
+        CannotRun: a local Ray does not start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        if settings.address:
-            _join(settings)
-        else:
-            _start(groups=settings.workers_per_trial > 1)
-    except ConnectionError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
-    try:
+    with _joined(settings) if settings.address else _started(settings.workers_per_trial > 1, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield _trials_at_once(settings)
+
+
+@contextmanager
+def _joined(settings: SweepSettings) -> Iterator[None]:
+    try:
+        ray.init(
+            address=settings.address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={**shipped_code(settings.results, settings.store), "env_vars": _ENVIRONMENT},
+        )
+    except ConnectionError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
+    try:
+        end_on_sigterm()  # Ray has replaced the handler
+        yield
     finally:
         ray.shutdown()
 
 
-def _join(settings: SweepSettings) -> None:
-    ray.init(
-        address=settings.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={**shipped_code(settings.results, settings.store), "env_vars": _ENVIRONMENT},
-    )
+@contextmanager
+def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
+    """A local Ray. Its processes inherit this process's environment."""
+    # Ray would write a token into HOME, where others may read it, and fail if that cannot be written. It reads the
+    # variable once per process, so it stays as it is.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with session_folder() as folder:
+        for attempt in range(_ATTEMPTS):
+            try:
+                _start(groups, folder)
+                break
+            except Exception as error:  # Ray raises plain ones too
+                ray.shutdown()
+                end_children()
+                # Its own limit of 30 s is too short on a busy machine.
+                if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
+                    raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
+        watch = RayWatch(lost, folder)
+        try:
+            end_on_sigterm()  # Ray has replaced the handler
+            yield
+        finally:
+            watch.close()
+            ray.shutdown()
 
 
-def _start(groups: bool) -> None:
-    """Starts a local Ray. Its processes inherit this process's environment."""
+def _start(groups: bool, folder: Path) -> None:
+    # SIGTERM often goes to all processes of a job. Ray's inherit this, so that the driver can end them in order.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     own = _chosen_address() if groups else {}
     try:
         os.environ.update(own)
         ray.init(
             address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
+            num_cpus=usable_cpus(),
             # Train frees the resources of a stopped worker group through the dashboard's state API.
             include_dashboard=groups,
             dashboard_host="127.0.0.1",
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=str(folder),
         )
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name in own:
             del os.environ[name]
 

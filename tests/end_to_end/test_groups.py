@@ -13,7 +13,7 @@ from ray import tune
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
-from sweeps.running.search import SweepScheduler
+from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
 from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, sweeps, trials
 from trainables.data.prepare import make_stores
@@ -81,12 +81,12 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     def trial(config: dict[str, Any]) -> None:
         settings = override(common, {"training.learning_rate": rates[int(config[ID])]})
         folder = tmp_path / f"group{config[ID]}"
-        launch(Job(settings, stages, ("val/psnr",), workers, str(folder)))
+        launch(Job(settings, stages, ("val/psnr",), workers, str(folder), str(folder)))
 
     with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
         assert concurrent == 1
         # By learning rate, so that ASHA's choice does not depend on the training.
-        scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0, tmp_path / "history.parquet")
+        scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0)
         ended = tune.Tuner(
             tune.with_resources(trial, trial_resources(workers)),
             param_space={ID: tune.grid_search([0, 1, 2]), GIVEN: False},

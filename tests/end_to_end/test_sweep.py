@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +24,16 @@ from sweeps.answering import finish
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, resolve
 from sweeps.planning.settings import SweepSettings
-from sweeps.recording.tables import RunTables, read_rows
+from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected, tune_interrupts
-from sweeps.running.search import SweepScheduler, SweepSearch
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.running.search import SweepSearch
 from sweeps.sweep import start
-from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEED
+from sweeps.trial_config import GIVEN, ID, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
 from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.helpers.tensorboard import Page, scalars
+from trainables.common.errors import InputError
 from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]
@@ -316,7 +317,7 @@ def test_asha_stops_proposed_trials_but_not_points(tmp_path: Path, local_ray: in
             tune.report({"val/psnr": value, "step": step})
 
     search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 5, 8, tmp_path / "optuna.journal")
-    scheduler = SweepScheduler("val/psnr", "max", 8, 2, 3.0, tmp_path / "history.parquet")
+    scheduler = SweepScheduler("val/psnr", "max", 8, 2, 3.0)
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": 1}),
         tune_config=tune.TuneConfig(
@@ -338,40 +339,97 @@ def test_asha_stops_proposed_trials_but_not_points(tmp_path: Path, local_ray: in
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, *[TrialState.PRUNED] * 3]
 
 
-def test_rungs_are_filled_from_reports_of_an_earlier_driver(tmp_path: Path) -> None:
-    tables = RunTables(tmp_path)
-    for name, value in (("t000", 30.0), ("t001", 29.0), ("t002", 28.0)):
-        tables.add_report({"id": name, "step": 2, "wall_seconds": 1.0, "val/psnr": value})
-    tables.flush(force=True)
+def test_rungs_are_filled_from_reports_of_an_earlier_driver() -> None:
+    reports = {"t000": 30.0, "t001": 29.0, "t002": 28.0}
+    rows = [{"id": "t000", "status": "finished"}, {"id": "t001", "status": "stopped"}]
 
-    def scheduler(history: Path) -> tuple[SweepScheduler, Trial]:
-        made = SweepScheduler("val/psnr", "max", 8, 2, 3.0, history)
-        for k in range(4):
+    def scheduler(reports: dict[str, float]) -> tuple[SweepScheduler, Trial]:
+        def of(id: str) -> list[dict[str, Any]]:
+            return [{"step": 2, "val/psnr": reports[id]}] if id in reports else []
+
+        made = SweepScheduler("val/psnr", "max", 8, 2, 3.0, rows, of)
+        for k in range(2, 4):  # t002 goes on, t003 is new
             trial = Trial("function", stub=True, config={ID: f"t{k:03d}", GIVEN: False})
             made.on_trial_add(None, trial)
         return made, trial
 
     result = {"step": 2, "val/psnr": 27.0}
-    resumed, newest = scheduler(tmp_path / "history.parquet")
+    resumed, newest = scheduler(reports)
     assert resumed.on_trial_result(None, newest, result) == "STOP"
-    fresh, newest = scheduler(tmp_path / "nothing.parquet")
+    fresh, newest = scheduler({})
     assert fresh.on_trial_result(None, newest, result) == "CONTINUE"
 
 
-def test_trial_unknown_to_tune_is_proposed_again(tmp_path: Path) -> None:
-    """The driver is killed after Optuna proposed a trial and before Tune saved it."""
-    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 4, 8, tmp_path / "optuna.journal")
-    as_tune_keeps_it = pickle.dumps(search)
-    first = search.suggest("a")
-    search.save(str(tmp_path / "state.pkl"))
-    second = search.suggest("b")
-    resumed = pickle.loads(as_tune_keeps_it)
-    resumed.restore(str(tmp_path / "state.pkl"))
-    expected = {PARAMETERS: {"x": 0.1}, ID: "t001", LABEL: "worst", SEED: 0, GIVEN: True, KIND: "trial"}
-    assert resumed.suggest("c") == second == expected
-    third = resumed.suggest("d")
-    assert first is not None and third is not None
-    assert (first[ID], third[ID], third[GIVEN]) == ("t000", "t002", False)
+def _rows(run: Path, trials: list[dict[str, Any]], ended: int = 0, value: float = 1.0) -> list[dict[str, Any]]:
+    """The leaderboard's rows of proposed trials, of which the first ones have finished."""
+    return [
+        {
+            "id": trial[ID],
+            "status": "finished" if k < ended else "interrupted",
+            "seed": 5 + trial[SEED],
+            "val/psnr": value,
+            **{f"config/{name}": found for name, found in trial[PARAMETERS].items()},
+        }
+        for k, trial in enumerate(trials)
+    ]
+
+
+def test_a_resumed_search_hands_out_what_has_not_ended_and_proposes_the_same(tmp_path: Path) -> None:
+    """Two drivers see the same results; one of them was interrupted. The journal of the other one is damaged."""
+    whole = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "whole.journal")
+    first = [whole.suggest(f"trial{k}") for k in range(4)]
+    for k in range(2):
+        whole.on_trial_complete(f"trial{k}", {"val/psnr": 1.0, "step": 8})
+
+    journal = tmp_path / "resumed.journal"
+    journal.write_text("{garbled")
+    (tmp_path / "resumed.journal.lock").symlink_to(journal)  # of a killed driver
+    rows = _rows(tmp_path, first, ended=2)
+    resumed = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, journal, rows=rows, first_seed=5)
+    assert [resumed.suggest(f"again{k}") for k in range(2)] == first[2:]
+    assert [resumed.suggest(f"next{k}") for k in range(2)] == [whole.suggest(f"next{k}") for k in range(2)]
+    study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
+    states = [trial.state for trial in study.trials]
+    assert states == [*[TrialState.COMPLETE] * 2, *[TrialState.RUNNING] * 4]
+
+
+def test_trials_of_a_lost_record_are_proposed_again(tmp_path: Path) -> None:
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "optuna.journal")
+    first = [search.suggest(f"trial{k}") for k in range(4)]
+    rows = [row for row in _rows(tmp_path, first, ended=4) if row["id"] not in ("t001", "t003")]
+    resumed = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "optuna.journal", rows=rows, first_seed=5)
+    again = [resumed.suggest("a"), resumed.suggest("b")]
+    assert again[0] == first[1]  # a point of the space
+    assert [trial[ID] for trial in again] == ["t001", "t003"]
+
+
+def test_failed_trials_are_tried_again_unless_they_diverged(tmp_path: Path) -> None:
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "optuna.journal")
+    first = [search.suggest(f"trial{k}") for k in range(3)]
+    rows = _rows(tmp_path, first)
+    for row in rows[:2]:
+        row["status"] = "failed"
+    rows[0]["diverged"] = True
+    resumed = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "optuna.journal", rows=rows, first_seed=5)
+    assert [resumed.suggest("a"), resumed.suggest("b")] == first[1:]
+    assert resumed.suggest("c")[ID] == "t003"
+
+
+def test_stopped_trials_reach_optuna_with_their_last_value(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    search = SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, journal)
+    search.suggest("a")
+    search.on_trial_result("a", {"val/psnr": 3.0, "step": 2})
+    search.on_trial_complete("a", {"val/psnr": 4.0, "step": 4})  # Tune tells the last result only here
+    (trial,) = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal)))).trials
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.PRUNED, 4.0, {2: 3.0, 4: 4.0})
+    assert trial.user_attrs == {"id": "t000", "label": "best", "seed": 0, "val/psnr": 4.0}
+
+
+def test_parameters_of_another_space_are_refused(tmp_path: Path) -> None:
+    rows = [{"id": "t000", "status": "finished", "seed": 5, "val/psnr": 1.0, "config/x": 9.0}]
+    with pytest.raises(InputError, match=r"t000: its parameters do not belong to the space x"):
+        SweepSearch(SPACE_OF_X, "val/psnr", "max", 0, 8, 8, tmp_path / "optuna.journal", rows=rows, first_seed=5)
 
 
 CONDITIONAL = SearchSpace(
@@ -384,35 +442,27 @@ CONDITIONAL = SearchSpace(
 )
 
 
-def test_trials_unknown_to_tune_keep_their_conditional_parameters(tmp_path: Path) -> None:
-    """Ten trials have ended, so TPE proposes the next; the journal may have all parameters of a lost trial or none."""
-    journal = tmp_path / "optuna.journal"
-    search = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, journal)
+def test_resumed_trials_keep_their_conditional_parameters(tmp_path: Path) -> None:
+    """Ten trials have ended, so TPE proposes the next ones."""
+    search = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, tmp_path / "optuna.journal")
     known: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for k in range(10):
         known.append(search.suggest(f"trial{k}"))
         value = {"p": 0.0, "q": 1.0, "r": 0.5}[known[-1][PARAMETERS]["a"]] - known[-1][PARAMETERS].get("b", 0.0)
-        search.on_trial_result(f"trial{k}", {"val/psnr": value, "step": 8})
         search.on_trial_complete(f"trial{k}", {"val/psnr": value, "step": 8})
-    as_tune_keeps_it = pickle.dumps(search)
-    search.save(str(tmp_path / "state.pkl"))
-    forgotten = [search.suggest(name) for name in ("first", "second", "third")]
+        rows += _rows(tmp_path, known[-1:], ended=1, value=value)
+    running = [search.suggest(name) for name in ("first", "second", "third")]
+    rows += _rows(tmp_path, running)
+    for row in rows:
+        row.setdefault("config/b", None)  # as a table has it
 
-    resumed = pickle.loads(as_tune_keeps_it)
-    resumed.restore(str(tmp_path / "state.pkl"))
-    again = [resumed.suggest(name) for name in ("other", "names", "now")]
-    assert again == forgotten
-    assert resumed.suggest("next")[ID] == "t013"
-    for row in (*known, *forgotten):
+    resumed = SweepSearch(CONDITIONAL, "val/psnr", "max", 0, 20, 8, tmp_path / "again.journal", rows=rows, first_seed=5)
+    assert [resumed.suggest(name) for name in ("other", "names", "now")] == running
+    assert resumed.suggest("next") == search.suggest("next")
+    for row in (*known, *running):
         assert list(row[PARAMETERS]) == CONDITIONAL.active(row[PARAMETERS])
-    assert [row[PARAMETERS] for row in known[:2]] == [dict(point.values) for point in CONDITIONAL.points]
     assert {len(row[PARAMETERS]) for row in known[2:]} == {1, 2}
-
-    study = optuna.load_study(study_name="x", storage=JournalStorage(JournalFileBackend(str(journal))))
-    half_asked = study.ask()  # the driver was killed after Optuna's number and before the parameters
-    last = resumed.suggest("last")
-    assert last[ID] == f"t{half_asked.number:03d}"
-    assert list(last[PARAMETERS]) == CONDITIONAL.active(last[PARAMETERS])
 
 
 def test_repeated_proposal_gets_another_seed(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 
-from trainables.common.errors import InputError, UsageError
+from trainables.common.errors import CannotRun, InputError, UsageError
 from trainables.common.flags import Flags, Layout
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.version import PROJECT, VERSION
@@ -25,7 +27,7 @@ class ExitStatus(IntEnum):
     """Part of the work failed, or the output could not be written."""
     INVALID_INPUT = 2
     INTERRUPTED = 130
-    """Ctrl-C, with the number that shells use."""
+    """Ctrl-C, with the number that shells use; also SIGTERM, as from SLURM, systemd, `docker stop` and `timeout`."""
 
 
 def exit_statuses(failed: str = "") -> str:
@@ -58,12 +60,24 @@ def command_flags(prog: str, description: str, epilog: str = "") -> Flags:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Around the imports of a command line: Ctrl-C ends the process with one line and status 130."""
+    """Around the imports of a command line: Ctrl-C and SIGTERM end the process with one line and status 130."""
+    end_on_sigterm()
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted: nothing was started", file=sys.stderr)
         raise SystemExit(ExitStatus.INTERRUPTED) from None
+
+
+def end_on_sigterm() -> None:
+    """Makes SIGTERM do what Ctrl-C does, once. Only the main thread can set handlers; elsewhere nothing changes."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is under way
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def run_command(
@@ -74,7 +88,7 @@ def run_command(
 ) -> int:
     """Parses the arguments and runs `work`; returns the exit status.
 
-    An `InputError` becomes one line on standard error. Errors of the output do not stop the work, see
+    An `InputError` or a `CannotRun` becomes one line on standard error. Errors of the output do not stop the work, see
     `keep_output_open`.
 
     Args:
@@ -83,6 +97,7 @@ def run_command(
         interrupted: message after Ctrl-C without such a text.
     """
     keep_output_open()
+    end_on_sigterm()
     prog = parser.prog
     try:
         flags = parser.parse_args(arguments)
@@ -96,6 +111,9 @@ def run_command(
         prog = error.prog if isinstance(error, UsageError) else prog
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = ExitStatus.INVALID_INPUT
+    except CannotRun as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        status = ExitStatus.FAILED
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {interrupt if interrupt.args else interrupted}", file=sys.stderr)
         status = ExitStatus.INTERRUPTED

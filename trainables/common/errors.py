@@ -31,6 +31,10 @@ class UsageError(InputError):
         self.prog = prog
 
 
+class CannotRun(RuntimeError):
+    """The input is right, but this machine cannot do the work now. One line; the command line exits with status 1."""
+
+
 def one_line(text: object) -> str:
     """An exception or a text of other software as a part of a message: no line breaks, at most 300 characters.
 

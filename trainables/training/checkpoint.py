@@ -5,6 +5,7 @@ weights.safetensors the averaged weights, with their description; `teacher.weigh
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step, to look at
 grid.png            input | output | target, to look at
+checksums.json      SHA-256 of the files above, see `checkpoint_folders.py`
 """
 
 from __future__ import annotations
@@ -55,11 +56,16 @@ def write_checkpoint(
     validation.write(folder, report.step)
 
 
-def report_of(state: dict[str, Any]) -> Report | None:
-    """The report of a checkpoint, to be sent again; None in a checkpoint of version 0.1."""
+def report_of(folder: Path, state: dict[str, Any]) -> Report:
+    """The report of a checkpoint, to be sent again.
+
+    A checkpoint of version 0.1 has only the values of every image and the picture, in the files next to its state. Then
+    the report lacks losses, times and the number of trained parameters.
+    """
     kept = state.get("report")
     if kept is None:
-        return None
+        validation = Validation.read(folder)
+        return Report(state["step"], validation.means, [], validation, repeated=True)
     test = _measured(kept["test"]) if kept.get("test") else None
     return Report(state["step"], kept["metrics"], [], _measured(kept), repeated=True, test=test)
 

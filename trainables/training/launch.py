@@ -11,8 +11,8 @@ import base64
 import gc
 import io
 import os
-import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from PIL import Image
 from ray import train as ray_train
 from ray import tune
 from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainables.data.prepared import open_stores
 from trainables.data.stages.stage import Stage
-from trainables.pretrained.finished_trial import STATE
 from trainables.settings import TrialSettings, override
+from trainables.training.checkpoint_folders import CheckpointNotWritten, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
 from trainables.training.validation import Validation
@@ -38,9 +38,9 @@ LOSSES, VALIDATION, TEST, REPEATED = "losses", "validation", "test", "repeated"
 whether a continued trial sends the report of its checkpoint again."""
 FAILED, PID = "failed", "process"
 """Keys of a result: the reason of a failure, the trial's process id."""
-CHECKPOINT_PATH = CHECKPOINT_PATH_KEY
-"""Key of the checkpoint's path in a worker group's result."""
-_GROUP = "group"
+CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
+"""Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
+the reason why no checkpoint could be written, which ends the sweep: no later one could be written either."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Job:
     Attributes:
         stages: the finished stores that the trial reads; it does not read the source of the photographs.
         metrics: names of the metrics that every validation reports, decided once for the sweep.
-        folder: the trial's folder in the results. Tune's own trial folder is deleted with its Ray.
+        folder: the trial's folder in the results, for its checkpoints. Tune's own trial folder is deleted with its Ray.
+        scratch: folder for the state of Train's worker groups, which is never read again; shared by all nodes.
     """
 
     settings: TrialSettings
@@ -75,6 +76,7 @@ class Job:
     metrics: tuple[str, ...]
     workers: Workers
     folder: str
+    scratch: str
 
 
 def launch(job: Job) -> None:
@@ -99,35 +101,17 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def resumes_from(known: Path | None, trial_folder: Path) -> Path | None:
-    """The checkpoint from which a restarted trial continues; None to start over.
-
-    Args:
-        known: Tune's newest checkpoint of the trial. If the driver was killed after a checkpoint was replaced and
-            before Tune recorded it, that checkpoint no longer exists; then the newest existing one is used.
-        trial_folder: of the trial. A worker group keeps its checkpoints below it, and Train continues from the newest;
-            Tune knows none of them.
-    """
-    if known is not None and known.exists():
-        return known
-    there = (trial_folder if known else trial_folder / _GROUP).glob("checkpoint_*")
-    return max((folder for folder in there if (folder / STATE).exists()), key=_made, default=None)
-
-
-def _made(folder: Path) -> float:
-    return (folder / STATE).stat().st_mtime
-
-
 def _in_this_process(job: Job) -> None:
-    checkpoint = tune.get_checkpoint()
-    start = resumes_from(Path(checkpoint.path) if checkpoint else None, Path(job.folder))
-
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        _train(job, World(device=device), _reporter(tune.report, tune.Checkpoint), start)
+        _train(job, World(device=device), tune.report)
 
     try:
-        TorchTrainer(train_function, scaling_config=ray_train.ScalingConfig(num_workers=0)).fit()
+        TorchTrainer(
+            train_function,
+            scaling_config=ray_train.ScalingConfig(num_workers=0),
+            run_config=ray_train.RunConfig(storage_path=job.scratch),  # the default is under HOME
+        ).fit()
     except TrialDiverged as error:
         tune.report({FAILED: str(error), PID: os.getpid()})
 
@@ -137,14 +121,8 @@ def _in_worker_group(job: Job) -> None:
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
-        checkpoint = ray_train.get_checkpoint()
-        report = _group_reporter(world)
         try:
-            if checkpoint is None:
-                _train(job, world, report, None)
-            else:
-                with checkpoint.as_directory() as folder:
-                    _train(job, world, report, Path(folder))
+            _train(job, world, ray_train.report)
         except TrialDiverged as error:
             ray_train.report({FAILED: str(error), PID: os.getpid()})
 
@@ -156,25 +134,25 @@ def _in_worker_group(job: Job) -> None:
             resources_per_worker=job.workers.each,
         ),
         run_config=ray_train.RunConfig(
-            # A fixed name, so that a restarted trial finds its own checkpoints.
-            name=_GROUP,
-            storage_path=job.folder,
+            # A new name: Train would continue from its own record of an earlier attempt, and fail if it is damaged.
+            name=f"group-{uuid.uuid4().hex}",
+            storage_path=job.scratch,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             failure_config=ray_train.FailureConfig(max_failures=2),
         ),
     ).fit()
 
 
-def _train(job: Job, world: World, report: Reporter, checkpoint: Path | None) -> None:
+def _train(job: Job, world: World, send: Callable[..., None]) -> None:
     torch.set_num_threads(job.workers.threads)
     # The driver has compared the contents; here only sizes and schemas are checked.
     prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
-    train(job.settings, prepared, job.metrics, world, report, checkpoint)
+    start, damaged = newest_whole(Path(job.folder))
+    train(job.settings, prepared, job.metrics, world, _reporter(job, world, send, start, damaged), start)
 
 
-def payload(report: Report) -> dict[str, Any]:
-    """A report in the form that Tune and Train carry.
+def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
+    """A report in the form that Tune and Train carry, with the values of `CHECKPOINT` and `DAMAGED`.
 
     They keep results as JSON, so the picture is text. Values are in a list, because Tune flattens dictionaries.
     """
@@ -185,6 +163,8 @@ def payload(report: Report) -> dict[str, Any]:
         VALIDATION: _packed(report.validation),
         TEST: _packed(report.test) if report.test else [],
         REPEATED: report.repeated,
+        CHECKPOINT: checkpoint,
+        DAMAGED: list(damaged),
         PID: os.getpid(),
     }
 
@@ -210,27 +190,28 @@ def _unpacked(packed: list[Any]) -> Validation:
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 
 
-def _reporter(send: Callable[..., None], checkpoint: Any) -> Reporter:
-    def report(row: Report, write: Callable[[Path], None]) -> None:
-        if row.start or row.repeated:  # the checkpoint of a repeated report is kept already
-            send(payload(row))
-            return
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-            write(Path(folder))
-            send(payload(row), checkpoint=checkpoint.from_directory(folder))
+def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | None, damaged: list[str]) -> Reporter:
+    """All workers must report together; only the first one's metrics count, and only it writes checkpoints.
 
-    return report
-
-
-def _group_reporter(world: World) -> Reporter:
-    """All workers must report together; only the first one's metrics count, and only it writes the checkpoint."""
-    writing = _reporter(ray_train.report, ray_train.Checkpoint)
+    Args:
+        send: a result -> None, of Tune or of Train.
+        start: the checkpoint from which the trial continues. Its report is sent again without a new checkpoint.
+        damaged: see `newest_whole`; goes with the first report.
+    """
+    folder = Path(job.folder)
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
-        if world.rank == 0:
-            writing(row, write)
-        else:
-            ray_train.report(payload(row))
+        nonlocal damaged
+        kept = start if row.repeated else None
+        if kept is None and not row.start and world.rank == 0:
+            try:
+                kept = keep_checkpoint(folder, row.step, write)
+            except CheckpointNotWritten as error:
+                send({NOT_WRITTEN: str(error), PID: os.getpid()})
+                return
+        place = kept.relative_to(folder).as_posix() if kept else ""
+        send(payload(row, place, damaged))
+        damaged = []
 
     return report
 

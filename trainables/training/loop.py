@@ -288,7 +288,7 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
         state = read_state(folder, self.settings)
-        self.step, self.loaded = state["step"], report_of(state)
+        self.step, self.loaded = state["step"], report_of(folder, state)
         self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
         for name, optimiser in self.optimisers.items():

@@ -57,6 +57,15 @@ class Validation:
         pq.write_table(pa.table(table), folder / PER_IMAGE)
         Image.fromarray(self.grid).save(folder / GRID)
 
+    @classmethod
+    def read(cls, folder: Path) -> Validation:
+        """What `write` wrote."""
+        with open(folder / PER_IMAGE, "rb") as file:
+            table = pq.read_table(file)
+        names = [name for name in table.column_names if name not in ("step", "image")]
+        per_image = {name: table[name].to_numpy() for name in names}
+        return cls(per_image, table["image"].to_pylist(), np.asarray(Image.open(folder / GRID).convert("RGB")))
+
 
 Restore = Callable[[dict[str, Tensor]], Tensor]
 """A validation batch -> restored images (B, 3, H, W), nominally in [0, 1]."""

@@ -19,7 +19,7 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
-from trainables.training.launch import TEST, VALIDATION, payload
+from trainables.training.launch import NOT_WRITTEN, TEST, VALIDATION, payload
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
 
@@ -117,7 +117,7 @@ def test_every_type_of_a_configuration_is_stored(tmp_path: Path) -> None:
         "a": "double", "b": "bool", "c": "string", "d": "string",
         "e": "string", "f": "int64", "g": "string", "h": "bool",
     }  # fmt: skip
-    stored = [[row[f"config/{name}"] for name in first] for row in RunTables(tmp_path).load().leaderboard]
+    stored = [[row[f"config/{name}"] for name in first] for row in read_rows(tmp_path / "leaderboard.parquet")]
     assert stored == [
         [0.5, True, None, "[1, 2]", "1", 1, str(2**70), False],
         [1.0, False, None, "[3]", "x", 2, "1", None],
@@ -162,7 +162,8 @@ def test_flush_waits_unless_forced(tmp_path: Path) -> None:
     assert tables.flush()
     tables.upsert_trial({"id": "t0", "steps": 2})
     assert not tables.flush()
-    assert RunTables(tmp_path).load().leaderboard[0]["steps"] == 1
+    assert read_rows(tmp_path / "leaderboard.parquet")[0]["steps"] == 1
+    assert RunTables(tmp_path).load().leaderboard[0]["steps"] == 2  # the change is in the record of events
     assert tables.flush(force=True)
     assert RunTables(tmp_path).load().leaderboard[0]["steps"] == 2
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
@@ -214,6 +215,7 @@ def test_a_broken_table_is_named(tmp_path: Path) -> None:
     tables = RunTables(tmp_path)
     tables.add_report({"id": "t0", "step": 1})
     tables.flush(force=True)
+    (tmp_path / "events.jsonl").unlink()  # as in a run of version 0.1
     path = tmp_path / "history.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"history\.parquet: not a readable Parquet table"):
@@ -287,6 +289,7 @@ def test_older_tables_are_continued(tmp_path: Path) -> None:
     tables.upsert_trial({"id": "t000", "status": "interrupted", "steps": 60, "step_seconds": 0.5, "val/psnr": 20.0})
     tables.add_report({"id": "t000", "step": 60, "val/psnr": 20.0})  # without step times
     tables.flush(force=True)
+    (tmp_path / "events.jsonl").unlink()
     old = pq.read_table(tmp_path / "leaderboard.parquet").drop_columns(["trained_parameters"])
     pq.write_table(old, tmp_path / "leaderboard.parquet")
     record(tmp_path, 180, {120: 0.2, 180: 0.4})
@@ -326,6 +329,7 @@ def test_test_images_are_recorded_beside_those_of_validation(tmp_path: Path) -> 
     record(tmp_path, 180, [measured(60, 0.3)])
     old = pq.read_table(tmp_path / "per_image.parquet").drop_columns(["split"])
     pq.write_table(old, tmp_path / "per_image.parquet")
+    (tmp_path / "events.jsonl").unlink()  # as in a run of version 0.1
     values = {"val/psnr": np.array([20.0, 22.0], np.float32)}
     test = Validation(values, ["dog@0,0", "dog@0,64"], np.zeros((2, 6, 3), np.uint8))
     result = measured(180, 0.3, psnr=24.0, test=test)
@@ -387,3 +391,73 @@ def test_trial_without_a_checkpoint_starts_over(tmp_path: Path) -> None:
     log = record(tmp_path, 180, [measured(60, 0.5)])
     assert {"t000 starts again: attention", "t000 starts over at step 0"} <= set(log)
     assert [row["train/step_seconds"] for row in read_rows(tmp_path / "history.parquet")] == [0.5]
+
+
+def test_report_of_a_checkpoint_of_version_0_1_continues_the_trial(tmp_path: Path) -> None:
+    """It has only the values of every image and the picture."""
+    record(tmp_path, 180, {60: 0.3})
+    result = measured(60, 0.3, repeated=True)
+    for name in [name for name in result if name.startswith("train/")]:
+        del result[name]
+    log = record(tmp_path, 180, [result, measured(120, 0.4)])
+    assert "t000 continues at step 60" in log
+    assert [row["step"] for row in read_rows(tmp_path / "history.parquet")] == [60, 120]
+
+    del (alone := measured(60, 0.3, repeated=True))["train/parameters"]
+    (tmp_path / "other").mkdir()
+    record(tmp_path / "other", 180, [alone])
+    (row,) = read_rows(tmp_path / "other" / "leaderboard.parquet")
+    assert (row["steps"], row["trained_parameters"]) == (60, None)
+
+
+def test_seconds_of_an_earlier_driver_are_added(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    record(tmp_path, 180, {120: 0.3})
+    assert [row["wall_seconds"] for row in read_rows(tmp_path / "history.parquet")] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("failing", ["commit", "board"])
+def test_unwritable_files_end_the_sweep_with_one_line(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    recorder = Recorder(settings)
+    recorder.open()
+    config = {ID: "t000", LABEL: "", SEED: 0, GIVEN: True, PARAMETERS: {}}
+    trial = Trial("trial", config=config, stub=True)
+    recorder.on_trial_start(0, [trial], trial)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    where, name = (recorder.tables, "commit") if failing == "commit" else (recorder.board, "report")
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(KeyboardInterrupt):  # Tune turns the signal into the end of its loop
+        recorder.on_trial_result(0, [trial], trial, measured(60, 0.3))
+    assert recorder.stopped == f"{tmp_path}: cannot be written (No space left on device)"
+    recorder.on_trial_result(0, [trial], trial, measured(120, 0.3))  # nothing more is recorded
+    recorder.on_trial_complete(0, [trial], trial)
+    recorder.on_experiment_end([trial])
+    monkeypatch.undo()
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert row["status"] in ("running", "interrupted")
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_sweep(tmp_path: Path) -> None:
+    settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    recorder = Recorder(settings)
+    recorder.open()
+    trial = Trial("trial", config={ID: "t000", LABEL: "", SEED: 0, GIVEN: True, PARAMETERS: {}}, stub=True)
+    recorder.on_trial_start(0, [trial], trial)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.on_trial_result(0, [trial], trial, {NOT_WRITTEN: "checkpoint_000060: cannot be written (full)"})
+    assert recorder.stopped == "checkpoint_000060: cannot be written (full)"
+
+
+def test_folders_in_no_record_are_not_continued_from(tmp_path: Path) -> None:
+    (tmp_path / "trials" / "t007" / "checkpoint_000010").mkdir(parents=True)
+    (tmp_path / "trials" / "bicubic").mkdir()
+    settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    Recorder(settings).open()
+    assert [path.name for path in (tmp_path / "trials").iterdir() if path.is_dir()] == ["bicubic"]
+    assert (tmp_path / "unknown_trials" / "t007" / "checkpoint_000010").is_dir()

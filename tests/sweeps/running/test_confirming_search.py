@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -26,8 +27,14 @@ SPACE = SearchSpace(
 CONFIRM = Confirmation(finalists=2, seeds=2)
 
 
-def searching(journal: Path, confirmation: Confirmation | None = CONFIRM, trials: int = 4) -> SweepSearch:
-    return SweepSearch(SPACE, "val/psnr", "max", 0, trials, 8, journal, confirmation)
+def searching(
+    journal: Path,
+    confirmation: Confirmation | None = CONFIRM,
+    trials: int = 4,
+    rows: Sequence[dict[str, Any]] = (),
+    space: SearchSpace = SPACE,
+) -> SweepSearch:
+    return SweepSearch(space, "val/psnr", "max", 0, trials, 8, journal, confirmation, rows, first_seed=5)
 
 
 def end(search: SweepSearch, name: str, value: float, step: int = 8, error: bool = False) -> None:
@@ -40,11 +47,26 @@ def end(search: SweepSearch, name: str, value: float, step: int = 8, error: bool
 def drain(search: SweepSearch) -> list[dict[str, Any]]:
     """The trials of the confirmation, each ended at once."""
     found: list[dict[str, Any]] = []
-    while (config := search.suggest(f"again {len(found)}")) != Searcher.FINISHED:
+    while search.left:
+        config = search.suggest(f"again {len(found)}")
         assert config is not None
         end(search, f"again {len(found)}", 99.0)
         found.append(config)
+    assert search.suggest("none") == Searcher.FINISHED
     return found
+
+
+def row(config: dict[str, Any], value: float | None = None, status: str = "finished") -> dict[str, Any]:
+    """The leaderboard's row of a trial."""
+    return {
+        "id": config[ID],
+        "kind": config[KIND],
+        "status": status if value is not None or status != "finished" else "interrupted",
+        "label": config[LABEL],
+        "seed": 5 + config[SEED],
+        "val/psnr": value,
+        **{f"config/{name}": found for name, found in config[PARAMETERS].items()},
+    }
 
 
 def test_best_configurations_and_the_baseline_take_turns_with_fresh_seeds(tmp_path: Path) -> None:
@@ -67,7 +89,7 @@ def test_best_configurations_and_the_baseline_take_turns_with_fresh_seeds(tmp_pa
         )
     seeds = [config[SEED] for config in confirmed]
     assert len(set(seeds)) == 6 and not set(seeds) & {config[SEED] for config in tried}
-    study: Any = search._ot_study
+    study = search._study
     assert len(study.trials) == 4  # Optuna does not learn from the confirmation
     assert [trial.state for trial in study.trials].count(TrialState.COMPLETE) == 3
 
@@ -88,20 +110,67 @@ def test_baseline_that_failed_in_the_search_is_tried_again(tmp_path: Path) -> No
     assert [config[LABEL] for config in drain(search)] == ["low", "high"] * 2
 
 
-def test_driver_that_is_killed_in_the_confirmation_goes_on(tmp_path: Path) -> None:
-    search = searching(tmp_path / "journal")
-    for name in "abcd":
+def confirmed(journal: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of a finished search, and the trials of its confirmation."""
+    search = searching(journal)
+    rows = []
+    for k, name in enumerate("abcd"):
+        rows.append(row(search.suggest(name), 20.0 + k))
+        end(search, name, 20.0 + k)
+    return rows, drain(search)
+
+
+@pytest.mark.parametrize("begun", range(7))
+def test_confirmation_is_resumed_with_the_same_trials(tmp_path: Path, begun: int) -> None:
+    """A driver ends after it started some of them; of these, the first has finished."""
+    rows, trials = confirmed(tmp_path / "journal")
+    rows += [row(config, 30.0 if k == 0 else None) for k, config in enumerate(trials[:begun])]
+    resumed = searching(tmp_path / "again", rows=rows)
+    assert resumed.left == len(trials) - (begun > 0)
+    assert drain(resumed) == trials[begun > 0 :]
+    assert [trial.state for trial in resumed._study.trials] == [TrialState.COMPLETE] * 4
+
+
+def test_finished_confirmation_leaves_nothing(tmp_path: Path) -> None:
+    rows, trials = confirmed(tmp_path / "journal")
+    rows += [row(config, 30.0) for config in trials]
+    assert searching(tmp_path / "again", rows=rows).left == 0
+
+
+def test_search_is_resumed_before_its_confirmation(tmp_path: Path) -> None:
+    rows, trials = confirmed(tmp_path / "journal")
+    resumed = searching(tmp_path / "again", rows=[*rows[:3], rows[3] | {"status": "interrupted"}])
+    assert resumed.left == 1 + 6
+    assert resumed.suggest("a")[ID] == "t003" and resumed.suggest("too early") is None
+    end(resumed, "a", 23.0)
+    assert drain(resumed) == trials
+
+
+def test_failed_trial_of_the_search_is_tried_again_until_the_confirmation_begins(tmp_path: Path) -> None:
+    """It could become a leader, after others have been confirmed."""
+    rows, _ = confirmed(tmp_path / "journal")
+    rows[2]["status"] = "failed"
+    assert searching(tmp_path / "again", rows=rows).suggest("a")[ID] == "t002"
+    trials = drain(searching(tmp_path / "without", rows=[*rows[:2], rows[2] | {"diverged": True}, rows[3]]))
+    begun = [row(trials[0], 30.0), row(trials[1], status="failed")]
+    assert drain(searching(tmp_path / "begun", rows=[*rows, *begun])) == trials[1:]
+
+
+def test_configurations_that_have_begun_stay_if_results_of_the_search_are_lost(tmp_path: Path) -> None:
+    rows, trials = confirmed(tmp_path / "journal")
+    begun = [row(config) for config in trials[:3]]
+    other = [one | {"val/psnr": 40.0 - k} for k, one in enumerate(rows)]  # other leaders
+    assert drain(searching(tmp_path / "again", rows=[*other, *begun])) == trials
+
+
+def test_whole_numbers_of_a_real_parameter_are_the_baseline(tmp_path: Path) -> None:
+    points = (Point("one", {"x": 1}), Point("half", {"x": 0.5}))
+    space = SearchSpace("x", "Which x?", "sinsr", {"x": Float(0.0, 1.0)}, points, "val/psnr")
+    search = searching(tmp_path / "journal", trials=2, space=space)
+    for name in "ab":
         search.suggest(name)
-        end(search, name, 20.0 + ord(name))
-    first, second = search.suggest("first"), search.suggest("second")
-    kept = pickle.dumps(search)
-    search.save(str(tmp_path / "state.pkl"))
-    lost = search.suggest("lost")  # Tune had not saved it
-    resumed = pickle.loads(kept)
-    resumed.restore(str(tmp_path / "state.pkl"))
-    assert resumed.suggest("third") == lost != second != first
-    end(resumed, "first", 1.0)
-    assert [config[ID] for config in drain(resumed)] == ["c003", "c004", "c005"]
+        end(search, name, 20.0)
+    assert [config[LABEL] for config in drain(search)] == ["one", "half"] * 2
 
 
 def test_no_confirmation(tmp_path: Path) -> None:
@@ -109,16 +178,7 @@ def test_no_confirmation(tmp_path: Path) -> None:
     for name in "ab":
         search.suggest(name)
         end(search, name, 20.0)
-    assert search.suggest("c")[ID] == "t002"  # Tune ends the search after its number of samples
-
-
-def test_search_of_version_01_has_no_confirmation(tmp_path: Path) -> None:
-    search = searching(tmp_path / "journal", confirmation=None)
-    for name in ("_confirmation", "_confirming", "_confirmed", "_search_trials"):
-        del search.__dict__[name]
-    resumed = pickle.loads(pickle.dumps(search))
-    assert resumed.suggest("a")[ID] == "t000"
-    end(resumed, "a", 20.0)
+    assert search.left == 0 and search.suggest("c") == Searcher.FINISHED
 
 
 def test_configs_are_plain(tmp_path: Path) -> None:

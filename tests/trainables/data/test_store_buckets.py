@@ -163,7 +163,7 @@ def test_trial_reads_from_a_bucket(
     shutil.rmtree(tmp_path / "photographs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     reports: list[Report] = []
-    job = Job(settings, stages, ("val/psnr",), Workers(), str(tmp_path / "trial"))
+    job = Job(settings, stages, ("val/psnr",), Workers(), str(tmp_path / "trial"), str(tmp_path / "scratch"))
     launch_module._train(job, World(), lambda report, write: reports.append(report), None)
     assert reports[-1].step == settings.training.max_steps and np.isfinite(reports[-1].metrics["val/psnr"])
 

@@ -1,0 +1,64 @@
+"""ASHA stops trials, through Ray Tune.
+
+Tune saves the state of the scheduler, and this project never reads it: a resumed sweep fills it from the run's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from sweeps.recording.tables import TableRow, has_ended
+from sweeps.trial_config import GIVEN, ID
+
+
+class SweepScheduler(ASHAScheduler):
+    """ASHA with rungs measured in training steps. The points of a space and the confirmation are recorded at the rungs
+    but never stopped: a comparison needs both sides at the last step.
+
+    Args:
+        rows: rows of the leaderboard from an earlier driver, whose trials fill the rungs.
+        reports_of: trial id -> its reports in the table.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        mode: str,
+        max_steps: int,
+        first_rung: int,
+        reduction_factor: float,
+        rows: Sequence[TableRow] = (),
+        reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
+    ) -> None:
+        super().__init__(
+            time_attr="step",
+            metric=metric,
+            mode=mode,
+            max_t=max(1, max_steps),
+            grace_period=max(1, min(first_rung, max_steps)),
+            reduction_factor=reduction_factor,
+        )
+        self._reports_of, self._ranked = reports_of, metric
+        for row in rows:
+            if has_ended(row):
+                self.on_trial_add(None, Trial("earlier", stub=True, trial_id=row["id"], config={ID: row["id"]}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # see the module
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        reports = [row for row in self._reports_of(trial.config[ID]) if row.get(self._ranked) is not None]
+        for row in sorted(reports, key=lambda row: row["step"]):
+            self._trial_info[trial.trial_id].on_result(trial, row["step"], self._metric_op * row[self._ranked])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and trial.config[GIVEN] and result["step"] < self._max_t:
+            self._num_stopped -= 1
+            return str(TrialScheduler.CONTINUE)
+        return decision

@@ -1,0 +1,31 @@
+"""A sample of the fault injector: a fault of a file, of a place, and of a running sweep.
+
+`python -m tests.faults` tries all of them.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.faults.__main__ import table
+from tests.faults.inject import Bench, Outcome, all_faults
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("faults"), seed=0)
+
+
+@pytest.mark.parametrize("fault", ["checkpoint: state garbled", "run copied", "running: SIGTERM to the group"])
+def test_sweep_survives(bench: Bench, fault: str) -> None:
+    assert bench.run(fault, random.Random(0)).problems == []
+
+
+def test_table_counts_what_was_tried() -> None:
+    one, other = all_faults()[:2]
+    lines = table([Outcome(one, []), Outcome(one, ["lost"]), Outcome(other, [])], seed=3).splitlines()
+    assert lines[2:] == [f"| {one} | 2 | 1 |", f"| {other} | 1 | 1 |", "| all, seed 3 | 3 | 2 |"]

@@ -1,0 +1,134 @@
+"""The record of events: what was written is read back; damage costs the damaged lines, and tables are made again."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.recording.events import EVENTS, EventLog, packed, unpacked
+from sweeps.recording.tables import RunTables, read_rows
+
+EVENT = {"table": "trials", "row": {"id": "t000", "label": 'a "quoted"\n, "crc": "text', "value": 0.1}}
+
+
+def test_events_come_back(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append([EVENT, EVENT])
+    EventLog(tmp_path).append([EVENT])
+    assert log.read() == ([EVENT] * 3, 0)
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2])
+def test_a_torn_last_line_is_dropped_and_the_next_line_is_whole(tmp_path: Path, kept: int) -> None:
+    log = EventLog(tmp_path)
+    log.append([EVENT])
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + whole[:kept])
+    assert EventLog(tmp_path).read() == ([EVENT], 1)
+    EventLog(tmp_path).append([EVENT])
+    assert log.read() == ([EVENT] * 2, 1)
+
+
+def test_any_changed_byte_costs_its_line(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.append([EVENT])
+    content = log.path.read_bytes()
+    for place in range(len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        log.path.write_bytes(bytes(changed))
+        assert log.read()[0] == [], place
+
+
+def test_columns_are_packed_exactly() -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "t0", "step": 3, "image": f"cat@{k}", "single": 0.5 * k, "double": 0.1 * k, "few": None if k else 1.0}
+        for k in range(5)
+    ]
+    assert unpacked(packed(rows)) == rows
+    assert unpacked(packed([])) == []
+
+
+def recorded(folder: Path) -> RunTables:
+    tables = RunTables(folder)
+    tables.upsert_trial({"id": "t000", "status": "finished", "seed": 3, "val/psnr": 20.0, "config/x": 0.1})
+    tables.upsert_trial({"id": "t001", "status": "running", "seed": 3})
+    for step in (1, 2):
+        tables.add_report({"id": "t000", "step": step, "val/psnr": 18.0 + step, "wall_seconds": 1.0})
+        tables.add_per_image([{"id": "t000", "step": step, "image": f"cat@{k}", "val/psnr": 20.0 + k} for k in (0, 1)])
+        tables.flush(force=True)
+    tables.upsert_trial({"id": "t001", "status": "stopped"})
+    tables.upsert_trial({"id": "c000", "kind": "confirmation", "status": "finished", "seed": 10003, "test/psnr": 19.0})
+    for split, name in (("validation", "val/psnr"), ("test", "test/psnr")):
+        images = [{"id": "c000", "split": split, "step": 2, "image": f"dog@{k}", name: 19.0 + k} for k in (0, 1)]
+        tables.add_per_image(images)
+    tables.flush(force=True)
+    return tables
+
+
+def contents(tables: RunTables) -> tuple[Any, ...]:
+    images = sorted(tables.per_image, key=lambda row: (row["id"], row["split"], row["image"]))  # any order is right
+    return tables.leaderboard, tables.history, images
+
+
+def test_deleted_and_damaged_tables_are_made_again(tmp_path: Path) -> None:
+    expected = contents(recorded(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    (tmp_path / "leaderboard.parquet").unlink()
+    (tmp_path / "history.parquet").write_bytes(before["history.parquet"][:-20])
+    tables = RunTables(tmp_path).load()
+    tables.flush(force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.parquet")} == before
+    assert read_rows(tmp_path / "leaderboard.parquet")[0]["val/psnr"] == expected[0][0]["val/psnr"]
+
+
+def test_a_deleted_record_is_made_again_from_the_tables(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    expected = contents(RunTables(tmp_path).load())
+    (tmp_path / EVENTS).unlink()
+    tables = RunTables(tmp_path).load()
+    assert contents(tables) == expected
+    tables.upsert_trial({"id": "t002", "status": "running"})
+    tables.commit()
+    events, damaged = EventLog(tmp_path).read()
+    assert damaged == 0 and {event["row"].get("id") for event in events if event["table"] == "trials"} == {
+        "t000", "t001", "t002", "c000",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_record_is_completed_from_the_tables(tmp_path: Path, seed: int) -> None:
+    recorded(tmp_path)
+    expected = contents(RunTables(tmp_path).load())
+    content = bytearray((tmp_path / EVENTS).read_bytes())
+    place = random.Random(seed).randrange(len(content))
+    content[place : place + 30] = bytes(len(content[place : place + 30]))
+    (tmp_path / EVENTS).write_bytes(bytes(content))
+    tables = RunTables(tmp_path).load()
+    assert contents(tables) == expected
+    assert len(tables.notes) == 1 and "dropped" in tables.notes[0]
+    tables.upsert_trial({"id": "t001", "error": ""})
+    tables.flush(force=True)
+    assert RunTables(tmp_path).load().notes == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"table": "trials", "row": {"id": "../../elsewhere", "status": "finished"}},
+        {"table": "trials", "row": {"id": ".hidden"}},
+        {"table": "reports", "row": {"id": "t000"}},
+        {"table": "images", "row": {"id": {"zlib": "AAAA"}}},
+        {"table": "images", "row": {"id": {"f4": "AAAA"}, "step": 1}},
+        {"table": "other", "row": {"id": "t000"}},
+        {"other": 1},
+    ],
+)
+def test_whole_lines_that_say_something_else_are_dropped(tmp_path: Path, event: dict[str, Any]) -> None:
+    EventLog(tmp_path).append([{"table": "trials", "row": {"id": "t001"}}, event])
+    tables = RunTables(tmp_path).load()
+    assert [row["id"] for row in tables.leaderboard] == ["t001"]
+    assert tables.notes == ["events.jsonl: 1 damaged line was dropped"]
