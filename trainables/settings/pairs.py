@@ -10,7 +10,7 @@ from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
 from trainables.settings.setting import section, setting
 
-PAIRS_VERSION = 2  # part of the key of prepared pairs: raise it when the same settings give other pixels
+PAIRS_VERSION = 3  # part of the key of prepared pairs: raise it when the same settings give other pixels
 
 Split = Literal["train", "validation", "test"]
 """`train` trains, `validation` steers the search, `test` is measured by the confirmation and the controls alone."""

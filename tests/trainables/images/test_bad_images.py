@@ -109,7 +109,7 @@ LEFT_OUT = [
     ("moving.webp", _encoded(_picture(), "WEBP", **FRAMES), "3 frames or pages: save each in its own file"),
     ("moving.png", _encoded(_picture(), "PNG", **FRAMES), "3 frames or pages"),
     ("pages.tiff", _encoded(_picture(), "TIFF", **FRAMES), "3 frames or pages"),
-    ("text.png", b"not an image", "not a JPEG, PNG, WEBP, BMP, TIFF image"),
+    ("text.png", b"not an image", "not a JPEG, PNG, WEBP, BMP, TIFF, AVIF image"),
     ("empty.jpg", b"", "an empty file"),
     ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG"),
     ("float.tif", _encoded(Image.fromarray(np.ones((40, 48), np.float32)), "TIFF"), "pixel mode F has no defined"),

@@ -16,7 +16,7 @@ import PIL
 import pyarrow as pa
 
 from trainables.common.errors import InputError
-from trainables.images.sources import decode
+from trainables.images.sources import decode, formats
 from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing
 from trainables.images.sources.notices import SourceWarning
@@ -27,7 +27,7 @@ from trainables.settings.sources import DataSettings
 LEAST_TESTED = 3  # photographs: with fewer, an interval is too wide to say anything
 LEAST_FOR_TEST = 8  # usable photographs of a source from which test ones are taken
 FULLY_CHECKED = 200  # sources of up to this many files are decoded before the start and fingerprinted by content
-_FORMAT = 1  # version of the catalogue file
+_FORMAT = 2  # version of the catalogue file
 _AT_ONCE = 64  # images that a thread checks per task
 
 _looked: dict[str, Catalogue] = {}  # both sides of the last source, because the second split needs the same
@@ -140,7 +140,7 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
             opening an image until one is added, removed or changed. Images that could not be opened are checked again.
     """
     whole = len(images) <= FULLY_CHECKED
-    facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"
+    facts = f"{_FORMAT} {PIL.__version__} {formats.suffixes()} {decode.MAX_PIXELS} {whole} {images.state()}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     path = cache / f"catalogue-{key}.parquet" if cache and cache.is_dir() else None
     if key in _looked:
