@@ -66,15 +66,19 @@ class RunFolder:
         os.close(self._lock)
 
 
-def check_results(flag: str, path: Path) -> None:
+def check_results(flag: str, path: Path, written: bool = True) -> None:
     """Checks that runs or prepared data can be written to a folder. Creates nothing.
+
+    Args:
+        written: False for a folder that may only be read: prepared data of another user.
 
     Raises:
         InputError: it is itself the folder of a run, or it does not exist and cannot be created.
     """
     if (path / RUN_SETTINGS).exists():
         raise InputError(f"{flag} {path}: this is the folder of a run; give the folder that contains runs")
-    check_writable(flag, path)
+    if written:
+        check_writable(flag, path)
 
 
 def create_run(
@@ -148,10 +152,16 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
 def _command(settings: SweepSettings) -> dict[str, Any]:
     """The settings of the command line, with absolute paths of its inputs: it may be resumed from another folder."""
     pairs = [[name, str(absolute_paths({name: value}).get(name, value))] for name, value in settings.set]
-    data = absolute_paths({"data.source": settings.data}).get("data.source", settings.data)
-    checkpoint = absolute_paths({"checkpoint": settings.checkpoint}).get("checkpoint", settings.checkpoint)
+    inputs = {
+        "data": "data.source",
+        "data_input": "data.input",
+        "data_target": "data.source",
+        "checkpoint": "checkpoint",
+    }
+    paths = {name: getattr(settings, name) for name in inputs}
+    paths = {name: absolute_paths({inputs[name]: path}).get(inputs[name], path) for name, path in paths.items()}
     store = store_root(settings.store) if settings.store else ""
-    return asdict(settings) | {"set": pairs, "data": data, "checkpoint": checkpoint, "store": store}
+    return asdict(settings) | {"set": pairs, **paths, "store": store}
 
 
 def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:

@@ -72,7 +72,7 @@ def prepare(
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
             allows, or a damaged store.
     """
-    source = open_source(settings.data.source)
+    source = open_source(settings.data.source, settings.data.input)
     stages = needed_stages(settings, root, columns, source, test)
     make_stores(settings, stages, device, progress, run, source)
     return open_stores(settings, stages)
@@ -114,7 +114,7 @@ def read_photographs(
     wanted = list(dict.fromkeys(stage.split for stage in stages if stage.name == "pairs"))
     if not wanted:
         return {}
-    source = source or open_source(settings.data.source)
+    source = source or open_source(settings.data.source, settings.data.input)
     return {split: source.of_trial(settings, split, cache) for split in wanted}
 
 

@@ -102,7 +102,7 @@ FRAMES = {"save_all": True, "append_images": [_picture(2), _picture(3)]}
 LEFT_OUT = [
     ("cut.jpg", _encoded(LARGE, "JPEG")[:1500], "truncated"),
     ("cut.png", _encoded(LARGE, "PNG")[:1500], "truncated"),
-    ("dot.png", _encoded(_picture(0, 1, 1), "PNG"), "1 x 1, smaller than 32 px"),
+    ("dot.png", _encoded(_picture(0, 1, 1), "PNG"), "1 x 1, smaller than pairs.image_size=32"),
     ("bomb.png", _png(60_000, 60_000, 8, 2, b""), "decompression bomb"),
     ("moving.gif", _encoded(_picture(), "GIF", **FRAMES), "a GIF: give its frames as PNG or JPEG files"),
     ("still.GIF", _encoded(_picture(), "GIF"), "a GIF: give its frames as PNG or JPEG files"),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-
 _OF_PILLOW = f"{os.sep}PIL{os.sep}"
 
 

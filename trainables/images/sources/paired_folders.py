@@ -34,8 +34,8 @@ def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
     if (degraded and targets) or any(name.lower() in _NEVER_ALONE for name in (*degraded, *targets)):
         raise InputError(
             f"{root}: holds {' and '.join(f'{name}/' for name in sorted(degraded + targets))}: give one folder of "
-            f"degraded images ({', '.join(DEGRADED_FOLDERS)}) and one of their targets ({', '.join(TARGET_FOLDERS)}), or "
-            "name them with --data-input and --data-target"
+            f"degraded images ({', '.join(DEGRADED_FOLDERS)}) and one of their targets ({', '.join(TARGET_FOLDERS)}), "
+            "or name them with --data-input and --data-target"
         )
     for name in folders:
         if name.lower() in _SPLITS and (pair := paired_subfolders(root.join(name))):
