@@ -121,9 +121,7 @@ def test_nothing_is_run(function: str, tmp_path: Path) -> None:
     command = f"open({str(mark)!r}, 'w')" if name == "exec" else f"touch '{mark}'"
     torch.save({"state_dict": WEIGHTS, "callbacks": _Runs(getattr(__import__(module), name), command)}, path)
     if name == "system":  # of a module that torch's reader blocks altogether
-        with pytest.raises(
-            ValueError, match=r"^it holds more than weights \(Trying to load unsupported GLOBAL posix\."
-        ):
+        with pytest.raises(ValueError, match=r"^it holds more than weights \(Trying to load .* posix\."):
             read_weights(path)
     else:
         assert read_weights(path).keys() == WEIGHTS.keys()
