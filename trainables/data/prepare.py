@@ -11,9 +11,9 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
 
 from trainables.common.errors import InputError
+from trainables.common.locks import locked
 from trainables.common.paths import PARTIAL
 from trainables.data.prepared import (
     Prepared,
@@ -223,13 +223,13 @@ def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
 def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
     """Holds this machine's locks of these stores, always taken in the same order, so that two callers cannot deadlock.
 
-    Removes the temporary files of killed writers.
+    Removes the temporary files of killed writers. Where there are no locks, two callers write the same bytes.
     """
     with ExitStack() as held:
         for folder in sorted(folders, key=lambda folder: folder.name):
             folder.local.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.local.with_name(f".{folder.name}.lock")))
-            for left in folder.local.glob(f".*{PARTIAL}"):
+            alone = held.enter_context(locked(folder.local.with_name(f".{folder.name}.lock")))
+            for left in folder.local.glob(f".*{PARTIAL}") if alone else ():
                 left.unlink(missing_ok=True)
         yield
 
