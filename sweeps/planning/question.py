@@ -96,6 +96,8 @@ def resolve(settings: SweepSettings) -> Question:
         space = search_spaces.load(settings.space)
     except KeyError as error:
         raise InputError(f"--space {settings.space}: {error.args[0]}") from None
+    except search_spaces.SpaceError as error:
+        raise InputError(f"--space {settings.space}: {error}") from None
     settings = dataclasses.replace(settings, preset=settings.preset or space.preset)
     chosen = preset(settings.preset)
     settings = dataclasses.replace(
