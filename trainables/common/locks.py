@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainables.common.errors import InputError
+
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 """Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts."""
 
@@ -41,9 +43,12 @@ def locked(path: Path) -> Iterator[bool]:
     wasteful, not wrong.
 
     Raises:
-        OSError: the file cannot be created.
+        InputError: the file cannot be created.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     try:
         yield take(file, wait=True) is True
     finally:
