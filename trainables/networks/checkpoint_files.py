@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 # Where trainers keep the weights of one network, the averaged ones first.
@@ -56,7 +57,7 @@ def _numpy_globals() -> dict[str, Any]:
     """Name in a pickle -> what builds NumPy's arrays and scalars, which cannot run code."""
     # Since NumPy 2 the module has an underscore.
     made = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
-    parts: dict[str, Any] = {name: getattr(np._core.multiarray, name.rpartition(".")[2]) for name in made}
+    parts: dict[str, Any] = {name: getattr(multiarray, name.rpartition(".")[2]) for name in made}
     return parts | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
 
 
