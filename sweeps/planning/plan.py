@@ -258,7 +258,7 @@ def make_plan(
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
-        check_results("--store", Path(store), written=not Path(store).exists())
+        check_results("--store", Path(store), written=not Path(store).is_dir())
     source = open_source(question.trial.data.source, question.trial.data.input)
     found = check_photographs(question.trial, source, local_root(store), test=settings.confirm > 0)
     tested = found.counts.get("test", 0)

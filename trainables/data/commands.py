@@ -33,7 +33,7 @@ def prepare_command(flags: argparse.Namespace) -> int:
     if not flags.store:
         raise InputError("--store is empty; expected a folder or URI")
     root = store_root(flags.store)
-    if not is_uri(root) and not Path(root).exists():
+    if not is_uri(root) and not Path(root).is_dir():
         check_writable("--store", Path(root))
     if flags.address:
         check_address(flags.address)
