@@ -54,6 +54,10 @@ def parser(prog: str = PROG) -> Flags:
         metavar="SOURCE",
         help="photographs or pairs: a folder, .txt, .parquet or URI (the preset's)",
     )
+    what.add_argument(
+        "--data-input", default="", metavar="DIR", help="degraded images of pairs, instead of --data; any folder name"
+    )
+    what.add_argument("--data-target", default="", metavar="DIR", help="their targets, under the same file names")
     start = "initial weights: a finished trial, such as best/, or the file of a public checkpoint"
     what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
@@ -132,7 +136,7 @@ def _run(flags: argparse.Namespace) -> int:
     question = resolve(_settings(flags))
     from sweeps.planning.plan import make_plan
 
-    plan = make_plan(question, download=not flags.dry_run)
+    plan = make_plan(question, download=not flags.dry_run, only_printed=flags.dry_run)
     if flags.dry_run:
         from sweeps.running.preparation import estimated_seconds
 

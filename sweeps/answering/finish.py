@@ -156,7 +156,7 @@ def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> bo
     working.mkdir()
     for name in (WEIGHTS, SETTINGS):
         shutil.copy2(source / name, working / name)
-    (working / "README.md").write_text(_card(winner, plan, result))
+    (working / "README.md").write_text(_card(winner, plan, result), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     working.rename(target)
     return True
@@ -203,4 +203,4 @@ def _write_answer(folder: Path, plan: Plan, rows: list[TableRow], baseline_ids: 
     first, *numbers = result.sentences
     under = "\n".join(f"- {line}" for line in numbers)
     text = "\n\n".join([f"# {plan.question.space.question}", first, *([under] if under else []), table])
-    (report / "answer.md").write_text(text + "\n")
+    (report / "answer.md").write_text(text + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import InputError
+from trainables.common.locks import take
 
 SESSION_BYTES = 100e6
 """Room for Ray's logs, and for objects where /dev/shm is small."""
@@ -55,7 +55,7 @@ def session_folder() -> Iterator[Path]:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"TMPDIR {root}: cannot be written ({error.strerror})") from None
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    take(lock)  # without locks, what a killed driver leaves here stays
     try:
         yield folder
     finally:
@@ -75,7 +75,7 @@ def _remove_unused(folder: Path) -> None:
             return
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if take(lock):
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)

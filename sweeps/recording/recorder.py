@@ -187,7 +187,7 @@ class Recorder(Callback):
         folder = Path(self.settings.folder) / "trials" / id
         folder.mkdir(parents=True, exist_ok=True)
         params = {"id": id, "label": config[LABEL], **self._hparams(config)}
-        (folder / "params.json").write_text(json.dumps(params, indent=1))
+        (folder / "params.json").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
     @_stopping
     def on_trial_result(

@@ -52,7 +52,7 @@ def write_checkpoint(
     with ema.applied():
         weights = {name.removeprefix(weights_prefix(method)): tensor for name, tensor in method.result().items()}
         save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(report.step))
-    (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1))
+    (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1), encoding="utf-8")
     validation.write(folder, report.step)
 
 

@@ -279,7 +279,7 @@ def test_too_small_images_count_as_rejected(tmp_path: Path) -> None:
     root = _many(tmp_path, 30, 0)
     for number in range(30, 40):
         _save(root / f"{number:03d}.png", _picture(number, 20, 20))
-    with pytest.raises(InputError, match=r"20 x 20, smaller than 32 px.* --set data\.max_rejected="):
+    with pytest.raises(InputError, match=r"20 x 20, smaller than pairs.image_size=32.* --set data\.max_rejected="):
         open_source(str(root)).of_split("train", 32, 1, max_rejected=0.05)
 
 
