@@ -106,6 +106,10 @@ class Progress:
         if not force and now - self._last_summary < _SUMMARY_EVERY:
             return
         self._last_summary = now
+        logger.info("%s", self.line())
+
+    def line(self) -> str:
+        """The state of the whole sweep: trials that ended, trials that run, time left."""
         counts: dict[str, int] = defaultdict(int)
         for trial in self._trials.values():
             counts[trial.status] += 1
@@ -119,7 +123,7 @@ class Progress:
         left = self.seconds_left()
         if left is not None:
             parts.append(f"about {duration(left)} left")
-        logger.info("%s", "; ".join(parts))
+        return "; ".join(parts)
 
     def seconds_left(self) -> float | None:
         """Estimated seconds until the sweep ends; None before the first report."""

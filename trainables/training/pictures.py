@@ -60,4 +60,4 @@ def kept_rows(count: int, height: int, width: int) -> list[int]:
 
 def evenly_spaced(count: int, chosen: int) -> list[int]:
     """That many of `range(count)`, with both ends; fewer are repeated."""
-    return np.linspace(0, count - 1, chosen).round().astype(int).tolist()  # type: ignore[no-any-return]
+    return np.linspace(0, count - 1, chosen).round().astype(int).tolist()
