@@ -126,12 +126,13 @@ def _cases(
     if not gains:
         return [("image", image) for image in common[:4]]
     ranked = sorted(gains, key=lambda image: gains[image])
-    than = f"against the {reference.role}" if len(trained) > 1 else f"in {metric_title(view.metric)}"
-    chosen = {
-        f"best for the {winner.role} {than}": ranked[-1],
-        "median": ranked[len(ranked) // 2],
-        f"worst for the {winner.role} {than}": ranked[0],
-    }
+    places = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    chosen = {}
+    for place, image in places.items():
+        amount = f"{metric_text(view.metric, abs(gains[image]))}{metric_unit(view.metric)} {metric_title(view.metric)}"
+        relation = "better" if gains[image] > 0 else "worse"
+        than = f": {winner.role} {relation} than {reference.role} by {amount}" if len(trained) > 1 else f": {amount}"
+        chosen[place + than] = image
     spread = {image: _spread(view, values, split, metric, image) for image in ranked}
     if max(spread.values()) > 0:
         chosen["most disputed between trials"] = max(spread, key=lambda image: spread[image])
