@@ -20,6 +20,7 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.terminal import live_view
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
@@ -232,7 +233,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, li
         ),
     )
     logger.info("trials     starting processes")
-    with tune_interrupts():
+    with tune_interrupts(), live_view(recorder.progress):
         tuner.fit()
 
 
