@@ -87,4 +87,4 @@ def test_lines_of_single_trials_stay_in_the_log(
     for line in ("t003 step 250/300", "note       of the whole sweep", "after"):
         assert line in log and (line in stream.getvalue()) == (not terminal or "step" not in line)
     assert ("best so far" in stream.getvalue()) == terminal
-    assert [type(handler) for handler in logger.handlers] == [logging.StreamHandler, logging.FileHandler]
+    assert {type(handler) for handler in logger.handlers} == {logging.StreamHandler, logging.FileHandler}
