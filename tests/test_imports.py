@@ -30,7 +30,7 @@ LEVELS = (
     ("sweeps.recording",),
     ("sweeps.running", "sweeps.answering"),
     ("sweeps.sweep",),
-    ("sweeps.listing",),
+    ("sweeps.listing", "sweeps.compare"),
     ("sweeps.command_line", "sweeps.completion"),
     ("sweeps.console",),
     ("run_sweep",),
