@@ -49,12 +49,17 @@ class _Lost:
             logger.error("continue with: %s", finish.resume_line(self.folder))
 
 
-def start(plan: Plan) -> int:
-    """Runs a new sweep; returns the exit status."""
+def start(plan: Plan, opened: Callable[[Path], None] = lambda folder: None) -> int:
+    """Runs a new sweep; returns the exit status.
+
+    Args:
+        opened: called with the folder of the run, once it exists.
+    """
     lost = _Lost()
     with connected(plan.question.settings, lost) as concurrent:
         folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
         lost.folder = folder.path
+        opened(folder.path)
         try:
             return _run(plan, folder, concurrent)
         finally:
