@@ -35,7 +35,7 @@ def write_checkpoint(
     """Writes all files of a checkpoint into an existing folder.
 
     They take about 16 bytes per trained parameter, and 4 more for the weights alone; pictures take about 20 MB
-    a split if images are many or large, on the sample half a megabyte. Frozen weights are not written.
+    a split if images are many or large, on the sample 0.8 MB. Frozen weights are not written.
     """
     settings, validation = method.settings, report.validation
     state = {
