@@ -27,6 +27,7 @@ from trainables.training.pictures import PICTURES, Pictures
 
 SHOWN_SIDE = 256  # pixels; of larger images the centre is shown
 _LEAST_WIDTH = 240  # pixels on the page; at least twice the image's own
+_MOST_TRIED = 20  # trials in which pictures are looked for; runs of version 0.1 have none
 _LEAST_ERROR = 0.05  # of 1; a smaller scale would show rounding as errors
 _ERRORS = ((0, 0, 0), (66, 16, 104), (168, 44, 96), (236, 105, 44), (250, 190, 50), (255, 255, 200))
 PSNR = "val/psnr"
@@ -81,7 +82,7 @@ def _sides(
     of_baseline = [row for row in ranked if row["id"] in {*baselines, *view.found.baseline_ids}]
     others = [row for row in ranked if row not in of_baseline]
     won = [row for row in others if row["id"] == view.found.winner_id]
-    role = "winner" if won else "best other" if view.found.winner_id else "best so far"
+    role = view.first if won else "best other" if view.found.winner_id else "best so far"
     columns = [("bicubic", view.controls and [row for row in view.controls if row["id"] == UNTRAINED])]
     kinds = {row["kind"] for row in won}
     columns += [
@@ -90,7 +91,7 @@ def _sides(
     ]
     sides = []
     for name, candidates in columns:
-        for row in candidates:
+        for row in candidates[:_MOST_TRIED]:
             found = kept_pictures(folder / "trials" / row["id"], split)
             if found is not None:
                 sides.append(Side(name, row["id"], found, values.get((row["id"], split), {})))

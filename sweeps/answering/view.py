@@ -43,6 +43,11 @@ class View:
         return self.found.direction == "max"
 
     @property
+    def first(self) -> str:
+        """What the first configuration is called: without a confirmation it only leads."""
+        return "leader" if self.found.unconfirmed else "winner"
+
+    @property
     def trials(self) -> list[Row]:
         return [row for row in self.rows if row["kind"] != "control"]
 
@@ -59,7 +64,7 @@ class View:
     def legend(self) -> dict[str, str]:
         """CSS class -> text."""
         baseline = {"baseline": self.found.baseline_name} if self.found.baseline_ids else {}
-        winner = {"winner": f"winner, {self.found.winner_id}"} if self.found.winner_id else {}
+        winner = {"winner": f"{self.first}, {self.found.winner_id}"} if self.found.winner_id else {}
         return {**winner, **baseline, "other": "other trials"}
 
 
