@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -117,5 +118,5 @@ def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [value for row in rows if (value := number(row, name)) == value]
+    values = [value for row in rows if math.isfinite(value := number(row, name))]
     return statistics.fmean(values) if values else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def _sides(
     """Bicubic, the baseline and the winner, as far as they have pictures of this split."""
     sign = 1 if view.larger else -1
     ranked = sorted(
-        (row for row in view.trials if number(row, view.metric) == number(row, view.metric)),
+        (row for row in view.trials if math.isfinite(number(row, view.metric))),
         key=lambda row: (row["status"] == "finished", row["steps"] or 0, sign * number(row, view.metric)),
         reverse=True,
     )
@@ -117,12 +118,11 @@ def _cases(
     trained = [side for side in sides if side.id != UNTRAINED]
     reference, winner = trained[0], trained[-1]
     common = [image for image in winner.pictures.images if all(image in side.pictures.images for side in sides)]
-    images = [i for i in common if all(number(s.values.get(i, {}), metric) is not None for s in trained)]
     gains = {}
-    for image in images:
+    for image in common:
         own, other = (number(side.values.get(image, {}), metric) for side in (winner, reference))
         gain = sign * (own - other if len(trained) > 1 else own)
-        if gain == gain:
+        if math.isfinite(gain):
             gains[image] = gain
     if not gains:
         return [("image", image) for image in common[:4]]
@@ -149,7 +149,7 @@ def _spread(
     """The standard deviation of an image's values over the finished trials."""
     finished = [row["id"] for row in view.trials if row["status"] == "finished"]
     found = [number(values.get((id, split), {}).get(image, {}), metric) for id in finished]
-    found = [value for value in found if value == value]
+    found = [value for value in found if math.isfinite(value)]
     return statistics.stdev(found) if len(found) > 1 else 0.0
 
 
@@ -201,7 +201,7 @@ def _numbers(row: Row, metric: str, split: str) -> str:
     texts = [
         f"{metric_title(name)} {metric_text(name, value)}{metric_unit(name)}"
         for name in shown
-        if (value := number(row, _name(name, split))) == value
+        if math.isfinite(value := number(row, _name(name, split)))
     ]
     return ", ".join(texts)
 
