@@ -138,14 +138,15 @@ def scatter(
         corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in path)
         marks.append(f'<polyline class="front" points="{corners}"/>')
     seen: dict[float, int] = {}
+    labels: list[tuple[float, float]] = []  # places of labels: one that would cover another moves down
     for dot in dots:
         seen[dot.x] = turn = seen.get(dot.x, -1) + 1
         aside = 7 * ((turn + 1) // 2) * (-1) ** turn if categories else 0
-        marks.append(_mark(dot, x(dot.x) + max(-35, min(35, aside)), y(dot.y), categories))
+        marks.append(_mark(dot, x(dot.x) + max(-35, min(35, aside)), y(dot.y), categories, labels))
     return _svg(x, y, marks, x_label, y_label, categories)
 
 
-def _mark(dot: Dot, x: float, y: float, categories: Sequence[str]) -> str:
+def _mark(dot: Dot, x: float, y: float, categories: Sequence[str], labels: list[tuple[float, float]]) -> str:
     at = categories[int(dot.x)] if categories else f"{dot.x:.4g}"
     title, css = f"<title>{escape(f'{dot.name}: {dot.y:.4g} at {at}')}</title>", f'class="dot {escape(dot.css)}"'
     if "control" in dot.css.split():
@@ -154,8 +155,14 @@ def _mark(dot: Dot, x: float, y: float, categories: Sequence[str]) -> str:
         shape = f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
     if not dot.label:
         return shape
+    height = y + 4
+    while any(abs(x - a) < 90 and abs(height - b) < 13 for a, b in labels):
+        height += 13
+    labels.append((x, height))
     anchor, at_x = ("end", x - 8) if x > WIDTH * 0.6 else ("start", x + 8)
-    return f'{shape}<text class="note" text-anchor="{anchor}" x="{at_x:.1f}" y="{y + 4:.1f}">{escape(dot.label)}</text>'
+    return (
+        f'{shape}<text class="note" text-anchor="{anchor}" x="{at_x:.1f}" y="{height:.1f}">{escape(dot.label)}</text>'
+    )
 
 
 def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sweeps import formatting
@@ -54,13 +54,11 @@ def means(view: View) -> str:
     tested = bool(confirmed & set(found.winner_ids)) and not found.unconfirmed
     by_id = {row["id"]: row for row in view.rows}
     groups: dict[str, list[Row]] = {}
-    for title, ids in (
-        (found.winner_id and view.names[found.winner_id], found.winner_ids),
-        (found.baseline_name, found.baseline_ids),
-    ):
+    finalists = [[row["id"] for row in rows] for rows in _configurations(view, confirmed)] if tested else []
+    for ids in (found.winner_ids, found.baseline_ids, *finalists):
         chosen = [id for id in ids if (id in confirmed) == tested]
-        if title and chosen and not any(set(chosen) & {row["id"] for row in rows} for rows in groups.values()):
-            groups[title] = [by_id[id] for id in chosen]
+        if chosen and not any(set(chosen) & {row["id"] for row in rows} for rows in groups.values()):
+            groups[view.names[chosen[0]]] = [by_id[id] for id in chosen]
     if not groups:
         return ""
     groups |= {row["id"]: [row] for row in view.controls}
@@ -76,6 +74,15 @@ def means(view: View) -> str:
         body.append((css, "", [(f"{title}{count}", False), *cells]))
     split = "test" if tested else "validation"
     return note(f"Means on the {split} photographs") + table(header, body)
+
+
+def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:
+    """The trials with these ids, by configuration."""
+    found: dict[str, list[Row]] = {}
+    for row in view.trials:
+        if row["id"] in ids:
+            found.setdefault(repr(formatting.settings_of(row)), []).append(row)
+    return list(found.values())
 
 
 def comparisons(found: Answer) -> str:

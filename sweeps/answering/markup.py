@@ -45,8 +45,10 @@ def charts(drawn: Sequence[str], legend: Mapping[str, str]) -> str:
     """Charts side by side under their legend. `legend`: CSS class -> text."""
     if not drawn:
         return ""
+    shapes = {True: '<rect class="dot {}" x="1.5" y="1.5" width="9" height="9"/>'}
+    shapes[False] = '<circle class="dot {}" cx="6" cy="6" r="4.5"/>'
     swatches = (
-        f'<span><svg viewBox="0 0 12 12" aria-hidden="true"><circle class="dot {css}" cx="6" cy="6" r="4.5"/></svg>'
+        f'<span><svg viewBox="0 0 12 12" aria-hidden="true">{shapes["control" in css].format(css)}</svg>'
         f"{escape(text)}</span>"
         for css, text in legend.items()
     )

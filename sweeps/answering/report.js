@@ -14,18 +14,19 @@
   let show = () => {};
   if (stage && cases.length) {
     const pictures = (index) => [...cases[index].querySelectorAll("img.picture")];
+    const seen = made("div", {}, stage), controls = made("div", { className: "controls" }, stage);
     const select = (label) => {
-      const box = made("label", { textContent: `${label} ` }, stage);
+      const box = made("label", { textContent: `${label} ` }, controls);
       return made("select", {}, box);
     };
     const image = select("image");
     cases.forEach((each, index) => made("option", { value: index, textContent: each.dataset.title }, image));
     const left = select("left"), right = select("right");
-    const frame = made("div", { className: "frame" }, stage);
+    const frame = made("div", { className: "frame" }, seen);
     const lower = made("img", {}, frame), upper = made("img", { className: "upper" }, frame);
-    const names = made("p", { className: "names note" }, stage);
-    const slider = made("input", { type: "range", min: 0, max: 100, step: 0.5, ariaLabel: "where the left picture ends" }, stage);
-    const flip = made("button", { type: "button", textContent: "Flip between the two" }, stage);
+    const names = made("p", { className: "names note" }, seen);
+    const slider = made("input", { type: "range", min: 0, max: 100, step: 0.5, ariaLabel: "where the left picture ends" }, seen);
+    const flip = made("button", { type: "button", textContent: "Flip between the two" }, controls);
 
     show = () => {
       const found = pictures(chosen.index), roles = found.map((each) => each.dataset.role);
@@ -45,7 +46,7 @@
       frame.style.width = `${width * Math.max(2, Math.floor(640 / width))}px`;
       frame.style.setProperty("--cut", `${chosen.cut}%`);
       slider.value = chosen.cut;
-      names.textContent = `left: ${one.dataset.role} · right: ${two.dataset.role}`;
+      names.textContent = `left: ${one.alt} · right: ${two.alt}`;
     };
     const set = (changes) => { Object.assign(chosen, changes); show(); };
     image.onchange = () => set({ index: Number(image.value) });
@@ -62,7 +63,8 @@
     upper.draggable = lower.draggable = false;
     cases.forEach((each, index) => pictures(index).forEach((picture) => {
       picture.onclick = () => {
-        set({ index, right: picture.dataset.role });
+        const role = picture.dataset.role;
+        set({ index, right: role, left: role === left.value ? "target" : left.value });
         stage.scrollIntoView({ block: "center" });
       };
     }));

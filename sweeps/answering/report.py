@@ -153,7 +153,7 @@ def _leaderboard(view: View) -> str:
 
 def _trade_offs(view: View) -> str:
     drawn = [*distortion_and_perception(view), *quality_and_cost(view)]
-    legend = {**view.legend, "other control": "controls", "other hollow": "not finished, fewer steps"}
+    legend = {**view.legend, "control": "controls", "other hollow": "not finished, fewer steps"}
     text = "The line joins the trials that no other trial beats in both metrics."
     return (note(text) if any('class="front"' in chart for chart in drawn) else "") + charts(drawn, legend)
 
