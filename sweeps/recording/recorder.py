@@ -29,6 +29,7 @@ from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
 from trainables.training.launch import CHECKPOINT, DAMAGED, FAILED, LOSSES, NOT_WRITTEN, REPEATED, take_validation
+from trainables.training.pictures import PICTURES
 from trainables.training.validation import Validation
 
 TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
@@ -147,6 +148,11 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
         self._images(name, 0, validation, "restored")
         self._test_images(name, 0, test)
+        folder = Path(self.settings.folder) / "trials" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, measured in {VALIDATION: validation, TEST: test}.items():
+            if measured is not None and measured.pictures is not None:
+                measured.pictures.write(folder / PICTURES[split])
         self.board.hparams(name, {KIND: "control"}, means, "control", step=0)
         self.tables.flush(force=True)
 

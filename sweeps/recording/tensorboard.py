@@ -4,9 +4,10 @@
     trials/<id>/                scalars and images of one trial, its hyperparameters and its status
 
 TensorBoard keeps the first record it reads of a trial's hyperparameters and of its end, but a trial's status changes.
-Both records are therefore in a separate file that sorts before the others and is replaced as a whole. A running or
-interrupted trial has no end record (TensorBoard shows its status as unknown) and no `status` hyperparameter. A
-TensorBoard that was started before a trial ended shows the end at once, and the `status` column after a restart.
+Both records are therefore written only when a trial ends, with its status: a running or interrupted trial is on the
+other pages, but not yet on the HParams page. They are written twice. A TensorBoard that already reads the trial finds
+them among its scalars. One that starts later finds them first in a separate file, which sorts before the others and is
+replaced as a whole if a failed trial is tried again.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class TensorBoardTrials:
         status: str,
         step: int | None = None,
     ) -> None:
-        """Write or replace a trial's or control's row of the HParams page.
+        """Write or replace a trial's or control's row of the HParams page; a trial that has not ended gets none yet.
 
         Args:
             config: dotted hyperparameter name -> value. Numbers, booleans and strings are kept, also NumPy's. Tuples,
@@ -142,21 +143,20 @@ class TensorBoardTrials:
 
         settings = {name: plain_value(value) for name, value in config.items() if value is not None}
         started = self._started.setdefault(trial, time.time())
+        self._configs[trial] = settings
+        self._metrics.update(dict.fromkeys(metrics))
+        self._declare()
+        if status not in _END:  # see the module; what is known of an earlier attempt stays
+            return
         start = plugin_data_pb2.SessionStartInfo(group_name=trial, start_time_secs=started)
         for name, value in settings.items():
             _set(start.hparams[name], value)
-        summaries = [start]
-        if status in _END:
-            start.hparams["status"].string_value = status
-            end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
-            summaries.append(end)
-            # Also among the scalars, because a running TensorBoard reads new records only there.
-            self._open(trial)._get_file_writer().add_summary(_summary(end))
-            self._close(trial)
-        self._configs[trial] = settings
-        self._metrics.update(dict.fromkeys(metrics))
-        _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", summaries)
-        self._declare()
+        start.hparams["status"].string_value = status
+        end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
+        for message in (start, end):
+            self._open(trial)._get_file_writer().add_summary(_summary(message))
+        self._close(trial)
+        _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", [start, end])
 
     def close(self) -> None:
         """Close all files. A later write opens its file again."""
