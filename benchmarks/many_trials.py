@@ -93,7 +93,7 @@ class MadeUpSweep:
         self.search = SweepSearch(space, METRICS[0], "max", 0, trials, MAX_STEPS, folder / "optuna.journal")
         self.scheduler = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0)
         self.images = [f"photograph_{k // 8:04d}@{k % 8 * 64:04d},0000" for k in range(images)]
-        self.grid = np.random.default_rng(0).integers(0, 256, (4 * 64, 3 * 64, 3), np.uint8)
+        self.grid = _picture()
         self.count, self.reports, self.concurrent = 0, 0, concurrent
         self.running: list[tuple[Trial, int, float]] = []
         tables, board = self.recorder.tables, self.recorder.board
@@ -144,6 +144,13 @@ class MadeUpSweep:
         ]
         times = {"train/step_seconds": 0.3, "train/parameters": 532768.0, "train/busy_seconds": 30.0}
         return {**payload(Report(step, validation.means | times, losses, validation)), "time_total_s": 30.0}
+
+
+def _picture() -> np.ndarray:
+    """uint8 (256, 192, 3), four rows of input | output | target, compressible as photographs are."""
+    y, x = np.mgrid[0:256, 0:192]
+    waves = 128 + 60 * np.sin(x / 17)[..., None] * np.cos(y / 23)[..., None] * np.array([1.0, 0.8, 0.6])
+    return np.clip(waves + np.random.default_rng(0).normal(0, 4, waves.shape), 0, 255).astype(np.uint8)
 
 
 def measure(folder: Path, trials: int, images: int, concurrent: int) -> list[str]:
