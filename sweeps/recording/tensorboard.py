@@ -12,10 +12,8 @@ TensorBoard that was started before a trial ended shows the end at once, and the
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +26,9 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from search_spaces import Choice, Distribution
+from sweeps.recording.event_files import EventFile, write_record
 from sweeps.recording.tables import STATUSES, plain_value
 from trainables.metrics.names import METRICS
 
@@ -70,7 +68,7 @@ class TensorBoardTrials:
         metrics: Sequence[str] = (),
     ) -> None:
         self.folder = Path(folder)
-        self._writers: dict[str, _Writer] = {}
+        self._writers: dict[str, EventFile] = {}
         self._last_step: dict[str, dict[str, int]] = {}
         self._started: dict[str, float] = {}
         self._parameters = dict(parameters or {})
@@ -195,12 +193,12 @@ class TensorBoardTrials:
         self._last_step[trial][tag] = int(step)
         return step != last
 
-    def _open(self, trial: str, purge_step: int | None = None) -> _Writer:
+    def _open(self, trial: str, purge_step: int | None = None) -> EventFile:
         if trial not in self._writers:
             first = self.folder / trial / f"{_FIRST_NAME}.hparams"
             if not first.exists():
                 _replace(first, [])
-            self._writers[trial] = _Writer(self.folder / trial, purge_step)
+            self._writers[trial] = EventFile(self.folder / trial, purge_step)
         return self._writers[trial]
 
     def _close(self, trial: str) -> None:
@@ -217,38 +215,6 @@ class TensorBoardTrials:
         if content != self._experiment:
             _replace(self.folder / f"{_FIRST_NAME}.experiment", [experiment])
             self._experiment = content
-
-
-class _Writer:
-    """An event file. `SummaryWriter` would start a thread for each trial and wait for it at each report.
-
-    Args:
-        purge_step: TensorBoard drops what earlier files of the folder have from this step on.
-    """
-
-    _count = itertools.count()
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        owner = f"{socket.gethostname()}.{os.getpid()}.{next(self._count)}"
-        self._file = open(folder / f"events.out.tfevents.{int(time.time()):010d}.{owner}", "ab")
-        self._records = RecordWriter(self._file)
-        self._write(Event(file_version="brain.Event:2"))
-        if purge_step is not None:
-            self._write(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
-
-    def add(self, summary: Summary, step: int = 0, wall_time: float | None = None) -> None:
-        self._write(Event(summary=summary, step=int(step)), wall_time)
-
-    def _write(self, event: Event, wall_time: float | None = None) -> None:
-        event.wall_time = time.time() if wall_time is None else wall_time
-        self._records.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _set(field: Any, value: bool | int | float | str | None) -> None:
@@ -336,11 +302,10 @@ def _replace(path: Path, messages: Sequence[Any]) -> None:
     temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}.tmp")
     now = time.time()
     with open(temporary, "wb") as file:
-        records = RecordWriter(file)
         start = SessionLog(status=SessionLog.START)
         events = [Event(file_version="brain.Event:2"), Event(session_log=start)]
         events += [Event(summary=_summary(message)) for message in messages]
         for event in events:
             event.wall_time = now
-            records.write(event.SerializeToString())
+            write_record(file, event.SerializeToString())
     os.replace(temporary, path)
