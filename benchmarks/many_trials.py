@@ -1,8 +1,8 @@
 """What a trial costs the driver, from the first to the ten thousandth: does anything grow with the number of trials?
 
 The real recorder (record of events, tables, TensorBoard, progress), the real search (Optuna's TPE and its journal) and
-the real scheduler (ASHA) are called in the order in which Ray Tune calls them. Results are made up: their values improve
-with the steps, and ASHA stops most trials. Ray, training and Tune's own bookkeeping are left out.
+the real scheduler (ASHA) are called in the order in which Ray Tune calls them. Results are made up: their values
+improve with the steps, and ASHA stops most trials. Ray, training and Tune's own bookkeeping are left out.
 
     python -m benchmarks.many_trials                                    # 10,000 trials, 48 validation images
     python -m benchmarks.many_trials --trials 1000 --images 3000

@@ -37,7 +37,8 @@ class EventFile:
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         owner = f"{socket.gethostname()}.{os.getpid()}.{next(self._count)}"
-        self._file = open(folder / f"events.out.tfevents.{int(time.time()):010d}.{owner}", "ab")
+        path = folder / f"events.out.tfevents.{int(time.time()):010d}.{owner}"
+        self._file = path.open("ab")
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             self._write(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
@@ -58,7 +59,9 @@ class EventFile:
 
 def write_record(file: BinaryIO, content: bytes) -> None:
     length = struct.pack("<Q", len(content))
-    file.write(length + struct.pack("<I", _masked(crc32c(length))) + content + struct.pack("<I", _masked(crc32c(content))))
+    file.write(
+        length + struct.pack("<I", _masked(crc32c(length))) + content + struct.pack("<I", _masked(crc32c(content)))
+    )
 
 
 def _masked(crc: int) -> int:

@@ -35,12 +35,9 @@ class EventLog:
 
     def read(self) -> Iterator[Event | None]:
         """The events, one line after the other; None for a damaged line. A missing file has no events."""
-        try:
-            file = open(self.path, "rb")
-        except FileNotFoundError:
-            return
-        with file:
-            yield from (_event(text) for line in file if (text := line.rstrip(b"\n")))
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                yield from (_event(text) for line in file if (text := line.rstrip(b"\n")))
 
     def append(self, events: Iterable[Event]) -> None:
         """Appends events and waits until they are on the disk.

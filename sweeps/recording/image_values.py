@@ -114,7 +114,9 @@ class ImageValues:
         """
         metrics = {name: column for name, column in event.items() if name not in _KEYS}
         # A column of missing values is left out: a short line must not take much memory.
-        columns = {name: unpacker.values(column) for name, column in metrics.items() if column.get("same", 0) is not None}
+        columns = {
+            name: unpacker.values(column) for name, column in metrics.items() if column.get("same", 0) is not None
+        }
         split = unpacker.constant(event["split"]) if "split" in event else VALIDATION
         self.put(id, split or VALIDATION, unpacker.constant(event["step"]), unpacker.values(event["image"]), columns)
 

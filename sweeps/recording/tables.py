@@ -41,6 +41,7 @@ TableRow = dict[str, Any]
 
 LEADERBOARD, HISTORY, PER_IMAGE = "leaderboard.parquet", "history.parquet", "per_image.parquet"
 KINDS = (TRIAL, CONFIRMATION, "control")
+_MOST_PADDING = 100
 _WRITING_SHARE = 0.02  # of a sweep's time, for the tables
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
 
@@ -229,6 +230,9 @@ class RunTables:
         """Gives every row all columns of its table, as a row of a file has them."""
         for tables, fixed in (([self._trials], _LEADERBOARD_COLUMNS), (self._reports.values(), _HISTORY_COLUMNS)):
             names = dict.fromkeys([*fixed, *(name for table in tables for row in table.values() for name in row)])
+            rows, cells = sum(map(len, tables)), sum(len(row) for table in tables for row in table.values())
+            if rows * len(names) > _MOST_PADDING * (cells + 10_000):  # a run from a stranger
+                raise InputError(f"{self.folder}: its tables have {len(names):,} columns, of which a row has few")
             for table in tables:
                 for key, row in table.items():
                     table[key] = {**names, **row}  # type: ignore[index]  # keys of two types

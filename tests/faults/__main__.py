@@ -1,8 +1,8 @@
 """The fault injector: `python -m tests.faults --runs 100 --seed 0 --table table.md`.
 
 Each run has one fault, drawn with the seed. It is a real sweep from the real command line; afterwards it is resumed
-and compared with an undisturbed one. With `--work DIR` the outcomes are kept in DIR, and another call goes on from them:
-the faults with the fewest runs come first, and the table counts all.
+and compared with an undisturbed one. With `--work DIR` the outcomes are kept in DIR, and another call goes on from
+them: the faults with the fewest runs come first, and the table counts all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main() -> int:
             with record.open("a") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
             seconds = time.monotonic() - began
-            print(f"{len(outcomes):4} {seconds:5.0f} s  {name}: {'; '.join(outcome.problems) or 'survived'}", flush=True)
+            print(
+                f"{len(outcomes):4} {seconds:5.0f} s  {name}: {'; '.join(outcome.problems) or 'survived'}", flush=True
+            )
             if given.table:
                 given.table.write_text(table(outcomes, given.seed), encoding="utf-8")
     survived = sum(not outcome.problems for outcome in outcomes)
