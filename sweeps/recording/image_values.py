@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,8 @@ _ROWS_OF_A_GROUP = 2**20
 _MOST_METRICS = 100
 
 
-Values = NDArray[Any] | Sequence[float | None] | pa.Array
-"""One value per image."""
+Values: TypeAlias = NDArray[Any] | Sequence[float | None] | Any
+"""One value per image: an array of NumPy or Arrow, or a list."""
 
 
 class Measurement(NamedTuple):
@@ -53,7 +53,12 @@ def by_measurement(rows: Iterable[Mapping[str, Any]]) -> list[Measurement]:
 def image_event(id: str, split: str, step: int, images: Sequence[str], columns: Mapping[str, Values]) -> dict[str, Any]:
     """A measurement for the record of events; see `ImageValues.put_event`."""
     count = len(images)
-    keys = {"id": [id] * count, "split": [split] * count, "step": [step] * count, "image": list(images)}
+    keys: dict[str, Sequence[Any]] = {
+        "id": [id] * count,
+        "split": [split] * count,
+        "step": [step] * count,
+        "image": list(images),
+    }
     return packed(keys | {name: _floats(values) for name, values in columns.items()})
 
 
@@ -123,9 +128,10 @@ class ImageValues:
     def _merged(self, first: Measurement, last: Measurement) -> Measurement:
         """Both; values of the last one count."""
         rows = {row["image"]: row for each in (first, last) for row in _rows(each, ())}
-        ((*key, images, columns),) = by_measurement(rows.values())
-        arrays = {name: _array(values) for name, values in columns.items()}
-        return Measurement(*key, self._shared(images), {name: of for name, of in arrays.items() if of is not None})
+        (merged,) = by_measurement(rows.values())
+        arrays = {name: _array(values) for name, values in merged.columns.items()}
+        columns = {name: array for name, array in arrays.items() if array is not None}
+        return merged._replace(images=self._shared(merged.images), columns=columns)
 
     def _shared(self, images: Sequence[str]) -> tuple[str, ...]:
         """The names as one object for all trials that have the same images."""
