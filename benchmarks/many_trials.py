@@ -6,6 +6,7 @@ improve with the steps, and ASHA stops most trials. Ray, training and Tune's own
 
     python -m benchmarks.many_trials                                    # 10,000 trials, 48 validation images
     python -m benchmarks.many_trials --trials 1000 --images 3000
+    python -m benchmarks.many_trials --earlier 10000 --trials 10200     # a driver that resumes a sweep with 10,000
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from search_spaces import load
+from search_spaces import Choice, Distribution, Float, SearchSpace, Value, load
+from sweeps.recording.image_values import VALIDATION
 from sweeps.recording.progress import logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import ID
@@ -83,18 +86,22 @@ class Clock:
 class MadeUpSweep:
     """The driver's side of a sweep whose trials report made-up results."""
 
-    def __init__(self, folder: Path, trials: int, images: int, concurrent: int, clock: Clock) -> None:
+    def __init__(self, folder: Path, trials: int, images: int, concurrent: int, clock: Clock, earlier: int = 0) -> None:
         space = load("sinsr_loss_ratios")
+        self.images = [f"photograph_{k // 8:04d}@{k % 8 * 64:04d},0000" for k in range(images)]
+        if earlier:
+            self._record_earlier(folder, space, earlier)
         settings = RecorderSettings(
             str(folder), METRICS, space.distributions, MAX_STEPS, trials, len(space.points), concurrent, 0, METRICS[:1]
         )
         self.recorder = Recorder(settings)
         self.recorder.open()
-        self.search = SweepSearch(space, METRICS[0], "max", 0, trials, MAX_STEPS, folder / "optuna.journal")
-        self.scheduler = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0)
-        self.images = [f"photograph_{k // 8:04d}@{k % 8 * 64:04d},0000" for k in range(images)]
+        rows, reports_of = self.recorder.tables.leaderboard, self.recorder.tables.reports_of
+        journal = folder / "optuna.journal"
+        self.search = SweepSearch(space, METRICS[0], "max", 0, trials, MAX_STEPS, journal, None, rows, reports_of)
+        self.scheduler = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0, rows, reports_of)
         self.grid = _picture()
-        self.count, self.reports, self.concurrent = 0, 0, concurrent
+        self.count, self.reports, self.concurrent = earlier, 0, concurrent
         self.running: list[tuple[Trial, int, float]] = []
         tables, board = self.recorder.tables, self.recorder.board
         clock.watch(tables, ["commit"], "events")
@@ -106,6 +113,29 @@ class MadeUpSweep:
         )
         clock.watch(self.search, ["suggest", "on_trial_result", "on_trial_complete"], "search")
         clock.watch(self.scheduler, ["on_trial_add", "on_trial_result", "on_trial_complete"], "ASHA")
+
+    def _record_earlier(self, folder: Path, space: SearchSpace, count: int) -> None:
+        """The record of trials of an earlier driver: every third one finished, the others were stopped at one sixth."""
+        tables, draws = RunTables(folder), np.random.default_rng(0)
+        for number in range(count):
+            id, finished = f"t{number:03d}", number % 3 == 0
+            known = dict(space.points[number].values) if number < len(space.points) else {}
+            values = {name: known.get(name, _drawn(d, draws)) for name, d in space.distributions.items()}
+            reports = range(1, REPORTS + 1) if finished else (1,)
+            for report in reports:
+                step = report * MAX_STEPS // REPORTS
+                level = 20 + draws.normal() + math.log10(step)
+                metrics = dict.fromkeys(METRICS, level)
+                tables.add_report({"id": id, "step": step, "wall_seconds": 30.0, **metrics})
+            tables.add_images(
+                id, VALIDATION, step, self.images, {name: draws.normal(size=len(self.images)) for name in METRICS}
+            )
+            status = "finished" if finished else "stopped"
+            config = {f"config/{name}": value for name, value in values.items()}
+            tables.upsert_trial(
+                {"id": id, "status": status, "seed": 0, "steps": step, "label": "", **config, **metrics}
+            )
+        tables.flush(force=True)
 
     def step(self) -> None:
         """One event: a trial starts if there is room, otherwise the oldest one reports."""
@@ -146,6 +176,13 @@ class MadeUpSweep:
         return {**payload(Report(step, validation.means | times, losses, validation)), "time_total_s": 30.0}
 
 
+def _drawn(distribution: Distribution, draws: np.random.Generator) -> Value:
+    if isinstance(distribution, Choice):
+        return distribution.values[draws.integers(len(distribution.values))]
+    value = float(np.exp(draws.uniform(np.log(distribution.low), np.log(distribution.high))))
+    return value if isinstance(distribution, Float) else int(value)
+
+
 def _picture() -> np.ndarray:
     """uint8 (256, 192, 3), four rows of input | output | target, compressible as photographs are."""
     y, x = np.mgrid[0:256, 0:192]
@@ -153,15 +190,15 @@ def _picture() -> np.ndarray:
     return np.clip(waves + np.random.default_rng(0).normal(0, 4, waves.shape), 0, 255).astype(np.uint8)
 
 
-def measure(folder: Path, trials: int, images: int, concurrent: int) -> list[str]:
+def measure(folder: Path, trials: int, images: int, concurrent: int, earlier: int = 0) -> list[str]:
     """Prints one row for each window of trials; returns the rows."""
     clock = Clock()
-    sweep = MadeUpSweep(folder, trials, images, concurrent, clock)
+    sweep = MadeUpSweep(folder, trials, images, concurrent, clock, earlier)
     clock.take()
     parts = ("events", "tables", "TensorBoard", "recorder", "progress", "search", "ASHA")
     rows = [f"{'trials':>12} {'reports':>8} {'ms, wall':>9} {'ms, CPU':>8}   CPU by part: {'  '.join(parts)}"]
     print(rows[0], flush=True)
-    for first, last in _windows(trials, concurrent):
+    for first, last in _windows(trials, concurrent, earlier):
         while sweep.count < first:
             sweep.step()
         clock.take()
@@ -193,8 +230,10 @@ def measure(folder: Path, trials: int, images: int, concurrent: int) -> list[str
     return rows
 
 
-def _windows(trials: int, concurrent: int) -> list[tuple[int, int]]:
+def _windows(trials: int, concurrent: int, earlier: int) -> list[tuple[int, int]]:
     """The first and last trial of each measured window: a tenth of the trials before it."""
+    if earlier:
+        return [(earlier + 2 * concurrent, trials)]
     ends = [end for end in (100, 300, 1000, 3000, 10000, 30000) if end < trials]
     return [(max(concurrent, end - max(50, end // 10)), end) for end in [*ends, trials]]
 
@@ -203,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--trials", type=int, default=10000, help="number of trials (10000)")
     flags.add_argument("--images", type=int, default=48, help="validation images of each report (48)")
+    flags.add_argument("--earlier", type=int, default=0, help="trials that an earlier driver recorded (0)")
     flags.add_argument("--concurrent", type=int, default=8, help="trials at once (8)")
     flags.add_argument("--folder", type=Path, default=None, help="keep the run in this folder")
     given = flags.parse_args(arguments)
@@ -212,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="many-trials-") as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        measure(folder, given.trials, given.images, given.concurrent)
+        measure(folder, given.trials, given.images, given.concurrent, given.earlier)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, read_rows
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
+from trainables.common.paths import refuse_secrets
 from trainables.settings import TrialSettings
 from trainables.training.checkpoint import read_state
 from trainables.training.checkpoint_folders import newest_whole
@@ -134,3 +135,37 @@ def test_table_that_expands_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": nested}), tmp_path / "history.parquet")
     with pytest.raises(InputError, match="column id is nested"):
         read_rows(tmp_path / "history.parquet")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:secret@bucket/a",
+        "s3://key%3Asecret@bucket/a",
+        "s3://key%253Asecret@bucket/a",
+        "s3://key:sec%2Fret@bucket/a",
+        "s3://bucket/a?endpoint_override=https://user:secret@host",
+        "s3://bucket/a?region=x&endpoint_override=https%3A%2F%2Fuser%3Asecret%40host",
+        "s3://bucket/a?endpoint_override=user:secret@host:9000",
+        "s3://bucket/a?secret_key=abc",
+        "gs://bucket/a?access%5Ftoken=abc",
+        "https://host/a?X-Amz-Signature=abc",
+    ],
+)
+def test_secrets_in_a_uri_are_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="--data: contains credentials") as error:
+        refuse_secrets("--data", uri)
+    assert "secret@" not in str(error.value) and "abc" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a@b:c",
+        "s3://bucket/a?endpoint_override=https://host:9000&region=eu",
+        "gs://anonymous@bucket/a",
+        "a:b@c",
+    ],
+)
+def test_uris_without_a_secret_pass(uri: str) -> None:
+    refuse_secrets("--data", uri)
