@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 from collections.abc import Container
+from operator import itemgetter
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -57,14 +60,17 @@ class _Part(Study):
     def __init__(self, study: Study) -> None:
         self.__dict__.update(study.__dict__)
         trials = study._get_trials(deepcopy=False)
-        ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
+        ended = [number for number, trial in enumerate(trials) if trial.state == complete or trial.state == pruned]
         if len(ended) > LOOKED_AT:
-            sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-            complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-            best = {t.number for t in sorted(complete, key=lambda t: sign * (t.value or 0.0))[:_BEST]}
-            newest = [trial.number for trial in ended if trial.number not in best][_BEST - LOOKED_AT :]
-            kept = best.union(newest)
-            trials = [trial for trial in trials if not trial.state.is_finished() or trial.number in kept]
+            ranked = [(trials[number].values[0], number) for number in ended if trials[number].state == complete]
+            choose = heapq.nlargest if study.direction == StudyDirection.MAXIMIZE else heapq.nsmallest
+            best = {number for _, number in choose(_BEST, ranked, key=itemgetter(0))}
+            newest = itertools.islice(
+                (number for number in reversed(ended) if number not in best), LOOKED_AT - len(best)
+            )
+            left_out = set(ended).difference(best, newest)
+            trials = [trial for number, trial in enumerate(trials) if number not in left_out]
         self._seen = trials
 
     def _get_trials(
