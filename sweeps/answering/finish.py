@@ -41,7 +41,8 @@ def finish(plan: Plan, folder: Path) -> int:
     result = None
     if baseline_ids:
         why = _unconfirmed(plan, rows)
-        result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
+        compared = {row["id"] for row in rows if row["kind"] != TRIAL}
+        result = answer(rows, tables.images_of(compared), plan.objective, baseline_ids, plan.direction, why)
         verdict, *numbers = result.sentences
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)

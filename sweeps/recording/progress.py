@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.formatting import is_larger_better, metric_text, parameters_text
@@ -68,6 +68,11 @@ class Progress:
         self.trials, self.given, self.max_steps = trials, given, max_steps
         self.concurrent, self.shown = max(1, concurrent), shown
         self._trials: dict[str, _Trial] = {}
+        # Counted as trials start and end: looking at all of them would take longer with every trial.
+        self._running: dict[str, _Trial] = {}
+        self._counts: Counter[str] = Counter()
+        self._given_begun = 0
+        self._proposed_ended, self._proposed_steps = 0, 0
         self._rates: list[float] = []
         self._last_summary = 0.0
 
@@ -93,7 +98,7 @@ class Progress:
 
     def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
         now = time.monotonic()
-        self._trials[id] = _Trial(name, given, 0, "running", now, now)
+        self._put(id, _Trial(name, given, 0, "running", now, now))
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name, extra=_SHOWN)
 
     def continued(self, id: str, step: int) -> None:
@@ -116,15 +121,31 @@ class Progress:
         self.summary()
 
     def ended(self, id: str, status: str, why: str = "") -> None:
-        trial = self._trials.setdefault(id, _Trial(id, False))
-        trial.status = status
+        trial = replace(self._trials.get(id, _Trial(id, False)), status=status)
+        self._put(id, trial)
         logger.info("%s %s at step %d%s", id, status, trial.step, f": {why}" if why else "")
         if status != "interrupted":
             self.summary(force=True)
 
     def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
         """A trial that ended under an earlier driver."""
-        self._trials[id] = _Trial(name, given, step, status)
+        self._put(id, _Trial(name, given, step, status))
+
+    def _put(self, id: str, trial: _Trial) -> None:
+        if id in self._trials:
+            self._count(self._trials[id], -1)
+            self._running.pop(id, None)
+        self._trials[id] = trial
+        self._count(trial, 1)
+        if trial.status == "running":
+            self._running[id] = trial
+
+    def _count(self, trial: _Trial, sign: int) -> None:
+        self._counts[trial.status] += sign
+        self._given_begun += sign * trial.given
+        if trial.status in ("finished", "stopped") and not trial.given:
+            self._proposed_ended += sign
+            self._proposed_steps += sign * trial.step
 
     def summary(self, force: bool = False) -> None:
         """One line about the whole sweep, at most every 15 seconds unless forced."""
@@ -136,10 +157,8 @@ class Progress:
 
     def line(self) -> str:
         """The state of the whole sweep: trials that ended, trials that run, time left."""
-        counts: dict[str, int] = defaultdict(int)
-        for trial in self._trials.values():
-            counts[trial.status] += 1
-        running = ", ".join(f"{i} {t.step}/{self.max_steps}" for i, t in self._trials.items() if t.status == "running")
+        counts = self._counts
+        running = ", ".join(f"{id} {trial.step}/{self.max_steps}" for id, trial in self._running.items())
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
@@ -155,12 +174,9 @@ class Progress:
         """Estimated seconds until the sweep ends; None before the first report."""
         if not self._rates:
             return None
-        running = [trial for trial in self._trials.values() if trial.status == "running"]
-        ended = [
-            trial for trial in self._trials.values() if trial.status in ("finished", "stopped") and not trial.given
-        ]
-        expected = statistics.fmean(trial.step for trial in ended) if ended else float(self.max_steps)
-        given_left = max(0, self.given - sum(trial.given for trial in self._trials.values()))
+        running = self._running.values()
+        expected = self._proposed_steps / self._proposed_ended if self._proposed_ended else float(self.max_steps)
+        given_left = max(0, self.given - self._given_begun)
         proposed_left = max(0, self.trials - len(self._trials) - given_left)
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:

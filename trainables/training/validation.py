@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from trainables.common.parquet import read_table
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
@@ -63,8 +64,7 @@ class Validation:
     @classmethod
     def read(cls, folder: Path) -> Validation:
         """What `write` wrote."""
-        with open(folder / PER_IMAGE, "rb") as file:
-            table = pq.read_table(file)
+        table = read_table(folder / PER_IMAGE)
         names = [name for name in table.column_names if name not in ("step", "image")]
         per_image = {name: table[name].to_numpy() for name in names}
         return cls(per_image, table["image"].to_pylist(), np.asarray(Image.open(folder / GRID).convert("RGB")))
