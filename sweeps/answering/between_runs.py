@@ -16,7 +16,8 @@ from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
 from sweeps.planning.run_folder import RUN_SETTINGS
-from sweeps.recording.tables import TEST, VALIDATION, read_rows
+from sweeps.recording.image_values import TEST, VALIDATION
+from sweeps.recording.tables import read_rows
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.errors import InputError, one_line
 from trainables.metrics.names import METRICS, test_name

@@ -21,7 +21,7 @@ from PIL import Image
 from sweeps.answering.verdict import UNTRAINED
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
-from sweeps.recording.tables import TEST, VALIDATION
+from sweeps.recording.image_values import TEST, VALIDATION
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import sorted_checkpoints
 from trainables.training.pictures import PICTURES, Pictures
