@@ -26,18 +26,24 @@ __all__ = [
 ]
 
 
+OWN: dict[str, SearchSpace] = {}
+"""Name -> a space from outside of this package, which `load` knows too."""
+
+
 def names() -> list[str]:
     """The names of all spaces, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "space")
 
 
 def load(name: str) -> SearchSpace:
-    """The space with this name.
+    """The space with this name, of this package or of `OWN`.
 
     Raises:
         KeyError: there is none; the message lists the existing names.
         SpaceError: its file does not define a space of this name.
     """
+    if name in OWN:
+        return OWN[name]
     if name not in names():
         nearest = difflib.get_close_matches(name, names(), n=1)
         meant = f", nearest: {nearest[0]}" if nearest else ""

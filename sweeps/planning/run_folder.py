@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
+from sweeps.planning.own_spaces import keep_space, register_kept_space
 from sweeps.planning.question import Question, absolute_paths
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.errors import InputError, one_line
@@ -138,6 +139,7 @@ def create_run(
     temporary = folder.path / f".{RUN_SETTINGS}"
     temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     temporary.rename(folder.path / RUN_SETTINGS)
+    keep_space(folder.path, question.space)
     return folder
 
 
@@ -159,6 +161,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
         yaml.YAMLError,
     ) as error:  # from the settings, and from YAML's dates and numbers
         raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
+    register_kept_space(path)
     try:
         return RunFolder(path), located(path, settings, record), record
     except OSError as error:

@@ -155,11 +155,11 @@ def _flat(key: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 def rejected_of(path: Path) -> dict[str, str]:
     """Image -> the reason why it is not in a store of pairs."""
-    import pyarrow.parquet as pq
+    from trainables.common.parquet import read_table
 
     table = path / "rejected.parquet"
     try:
-        return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+        return {row["name"]: row["reason"] for row in read_table(table).to_pylist()} if table.exists() else {}
     except (OSError, LookupError, ValueError) as error:
         raise InputError(f"{table}: cannot be read ({one_line(error)}); delete {path} to prepare it again") from None
 
