@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import ray
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
 from sweeps.recording.progress import logger
+from sweeps.running.capacity import trials_at_once
+from sweeps.running.cluster_watch import ClusterWatch
 from sweeps.running.ray_watch import RayWatch, end_children
 from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
@@ -66,10 +68,14 @@ def _log(reason: str) -> None:
 
 
 @contextmanager
-def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> Iterator[int]:
+def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] = _log) -> Iterator[int]:
     """Connects to Ray and disconnects at the end; yields how many trials run at once.
 
+    On a cluster that grows, this is the number at its largest size: a trial that does not fit yet waits, and makes the
+    cluster grow.
+
     Args:
+        trials: how many there are.
         lost: called with the reason before this process ends because a local Ray has ended.
 
     Raises:
@@ -78,11 +84,18 @@ def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> It
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _joined(settings) if settings.address else _started(settings.workers_per_trial > 1, lost):
+    groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
+    with _joined(settings) if anywhere else _started(groups, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _trials_at_once(settings)
+        at_once = trials_at_once(workers(settings), min(trials, settings.max_concurrent or trials))
+        watch = ClusterWatch(nodes=anywhere) if anywhere or groups else None
+        try:
+            yield at_once
+        finally:
+            if watch:
+                watch.close()
 
 
 @contextmanager
@@ -163,25 +176,3 @@ def _chosen_address() -> dict[str, str]:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
     return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-
-
-def _trials_at_once(settings: SweepSettings) -> int:
-    """How many trials fit on the nodes. A worker must fit on one node; the workers of a group may use several."""
-    each = workers(settings).each
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = [min(int(node.get(name, 0) // amount) for name, amount in each.items()) for node in nodes]
-    fits = max(sum(slots), _slots_to_come(each) if settings.address else 0) // settings.workers_per_trial
-    if fits < 1:
-        have = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}s" for name in each)
-        need = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
-        raise InputError(
-            f"--workers-per-trial {settings.workers_per_trial}: workers of {need} each do not fit; "
-            f"the {len(nodes)} nodes have {have} together"
-        )
-    return min(fits, settings.max_concurrent or fits)
-
-
-def _slots_to_come(each: Mapping[str, float]) -> int:
-    """Workers that fit on an autoscaling cluster at its configured maximum size; 0 for a cluster of fixed size."""
-    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return min(int(largest.get(name, 0) // amount) for name, amount in each.items())
