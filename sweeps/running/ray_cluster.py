@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
@@ -84,6 +85,7 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ |= without_proxy(_head(settings.address))
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
     with _joined(settings) if anywhere else _started(groups, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
@@ -98,6 +100,29 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
                 watch.close()
 
 
+def without_proxy(*hosts: str) -> dict[str, str]:
+    """The variables that keep Ray's own HTTP requests from a proxy, if this environment has one; otherwise none.
+
+    Train asks the dashboard whether a stopped group has ended. Through a proxy it gets no answer, and the next group
+    waits forever.
+    """
+    if not any(
+        name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()
+    ):
+        return {}
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    direct = ",".join(dict.fromkeys([*filter(None, known.split(",")), "127.0.0.1", "localhost", *filter(None, hosts)]))
+    return {"no_proxy": direct, "NO_PROXY": direct}
+
+
+def _head(address: str) -> str:
+    """The host of a cluster's head; of this machine for a local Ray."""
+    if not address:
+        return str(ray.util.get_node_ip_address())
+    found = canonicalize_bootstrap_address(address) or ""
+    return found.rpartition(":")[0].strip("[]")
+
+
 @contextmanager
 def _joined(settings: SweepSettings) -> Iterator[None]:
     try:
@@ -105,7 +130,10 @@ def _joined(settings: SweepSettings) -> Iterator[None]:
             address=settings.address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={**shipped_code(settings.results, settings.store), "env_vars": _ENVIRONMENT},
+            runtime_env={
+                **shipped_code(settings.results, settings.store),
+                "env_vars": _ENVIRONMENT | without_proxy(_head(settings.address)),
+            },
         )
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
