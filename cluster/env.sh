@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The environment of every shell and every Ray process on a cluster node. Sourced by ~/.bashrc and by the start commands.
 
 export PATH="$HOME/restoration-sweeps/.venv/bin:$PATH"

@@ -19,7 +19,7 @@ from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
-from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
@@ -30,11 +30,10 @@ from trainables.common.command import ExitStatus
 from trainables.common.errors import one_line
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
+from trainables.data.ray_pipeline import check_shared
 from trainables.settings.methods import METHODS
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
-
-MAX_FAILURES = 2  # restarts of a trial whose process died, from its last checkpoint
 
 
 class _Lost:
@@ -55,7 +54,8 @@ def start(plan: Plan, opened: Callable[[Path], None] = lambda folder: None) -> i
         opened: called with the folder of the run, once it exists.
     """
     lost = _Lost()
-    with connected(plan.question.settings, lost) as concurrent:
+    with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
+        _check_results(plan, plan.question.settings.results)
         folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
         lost.folder = folder.path
         opened(folder.path)
@@ -69,8 +69,15 @@ def resume(plan: Plan, folder: RunFolder) -> int:
     """Continues an interrupted run from its last checkpoints; returns the exit status."""
     lost = _Lost()
     lost.folder = folder.path
-    with connected(plan.question.settings, lost) as concurrent:
+    with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
+        _check_results(plan, str(folder.path))
         return _run(plan, folder, concurrent)
+
+
+def _check_results(plan: Plan, folder: str) -> None:
+    """Nodes that join later are checked by their trials."""
+    if plan.question.settings.address:
+        check_shared(str(Path(folder).expanduser().absolute()), "--results", "one that all share")
 
 
 def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:

@@ -24,7 +24,7 @@ from sweeps.planning.resources import (
 from sweeps.planning.run_folder import check_results
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
-from trainables.common.cluster import check_address
+from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
@@ -80,6 +80,11 @@ class Plan:
     def confirmation_trials(self) -> int:
         """The number of trials of the confirmation, if enough configurations finish."""
         return self.question.confirmation.trials(self.question.trials - 1) if self.confirms else 0
+
+    @property
+    def most_at_once(self) -> int:
+        """The most trials that can run at once: those of the search, or those of the confirmation after it."""
+        return max(self.question.trials, self.confirmation_trials)
 
     @property
     def stages(self) -> list[Stage]:
@@ -264,7 +269,10 @@ def make_plan(
     tested = found.counts.get("test", 0)
     if settings.address:
         check_address(settings.address)
-    if not settings.address:
+        for flag, folder in (("--results", settings.results), ("--store", store)):
+            if not is_uri(folder):
+                refuse_job_folder(flag, folder)
+    else:
         temporary_root()
     notes: tuple[str, ...] = ()
     try:

@@ -34,6 +34,9 @@ from trainables.training.validation import Validation
 
 TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
 
+MAX_FAILURES = 2
+"""Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""
+
 
 @dataclass(frozen=True)
 class RecorderSettings:
@@ -234,6 +237,8 @@ class Recorder(Callback):
                 **{name: value for name, value in values.items() if name.startswith(("val/", "test/"))},
             }
         )
+        if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
+            trial.max_failures = trial.num_failures + MAX_FAILURES
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
         scalars = {name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/"))}
         self.board.report(id, result["step"], scalars)

@@ -11,7 +11,7 @@ from trainables.common.machine import usable_cpus
 from trainables.data.estimate import seconds_of
 from trainables.data.preparation_progress import PreparationProgress
 from trainables.data.prepare import make_stores, pairs_of, read_photographs
-from trainables.data.ray_pipeline import check_shared, on_ray
+from trainables.data.ray_pipeline import STORES, check_shared, on_ray
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.store import Store
 
@@ -40,7 +40,7 @@ def prepare_stores(sweep: Plan, concurrent: int) -> list[Store]:
     """
     settings = sweep.question.settings
     if settings.address:
-        check_shared(sweep.store)
+        check_shared(sweep.store, "--store", STORES)
     missing = [stage for stage in sweep.stages if not stage.exists]
     logger.info("store      %s", "reused" if not missing else f"{len(missing)} of {len(sweep.stages)} parts to make")
     each = workers(settings)

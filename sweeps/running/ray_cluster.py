@@ -8,15 +8,18 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
 from sweeps.recording.progress import logger
+from sweeps.running.capacity import trials_at_once
+from sweeps.running.cluster_watch import ClusterWatch
 from sweeps.running.ray_watch import RayWatch, end_children
 from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
@@ -66,10 +69,14 @@ def _log(reason: str) -> None:
 
 
 @contextmanager
-def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> Iterator[int]:
+def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] = _log) -> Iterator[int]:
     """Connects to Ray and disconnects at the end; yields how many trials run at once.
 
+    On a cluster that grows, this is the number at its largest size: a trial that does not fit yet waits, and makes the
+    cluster grow.
+
     Args:
+        trials: how many there are.
         lost: called with the reason before this process ends because a local Ray has ended.
 
     Raises:
@@ -78,11 +85,42 @@ def connected(settings: SweepSettings, lost: Callable[[str], None] = _log) -> It
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _joined(settings) if settings.address else _started(settings.workers_per_trial > 1, lost):
+    os.environ |= without_proxy(_head(settings.address))
+    groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
+    with _joined(settings) if anywhere else _started(groups, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _trials_at_once(settings)
+        at_once = trials_at_once(workers(settings), min(trials, settings.max_concurrent or trials))
+        watch = ClusterWatch(nodes=anywhere) if anywhere or groups else None
+        try:
+            yield at_once
+        finally:
+            if watch:
+                watch.close()
+
+
+def without_proxy(*hosts: str) -> dict[str, str]:
+    """The variables that keep Ray's own HTTP requests from a proxy, if this environment has one; otherwise none.
+
+    Train asks the dashboard whether a stopped group has ended. Through a proxy it gets no answer, and the next group
+    waits forever.
+    """
+    if not any(
+        name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()
+    ):
+        return {}
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    direct = ",".join(dict.fromkeys([*filter(None, known.split(",")), "127.0.0.1", "localhost", *filter(None, hosts)]))
+    return {"no_proxy": direct, "NO_PROXY": direct}
+
+
+def _head(address: str) -> str:
+    """The host of a cluster's head; of this machine for a local Ray."""
+    if not address:
+        return str(ray.util.get_node_ip_address())
+    found = canonicalize_bootstrap_address(address) or ""
+    return found.rpartition(":")[0].strip("[]")
 
 
 @contextmanager
@@ -92,7 +130,10 @@ def _joined(settings: SweepSettings) -> Iterator[None]:
             address=settings.address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={**shipped_code(settings.results, settings.store), "env_vars": _ENVIRONMENT},
+            runtime_env={
+                **shipped_code(settings.results, settings.store),
+                "env_vars": _ENVIRONMENT | without_proxy(_head(settings.address)),
+            },
         )
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
@@ -163,25 +204,3 @@ def _chosen_address() -> dict[str, str]:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
     return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-
-
-def _trials_at_once(settings: SweepSettings) -> int:
-    """How many trials fit on the nodes. A worker must fit on one node; the workers of a group may use several."""
-    each = workers(settings).each
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = [min(int(node.get(name, 0) // amount) for name, amount in each.items()) for node in nodes]
-    fits = max(sum(slots), _slots_to_come(each) if settings.address else 0) // settings.workers_per_trial
-    if fits < 1:
-        have = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}s" for name in each)
-        need = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
-        raise InputError(
-            f"--workers-per-trial {settings.workers_per_trial}: workers of {need} each do not fit; "
-            f"the {len(nodes)} nodes have {have} together"
-        )
-    return min(fits, settings.max_concurrent or fits)
-
-
-def _slots_to_come(each: Mapping[str, float]) -> int:
-    """Workers that fit on an autoscaling cluster at its configured maximum size; 0 for a cluster of fixed size."""
-    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return min(int(largest.get(name, 0) // amount) for name, amount in each.items())

@@ -1,4 +1,4 @@
-"""A sweep on a running Ray cluster: Ray's test cluster with two nodes on this machine."""
+"""A sweep on a running Ray cluster: one that grows with the trials, and one of fixed size."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
+from sweeps.running.ray_cluster import connected
+from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.sweep import SPACE, only_run, run_sweep, sets, store, trials
+from trainables.common.errors import InputError
 
 __all__ = ["store"]
-pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def fixed() -> Iterator[Cluster]:
     """A head and a worker with one CPU each."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -27,20 +32,35 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-@pytest.mark.slow
-def test_a_sweep_on_a_cluster(cluster: Cluster, tmp_path: Path, store: Path) -> None:
-    results = tmp_path / "results"
-    flags = [
-        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "3", "--max-steps", "4", *sets(training__reports=2), "--address", cluster.address),
-        *("--confirm", "1", "--seeds", "2"),
-    ]
-    too_many = run_sweep(*flags, "--workers-per-trial", "2", "--cpus-per-worker", "2")
-    assert too_many.returncode == 2
-    assert "workers of 2 CPUs each do not fit; the 2 nodes have 2 CPUs together" in too_many.stderr
-    assert not results.exists()
+def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
+    def settings(cpus: float) -> SweepSettings:
+        return SweepSettings("x", workers_per_trial=1, cpus_per_worker=cpus, gpus_per_worker=0, address=fixed.address)
 
-    done = run_sweep(*flags)
+    with connected(settings(1), 9) as at_once:
+        assert at_once == 2
+    message = "workers of 2 CPUs each do not fit; the 2 nodes have 2 CPUs together"
+    with pytest.raises(InputError, match=message), connected(settings(2), 9):
+        pass
+    assert not ray.is_initialized()
+
+
+def test_a_sweep_makes_a_cluster_without_workers_grow(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    with growing_cluster(tmp_path, workers=2) as (address, token):
+        for name, value in token.items():
+            monkeypatch.setenv(name, value)
+        flags = [
+            *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
+            *("--trials", "3", "--max-steps", "4", *sets(training__reports=2), "--address", address),
+            *("--confirm", "1", "--seeds", "2"),
+        ]
+        too_large = run_sweep(*flags, "--cpus-per-worker", "2")
+        assert too_large.returncode == 2, too_large.stdout + too_large.stderr
+        assert "workers of 2 CPUs each do not fit at its largest size" in too_large.stderr
+        assert not results.exists()
+        done = run_sweep(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
     assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
@@ -48,3 +68,4 @@ def test_a_sweep_on_a_cluster(cluster: Cluster, tmp_path: Path, store: Path) -> 
     )
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 5
     assert (run / "best" / "weights.safetensors").exists()
+    assert done.stdout.count("joined; 2 nodes") == 1 and done.stdout.count("joined; 3 nodes") == 1

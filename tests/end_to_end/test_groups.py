@@ -69,6 +69,21 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
     assert (run / "best" / "weights.safetensors").exists()
 
 
+@ray.remote(num_cpus=0)
+class Reserving:
+    """Reserves all CPUs and never frees them."""
+
+    def reserve(self) -> None:
+        ray.get(ray.util.placement_group([{"CPU": 1}] * int(ray.cluster_resources()["CPU"])).ready())
+
+
+def wait_for_all_cpus() -> None:
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
@@ -83,7 +98,7 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
         folder = tmp_path / f"group{config[ID]}"
         launch(Job(settings, stages, ("val/psnr",), workers, str(folder), str(folder)))
 
-    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0)) as concurrent:
+    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0), 3) as concurrent:
         assert concurrent == 1
         # By learning rate, so that ASHA's choice does not depend on the training.
         scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0)
@@ -94,7 +109,10 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
             run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
         ).fit()
         assert {result.config[ID]: result.metrics["step"] for result in ended} == {0: 6, 1: 2, 2: 2}
-        deadline = time.monotonic() + 60
-        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-            assert time.monotonic() < deadline, ray.available_resources()
-            time.sleep(0.2)
+        wait_for_all_cpus()
+        # Train leaves the resources of a group that did not start with its controller, an actor that ends.
+        controller = Reserving.remote()
+        ray.get(controller.reserve.remote())
+        assert "CPU" not in ray.available_resources()
+        ray.kill(controller)
+        wait_for_all_cpus()

@@ -303,7 +303,7 @@ SPACE_OF_X = SearchSpace(
 
 @pytest.fixture
 def local_ray() -> Iterator[int]:
-    with connected(SweepSettings("x", **ONE)) as concurrent:
+    with connected(SweepSettings("x", **ONE), 100) as concurrent:
         yield concurrent
 
 

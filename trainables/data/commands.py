@@ -62,11 +62,11 @@ def prepare_command(flags: argparse.Namespace) -> int:
         print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}")
         return 0
     if missing:
-        from trainables.data.ray_pipeline import check_shared, connected_for_preparation, on_ray
+        from trainables.data.ray_pipeline import STORES, check_shared, connected_for_preparation, on_ray
 
         with connected_for_preparation(flags.address, flags.cpus, flags.gpus, flags.store):
             if flags.address:
-                check_shared(root)
+                check_shared(root, "--store", STORES)
             progress = PreparationProgress(print)
             make_stores(settings, stages, progress=progress, run=on_ray(flags.gpus), source=source)
     for stage in stages:

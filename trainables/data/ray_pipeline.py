@@ -33,6 +33,8 @@ from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 # Tasks per CPU, each of some shards. More tasks wait for Ray more often; fewer tasks end less evenly.
 _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 _OBJECT_STORE_BYTES = 100 * 2**20
+STORES = "one that all share, or a bucket such as s3://NAME/stores"
+"""What `--store` accepts on a cluster."""
 _FEW = 4  # this many shards are finished before other processes would have started
 
 Columns = dict[str, np.ndarray]
@@ -182,26 +184,29 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
         ray.shutdown()
 
 
-def check_shared(root: str) -> None:
-    """Refuses a local root that some node of the cluster does not see.
+def check_shared(folder: str, flag: str, accepted: str) -> None:
+    """Refuses a local folder that some node of the cluster does not see.
+
+    Args:
+        flag: which flag gives the folder. accepted: what would be accepted, that all nodes share.
 
     Raises:
-        InputError: naming it, and what would be accepted.
+        InputError: naming flag, folder and nodes, and what would be accepted.
     """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if is_uri(root) or len(nodes) == 1:
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if is_uri(folder) or len(nodes) == 1:
         return
-    Path(root).mkdir(parents=True, exist_ok=True)
-    token = Path(root) / f".seen-{uuid.uuid4().hex}"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    token = Path(folder) / f".seen-{uuid.uuid4().hex}"
     token.touch()
     try:
         see = ray.remote(num_cpus=0)(lambda: token.exists())
         here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        seen = sum(ray.get([see.options(scheduling_strategy=where).remote() for where in here]))
+        seen = ray.get([see.options(scheduling_strategy=where).remote() for where in here])
     finally:
         token.unlink(missing_ok=True)
-    if seen < len(nodes):
+    if blind := [address for address, sees in zip(nodes.values(), seen, strict=True) if not sees]:
         raise InputError(
-            f"--store {root}: {len(nodes) - seen} of the cluster's {len(nodes)} nodes do not see this folder; give one "
-            "that all share, or a bucket such as s3://NAME/stores"
+            f"{flag} {folder}: {len(blind)} of the cluster's {len(nodes)} nodes do not see it, such as {blind[0]}; "
+            f"give {accepted}"
         )

@@ -11,6 +11,7 @@ import base64
 import gc
 import io
 import os
+import socket
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from PIL import Image
 from ray import train as ray_train
 from ray import tune
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainables.data.prepared import open_stores
@@ -40,7 +42,7 @@ FAILED, PID = "failed", "process"
 """Keys of a result: the reason of a failure, the trial's process id."""
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
-the reason why no checkpoint could be written, which ends the sweep: no later one could be written either."""
+the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,48 @@ class Job:
     scratch: str
 
 
+class ResultsNotShared(RuntimeError):
+    """A node does not see the run's folder. Its trials could neither continue nor keep checkpoints."""
+
+
 def launch(job: Job) -> None:
     """Trains one trial to its end and reports to Tune. Call it inside a Tune trial.
 
-    A diverged trial reports the reason and returns: after an exception Tune would retry it, and it would diverge again.
+    A trial that would fail again reports the reason and returns, because after an exception Tune would try it again.
     """
     try:
         if job.workers.count == 1:
             _in_this_process(job)
         else:
             _in_worker_group(job)
+    except Exception as error:
+        if (end := last_report(error, job.settings)) is None:
+            raise
+        tune.report({**end, PID: os.getpid()})
     finally:
         free_memory()
+
+
+def last_report(error: Exception, settings: TrialSettings) -> dict[str, str] | None:
+    """The last report of a trial that another try would not help; None if it may help."""
+    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    for cause in causes:
+        if isinstance(cause, ResultsNotShared):
+            return {NOT_WRITTEN: str(cause)}
+        if isinstance(cause, TrialDiverged):
+            return {FAILED: str(cause)}
+        if isinstance(cause, torch.OutOfMemoryError):
+            return {FAILED: out_of_memory(settings)}
+    return None
+
+
+def out_of_memory(settings: TrialSettings) -> str:
+    """What a trial says whose GPU had too little memory: the settings that would help."""
+    training = settings.training
+    ways = [f"training.accumulate={2 * training.accumulate} or more"]
+    if not training.gradient_checkpointing:
+        ways.append("training.gradient_checkpointing=true")
+    return f"out of GPU memory with training.batch_size={training.batch_size}: try {', '.join(ways)} or a smaller batch"
 
 
 def free_memory() -> None:
@@ -106,14 +138,11 @@ def _in_this_process(job: Job) -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
         _train(job, World(device=device), tune.report)
 
-    try:
-        TorchTrainer(
-            train_function,
-            scaling_config=ray_train.ScalingConfig(num_workers=0),
-            run_config=ray_train.RunConfig(storage_path=job.scratch),  # the default is under HOME
-        ).fit()
-    except TrialDiverged as error:
-        tune.report({FAILED: str(error), PID: os.getpid()})
+    TorchTrainer(
+        train_function,
+        scaling_config=ray_train.ScalingConfig(num_workers=0),
+        run_config=ray_train.RunConfig(storage_path=job.scratch),  # the default is under HOME
+    ).fit()
 
 
 def _in_worker_group(job: Job) -> None:
@@ -123,7 +152,7 @@ def _in_worker_group(job: Job) -> None:
         world = World(context.get_world_rank(), context.get_world_size(), device)
         try:
             _train(job, world, ray_train.report)
-        except TrialDiverged as error:
+        except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), PID: os.getpid()})
 
     TorchTrainer(
@@ -138,12 +167,14 @@ def _in_worker_group(job: Job) -> None:
             name=f"group-{uuid.uuid4().hex}",
             storage_path=job.scratch,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
-            failure_config=ray_train.FailureConfig(max_failures=2),
+            # Train itself starts a failed group never again: Tune does, and counts failures of both kinds of trials.
         ),
     ).fit()
 
 
 def _train(job: Job, world: World, send: Callable[..., None]) -> None:
+    if not (run := Path(job.folder).parents[1]).is_dir():
+        raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     torch.set_num_threads(job.workers.threads)
     # The driver has compared the contents; here only sizes and schemas are checked.
     prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)

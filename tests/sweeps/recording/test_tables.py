@@ -16,10 +16,10 @@ import pytest
 from ray.tune.experiment import Trial
 
 from sweeps.recording.progress import log_to, logger
-from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
-from trainables.training.launch import NOT_WRITTEN, TEST, VALIDATION, payload
+from trainables.training.launch import CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
 
@@ -452,6 +452,22 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         recorder.on_trial_result(0, [trial], trial, {NOT_WRITTEN: "checkpoint_000060: cannot be written (full)"})
     assert recorder.stopped == "checkpoint_000060: cannot be written (full)"
+
+
+def test_failures_count_from_the_last_checkpoint_on(tmp_path: Path) -> None:
+    """A trial may lose its machine before each of its checkpoints."""
+    settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    recorder = Recorder(settings)
+    recorder.open()
+    config = {ID: "t000", LABEL: "", SEED: 0, GIVEN: True, PARAMETERS: {}}
+    trial = Trial("trial", config=config, stub=True, max_failures=MAX_FAILURES)
+    recorder.on_trial_start(0, [trial], trial)
+    for step in (20, 40, 60):
+        trial.run_metadata.num_failures += MAX_FAILURES  # as Tune counts when a trial's process dies
+        assert trial.should_recover()
+        recorder.on_trial_result(0, [trial], trial, measured(step, 0.3) | {CHECKPOINT: f"checkpoint_{step:06d}"})
+    trial.run_metadata.num_failures += MAX_FAILURES + 1
+    assert not trial.should_recover()
 
 
 def test_folders_in_no_record_are_not_continued_from(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""How many trials a cluster can run at once: on the nodes it has, and on those that its autoscaler may add.
+
+Ray 2.60 never records how large an autoscaling cluster may become, so the sweep asks for places for all its trials and
+reads what becomes of the requests:
+
+| cluster | says |
+|---|---|
+| new autoscaler (`ray up`, KubeRay) | which requests it can never fulfil |
+| older autoscaler (`RAY_UP_enable_autoscaler_v2=0`) | nothing: every request counts as possible |
+| no autoscaler | nothing: what its nodes hold is all there will be |
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from sweeps.recording.progress import logger
+from trainables.common.errors import InputError
+from trainables.training.launch import Workers
+
+_PATIENCE = 60.0  # seconds that an autoscaler gets to look at the requests; it does so every 5 seconds
+
+
+def trials_at_once(workers: Workers, wanted: int) -> int:
+    """How many of the `wanted` trials can run at once, now or after the cluster has grown; 1 or more.
+
+    Raises:
+        InputError: the cluster is too small for one trial, also at its largest size.
+    """
+    on_nodes = places(workers) // workers.count
+    if on_nodes >= wanted:
+        return wanted
+    if is_autoscaler_v2(fetch_from_server=True, gcs_client=_gcs()):
+        fits, more = _asked(workers, wanted), " at its largest size"
+    elif _has_older_autoscaler():
+        fits, more = wanted, ""
+    else:
+        fits, more = on_nodes, ""
+    if fits < 1:
+        each = workers.each
+        have = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}s" for name in each)
+        need = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
+        raise InputError(
+            f"--workers-per-trial {workers.count}: workers of {need} each do not fit{more}; "
+            f"the {len(alive_nodes())} nodes have {have} together"
+        )
+    return fits
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's descriptions of the nodes that run now."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def places(workers: Workers) -> int:
+    """How many workers fit on the nodes there are. A worker must fit on one node."""
+    each = workers.each.items()
+    return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in each) for node in alive_nodes())
+
+
+def cluster_status() -> GetClusterStatusReply:
+    """What the cluster's nodes lack, and what its new autoscaler, if it has one, does about it."""
+    return GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=10))
+
+
+def _gcs() -> Any:
+    return ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by ray.init
+
+
+def _asked(workers: Workers, wanted: int) -> int:
+    """How many of the trials the new autoscaler can place, on nodes there are or to come."""
+    groups = [placement_group([workers.each] * workers.count) for _ in range(wanted)]
+    try:
+        own = {group.id.hex() for group in groups}
+        asked = cluster_status().cluster_resource_state.cluster_resource_state_version
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            state = cluster_status().autoscaling_state
+            if state.last_seen_cluster_resource_state_version > asked:
+                never = {request.details.partition(":")[0] for request in state.infeasible_gang_resource_requests}
+                return wanted - len(own & never)
+            time.sleep(0.5)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+    logger.info("cluster    its autoscaler did not answer within %.0f s; it may add no nodes", _PATIENCE)
+    return wanted
+
+
+def _has_older_autoscaler() -> bool:
+    """Whether the older autoscaler runs with a configuration. Without one, it names each node's type after the node."""
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = json.loads(status).get("autoscaler_report") if status else None
+    return any(not kind.startswith("node_") for kind in (report or {}).get("active_nodes", {}))

@@ -1,0 +1,36 @@
+"""What a trial reports when another try would not help."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from trainables.settings import TrialSettings, override
+from trainables.training.launch import FAILED, NOT_WRITTEN, ResultsNotShared, last_report, out_of_memory
+from trainables.training.reporting import TrialDiverged
+
+
+def of_a_worker(error: Exception) -> WorkerGroupError:
+    """As Train raises it for a group whose second worker failed."""
+    return WorkerGroupError("1 worker failed", {1: error})
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool) -> None:
+    errors = {
+        TrialDiverged("step 3: loss/x is nan"): {FAILED: "step 3: loss/x is nan"},
+        torch.OutOfMemoryError("CUDA out of memory"): {FAILED: out_of_memory(tiny)},
+        ResultsNotShared("--results: node a"): {NOT_WRITTEN: "--results: node a"},
+        RuntimeError("a lost connection"): None,
+    }
+    for error, expected in errors.items():
+        assert last_report(of_a_worker(error) if wrapped else error, tiny) == expected
+
+
+def test_out_of_memory_names_the_settings_that_help(tiny: TrialSettings) -> None:
+    changed = override(tiny, {"training.batch_size": 8, "training.accumulate": 2})
+    assert "training.batch_size=8: try training.accumulate=4 or more" in out_of_memory(changed)
+    assert "training.gradient_checkpointing=true" in out_of_memory(changed)
+    checkpointing = override(changed, {"training.gradient_checkpointing": True})
+    assert "gradient_checkpointing" not in out_of_memory(checkpointing)
