@@ -6,9 +6,21 @@ import difflib
 import importlib
 import pkgutil
 
-from search_spaces.space import Choice, Criterion, Distribution, Float, Int, Point, SearchSpace, Value, When
+from search_spaces.space import (
+    SAMPLERS,
+    Choice,
+    Criterion,
+    Distribution,
+    Float,
+    Int,
+    Point,
+    SearchSpace,
+    Value,
+    When,
+)
 
 __all__ = [
+    "SAMPLERS",
     "Choice",
     "Criterion",
     "Distribution",

@@ -13,6 +13,7 @@ from sweeps.answering.comparison import Answer, answer
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
 from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
 from sweeps.answering.report import write_report
+from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
@@ -28,19 +29,24 @@ from trainables.training.checkpoint_folders import newest_whole
 _WIDTH = 122
 
 
-def finish(plan: Plan, folder: Path) -> int:
-    """Compares the trials so far and writes the answer; returns the exit status."""
+def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
+    """Compares the trials so far and writes the answer; returns the exit status.
+
+    Args:
+        left: trials that have not started.
+        searched: trials of the search, fewer than planned if the time budget ended it.
+    """
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
     baseline = plan.question.space.baseline.label
     baseline_ids = [row["id"] for row in trials if row["label"] == baseline and row["kind"] == TRIAL]
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
-    expected = plan.question.trials + _confirmation_trials(plan, rows)
-    whole = not unfinished and len(trials) >= expected
+    expected = len(trials) + left
+    whole = not unfinished and not left
     result = None
     if baseline_ids:
-        why = _unconfirmed(plan, rows)
+        why = _unconfirmed(plan, rows, left, searched)
         result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
         verdict, *numbers = result.sentences
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
@@ -71,33 +77,30 @@ def finish(plan: Plan, folder: Path) -> int:
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
-def _confirmation_trials(plan: Plan, rows: list[TableRow]) -> int:
-    """The number of trials that the confirmation of these results takes."""
-    if not plan.confirms:
-        return 0
-    space = plan.question.space
-    others = {
-        repr([row.get(f"config/{name}") for name in space.parameters])
-        for row in rows
-        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
-    }
-    return plan.question.confirmation.trials(len(others))
-
-
-def _unconfirmed(plan: Plan, rows: list[TableRow]) -> str:
+def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:
     """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
     if not plan.confirms:
         return plan.no_confirmation
-    ended = {
-        kind: sum(row["kind"] == kind and row["status"] not in ("running", "interrupted") for row in rows)
-        for kind in (TRIAL, CONFIRMATION)
-    }
-    if ended[TRIAL] < plan.question.trials:
+    over = [row for row in rows if row["status"] not in ("running", "interrupted")]
+    if sum(row["kind"] == TRIAL for row in over) < searched:
         return "the search has not finished"
-    expected = _confirmation_trials(plan, rows)
-    if not expected:
-        return "no other configuration finished, so there was nothing to confirm"
-    return "" if ended[CONFIRMATION] >= expected else "the confirmation has not finished"
+    confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
+    short = [row for row in confirmed if row["status"] == "finished" and row["steps"] < plan.question.confirm_steps]
+    if left or short or any(row not in over for row in confirmed):
+        return "the confirmation has not finished"
+    if confirmed:
+        return ""
+    space, constraints = plan.question.space, plan.constraints
+    others = [
+        row
+        for row in rows
+        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
+    ]
+    if others and not any(feasible(constraints, row) for row in others):
+        return f"no other configuration that finished meets {' and '.join(map(str, constraints))}"
+    if others:
+        return "the time budget left no time for the confirmation"
+    return "no other configuration finished, so there was nothing to confirm"
 
 
 def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:

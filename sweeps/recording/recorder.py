@@ -24,7 +24,7 @@ from sweeps.formatting import setting_text
 from sweeps.recording.progress import Progress, logger
 from sweeps.recording.tables import TEST, VALIDATION, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
@@ -42,7 +42,8 @@ class RecorderSettings:
         folder: the run's folder.
         metrics: all metrics, the objective first.
         parameters: dotted hyperparameter name -> its distribution.
-        max_steps: training steps of a finished trial.
+        max_steps: training steps of a finished trial of the search.
+        confirm_steps: of the confirmation.
         trials: number of trials of the sweep, with those of the confirmation.
         given: number of trials that always run all steps: points of the space, and the confirmation.
         concurrent: trials that run at once.
@@ -54,6 +55,7 @@ class RecorderSettings:
     metrics: tuple[str, ...]
     parameters: Mapping[str, Distribution]
     max_steps: int
+    confirm_steps: int
     trials: int
     given: int
     concurrent: int
@@ -181,6 +183,7 @@ class Recorder(Callback):
                 "error": "",
                 "label": config[LABEL],
                 "seed": self.settings.seed + config[SEED],
+                **({SEARCHED: config[SEARCHED]} if SEARCHED in config else {}),
                 **{f"config/{name}": value for name, value in config[PARAMETERS].items()},
             }
         )
@@ -243,7 +246,7 @@ class Recorder(Callback):
             self.tables.upsert_trial({"id": trial.config[ID], "diverged": True})
             self._end(trial, "failed", result[FAILED])
         else:
-            self._end(trial, "finished" if result.get("step", 0) >= self.settings.max_steps else "stopped")
+            self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -277,6 +280,10 @@ class Recorder(Callback):
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush(force=True)
         self.progress.ended(id, status, why)
+
+    def _whole(self, config: Mapping[str, Any]) -> int:
+        """The steps of a whole trial."""
+        return self.settings.confirm_steps if config.get(KIND) == CONFIRMATION else self.settings.max_steps
 
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
