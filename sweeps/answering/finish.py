@@ -13,6 +13,7 @@ from sweeps.answering.comparison import Answer, answer
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
 from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
 from sweeps.answering.report import write_report
+from sweeps.answering.several import of_several
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
@@ -47,8 +48,14 @@ def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
     result = None
     if baseline_ids:
         why = _unconfirmed(plan, rows, left, searched)
-        result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
+        about, count = (rows, tables.per_image), len(plan.objectives)
+        answers = [
+            answer(*about, one.metric, baseline_ids, one.direction, why, count, plan.constraints)
+            for one in plan.objectives
+        ]
+        result, *others = answers
         verdict, *numbers = result.sentences
+        numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
         remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)

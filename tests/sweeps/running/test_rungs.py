@@ -22,7 +22,7 @@ def proposed(number: int, **config: Any) -> Trial:
     return Trial("function", stub=True, trial_id=id, config={ID: id, GIVEN: False, **config})
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_one_objective_decides_as_rays_asha(seed: int) -> None:
     """Random sweeps: values, ties, skipped reports, several trials at once."""
     draw = random.Random(seed)
@@ -31,7 +31,7 @@ def test_one_objective_decides_as_rays_asha(seed: int) -> None:
     ours = SweepScheduler("value", mode, last, first, factor)
     theirs = ASHAScheduler("step", "value", mode, max_t=last, grace_period=first, reduction_factor=factor)
     running, started, stopped = {}, 0, 0
-    for _ in range(600):
+    for _ in range(400):
         if len(running) < 4:
             trial = proposed(started)
             ours.on_trial_add(None, trial)
@@ -50,7 +50,7 @@ def test_one_objective_decides_as_rays_asha(seed: int) -> None:
             theirs.on_trial_complete(None, trial, result)
             del running[id]
             stopped += step < last
-    assert stopped > 20
+    assert stopped > 10
 
 
 def test_non_dominated_sorting() -> None:
