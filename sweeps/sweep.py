@@ -133,12 +133,12 @@ def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> Record
         metrics=plan.reported,
         parameters=question.space.distributions,
         max_steps=question.trial.training.max_steps,
-        confirm_steps=question.confirm_steps,
         trials=question.trials + plan.confirmation_trials,
         given=len(question.space.points[: question.trials]) + plan.confirmation_trials,
         concurrent=min(concurrent, question.trials),
         seed=question.trial.training.seed,
         shown=tuple(dict.fromkeys((*(one.metric for one in plan.objectives), "val/psnr"))),
+        confirm_steps=question.confirm_steps,
     )
 
 

@@ -43,6 +43,7 @@ class _Trial:
     started: float = 0.0
     last: float = 0.0
     reports: int = 0
+    whole: int = 0  # steps of a whole trial; 0 for those of the search
 
 
 class Progress:
@@ -66,9 +67,9 @@ class Progress:
         self._rates: list[float] = []
         self._last_summary = 0.0
 
-    def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
+    def started(self, id: str, name: str, given: bool, again: bool = False, whole: int = 0) -> None:
         now = time.monotonic()
-        self._trials[id] = _Trial(name, given, 0, "running", now, now)
+        self._trials[id] = _Trial(name, given, 0, "running", now, now, whole=whole)
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name)
 
     def continued(self, id: str, step: int) -> None:
@@ -86,7 +87,7 @@ class Progress:
         name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
         if step and trained and trial.reports == 1:  # not known before training
             name += f", {trained} parameters train"
-        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name)
+        logger.info("%s step %d/%d  %s  %s", id, step, trial.whole or self.max_steps, values, name)
         self.summary()
 
     def ended(self, id: str, status: str, why: str = "") -> None:
@@ -109,7 +110,8 @@ class Progress:
         counts: dict[str, int] = defaultdict(int)
         for trial in self._trials.values():
             counts[trial.status] += 1
-        running = ", ".join(f"{i} {t.step}/{self.max_steps}" for i, t in self._trials.items() if t.status == "running")
+        live = ((id, trial) for id, trial in self._trials.items() if trial.status == "running")
+        running = ", ".join(f"{id} {trial.step}/{trial.whole or self.max_steps}" for id, trial in live)
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
@@ -135,7 +137,7 @@ class Progress:
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:
             beyond = trial.given or trial.step >= expected  # a trial longer than the mean may run all steps
-            steps += (self.max_steps if beyond else expected) - trial.step
-        longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
+            steps += ((trial.whole or self.max_steps) if beyond else expected) - trial.step
+        longest = max(((trial.whole or self.max_steps) - trial.step for trial in running if trial.given), default=0)
         # Rates are measured per process while all run; the last trial is assumed to be no faster alone.
         return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)

@@ -43,24 +43,24 @@ class RecorderSettings:
         metrics: all metrics, the objective first.
         parameters: dotted hyperparameter name -> its distribution.
         max_steps: training steps of a finished trial of the search.
-        confirm_steps: of the confirmation.
         trials: number of trials of the sweep, with those of the confirmation.
         given: number of trials that always run all steps: points of the space, and the confirmation.
         concurrent: trials that run at once.
         seed: seed of the sweep.
         shown: metrics on the terminal's line of a report.
+        confirm_steps: training steps of a finished trial of the confirmation; 0 for those of the search.
     """
 
     folder: str
     metrics: tuple[str, ...]
     parameters: Mapping[str, Distribution]
     max_steps: int
-    confirm_steps: int
     trials: int
     given: int
     concurrent: int
     seed: int
     shown: tuple[str, ...]
+    confirm_steps: int = 0
 
 
 def _stopping(method: Callable[..., None]) -> Callable[..., None]:
@@ -169,7 +169,7 @@ class Recorder(Callback):
         if config.get(KIND) == CONFIRMATION:
             name += ", confirmation"
         self._live[id] = trial
-        self.progress.started(id, name, config[GIVEN], again=known)
+        self.progress.started(id, name, config[GIVEN], again=known, whole=self._whole(config))
         self.tables.flush()
 
     def _introduce(self, trial: Any) -> None:
@@ -283,7 +283,8 @@ class Recorder(Callback):
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""
-        return self.settings.confirm_steps if config.get(KIND) == CONFIRMATION else self.settings.max_steps
+        longer = self.settings.confirm_steps if config.get(KIND) == CONFIRMATION else 0
+        return longer or self.settings.max_steps
 
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
