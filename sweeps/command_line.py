@@ -233,8 +233,9 @@ def _warm_start(plan: Plan) -> list[Earlier]:
         return []
     run = path_of("--warm-start", plan.question.settings.warm_start)
     objectives = [one.metric for one in plan.objectives]
-    warm = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
-    print(f"warm start: {len(warm)} trials of {run}", file=sys.stderr)
+    warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
+    differing = f"; its settings differ in {', '.join(others)}" if others else ""
+    print(f"warm start: {len(warm)} trials of {run}{differing}", file=sys.stderr)
     return warm
 
 

@@ -43,8 +43,8 @@ class Earlier:
 
 def read_warm_start(
     run: Path, space: SearchSpace, trial: Mapping[str, Any], stores: Mapping[str, str], objectives: Sequence[str]
-) -> list[Earlier]:
-    """The trials of another run that have ended and belong to this space.
+) -> tuple[list[Earlier], list[str]]:
+    """The trials of another run that have ended and belong to this space, and the names of settings that were others.
 
     A parameter that the other run did not search has there the value of its settings. A parameter that only the other
     run searched must have the value that it has here.
@@ -90,7 +90,10 @@ def read_warm_start(
             f"{flag}: none of its {len(ended)} trials belongs to the space {space.name}, within its ranges and with "
             "this sweep's settings"
         )
-    return found
+    searched = {*space.distributions, *(name.removeprefix("config/") for row in ended for name in row)}
+    ours = {name: list(value) if isinstance(value, tuple) else value for name, value in trial.items()}
+    others = [name for name, value in ours.items() if name not in searched and settings.get(name, value) != value]
+    return found, [name for name in others if name != "training.seed"]
 
 
 def _parameters(

@@ -206,7 +206,7 @@ def drain_several(search: SweepSearch) -> list[dict[str, Any]]:
 def write_run(folder: Path, rows: Sequence[dict[str, Any]], steps: int = 8, validation: str = "pairs-1") -> Path:
     """The files of another run, of a space that searched x."""
     folder.mkdir()
-    trial = {"training.max_steps": steps, "n": 2, "y": 1.0}
+    trial = {"training.max_steps": steps, "n": 2, "y": 1.0, "depth": 4, "training.seed": 0}
     record = {"trial": trial, "stores": {"validation pairs": validation, "train pairs": "pairs-2"}}
     (folder / "settings.yaml").write_text(yaml.safe_dump(record))
     tables = RunTables(folder)
@@ -222,12 +222,14 @@ def other(number: int, x: float, value: float | None, steps: int = 8, **more: An
             "config/x": x, **more}  # fmt: skip
 
 
-HERE = {"training.max_steps": 8, "y": 1.0}
+HERE = {"training.max_steps": 8, "y": 1.0, "depth": 3, "training.seed": 1}
 STORES = {"validation pairs": "pairs-1", "train pairs": "pairs-9"}
 
 
 def read(run: Path) -> list[Earlier]:
-    return read_warm_start(run, NUMBERS, HERE, STORES, ["val/psnr"])
+    found, others = read_warm_start(run, NUMBERS, HERE, STORES, ["val/psnr"])
+    assert others == ["depth"]
+    return found
 
 
 def test_trials_of_another_run_reach_the_sampler_alone(tmp_path: Path) -> None:
