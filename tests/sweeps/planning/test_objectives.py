@@ -55,7 +55,7 @@ def test_objectives() -> None:
         ({"constraint": ("musiq>=1",)}, r"--constraint musiq>=1: this sweep reports .*; val/musiq is not among them"),
         ({"sampler": "bayes"}, r"--sampler bayes: expected one of tpe, gp, random, grid, cmaes"),
         ({"budget_usd": 3.0}, r"--budget-usd 3: needs --price-per-hour"),
-        ({"confirm_steps": 10}, r"--confirm-steps 10: expected 300 or more"),
+        ({"confirm_steps": 10, "max_steps": 300}, r"--confirm-steps 10: expected 300 or more"),
     ],
 )
 def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
@@ -126,8 +126,8 @@ def test_settings_survive_their_file_and_their_flags() -> None:
 
 
 def test_resumed_run_takes_more_trials_and_longer_finalists() -> None:
-    settings, notes = continued(asked(trials=9), {"--trials": 12, "--max-steps": 600}, spent=0.0)
-    assert (settings.trials, settings.confirm_steps, settings.max_steps) == (12, 600, 0)
+    settings, notes = continued(asked(trials=9, max_steps=300), {"--trials": 12, "--max-steps": 600}, spent=0.0)
+    assert (settings.trials, settings.confirm_steps, settings.max_steps) == (12, 600, 300)
     assert len(notes) == 1 and "training.schedule=cosine ends at its last step" in notes[0]
     again, notes = continued(settings, {"--trials": 12, "--max-steps": 600}, spent=0.0)
     assert again == settings and not notes
@@ -137,7 +137,7 @@ def test_resumed_run_takes_more_trials_and_longer_finalists() -> None:
     ("given", "changes", "message"),
     [
         ({"--trials": 3}, {"trials": 9}, "--trials 3: the run has 9 already"),
-        ({"--max-steps": 100}, {}, "--max-steps 100: the finalists train 300 already"),
+        ({"--max-steps": 100}, {"max_steps": 300}, "--max-steps 100: the finalists train 300 already"),
         ({"--max-steps": 600}, {"confirm": 0}, "--max-steps 600: the run has no confirmation"),
     ],
 )
