@@ -8,9 +8,22 @@ import pkgutil
 import traceback
 from pathlib import Path
 
-from search_spaces.space import Choice, Criterion, Distribution, Float, Int, Point, SearchSpace, SpaceError, Value, When
+from search_spaces.space import (
+    SAMPLERS,
+    Choice,
+    Criterion,
+    Distribution,
+    Float,
+    Int,
+    Point,
+    SearchSpace,
+    SpaceError,
+    Value,
+    When,
+)
 
 __all__ = [
+    "SAMPLERS",
     "Choice",
     "Criterion",
     "Distribution",

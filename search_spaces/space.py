@@ -16,6 +16,10 @@ class SpaceError(ValueError):
 
 Value = float | int | str | bool
 
+SAMPLERS = ("tpe", "gp", "random", "grid", "cmaes")
+"""How configurations are proposed: tree-structured Parzen estimator, Gaussian process, at random, all combinations of a
+few values, CMA-ES."""
+
 
 def _range(low: float, high: float, log: bool) -> str:
     return f"{low:g} to {high:g}{' (log)' if log else ''}"
@@ -148,6 +152,7 @@ class SearchSpace:
         controls: untrained reference rows of the leaderboard, names of `trainables.training.controls`.
         preset: the preset that the question is asked in unless `--preset` names another one.
         fixed: dotted setting name -> value, where this question differs from the preset.
+        sampler: how the search proposes configurations unless `--sampler` names another way, one of `SAMPLERS`.
         proposals: number of trials that the search adds to the points; None for the preset's number, 0 if the points
             are all.
         criteria: targets with which the answer is compared.
@@ -164,12 +169,15 @@ class SearchSpace:
     preset: str = "sample"
     fixed: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
     proposals: int | None = None
+    sampler: str = "tpe"
     criteria: tuple[Criterion, ...] = ()
     trains: bool = True
 
     def __post_init__(self) -> None:
         if not self.points:
             raise ValueError(f"space {self.name}: needs at least one point, the baseline")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"space {self.name}: sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
         if both := sorted(set(self.fixed) & set(self.parameters)):
             raise ValueError(f"space {self.name}: {', '.join(both)} cannot be both fixed and searched")
         labels = [point.label for point in self.points]

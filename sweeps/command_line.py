@@ -6,21 +6,37 @@ Heavy packages are imported only after the flags have been checked.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from search_spaces import SAMPLERS
+from sweeps.planning.budget import time_span
 from sweeps.planning.confirmation import FEWEST_SEEDS
+from sweeps.planning.continuing import ALLOWED, CHANGING, continued, spent_seconds
 from sweeps.planning.own_spaces import register_space
 from sweeps.planning.question import resolve
-from sweeps.planning.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings
+from sweeps.planning.settings import (
+    LEAST_REDUCTION,
+    LEAST_SHARE,
+    PRESETS_GPUS,
+    Perceptual,
+    SweepSettings,
+    field_name,
+)
 from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, number, whole
+from trainables.common.machine import usable_cpus
 from trainables.common.paths import path_of
 from trainables.images.sources.notices import shown_plainly
-from trainables.settings import assignments
+from trainables.settings import assignments, flatten
+
+if TYPE_CHECKING:
+    from sweeps.planning.plan import Plan
+    from sweeps.running.warm_start import Earlier
 
 PROG = "run_sweep.py"
 EPILOG = f"""\
@@ -29,6 +45,7 @@ examples:
   python run_sweep.py --space sinsr_loss_ratios --dry-run
   python run_sweep.py --space sinsr_loss_ratios --trials 6 --max-steps 120 --objective psnr
   python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000
+  python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000 --trials 24
 {exit_statuses("no trial, or less than half of them, finished; or Ray, a disk or a limit stopped the sweep")}
 """
 
@@ -81,9 +98,46 @@ def parser(prog: str = PROG) -> Flags:
     budget.add_argument(
         "--max-steps", type=whole(1), default=0, metavar="N", help="training steps per trial (the preset's)"
     )
-    budget.add_argument("--objective", default="", metavar="METRIC", help="metric to optimise (the space's)")
-    budget.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
     budget.add_argument(
+        "--confirm-steps",
+        type=whole(1),
+        default=0,
+        metavar="N",
+        help="training steps of the confirmation (those of the search)",
+    )
+    budget.add_argument(
+        "--time-budget",
+        type=time_span,
+        default=0.0,
+        metavar="TIME",
+        help="end in this time, with the confirmation: 8h, 90m, 1h30m",
+    )
+    budget.add_argument(
+        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end for this money, likewise"
+    )
+    budget.add_argument(
+        "--price-per-hour", type=number(0), default=0.0, metavar="USD", help="price of all machines for an hour"
+    )
+    how = flags.add_argument_group("the search")
+    how.add_argument(
+        "--objective",
+        default="",
+        metavar="METRIC",
+        help="metric to optimise (the space's); several, as psnr,lpips, for their Pareto front",
+    )
+    how.add_argument(
+        "--constraint",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what a winner must reach, such as 'val/psnr>=24'",
+    )
+    how.add_argument("--sampler", default="", choices=SAMPLERS, help="how configurations are proposed (the space's)")
+    how.add_argument(
+        "--warm-start", default="", metavar="RUN", help="let the sampler know the trials of another run, by its folder"
+    )
+    how.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
+    how.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),
         default=3.0,
@@ -108,7 +162,11 @@ def parser(prog: str = PROG) -> Flags:
     where.add_argument("--address", default="", metavar="ADDRESS", help="address of a Ray cluster, such as auto")
     run = flags.add_argument_group("runs")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop; starts nothing")
-    run.add_argument("--resume", metavar="RUN", help="continue an interrupted run, given its folder")
+    run.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="continue a run, given its folder: --trials N until it has N, --max-steps N with longer finalists",
+    )
     return flags
 
 
@@ -140,16 +198,52 @@ def _run(flags: argparse.Namespace) -> int:
     from sweeps.planning.plan import make_plan
 
     plan = make_plan(question, download=not flags.dry_run, only_printed=flags.dry_run)
+    warm = _warm_start(plan)
     if flags.dry_run:
-        from sweeps.running.preparation import estimated_seconds
-
-        print(plan.text(estimated_seconds(plan)))
-        return 0
+        return _show(plan, 0)
     plan.check()
+    _check_budget(plan)
     _announce_ray(question.settings)
     from sweeps.sweep import start
 
-    return start(plan)
+    return start(plan, warm)
+
+
+def _show(plan: Plan, known: int) -> int:
+    """Prints the plan, with the time that it takes.
+
+    Args:
+        known: trials that have ended.
+    """
+    from sweeps.running.expectation import expected_time
+    from sweeps.running.preparation import estimated_seconds
+
+    seconds = estimated_seconds(plan)
+    print(plan.text(seconds))
+    print(f"{'time':10} {expected_time(plan, seconds, known)}")
+    return 0
+
+
+def _check_budget(plan: Plan) -> None:
+    """Refuses a budget in which not even one trial ends."""
+    if math.isfinite(plan.question.settings.seconds):
+        from sweeps.running.expectation import check_budget
+
+        check_budget(plan)
+
+
+def _warm_start(plan: Plan) -> list[Earlier]:
+    """The trials of `--warm-start`."""
+    from sweeps.running.warm_start import read_warm_start
+
+    if not plan.question.settings.warm_start:
+        return []
+    run = path_of("--warm-start", plan.question.settings.warm_start)
+    objectives = [one.metric for one in plan.objectives]
+    warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
+    differing = f"; its settings differ in {', '.join(others)}" if others else ""
+    print(f"warm start: {len(warm)} trials of {run}{differing}", file=sys.stderr)
+    return warm
 
 
 def _announce_ray(settings: SweepSettings) -> None:
@@ -161,15 +255,15 @@ def _settings(flags: argparse.Namespace) -> SweepSettings:
     pairs = assignments(flags.set, "training.batch_size=4")
     values = {name: value for name, value in vars(flags).items() if name in SweepSettings.__dataclass_fields__}
     values["space"] = register_space(flags.space)
-    return SweepSettings(**{**values, "set": tuple(pairs)})
+    return SweepSettings(**{**values, "set": tuple(pairs), "constraint": tuple(flags.constraint)})
 
 
 def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
-    """Continues a run with its own settings; only `--address` may change. `--space` may be given again, as `make sweep`
-    does, but must be the run's.
+    """Continues a run with its own settings; only those of `continuing.ALLOWED` may be given. `--space` may be given
+    again, as `make sweep` does, but must be the run's.
     """
-    allowed = ("--resume", "--address", "--space")
-    others = [text for text in given if text.startswith("--") and text.partition("=")[0] not in allowed]
+    named = [text.partition("=")[0] for text in given if text.startswith("--")]
+    others = [name for name in named if name not in ALLOWED]
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
     run = path_of("--resume", flags.resume)
@@ -181,18 +275,30 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=flags.address or settings.address)
         from sweeps.planning.plan import make_plan
+        from sweeps.recording.tables import RunTables
 
+        rows = [row for row in RunTables(run).load().leaderboard if row["kind"] != "control"]
+        spent = spent_seconds(rows, settings.max_concurrent or usable_cpus())
+        changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
+        settings, notes = continued(settings, changes, spent)
         plan = make_plan(resolve(settings), tuple(record["metrics"]))
+        plan = replace(plan, notes=(*plan.notes, *notes), spent=spent)
         if plan.stores != record["stores"]:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
             raise InputError(
                 f"--resume {flags.resume}: the photographs, weights or code for {changed} have changed since the run "
                 "started; restore them or start a new run"
             )
+        from sweeps.running.warm_start import kept_trials
+
+        warm = kept_trials(run)
+        if flags.dry_run:
+            return _show(plan, sum(row["status"] in ("finished", "stopped") for row in rows))
         plan.check()
+        folder.go_on(record, settings, plan.question.trials)
         _announce_ray(settings)
         from sweeps.sweep import resume
 
-        return resume(plan, folder)
+        return resume(plan, folder, warm)
     finally:
         folder.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
+from sweeps.running.clock import Clock, Deadline
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
+from sweeps.running.warm_start import Earlier, write_trials
 from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
 from trainables.common.errors import one_line
@@ -47,31 +49,33 @@ class _Lost:
             logger.error("continue with: %s", finish.resume_line(self.folder))
 
 
-def start(plan: Plan, opened: Callable[[Path], None] = lambda folder: None) -> int:
+def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], None] = lambda folder: None) -> int:
     """Runs a new sweep; returns the exit status.
 
     Args:
+        warm: trials of another run, which only the sampler sees.
         opened: called with the folder of the run, once it exists.
     """
-    lost = _Lost()
+    lost, began = _Lost(), time.monotonic()
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, plan.question.settings.results)
         folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
         lost.folder = folder.path
         opened(folder.path)
         try:
-            return _run(plan, folder, concurrent)
+            write_trials(folder.path, warm)
+            return _run(plan, folder, concurrent, warm, began)
         finally:
             folder.close()
 
 
-def resume(plan: Plan, folder: RunFolder) -> int:
-    """Continues an interrupted run from its last checkpoints; returns the exit status."""
-    lost = _Lost()
+def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
+    """Continues a run from its last checkpoints; returns the exit status."""
+    lost, began = _Lost(), time.monotonic()
     lost.folder = folder.path
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, str(folder.path))
-        return _run(plan, folder, concurrent)
+        return _run(plan, folder, concurrent, warm, began)
 
 
 def _check_results(plan: Plan, folder: str) -> None:
@@ -80,7 +84,7 @@ def _check_results(plan: Plan, folder: str) -> None:
         check_shared(str(Path(folder).expanduser().absolute()), "--results", "one that all share")
 
 
-def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
+def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier], began: float) -> int:
     started = time.monotonic()
     file = log_to(folder.path / LOG)
     recorder = Recorder(_recorder_settings(plan, folder, concurrent))
@@ -91,14 +95,17 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         logger.info("%-10s %s", "results", folder.path)
         folder.clear_scratch()
         recorder.open()
-        held = prepare_stores(plan, concurrent)
-        _measure_controls(plan, recorder)
-        live.update()
-        _tune(plan, folder, concurrent, recorder, live)
+        with Deadline(plan.question.settings.seconds - plan.spent, began):
+            held = prepare_stores(plan, concurrent)
+            _measure_controls(plan, recorder)
+            live.update()
+            search = _tune(plan, folder, concurrent, recorder, live, warm, began)
         held.clear()
         if recorder.stopped:
             return _stopped(folder, recorder.stopped, live)
-        status = finish.finish(plan, folder.path)
+        if search.closed:
+            logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
+        status = finish.finish(plan, folder.path, search.left, search.searched)
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
         failed = sum(row["status"] == "failed" for row in rows)
@@ -144,7 +151,8 @@ def _recorder_settings(plan: Plan, folder: RunFolder, concurrent: int) -> Record
         given=len(question.space.points[: question.trials]) + plan.confirmation_trials,
         concurrent=min(concurrent, question.trials),
         seed=question.trial.training.seed,
-        shown=tuple(dict.fromkeys((plan.objective, "val/psnr"))),
+        shown=tuple(dict.fromkeys((*(one.metric for one in plan.objectives), "val/psnr"))),
+        confirm_steps=question.confirm_steps,
     )
 
 
@@ -186,14 +194,25 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
         logger.info("control    %-12s %s", name, shown)
 
 
-def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, live: LiveReport) -> None:
-    """Runs all trials that have not ended; returns when they have, or when interrupted.
+def _tune(
+    plan: Plan,
+    folder: RunFolder,
+    concurrent: int,
+    recorder: Recorder,
+    live: LiveReport,
+    warm: Sequence[Earlier],
+    began: float,
+) -> SweepSearch:
+    """Runs all trials that have not ended; returns when they have, or when interrupted. The searcher that is returned
+    knows how many are left.
 
     Tune starts anew with each driver. Its searcher hands out the trials of an earlier driver that have not ended, and
     they continue from their own checkpoints.
     """
     question, training = plan.question, plan.question.trial.training
     rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
+    left = question.settings.seconds - plan.spent
+    clock = Clock(left, concurrent, training.max_steps, question.confirm_steps, began)
     search = SweepSearch(
         question.space,
         plan.objective,
@@ -206,9 +225,15 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, li
         rows,
         recorder.tables.reports_of,
         training.seed,
+        plan.further,
+        plan.constraints,
+        question.settings.sampler,
+        warm,
+        question.confirm_steps,
+        clock,
     )
     if not search.left:
-        return
+        return search
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -217,6 +242,8 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, li
         question.settings.reduction_factor,
         rows,
         recorder.tables.reports_of,
+        plan.further,
+        lambda: clock.left < 0,
     )
     scratch = folder.scratch.resolve()
     tuner = tune.Tuner(
@@ -241,6 +268,7 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, li
     logger.info("trials     starting processes")
     with tune_interrupts(), live_view(recorder.progress):
         tuner.fit()
+    return search
 
 
 def _trial_id(trial: Any) -> str:
@@ -253,8 +281,8 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
-        settings = question.trial_with(config[PARAMETERS], config[SEED])
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
+        settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
         launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch))
 

@@ -18,6 +18,7 @@ from sweeps.answering import verdict
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, Leader
 from sweeps.formatting import Row
+from sweeps.planning.objectives import Constraint, feasible
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.metrics.names import METRICS, test_name
@@ -32,6 +33,8 @@ def answer(
     baseline_ids: Sequence[str],
     direction: str | None = None,
     unconfirmed: str = "",
+    objectives: int = 1,
+    constraints: Sequence[Constraint] = (),
 ) -> Answer:
     """Rank the configurations of the search, compare the confirmed ones with the baseline, and write the verdict.
 
@@ -46,6 +49,8 @@ def answer(
         direction: "max" or "min"; by default the metric's own.
         unconfirmed: why nothing may be claimed, such as a confirmation that has not finished; empty if there is no
             reason but missing measurements.
+        objectives: number of objectives of the sweep, each with an answer. The claims of all are corrected together.
+        constraints: what a leader must meet on validation, and a winner on test.
 
     Raises:
         ValueError: the objective is in no row, or a baseline trial is not in the leaderboard.
@@ -68,16 +73,18 @@ def answer(
         selected_from=len({_configuration(r) for r in rows.values() if r["kind"] == TRIAL and r["status"] in _RACED}),
         unconfirmed=unconfirmed,
     )
-    result = _leaders(result, rows, own)
-    result = _confirmed(result, rows, per_image, own)
+    result = _leaders(result, rows, own, constraints)
+    result = _confirmed(result, rows, per_image, own, objectives, constraints)
     return replace(result, sentences=verdict.sentences(result, rows))
 
 
 _RACED = ("finished", "stopped", "interrupted")
 
 
-def _leaders(result: Answer, rows: Mapping[str, Row], own: str) -> Answer:
-    """Add the ranking of the search; its first is the winner as long as nothing is confirmed."""
+def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Sequence[Constraint]) -> Answer:
+    """Add the ranking of the search; its first is the winner as long as nothing is confirmed. The baseline is ranked
+    even if it does not meet the constraints.
+    """
     finished = [row for row in rows.values() if row["kind"] == TRIAL and row["status"] == "finished"]
     lengths = [row["steps"] for row in finished if _configuration(row) == own] or [row["steps"] for row in finished]
     steps = max(lengths, default=0)
@@ -94,7 +101,18 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str) -> Answer:
         mean = statistics.fmean(row[result.metric] for row in group)
         leaders.append(Leader(formatting.trial_text(group[0], varied), tuple(r["id"] for r in group), mean, key == own))
     leaders.sort(key=lambda leader: leader.mean, reverse=larger)
-    return replace(result, steps=steps, leaders=tuple(leaders), winner_ids=leaders[0].ids if leaders else ())
+    accepted = [leader for leader in leaders if all(feasible(constraints, rows[id]) for id in leader.ids)]
+    missed = tuple(leader.name for leader in leaders if leader not in accepted)
+    leaders = [leader for leader in leaders if leader in accepted or leader.is_baseline]
+    winner = (accepted or leaders)[:1]
+    return replace(
+        result,
+        steps=steps,
+        leaders=tuple(leaders),
+        winner_ids=winner[0].ids if winner else (),
+        constraints=tuple(map(str, constraints)),
+        missed=missed,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,14 @@ class _Confirmed:
         return list(compare(test, reference, others, larger, validation, family=family))
 
 
-def _confirmed(result: Answer, rows: Mapping[str, Row], per_image: Sequence[Row], own: str) -> Answer:
+def _confirmed(
+    result: Answer,
+    rows: Mapping[str, Row],
+    per_image: Sequence[Row],
+    own: str,
+    objectives: int,
+    constraints: Sequence[Constraint],
+) -> Answer:
     """Add the comparisons of the confirmation, and the winner among its configurations."""
     asked = {_configuration(row) for row in rows.values() if row["kind"] == CONFIRMATION}
     if result.unconfirmed or not asked:
@@ -145,22 +170,33 @@ def _confirmed(result: Answer, rows: Mapping[str, Row], per_image: Sequence[Row]
     controls = [name for name, row in rows.items() if row["kind"] == "control"]
     confirmed = _Confirmed(rows, per_image, trials, controls)
     finalists = sorted(asked - {own})
-    found = confirmed.compare(result.metric, own, finalists, larger, len(finalists))
+    found = confirmed.compare(result.metric, own, finalists, larger, len(finalists) * objectives)
     found.sort(key=lambda finding: finding.interval.mean if finding.interval else -math.inf, reverse=True)
     if not any(finding.interval for finding in found):
         reasons = dict.fromkeys(finding.reason.value for finding in found if finding.reason)
         return replace(result, unconfirmed="; ".join(reasons) or "nothing was confirmed")
 
-    first = found[0]
-    winner = first.configuration if first.interval and first.interval.mean > 0 else own
+    accepted = [f for f in found if _on_test(constraints, [rows[id] for id in trials.get(f.configuration, ())])]
+    first = (accepted or found)[0]
+    winner = first.configuration if accepted and first.interval and first.interval.mean > 0 else own
     names = _names(rows)
     result = replace(
         result,
         finalists=tuple(replace(finding, configuration=names[finding.configuration]) for finding in found),
         winner_ids=tuple(trials[winner]),
+        missed=tuple(names[finding.configuration] for finding in found if finding not in accepted),
         secondary=_secondary(result, confirmed, winner, own),
     )
     return replace(result, controls=_controls(result, confirmed, winner, len(finalists)))
+
+
+def _on_test(constraints: Sequence[Constraint], rows: Sequence[Row]) -> bool:
+    """Whether the mean of some trials meets all constraints on the test photographs."""
+    for constraint in constraints:
+        values = [v for row in rows if (v := row.get(test_name(constraint.metric))) is not None]
+        if not feasible([constraint], {constraint.metric: statistics.fmean(values) if values else None}):
+            return False
+    return True
 
 
 def _secondary(result: Answer, confirmed: _Confirmed, winner: str, own: str) -> dict[str, Finding]:

@@ -14,6 +14,8 @@ from sweeps.answering.leaderboard import format_leaderboard, to_markdown
 from sweeps.answering.live import baseline_trials
 from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
 from sweeps.answering.report import Contents, write_report
+from sweeps.answering.several import of_several
+from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
@@ -29,21 +31,32 @@ from trainables.training.checkpoint_folders import newest_whole
 _WIDTH = 122
 
 
-def finish(plan: Plan, folder: Path) -> int:
-    """Compares the trials so far and writes the answer; returns the exit status."""
+def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
+    """Compares the trials so far and writes the answer; returns the exit status.
+
+    Args:
+        left: trials that have not started.
+        searched: trials of the search, fewer than planned if the time budget ended it.
+    """
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
     baseline_ids = baseline_trials(plan, rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
-    expected = plan.question.trials + _confirmation_trials(plan, rows)
-    whole = not unfinished and len(trials) >= expected
+    expected = len(trials) + left
+    whole = not unfinished and not left
     result = None
     if baseline_ids:
-        why = _unconfirmed(plan, rows)
+        why = _unconfirmed(plan, rows, left, searched)
         compared = {row["id"] for row in rows if row["kind"] != TRIAL}
-        result = answer(rows, tables.images_of(compared), plan.objective, baseline_ids, plan.direction, why)
+        about, count = (rows, tables.images_of(compared)), len(plan.objectives)
+        answers = [
+            answer(*about, one.metric, baseline_ids, one.direction, why, count, plan.constraints)
+            for one in plan.objectives
+        ]
+        result, *others = answers
         verdict, *numbers = result.sentences
+        numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
         remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)
@@ -83,33 +96,30 @@ def finish(plan: Plan, folder: Path) -> int:
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
-def _confirmation_trials(plan: Plan, rows: list[TableRow]) -> int:
-    """The number of trials that the confirmation of these results takes."""
-    if not plan.confirms:
-        return 0
-    space = plan.question.space
-    others = {
-        repr([row.get(f"config/{name}") for name in space.parameters])
-        for row in rows
-        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
-    }
-    return plan.question.confirmation.trials(len(others))
-
-
-def _unconfirmed(plan: Plan, rows: list[TableRow]) -> str:
+def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:
     """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
     if not plan.confirms:
         return plan.no_confirmation
-    ended = {
-        kind: sum(row["kind"] == kind and row["status"] not in ("running", "interrupted") for row in rows)
-        for kind in (TRIAL, CONFIRMATION)
-    }
-    if ended[TRIAL] < plan.question.trials:
+    over = [row for row in rows if row["status"] not in ("running", "interrupted")]
+    if sum(row["kind"] == TRIAL for row in over) < searched:
         return "the search has not finished"
-    expected = _confirmation_trials(plan, rows)
-    if not expected:
-        return "no other configuration finished, so there was nothing to confirm"
-    return "" if ended[CONFIRMATION] >= expected else "the confirmation has not finished"
+    confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
+    short = [row for row in confirmed if row["status"] == "finished" and row["steps"] < plan.question.confirm_steps]
+    if left or short or any(row not in over for row in confirmed):
+        return "the confirmation has not finished"
+    if confirmed:
+        return ""
+    space, constraints = plan.question.space, plan.constraints
+    others = [
+        row
+        for row in rows
+        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
+    ]
+    if others and not any(feasible(constraints, row) for row in others):
+        return f"no other configuration that finished meets {' and '.join(map(str, constraints))}"
+    if others:
+        return "the time budget left no time for the confirmation"
+    return "no other configuration finished, so there was nothing to confirm"
 
 
 def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:

@@ -46,7 +46,9 @@ class Answer:
         finalists: the confirmed configurations against the baseline, best first.
         secondary: other metric -> the winner against the baseline, without correction for several.
         controls: metric -> the controls against the winner; positive where the control is better.
-        winner_ids: trials of the winning configuration, best on validation first: the confirmed one with the best mean
+        constraints: what a winner must meet, in words.
+    missed: configurations that do not: on validation, or once confirmed on the test photographs.
+    winner_ids: trials of the winning configuration, best on validation first: the confirmed one with the best mean
             on test, which may be the baseline, or without a confirmation the search's leader. Empty if none finished.
         sentences: the answer in plain English: the verdict first, two short sentences; then the numbers under it.
     """
@@ -62,6 +64,8 @@ class Answer:
     finalists: tuple[Finding, ...] = ()
     secondary: Mapping[str, Finding] = field(default_factory=dict)
     controls: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
     winner_ids: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
 
@@ -84,7 +88,12 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     """
     if not answer.leaders:
         return ("No trial finished, so there is no answer.", *ends_of_trials(list(rows.values())))
-    numbers = [*_about_controls(answer), *_other_metrics(answer), _about_the_search(answer)]
+    numbers = [
+        *_about_constraints(answer),
+        *_about_controls(answer),
+        *_other_metrics(answer),
+        _about_the_search(answer),
+    ]
     if answer.unconfirmed:
         numbers = [*_behind_untrained(answer, rows), *numbers]
     else:
@@ -100,9 +109,12 @@ def _amount(metric: str, value: float, sign: bool = False) -> str:
 
 
 def _named(answer: Answer) -> Finding:
-    """The finalist of the first sentence: the best one that is better, else the best one."""
-    better = [finding for finding in answer.finalists if finding.verdict == "better"]
-    return (better or answer.finalists)[0]
+    """The finalist of the first sentence: the best one that is better, else the best one; of those that meet the
+    constraints, if any does.
+    """
+    accepted = [finding for finding in answer.finalists if finding.configuration not in answer.missed]
+    better = [finding for finding in accepted if finding.verdict == "better"]
+    return (better or accepted or answer.finalists)[0]
 
 
 def _claim(answer: Answer) -> str:
@@ -111,7 +123,9 @@ def _claim(answer: Answer) -> str:
     made = named.interval
     assert made is not None  # else the answer is unconfirmed
     amount = _amount(answer.metric, abs(made.mean))
-    if named.verdict == "better":
+    if named.configuration in answer.missed:
+        said = f"No finalist meets {' and '.join(answer.constraints)} on the test photographs."
+    elif named.verdict == "better":
         said = f"{named.configuration} is better than {base} by {amount}."
     elif named.verdict == "worse":
         said = f"No finalist is better than {base}; the best one, {named.configuration}, is worse by {amount}."
@@ -220,6 +234,13 @@ def _about_controls(answer: Answer) -> list[str]:
         *texts,
         *([f"Controls that are better than the winner in other metrics: {', '.join(leads)}."] if leads else []),
     ]
+
+
+def _about_constraints(answer: Answer) -> list[str]:
+    if not answer.missed:
+        return []
+    where = "the validation photographs" if answer.unconfirmed else "the test photographs"
+    return [f"Not meeting {' and '.join(answer.constraints)} on {where}: {', '.join(answer.missed)}."]
 
 
 def _about_the_search(answer: Answer) -> str:

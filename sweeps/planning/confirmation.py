@@ -34,6 +34,16 @@ class Confirmation:
         chosen = min(self.finalists, others)
         return (1 + chosen) * self.seeds if chosen else 0
 
+    def smaller(self, others: int) -> list[Confirmation]:
+        """This confirmation, then those that take less time: with fewer finalists, then with fewer seeds.
+
+        Args:
+            others: configurations that finished, besides the baseline; with none the list is empty.
+        """
+        finalists = range(min(self.finalists, others), 0, -1)
+        fewer = [Confirmation(1, seeds) for seeds in range(self.seeds - 1, FEWEST_SEEDS - 1, -1)] if finalists else []
+        return [Confirmation(count, self.seeds) for count in finalists] + fewer
+
 
 def leaders(found: Mapping[str, Sequence[float]], baseline: str, count: int, larger_is_better: bool) -> list[str]:
     """The best configurations of a search, best first, without the baseline.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.formatting import count_text
+from sweeps.planning.budget import money
+from sweeps.planning.checks import check_stores, find_bases
+from sweeps.planning.objectives import Constraint, Objective, parse_constraint
 from sweeps.planning.photographs import check_photographs
-from sweeps.planning.question import Question, resolve_objective
+from sweeps.planning.question import Question, resolve_objectives
 from sweeps.planning.resources import (
     CHECKPOINT_BYTES_PER_PARAMETER,
     DRIVER_BYTES,
@@ -22,6 +26,7 @@ from sweeps.planning.resources import (
     networks_of,
 )
 from sweeps.planning.run_folder import check_results
+from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from trainables.common.cluster import check_address, refuse_job_folder
@@ -33,8 +38,6 @@ from trainables.data.stores.roots import local_root, store_root
 from trainables.images.sources.catalogue import LEAST_FOR_TEST
 from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
-from trainables.settings import flatten, override
-from trainables.settings.methods import METHODS
 from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
@@ -46,7 +49,8 @@ if TYPE_CHECKING:
 class Plan:
     """Attributes:
     metrics: names of the metrics that every validation reports.
-    objective: one of them. direction: "max" or "min".
+    objective: one of them, the first one to optimise. direction: "max" or "min".
+    further: more objectives.
     notes: hints for the user, such as the reason for a missing metric.
     source: the opened photographs of all trials.
     test_photographs: number of photographs on which the confirmation is measured; 0 without a confirmation, and if the
@@ -56,12 +60,14 @@ class Plan:
     networks: method -> its size.
     concurrent: trials at once on this machine; 0 if a cluster decides.
     data: what the source holds, in words.
+    spent: seconds of the time budget that an earlier command has used.
     """
 
     question: Question
     metrics: tuple[str, ...]
     objective: str
     direction: str
+    further: tuple[Objective, ...]
     notes: tuple[str, ...]
     source: Source
     test_photographs: int
@@ -70,6 +76,7 @@ class Plan:
     networks: Mapping[str, Networks]
     concurrent: int
     data: str
+    spent: float = 0.0
 
     @property
     def confirms(self) -> bool:
@@ -85,6 +92,15 @@ class Plan:
     def most_at_once(self) -> int:
         """The most trials that can run at once: those of the search, or those of the confirmation after it."""
         return max(self.question.trials, self.confirmation_trials)
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What a configuration must meet to lead."""
+        return tuple(map(parse_constraint, self.question.settings.constraint))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return (Objective(self.objective, self.direction), *self.further)
 
     @property
     def stages(self) -> list[Stage]:
@@ -105,7 +121,8 @@ class Plan:
     def reported(self) -> tuple[str, ...]:
         """All metrics of a trial, the objective first: of each restoration, then of the stability over several."""
         several = self.question.trial.training.stability_draws > 1
-        return tuple(dict.fromkeys([self.objective, *self.metrics, *(_stability(self.metrics) if several else ())]))
+        first = (one.metric for one in self.objectives)
+        return tuple(dict.fromkeys([*first, *self.metrics, *(_stability(self.metrics) if several else ())]))
 
     @property
     def stores(self) -> dict[str, str]:
@@ -188,8 +205,8 @@ class Plan:
             "question": question.space.question,
             "preset": settings.preset,
             "data": self.data,
-            "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by TPE; "
-            f"{at_once}, {workers}",
+            "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by "
+            f"{NAMES[settings.sampler]}; {at_once}, {workers}",
             "points": ", ".join(point.label for point in points),
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
@@ -201,7 +218,13 @@ class Plan:
             if question.space.trains
             else "none",
             "confirm": self._confirmation_text(),
-            "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
+            "objective": ", ".join(
+                f"{o.metric} ({'higher' if o.direction == 'max' else 'lower'})" for o in self.objectives
+            )
+            if self.further
+            else f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
+            **({"constraint": ", ".join(map(str, self.constraints))} if self.constraints else {}),
+            **({"budget": self._budget_text()} if math.isfinite(settings.seconds) else {}),
             "metrics": ", ".join(self.metrics),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
@@ -214,6 +237,13 @@ class Plan:
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _budget_text(self) -> str:
+        settings = self.question.settings
+        left = max(0.0, settings.seconds - self.spent)
+        text = f"{duration(left)}{money(left, settings.price_per_hour)}"
+        after = ", the confirmation included" if self.confirms else ""
+        return f"{text}{after}; trials that do not fit do not start"
 
     @property
     def no_confirmation(self) -> str:
@@ -237,11 +267,12 @@ class Plan:
         if not trials:
             return "none: one configuration has no other to be compared with"
         pairs, settings = question.trial.pairs, question.settings
-        chosen = min(settings.confirm, question.trials - 1)
-        steps = question.trial.training.max_steps
+        chosen = min(question.confirmation.finalists, question.trials - 1)
+        steps, searched = question.confirm_steps, question.trials * question.trial.training.max_steps
         images = f"{pairs.test_pairs} images of {count_text(self.test_photographs, 'test photograph')}"
-        cost = f", {trials * steps} steps, up to {trials / question.trials:.0%} of the search's time again"
-        who = f"the best {chosen} and the baseline with {settings.seeds} fresh seeds each"
+        cost = f", {trials * steps} steps, up to {trials * steps / max(1, searched):.0%} of the search's time again"
+        best = f"{chosen} of the front, its ends and its knee first," if self.further else f"the best {chosen}"
+        who = f"{best} and the baseline with {settings.seeds} fresh seeds each"
         return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"
 
 
@@ -288,7 +319,7 @@ def make_plan(
     from trainables.metrics import ensure_available, resolve_metrics
 
     trials, configurations = question.every_method, question.outer_configurations()
-    _find_bases(configurations, download)
+    find_bases(configurations, download)
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
         metrics, notes = (*BASE_METRICS, *choice.names), notes + choice.notes
@@ -298,7 +329,7 @@ def make_plan(
     if 0 < training.max_steps <= training.warmup_steps:
         notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
-    objective = resolve_objective(settings, question.space, (*metrics, *stable))
+    objective, *further = resolve_objectives(settings, question.space, (*metrics, *stable))
     _check_effects_on_files(question, source)
     for trial in configurations:
         method_class(trial.method).check(trial)
@@ -309,7 +340,7 @@ def make_plan(
 
     stages_of = {trial.method: stages(trial) for trial in trials}
     for trial in configurations:
-        _check_stores(question, trial, stages_of[trial.method], stages)
+        check_stores(question, trial, stages_of[trial.method], stages)
     if not is_uri(store) and not all(stage.exists for made in stages_of.values() for stage in made):
         check_results("--store", Path(store))
     return Plan(
@@ -317,6 +348,7 @@ def make_plan(
         metrics,
         objective,
         METRICS[objective].direction,
+        tuple(Objective(name, METRICS[name].direction) for name in further),
         notes,
         source,
         tested,
@@ -326,48 +358,6 @@ def make_plan(
         concurrent,
         found.text(),
     )
-
-
-def _check_stores(
-    question: Question,
-    configuration: TrialSettings,
-    made: Sequence[Stage],
-    stages: Callable[[TrialSettings], Sequence[Stage]],
-) -> None:
-    """Refuses a configuration that reads other prepared data than the first one of its method: a sweep makes it once.
-
-    Args:
-        made: the stages of its method.
-        stages: trial -> the stages that it reads.
-    """
-    expected = {stage.folder.name for stage in made}
-
-    def others(trial: TrialSettings) -> list[str]:
-        return [stage.name for stage in stages(trial) if stage.folder.name not in expected]
-
-    if found := others(configuration):
-        (same,) = (trial for trial in question.every_method if trial.method == configuration.method)
-        values, searched = flatten(configuration), [name for name in question.space.parameters if name != "method"]
-        deciding = [name for name in searched if others(override(same, {name: values[name]}))]
-        raise InputError(
-            f"--space {question.space.name}: searches {', '.join(deciding or searched)}, but prepared data "
-            f"({found[-1]}) depends on it; run one sweep per value"
-        )
-
-
-def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
-    """Finds the bases, and downloads those missing from the hub's cache if `download` is true."""
-    from trainables.pretrained.base_model import find_base
-
-    wanted: dict[tuple[str, str], str] = {}
-    for trial in trials:
-        sections = METHODS[trial.method].sections
-        if "base" in sections:
-            wanted[trial.base.weights, trial.base.revision] = "base.weights"
-        if "controlnet" in sections and trial.controlnet.weights:
-            wanted[trial.controlnet.weights, trial.controlnet.revision] = "controlnet.weights"
-    for (weights, revision), setting in wanted.items():
-        find_base(weights, revision, download, setting)
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 import search_spaces
 from search_spaces import SearchSpace
 from sweeps.planning.confirmation import Confirmation
+from sweeps.planning.objectives import metric_name, parse_constraint, split_objectives
+from sweeps.planning.sampling import check_sampler
 from sweeps.planning.settings import (
     PRESETS_GPUS,
     SweepSettings,
@@ -53,22 +55,37 @@ class Question:
 
     @property
     def confirmation(self) -> Confirmation:
-        return Confirmation(self.settings.confirm, self.settings.seeds)
+        """With several objectives, at least the ends of the front and its knee."""
+        count, objectives = self.settings.confirm, split_objectives(self.settings.objective or self.space.objective)
+        return Confirmation(
+            max(count, len(objectives) + 1) if count and len(objectives) > 1 else count, self.settings.seeds
+        )
+
+    @property
+    def confirm_steps(self) -> int:
+        """Training steps of a trial of the confirmation."""
+        return self.settings.confirm_steps or self.trial.training.max_steps
 
     @property
     def trial(self) -> TrialSettings:
         """The baseline's settings. Those that belong to no method (data, steps, seed) are the same for all trials."""
         return self.trial_with(self.space.baseline.values)
 
-    def trial_with(self, values: Mapping[str, Any], seed_offset: int = 0) -> TrialSettings:
+    def trial_with(self, values: Mapping[str, Any], seed_offset: int = 0, confirming: bool = False) -> TrialSettings:
         """The settings of a trial with these values of the space's parameters.
+
+        Args:
+            confirming: whether it is a trial of the confirmation, which may be longer than those of the search.
 
         Raises:
             InputError: values that the settings refuse, or that are invalid together.
         """
         changes = self.changes[str(values.get("method", next(iter(self.changes))))]
         trial = override(preset(self.settings.preset).trial, {**changes, **values, **absolute_paths(values)})
-        return override(trial, {"training.seed": trial.training.seed + seed_offset})
+        longer = (
+            {"training.max_steps": self.settings.confirm_steps} if confirming and self.settings.confirm_steps else {}
+        )
+        return override(trial, {"training.seed": trial.training.seed + seed_offset, **longer})
 
     def outer_configurations(self) -> list[TrialSettings]:
         """The settings of one trial per point and, if the search proposes trials, per end of each range.
@@ -103,8 +120,10 @@ def resolve(settings: SweepSettings) -> Question:
     settings = dataclasses.replace(
         settings,
         workers_per_trial=settings.workers_per_trial or chosen.workers,
+        sampler=settings.sampler or space.sampler,
         gpus_per_worker=chosen.gpus if settings.gpus_per_worker == PRESETS_GPUS else settings.gpus_per_worker,
     )
+    check_sampler(settings.sampler, space)
     _check_shared(space)
     flags = _flags(settings, space)
     methods = (str(flags["method"]),) if "method" in flags else space.methods
@@ -127,7 +146,14 @@ def resolve(settings: SweepSettings) -> Question:
     _check_effects(settings, space, trials)
     for trial in trials:
         _check_shares(settings.workers_per_trial, trial)
-    _metric_of(settings)
+    _named_objectives(settings.objective)
+    for text in settings.constraint:
+        parse_constraint(text)
+    if settings.confirm_steps and not space.trains:
+        raise InputError(f"--confirm-steps {settings.confirm_steps}: the space {space.name} trains nothing")
+    if 0 < settings.confirm_steps < question.trial.training.max_steps:
+        least = question.trial.training.max_steps
+        raise InputError(f"--confirm-steps {settings.confirm_steps}: expected {least} or more, as in the search")
     return question
 
 
@@ -263,41 +289,44 @@ def _check_shares(workers: int, trial: TrialSettings) -> None:
         )
 
 
-def _metric_of(settings: SweepSettings) -> str:
-    """The full name of the metric of `--objective`; "" and "perceptual" are returned unchanged."""
-    wanted = settings.objective
-    name = wanted if wanted.startswith("val/") else f"val/{wanted}"
-    if wanted in ("", "perceptual"):
-        return wanted
-    if name not in METRICS:
-        short = ", ".join(
-            metric.name.removeprefix("val/") for metric in METRICS.values() if metric.compared_with != "other seeds"
-        )
-        raise InputError(f"--objective {wanted}: no such metric; expected perceptual, {short}")
-    return name
+def _named_objectives(text: str) -> tuple[str, ...]:
+    """The full names of the metrics of an objective; "perceptual" is returned unchanged."""
+    names = split_objectives(text)
+    return tuple(name if name == "perceptual" else metric_name("--objective", name) for name in names)
 
 
-def resolve_objective(settings: SweepSettings, space: SearchSpace, reported: Sequence[str]) -> str:
-    """The full name of the metric to search by.
+def resolve_objectives(settings: SweepSettings, space: SearchSpace, reported: Sequence[str]) -> tuple[str, ...]:
+    """The full names of the metrics to search by.
 
     Args:
         reported: names of all metrics of this sweep.
 
     Raises:
-        InputError: no such metric, or one that this sweep does not report.
+        InputError: no such metric, one that this sweep does not report, or the same one twice.
     """
-    name = _metric_of(settings) or space.objective
+    given = _named_objectives(settings.objective)
     perceptual = [metric for metric in reported if METRICS[metric].perceptual]
-    if name == "perceptual":
-        # Without a perceptual metric, the space's objective falls back to PSNR; the user's objective does not.
-        if not perceptual and settings.objective:
-            raise InputError("--objective perceptual: this sweep reports no perceptual metric, see --perceptual")
-        return perceptual[0] if perceptual else "val/psnr"
-    if name not in reported:
-        raise InputError(
-            f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual and docs/metrics.md"
-        )
-    return name
+    found: list[str] = []
+    for name in given or _named_objectives(space.objective):
+        if name == "perceptual":
+            # Without a perceptual metric, the space's objective falls back to PSNR; the user's objective does not.
+            if not perceptual and given:
+                raise InputError("--objective perceptual: this sweep reports no perceptual metric, see --perceptual")
+            name = perceptual[0] if perceptual else "val/psnr"
+        if name not in reported:
+            raise InputError(
+                f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual and docs/metrics.md"
+            )
+        if name in found:
+            text = settings.objective or space.objective
+            raise InputError(f"--objective {text}: {name} is there twice; expected different metrics")
+        found.append(name)
+    for text in settings.constraint:
+        if (metric := parse_constraint(text).metric) not in reported:
+            raise InputError(
+                f"--constraint {text}: this sweep reports {', '.join(reported)}; {metric} is not among them"
+            )
+    return tuple(found)
 
 
 def flags(settings: SweepSettings) -> list[str]:
@@ -307,6 +336,10 @@ def flags(settings: SweepSettings) -> list[str]:
         value = getattr(settings, item.name)
         if item.name == "set":
             line += [part for name, text in value for part in ("--set", f"{name}={text}")]
+        elif item.name == "constraint":
+            line += [part for text in value for part in ("--constraint", text)]
+        elif item.name == "time_budget" and value:
+            line += ["--time-budget", f"{value:g}s"]
         elif value != item.default:
             line += [f"--{flag_name(item.name)}", str(value)]
     return line

@@ -29,6 +29,8 @@ from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
 
 RUN_SETTINGS, LOG = "settings.yaml", "sweep.log"
+GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
+"""Settings that a resumed run may change."""
 _LOCK = ".lock"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
@@ -66,6 +68,21 @@ class RunFolder:
     def scratch(self) -> Path:
         """Files of Ray Tune and Train that are never read again. Tune wants one folder for all nodes of a cluster."""
         return self.path / ".ray"
+
+    def go_on(self, record: Mapping[str, Any], settings: SweepSettings, trials: int) -> None:
+        """Records what a resumed run changed, in its settings.yaml.
+
+        Args:
+            record: the whole settings.yaml so far.
+            trials: number of trials of the search.
+        """
+        changes = {name: getattr(settings, name) for name in GOING_ON}
+        changed = {name: value for name, value in changes.items() if record["command"].get(name) != value}
+        if not changed:
+            return
+        earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]
+        command = {**record["command"], **changes}
+        _write(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
 
     def clear_scratch(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -136,11 +153,15 @@ def create_run(
         "versions": _versions(),
         "commit": _commit(),
     }
-    temporary = folder.path / f".{RUN_SETTINGS}"
-    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-    temporary.rename(folder.path / RUN_SETTINGS)
+    _write(folder.path, record)
     keep_space(folder.path, question.space)
     return folder
+
+
+def _write(run: Path, record: Mapping[str, Any]) -> None:
+    temporary = run / f".{RUN_SETTINGS}"
+    temporary.write_text(yaml.safe_dump(_plain(record), sort_keys=False))
+    temporary.rename(run / RUN_SETTINGS)
 
 
 def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
@@ -180,7 +201,7 @@ def _command(settings: SweepSettings) -> dict[str, Any]:
     paths = {name: getattr(settings, name) for name in inputs}
     paths = {name: absolute_paths({inputs[name]: path}).get(inputs[name], path) for name, path in paths.items()}
     store = store_root(settings.store) if settings.store else ""
-    return asdict(settings) | {"set": pairs, **paths, "store": store}
+    return _plain(asdict(settings)) | {"set": pairs, **paths, "store": store}
 
 
 def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
@@ -32,6 +33,13 @@ class SweepSettings:
     confirm: int = 2
     seeds: int = 3
     max_steps: int = 0
+    confirm_steps: int = 0
+    constraint: tuple[str, ...] = ()
+    sampler: str = ""
+    warm_start: str = ""
+    time_budget: float = 0.0
+    budget_usd: float = 0.0
+    price_per_hour: float = 0.0
     reduction_factor: float = 3.0
     workers_per_trial: int = 0
     cpus_per_worker: float = 1.0
@@ -49,7 +57,8 @@ class SweepSettings:
     set: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("max_steps", 1), ("max_concurrent", 1), ("workers_per_trial", 1)):
+        whole = ("trials", "max_steps", "confirm_steps", "max_concurrent", "workers_per_trial")
+        for name, least in ((name, 1) for name in whole):
             value = getattr(self, name)
             if value < least and value != type(self).__dataclass_fields__[name].default:
                 raise InputError(f"--{flag_name(name)} {value}: expected {least} or more")
@@ -74,8 +83,21 @@ class SweepSettings:
                 raise InputError(
                     f"--{name} {getattr(self, name)}: expected a local or shared path; buckets are not supported here"
                 )
+        for name in ("time_budget", "budget_usd", "price_per_hour"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{flag_name(name)} {getattr(self, name):g}: expected a number, more than 0")
+        if self.budget_usd and not self.price_per_hour:
+            raise InputError(f"--budget-usd {self.budget_usd:g}: needs --price-per-hour, the price of all machines")
+        if self.sampler and self.sampler not in SAMPLERS:
+            raise InputError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
+
+    @property
+    def seconds(self) -> float:
+        """The time budget, of `time_budget` and `budget_usd`; infinite without one."""
+        bought = self.budget_usd / self.price_per_hour * 3600 if self.budget_usd else math.inf
+        return min(self.time_budget or math.inf, bought)
 
 
 def flag_name(name: str) -> str:

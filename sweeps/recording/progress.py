@@ -48,6 +48,7 @@ class _Trial:
     last: float = 0.0
     reports: int = 0
     value: float | None = None
+    whole: int = 0  # steps of a whole trial; 0 for those of the search
 
 
 class Progress:
@@ -96,9 +97,9 @@ class Progress:
             key=lambda each: sign * (each[1].value or 0.0),
         )
 
-    def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
+    def started(self, id: str, name: str, given: bool, again: bool = False, whole: int = 0) -> None:
         now = time.monotonic()
-        self._put(id, _Trial(name, given, 0, "running", now, now))
+        self._put(id, _Trial(name, given, 0, "running", now, now, whole=whole))
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name, extra=_SHOWN)
 
     def continued(self, id: str, step: int) -> None:
@@ -117,7 +118,8 @@ class Progress:
         name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
         if step and trained and trial.reports == 1:  # not known before training
             name += f", {trained} parameters train"
-        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name, extra=_SHOWN)
+        whole = trial.whole or self.max_steps
+        logger.info("%s step %d/%d  %s  %s", id, step, whole, values, name, extra=_SHOWN)
         self.summary()
 
     def ended(self, id: str, status: str, why: str = "") -> None:
@@ -158,7 +160,7 @@ class Progress:
     def line(self) -> str:
         """The state of the whole sweep: trials that ended, trials that run, time left."""
         counts = self._counts
-        running = ", ".join(f"{id} {trial.step}/{self.max_steps}" for id, trial in self._running.items())
+        running = ", ".join(f"{id} {trial.step}/{trial.whole or self.max_steps}" for id, trial in self._running.items())
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
@@ -181,7 +183,7 @@ class Progress:
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:
             beyond = trial.given or trial.step >= expected  # a trial longer than the mean may run all steps
-            steps += (self.max_steps if beyond else expected) - trial.step
-        longest = max((self.max_steps - trial.step for trial in running if trial.given), default=0)
+            steps += ((trial.whole or self.max_steps) if beyond else expected) - trial.step
+        longest = max(((trial.whole or self.max_steps) - trial.step for trial in running if trial.given), default=0)
         # Rates are measured per process while all run; the last trial is assumed to be no faster alone.
         return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)

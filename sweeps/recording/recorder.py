@@ -24,7 +24,7 @@ from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import Progress, logger
 from sweeps.recording.tables import RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
@@ -46,12 +46,13 @@ class RecorderSettings:
         folder: the run's folder.
         metrics: all metrics, the objective first.
         parameters: dotted hyperparameter name -> its distribution.
-        max_steps: training steps of a finished trial.
+        max_steps: training steps of a finished trial of the search.
         trials: number of trials of the sweep, with those of the confirmation.
         given: number of trials that always run all steps: points of the space, and the confirmation.
         concurrent: trials that run at once.
         seed: seed of the sweep.
         shown: metrics on the terminal's line of a report.
+        confirm_steps: training steps of a finished trial of the confirmation; 0 for those of the search.
     """
 
     folder: str
@@ -63,6 +64,7 @@ class RecorderSettings:
     concurrent: int
     seed: int
     shown: tuple[str, ...]
+    confirm_steps: int = 0
 
 
 def _stopping(method: Callable[..., None]) -> Callable[..., None]:
@@ -176,7 +178,7 @@ class Recorder(Callback):
         if config.get(KIND) == CONFIRMATION:
             name += ", confirmation"
         self._live[id] = trial
-        self.progress.started(id, name, config[GIVEN], again=known)
+        self.progress.started(id, name, config[GIVEN], again=known, whole=self._whole(config))
         self.tables.flush()
 
     def _introduce(self, trial: Any) -> None:
@@ -190,6 +192,7 @@ class Recorder(Callback):
                 "error": "",
                 "label": config[LABEL],
                 "seed": self.settings.seed + config[SEED],
+                **({SEARCHED: config[SEARCHED]} if SEARCHED in config else {}),
                 **{f"config/{name}": value for name, value in config[PARAMETERS].items()},
             }
         )
@@ -258,7 +261,7 @@ class Recorder(Callback):
             self.tables.upsert_trial({"id": trial.config[ID], "diverged": True})
             self._end(trial, "failed", result[FAILED])
         else:
-            self._end(trial, "finished" if result.get("step", 0) >= self.settings.max_steps else "stopped")
+            self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -292,6 +295,11 @@ class Recorder(Callback):
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
         self.progress.ended(id, status, why)
+
+    def _whole(self, config: Mapping[str, Any]) -> int:
+        """The steps of a whole trial."""
+        longer = self.settings.confirm_steps if config.get(KIND) == CONFIRMATION else 0
+        return longer or self.settings.max_steps
 
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {

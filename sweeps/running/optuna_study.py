@@ -62,7 +62,7 @@ class _Part(Study):
         trials = study._get_trials(deepcopy=False)
         complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
         ended = [number for number, trial in enumerate(trials) if trial.state == complete or trial.state == pruned]
-        if len(ended) > LOOKED_AT:
+        if len(ended) > LOOKED_AT and len(study.directions) == 1:  # with several objectives, all are looked at
             ranked = [(trials[number].values[0], number) for number in ended if trials[number].state == complete]
             choose = heapq.nlargest if study.direction == StudyDirection.MAXIMIZE else heapq.nsmallest
             best = {number for _, number in choose(_BEST, ranked, key=itemgetter(0))}

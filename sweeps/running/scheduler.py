@@ -5,23 +5,32 @@ Tune saves the state of the scheduler, and this project never reads it: a resume
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.recording.tables import TableRow, has_ended
-from sweeps.trial_config import GIVEN, ID
+from sweeps.planning.objectives import Objective
+from sweeps.recording.tables import TableRow, confirming, has_ended
+from sweeps.running.rungs import Rungs
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+
+BASELINE = "t000"  # the first trial of a sweep
 
 
-class SweepScheduler(ASHAScheduler):
-    """ASHA with rungs measured in training steps. The points of a space and the confirmation are recorded at the rungs
-    but never stopped: a comparison needs both sides at the last step.
+class SweepScheduler(FIFOScheduler):
+    """ASHA with rungs measured in training steps. The points of a space are recorded at the rungs but never stopped: a
+    comparison needs both sides at the last step. Trials of the confirmation are neither recorded nor stopped: they
+    repeat the best configurations, so that a search that goes on afterwards would stop too much.
 
     Args:
+        metric, mode: the objective, and "max" or "min".
+        first_rung: training steps of the first rung.
         rows: rows of the leaderboard from an earlier driver, whose trials fill the rungs.
         reports_of: trial id -> its reports in the table.
+        further: more objectives, for multi-objective ASHA.
+        over: whether the time for the search is over. Then its trials stop at their next report, except the first one,
+            the baseline.
     """
 
     def __init__(
@@ -33,32 +42,47 @@ class SweepScheduler(ASHAScheduler):
         reduction_factor: float,
         rows: Sequence[TableRow] = (),
         reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
+        further: Sequence[Objective] = (),
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__(
-            time_attr="step",
-            metric=metric,
-            mode=mode,
-            max_t=max(1, max_steps),
-            grace_period=max(1, min(first_rung, max_steps)),
-            reduction_factor=reduction_factor,
-        )
-        self._reports_of, self._ranked = reports_of, metric
+        super().__init__()
+        self._objectives = (Objective(metric, mode), *further)
+        self._max_steps = max(1, max_steps)
+        self._reports_of, self._over = reports_of, over
+        self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
         for row in rows:
-            if has_ended(row):
-                self.on_trial_add(None, Trial("earlier", stub=True, trial_id=row["id"], config={ID: row["id"]}))
+            if has_ended(row) and not confirming([row]):
+                self._record_earlier(row["id"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
 
+    def _record_earlier(self, id: str) -> None:
+        for row in sorted(self._reports_of(id), key=lambda row: row["step"]):
+            if gains := self._gains(row):
+                self._rungs.reached(id, row["step"], gains)
+
+    def _gains(self, row: Mapping[str, Any]) -> list[float]:
+        """The objectives of a report, larger is better; empty if one is missing."""
+        values = [row.get(objective.metric) for objective in self._objectives]
+        gains = [o.gain(value) for o, value in zip(self._objectives, values, strict=True) if value is not None]
+        return gains if len(gains) == len(values) else []
+
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        reports = [row for row in self._reports_of(trial.config[ID]) if row.get(self._ranked) is not None]
-        for row in sorted(reports, key=lambda row: row["step"]):
-            self._trial_info[trial.trial_id].on_result(trial, row["step"], self._metric_op * row[self._ranked])
+        if trial.config.get(KIND) != CONFIRMATION:
+            self._record_earlier(trial.config[ID])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP and trial.config[GIVEN] and result["step"] < self._max_t:
-            self._num_stopped -= 1
+        gains = self._gains(result)
+        if trial.config.get(KIND) == CONFIRMATION or not gains or "step" not in result:
             return str(TrialScheduler.CONTINUE)
-        return decision
+        id, step = trial.config[ID], result["step"]
+        if step >= self._max_steps or (self._over() and id != BASELINE):
+            return str(TrialScheduler.STOP)  # `on_trial_complete` records it
+        stops = self._rungs.reached(id, step, gains) and not trial.config[GIVEN]
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        gains = self._gains(result)
+        if trial.config.get(KIND) != CONFIRMATION and gains and "step" in result:
+            self._rungs.reached(trial.config[ID], result["step"], gains)

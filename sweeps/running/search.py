@@ -1,4 +1,4 @@
-"""Optuna's TPE proposes trials, and those of the confirmation follow, through Ray Tune.
+"""Optuna proposes trials, and those of the confirmation follow, through Ray Tune.
 
 Tune saves the state of the searcher, and this project never reads it: a resumed sweep fills it from the run's tables.
 """
@@ -11,41 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, When
-from sweeps.planning.confirmation import FIRST_SEED, Confirmation, leaders
-from sweeps.planning.confirmation import trial_id as confirmation_id
+from search_spaces import SearchSpace, Value
+from sweeps.planning.confirmation import Confirmation
+from sweeps.planning.objectives import Constraint, Objective
 from sweeps.recording.tables import TableRow, confirming, has_ended
-from sweeps.running.optuna_study import Journal, RecentTPE
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from sweeps.running.clock import Clock
+from sweeps.running.confirming import Begun, Configuration, confirmations, finalists
+from sweeps.running.optuna_study import Journal
+from sweeps.running.samplers import draw, least_tried, make_sampler, optuna_distribution, stored_value, text_of
+from sweeps.running.warm_start import Earlier
+from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import InputError, one_line
-from trainables.training.launch import FAILED
+from trainables.training.launch import CHECKPOINT, FAILED, REPEATED
 
-LEAST_RANDOM = 5  # trials before TPE proposes: the points, and random ones if there are fewer
-
-
-def optuna_distribution(distribution: Distribution) -> BaseDistribution:
-    """A space's distribution as an Optuna distribution."""
-    if isinstance(distribution, Choice):
-        return CategoricalDistribution(distribution.values)
-    if isinstance(distribution, Float):
-        return FloatDistribution(distribution.low, distribution.high, log=distribution.log)
-    return IntDistribution(distribution.low, distribution.high, log=distribution.log)
-
-
-def draw(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
-    """The values of a trial, parameter by parameter. A conditional parameter is drawn only if it is active."""
-    values: dict[str, Value] = {}
-    for name, distribution in space.distributions.items():
-        if name in space.active(values):
-            values[name] = trial._suggest(name, optuna_distribution(distribution))
-    return values
+_STOPPED = "stopped"  # user attribute of a trial that ASHA stopped
 
 
 def trial_number(id: str, letter: str = "t") -> int:
@@ -53,21 +37,8 @@ def trial_number(id: str, letter: str = "t") -> int:
     return int(id[1:]) if id[:1] == letter and id[1:].isdigit() else -1
 
 
-def stored_value(distribution: Distribution, value: Any) -> Value:
-    """A parameter's value as the space has it. A table keeps a column of mixed types as text or as floats."""
-    if isinstance(distribution, Choice):
-        same = [v for v in distribution.values if v == value or str(v) == str(value)]
-        if not same:
-            raise ValueError(f"{value} is none of {distribution}")
-        return next((v for v in same if type(v) is type(value)), same[0])
-    number = int(value) if isinstance(distribution, Int) else float(value)
-    if not distribution.contains(number):
-        raise ValueError(f"{value} is not in {distribution}")
-    return number
-
-
 class SweepSearch(Searcher):
-    """The space's points first, in the order of its queue, then TPE's proposals.
+    """The space's points first, in the order of its queue, then the sampler's proposals.
 
     Trials of an earlier driver that have not ended come before both, with their ids and configurations. Optuna's
     journal is made again from the run's tables, so it may be damaged or missing.
@@ -77,7 +48,8 @@ class SweepSearch(Searcher):
     out those that have not ended.
 
     A trial that was stopped early is reported to Optuna as pruned, with the values it reported: its last value comes
-    from a shorter training and must not compete with those of finished trials.
+    from a shorter training and must not compete with those of finished trials. Optuna does not prune trials of several
+    objectives; there it is complete with its last values, by which others dominated it, and is never a leader.
 
     Args:
         trials: number of trials of the search.
@@ -87,6 +59,12 @@ class SweepSearch(Searcher):
         rows: rows of the leaderboard from an earlier driver, without controls.
         reports_of: trial id -> its reports in the table.
         first_seed: seed of the sweep; a row's seed is counted from it.
+        further: more objectives.
+        constraints: what a leader must meet.
+        sampler: a name of `search_spaces.SAMPLERS`.
+        warm: trials of another run, which only the sampler sees.
+        confirmation_steps: training steps of the confirmation; 0 for `max_steps`.
+        clock: the time budget; None for no limit.
     """
 
     def __init__(
@@ -102,10 +80,20 @@ class SweepSearch(Searcher):
         rows: Sequence[TableRow] = (),
         reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
         first_seed: int = 0,
+        further: Sequence[Objective] = (),
+        constraints: Sequence[Constraint] = (),
+        sampler: str = "tpe",
+        warm: Sequence[Earlier] = (),
+        confirmation_steps: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space, self._seed, self._max_steps, self._first_seed = space, seed, max_steps, first_seed
         self._trials, self._confirmation = trials, confirmation
+        self._objectives, self._constraints, self._sampler = (Objective(metric, mode), *further), constraints, sampler
+        self._clock = clock or Clock(float("inf"), 1, max_steps, max_steps)
+        self.closed = False
+        """Whether the time budget has ended the search before all of its trials were proposed."""
         # With the types of the distributions, as Optuna returns them: 1.0 and not 1 for a `Float`.
         typed = {name: partial(stored_value, distribution) for name, distribution in space.distributions.items()}
         self._queue = [
@@ -123,12 +111,27 @@ class SweepSearch(Searcher):
         self._study = optuna.create_study(
             study_name=space.name,
             storage=JournalStorage(Journal(str(journal))),
-            direction="maximize" if mode == "max" else "minimize",
+            directions=["maximize" if one.direction == "max" else "minimize" for one in self._objectives],
         )
-        self._confirming = {
-            number: row for row in rows if confirming([row]) and (number := trial_number(row["id"], "c")) >= 0
+        for one in warm:
+            state = TrialState.COMPLETE if one.steps >= max_steps else TrialState.PRUNED
+            reports = [{**one.values, "step": one.steps}]
+            attributes = {"warm_start": one.source}
+            self._study.add_trial(self._frozen(state, one.parameters, one.values, attributes, reports))
+        self._warm = len(warm)
+        steps = confirmation_steps or max_steps
+        self._begun = {
+            number: Begun(
+                row["label"],
+                self._parameters(row),
+                row["seed"] - first_seed,
+                row.get(SEARCHED) or 0,
+                has_ended(row) and (row["status"] == "failed" or (row.get("steps") or steps) >= steps),
+            )
+            for row in rows
+            if confirming([row]) and (number := trial_number(row["id"], "c")) >= 0
         }
-        """Number -> row of the trials of the confirmation that an earlier driver started."""
+        """Number -> trial of the confirmation that an earlier driver started."""
         known = {number: row for row in rows if (number := trial_number(row["id"])) >= 0}
         for number in range(min(max(known, default=-1) + 1, trials)):
             self._know(number, known.get(number), reports_of)
@@ -145,6 +148,11 @@ class SweepSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See the module."""
 
+    @property
+    def _own(self) -> list[FrozenTrial]:
+        """The trials of this search, by number; without those of another run."""
+        return self._study.get_trials(deepcopy=False)[self._warm :]
+
     def _know(self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]]) -> None:
         """Adds an earlier trial to the study; if it has not ended, it waits to be handed out.
 
@@ -155,23 +163,49 @@ class SweepSearch(Searcher):
             self._waiting.append(self._propose(number))
             return
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        state = states[row["status"]] if has_ended(row, bool(self._confirming)) else TrialState.RUNNING
+        chosen = any(trial.searched in (0, self._trials) for trial in self._begun.values())
+        state = states[row["status"]] if has_ended(row, chosen) else TrialState.RUNNING
         parameters = self._parameters(row)
         config = self._config(number, parameters, row["seed"] - self._first_seed)
-        frozen = optuna.trial.create_trial(
-            state=state,
-            value=row[self.metric] if state == TrialState.COMPLETE else None,
-            params=parameters,
-            distributions={name: optuna_distribution(self._space.distributions[name]) for name in parameters},
-            user_attrs=self._attributes(config) | _metrics(row),
-            intermediate_values={
-                report["step"]: report[self.metric] for report in reports_of(row["id"]) if _has(report, self.metric)
-            },
-        )
-        self._study.add_trial(frozen)
+        reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
+        self._study.add_trial(self._frozen(state, parameters, row, self._attributes(config), reports))
+        if row.get("steps") and row.get("wall_seconds"):
+            self._clock.knows(text_of(parameters), row["wall_seconds"], row["steps"])
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)
+
+    def _frozen(
+        self,
+        state: TrialState,
+        parameters: Mapping[str, Value],
+        row: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        reports: Sequence[TableRow] = (),
+    ) -> FrozenTrial:
+        """A trial of an earlier driver or of another run, for the study."""
+        values = [row.get(one.metric) for one in self._objectives]
+        extra: dict[str, Any] = {}
+        if len(values) == 1:
+            extra["intermediate_values"] = {report["step"]: report[self.metric] for report in reports}
+            if state == TrialState.PRUNED:
+                values = [report[self.metric] for report in sorted(reports, key=lambda report: report["step"])][-1:]
+        elif state == TrialState.PRUNED:
+            state, attributes = TrialState.COMPLETE, {**attributes, _STOPPED: True}
+        if None in values and state == TrialState.COMPLETE:
+            state = TrialState.FAIL
+        if state in (TrialState.COMPLETE, TrialState.PRUNED):
+            extra["values"] = values or None
+            extra["constraints"] = {str(one): one.excess(row) for one in self._constraints}
+        if row.get("checkpoint"):
+            attributes = {**attributes, "picture": f"{row['checkpoint']}/grid.png"}
+        return optuna.trial.create_trial(
+            state=state,
+            params=dict(parameters),
+            distributions={name: optuna_distribution(self._space.distributions[name]) for name in parameters},
+            user_attrs={**attributes, **_metrics(row)},
+            **extra,
+        )
 
     def _parameters(self, row: TableRow) -> dict[str, Value]:
         """The parameters of an earlier trial.
@@ -189,71 +223,85 @@ class SweepSearch(Searcher):
             ) from None
 
     @property
+    def trials(self) -> int:
+        """The number of trials of the search that was asked for."""
+        return self._trials
+
+    @property
+    def searched(self) -> int:
+        """The number of trials of the search: those proposed so far if the time budget has ended it, else all."""
+        return min(len(self._own), self._trials) if self.closed else self._trials
+
+    @property
     def left(self) -> int:
         """The number of trials that `suggest` still hands out; an upper bound while the search has not ended."""
-        proposed = len(self._waiting) + max(0, self._trials - len(self._study.get_trials(deepcopy=False)))
+        self._close_if_late()
+        proposed = len(self._waiting) + max(0, self.searched - len(self._own))
         if self._confirmation is None:
             return proposed
         if proposed or self._running:
-            return proposed + self._confirmation.trials(self._trials - 1)
+            begun = len({text_of(trial.parameters) for trial in self._begun.values()})
+            return proposed + self._confirmation.trials(self._trials - 1) + begun * self._confirmation.seeds
         return len(self._confirmations(self._confirmation))
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials;
         FINISHED if there is none.
         """
-        number = len(self._study.get_trials(deepcopy=False))
+        number = len(self._own)
+        self._close_if_late()
         if self._waiting:
             config = self._waiting.pop(0)
-        elif number < self._trials:
+        elif number < self.searched:
             config = self._propose(number)
-        elif self._confirmation is None:
-            return self.FINISHED
-        elif self._running:
+        elif self._running and self._confirmation is not None:
             return None
-        elif confirmations := self._confirmations(self._confirmation):
-            config = confirmations.pop(0)
+        elif self._confirmation is not None and (left := self._confirmations(self._confirmation)):
+            config = left.pop(0)
         else:
             return self.FINISHED
         self._numbers[trial_id] = trial_number(config[ID])
+        self._clock.begins(trial_id)
         return config
 
+    def _close_if_late(self) -> None:
+        """Ends the search if another trial and the confirmation after it would not end within the time budget."""
+        if not self.closed and self._clock.limited and not self._waiting and 0 < len(self._own) < self._trials:
+            likely = [text_of(parameters) for _, parameters in self._leaders(self._confirmation)]
+            wanted = self._confirmation
+            if wanted and len(self._own) <= wanted.finalists:  # a smaller one is better than nothing to confirm
+                wanted = wanted.smaller(1)[-1]
+            self.closed = not self._clock.has_time(wanted, likely)
+
     def _propose(self, number: int) -> dict[str, Any]:
-        self._study.sampler = self._sampler(number)
-        if number < len(self._queue):
-            offset, parameters = 0, self._queue[number][1]
+        given = number < len(self._queue)
+        own = self._own[:number]
+        if given or self._sampler == "grid":
+            tried = [text_of(trial.params) for trial in own]
+            parameters = self._queue[number][1] if given else least_tried(self._space, tried, self._seed)
             distributions = {name: optuna_distribution(self._space.distributions[name]) for name in parameters}
             self._study.add_trial(
                 optuna.trial.create_trial(state=TrialState.RUNNING, params=parameters, distributions=distributions)
             )
             trial = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
         else:
+            ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            known = len({text_of(trial.params) for trial in ended})
+            points = len({text_of(values) for _, values in self._queue})
+            self._study.sampler = make_sampler(self._sampler, self._space, self._seed, number, known, points)
             trial = self._study.ask()
             parameters = draw(self._space, trial)
             # TPE also notes what it drew for parameters that do not exist here, and would take that into account: then
             # a resumed sweep, which knows only the existing ones, would propose other values.
             self._study._storage.set_trial_system_attr(trial._trial_id, "tpe:relative_params:0", "")
-            # A configuration proposed again gets another seed: the same trial would give the same result.
-            earlier = self._study.get_trials(deepcopy=False)[:number]
-            offset = sum(known.params == parameters for known in earlier)
+        # A configuration proposed again gets another seed: the same trial would give the same result. Points have the
+        # sweep's seed.
+        offset = 0 if given else sum(known.params == parameters for known in own)
         self._running[number] = trial
         config = self._config(number, parameters, offset)
         for name, value in self._attributes(config).items():
             trial.set_user_attr(name, value)
         return config
-
-    def _sampler(self, number: int) -> RecentTPE:
-        """TPE, seeded for each trial: a resumed sweep proposes the same as one that was not interrupted."""
-        with warnings.catch_warnings():
-            # Multivariate sampling and the constant liar are marked experimental: their interface may change.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RecentTPE(
-                seed=int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0]),
-                n_startup_trials=max(len(self._queue), LEAST_RANDOM),
-                multivariate=True,
-                group=len(self._space.methods) > 1 or any(isinstance(p, When) for p in self._space.parameters.values()),
-                constant_liar=True,
-            )
 
     def _config(self, number: int, parameters: Mapping[str, Value], offset: int) -> dict[str, Any]:
         given = number < len(self._queue)
@@ -268,41 +316,24 @@ class SweepSearch(Searcher):
         }
 
     def _confirmations(self, confirmation: Confirmation) -> list[dict[str, Any]]:
-        """The trials of the confirmation that have not started here and have not ended under an earlier driver.
-
-        Configurations take turns, so that a confirmation that is interrupted has seeds of all.
-        """
+        """The trials of the confirmation that have not started here and have not ended under an earlier driver."""
         if self._to_confirm is None:
-            chosen = self._leaders(confirmation)
-            # Those that have begun stay, even if results of the search were lost since.
-            for number, row in self._confirming.items() if chosen else ():
-                chosen[number % len(chosen)] = row["label"], self._parameters(row)
-            ended = {number for number, row in self._confirming.items() if has_ended(row)}
-            self._to_confirm = [
-                {
-                    PARAMETERS: dict(parameters),
-                    ID: confirmation_id(number),
-                    LABEL: label,
-                    SEED: FIRST_SEED + number,
-                    GIVEN: True,
-                    KIND: CONFIRMATION,
-                }
-                for number, (label, parameters) in enumerate(chosen * confirmation.seeds)
-                if number not in ended
+            chosen, begun = self._leaders(confirmation), self._begun
+            plans = [
+                confirmations(one, chosen[: one.finalists + 1], begun, self.searched)
+                for one in confirmation.smaller(len(chosen) - 1)
             ]
+            plans.append(confirmations(confirmation, [], begun, self.searched))  # no time for a whole one
+            self._to_confirm = next((plan for plan in plans[:-1] if self._clock.fits(map(_text_of, plan))), plans[-1])
         return self._to_confirm
 
-    def _leaders(self, confirmation: Confirmation) -> list[tuple[str, dict[str, Value]]]:
-        """The baseline and the best of the other configurations that finished, with their labels; empty if none did."""
-        baseline = self._queue[0]
-        found: dict[str, list[float]] = {}
-        parameters: dict[str, dict[str, Value]] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found.setdefault(_text(trial.params), []).append(float(trial.value or 0.0))
-            parameters[_text(trial.params)] = dict(trial.params)
-        best = leaders(found, _text(baseline[1]), confirmation.finalists, self.mode == "max")
-        labels = {_text(values): label for label, values in self._queue}
-        return [baseline, *((labels.get(name, ""), parameters[name]) for name in best)] if best else []
+    def _leaders(self, confirmation: Confirmation | None) -> list[Configuration]:
+        if confirmation is None:
+            return []
+        ended = [
+            trial for trial in self._own if trial.state == TrialState.COMPLETE and _STOPPED not in trial.user_attrs
+        ]
+        return finalists(ended, self._queue, self._objectives, self._constraints, confirmation.finalists)
 
     def _attributes(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What optuna-dashboard shows besides parameters and values."""
@@ -310,38 +341,49 @@ class SweepSearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running.get(self._numbers[trial_id])
-        if trial is not None and self.metric in result:
-            with warnings.catch_warnings():
-                # After a restart, Optuna keeps the first value of a step and warns about the second.
-                warnings.simplefilter("ignore", UserWarning)
-                trial.report(result[self.metric], result["step"])
+        if trial is None or self.metric not in result:
+            return
+        if result.get(REPEATED):  # it continues from a checkpoint
+            self._clock.begins(trial_id, result["step"])
+        self._clock.reports(trial_id, text_of(trial.params), result["step"])
+        if len(self._objectives) == 1:
+            self._report(trial, result)
+
+    def _report(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # After a restart, Optuna keeps the first value of a step and warns about the second.
+            warnings.simplefilter("ignore", UserWarning)
+            trial.report(result[self.metric], result["step"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._running.pop(self._numbers[trial_id], None)
+        number = self._numbers[trial_id]
+        trial = self._running.pop(number, None)
         if trial is None:
             return
         result = result or {}
-        if error or FAILED in result or self.metric not in result:
+        values = [result[one.metric] for one in self._objectives if result.get(one.metric) is not None]
+        if error or FAILED in result or len(values) < len(self._objectives):
             self._study.tell(trial, state=TrialState.FAIL)
             return
         for name, value in _metrics(result).items():
             trial.set_user_attr(name, value)
+        if result.get(CHECKPOINT):
+            trial.set_user_attr("picture", f"trials/t{number:03d}/{result[CHECKPOINT]}/grid.png")
+        for constraint in self._constraints:
+            trial.set_constraint(str(constraint), constraint.excess(result))
         if result["step"] >= self._max_steps:
-            self._study.tell(trial, result[self.metric])
-            return
-        self._running[trial.number] = trial
-        self.on_trial_result(trial_id, result)  # Tune does not pass on the result at which ASHA stops a trial
-        self._study.tell(self._running.pop(trial.number), state=TrialState.PRUNED)
+            self._study.tell(trial, values)
+        elif len(values) == 1:
+            self._report(trial, result)  # Tune does not pass on the result at which ASHA stops a trial
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr(_STOPPED, True)
+            self._study.tell(trial, values)
 
 
-def _has(row: Mapping[str, Any], name: str) -> bool:
-    return row.get(name) is not None
+def _text_of(config: Mapping[str, Any]) -> str:
+    return text_of(config[PARAMETERS])
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("val/") and isinstance(value, float)}
-
-
-def _text(parameters: Mapping[str, Value]) -> str:
-    """One text per configuration, whatever the order of its parameters."""
-    return repr(sorted(parameters.items()))

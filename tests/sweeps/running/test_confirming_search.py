@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from search_spaces import Float, Point, SearchSpace
 from sweeps.planning.confirmation import Confirmation
 from sweeps.running.search import SweepSearch
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 
 SPACE = SearchSpace(
     name="x",
@@ -65,6 +65,7 @@ def row(config: dict[str, Any], value: float | None = None, status: str = "finis
         "label": config[LABEL],
         "seed": 5 + config[SEED],
         "val/psnr": value,
+        **({SEARCHED: config[SEARCHED]} if SEARCHED in config else {}),
         **{f"config/{name}": found for name, found in config[PARAMETERS].items()},
     }
 

@@ -1,0 +1,65 @@
+"""What `--resume` may change: more trials, longer finalists, more time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import SweepSettings
+from trainables.common.errors import InputError
+
+CHANGING = ("--trials", "--max-steps", "--time-budget", "--budget-usd", "--price-per-hour")
+"""Flags that change a run; the others that `--resume` takes only say where and how it runs."""
+ALLOWED = ("--resume", "--address", "--space", "--dry-run", *CHANGING)
+
+
+def spent_seconds(rows: Iterable[Mapping[str, Any]], concurrent: int) -> float:
+    """The time that the trials of a run have taken, of which so many ran at once."""
+    return math.fsum(row.get("wall_seconds") or 0.0 for row in rows) / max(1, concurrent)
+
+
+def continued(settings: SweepSettings, given: Mapping[str, Any], spent: float) -> tuple[SweepSettings, tuple[str, ...]]:
+    """The settings of a run that goes on, and notes for its user.
+
+    A limit of time or money that is given counts from this command on, and replaces the run's own limits.
+
+    Args:
+        settings: of the run so far.
+        given: flag -> value, for those of `CHANGING` that were given.
+        spent: seconds that the run has taken so far. Limits in the settings are those of the whole run.
+
+    Raises:
+        InputError: fewer trials or steps than the run has, or no finalists to train longer.
+    """
+    notes: tuple[str, ...] = ()
+    question = resolve(settings)
+    if trials := given.get("--trials"):
+        if trials < question.trials:
+            raise InputError(f"--trials {trials}: the run has {question.trials} already; expected as many or more")
+        settings = replace(settings, trials=trials)
+    if steps := given.get("--max-steps"):
+        known = question.confirm_steps
+        if not question.space.trains:
+            raise InputError(f"--max-steps {steps}: the space {settings.space} trains nothing")
+        if not settings.confirm:
+            raise InputError(
+                f"--max-steps {steps}: the run has no confirmation (--confirm 0), so no finalists to train"
+            )
+        if steps < known:
+            raise InputError(f"--max-steps {steps}: the finalists train {known} already; expected as many or more")
+        settings = replace(settings, confirm_steps=steps)
+        training = question.trial.training
+        if steps > known and training.schedule != "constant":
+            notes = (
+                f"training.schedule={training.schedule} ends at its last step: finalists that ended at step {known} "
+                f"continue on the schedule of {steps} steps, so their learning rate rises once",
+            )
+    price = given.get("--price-per-hour", settings.price_per_hour)
+    limits = {"price_per_hour": price}
+    if {"--time-budget", "--budget-usd"} & set(given):
+        limits["time_budget"] = spent + given["--time-budget"] if "--time-budget" in given else 0.0
+        limits["budget_usd"] = spent / 3600 * price + given["--budget-usd"] if "--budget-usd" in given else 0.0
+    return replace(settings, **limits), notes

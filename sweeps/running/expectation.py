@@ -1,0 +1,108 @@
+"""How long a sweep takes, from timing a few training steps of each method on a few pairs.
+
+The pairs and what else a trial reads are prepared in a temporary folder; nothing of the sweep starts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sweeps.planning.budget import expectation
+from sweeps.planning.plan import Plan
+from sweeps.running.ray_cluster import workers
+from trainables.common.errors import InputError
+from trainables.common.units import duration
+from trainables.data.prepare import prepare
+from trainables.methods.build import method_class
+from trainables.settings import TrialSettings, override
+from trainables.training.loop import Trainer, World
+from trainables.training.validation import validate
+
+_STEPS = 2  # timed, after one that allocates memory
+
+
+def expected_time(plan: Plan, preparation: float, known: int = 0) -> str:
+    """The time of the sweep in one line, or why it is not known.
+
+    Args:
+        preparation: seconds. known: trials of the search and of the confirmation that have ended.
+    """
+    reason = _unmeasurable(plan)
+    if reason:
+        return f"not known: {reason}"
+    seconds = trial_seconds(plan)
+    question, at_once = plan.question, max(1, plan.concurrent)
+    longer = question.confirm_steps / max(1, question.trial.training.max_steps)
+    trials = max(0, question.trials - known)
+    confirming = max(0, plan.confirmation_trials - max(0, known - question.trials))
+    search, confirmation = trials * seconds / at_once, confirming * longer * seconds / at_once
+    return expectation(preparation, search, confirmation, question.settings.price_per_hour)
+
+
+def check_budget(plan: Plan) -> None:
+    """Refuses a budget in which not one trial ends.
+
+    Raises:
+        InputError: the time that is left is shorter than a trial.
+    """
+    if _unmeasurable(plan):
+        return
+    settings, seconds = plan.question.settings, trial_seconds(plan)
+    left = settings.seconds - plan.spent
+    if left < seconds:
+        flag = f"--budget-usd {settings.budget_usd:g}" if settings.budget_usd else f"--time-budget {duration(left)}"
+        raise InputError(f"{flag}: a trial takes about {duration(seconds)}; expected time for more than one trial")
+
+
+def _unmeasurable(plan: Plan) -> str:
+    settings = plan.question.settings
+    if settings.address:
+        return "the trials run on a cluster; start with --time-budget"
+    if settings.gpus_per_worker and not torch.cuda.is_available():
+        return "the trials use GPUs, and this machine has none"
+    return ""
+
+
+def trial_seconds(plan: Plan) -> float:
+    """Seconds of a trial of the search that is not stopped, the mean over the methods. Accurate to a factor of two:
+    trials that run at once slow each other down, and a searched setting may change a step.
+    """
+    each = workers(plan.question.settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(each.threads)
+    try:
+        device = torch.device("cuda" if each.gpus else "cpu")
+        return statistics.fmean(_seconds(trial, device) for trial in plan.question.every_method)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(trial: TrialSettings, device: torch.device) -> float:
+    training = trial.training
+    few = {
+        "pairs.train_pairs": max(2, training.batch_size),
+        "pairs.validation_pairs": 1,
+        "pairs.test_pairs": 0,
+        "sinsr.draws": 1,
+        "first_stage.draws": 1,
+        "training.stability_draws": 1,
+    }
+    small = override(trial, few)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(small, Path(folder), method_class(small.method).columns(small), device)
+        trainer = Trainer(small, prepared, ("val/psnr",), World(device=device))
+        step = 0.0
+        if training.max_steps:
+            trainer.train_until(1)
+            step = trainer.train_until(1 + _STEPS) / _STEPS
+        trainer.method.networks.eval()
+        started = time.monotonic()
+        validate(trainer.method.restore, prepared, trainer.metrics, 1, device, 0, 1)
+        image = time.monotonic() - started
+    images = trial.pairs.validation_pairs * training.stability_draws * (training.reports if training.max_steps else 1)
+    return training.max_steps * step + images * image

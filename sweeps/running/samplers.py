@@ -1,0 +1,132 @@
+"""How the search proposes configurations: Optuna's samplers, and a grid.
+
+A sampler is made anew for each trial, seeded by the sweep's seed and the trial's number, so that a resumed sweep
+proposes what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+
+from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, When
+from sweeps.running.optuna_study import RecentTPE
+
+LEAST_KNOWN = 5  # distinct configurations with a result before a model proposes the next one
+LEAST_RANDOM = 3  # of them, besides the points of the space: a model that has seen only points trusts them too much
+_LEVELS = 5  # values of a range in a grid
+
+
+def optuna_distribution(distribution: Distribution) -> BaseDistribution:
+    """A space's distribution as an Optuna distribution."""
+    if isinstance(distribution, Choice):
+        return CategoricalDistribution(distribution.values)
+    if isinstance(distribution, Float):
+        return FloatDistribution(distribution.low, distribution.high, log=distribution.log)
+    return IntDistribution(distribution.low, distribution.high, log=distribution.log)
+
+
+def stored_value(distribution: Distribution, value: Any) -> Value:
+    """A parameter's value as the space has it. A table keeps a column of mixed types as text or as floats."""
+    if isinstance(distribution, Choice):
+        same = [v for v in distribution.values if v == value or str(v) == str(value)]
+        if not same:
+            raise ValueError(f"{value} is none of {distribution}")
+        return next((v for v in same if type(v) is type(value)), same[0])
+    number = int(value) if isinstance(distribution, Int) else float(value)
+    if not distribution.contains(number):
+        raise ValueError(f"{value} is not in {distribution}")
+    return number
+
+
+def draw(space: SearchSpace, trial: optuna.Trial) -> dict[str, Value]:
+    """The values of a trial, parameter by parameter. A conditional parameter is drawn only if it is active."""
+    values: dict[str, Value] = {}
+    for name, distribution in space.distributions.items():
+        if name in space.active(values):
+            values[name] = trial._suggest(name, optuna_distribution(distribution))
+    return values
+
+
+def text_of(parameters: Mapping[str, Value]) -> str:
+    """One text per configuration, whatever the order of its parameters."""
+    return repr(sorted(parameters.items()))
+
+
+def make_sampler(name: str, space: SearchSpace, seed: int, number: int, known: int, points: int) -> BaseSampler:
+    """The sampler of one trial.
+
+    Args:
+        name: a name of `search_spaces.SAMPLERS`, except "grid".
+        seed: of the sweep. number: of the trial.
+        known: distinct configurations that have a result.
+        points: distinct points of the space. Until some other configurations are known too, proposals are random.
+    """
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    if name == "random" or known < max(LEAST_KNOWN, points + LEAST_RANDOM):
+        return optuna.samplers.RandomSampler(seed=own)
+    with warnings.catch_warnings():
+        # Multivariate sampling and the constant liar are marked experimental: their interface may change.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=own, n_startup_trials=1, warn_independent_sampling=False)
+        if name == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=own, n_startup_trials=1, warn_independent_sampling=False)
+        return RecentTPE(
+            seed=own,
+            n_startup_trials=1,
+            multivariate=True,
+            group=len(space.methods) > 1 or any(isinstance(p, When) for p in space.parameters.values()),
+            constant_liar=True,
+        )
+
+
+def grid(space: SearchSpace) -> list[dict[str, Value]]:
+    """All combinations of the choices and of five values of each range, evenly spaced (by ratio with `log`). A
+    conditional parameter varies only where it exists.
+    """
+    found: dict[str, dict[str, Value]] = {}
+    for values in itertools.product(*map(_levels, space.distributions.values())):
+        combination = dict(zip(space.distributions, values, strict=True))
+        kept: dict[str, Value] = {}
+        for name in space.distributions:
+            if name in space.active(kept):
+                kept[name] = combination[name]
+        found[text_of(kept)] = kept
+    return list(found.values())
+
+
+def _levels(distribution: Distribution) -> Sequence[Value]:
+    if isinstance(distribution, Choice):
+        return distribution.values
+    low, high = float(distribution.low), float(distribution.high)
+    shares = [level / (_LEVELS - 1) for level in range(_LEVELS)]
+    if distribution.log:
+        between = [math.exp(math.log(low) + share * (math.log(high) - math.log(low))) for share in shares[1:-1]]
+    else:
+        between = [low + share * (high - low) for share in shares[1:-1]]
+    levels: list[Value] = [distribution.low, *between, distribution.high]
+    if isinstance(distribution, Int):
+        return list(dict.fromkeys(round(float(level)) for level in levels))
+    return [float(level) for level in levels]
+
+
+def least_tried(space: SearchSpace, tried: Sequence[str], seed: int) -> dict[str, Value]:
+    """The configuration of the grid with the fewest trials; among equals, the first in a random order.
+
+    Args:
+        tried: `text_of` the configuration of each trial so far.
+        seed: of the order.
+    """
+    configurations = grid(space)
+    order = np.random.default_rng(seed).permutation(len(configurations))
+    counts = {text: tried.count(text) for text in set(tried)}
+    return min((configurations[k] for k in order), key=lambda values: counts.get(text_of(values), 0))

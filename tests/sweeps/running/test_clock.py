@@ -1,0 +1,107 @@
+"""A sweep with a time budget: what starts, what is left out, and whether the confirmation fits."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.planning.confirmation import Confirmation
+from sweeps.running.clock import Clock, Deadline
+from sweeps.running.search import SweepSearch
+from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS
+from tests.sweeps.running.test_confirming_search import SPACE, row
+
+CONFIRM = Confirmation(finalists=2, seeds=3)
+
+
+class Simulation:
+    """A sweep of one trial at a time; each step takes one second."""
+
+    def __init__(self, folder: Path, budget: float, rows: Any = (), trials: int = 20, confirm: Any = CONFIRM) -> None:
+        self.time, self.rows = 0.0, list(rows)
+        self.clock = Clock(budget, 1, 8, 8, now=lambda: self.time)
+        journal = folder / f"journal{budget}"
+        self.search = SweepSearch(
+            SPACE, "val/psnr", "max", 0, trials, 8, journal, confirm, self.rows, first_seed=5, clock=self.clock
+        )
+
+    def run(self) -> list[dict[str, Any]]:
+        """The trials that started, all to their ends."""
+        found: list[dict[str, Any]] = []
+        while self.search.left:
+            name = f"trial{len(found)}"
+            config = self.search.suggest(name)
+            if config == self.search.FINISHED:
+                break
+            found.append(config)
+            result = {"val/psnr": 20.0 - abs(config[PARAMETERS]["x"] - 0.7)}
+            for step in (2, 4, 6, 8):
+                self.time += 2.0
+                self.search.on_trial_result(name, {**result, "step": step})
+            self.search.on_trial_complete(name, {**result, "step": 8})
+            self.rows.append(row(config, result["val/psnr"]) | {"steps": 8, "wall_seconds": 8.0})
+        return found
+
+
+def kinds(trials: list[dict[str, Any]]) -> tuple[int, int]:
+    confirmed = sum(trial[KIND] == CONFIRMATION for trial in trials)
+    return len(trials) - confirmed, confirmed
+
+
+def test_sweep_ends_in_time_with_its_confirmation(tmp_path: Path) -> None:
+    for budget in (150.0, 200.0, 260.0):
+        made = Simulation(tmp_path, budget)
+        search, confirmation = kinds(made.run())
+        assert confirmation == 9 and made.time <= budget
+        assert budget - made.time < 60  # it does not give much away: a trial takes 8 s
+        assert made.search.closed and made.search.searched == search and made.search.left == 0
+
+
+def test_budget_that_is_large_enough_changes_nothing(tmp_path: Path) -> None:
+    made = Simulation(tmp_path, 1000.0, trials=6)
+    assert kinds(made.run()) == (6, 9)
+    assert not made.search.closed and made.search.searched == 6
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(90.0, 6), (62.0, 4), (30.0, 0)])
+def test_small_budget_shrinks_the_confirmation(tmp_path: Path, budget: float, expected: int) -> None:
+    """With fewer finalists, then with fewer seeds, then none; never with one seed."""
+    made = Simulation(tmp_path, budget)
+    found = made.run()
+    assert kinds(found)[1] == expected and made.time <= budget
+
+
+def test_search_without_a_confirmation_uses_the_time(tmp_path: Path) -> None:
+    made = Simulation(tmp_path, 100.0, confirm=None)
+    assert kinds(made.run()) == (11, 0)
+
+
+def test_more_time_adds_trials_and_their_confirmation(tmp_path: Path) -> None:
+    first = Simulation(tmp_path, 150.0)
+    before = first.run()
+    again = Simulation(tmp_path, 300.0, first.rows)
+    again.time = first.time
+    after = again.run()
+    assert kinds(after)[0] > 0
+    ids = [trial[ID] for trial in [*before, *after]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_nothing_starts_when_the_time_is_used_up(tmp_path: Path) -> None:
+    first = Simulation(tmp_path, 150.0)
+    first.run()
+    again = Simulation(tmp_path, 151.0, first.rows)
+    again.time = 151.0
+    assert again.run() == [] and again.search.left == 0
+
+
+def test_deadline_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt), Deadline(0.05, time.monotonic()):
+        time.sleep(30)
+    with Deadline(float("inf"), time.monotonic()), Deadline(60.0, time.monotonic()):
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,92 @@
+"""ASHA for one objective equals Ray's; for several it keeps the front."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from sweeps.planning.objectives import Objective
+from sweeps.planning.pareto import epsilon_net, fronts
+from sweeps.running.rungs import scores
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+
+
+def proposed(number: int, **config: Any) -> Trial:
+    id = f"t{number + 1:03d}"  # t000 is the baseline
+    return Trial("function", stub=True, trial_id=id, config={ID: id, GIVEN: False, **config})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_one_objective_decides_as_rays_asha(seed: int) -> None:
+    """Random sweeps: values, ties, skipped reports, several trials at once."""
+    draw = random.Random(seed)
+    mode, last, factor = draw.choice(("max", "min")), draw.choice((8, 27, 100)), draw.choice((1.5, 2.0, 3.0, 4.0))
+    first = draw.choice((1, 2, 3))
+    ours = SweepScheduler("value", mode, last, first, factor)
+    theirs = ASHAScheduler("step", "value", mode, max_t=last, grace_period=first, reduction_factor=factor)
+    running, started, stopped = {}, 0, 0
+    for _ in range(400):
+        if len(running) < 4:
+            trial = proposed(started)
+            ours.on_trial_add(None, trial)
+            theirs.on_trial_add(None, trial)
+            running[trial.trial_id] = trial, 0
+            started += 1
+        id = draw.choice(list(running))
+        trial, step = running[id]
+        step += draw.choice((1, 1, 1, 2, 5))
+        result = {"step": step, "value": float(draw.choice((draw.gauss(0, 1), draw.randint(0, 2))))}
+        decision = ours.on_trial_result(None, trial, result)
+        assert decision == theirs.on_trial_result(None, trial, result)
+        running[id] = trial, step
+        if decision == "STOP":
+            ours.on_trial_complete(None, trial, result)
+            theirs.on_trial_complete(None, trial, result)
+            del running[id]
+            stopped += step < last
+    assert stopped > 10
+
+
+def test_non_dominated_sorting() -> None:
+    gains = np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [1.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
+    assert fronts(gains) == [[0, 1, 2], [4], [3, 5]]
+
+
+def test_epsilon_net_spreads_over_the_front() -> None:
+    front = np.array([[0.0, 4.0], [0.1, 3.9], [2.0, 2.0], [4.0, 0.0], [3.9, 0.1]])
+    assert epsilon_net(front)[:3] == [3, 0, 2]
+
+
+def test_scores_rank_fronts_first() -> None:
+    gains = np.array([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0]])
+    assert scores(gains).tolist() == [-2.0, 0.0, -1.0]
+    assert scores(np.array([[1.0], [3.0]])).tolist() == [1.0, 3.0]
+
+
+def test_dominated_trials_stop_and_both_ends_of_the_front_go_on() -> None:
+    scheduler = SweepScheduler("sharp", "max", 9, 1, 3.0, further=(Objective("far", "min"),))
+    decisions = {}
+    for number, (sharp, far) in enumerate([(1.0, 1.0), (5.0, 5.0), (0.5, 2.0), (0.0, 0.0), (6.0, 6.0), (4.9, 5.5)]):
+        trial = proposed(number)
+        decisions[sharp, far] = scheduler.on_trial_result(None, trial, {"step": 1, "sharp": sharp, "far": far})
+    assert decisions[0.5, 2.0] == decisions[4.9, 5.5] == "STOP"
+    assert decisions[5.0, 5.0] == decisions[6.0, 6.0] == "CONTINUE"
+
+
+def test_trials_of_the_confirmation_neither_stop_nor_count() -> None:
+    """A search that goes on after its confirmation is compared with itself alone."""
+    scheduler = SweepScheduler("value", "max", 8, 2, 3.0)
+    confirmed = proposed(90, **{KIND: CONFIRMATION})
+    scheduler.on_trial_add(None, confirmed)
+    for step in (2, 8, 16):  # its training may be longer
+        assert scheduler.on_trial_result(None, confirmed, {"step": step, "value": 99.0}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, proposed(0), {"step": 2, "value": 1.0}) == "CONTINUE"
+    rows = [{"id": "c000", "kind": CONFIRMATION, "status": "finished"}]
+    again = SweepScheduler("value", "max", 8, 2, 3.0, rows, lambda id: [{"step": 2, "value": 99.0}])
+    assert again.on_trial_result(None, proposed(0), {"step": 2, "value": 1.0}) == "CONTINUE"
