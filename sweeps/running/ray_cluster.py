@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
@@ -111,7 +110,7 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
     # Ray would write a token into HOME, where others may read it, and fail if that cannot be written. It reads the
     # variable once per process, so it stays as it is.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _on_loopback(), session_folder() as folder:
+    with session_folder() as folder:
         for attempt in range(_ATTEMPTS):
             try:
                 _start(groups, folder)
@@ -129,22 +128,6 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
         finally:
             watch.close()
             ray.shutdown()
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray listens on the loopback address instead of all interfaces, as it does by default on Windows and macOS.
-
-    It replaces an address of this kind that it is given by one that others can reach, so it is told by its switch.
-    """
-    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[switch], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[switch]
 
 
 def _start(groups: bool, folder: Path) -> None:
