@@ -203,7 +203,7 @@ def _table(group: Sequence[Measurement], schema: pa.Schema) -> pa.Table:
         pa.DictionaryArray.from_arrays(np.concatenate([of_images[each.images] for each in group]), list(numbers)),
     ]
     for field in list(schema)[len(_KEYS) :]:
-        parts = [each.columns.get(field.name, pa.nulls(len(each.images), field.type)) for each in group]
+        parts: list[Any] = [each.columns.get(field.name, pa.nulls(len(each.images), field.type)) for each in group]
         columns.append(pa.concat_arrays([part.cast(field.type) for part in parts]))
     return pa.table(columns, schema=schema)
 
