@@ -160,7 +160,7 @@ def create_run(
 
 def _write(run: Path, record: Mapping[str, Any]) -> None:
     temporary = run / f".{RUN_SETTINGS}"
-    temporary.write_text(yaml.safe_dump(_plain(record), sort_keys=False))
+    temporary.write_text(yaml.safe_dump(_plain(record), sort_keys=False), encoding="utf-8")
     temporary.rename(run / RUN_SETTINGS)
 
 

@@ -61,7 +61,9 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
     try:
         deadline = time.monotonic() + _PATIENCE
         while b"Ray runtime started" not in (folder / "head.log").read_bytes():
-            assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+            assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text(
+                encoding="utf-8"
+            )
             time.sleep(0.2)
         yield address, token
     finally:

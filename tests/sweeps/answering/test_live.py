@@ -100,14 +100,27 @@ def test_slow_reports_are_made_less_often(report: LiveReport, tmp_path: Path, cl
     assert 6.0 * len(set(made)) <= 1.5 * SHARE * (clock.now - started)
 
 
-def test_a_report_that_cannot_be_made_costs_one_line(
-    report: LiveReport, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("sweep"), "propagate", True)
+class _Lines(logging.Handler):
+    """Keeps the lines of the sweep's log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def test_a_report_that_cannot_be_made_costs_one_line(report: LiveReport, clock: Clock) -> None:
     report._plan.objective = "val/none"  # type: ignore[misc]
-    with caplog.at_level(logging.INFO, "sweep"):
+    log, kept = logging.getLogger("sweep"), _Lines()
+    log.addHandler(kept)
+    log.setLevel(logging.INFO)
+    try:
         for _ in range(3):
             report.update()
             clock.now += 1000
-    (line,) = caplog.messages
+    finally:
+        log.removeHandler(kept)
+    (line,) = kept.lines
     assert line.startswith("note       report: not made (objective 'val/none' is in no leaderboard row")
