@@ -10,6 +10,7 @@ Columns of a training batch, each (B, ...) float32:
 | `restored` | the latent that the finished first stage restores from one noise draw |
 | `fresh_noise` | normal noise of the shape of a latent or an image, new every step |
 | `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
+| `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
 | `uniform` | a number in [0, 1), new every step |
 """
 
@@ -28,11 +29,12 @@ from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.data.stages.kinds import DRAWN, STAGE_OF
 from trainables.data.stores.shard_format import Column
+from trainables.diffusion.noise import coarse_levels
 from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19}
+_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
 Chunk = dict[str, Tensor]
@@ -66,11 +68,11 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        batch_size, parts = settings.training.batch_size, settings.training.accumulate
+        batch_size, parts = settings.training.batch_size, settings.training.accumulate * settings.training.updates
         if batch_size % (world * parts):
             raise InputError(
                 f"training.batch_size={batch_size}: expected a multiple of {world * parts}, "
-                f"{world} workers x training.accumulate={parts}"
+                f"{world} workers x {parts} parts (training.accumulate x training.updates)"
             )
         self._prepared, self._training, self._device = prepared, settings.training, device
         self._window = settings.data.window_shards
@@ -186,6 +188,8 @@ class TrainingBatches:
         if name == "uniform":
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
+        if name == "coarse_noise":
+            return coarse_levels(shape, generator)[self._share]
         return torch.randn(shape, generator=generator, device=self._device)[self._share]
 
 

@@ -36,7 +36,7 @@ _DECODER = ("base", "first_stage", "discriminator", "perceptual")
 
 # One entry per method.
 METHODS: dict[str, Entry] = {
-    "resshift": Entry("trainables.methods.resshift:ResShift", "vq", _RESSHIFT),
+    "resshift": Entry("trainables.methods.resshift:ResShift", "vq", (*_RESSHIFT, "resshift_loss")),
     "sinsr": Entry("trainables.methods.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
     "pix2pix": Entry("trainables.methods.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual"), False),
     "latent_diffusion": Entry(
