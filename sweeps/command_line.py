@@ -75,7 +75,9 @@ def parser(prog: str = PROG) -> Flags:
         "--max-steps", type=whole(1), default=0, metavar="N", help="training steps per trial (the preset's)"
     )
     budget.add_argument("--objective", default="", metavar="METRIC", help="metric to optimise (the space's)")
-    budget.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
+    metrics = get_args(Perceptual)
+    named = f"perceptual metric: {', '.join(metrics)} (auto)"
+    budget.add_argument("--perceptual", default="auto", choices=metrics, metavar="METRIC", help=named)
     budget.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),

@@ -21,6 +21,7 @@ from sweeps.planning.resources import (
     networks_of,
 )
 from sweeps.planning.run_folder import check_results
+from sweeps.planning.rungs import expected_to_finish, rung_steps
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from trainables.common.cluster import check_address
@@ -86,13 +87,14 @@ class Plan:
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which ASHA may stop a trial: validations, each about `reduction_factor` times the one before."""
-        training = self.question.trial.training
-        rung, rungs = float(training.report_every), []
-        while rung < training.max_steps * 0.999:
-            rungs.append(round(rung))
-            rung *= self.question.settings.reduction_factor
-        return rungs
+        """Steps at which ASHA may stop a proposed trial, see `sweeps.planning.rungs`."""
+        training, reduction = self.question.trial.training, self.question.settings.reduction_factor
+        return rung_steps(training.max_steps, training.report_every, reduction, self.proposals)
+
+    @property
+    def proposals(self) -> int:
+        """Configurations that the search adds to the given points."""
+        return max(0, self.question.trials - len(self.question.space.points))
 
     @property
     def reported(self) -> tuple[str, ...]:
@@ -188,10 +190,7 @@ class Plan:
             f"{question.trials * training.max_steps} in all if no trial is stopped"
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
-            "rungs": f"ASHA keeps the best 1/{settings.reduction_factor:g} at steps {', '.join(map(str, self.rungs))}; "
-            "given points always run to the end"
-            if question.space.trains
-            else "none",
+            "rungs": self._rungs_text() if question.space.trains else "none",
             "confirm": self._confirmation_text(),
             "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             "metrics": ", ".join(self.metrics),
@@ -206,6 +205,16 @@ class Plan:
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _rungs_text(self) -> str:
+        """Where ASHA stops trials, and how many proposals are expected to finish."""
+        rungs, reduction, proposals = self.rungs, self.question.settings.reduction_factor, self.proposals
+        if not rungs:
+            return f"none: with {count_text(proposals, 'proposal')}, every trial runs to the end"
+        finishing = expected_to_finish(len(rungs), reduction, proposals)
+        kept = f"ASHA keeps the best 1/{reduction:g} at {'steps' if len(rungs) > 1 else 'step'} "
+        kept += ", ".join(map(str, rungs))
+        return f"{kept}; about {finishing} of {proposals} proposals should finish; given points always run to the end"
 
     @property
     def no_confirmation(self) -> str:

@@ -30,7 +30,7 @@ def coarse_levels(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """White noise of ever coarser grids, enlarged to one size: `(B, C, h, w)` -> `(B, levels, C, h, w)`.
 
     As in Marigold's training (`multi_res_noise_like` of its `src/util/multi_res_noise.py`, strategy "original"): level
-    i has a side of `1 / r^i` of the level before, with r drawn from [2, 4) for each level, so level 0 has full size; the
+    i has a side of `1 / r^i` of the level before, with r drawn from [2, 4) for each level; level 0 has full size. The
     last one has one row or column.
     """
     batch, channels, height, width = shape

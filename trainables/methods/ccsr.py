@@ -1,8 +1,8 @@
 """CCSR: sampling only between two timesteps, and a decoder that is trained to add the missing detail.
 
 Sun et al., "Improving the Stability and Efficiency of Diffusion Models for Content Consistent Super-Resolution" (arXiv
-2401.00877). This is its second stage. The first stage is a finished diffusion model, officially a ControlNet on latents,
-sampled by `trainables.diffusion.ccsr.sample_truncated`.
+2401.00877). This is its second stage. The first stage is a finished diffusion model, officially a ControlNet on
+latents, sampled by `trainables.diffusion.ccsr.sample_truncated`.
 """
 
 from __future__ import annotations

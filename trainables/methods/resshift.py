@@ -1,7 +1,7 @@
 """ResShift: the multi-step teacher, trained with its published objective.
 
-Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting" (NeurIPS 2023), and the
-LPIPS term of its journal version, "Efficient Diffusion Model for Image Restoration by Residual Shifting" (2024).
+Yue et al., "ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting" (NeurIPS 2023), and
+the LPIPS term of its journal version, "Efficient Diffusion Model for Image Restoration by Residual Shifting" (2024).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trainables.pretrained.autoencoders import load_latents
 from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.resshift import build_diffusion, build_network, load_official_swin_unet
 from trainables.settings import PerceptualSettings, TrialSettings
+from trainables.settings.checks import require
 
 
 class ResShift(Method):
@@ -35,6 +36,12 @@ class ResShift(Method):
             PerceptualSettings(weight=settings.resshift_loss.lpips, network=settings.resshift_loss.network), device
         )
         self.size_multiple = settings.autoencoder.factor * denoiser.size_multiple
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        loss = settings.resshift_loss
+        trains = loss.mse + loss.lpips > 0 or not settings.training.max_steps
+        require(trains, "resshift_loss.mse", loss.mse, "above 0 if resshift_loss.lpips is 0")
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:

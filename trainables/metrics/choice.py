@@ -83,8 +83,8 @@ def resolve_perceptual(choice: Perceptual = "auto", *, allow_download: bool = Tr
     """Chooses the perceptual metric.
 
     Args:
-        choice: "lpips", "lpips_vgg" or "st_lpips" for that metric, "none" for none; "auto" for LPIPS if its backbone is on disk or
-            can be downloaded, else ST-LPIPS under its own name, whose weights come with its wheel.
+        choice: "lpips", "lpips_vgg" or "st_lpips" for that metric, "none" for none; "auto" for LPIPS if its backbone is
+            on disk or can be downloaded, else ST-LPIPS under its own name, whose weights come with its wheel.
         allow_download: see `ensure_available`.
 
     Raises:

@@ -31,6 +31,10 @@ class PairSettings:
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
         test_pairs: number of test pairs, on which the confirmation is measured; 0 for none.
         test_size: side of the square test targets, pixels; a multiple of `scale`; 0 for `validation_size`.
+        crop: part of a photograph that becomes a target. "detailed": a square of its pixels, shrunk by a factor from
+            [0.5, 1] for training, where it has detail. "rescaled": a square as large as the photograph's short side,
+            shrunk to the target's size, at random along the long side for training and at the centre otherwise, as in
+            the training of ResShift and SinSR (`rescale_gt`); it gives one validation pair per photograph.
         colour_swap_prob: share of training targets whose colour channels are permuted at random; 0 as published. Useful
             for a few photographs with few hues.
         simulator: degradation of photographs without a partner: "super_resolution" reads `degradation`,
@@ -44,6 +48,7 @@ class PairSettings:
     validation_size: int = 128
     test_pairs: int = 24
     test_size: int = 0
+    crop: Literal["detailed", "rescaled"] = setting("detailed", simulated=True)
     colour_swap_prob: float = setting(0.0, training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
     degradation: DegradationSettings = section(

@@ -99,7 +99,6 @@ class ResShiftLossSettings:
 
     def __post_init__(self) -> None:
         require_within("resshift_loss", self)
-        require(self.mse + self.lpips > 0, "resshift_loss.mse", self.mse, "above 0 if resshift_loss.lpips is 0")
 
 
 @dataclass(frozen=True)

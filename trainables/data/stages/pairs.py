@@ -36,6 +36,8 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     shares = {"validation_share": settings.data.validation_share, "test_share": settings.data.test_share}
     key |= {name: share for name, share in shares.items() if share != _SHARES_BEFORE[name]}
     if not source.paired:
+        # Left out for the crops of version 0.1, whose keys had none.
+        key |= {"crop": settings.pairs.crop} if settings.pairs.crop != "detailed" else {}
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         key |= {made_by: pairs[made_by]}
     key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}

@@ -158,8 +158,8 @@ class GaussianMethod(Method):
     def sample(self, batch: Batch) -> Tensor:
         """x_0 of a validation batch, from its own noise.
 
-        By DDIM from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above `ccsr.t_max` untrained, by its jump and stochastic
-        steps.
+        By DDIM from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above `ccsr.t_max`
+        untrained, by its jump and stochastic steps.
         """
         settings, denoise, y = self.settings.diffusion, self.denoiser(batch), self.degraded(batch)
         if settings.objective == "ccsr":
