@@ -34,7 +34,7 @@ def rung_steps(max_steps: int, report_every: int, reduction: float, proposals: i
         return []
     rung = float(report_every * math.ceil(max_steps / reduction**many / report_every - 1e-9))
     found = []
-    while rung < max_steps * 0.999:
+    while round(rung) < max_steps:
         found.append(round(rung))
         rung *= reduction
     return found
