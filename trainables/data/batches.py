@@ -11,7 +11,7 @@ Columns of a training batch, each (B, ...) float32:
 | `fresh_noise` | normal noise of the shape of a latent or an image, new every step |
 | `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
 | `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
-| `uniform` | a number in [0, 1), new every step |
+| `uniform`, `second_uniform` | two independent numbers in [0, 1), new every step |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23}
+_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23, "second_uniform": 29}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
 Chunk = dict[str, Tensor]
@@ -185,7 +185,7 @@ class TrainingBatches:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
         generator = torch.Generator(self._device).manual_seed(int(seed[0]))
         size = self._training.batch_size
-        if name == "uniform":
+        if name in ("uniform", "second_uniform"):
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
         if name == "coarse_noise":

@@ -19,6 +19,7 @@ from trainables.settings.diffusion import (
 )
 from trainables.settings.effects import check_sections, is_read, reason_unread
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
+from trainables.settings.one_step import OneStepSettings
 from trainables.settings.override import assignments, flatten, override
 from trainables.settings.resshift import (
     NetworkSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "FirstStageSettings",
     "LoRASettings",
     "NetworkSettings",
+    "OneStepSettings",
     "PerceptualSettings",
     "Pix2PixSettings",
     "PixelSettings",

@@ -45,6 +45,9 @@ METHODS: dict[str, Entry] = {
     "controlnet_diffusion": Entry(
         "trainables.methods.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
     ),
+    "one_step": Entry(
+        "trainables.methods.one_step:OneStep", "kl", ("base", "one_step", "lora", "discriminator", "perceptual")
+    ),
     "pixel_diffusion": Entry("trainables.methods.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
     "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw"), False),
     "ccsr": Entry("trainables.methods.ccsr:CCSR", "kl", (*_DECODER, "ccsr")),

@@ -126,6 +126,16 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-3,
         "training.clip_gradient": 1.0,
     },
+    "one_step": {
+        "lora.rank": 16,
+        "lora.targets": ALL_LAYERS,
+        "one_step.timestep": 250,
+        "discriminator.ndf": 16,
+        "discriminator.layers": 2,
+        "perceptual.weight": 2.0,
+        "training.learning_rate": 3e-3,
+        "training.clip_gradient": 1.0,
+    },
     "pixel_diffusion": {
         "pixel.channels": (24, 48, 72),
         "pixel.layers": 1,

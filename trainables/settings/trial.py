@@ -17,6 +17,7 @@ from trainables.settings.diffusion import (
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
 from trainables.settings.methods import METHODS
+from trainables.settings.one_step import OneStepSettings
 from trainables.settings.pairs import PairSettings
 from trainables.settings.resshift import (
     NetworkSettings,
@@ -55,6 +56,7 @@ class TrialSettings:
     conv_in: ConvInSettings = section(ConvInSettings)
     lora: LoRASettings = section(LoRASettings)
     controlnet: ControlNetSettings = section(ControlNetSettings)
+    one_step: OneStepSettings = section(OneStepSettings)
     pixel: PixelSettings = section(PixelSettings)
     first_stage: FirstStageSettings = section(FirstStageSettings)
     cfw: CFWSettings = section(CFWSettings)
