@@ -21,7 +21,7 @@ from sweeps.planning.resources import (
     networks_of,
 )
 from sweeps.planning.run_folder import check_results
-from sweeps.planning.rungs import expected_to_finish, rung_steps
+from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from trainables.common.cluster import check_address
@@ -190,7 +190,8 @@ class Plan:
             f"{question.trials * training.max_steps} in all if no trial is stopped"
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
-            "rungs": self._rungs_text() if question.space.trains else "none",
+            "data": self._repetition_text() if question.space.trains else "none: nothing trains",
+            "rungs": rungs_text(self.rungs, settings.reduction_factor, proposed) if question.space.trains else "none",
             "confirm": self._confirmation_text(),
             "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             "metrics": ", ".join(self.metrics),
@@ -206,15 +207,14 @@ class Plan:
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
 
-    def _rungs_text(self) -> str:
-        """Where ASHA stops trials, and how many proposals are expected to finish."""
-        rungs, reduction, proposals = self.rungs, self.question.settings.reduction_factor, self.proposals
-        if not rungs:
-            return f"none: with {count_text(proposals, 'proposal')}, every trial runs to the end"
-        finishing = expected_to_finish(len(rungs), reduction, proposals)
-        kept = f"ASHA keeps the best 1/{reduction:g} at {'steps' if len(rungs) > 1 else 'step'} "
-        kept += ", ".join(map(str, rungs))
-        return f"{kept}; about {finishing} of {proposals} proposals should finish; given points always run to the end"
+    def _repetition_text(self) -> str:
+        """How often a trial sees each training pair."""
+        training, pairs = self.question.trial.training, self.question.trial.pairs
+        seen = training.max_steps * training.batch_size / pairs.train_pairs
+        text = f"{pairs.train_pairs} training pairs, each seen {seen:.3g} times per trial"
+        if pairs.variants > 1:
+            text += f", in {pairs.variants} degradations, each of them {seen / pairs.variants:.3g} times"
+        return text
 
     @property
     def no_confirmation(self) -> str:

@@ -8,6 +8,9 @@ is the largest number of rungs that lets `LEAST_FINISHING` proposals finish; the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from sweeps.formatting import count_text
 
 LEAST_FINISHING = 2
 """Proposals that should train to the last step: the fewest that can be compared with each other."""
@@ -43,3 +46,15 @@ def rung_steps(max_steps: int, report_every: int, reduction: float, proposals: i
 def expected_to_finish(rungs: int, reduction: float, proposals: int) -> int:
     """How many proposals are expected to train to the last step, if they come in random order."""
     return round(proposals / reduction**rungs)
+
+
+def rungs_text(rungs: Sequence[int], reduction: float, proposals: int) -> str:
+    """Where ASHA stops trials, and how many proposals are expected to finish, for the plan."""
+    if not rungs:
+        return f"none: with {count_text(proposals, 'proposal')}, every trial runs to the end"
+    finishing = expected_to_finish(len(rungs), reduction, proposals)
+    at = f"{'steps' if len(rungs) > 1 else 'step'} {', '.join(map(str, rungs))}"
+    return (
+        f"ASHA keeps the best 1/{reduction:g} at {at}; about {finishing} of {proposals} proposals should finish; "
+        "given points always run to the end"
+    )

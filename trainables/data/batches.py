@@ -75,7 +75,7 @@ class TrainingBatches:
                 f"{world} workers x {parts} parts (training.accumulate x training.updates)"
             )
         self._prepared, self._training, self._device = prepared, settings.training, device
-        self._window = settings.data.window_shards
+        self._window, self._variants = settings.data.window_shards, settings.pairs.variants
         self._stored = sorted(STAGE_OF.keys() & columns)
         self._drawn = sorted(_STREAM_OF.keys() & columns)
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
@@ -129,7 +129,7 @@ class TrainingBatches:
         batch_size, cuda = self._training.batch_size, self._device.type == "cuda"
         steps = np.arange(number * self._chunk_steps, (number + 1) * self._chunk_steps)
         positions = (steps[:, None] * batch_size + np.arange(batch_size)[self._share]).reshape(-1)
-        epochs, places = np.divmod(positions, self._prepared.train_rows)
+        epochs, places = np.divmod(positions, self._epoch_rows)
         seen, first = np.unique(epochs, return_index=True)
         parts = np.split(places, first[1:])
         rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
@@ -145,8 +145,13 @@ class TrainingBatches:
             self._fetch_ahead(int(positions[-1]) + 1)
         return chunk
 
+    @property
+    def _epoch_rows(self) -> int:
+        """Rows of an epoch: one variant of each pair."""
+        return max(1, self._prepared.train_rows // self._variants)
+
     def _order(self, epoch: int) -> np.ndarray:
-        """All rows, in the order of an epoch."""
+        """The rows of an epoch in their order: all, or one variant of each pair."""
         if epoch not in self._orders:
             rng = np.random.default_rng([self._training.seed, _ORDER, epoch])
             if self._window:
@@ -156,6 +161,8 @@ class TrainingBatches:
                 order = np.concatenate([rng.permutation(span) for span in spans])
             else:
                 order = rng.permutation(self._prepared.train_rows)
+            if self._variants > 1:  # neighbouring pairs use different variants
+                order = order[order % self._variants == (epoch + order // self._variants) % self._variants]
             self._orders = {e: kept for e, kept in self._orders.items() if e >= epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
@@ -174,9 +181,9 @@ class TrainingBatches:
 
         So shards arrive as fast as they are needed, and at most two windows are in use.
         """
-        epoch, place = divmod(position, self._prepared.train_rows)
+        epoch, place = divmod(position, self._epoch_rows)
         shards = self._shards(epoch)
-        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place, side="right"))
+        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place * self._variants, side="right"))
         coming = np.concatenate([shards, self._shards(epoch + 1)])
         for store in {self._prepared.train(name) for name in self._stored}:
             store.fetch(coming[now - now % self._window : now + self._window + 1])

@@ -63,6 +63,9 @@ class Pairs(Sequence[Pair]):
     noise, sharpens blur and moves a halftone's frequency, so the network would learn another degradation than that of
     its validation pairs and of real input.
 
+    With `settings.variants` of K, rows K i to K i + K - 1 are degradations of one target; the first is the pair without
+    variants.
+
     With `crop=rescaled`, photographs without a partner are not searched for detail: a square as large as their short
     side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does.
 
@@ -89,6 +92,7 @@ class Pairs(Sequence[Pair]):
         self._rescaled = settings.crop == "rescaled" and not paired
         if split == "train":
             shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
+            shares = np.asarray(shares) * settings.variants
         else:
             shares, self._overlap = _fixed_shares(_sizes(photographs), settings, split, self._step, self._rescaled)
         self._starts = np.concatenate([[0], np.cumsum(shares)])
@@ -107,17 +111,23 @@ class Pairs(Sequence[Pair]):
         which, variant = self._place(row)
         photograph = self._photographs[which]
         if self._split == "train":
+            variant, version = divmod(variant, self._settings.variants)
             rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), variant])
             if self._rescaled:
                 crop = _short_side(photograph, self._settings.image_size, rng)
             else:
                 crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
             name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+            name += f"#{version}" if version else ""
         else:
             crop = self._fixed_crop(which, photograph, variant)
             name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
             rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
-        target, degraded = self._make(photograph, crop, rng)
+        if self._split == "train" and version:  # the same target, with a degradation of its own
+            own = np.random.default_rng([self._seed, version, _hash(photograph.name), variant])
+            target, degraded = self._make(photograph, crop, rng, own)
+        else:
+            target, degraded = self._make(photograph, crop, rng, rng)
         return Pair(photograph.name, name, target, degraded)
 
     def photograph_of(self, row: int) -> str:
@@ -148,7 +158,11 @@ class Pairs(Sequence[Pair]):
         return self._grid[1][variant]
 
     def _make(
-        self, photograph: Photograph | MatchedPhotograph, crop: _Crop, rng: np.random.Generator
+        self,
+        photograph: Photograph | MatchedPhotograph,
+        crop: _Crop,
+        rng: np.random.Generator,
+        degrading: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         settings, training = self._settings, self._split == "train"
         top = bottom = left = right = 0
@@ -166,7 +180,7 @@ class Pairs(Sequence[Pair]):
             channels = rng.permutation(3)
             sides = [side[..., channels] for side in sides]
         if len(sides) == 1:
-            sides.append(_simulated(sides[0], settings, rng))
+            sides.append(_simulated(sides[0], settings, degrading))
         target, degraded = sides
         return _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right)
 

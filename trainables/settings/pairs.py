@@ -28,6 +28,8 @@ class PairSettings:
         image_size: side of the square training targets, pixels; a multiple of `scale`.
         scale: target side / degraded side, 1 to 16.
         train_pairs, validation_pairs: number of training and of validation pairs.
+        variants: prepared degradations of each training pair. An epoch uses one of them, the next epoch the next; all
+            trials of a sweep see the same ones. Preparation, store and latents grow by this factor.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
         test_pairs: number of test pairs, on which the confirmation is measured; 0 for none.
         test_size: side of the square test targets, pixels; a multiple of `scale`; 0 for `validation_size`.
@@ -44,6 +46,7 @@ class PairSettings:
     image_size: int = 64
     scale: int = 4
     train_pairs: int = setting(512, training_only=True)
+    variants: int = setting(1, within=(1, 1000), training_only=True, simulated=True)
     validation_pairs: int = 24
     validation_size: int = 128
     test_pairs: int = 24
@@ -67,6 +70,8 @@ class PairSettings:
         for name, least in (("train_pairs", 1), ("validation_pairs", 1), ("test_pairs", 0)):
             value = getattr(self, name)
             _require(isinstance(value, int) and least <= value <= MOST_PAIRS, name, value, f"{least} to {MOST_PAIRS}")
+        whole = isinstance(self.variants, int) and 1 <= self.variants <= 1000
+        _require(whole, "variants", self.variants, "1 to 1000")
         _require(isinstance(self.test_size, int), "test_size", self.test_size, "a whole number")
         _require(0 <= self.colour_swap_prob <= 1, "colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1")
         alike = self.simulator != "print_to_camera" or self.scale == 1
@@ -81,8 +86,12 @@ class PairSettings:
         }[split]
 
     def count_of(self, split: Split) -> int:
-        """Number of pairs of a split."""
-        return {"train": self.train_pairs, "validation": self.validation_pairs, "test": self.test_pairs}[split]
+        """Number of prepared pairs of a split: in training, of all variants together."""
+        return {
+            "train": self.train_pairs * self.variants,
+            "validation": self.validation_pairs,
+            "test": self.test_pairs,
+        }[split]
 
 
 def _require(accepted: bool, name: str, value: object, expected: str) -> None:
