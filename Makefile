@@ -22,12 +22,16 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
                 trainables/data/test_interrupted_preparation.py trainables/data/test_store_buckets.py \
                 trainables/images/test_object_storage.py
 
+# For all tests: a test keeps one core busy, except while its sweep trains. The tests of a file share their fixtures, so a
+# file stays in one process. Files start in the order of their names: the longest, benchmarks and end_to_end, come first.
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help sweep test check lint format assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make sweep    run a sweep: run_sweep.py --space $(SPACE) (flags: ARGS="...", question: SPACE=...)'
-	@echo 'make test     all tests, slow ones too (flags: ARGS="...")'
+	@echo 'make test     all tests, slow ones too, in two processes (some of them, in one: ARGS="...")'
 	@echo 'make check    lint, types, import rules and the fast tests (a few minutes)'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make format   format the code with ruff'
@@ -38,7 +42,7 @@ sweep: $(STAMP)
 	@$(BIN)/python run_sweep.py --space $(SPACE) $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(AT_ONCE))
 
 check: lint
 	@$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=tests/,$(LONGER_TESTS)) $(ARGS)

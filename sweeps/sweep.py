@@ -29,9 +29,8 @@ from trainables.common.errors import one_line
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.settings.methods import METHODS
-from trainables.training.controls import LATENT_CONTROLS, measure_controls
+from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
-from trainables.training.validation import TEST_DRAW, Validation
 
 MAX_FAILURES = 2  # restarts of a trial whose process died, from its last checkpoint
 
@@ -160,18 +159,13 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
         names = [name for name in names if name not in LATENT_CONTROLS]
     metrics = plan.metrics
 
-    def measure(device: str) -> tuple[dict[str, Validation], dict[str, Validation]]:
-        prepared = open_stores(trial, stages)
-        validation = measure_controls(names, trial, prepared, metrics, device)
-        if prepared.test is None:
-            return validation, {}
-        return validation, measure_controls(names, trial, prepared.test, metrics, device, draw=TEST_DRAW)
+    def measure(device: str) -> dict[str, Measured]:
+        return measure_controls(names, trial, open_stores(trial, stages), metrics, device)
 
     logger.info("controls   loading networks, then measuring %s", ", ".join(names))
-    measured, tested = _somewhere(plan, measure)
-    for name, result in measured.items():
-        recorder.control(name, result, tested.get(name))
-        shown = "  ".join(f"{m.removeprefix('val/')} {result.means[m]:.4g}" for m in recorder.settings.shown)
+    for name, result in _somewhere(plan, measure).items():
+        recorder.control(name, *result)
+        shown = "  ".join(f"{m.removeprefix('val/')} {result.validation.means[m]:.4g}" for m in recorder.settings.shown)
         logger.info("control    %-12s %s", name, shown)
 
 

@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +21,20 @@ from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
 from trainables.images.tensors import upsample
 from trainables.metrics import build_metrics
-from trainables.pretrained.autoencoders import load_latents
+from trainables.networks.swin_unet import SwinUNet
+from trainables.pretrained.autoencoders import Autoencoder, load_latents
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
-from trainables.training.validation import Restore, Validation, validate
+from trainables.training.validation import TEST_DRAW, Restore, Validation, validate
 
 LATENT_CONTROLS = frozenset({"input_latent", "autoencoder"})
+
+
+class Measured(NamedTuple):
+    """What a control restored: the validation images, and the test images if there are any."""
+
+    validation: Validation
+    test: Validation | None
 
 
 def measure_controls(
@@ -33,51 +43,67 @@ def measure_controls(
     prepared: Prepared,
     metric_names: Sequence[str],
     device: torch.device | str = "cpu",
-    done: Callable[[str, Validation], None] = lambda name, validation: None,
-    draw: int = 0,
-) -> dict[str, Validation]:
-    """Measures every control over the whole validation set; calls `done` after each.
-
-    Args:
-        draw: index of the noise from which each pair is restored.
+) -> dict[str, Measured]:
+    """Measures every control over all validation images, and over the test images if `prepared` has them.
 
     Raises:
         InputError: an unknown control.
     """
     device = torch.device(device)
-    metrics = build_metrics(metric_names, device)
+    metrics, controls = build_metrics(metric_names, device), _Controls(settings, device)
+
+    def measure(restore: Restore, pairs: Prepared, draw: int = 0) -> Validation:
+        return validate(restore, pairs, metrics, settings.training.validation_batch, device, draw)
+
     measured = {}
     for name in names:
-        restore = _control(name, settings, device)
-        measured[name] = validate(restore, prepared, metrics, settings.training.validation_batch, device, draw)
-        done(name, measured[name])
+        restore = controls.named(name)
+        test = measure(restore, prepared.test, TEST_DRAW) if prepared.test else None
+        measured[name] = Measured(measure(restore, prepared), test)
     return measured
 
 
-def _control(name: str, settings: TrialSettings, device: torch.device) -> Restore:
-    def enlarged(batch: dict[str, Tensor]) -> Tensor:
-        return upsample(batch["degraded"], settings.pairs.scale)
+class _Controls:
+    """The controls of a trial's settings. Each network is loaded once, when the first control needs it."""
 
-    if name == "bicubic":
-        return lambda batch: enlarged(batch) * 0.5 + 0.5
-    autoencoder = load_latents(settings, device)
+    def __init__(self, settings: TrialSettings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self.diffusion = build_diffusion(settings.resshift)
 
-    def to_image(latent: Tensor) -> Tensor:
-        return autoencoder.decode(latent) * 0.5 + 0.5
+    def named(self, name: str) -> Restore:
+        """How a control restores a batch.
 
-    if name == "input_latent":
-        return lambda batch: to_image(autoencoder.encode(enlarged(batch)))
-    if name == "autoencoder":
-        return lambda batch: to_image(autoencoder.encode(batch["target"]))
-    diffusion = build_diffusion(settings.resshift)
-    if name not in ("teacher_1", f"teacher_{diffusion.steps}"):
-        known = ("bicubic", "input_latent", "autoencoder", "teacher_1")
-        raise InputError(f"control {name!r}: expected {', '.join(known)} or teacher_{diffusion.steps}")
-    teacher = load_teacher(settings, device)
-    sample = diffusion.predict_from_prior if name == "teacher_1" else diffusion.sample_ddim
+        Raises:
+            InputError: an unknown control.
+        """
+        whole_chain = f"teacher_{self.diffusion.steps}"
+        known: dict[str, Restore] = {
+            "bicubic": lambda batch: self._enlarged(batch) * 0.5 + 0.5,
+            "input_latent": lambda batch: self._decoded(self._autoencoder.encode(self._enlarged(batch))),
+            "autoencoder": lambda batch: self._decoded(self._autoencoder.encode(batch["target"])),
+            "teacher_1": lambda batch: self._taught(batch, self.diffusion.predict_from_prior),
+            whole_chain: lambda batch: self._taught(batch, self.diffusion.sample_ddim),
+        }
+        if name not in known:
+            raise InputError(f"control {name!r}: expected {', '.join(list(known)[:-1])} or {whole_chain}")
+        return known[name]
 
-    def restore(batch: dict[str, Tensor]) -> Tensor:
-        degraded = batch["degraded"]
-        return to_image(sample(lambda x, t: teacher(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]))
+    @cached_property
+    def _autoencoder(self) -> Autoencoder:
+        return load_latents(self.settings, self.device)
 
-    return restore
+    @cached_property
+    def _teacher(self) -> SwinUNet:
+        return load_teacher(self.settings, self.device)
+
+    def _enlarged(self, batch: dict[str, Tensor]) -> Tensor:
+        return upsample(batch["degraded"], self.settings.pairs.scale)
+
+    def _decoded(self, latent: Tensor) -> Tensor:
+        return self._autoencoder.decode(latent) * 0.5 + 0.5
+
+    def _taught(self, batch: dict[str, Tensor], sample: Callable[..., Tensor]) -> Tensor:
+        def teacher(x: Tensor, t: Tensor) -> Tensor:
+            return self._teacher(x, t, lq=batch["degraded"])
+
+        return self._decoded(sample(teacher, batch["latent_degraded"], batch["noise"]))

@@ -31,10 +31,9 @@ NAMES = ("bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15")
 
 @pytest.fixture(scope="module")
 def measured(tiny: TrialSettings, prepared: Prepared) -> dict[str, Validation]:
-    names: list[str] = []
-    rows = measure_controls(NAMES, tiny, prepared, METRICS, done=lambda name, validation: names.append(name))
-    assert names == list(rows) == list(NAMES)
-    return rows
+    rows = measure_controls(NAMES, tiny, prepared, METRICS)
+    assert list(rows) == list(NAMES) and all(row.test is None for row in rows.values())
+    return {name: row.validation for name, row in rows.items()}
 
 
 def psnr(restored: np.ndarray, target: np.ndarray) -> float:
@@ -112,7 +111,7 @@ def test_degraded_image_of_full_size_is_the_bicubic_control(tiny: TrialSettings,
     rows = measure_controls(["bicubic", "autoencoder"], settings, prepared, METRICS)
     degraded, target = (prepared.validation(name)[name] / 255 for name in ("degraded", "target"))
     expected = [psnr(image, wanted) for image, wanted in zip(degraded, target, strict=True)]
-    np.testing.assert_allclose(rows["bicubic"].per_image["val/psnr"], expected, rtol=1e-5)
+    np.testing.assert_allclose(rows["bicubic"].validation.per_image["val/psnr"], expected, rtol=1e-5)
 
 
 def test_autoencoder_control_uses_the_methods_autoencoder(
@@ -127,7 +126,7 @@ def test_autoencoder_control_uses_the_methods_autoencoder(
         restored = (vae.decode(latent / vae.config.scaling_factor).sample * 0.5 + 0.5).clamp(0, 1).numpy()
     target = prepared.validation("target")["target"] / 255
     expected = [psnr(image, wanted) for image, wanted in zip(restored, target, strict=True)]
-    np.testing.assert_allclose(rows["autoencoder"].per_image["val/psnr"], expected, rtol=1e-3)
+    np.testing.assert_allclose(rows["autoencoder"].validation.per_image["val/psnr"], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tricubic", "teacher_7", "teacher_", ""])

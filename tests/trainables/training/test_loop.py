@@ -106,7 +106,7 @@ def test_trial_from_finished_weights_is_measured_before_its_first_step(
 ) -> None:
     """A student starts as its teacher's single step. A trial from random weights has no start worth measuring."""
     (start,) = run(tiny, prepared, tmp_path / "student").starts
-    teacher = measure_controls(["teacher_1"], tiny, prepared, METRICS)["teacher_1"]
+    teacher = measure_controls(["teacher_1"], tiny, prepared, METRICS)["teacher_1"].validation
     assert start.step == 0 and start.losses == []
     assert start.validation.means == pytest.approx(teacher.means, rel=1e-4)
     assert run(small, prepared, tmp_path / "random").starts == []
