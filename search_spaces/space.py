@@ -9,6 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+
+class SpaceError(ValueError):
+    """A file of search_spaces/ that does not define a question. One line that names the file, and its line."""
+
+
 Value = float | int | str | bool
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import get_args
 
 from sweeps.planning.confirmation import FEWEST_SEEDS
+from sweeps.planning.own_spaces import register_space
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import LEAST_REDUCTION, LEAST_SHARE, PRESETS_GPUS, Perceptual, SweepSettings
 from trainables.common.command import command_flags, exit_statuses, run_command
@@ -38,7 +39,9 @@ def parser(prog: str = PROG) -> Flags:
     epilog = EPILOG if prog == PROG else EPILOG.replace(f"python {PROG}", prog)
     flags = command_flags(prog, description, epilog)
     what = flags.add_argument_group("the question")
-    what.add_argument("--space", metavar="NAME", help="the question: name of a file in search_spaces/")
+    what.add_argument(
+        "--space", metavar="NAME", help="the question: name of a file in search_spaces/, or path of an own file"
+    )
     what.add_argument("--list", action="store_true", help="list the spaces and presets, and stop")
     what.add_argument(
         "--list-settings",
@@ -54,6 +57,10 @@ def parser(prog: str = PROG) -> Flags:
         metavar="SOURCE",
         help="photographs or pairs: a folder, .txt, .parquet or URI (the preset's)",
     )
+    what.add_argument(
+        "--data-input", default="", metavar="DIR", help="degraded images of pairs, instead of --data; any folder name"
+    )
+    what.add_argument("--data-target", default="", metavar="DIR", help="their targets, under the same file names")
     start = "initial weights: a finished trial, such as best/, or the file of a public checkpoint"
     what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
@@ -134,7 +141,7 @@ def _run(flags: argparse.Namespace) -> int:
     question = resolve(_settings(flags))
     from sweeps.planning.plan import make_plan
 
-    plan = make_plan(question, download=not flags.dry_run)
+    plan = make_plan(question, download=not flags.dry_run, only_printed=flags.dry_run)
     if flags.dry_run:
         from sweeps.running.preparation import estimated_seconds
 
@@ -155,6 +162,7 @@ def _announce_ray(settings: SweepSettings) -> None:
 def _settings(flags: argparse.Namespace) -> SweepSettings:
     pairs = assignments(flags.set, "training.batch_size=4")
     values = {name: value for name, value in vars(flags).items() if name in SweepSettings.__dataclass_fields__}
+    values["space"] = register_space(flags.space)
     return SweepSettings(**{**values, "set": tuple(pairs)})
 
 

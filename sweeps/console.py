@@ -1,4 +1,4 @@
-"""The installed command `restoration-sweeps run|data|restore|export`."""
+"""The installed command `restoration-sweeps run|compare|data|restore|export`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("sweeps.command_line", "run a sweep; same as python run_sweep.py"),
+    "compare": Command("sweeps.compare", "compare the winners of several runs on the same photographs"),
     "data": Command("trainables.data.__main__", "prepare, inspect, verify and delete data"),
     "restore": Command("trainables.restore", "restore pictures with a finished trial"),
     "export": Command("trainables.export", "export a finished latent_diffusion to diffusers' layout"),

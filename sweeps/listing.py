@@ -23,7 +23,7 @@ _WIDTH = 80
 def spaces_and_presets() -> str:
     """The spaces with their questions, and the presets with their purposes, as wide as the terminal."""
     parts = {
-        "spaces (--space):": {name: search_spaces.load(name).question for name in search_spaces.names()},
+        "spaces (--space):": {name: _question_of(name) for name in search_spaces.names()},
         "presets (--preset):": {name: each.purpose for name, each in PRESETS.items()},
     }
     longest = max(len(name) for part in parts.values() for name in part)
@@ -34,6 +34,14 @@ def spaces_and_presets() -> str:
         for name, text in part.items():
             lines += hanging(text, f"  {name:{longest}}  ", " " * (longest + 4), columns)
     return "\n".join(lines)
+
+
+def _question_of(name: str) -> str:
+    """A space's question; for a file that does not define one, what is wrong with it."""
+    try:
+        return search_spaces.load(name).question
+    except search_spaces.SpaceError as error:
+        return f"cannot be used: {error}"
 
 
 def settings_of(method: str, preset_name: str) -> str:

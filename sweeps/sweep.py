@@ -15,10 +15,12 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from sweeps.answering import finish
+from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.terminal import live_view
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
@@ -46,12 +48,17 @@ class _Lost:
             logger.error("continue with: %s", finish.resume_line(self.folder))
 
 
-def start(plan: Plan) -> int:
-    """Runs a new sweep; returns the exit status."""
+def start(plan: Plan, opened: Callable[[Path], None] = lambda folder: None) -> int:
+    """Runs a new sweep; returns the exit status.
+
+    Args:
+        opened: called with the folder of the run, once it exists.
+    """
     lost = _Lost()
     with connected(plan.question.settings, lost) as concurrent:
         folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
         lost.folder = folder.path
+        opened(folder.path)
         try:
             return _run(plan, folder, concurrent)
         finally:
@@ -70,6 +77,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
     started = time.monotonic()
     file = log_to(folder.path / LOG)
     recorder = Recorder(_recorder_settings(plan, folder, concurrent))
+    live = LiveReport(plan, folder.path, recorder)
     try:
         for line in plan.text().splitlines():
             logger.info("%s", line)
@@ -78,10 +86,11 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         recorder.open()
         held = prepare_stores(plan, concurrent)
         _measure_controls(plan, recorder)
-        _tune(plan, folder, concurrent, recorder)
+        live.update()
+        _tune(plan, folder, concurrent, recorder, live)
         held.clear()
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped)
+            return _stopped(folder, recorder.stopped, live)
         status = finish.finish(plan, folder.path)
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
@@ -91,21 +100,22 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int) -> int:
         return status
     except KeyboardInterrupt:
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped)
+            return _stopped(folder, recorder.stopped, live)
         logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
         return ExitStatus.INTERRUPTED
     except (OSError, RayError, TuneError) as error:
         # Tune's own error is a traceback as text; its last line is the cause.
         file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
-        return _stopped(folder, _last_line(error))
+        return _stopped(folder, _last_line(error), live)
     finally:
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
 
 
-def _stopped(folder: RunFolder, reason: str) -> int:
+def _stopped(folder: RunFolder, reason: str, live: LiveReport) -> int:
     """The sweep cannot go on, for a reason outside of its trials."""
+    live.stopped(f"Stopped: {reason}. Continue with: {finish.resume_line(folder.path)}")
     logger.error("stopped: %s", reason)
     logger.error("continue with: %s", finish.resume_line(folder.path))
     return ExitStatus.FAILED
@@ -169,7 +179,7 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
         logger.info("control    %-12s %s", name, shown)
 
 
-def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) -> None:
+def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder, live: LiveReport) -> None:
     """Runs all trials that have not ended; returns when they have, or when interrupted.
 
     Tune starts anew with each driver. Its searcher hands out the trials of an earlier driver that have not ended, and
@@ -216,13 +226,13 @@ def _tune(plan: Plan, folder: RunFolder, concurrent: int, recorder: Recorder) ->
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder],
+            callbacks=[recorder, live],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
     )
     logger.info("trials     starting processes")
-    with tune_interrupts():
+    with tune_interrupts(), live_view(recorder.progress):
         tuner.fit()
 
 

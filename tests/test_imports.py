@@ -30,7 +30,7 @@ LEVELS = (
     ("sweeps.recording",),
     ("sweeps.running", "sweeps.answering"),
     ("sweeps.sweep",),
-    ("sweeps.listing",),
+    ("sweeps.listing", "sweeps.compare", "sweeps.api"),
     ("sweeps.command_line", "sweeps.completion"),
     ("sweeps.console",),
     ("run_sweep",),
@@ -77,7 +77,8 @@ def test_imports_follow_the_order() -> None:
         assert here or name in ("sweeps", "trainables"), f"{name} is in no room of the order"
         for line, other in imported(file):
             there = room_of(other)
-            if there and there != here and LEVEL[there] >= LEVEL[here]:
+            # `sweeps` itself hands out its Python interface, and nothing imports `sweeps` itself.
+            if here and there and there != here and LEVEL[there] >= LEVEL[here]:
                 wrong.append(f"{name}, line {line}: imports {other}")
     assert not wrong
 

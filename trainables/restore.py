@@ -29,7 +29,8 @@ from trainables.common.locations import Location
 from trainables.common.paths import check_writable, path_of, write_whole
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
-from trainables.images.sources.listing import COUNTED, SUFFIXES
+from trainables.images.sources.listing import images_below
+from trainables.images.sources.notices import shown_plainly
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS
@@ -241,10 +242,10 @@ def _list_pictures(source: Path) -> FileImages:
             raise InputError(f"INPUT {source}: no such file or folder; expected a picture, or a folder of pictures")
         case "file":
             return FileImages(place.parent, names_column([place.name], place), np.array([place.stamp()]))
-    files, stamps = place.files(COUNTED)
-    if not files:
-        raise InputError(f"INPUT {source}: no pictures in it; expected {' '.join(SUFFIXES)} files")
-    return FileImages(place, names_column(files, place), stamps)
+    try:
+        return images_below(place)
+    except InputError as error:
+        raise InputError(f"INPUT {error}") from None
 
 
 def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
@@ -334,7 +335,12 @@ def _device(text: str) -> torch.device:
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Runs the command line; returns the exit status."""
-    return run_command(parser(prog), arguments, _run, "no picture was restored")
+
+    def work(flags: argparse.Namespace) -> int:
+        with shown_plainly():
+            return _run(flags)
+
+    return run_command(parser(prog), arguments, work, "no picture was restored")
 
 
 def _run(flags: argparse.Namespace) -> int:

@@ -28,22 +28,29 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a scatter chart. `css` as in `Line`; "hollow" draws a ring."""
+    """A point of a scatter chart. `css` as in `Line`; "hollow" draws a ring, "control" a square.
+
+    `label` is written next to it.
+    """
 
     name: str
     x: float
     y: float
     css: str = "other"
+    label: str = ""
 
 
 class _Axis:
     """Maps values to pixels and chooses ticks; logarithmic or linear."""
 
-    def __init__(self, values: Iterable[float], pixels: tuple[float, float], log: bool) -> None:
+    def __init__(
+        self, values: Iterable[float], pixels: tuple[float, float], log: bool, margin: float | None = None
+    ) -> None:
         self.log = log
         scaled = [math.log10(value) if log else value for value in values] or [0.0, 1.0]
         low, high = min(scaled), max(scaled)
-        margin = 0.06 * (high - low) or (0.5 if log else abs(low) * 0.1 or 1.0)
+        if margin is None or low == high:
+            margin = 0.06 * (high - low) or (0.5 if log else abs(low) * 0.1 or 1.0)
         self._low, self._high = low - margin, high + margin
         self._pixels = pixels
 
@@ -98,18 +105,28 @@ def line_chart(
     return _svg(x, y, marks, x_label, y_label)
 
 
-def scatter(dots: Sequence[Dot], x_label: str, y_label: str, guides: Sequence[tuple[str, float]] = ()) -> str:
+def scatter(
+    dots: Sequence[Dot],
+    x_label: str,
+    y_label: str,
+    guides: Sequence[tuple[str, float]] = (),
+    categories: Sequence[str] = (),
+    path: Sequence[tuple[float, float]] = (),
+) -> str:
     """Dots over an x axis, which is logarithmic if `usable_on_log_axis`.
 
     Args:
         guides: (name, y) of horizontal reference lines. A line far outside the dots is left out, because it would
             compress them.
+        categories: names of x = 0, 1, ...; dots of one category are spread a little.
+        path: corners of a line that is drawn behind the dots, on a linear x axis.
     """
     dots = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
     spread = (max(ys) - min(ys)) if ys else 0.0
     near = [(n, v) for n, v in guides if ys and min(ys) - 0.5 * spread <= v <= max(ys) + 0.5 * spread]
-    x = _Axis(xs, (_LEFT, WIDTH - _RIGHT), usable_on_log_axis(xs))
+    on_log = not categories and not path and usable_on_log_axis(xs)
+    x = _Axis([*xs, -0.5, len(categories) - 0.5] if categories else xs, (_LEFT, WIDTH - _RIGHT), on_log)
     y = _Axis([*ys, *(value for _, value in near)], (HEIGHT - _BOTTOM, _TOP), log=False)
     marks = []
     for name, value in near:
@@ -117,12 +134,57 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, guides: Sequence[tu
         ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"'
         marks.append(f'<line class="guide" {ends}/>')
         marks.append(f'<text class="note" x="{_LEFT + 4}" y="{height - 4:.1f}">{escape(name)}</text>')
+    if path:
+        corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in path)
+        marks.append(f'<polyline class="front" points="{corners}"/>')
+    seen: dict[float, int] = {}
+    labels: list[tuple[float, float]] = []  # places of labels: one that would cover another moves down
     for dot in dots:
-        title = escape(f"{dot.name}: {dot.y:.4g} at {dot.x:.4g}")
-        marks.append(
-            f'<circle class="dot {escape(dot.css)}" cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="5">'
-            f"<title>{title}</title></circle>"
-        )
+        seen[dot.x] = turn = seen.get(dot.x, -1) + 1
+        aside = 7 * ((turn + 1) // 2) * (-1) ** turn if categories else 0
+        marks.append(_mark(dot, x(dot.x) + max(-35, min(35, aside)), y(dot.y), categories, labels))
+    return _svg(x, y, marks, x_label, y_label, categories)
+
+
+def _mark(dot: Dot, x: float, y: float, categories: Sequence[str], labels: list[tuple[float, float]]) -> str:
+    at = categories[int(dot.x)] if categories else f"{dot.x:.4g}"
+    title, css = f"<title>{escape(f'{dot.name}: {dot.y:.4g} at {at}')}</title>", f'class="dot {escape(dot.css)}"'
+    if "control" in dot.css.split():
+        shape = f'<rect {css} x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9">{title}</rect>'
+    else:
+        shape = f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
+    if not dot.label:
+        return shape
+    height = y + 4
+    while any(abs(x - a) < 90 and abs(height - b) < 13 for a, b in labels):
+        height += 13
+    labels.append((x, height))
+    anchor, at_x = ("end", x - 8) if x > WIDTH * 0.6 else ("start", x + 8)
+    return (
+        f'{shape}<text class="note" text-anchor="{anchor}" x="{at_x:.1f}" y="{height:.1f}">{escape(dot.label)}</text>'
+    )
+
+
+def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str) -> str:
+    """Parts of a whole as bands on top of each other, the first one at the bottom; y in percent of their sum.
+
+    Args:
+        parts: lines with the same x; values that are not finite count as 0.
+    """
+    xs = [a for a, _ in parts[0].points] if parts else []
+    values = [[b if math.isfinite(b) else 0.0 for _, b in part.points] for part in parts]
+    totals = [sum(column) for column in zip(*values, strict=True)]
+    x = _Axis(xs, (_LEFT, WIDTH - _RIGHT), log=False, margin=0.0)
+    y = _Axis([0.0, 100.0], (HEIGHT - _BOTTOM, _TOP), log=False, margin=0.0)
+    below, marks = [0.0] * len(xs), []
+    for part, own in zip(parts, values, strict=True):
+        shares = [100 * value / total if total > 0 else 0.0 for value, total in zip(own, totals, strict=True)]
+        above = [low + share for low, share in zip(below, shares, strict=True)]
+        edge = [*zip(xs, above, strict=True), *reversed(list(zip(xs, below, strict=True)))]
+        corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
+        title = escape(f"{part.name}: {shares[-1]:.1f} % at {x_label} {xs[-1]:g}")
+        marks.append(f'<polygon class="band {escape(part.css)}" points="{corners}"><title>{title}</title></polygon>')
+        below = above
     return _svg(x, y, marks, x_label, y_label)
 
 
@@ -130,15 +192,17 @@ def _clean(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[flo
     return [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)]
 
 
-def _svg(x: _Axis, y: _Axis, marks: Sequence[str], x_label: str, y_label: str) -> str:
+def _svg(x: _Axis, y: _Axis, marks: Sequence[str], x_label: str, y_label: str, categories: Sequence[str] = ()) -> str:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     parts = []
     for tick in y.ticks():
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
-    for tick in x.ticks():
+    ticks = [(float(k), name) for k, name in enumerate(categories)] or [(tick, f"{tick:.4g}") for tick in x.ticks()]
+    for tick, name in ticks:
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 17}">{tick:.4g}</text>')
+        text = f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 17}">{escape(name)}</text>'
+        parts.append(text)
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     parts += marks
     middle = (_LEFT + right) / 2

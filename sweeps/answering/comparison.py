@@ -18,7 +18,7 @@ from sweeps.answering import verdict
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, Leader
 from sweeps.formatting import Row
-from sweeps.recording.tables import TEST, VALIDATION
+from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.metrics.names import METRICS, test_name
 

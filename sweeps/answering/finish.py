@@ -11,8 +11,9 @@ from pathlib import Path
 
 from sweeps.answering.comparison import Answer, answer
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
+from sweeps.answering.live import baseline_trials
 from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
-from sweeps.answering.report import write_report
+from sweeps.answering.report import Contents, write_report
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
@@ -33,15 +34,15 @@ def finish(plan: Plan, folder: Path) -> int:
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
-    baseline = plan.question.space.baseline.label
-    baseline_ids = [row["id"] for row in trials if row["label"] == baseline and row["kind"] == TRIAL]
+    baseline_ids = baseline_trials(plan, rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
     expected = plan.question.trials + _confirmation_trials(plan, rows)
     whole = not unfinished and len(trials) >= expected
     result = None
     if baseline_ids:
         why = _unconfirmed(plan, rows)
-        result = answer(rows, tables.per_image, plan.objective, baseline_ids, plan.direction, why)
+        compared = {row["id"] for row in rows if row["kind"] != TRIAL}
+        result = answer(rows, tables.images_of(compared), plan.objective, baseline_ids, plan.direction, why)
         verdict, *numbers = result.sentences
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
@@ -49,16 +50,27 @@ def finish(plan: Plan, folder: Path) -> int:
         result = replace(result, sentences=(*result.sentences, *remarks))
         baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
+    ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
+    winner = next((row for row in rows if whole and result and row["id"] == result.winner_id), None)
+    kept = result is not None and winner is not None and _keep_best(folder, winner, plan, result)
+    page = write_report(
+        folder,
+        plan.objective,
+        baseline_ids,
+        plan.direction,
+        plan.question.space.question,
+        result,
+        Contents(rows, tables.history, tables.per_image),
+        plan.question.space.distributions,
+        ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}",
+    )
     if not whole:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
         logger.info("continue with: %s", resume_line(folder))
         return ExitStatus.INTERRUPTED
-    if result is None or result.winner_id is None:
+    if result is None or winner is None:
         logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
-    winner = next(row for row in rows if row["id"] == result.winner_id)
-    kept = _keep_best(folder, winner, plan, result)
-    page = write_report(folder, plan.objective, baseline_ids, plan.direction, plan.question.space.question, result)
     _write_answer(folder, plan, rows, baseline_ids, result)
     if kept:
         logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
@@ -156,7 +168,7 @@ def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> bo
     working.mkdir()
     for name in (WEIGHTS, SETTINGS):
         shutil.copy2(source / name, working / name)
-    (working / "README.md").write_text(_card(winner, plan, result))
+    (working / "README.md").write_text(_card(winner, plan, result), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     working.rename(target)
     return True
@@ -203,4 +215,4 @@ def _write_answer(folder: Path, plan: Plan, rows: list[TableRow], baseline_ids: 
     first, *numbers = result.sentences
     under = "\n".join(f"- {line}" for line in numbers)
     text = "\n\n".join([f"# {plan.question.space.question}", first, *([under] if under else []), table])
-    (report / "answer.md").write_text(text + "\n")
+    (report / "answer.md").write_text(text + "\n", encoding="utf-8")

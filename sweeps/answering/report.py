@@ -1,29 +1,52 @@
-"""The report of a sweep: one HTML page with the question, the answer, the numbers and the pictures.
+"""The report of a sweep: one HTML page with the question, the answer, the pictures and the numbers.
 
-The page is a single file without scripts and loads nothing else, so it can be mailed or archived.
+`report/index.html` is complete in itself and loads nothing from elsewhere, so it can be mailed or archived. While a
+sweep runs, the page asks `state.js` next to it whether there is a newer one, and offers it; it never reloads by itself.
 """
 
 from __future__ import annotations
 
-import base64
-import math
+import json
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from search_spaces import Distribution
 from sweeps import formatting
-from sweeps.answering.charts import Dot, Line, line_chart, scatter
+from sweeps.answering.charts import Line, line_chart, stacked_chart
 from sweeps.answering.comparison import answer
-from sweeps.answering.intervals import Finding
+from sweeps.answering.evidence import comparisons, interval_chart, means
+from sweeps.answering.importance import importance_bars, importances, slices
 from sweeps.answering.leaderboard import board
+from sweeps.answering.markup import charts, details, note, section, table
+from sweeps.answering.pictures import image_section
+from sweeps.answering.trade_offs import distortion_and_perception, quality_and_cost
 from sweeps.answering.verdict import Answer
+from sweeps.answering.view import View, number
 from sweeps.formatting import Row
 from sweeps.recording.tables import read_rows
 
-_MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet
-_STYLE = Path(__file__).with_name("report.css")
+_MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
+_MAX_CURVES = 150
+_STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("report.css", "report.js"))
+PAGE, STATE = "index.html", "state.js"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Rows of the three tables of a run: leaderboard, history, per_image."""
+
+    rows: Sequence[Row]
+    history: Sequence[Row]
+    per_image: Sequence[Row]
+
+    @classmethod
+    def read(cls, folder: Path) -> Contents:
+        """Raises ValueError if a table cannot be read. Missing ones are empty."""
+        return cls(*(read_rows(folder / f"{name}.parquet") for name in ("leaderboard", "history", "per_image")))
 
 
 def write_report(
@@ -33,19 +56,24 @@ def write_report(
     direction: str | None = None,
     question: str = "",
     found: Answer | None = None,
-    images: str = "**/*.png",
+    contents: Contents | None = None,
+    distributions: Mapping[str, Distribution] | None = None,
+    status: str = "",
+    running: bool = False,
 ) -> Path:
-    """Write `report/index.html` of a run folder from its tables.
+    """Write `report/index.html` of a run folder.
 
     Args:
-        folder: results/<space>/<run>, with leaderboard.parquet; the other tables may be missing.
+        folder: results/<space>/<run>.
         metric: the objective.
         baseline_ids: the trials of the baseline, one per seed.
         direction: "max" or "min"; by default the metric's own.
         question: the question of the sweep.
         found: the answer, if known; otherwise it is computed.
-        images: pattern of pictures below trials/<id>/. For the winner, the baseline and each control, the page shows
-            the last picture by path.
+        contents: the tables, if known; otherwise they are read from the folder. Tables may be missing.
+        distributions: dotted name -> distribution of the space; without them there are no importances.
+        status: one line about the state of the sweep.
+        running: whether a newer page will follow.
 
     Returns:
         The page's path.
@@ -54,222 +82,155 @@ def write_report(
         ValueError: a table cannot be read, or see `sweeps.answering.comparison.answer`.
     """
     folder = Path(folder)
-    rows = read_rows(folder / "leaderboard.parquet")
-    history = read_rows(folder / "history.parquet")
+    contents = contents or Contents.read(folder)
     if found is None:
-        found = answer(rows, read_rows(folder / "per_image.parquet"), metric, baseline_ids, direction)
+        found = answer(contents.rows, contents.per_image, metric, baseline_ids, direction)
+    view = View.of(contents.rows, found)
+    objective = formatting.metric_title(metric)
     sections = [
-        _answer(found),
-        _section("Leaderboard", _leaderboard(rows, found)),
-        _section("Confirmed on the test photographs", _comparisons(found)),
-        _section(f"{formatting.metric_title(metric)} by hyperparameter", _settings(rows, found)),
-        _section("Learning curves", _curves(history, rows, found)),
-        _section(f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(history, found)),
-        _section("Images", _images(folder, rows, found, images)),
+        ("answer", "Answer", _answer(view)),
+        ("images", "Images", image_section(folder, view, contents.per_image, baseline_ids)),
+        ("leaderboard", "Leaderboard", _leaderboard(view)),
+        ("trade-offs", "Distortion, perception and cost", _trade_offs(view)),
+        ("settings", f"{objective} by hyperparameter", _settings(view, distributions or {})),
+        ("curves", "Learning curves", _curves(contents.history, view)),
+        ("losses", f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(contents.history, view)),
+        ("files", "Files of this run", _files(folder)),
     ]
-    title = f"{folder.parent.name} · {folder.name}"
+    shown = [(anchor, title, content) for anchor, title, content in sections if content]
+    links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in shown)
+    body = "".join(section(title, content, anchor) for anchor, title, content in shown)
+    title = f"{folder.absolute().parent.name} · {folder.absolute().name}"
+    now = time.time()
+    state = {"version": f"{now:.3f}", "running": running, "status": status, "at": time.strftime("%H:%M:%S")}
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
-        f'<p class="run">{escape(title)}</p><h1>{escape(question or title)}</h1>{"".join(sections)}'
-        "</main></body></html>\n"
+        f'<p class="run">{escape(title)}</p><h1>{escape(question or title)}</h1>'
+        f'<p id="status" class="note" data-version="{state["version"]}" data-running="{int(running)}">'
+        f'<span id="news">{escape(status)}</span> '
+        '<button id="newer" type="button" hidden>Show the new results</button></p>'
+        f"<nav>{links}</nav>{body}</main><script>{_SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
     )
-    path = folder / "report" / "index.html"
+    path = folder / "report" / PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(".index.html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    _replace(path, page)
+    # After the page: who reads it must find the page that it announces.
+    _replace(path.with_name(STATE), f"sweepState({json.dumps(state)});\n")
     return path
 
 
-def _section(title: str, content: str) -> str:
-    """A titled section, or nothing if there is nothing to show."""
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def _answer(found: Answer) -> str:
-    first, *rest = found.sentences
-    numbers = "".join(f"<li>{escape(line)}</li>" for line in rest)
-    text = f'<p class="verdict">{escape(first)}</p>' + (f"<ul>{numbers}</ul>" if numbers else "")
-    return f'<section class="answer">{text}</section>'
+def _answer(view: View) -> str:
+    first, *rest = view.found.sentences
+    lines = "".join(f"<li>{escape(line)}</li>" for line in rest)
+    evidence = interval_chart(view) + means(view)
+    return (
+        f'<div class="answer"><p class="verdict">{escape(first)}</p>{evidence}'
+        f"{f'<ul>{lines}</ul>' if lines else ''}{details('Intervals in numbers', comparisons(view.found))}</div>"
+    )
 
 
-def _leaderboard(rows: Sequence[Row], found: Answer) -> str:
-    table = board(rows, found.metric, found.direction, found.baseline_ids, found.winner_id)
-    errors = {row["id"]: row.get("error") or "" for row in rows}
-    kinds = {row["id"]: row.get("status", "") for row in rows}
+def _leaderboard(view: View) -> str:
+    if not view.rows:
+        return ""
+    found = view.found
+    laid_out = board(view.rows, found.metric, found.direction, found.baseline_ids, found.winner_id)
+    errors = {row["id"]: row.get("error") or "" for row in view.rows}
+    kinds = {row["id"]: row.get("status", "") for row in view.rows}
     body = []
-    for name, cells in zip(table.ids, table.lines, strict=True):
+    for name, cells in zip(laid_out.ids, laid_out.lines, strict=True):
         css = "winner" if name in found.winner_ids else "baseline" if name in found.baseline_ids else kinds[name]
         body.append((css, errors[name], [(cell.text, cell.number) for cell in cells]))
-    return _table([(cell.text, cell.number) for cell in table.header], body)
+    return table([(cell.text, cell.number) for cell in laid_out.header], body)
 
 
-def _comparisons(found: Answer) -> str:
-    """The confirmed configurations against the baseline, and the winner against the controls."""
-    header = [(text, bool(text)) for text in _COMPARED]
-    unit = formatting.metric_unit(found.metric)
-    body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
-    controls = found.controls.get(found.metric, ())
-    body += [
-        ("control", "", _finding(found.metric, replace(c, configuration=f"{c.configuration} against the winner")))
-        for c in controls
-    ]
-    if not body:
-        return ""
-    note = (
-        f"Differences in {formatting.metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
-        f"{found.baseline_name} and, for controls, from the winner; positive is better. Intervals hold the luck of "
-        "photographs and of seeds, and are corrected for their number. The last column is the smallest true difference "
-        "that would have been told in 80 % of such confirmations."
-    )
-    return f'<p class="note">{escape(note)}</p>{_table(header, body)}'
+def _trade_offs(view: View) -> str:
+    drawn = [*distortion_and_perception(view), *quality_and_cost(view)]
+    legend = {**view.legend, "control": "controls", "other hollow": "not finished, fewer steps"}
+    text = "The line joins the trials that no other trial beats in both metrics."
+    return (note(text) if any('class="front"' in chart for chart in drawn) else "") + charts(drawn, legend)
 
 
-_COMPARED = ("", "difference", "interval", "level", "seeds", "photographs", "", "could tell")
+def _settings(view: View, distributions: Mapping[str, Distribution]) -> str:
+    legend = {**view.legend, "other hollow": "not finished, fewer steps"}
+    return importance_bars(importances(view, distributions)) + charts(slices(view), legend)
 
 
-def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
-    made = finding.interval
-    name, seeds = (finding.configuration, False), (f"{finding.seeds} / {finding.reference_seeds}", True)
-    photographs = (str(finding.photographs), True)
-    if made is None:
-        reason = finding.reason.value if finding.reason else ""
-        return [
-            name,
-            *[("", True)] * 3,
-            seeds,
-            (str(finding.photographs), True),
-            (f"no interval: {reason}", False),
-            ("", True),
-        ]
-    mean, low, high = (formatting.metric_text(metric, value, sign=True) for value in (made.mean, made.low, made.high))
-    return [
-        name,
-        (mean, True),
-        (f"{low} … {high}", True),
-        (f"{100 * made.level:.4g} %", True),
-        seeds,
-        photographs,
-        (finding.verdict, False),
-        (formatting.metric_text(metric, made.detectable), True),
-    ]
-
-
-def _settings(rows: Sequence[Row], found: Answer) -> str:
-    """Charts of the objective over every numeric hyperparameter that varied."""
-    varied = formatting.varied_settings(rows)
-    objective = formatting.metric_title(found.metric)
-    trials = [row for row in rows if row["kind"] != "control"]
-    controls = [(row["id"], _number(row, found.metric)) for row in rows if row["kind"] == "control"]
-    charts = []
-    for name in varied:
-        dots = [
-            Dot(
-                formatting.trial_text(row, varied),
-                _number(row, formatting.CONFIG + name),
-                _number(row, found.metric),
-                _emphasis(row, found),
-            )
-            for row in trials
-        ]
-        if len({dot.x for dot in dots if math.isfinite(dot.x)}) > 1:
-            charts.append(scatter(dots, name, objective, controls))
-    emphasis = {**_emphases(found), "other hollow": "not finished, fewer steps"}
-    return _charts(charts, emphasis)
-
-
-def _curves(history: Sequence[Row], rows: Sequence[Row], found: Answer) -> str:
-    by_id = {row["id"]: row for row in rows}
-    varied = formatting.varied_settings(rows)
+def _curves(history: Sequence[Row], view: View) -> str:
     lines = []
     for name, reports in _by_trial(history).items():
-        points = [(row["step"], _number(row, found.metric)) for row in reports]
-        if name in by_id:
-            lines.append(Line(formatting.trial_text(by_id[name], varied), points, _emphasis(by_id[name], found)))
+        if name in view.names:
+            points = [(row["step"], number(row, view.metric)) for row in reports]
+            lines.append(Line(view.names[name], points, view.emphasis[name]))
     if not lines:
         return ""
     # Emphasised lines are drawn last, on top.
     lines.sort(key=lambda line: ("baseline" in line.css) + 2 * ("winner" in line.css))
-    chart = line_chart(lines, "step", formatting.metric_title(found.metric))
-    return _charts([chart], _emphases(found))
+    shown = lines[-_MAX_CURVES:]
+    left_out = f"{len(shown)} of {len(lines)} trials are shown." if len(shown) < len(lines) else ""
+    chart = line_chart(shown, "step", formatting.metric_title(view.metric))
+    return (note(left_out) if left_out else "") + charts([chart], view.legend)
 
 
-def _losses(history: Sequence[Row], found: Answer) -> str:
-    """Charts of loss terms on one logarithmic scale: baseline raw and weighted, winner weighted."""
+def _losses(history: Sequence[Row], view: View) -> str:
+    """Charts of loss terms on one logarithmic scale, baseline raw and weighted, winner weighted; and the share of each
+    weighted term in their sum.
+    """
     by_trial = _by_trial(history)
-    baseline = next((reports for name, reports in by_trial.items() if name in found.baseline_ids), [])
-    names = dict.fromkeys(name for row in baseline for name in row)
-    terms = [name.removeprefix("loss/") for name in names if name.startswith("loss/")][:_MAX_TERMS]
+    baseline = next((reports for name, reports in by_trial.items() if name in view.found.baseline_ids), [])
+    names = dict.fromkeys(name for row in baseline for name in row if row[name] is not None)
+    terms = [name.removeprefix("loss/") for name in names if name.startswith("loss/")]
 
     def lines(reports: Sequence[Row], prefix: str) -> list[Line]:
         return [
-            Line(term, [(row["step"], _number(row, prefix + term)) for row in reports], f"term{index}")
+            Line(term, [(row["step"], number(row, prefix + term)) for row in reports if row["step"]], _term(index))
             for index, term in enumerate(terms)
             if prefix + term in names
         ]
 
     shown = {"raw mean": lines(baseline, "loss/"), "weighted mean": lines(baseline, "weighted/")}
-    if found.winner_id in by_trial and found.winner_id not in found.baseline_ids:
-        shown[f"weighted mean, {found.winner_id}"] = lines(by_trial[found.winner_id], "weighted/")
+    whole = {"baseline": lines(baseline, "weighted/")}
+    if view.found.winner_id in by_trial and view.found.winner_id not in view.found.baseline_ids:
+        whole[view.found.winner_id] = lines(by_trial[view.found.winner_id], "weighted/")
+        shown[f"weighted mean, {view.found.winner_id}"] = whole[view.found.winner_id]
     everything = [line for group in shown.values() for line in group]
-    charts = [line_chart(group, "step", label, log_y=True, y_of=everything) for label, group in shown.items() if group]
-    return _charts(charts, {f"term{index}": term for index, term in enumerate(terms)})
+    drawn = [line_chart(group, "step", label, log_y=True, y_of=everything) for label, group in shown.items() if group]
+    for name, group in whole.items():
+        if len(group) > 1 and len(group[0].points) > 1:
+            sizes = [replace(line, points=[(step, abs(value)) for step, value in line.points]) for line in group]
+            drawn.append(stacked_chart(sizes, "step", f"share of the total in %, {name}"))
+    legend = {_term(index): term for index, term in enumerate(terms[:_MAX_TERMS])}
+    return charts(drawn, legend | ({"other": "further terms"} if len(terms) > _MAX_TERMS else {}))
 
 
-def _images(folder: Path, rows: Sequence[Row], found: Answer, pattern: str) -> str:
-    controls = [row["id"] for row in rows if row["kind"] == "control"]
-    chosen = dict.fromkeys([*([found.winner_id] if found.winner_id else []), *found.baseline_ids[:1], *controls])
-    by_id = {row["id"]: row for row in rows}
-    varied = formatting.varied_settings(rows)
-    figures = []
-    for name in chosen:
-        files = sorted((folder / "trials" / name).glob(pattern))
-        if files:
-            data = base64.b64encode(files[-1].read_bytes()).decode("ascii")
-            steps = f", step {by_id[name]['steps']}" if by_id[name]["steps"] else ""
-            caption = escape(formatting.trial_text(by_id[name], varied) + steps)
-            image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-            figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    return "".join(figures)
+def _term(index: int) -> str:
+    return f"term{index}" if index < _MAX_TERMS else "other"
 
 
-def _table(header: Sequence[tuple[str, bool]], body: Sequence[tuple[str, str, Sequence[tuple[str, bool]]]]) -> str:
-    """A table of (text, is a number) cells. `body` has the CSS class, the tooltip and the cells of every line."""
-
-    def cells(tag: str, line: Sequence[tuple[str, bool]]) -> str:
-        css = {True: ' class="number"', False: ""}
-        return "".join(f"<{tag}{css[number]}>{escape(text)}</{tag}>" for text, number in line)
-
+def _files(folder: Path) -> str:
+    """What lies next to the report."""
+    files = {
+        "leaderboard.csv": "one row per trial and per control",
+        "history.parquet": "one row per validation",
+        "per_image.parquet": "one row per trial and image",
+        "best/": "the winner: weights, settings, model card",
+        "trials/": "TensorBoard, checkpoints and pictures of every trial",
+        "settings.yaml": "every setting, versions, commit",
+        "sweep.log": "everything that was printed",
+    }
     lines = "".join(
-        f'<tr class="{escape(css)}" title="{escape(hint)}">{cells("td", line)}</tr>' for css, hint, line in body
+        f'<li><a href="../{name}">{name}</a> {escape(text)}</li>'
+        for name, text in files.items()
+        if (folder / name).exists()
     )
-    head = f"<thead><tr>{cells('th', header)}</tr></thead>"
-    return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div>'
-
-
-def _charts(charts: Sequence[str], legend: Mapping[str, str]) -> str:
-    """Charts side by side under their legend. `legend`: CSS class -> text."""
-    if not charts:
-        return ""
-    swatches = (
-        f'<svg viewBox="0 0 12 12"><circle class="dot {css}" cx="6" cy="6" r="4.5"/></svg>{escape(text)}'
-        for css, text in legend.items()
-    )
-    entries = "".join(f"<span>{swatch}</span>" for swatch in swatches)
-    figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
-    return f'<p class="legend">{entries}</p><div class="charts">{figures}</div>'
-
-
-def _emphases(found: Answer) -> dict[str, str]:
-    baseline = {"baseline": found.baseline_name} if found.baseline_ids else {}
-    return {"winner": f"winner, {found.winner_id}", **baseline, "other": "other trials"}
-
-
-def _emphasis(row: Row, found: Answer) -> str:
-    css = "winner" if row["id"] in found.winner_ids else "baseline" if row["id"] in found.baseline_ids else "other"
-    return css if row["status"] == "finished" else f"{css} hollow"
+    return f'<ul class="files">{lines}</ul>' if lines else ""
 
 
 def _by_trial(history: Sequence[Row]) -> dict[str, list[Row]]:
@@ -277,9 +238,3 @@ def _by_trial(history: Sequence[Row]) -> dict[str, list[Row]]:
     for row in sorted(history, key=lambda row: row["step"]):
         reports.setdefault(row["id"], []).append(row)
     return reports
-
-
-def _number(row: Row, name: str) -> float:
-    """The value as a float; NaN if it is not a number (charts skip NaN)."""
-    value = row.get(name)
-    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan

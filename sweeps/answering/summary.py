@@ -22,7 +22,7 @@ def page(results: Path) -> str:
     lines = ["| space | answer | trials | minutes of all trials |", "|---|---|---|---|"]
     sections = []
     for name, run in newest_runs(results).items():
-        title, _, text = (run / ANSWER).read_text().strip().partition("\n")
+        title, _, text = (run / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
         trials = [row for row in read_rows(run / "leaderboard.parquet") if row["kind"] != "control"]
         busy = sum(row["busy_seconds"] or 0 for row in trials) / 60
         verdict = text.strip().splitlines()[0]

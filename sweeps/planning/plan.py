@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.formatting import count_text
+from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objective
 from sweeps.planning.resources import (
     CHECKPOINT_BYTES_PER_PARAMETER,
@@ -35,7 +36,6 @@ from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
 from trainables.settings import flatten, override
 from trainables.settings.methods import METHODS
-from trainables.settings.pairs import Split
 from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Plan:
     stages_of: method -> the prepared stores that its trials read, existing or missing.
     networks: method -> its size.
     concurrent: trials at once on this machine; 0 if a cluster decides.
+    data: what the source holds, in words.
     """
 
     question: Question
@@ -69,6 +70,7 @@ class Plan:
     stages_of: Mapping[str, tuple[Stage, ...]]
     networks: Mapping[str, Networks]
     concurrent: int
+    data: str
 
     @property
     def confirms(self) -> bool:
@@ -182,6 +184,7 @@ class Plan:
         facts = {
             "question": question.space.question,
             "preset": settings.preset,
+            "data": self.data,
             "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by TPE; "
             f"{at_once}, {workers}",
             "points": ", ".join(point.label for point in points),
@@ -190,7 +193,7 @@ class Plan:
             f"{question.trials * training.max_steps} in all if no trial is stopped"
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
-            "data": self._repetition_text() if question.space.trains else "none: nothing trains",
+            "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
             "rungs": rungs_text(self.rungs, settings.reduction_factor, proposed) if question.space.trains else "none",
             "confirm": self._confirmation_text(),
             "objective": f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
@@ -246,12 +249,15 @@ class Plan:
         return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"
 
 
-def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool = True) -> Plan:
+def make_plan(
+    question: Question, metrics: tuple[str, ...] = (), download: bool = True, only_printed: bool = False
+) -> Plan:
     """Checks the question with the actual weights, photographs and machine. Writes no files.
 
     Args:
         metrics: the metrics of the run to resume; empty to choose them now.
         download: whether bases and the backbone of LPIPS may be downloaded.
+        only_printed: a machine with too few CPUs or GPUs becomes a note.
 
     Raises:
         InputError: weights, data, a metric or resources that are not available.
@@ -261,14 +267,21 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
-        check_results("--store", Path(store))
-    source = open_source(question.trial.data.source)
-    tested = check_photographs(question.trial, source, local_root(store), test=settings.confirm > 0)
+        check_results("--store", Path(store), written=not Path(store).exists())
+    source = open_source(question.trial.data.source, question.trial.data.input)
+    found = check_photographs(question.trial, source, local_root(store), test=settings.confirm > 0)
+    tested = found.counts.get("test", 0)
     if settings.address:
         check_address(settings.address)
     if not settings.address:
         temporary_root()
-    concurrent = 0 if settings.address else local_concurrency(question)
+    notes: tuple[str, ...] = ()
+    try:
+        concurrent = 0 if settings.address else local_concurrency(question)
+    except InputError as error:
+        if not only_printed:
+            raise
+        concurrent, notes = max(1, settings.max_concurrent), (f"this machine cannot run it: {error}",)
 
     # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
@@ -277,10 +290,9 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
 
     trials, configurations = question.every_method, question.outer_configurations()
     _find_bases(configurations, download)
-    notes: tuple[str, ...] = ()
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
-        metrics, notes = (*BASE_METRICS, *choice.names), choice.notes
+        metrics, notes = (*BASE_METRICS, *choice.names), notes + choice.notes
     else:
         ensure_available(metrics, allow_download=download)
     training = question.trial.training
@@ -299,6 +311,8 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
     stages_of = {trial.method: stages(trial) for trial in trials}
     for trial in configurations:
         _check_stores(question, trial, stages_of[trial.method], stages)
+    if not is_uri(store) and not all(stage.exists for made in stages_of.values() for stage in made):
+        check_results("--store", Path(store))
     return Plan(
         question,
         metrics,
@@ -311,6 +325,7 @@ def make_plan(question: Question, metrics: tuple[str, ...] = (), download: bool 
         stages_of,
         networks,
         concurrent,
+        found.text(),
     )
 
 
@@ -358,27 +373,6 @@ def _find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return ("val/l_std", *map(global_std_name, metrics))
-
-
-def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: bool = False) -> int:
-    """Checks that the source has enough photographs for the pairs; returns the number of test photographs.
-
-    Args:
-        cache: a folder that keeps the result of checking many images.
-        test: whether test pairs are needed, if the source is large enough for a test split.
-
-    Raises:
-        InputError: see `Source.of_split` and `Pairs`.
-    """
-    pairs = trial.pairs
-    splits: tuple[Split, ...] = ("train", "validation", *(("test",) if test and pairs.test_pairs else ()))
-    found = {split: source.of_trial(trial, split, cache) for split in splits}
-    from trainables.images.pairs import Pairs  # imports torch, so only after the checks above
-
-    for split, photographs in found.items():
-        if split != "train" and photographs:
-            Pairs(photographs, pairs, split, trial.data.seed)
-    return len(found.get("test", ()))
 
 
 def _check_effects_on_files(question: Question, source: Source) -> None:

@@ -34,6 +34,7 @@ from trainables.settings import (
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import Preset, preset
 from trainables.settings.roles import FLAGS, PATHS, ROLES, SHARED, WHEN_RESTORING, is_among
+from trainables.settings.sources import given_sources
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def resolve(settings: SweepSettings) -> Question:
         space = search_spaces.load(settings.space)
     except KeyError as error:
         raise InputError(f"--space {settings.space}: {error.args[0]}") from None
+    except search_spaces.SpaceError as error:
+        raise InputError(f"--space {settings.space}: {error}") from None
     settings = dataclasses.replace(settings, preset=settings.preset or space.preset)
     chosen = preset(settings.preset)
     settings = dataclasses.replace(
@@ -142,13 +145,16 @@ def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:
         flag = FLAGS.get(name, "")
         if flag == "--seed":
             raise InputError(f"--set {name}={value}: give --seed {value}, which also seeds the search")
+        if name == "data.source" and settings.data_target:
+            flag = "--data-target"
         if flag and (given := getattr(settings, field_name(flag))):
             raise InputError(f"--set {name}={value}: also set by {flag} {given}; give one of them")
         if name == "training.max_steps" and not space.trains:
             raise InputError(f"--set {name}={value}: the space {space.name} trains nothing")
         flags[name] = value
-    if settings.data:
-        flags["data.source"] = settings.data
+    flags |= given_sources(settings.data, settings.data_input, settings.data_target)
+    if "data.source" in flags:
+        flags.setdefault("data.input", "")  # a finished trial may name one
     if settings.max_steps:
         if not space.trains:
             raise InputError(f"--max-steps {settings.max_steps}: the space {space.name} trains nothing")

@@ -12,6 +12,7 @@ from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten
+from trainables.settings.checks import require_all
 
 if TYPE_CHECKING:
     from trainables.settings import TrialSettings
@@ -80,14 +81,19 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
 
     method = build_method(trial, torch.device("cpu"))
     least = max(METRICS[name].min_side for name in metrics)
-    for name, size, smallest in (
-        ("image_size", trial.pairs.image_size, 1),
-        ("validation_size", trial.pairs.validation_size, least),
-        ("test_size", trial.pairs.size_of("test"), least),
-    ):
-        if size % method.size_multiple or size < smallest:
-            accepted = f"a multiple of {method.size_multiple}, at least {smallest}"
-            raise InputError(f"pairs.{name}={size}: expected {accepted}")
+    sizes = {"image_size": 1, "validation_size": least, **({"test_size": least} if trial.pairs.test_size else {})}
+    require_all(
+        *(
+            (
+                size % method.size_multiple == 0 and size >= smallest,
+                f"pairs.{name}",
+                size,
+                f"a multiple of {method.size_multiple}, at least {smallest}",
+            )
+            for name, smallest in sizes.items()
+            for size in [getattr(trial.pairs, name)]
+        )
+    )
     return Networks(*method.parameters, method.resident_bytes)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -15,11 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
+from sweeps.planning.own_spaces import keep_space, register_kept_space
 from sweeps.planning.question import Question, absolute_paths
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.errors import InputError, one_line
+from trainables.common.locks import take
 from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri
 from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS
@@ -32,7 +35,8 @@ _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 class RunFolder:
     """A run folder that this process locks until it ends. The kernel releases the lock, also if the process is killed.
-    Other machines see the lock if the file system supports `flock` across machines.
+    Other machines see the lock if the file system supports `flock` across machines. On one without locks, the process
+    that its lock file names is looked for.
 
     Raises:
         InputError: a running sweep has locked it.
@@ -41,12 +45,16 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(self._lock, 200).decode(errors="replace").strip() or "another process"
+        taken, owner = take(self._lock), os.read(self._lock, 200).decode(errors="replace").strip()
+        unknown = taken is None and _may_run(owner)
+        if taken is False or unknown:
             os.close(self._lock)
-            raise InputError(f"{path}: in use by a running sweep ({owner}); wait for it or stop it first") from None
+            remedy = f"; if it has ended, delete {path / _LOCK}" if unknown else ""
+            raise InputError(
+                f"{path}: in use by a running sweep ({owner or 'another process'}); wait for it or stop it "
+                f"first{remedy}"
+            )
+        os.lseek(self._lock, 0, os.SEEK_SET)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
@@ -63,18 +71,31 @@ class RunFolder:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def close(self) -> None:
+        os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
 
-def check_results(flag: str, path: Path) -> None:
+def _may_run(owner: str) -> bool:
+    """Whether the process that a lock file names may still run: on this machine it is looked for."""
+    found = re.fullmatch(r"process (\d+) on (.+)", owner)
+    if found is None or int(found[1]) == os.getpid():
+        return False
+    return found[2] != socket.gethostname() or psutil.pid_exists(int(found[1]))
+
+
+def check_results(flag: str, path: Path, written: bool = True) -> None:
     """Checks that runs or prepared data can be written to a folder. Creates nothing.
+
+    Args:
+        written: False for a folder that may only be read: prepared data of another user.
 
     Raises:
         InputError: it is itself the folder of a run, or it does not exist and cannot be created.
     """
     if (path / RUN_SETTINGS).exists():
         raise InputError(f"{flag} {path}: this is the folder of a run; give the folder that contains runs")
-    check_writable(flag, path)
+    if written:
+        check_writable(flag, path)
 
 
 def create_run(
@@ -116,8 +137,9 @@ def create_run(
         "commit": _commit(),
     }
     temporary = folder.path / f".{RUN_SETTINGS}"
-    temporary.write_text(yaml.safe_dump(record, sort_keys=False))
+    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     temporary.rename(folder.path / RUN_SETTINGS)
+    keep_space(folder.path, question.space)
     return folder
 
 
@@ -139,6 +161,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
         yaml.YAMLError,
     ) as error:  # from the settings, and from YAML's dates and numbers
         raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
+    register_kept_space(path)
     try:
         return RunFolder(path), located(path, settings, record), record
     except OSError as error:
@@ -148,10 +171,16 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
 def _command(settings: SweepSettings) -> dict[str, Any]:
     """The settings of the command line, with absolute paths of its inputs: it may be resumed from another folder."""
     pairs = [[name, str(absolute_paths({name: value}).get(name, value))] for name, value in settings.set]
-    data = absolute_paths({"data.source": settings.data}).get("data.source", settings.data)
-    checkpoint = absolute_paths({"checkpoint": settings.checkpoint}).get("checkpoint", settings.checkpoint)
+    inputs = {
+        "data": "data.source",
+        "data_input": "data.input",
+        "data_target": "data.source",
+        "checkpoint": "checkpoint",
+    }
+    paths = {name: getattr(settings, name) for name in inputs}
+    paths = {name: absolute_paths({inputs[name]: path}).get(inputs[name], path) for name, path in paths.items()}
     store = store_root(settings.store) if settings.store else ""
-    return asdict(settings) | {"set": pairs, "data": data, "checkpoint": checkpoint, "store": store}
+    return asdict(settings) | {"set": pairs, **paths, "store": store}
 
 
 def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:

@@ -9,6 +9,7 @@ from sweeps.planning.confirmation import FEWEST_SEEDS
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
 from trainables.metrics.names import Perceptual
+from trainables.settings.sources import check_sources
 
 BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
 
@@ -40,6 +41,8 @@ class SweepSettings:
     results: str = "results"
     store: str = ""
     data: str = ""
+    data_input: str = ""
+    data_target: str = ""
     checkpoint: str = ""
     perceptual: Perceptual = "auto"
     address: str = ""
@@ -63,8 +66,9 @@ class SweepSettings:
         gpus = self.gpus_per_worker
         if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
             raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")
-        for name in ("data", "store"):
-            refuse_secrets(f"--{name}", getattr(self, name))
+        check_sources(self.data, self.data_input, self.data_target)
+        for name in ("data", "data_input", "data_target", "store"):
+            refuse_secrets(f"--{flag_name(name)}", getattr(self, name))
         for name in ("results", "checkpoint"):
             if "://" in getattr(self, name):
                 raise InputError(

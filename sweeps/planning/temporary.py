@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -12,12 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import InputError
+from trainables.common.locks import take
 
 SESSION_BYTES = 100e6
 """Room for Ray's logs, and for objects where /dev/shm is small."""
 _PREFIX = f"sweep-{os.getuid()}-"
+_RAYS = "r"
 # The address of a Unix socket has at most 107 bytes; Ray's longest one adds this much to the folder.
-_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_LONGEST = 107 - len(f"/{_RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _SHORTER = ("/tmp", "/var/tmp", "/dev/shm")
 _LOCK = "lock"
 _MAKING_SECONDS = 600.0
@@ -44,6 +45,8 @@ def temporary_root() -> Path:
 def session_folder() -> Iterator[Path]:
     """An empty folder for one Ray, removed at the end. Also removes those that killed drivers left.
 
+    Ray lets everybody write into its folder, so it is inside one that only this user can enter.
+
     Raises:
         InputError: see `temporary_root`; or the folder cannot be made.
     """
@@ -52,12 +55,13 @@ def session_folder() -> Iterator[Path]:
         _remove_unused(left)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        (folder / _RAYS).mkdir()
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"TMPDIR {root}: cannot be written ({error.strerror})") from None
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    take(lock)  # without locks, what a killed driver leaves here stays
     try:
-        yield folder
+        yield folder / _RAYS
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -75,7 +79,7 @@ def _remove_unused(folder: Path) -> None:
             return
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if take(lock):
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)

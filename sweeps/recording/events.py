@@ -14,7 +14,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 EVENTS = "events.jsonl"
 Event = dict[str, Any]
-_MOST_BYTES, _MOST_ROWS = 2**28, 10**7  # of one column: a file from a stranger must not fill the memory
+_MOST_BYTES, _MOST_EQUAL = 2**26, 1000
 _MARK = ', "crc": "'
 
 
@@ -33,15 +33,11 @@ class EventLog:
         self.path = folder / EVENTS
         self._ends_line = False
 
-    def read(self) -> tuple[list[Event], int]:
-        """All events whose line is whole, and the number of damaged lines. A missing file has no events."""
-        try:
-            lines = self.path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return [], 0
-        found = [_event(line) for line in lines if line]
-        events = [event for event in found if event is not None]
-        return events, len(found) - len(events)
+    def read(self) -> Iterator[Event | None]:
+        """The events, one line after the other; None for a damaged line. A missing file has no events."""
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                yield from (_event(text) for line in file if (text := line.rstrip(b"\n")))
 
     def append(self, events: Iterable[Event]) -> None:
         """Appends events and waits until they are on the disk.
@@ -88,7 +84,10 @@ def _event(line: bytes) -> Event | None:
     text, mark, crc = line.rpartition(_MARK.encode())
     if not mark or crc != _crc(text + b"}").encode() + b'"}':
         return None
-    event: Event = json.loads(text + b"}")
+    try:
+        event: Event = json.loads(text + b"}")
+    except (ValueError, RecursionError):
+        return None
     return event
 
 
@@ -98,19 +97,12 @@ def _write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of equal keys by column, for values of thousands of images: column -> list, number or base64 text."""
-    return {name: _packed([row.get(name) for row in rows]) for name in dict.fromkeys(n for row in rows for n in row)}
+def packed(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Columns of equal length, of thousands of images, with numbers as base64 text."""
+    return {name: _packed(values) for name, values in columns.items()}
 
 
-def unpacked(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `packed`."""
-    lists = {name: _unpacked(column) for name, column in columns.items()}
-    count = max((len(values) for values in lists.values()), default=0)
-    return [{name: values[k] for name, values in lists.items()} for k in range(count)]
-
-
-def _packed(values: list[Any]) -> Any:
+def _packed(values: Sequence[Any]) -> Any:
     if all(type(value) is float for value in values):
         exact = np.array(values, dtype="<f8")
         single = exact.astype("<f4")
@@ -118,15 +110,49 @@ def _packed(values: list[Any]) -> Any:
         return {"f4" if same else "f8": base64.b64encode((single if same else exact).tobytes()).decode()}
     if len(set(map(repr, values))) == 1:
         return {"same": values[0], "count": len(values)}
-    return {"zlib": base64.b64encode(zlib.compress(json.dumps(values).encode())).decode()}
+    return {"zlib": base64.b64encode(zlib.compress(json.dumps(list(values)).encode())).decode()}
 
 
-def _unpacked(column: Any) -> list[Any]:
-    if "same" in column:
-        return [column["same"]] * min(column["count"], _MOST_ROWS)
-    if "zlib" in column:
-        text = zlib.decompressobj().decompress(base64.b64decode(column["zlib"]), _MOST_BYTES)
-        values: list[Any] = json.loads(text)
-        return values
-    ((kind, text),) = column.items()
-    return [float(value) for value in np.frombuffer(base64.b64decode(text), dtype=f"<{kind}")]
+class Unpacker:
+    """Unpacks the columns of one record.
+
+    Its memory is limited by the size of the record, which may come from a stranger: a value that is repeated is not
+    spread out, and compressed texts, such as the names of images, are kept once and have a limit together.
+
+    Raises:
+        ValueError: from every method, if a column is larger than any measurement.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[Any]] = {}
+        self._left = _MOST_BYTES
+
+    def constant(self, column: Mapping[str, Any]) -> Any:
+        """The one value of a column in which all are equal."""
+        if "same" in column:
+            return column["same"]
+        first, *others = self.values(column)
+        if any(value != first for value in others):
+            raise ValueError("a measurement has one trial, one split and one step")
+        return first
+
+    def values(self, column: Mapping[str, Any]) -> list[Any]:
+        if "same" in column:
+            if column["count"] > _MOST_EQUAL:
+                raise ValueError(f"{column['count']} equal values")
+            return [column["same"]] * column["count"]
+        ((kind, text),) = column.items()
+        if kind == "zlib":
+            return self._decompressed(text)
+        return [float(value) for value in np.frombuffer(base64.b64decode(text), {"f4": "<f4", "f8": "<f8"}[kind])]
+
+    def _decompressed(self, text: str) -> list[Any]:
+        if text not in self._texts:
+            decoder = zlib.decompressobj()
+            content = decoder.decompress(base64.b64decode(text), self._left + 1)
+            self._left -= len(content)
+            if self._left < 0 or not decoder.eof:
+                raise ValueError("texts larger than any measurement")
+            values: list[Any] = json.loads(content)
+            self._texts[text] = values
+        return self._texts[text]

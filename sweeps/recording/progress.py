@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeps.formatting import metric_text, parameters_text
+from sweeps.formatting import is_larger_better, metric_text, parameters_text
 from trainables.common.units import duration
 
 logger = logging.getLogger("sweep")
 
 _SUMMARY_EVERY = 15.0
+
+PROGRESS = "progress"
+"""Attribute of log records about the progress of single trials: a live view shows it instead."""
+_SHOWN = {PROGRESS: True}
 
 
 def log_to(path: Path) -> logging.Handler:
@@ -43,6 +47,7 @@ class _Trial:
     started: float = 0.0
     last: float = 0.0
     reports: int = 0
+    value: float | None = None
 
 
 class Progress:
@@ -63,42 +68,84 @@ class Progress:
         self.trials, self.given, self.max_steps = trials, given, max_steps
         self.concurrent, self.shown = max(1, concurrent), shown
         self._trials: dict[str, _Trial] = {}
+        # Counted as trials start and end: looking at all of them would take longer with every trial.
+        self._running: dict[str, _Trial] = {}
+        self._counts: Counter[str] = Counter()
+        self._given_begun = 0
+        self._proposed_ended, self._proposed_steps = 0, 0
         self._rates: list[float] = []
         self._last_summary = 0.0
 
+    @property
+    def trials_by_id(self) -> Mapping[str, _Trial]:
+        return self._trials
+
+    def best(self) -> tuple[str, _Trial] | None:
+        """The trial with the best value of the first metric shown, among those with the most steps; None before the
+        first report.
+        """
+        known = {
+            id: trial for id, trial in self._trials.items() if trial.value is not None and trial.status != "failed"
+        }
+        if not known or not self.shown:
+            return None
+        most = max(trial.step for trial in known.values())
+        sign = 1 if is_larger_better(self.shown[0]) else -1
+        return max(
+            ((id, trial) for id, trial in known.items() if trial.step == most),
+            key=lambda each: sign * (each[1].value or 0.0),
+        )
+
     def started(self, id: str, name: str, given: bool, again: bool = False) -> None:
         now = time.monotonic()
-        self._trials[id] = _Trial(name, given, 0, "running", now, now)
-        logger.info("%s %s %s", id, "starts again:" if again else "starts", name)
+        self._put(id, _Trial(name, given, 0, "running", now, now))
+        logger.info("%s %s %s", id, "starts again:" if again else "starts", name, extra=_SHOWN)
 
     def continued(self, id: str, step: int) -> None:
         """A trial that was started again continues at `step`; without a checkpoint it starts over at step 0."""
         trial = self._trials[id]
         trial.step, trial.last = step, time.monotonic()
-        logger.info("%s %s at step %d", id, "continues" if step else "starts over", step)
+        logger.info("%s %s at step %d", id, "continues" if step else "starts over", step, extra=_SHOWN)
 
     def reported(self, id: str, step: int, metrics: Mapping[str, float]) -> None:
         trial, now = self._trials[id], time.monotonic()
         if step > trial.step:
             self._rates = [*self._rates[-19:], (now - trial.last) / (step - trial.step)]
         trial.step, trial.last, trial.reports = step, now, trial.reports + (step > 0)
+        trial.value = metrics.get(self.shown[0]) if self.shown else None
         values = "  ".join(f"{name.removeprefix('val/')} {metric_text(name, metrics[name])}" for name in self.shown)
         name, trained = trial.name, parameters_text(metrics.get("train/parameters"))
         if step and trained and trial.reports == 1:  # not known before training
             name += f", {trained} parameters train"
-        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name)
+        logger.info("%s step %d/%d  %s  %s", id, step, self.max_steps, values, name, extra=_SHOWN)
         self.summary()
 
     def ended(self, id: str, status: str, why: str = "") -> None:
-        trial = self._trials.setdefault(id, _Trial(id, False))
-        trial.status = status
+        trial = replace(self._trials.get(id, _Trial(id, False)), status=status)
+        self._put(id, trial)
         logger.info("%s %s at step %d%s", id, status, trial.step, f": {why}" if why else "")
         if status != "interrupted":
             self.summary(force=True)
 
     def known(self, id: str, name: str, given: bool, step: int, status: str) -> None:
         """A trial that ended under an earlier driver."""
-        self._trials[id] = _Trial(name, given, step, status)
+        self._put(id, _Trial(name, given, step, status))
+
+    def _put(self, id: str, trial: _Trial) -> None:
+        if id in self._trials:
+            self._count(self._trials[id], -1)
+            self._running.pop(id, None)
+        self._trials[id] = trial
+        self._count(trial, 1)
+        if trial.status == "running":
+            self._running[id] = trial
+
+    def _count(self, trial: _Trial, sign: int) -> None:
+        self._counts[trial.status] += sign
+        self._given_begun += sign * trial.given
+        if trial.status in ("finished", "stopped") and not trial.given:
+            self._proposed_ended += sign
+            self._proposed_steps += sign * trial.step
 
     def summary(self, force: bool = False) -> None:
         """One line about the whole sweep, at most every 15 seconds unless forced."""
@@ -106,10 +153,12 @@ class Progress:
         if not force and now - self._last_summary < _SUMMARY_EVERY:
             return
         self._last_summary = now
-        counts: dict[str, int] = defaultdict(int)
-        for trial in self._trials.values():
-            counts[trial.status] += 1
-        running = ", ".join(f"{i} {t.step}/{self.max_steps}" for i, t in self._trials.items() if t.status == "running")
+        logger.info("%s", self.line(), extra=_SHOWN)
+
+    def line(self) -> str:
+        """The state of the whole sweep: trials that ended, trials that run, time left."""
+        counts = self._counts
+        running = ", ".join(f"{id} {trial.step}/{self.max_steps}" for id, trial in self._running.items())
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
@@ -119,18 +168,15 @@ class Progress:
         left = self.seconds_left()
         if left is not None:
             parts.append(f"about {duration(left)} left")
-        logger.info("%s", "; ".join(parts))
+        return "; ".join(parts)
 
     def seconds_left(self) -> float | None:
         """Estimated seconds until the sweep ends; None before the first report."""
         if not self._rates:
             return None
-        running = [trial for trial in self._trials.values() if trial.status == "running"]
-        ended = [
-            trial for trial in self._trials.values() if trial.status in ("finished", "stopped") and not trial.given
-        ]
-        expected = statistics.fmean(trial.step for trial in ended) if ended else float(self.max_steps)
-        given_left = max(0, self.given - sum(trial.given for trial in self._trials.values()))
+        running = self._running.values()
+        expected = self._proposed_steps / self._proposed_ended if self._proposed_ended else float(self.max_steps)
+        given_left = max(0, self.given - self._given_begun)
         proposed_left = max(0, self.trials - len(self._trials) - given_left)
         steps = given_left * self.max_steps + proposed_left * expected
         for trial in running:

@@ -11,24 +11,25 @@ import math
 import shutil
 import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
 from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
+from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import Progress, logger
-from sweeps.recording.tables import TEST, VALIDATION, RunTables, confirming, has_ended
+from sweeps.recording.tables import RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
 from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
 from trainables.training.launch import CHECKPOINT, DAMAGED, FAILED, LOSSES, NOT_WRITTEN, REPEATED, take_validation
+from trainables.training.pictures import PICTURES
 from trainables.training.validation import Validation
 
 TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
@@ -108,8 +109,8 @@ class Recorder(Callback):
         settings = self.settings
         self._silent: set[str] = set()
         """Trials that were started again and have not reported since; the step at which they continue is unknown."""
-        """Seconds that a trial had taken before it was started again."""
         self._earlier: dict[str, float] = {}
+        """Seconds that a trial had taken before it was started again."""
         self.tables = RunTables(settings.folder).load()
         for note in self.tables.notes:
             logger.info("note       %s", note)
@@ -147,6 +148,11 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
         self._images(name, 0, validation, "restored")
         self._test_images(name, 0, test)
+        folder = Path(self.settings.folder) / "trials" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, measured in {VALIDATION: validation, TEST: test}.items():
+            if measured is not None and measured.pictures is not None:
+                measured.pictures.write(folder / PICTURES[split])
         self.board.hparams(name, {KIND: "control"}, means, "control", step=0)
         self.tables.flush(force=True)
 
@@ -187,7 +193,7 @@ class Recorder(Callback):
         folder = Path(self.settings.folder) / "trials" / id
         folder.mkdir(parents=True, exist_ok=True)
         params = {"id": id, "label": config[LABEL], **self._hparams(config)}
-        (folder / "params.json").write_text(json.dumps(params, indent=1))
+        (folder / "params.json").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
     @_stopping
     def on_trial_result(
@@ -228,13 +234,17 @@ class Recorder(Callback):
                 **{name: value for name, value in values.items() if name.startswith(("val/", "test/"))},
             }
         )
-        self.board.losses(id, [(step, row) for step, row in result[LOSSES]])
+        self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
         scalars = {name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/"))}
         self.board.report(id, result["step"], scalars)
         self._images(id, result["step"], validation, "input | output | target")
         self._test_images(id, result["step"], test)
         self.progress.reported(id, result["step"], values)
-        self.tables.flush(force=True)
+        self.tables.flush()
+
+    @_stopping
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.tables.flush()  # what was too soon after the last write
 
     @_stopping
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -271,11 +281,11 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": id, "status": status, "error": why})
         if status in ("finished", "stopped"):
             drop_older(Path(self.settings.folder) / "trials" / id)
-        row = next(row for row in self.tables.leaderboard if row["id"] == id)
+        row = self.tables.trial(id)
         shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
         metrics = {name: row[name] for name in shown if row.get(name) is not None}
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
-        self.tables.flush(force=True)
+        self.tables.flush()
         self.progress.ended(id, status, why)
 
     def _hparams(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,14 +296,14 @@ class Recorder(Callback):
         }
 
     def _images(self, id: str, step: int, validation: Validation, tag: str) -> None:
-        self.tables.add_per_image(_per_image(id, VALIDATION, step, validation.images, validation.per_image))
+        self.tables.add_images(id, VALIDATION, step, validation.images, validation.per_image)
         self.board.images(id, step, tag, validation.grid)
 
     def _test_images(self, id: str, step: int, test: Validation | None) -> None:
         """Records test images, if there are any, under the names of test metrics."""
         if test is not None:
             values = {test_name(name): of_images for name, of_images in test.per_image.items()}
-            self.tables.add_per_image(_per_image(id, TEST, step, test.images, values))
+            self.tables.add_images(id, TEST, step, test.images, values)
             self.board.images(id, step, "test: input | output | target", test.grid)
 
 
@@ -301,17 +311,6 @@ def _count(reports: list[dict[str, Any]]) -> int | None:
     """The number of trained parameters. A report that version 0.1 kept in a checkpoint does not have it."""
     counts = [int(row["train/parameters"]) for row in reports if row.get("train/parameters") is not None]
     return counts[-1] if counts else None
-
-
-def _per_image(
-    id: str, split: str, step: int, images: Sequence[str], values: Mapping[str, NDArray[Any]]
-) -> list[dict[str, Any]]:
-    """The rows of a measurement in the table of images."""
-    columns = {name: of_images.tolist() for name, of_images in values.items()}
-    return [
-        {"id": id, "split": split, "step": step, "image": image, **{name: of[row] for name, of in columns.items()}}
-        for row, image in enumerate(images)
-    ]
 
 
 def _reason(trial: Any) -> str:

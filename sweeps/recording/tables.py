@@ -15,11 +15,12 @@ and can read a mixture). There must be only one writer; this module does not loc
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sweeps.recording.columns import to_arrow
-from sweeps.recording.events import EVENTS, Event, EventLog, packed, unpacked
+from sweeps.recording.events import EVENTS, Event, EventLog, Unpacker
+from sweeps.recording.image_values import ImageValues, by_measurement, image_event
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.errors import InputError, one_line
+from trainables.common.parquet import TooLarge, read_table
 
 TableRow = dict[str, Any]
 
 LEADERBOARD, HISTORY, PER_IMAGE = "leaderboard.parquet", "history.parquet", "per_image.parquet"
-VALIDATION, TEST = "validation", "test"
-"""Values of the column `split`."""
 KINDS = (TRIAL, CONFIRMATION, "control")
+_MOST_PADDING = 100
+_WRITING_SHARE = 0.02  # of a sweep's time, for the tables
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
 
 # Ids are names of folders; a run from somebody else must not lead out of its own.
@@ -59,7 +63,6 @@ _LEADERBOARD_COLUMNS: dict[str, pa.DataType] = {
     "checkpoint": pa.string(),
 }
 _HISTORY_COLUMNS = {"id": pa.string(), "step": pa.int64(), "wall_seconds": pa.float64()}
-_PER_IMAGE_COLUMNS = {"id": pa.string(), "split": pa.string(), "step": pa.int64(), "image": pa.string()}
 _DEFAULTS: TableRow = {
     "kind": TRIAL,
     "label": "",
@@ -90,14 +93,13 @@ def read_rows(path: str | os.PathLike[str]) -> list[TableRow]:
     """The rows of a table, also while a sweep is writing it; empty if the file does not exist.
 
     Raises:
-        ValueError: the file exists but cannot be read; the message names it.
+        ValueError: the file exists but cannot be read, or would fill the memory; the message names it.
     """
     try:
-        with open(path, "rb") as file:
-            return pq.read_table(file).to_pylist()
+        return read_table(path).to_pylist()
     except FileNotFoundError:
         return []
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, TooLarge, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet table ({error}); remove or restore it") from error
 
 
@@ -113,7 +115,8 @@ class RunTables:
 
     Args:
         folder: the run folder; created by the first write.
-        flush_seconds: shortest time in seconds between writes of `flush`, unless forced.
+        flush_seconds: shortest time in seconds between writes of `flush`, unless forced. If a write takes longer than
+            two percent of it, the time grows: a table of thousands of trials must not be written at each report.
 
     Example:
         >>> tables = RunTables(folder).load()
@@ -123,20 +126,19 @@ class RunTables:
         True
     """
 
-    def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 2.0) -> None:
+    def __init__(self, folder: str | os.PathLike[str], flush_seconds: float = 0.2) -> None:
         self.folder = Path(folder)
         self.flush_seconds = flush_seconds
         self._trials: dict[str, TableRow] = {}
         self._reports: dict[str, dict[int, TableRow]] = {}
-        self._per_image: dict[tuple[str, str], dict[str, TableRow]] = {}  # (trial, split) -> image -> row
-        self._newest: dict[tuple[str, str], int] = {}
+        self._images = ImageValues()
         self.notes: list[str] = []
         """What was damaged when the tables were read, one line each."""
         self._log = EventLog(self.folder)
         self._pending: list[Event] = []
         self._log_whole = True
         self._dirty: set[str] = set()
-        self._last_write = -float("inf")
+        self._last_write, self._write_took = -math.inf, 0.0
 
     @property
     def leaderboard(self) -> list[TableRow]:
@@ -151,6 +153,10 @@ class RunTables:
     def has_trial(self, id: str) -> bool:
         return id in self._trials
 
+    def trial(self, id: str) -> TableRow:
+        """The row of one trial or control."""
+        return self._trials[id]
+
     def has_report(self, id: str, step: int) -> bool:
         return step in self._reports.get(id, {})
 
@@ -162,7 +168,11 @@ class RunTables:
     @property
     def per_image(self) -> list[TableRow]:
         """One row per (trial, split, image), at the trial's newest step."""
-        return [row for images in self._per_image.values() for row in images.values()]
+        return self._images.rows()
+
+    def images_of(self, ids: Container[str]) -> list[TableRow]:
+        """The rows of `per_image` of these trials and controls."""
+        return self._images.rows(ids)
 
     def load(self) -> RunTables:
         """Reads the run's events, to continue its tables; a folder without events and tables is an empty run.
@@ -170,31 +180,37 @@ class RunTables:
         Raises:
             ValueError: there are no events and a table cannot be read; the message names the file.
         """
-        self._trials, self._reports, self._per_image, self._newest = {}, {}, {}, {}
+        self._trials, self._reports, self._images = {}, {}, ImageValues()
         self._pending, self.notes = [], []
-        events, damaged = self._log.read()
-        for event in events:
+        lines, damaged, unpacker = 0, 0, Unpacker()
+        for event in self._log.read():
+            lines += 1
             try:
-                self._apply(event)
-            except (KeyError, TypeError, ValueError, AttributeError, zlib.error):  # a whole line of another program
-                damaged += 1
-        self._log_whole = bool(events) and not damaged
+                if event is None:
+                    raise ValueError("damaged")
+                self._apply(event, unpacker)
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, zlib.error):
+                damaged += 1  # or a whole line of another program
+        self._log_whole = lines > 0 and not damaged
         if damaged:
-            lines = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
-            self.notes.append(f"{EVENTS}: {lines} dropped")
+            found = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
+            self.notes.append(f"{EVENTS}: {found} dropped")
         if not self._log_whole:
-            self._complete_from_files(required=not events)
+            self._complete_from_files(required=not lines - damaged)
         self._complete_columns()
         # Also without a change: a table may be damaged or missing, or older than the events.
         self._dirty = {"leaderboard", "history", "per_image"} if self._trials else set()
         return self
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event, unpacker: Unpacker) -> None:
         table, content = event["table"], event["row"]
-        for row in unpacked(content) if table == "images" else [content]:
-            if not _ID.fullmatch(row["id"]):
-                raise ValueError(f"{row['id']!r} cannot be the name of a folder")
-            {"trials": self._put_trial, "reports": self._put_report, "images": self._put_image}[table](row)
+        id = unpacker.constant(content["id"]) if table == "images" else content["id"]
+        if not _ID.fullmatch(id):
+            raise ValueError(f"{id!r} cannot be the name of a folder")
+        if table == "images":
+            self._images.put_event(id, content, unpacker)
+        else:
+            {"trials": self._put_trial, "reports": self._put_report}[table](content)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -207,22 +223,19 @@ class RunTables:
         self._trials = {**merged, **{id: row for id, row in self._trials.items() if id not in merged}}
         for row in self._rows_of_file(HISTORY, required):
             self._reports.setdefault(row["id"], {}).setdefault(row["step"], row)
-        for row in self._rows_of_file(PER_IMAGE, required):
-            owner = _owner(row)
-            if row["step"] > self._newest.get(owner, -1) or row["image"] not in self._per_image[owner]:
-                self._put_image(row)
+        for measured in by_measurement(self._rows_of_file(PER_IMAGE, required)):
+            self._images.put(*measured, replaces=False)
 
     def _complete_columns(self) -> None:
         """Gives every row all columns of its table, as a row of a file has them."""
-        for tables, fixed in (
-            ([self._trials], _LEADERBOARD_COLUMNS),
-            (self._reports.values(), _HISTORY_COLUMNS),
-            (self._per_image.values(), _PER_IMAGE_COLUMNS),
-        ):
+        for tables, fixed in (([self._trials], _LEADERBOARD_COLUMNS), (self._reports.values(), _HISTORY_COLUMNS)):
             names = dict.fromkeys([*fixed, *(name for table in tables for row in table.values() for name in row)])
+            rows, cells = sum(map(len, tables)), sum(len(row) for table in tables for row in table.values())
+            if rows * len(names) > _MOST_PADDING * (cells + 10_000):  # a run from a stranger
+                raise InputError(f"{self.folder}: its tables have {len(names):,} columns, of which a row has few")
             for table in tables:
                 for key, row in table.items():
-                    table[key] = {**names, **row}  # type: ignore[index]  # keys of three types
+                    table[key] = {**names, **row}  # type: ignore[index]  # keys of two types
 
     def _rows_of_file(self, name: str, required: bool) -> list[TableRow]:
         try:
@@ -264,28 +277,29 @@ class RunTables:
     def _put_report(self, row: TableRow) -> None:
         self._reports.setdefault(row["id"], {})[row["step"]] = row
 
-    def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def add_images(
+        self, id: str, split: str, step: int, images: Sequence[str], columns: Mapping[str, NDArray[Any] | Sequence[Any]]
+    ) -> None:
         """Add the images of a validation or, with `split` "test", of the test. Only the newest step of a trial is kept:
-        rows of an older step are dropped, rows of the same step replace those of the same image.
+        images of an older step are dropped, values of the same step replace those of the same image.
+
+        Args:
+            columns: metric -> one value per image.
+        """
+        if not images:
+            return
+        self._images.put(id, split, step, images, columns)
+        self._pending.append({"table": "images", "row": image_event(id, split, step, images, columns)})
+        self._dirty.add("per_image")
+
+    def add_per_image(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """`add_images` for rows of any trials.
 
         Raises:
             ValueError: a row without id, step or image.
         """
-        plain = [_plain(row, "id", "step", "image") for row in rows]
-        for row in plain:
-            self._put_image(row)
-        if plain:
-            self._pending.append({"table": "images", "row": packed(plain)})
-            self._dirty.add("per_image")
-
-    def _put_image(self, row: TableRow) -> None:
-        owner = _owner(row)
-        images, newest = self._per_image.setdefault(owner, {}), self._newest.get(owner, -1)
-        if row["step"] > newest:
-            images.clear()
-            self._newest[owner] = row["step"]
-        if row["step"] >= newest:
-            images[row["image"]] = {**row, "split": owner[1]}
+        for measured in by_measurement(_plain(row, "id", "step", "image") for row in rows):
+            self.add_images(*measured)
 
     def commit(self) -> None:
         """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first.
@@ -304,15 +318,14 @@ class RunTables:
         self._pending.clear()
 
     def _everything(self) -> list[Event]:
-        images = [list(rows.values()) for rows in self._per_image.values() if rows]
         return [
             *({"table": "trials", "row": row} for row in self.leaderboard),
             *({"table": "reports", "row": row} for row in self.history),
-            *({"table": "images", "row": packed(rows)} for rows in images),
+            *({"table": "images", "row": image_event(*measured)} for measured in self._images),
         ]
 
     def flush(self, force: bool = False) -> bool:
-        """Commits all changes, then writes the changed tables, if forced or if the last write is older than
+        """Commits all changes, then writes the changed tables, if forced or if the last write is long enough ago: see
         `flush_seconds`.
 
         Returns:
@@ -321,7 +334,8 @@ class RunTables:
         self.commit()
         if not self._dirty:
             return True
-        if not force and time.monotonic() - self._last_write < self.flush_seconds:
+        started = time.monotonic()
+        if not force and started - self._last_write < max(self.flush_seconds, self._write_took / _WRITING_SHARE):
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         if "leaderboard" in self._dirty:
@@ -332,16 +346,11 @@ class RunTables:
             history = to_arrow(self.history, _HISTORY_COLUMNS)
             _write(self.folder / HISTORY, lambda path: pq.write_table(history, path))
         if "per_image" in self._dirty:
-            per_image = to_arrow(self.per_image, _PER_IMAGE_COLUMNS)
-            _write(self.folder / PER_IMAGE, lambda path: pq.write_table(per_image, path))
+            _write(self.folder / PER_IMAGE, self._images.write)
         self._dirty.clear()
         self._last_write = time.monotonic()
+        self._write_took = self._last_write - started
         return True
-
-
-def _owner(row: TableRow) -> tuple[str, str]:
-    """The trial and the split of an image. Version 0.1 had no other split."""
-    return row["id"], row.get("split") or VALIDATION
 
 
 def _plain(row: Mapping[str, Any], *required: str) -> TableRow:

@@ -4,29 +4,32 @@
     trials/<id>/                scalars and images of one trial, its hyperparameters and its status
 
 TensorBoard keeps the first record it reads of a trial's hyperparameters and of its end, but a trial's status changes.
-Both records are therefore in a separate file that sorts before the others and is replaced as a whole. A running or
-interrupted trial has no end record (TensorBoard shows its status as unknown) and no `status` hyperparameter. A
-TensorBoard that was started before a trial ended shows the end at once, and the `status` column after a restart.
+Both records are therefore written only when a trial ends, with its status: a running or interrupted trial is on the
+other pages, but not yet on the HParams page. They are written twice. A TensorBoard that already reads the trial finds
+them among its scalars. One that starts later finds them first in a separate file, which sorts before the others and is
+replaced as a whole if a failed trial is tried again.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import SummaryWriter
 
 from search_spaces import Choice, Distribution
+from sweeps.recording.event_files import EventFile, write_record
 from sweeps.recording.tables import STATUSES, plain_value
 from trainables.metrics.names import METRICS
 
@@ -66,12 +69,12 @@ class TensorBoardTrials:
         metrics: Sequence[str] = (),
     ) -> None:
         self.folder = Path(folder)
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, EventFile] = {}
         self._last_step: dict[str, dict[str, int]] = {}
         self._started: dict[str, float] = {}
         self._parameters = dict(parameters or {})
         self._metrics = dict.fromkeys(metrics)
-        self._configs: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, _Seen] = {name: _Seen() for name in self._parameters}
         self._created = time.time()
         self._experiment = b""
 
@@ -99,8 +102,13 @@ class TensorBoardTrials:
             found = f"{grid.dtype} of shape {grid.shape}"
             raise ValueError(f"image {tag} of {trial}: {found}, not uint8 of shape (H, W, 3)")
         if self._is_new(trial, tag, step):
+            picture = io.BytesIO()
+            Image.fromarray(grid).save(picture, "png")
+            image = Summary.Image(
+                height=grid.shape[0], width=grid.shape[1], colorspace=3, encoded_image_string=picture.getvalue()
+            )
             writer = self._open(trial)
-            writer.add_image(tag, grid, int(step), dataformats="HWC")
+            writer.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
             writer.flush()
 
     def restart(self, trial: str, step: int) -> None:
@@ -118,7 +126,7 @@ class TensorBoardTrials:
         status: str,
         step: int | None = None,
     ) -> None:
-        """Write or replace a trial's or control's row of the HParams page.
+        """Write or replace a trial's or control's row of the HParams page; a trial that has not ended gets none yet.
 
         Args:
             config: dotted hyperparameter name -> value. Numbers, booleans and strings are kept, also NumPy's. Tuples,
@@ -142,21 +150,21 @@ class TensorBoardTrials:
 
         settings = {name: plain_value(value) for name, value in config.items() if value is not None}
         started = self._started.setdefault(trial, time.time())
+        for name, value in settings.items():
+            self._seen.setdefault(name, _Seen()).add(value)
+        self._metrics.update(dict.fromkeys(metrics))
+        self._declare()
+        if status not in _END:  # see the module; what is known of an earlier attempt stays
+            return
         start = plugin_data_pb2.SessionStartInfo(group_name=trial, start_time_secs=started)
         for name, value in settings.items():
             _set(start.hparams[name], value)
-        summaries = [start]
-        if status in _END:
-            start.hparams["status"].string_value = status
-            end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
-            summaries.append(end)
-            # Also among the scalars, because a running TensorBoard reads new records only there.
-            self._open(trial)._get_file_writer().add_summary(_summary(end))
-            self._close(trial)
-        self._configs[trial] = settings
-        self._metrics.update(dict.fromkeys(metrics))
-        _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", summaries)
-        self._declare()
+        start.hparams["status"].string_value = status
+        end = plugin_data_pb2.SessionEndInfo(status=_END[status], end_time_secs=time.time())
+        for message in (start, end):
+            self._open(trial).add(_summary(message))
+        self._close(trial)
+        _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", [start, end])
 
     def close(self) -> None:
         """Close all files. A later write opens its file again."""
@@ -170,9 +178,10 @@ class TensorBoardTrials:
         wall_time: float | None = None,
     ) -> None:
         for step, scalars in rows:
-            for tag, value in scalars.items():
-                if value is not None and self._is_new(trial, tag, step):
-                    self._open(trial).add_scalar(tag, float(value), int(step), walltime=wall_time)
+            new = {tag: value for tag, value in scalars.items() if value is not None and self._is_new(trial, tag, step)}
+            if new:
+                values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in new.items()]
+                self._open(trial).add(Summary(value=values), step, wall_time)
         if rows:
             self._open(trial).flush()
 
@@ -184,12 +193,12 @@ class TensorBoardTrials:
         self._last_step[trial][tag] = int(step)
         return step != last
 
-    def _open(self, trial: str, purge_step: int | None = None) -> SummaryWriter:
+    def _open(self, trial: str, purge_step: int | None = None) -> EventFile:
         if trial not in self._writers:
             first = self.folder / trial / f"{_FIRST_NAME}.hparams"
             if not first.exists():
                 _replace(first, [])
-            self._writers[trial] = SummaryWriter(str(self.folder / trial), purge_step=purge_step)
+            self._writers[trial] = EventFile(self.folder / trial, purge_step)
         return self._writers[trial]
 
     def _close(self, trial: str) -> None:
@@ -198,12 +207,7 @@ class TensorBoardTrials:
 
     def _declare(self) -> None:
         """Write the experiment: names, types and ranges of hyperparameters, and the metrics."""
-        configs = self._configs.values()
-        names = dict.fromkeys([*self._parameters, *(name for config in configs for name in config)])
-        infos = [
-            _info(name, [config[name] for config in configs if name in config], self._parameters.get(name))
-            for name in names
-        ]
+        infos = [_info(name, seen, self._parameters.get(name)) for name, seen in self._seen.items()]
         infos.append(api_pb2.HParamInfo(name="status", type=api_pb2.DATA_TYPE_STRING, differs=True))
         metrics = [_metric(name) for name in self._metrics]
         experiment = api_pb2.Experiment(time_created_secs=self._created, hparam_infos=infos, metric_infos=metrics)
@@ -223,26 +227,47 @@ def _set(field: Any, value: bool | int | float | str | None) -> None:
         field.string_value = str(value)
 
 
-def _info(name: str, seen: Sequence[Any], distribution: Distribution | None) -> api_pb2.HParamInfo:
+@dataclass
+class _Seen:
+    """The values that trials have had of one hyperparameter, in a size that does not grow with the trials."""
+
+    kinds: set[type] = field(default_factory=set)
+    finite: set[float] = field(default_factory=set)
+    """The least and the greatest number."""
+    texts: set[str] = field(default_factory=set)
+    """Two different values at most."""
+
+    def add(self, value: Any) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        self.kinds.add(float if number else type(value))
+        if number and math.isfinite(value):
+            self.finite = {min(*self.finite, value), max(*self.finite, value)} if self.finite else {value}
+        if len(self.texts) < 2:
+            self.texts.add(repr(value))
+
+
+def _info(name: str, seen: _Seen, distribution: Distribution | None) -> api_pb2.HParamInfo:
     """A hyperparameter's type and range: those of its distribution, widened by the values seen."""
+    known = _Seen(set(seen.kinds), set(seen.finite))
+    numbers = set(seen.finite)
     if isinstance(distribution, Choice):
-        known = [*distribution.values, *seen]
-    elif distribution is not None:
-        known = [distribution.low, distribution.high, *seen]
+        declared: tuple[Any, ...] = tuple(distribution.values)
+        numbers |= {v for v in declared if isinstance(v, int | float) and math.isfinite(v)}
     else:
-        known = list(seen)
-    info = api_pb2.HParamInfo(name=name, differs=distribution is not None or len(set(map(repr, seen))) > 1)
-    if all(isinstance(value, bool) for value in known):
+        declared = (distribution.low, distribution.high) if distribution is not None else ()
+    for value in declared:
+        known.add(value)
+    info = api_pb2.HParamInfo(name=name, differs=distribution is not None or len(seen.texts) > 1)
+    if known.kinds <= {bool}:
         info.type = api_pb2.DATA_TYPE_BOOL
         info.domain_discrete.extend([False, True])
-    elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+    elif known.kinds <= {float}:
         info.type = api_pb2.DATA_TYPE_FLOAT64
-        finite = [value for value in known if math.isfinite(value)]
         if isinstance(distribution, Choice):
-            info.domain_discrete.extend(sorted(set(map(float, finite))))
-        elif finite:
-            info.domain_interval.min_value = min(finite)
-            info.domain_interval.max_value = max(finite)
+            info.domain_discrete.extend(sorted(set(map(float, numbers))))
+        elif known.finite:
+            info.domain_interval.min_value = min(known.finite)
+            info.domain_interval.max_value = max(known.finite)
     else:
         info.type = api_pb2.DATA_TYPE_STRING
     return info
@@ -277,11 +302,10 @@ def _replace(path: Path, messages: Sequence[Any]) -> None:
     temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}.tmp")
     now = time.time()
     with open(temporary, "wb") as file:
-        records = RecordWriter(file)
         start = SessionLog(status=SessionLog.START)
         events = [Event(file_version="brain.Event:2"), Event(session_log=start)]
         events += [Event(summary=_summary(message)) for message in messages]
         for event in events:
             event.wall_time = now
-            records.write(event.SerializeToString())
+            write_record(file, event.SerializeToString())
     os.replace(temporary, path)

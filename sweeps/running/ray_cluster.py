@@ -121,7 +121,7 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
                 # Its own limit of 30 s is too short on a busy machine.
                 if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
                     raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
-        watch = RayWatch(lost, folder)
+        watch = RayWatch(lost, folder.parent)
         try:
             end_on_sigterm()  # Ray has replaced the handler
             yield

@@ -15,7 +15,6 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -23,6 +22,7 @@ from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, 
 from sweeps.planning.confirmation import FIRST_SEED, Confirmation, leaders
 from sweeps.planning.confirmation import trial_id as confirmation_id
 from sweeps.recording.tables import TableRow, confirming, has_ended
+from sweeps.running.optuna_study import Journal, RecentTPE
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
 from trainables.common.errors import InputError, one_line
 from trainables.training.launch import FAILED
@@ -122,7 +122,7 @@ class SweepSearch(Searcher):
             old.unlink()
         self._study = optuna.create_study(
             study_name=space.name,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
+            storage=JournalStorage(Journal(str(journal))),
             direction="maximize" if mode == "max" else "minimize",
         )
         self._confirming = {
@@ -242,12 +242,12 @@ class SweepSearch(Searcher):
             trial.set_user_attr(name, value)
         return config
 
-    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+    def _sampler(self, number: int) -> RecentTPE:
         """TPE, seeded for each trial: a resumed sweep proposes the same as one that was not interrupted."""
         with warnings.catch_warnings():
             # Multivariate sampling and the constant liar are marked experimental: their interface may change.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
+            return RecentTPE(
                 seed=int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0]),
                 n_startup_trials=max(len(self._queue), LEAST_RANDOM),
                 multivariate=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data_loading, latent_step, preparation, sinsr_step, sweep_cost, training_options
+from benchmarks import data_loading, latent_step, many_trials, preparation, sinsr_step, sweep_cost, training_options
 from sweeps.planning.run_folder import LOG, RUN_SETTINGS
 from sweeps.recording.progress import Progress, log_to, logger
 from sweeps.recording.tables import RunTables
@@ -30,6 +30,13 @@ def test_sinsr_step_keeps_attention_at_the_same_levels(tmp_path: Path) -> None:
     small, large = (sinsr_step.benchmark_settings("sample", 1, size, tmp_path).network for size in (64, 128))
     for network in (small, large):
         assert [network.image_size // r for r in network.attention_resolutions] == [2]
+
+
+def test_many_trials_run_through_the_recorder(tmp_path: Path) -> None:
+    rows = many_trials.measure(tmp_path, trials=24, images=3, concurrent=4)
+    assert re.search(r"^ +4 - 24 +\d", rows[1])
+    trials = RunTables(tmp_path).load().leaderboard
+    assert len(trials) == 24 and {row["status"] for row in trials} == {"finished", "stopped"}
 
 
 def test_timeline_follows_trials_over_midnight(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
-"""The fault injector: `python -m tests.faults --runs 100 --seed 0 --table docs/reliability.md`.
+"""The fault injector: `python -m tests.faults --runs 100 --seed 0 --table table.md`.
 
 Each run has one fault, drawn with the seed. It is a real sweep from the real command line; afterwards it is resumed
-and compared with an undisturbed one.
+and compared with an undisturbed one. With `--work DIR` the outcomes are kept in DIR, and another call goes on from
+them: the faults with the fewest runs come first, and the table counts all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults.inject import Bench, Outcome, all_faults
@@ -23,21 +26,33 @@ def main() -> int:
     flags.add_argument("--seed", type=int, default=0, help="of the faults, their places and moments (0)")
     flags.add_argument("--only", default="", metavar="A,B", help="only faults whose names contain one of these texts")
     flags.add_argument("--work", type=Path, default=None, metavar="DIR", help="keep all runs in this folder")
+    flags.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many minutes")
     flags.add_argument("--table", type=Path, default=None, metavar="FILE", help="write the table of outcomes here")
     given = flags.parse_args()
     names = [name for name in all_faults() if any(text in name for text in given.only.split(","))]
-    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
-        bench = Bench(given.work or Path(temporary), given.seed)
-        for k in range(given.runs):
+        work = given.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        bench, record = Bench(work, given.seed), work / "outcomes.jsonl"
+        outcomes = [Outcome(**json.loads(line)) for line in record.open()] if record.exists() else []
+        tried = Counter(outcome.fault for outcome in outcomes)
+        started = time.monotonic()
+        for _ in range(given.runs):
+            if time.monotonic() - started > given.minutes * 60:
+                break
             # Every kind as often as every other, in a new order each time.
-            order = random.Random(given.seed + k // len(names)).sample(names, len(names))
-            name = order[k % len(names)]
-            started = time.monotonic()
-            outcome = bench.run(name, random.Random(f"{given.seed} {k}"))
+            least = min(tried[name] for name in names)
+            name = random.Random(f"{given.seed} {least}").choice([name for name in names if tried[name] == least])
+            began = time.monotonic()
+            outcome = bench.run(name, random.Random(f"{given.seed} {name} {tried[name]}"))
+            tried[name] += 1
             outcomes.append(outcome)
-            seconds = time.monotonic() - started
-            print(f"{k + 1:4} {seconds:5.0f} s  {name}: {'; '.join(outcome.problems) or 'survived'}", flush=True)
+            with record.open("a") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+            seconds = time.monotonic() - began
+            print(
+                f"{len(outcomes):4} {seconds:5.0f} s  {name}: {'; '.join(outcome.problems) or 'survived'}", flush=True
+            )
             if given.table:
                 given.table.write_text(table(outcomes, given.seed), encoding="utf-8")
     survived = sum(not outcome.problems for outcome in outcomes)

@@ -69,7 +69,7 @@ class Bench:
         # In the middle of the first trial, or of the second one.
         results = self.killed(*random.choice((("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))))
         self._number += 1
-        own = self.work / f"run-{self._number}"
+        own = self.work / f"run-{os.getpid()}-{self._number}"
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(results, own, symlinks=True)
         return only_run(own)
@@ -89,7 +89,7 @@ class Bench:
         else:
             found = PLACES[name](self, random) if name in PLACES else MACHINES[name](self, random)
         if not found:
-            shutil.rmtree(self.work / f"run-{self._number}", ignore_errors=True)
+            shutil.rmtree(self.work / f"run-{os.getpid()}-{self._number}", ignore_errors=True)
         return Outcome(name, found)
 
     def _folder(self, name: str, random: random.Random) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeps.recording.tables import read_rows
-from tests.faults.runs import Sweep, signal_all
+from tests.faults.runs import ENDED, Sweep, signal_all
 
 FolderFault = Callable[[Path, random.Random], None]
 LiveFault = Callable[[Sweep, Path, random.Random], None]
@@ -42,7 +42,7 @@ def _unfinished(run: Path) -> list[str]:
     return [
         row["id"]
         for row in read_rows(run / "leaderboard.parquet")
-        if row["kind"] == "trial" and row["status"] != "finished"
+        if row["kind"] == "trial" and row["status"] not in ENDED
     ]
 
 

@@ -32,6 +32,7 @@ FLAGS = (
 )
 """Three trials of a few seconds each, without a confirmation."""
 PATIENCE = 600.0  # seconds, on a busy machine; a sweep that takes longer hangs
+ENDED = ("finished", "stopped")
 MEASURED = ("val/", "loss/", "weighted/")
 
 
@@ -131,8 +132,9 @@ class Results:
         )
 
     @property
-    def finished(self) -> set[str]:
-        return {id for id, row in self.trials.items() if row["status"] == "finished"}
+    def ends(self) -> dict[str, tuple[str, int]]:
+        """Trial -> its status and its last step."""
+        return {id: (row["status"], row["steps"]) for id, row in self.trials.items()}
 
 
 def _measured(row: TableRow) -> dict[str, Any]:
@@ -149,15 +151,15 @@ def problems(run: Path, expected: Results, before: Results, output: str, status:
     """
     found = [] if status == 0 else [f"exit status {status}"]
     now = Results.of(run)
-    if now.finished != set(expected.trials):
-        found.append(f"finished: {sorted(now.finished)}")
+    if now.ends != expected.ends:
+        found.append(f"trials: {now.ends}")
     for id, row in before.trials.items():
-        if row["status"] == "finished":
+        if row["status"] in ENDED:
             changed = [name for name, value in row.items() if now.trials[id].get(name) != value]
             if changed:
-                found.append(f"{id} had finished and changed: {', '.join(changed)}")
+                found.append(f"{id} had ended and changed: {', '.join(changed)}")
             if re.search(rf" {id} starts", output):
-                found.append(f"{id} had finished and was trained again")
+                found.append(f"{id} had ended and was trained again")
     for name in ("reports", "images"):
         ours, theirs = getattr(now, name), getattr(expected, name)
         if ours.keys() != theirs.keys():

@@ -28,7 +28,12 @@ class Page:
     """The HParams page's own backend on a folder."""
 
     def __init__(self, folder: Path) -> None:
-        multiplexer = plugin_event_multiplexer.EventMultiplexer()
+        self._folder, self._multiplexer = folder, plugin_event_multiplexer.EventMultiplexer()
+        self.reload()
+
+    def reload(self) -> None:
+        """Reads what was written since, as a running TensorBoard does."""
+        folder, multiplexer = self._folder, self._multiplexer
         multiplexer.AddRunsFromDirectory(str(folder))
         multiplexer.Reload()
         provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))

@@ -102,7 +102,7 @@ def test_installed_command_answers_anywhere_within_five_seconds(
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ([], f"{PROJECT}: error: COMMAND is missing; expected one of run, data, restore, export; see --help"),
+        ([], f"{PROJECT}: error: COMMAND is missing; expected one of run, compare, data, restore, export; see --help"),
         (["nosuch"], f"{PROJECT}: error: COMMAND: invalid choice: 'nosuch'"),
         (["run", "--nosuch"], f"{PROJECT} run: error: unrecognized arguments: --nosuch"),
         (["run", "--space", "nosuch"], f"{PROJECT} run: error: --space nosuch"),

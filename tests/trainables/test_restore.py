@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no trial": (["{tmp}", "{in}", "{out}"], "FINISHED .*: has no readable settings.json .*best/ of a run"),
     "no method": (["{other}", "{in}", "{out}"], "FINISHED .*: a trial of sharpen; expected a finished trial, such as"),
     "no input": (["{trial}", "{tmp}/nowhere", "{out}"], "INPUT .*nowhere: no such file or folder"),
-    "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no pictures in it; expected \.jpg"),
+    "empty": (["{trial}", "{other}", "{out}"], r"INPUT .*: no images in it: give a folder with \.jpg"),
     "inside": (["{trial}", "{in}", "{in}/new/out"], "OUTPUT .*: is inside INPUT"),
     "equal": (["{trial}", "{in}", "{in}/../in", "--overwrite"], "OUTPUT .*: is inside INPUT"),
     "itself": (["{trial}", "{in}/a.png", "{in}", "--overwrite"], "OUTPUT .*a.png is one of the pictures to restore"),

@@ -90,7 +90,7 @@ class Build:
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
-        (self.work.base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (self.work.base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         _save_half(trained, self.work.base / "unet")
 
     def finished(self) -> None:

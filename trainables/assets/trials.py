@@ -107,8 +107,8 @@ def _finish(checkpoint: Path, folder: Path) -> None:
     kind, architecture = describe(checkpoint / WEIGHTS)
     weights = {name: tensor.to(torch.float16) for name, tensor in load_file(checkpoint / WEIGHTS).items()}
     save_weights(folder / WEIGHTS, weights, kind, architecture)
-    settings = json.loads((checkpoint / SETTINGS).read_text())
+    settings = json.loads((checkpoint / SETTINGS).read_text(encoding="utf-8"))
     settings["data.source"] = SAMPLE
     for name in ("base.weights", "first_stage.weights"):
         settings[name] = SHIPPED
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,12 +37,15 @@ class CannotRun(RuntimeError):
 
 
 def one_line(text: object) -> str:
-    """An exception or a text of other software as a part of a message: no line breaks, at most 300 characters.
+    """An exception or a text of other software as a part of a message: no line breaks or colours of a terminal, at most
+    300 characters.
 
-    An exception without a text is named by its type.
+    A longer text keeps its start and its end: the cause may be at either. An exception without a text is named by its
+    type.
     """
-    line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
-    return line if len(line) <= 300 else f"{line[:297]}..."
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(text))
+    line = " ".join(plain.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    return line if len(line) <= 300 else f"{line[:145]} ... {line[-150:]}"
 
 
 @contextmanager

@@ -122,12 +122,12 @@ class Location:
     def files(self, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
         """The files below this folder with one of these suffixes, in any case.
 
-        Skips hidden files and folders, and links to folders, which may be circular.
+        Skips hidden files and folders. Follows links to folders; see `_walk` for circular ones.
 
         Returns:
             Their sorted names relative to the folder, and their stamps, int64 (N, 2).
         """
-        # pyarrow would enter hidden and linked local folders.
+        # pyarrow would enter hidden folders, and circular links.
         found = _objects(self) if self.store else self._walk()
         kept = sorted(each for each in found if each[0].lower().endswith(suffixes) and "/." not in f"/{each[0]}")
         if self.store:
@@ -175,13 +175,33 @@ class Location:
             return filesystem.get_file_info(path)
 
     def _walk(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The files below a local folder, those of linked folders too.
+
+        Every folder is entered once, or a photograph would be in two splits under two names: a folder of the tree by
+        its own name, any other by that of the first link to it. A link to a folder that holds this one is not followed.
+        """
+
         def refuse(error: OSError) -> None:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror}): a part of {self}") from error
 
-        for folder, subfolders, files in os.walk(self.path, onerror=refuse):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            below = folder[len(self.path) :].lstrip("/")
-            yield from (((f"{below}/{file}" if below else file), (0, 0)) for file in files)
+        entered: set[tuple[int, int]] = set()
+        above = os.path.realpath(self.path)
+        starts = [self.path]
+        while starts:
+            links: list[str] = []
+            for start in starts:
+                for folder, subfolders, files in os.walk(start, onerror=refuse):
+                    status = os.stat(folder)
+                    if (status.st_dev, status.st_ino) in entered:
+                        subfolders[:] = []
+                        continue
+                    entered.add((status.st_dev, status.st_ino))
+                    subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                    linked = (os.path.join(folder, name) for name in subfolders)
+                    links += [path for path in linked if os.path.islink(path)]
+                    below = folder[len(self.path) :].lstrip("/")
+                    yield from (((f"{below}/{file}" if below else file), (0, 0)) for file in files)
+            starts = [link for link in links if not f"{above}/".startswith(f"{os.path.realpath(link).rstrip('/')}/")]
 
 
 def locate(text: str) -> Location:

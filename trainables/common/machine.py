@@ -56,7 +56,7 @@ def address_space() -> float:
 def _own_cgroups() -> Iterator[Path]:
     """The folders of this process's control groups and of all above them, of both versions of the interface."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -71,14 +71,14 @@ def _own_cgroups() -> Iterator[Path]:
 def _numbers(path: Path) -> tuple[float, ...]:
     """The numbers in a file, "max" as infinity; empty if it does not exist."""
     try:
-        return tuple(math.inf if word == "max" else float(word) for word in path.read_text().split())
+        return tuple(math.inf if word == "max" else float(word) for word in path.read_text(encoding="utf-8").split())
     except (OSError, ValueError):
         return ()
 
 
 def _statistic(path: Path, name: str) -> float:
     try:
-        found = dict(line.split() for line in path.read_text().splitlines())
+        found = dict(line.split() for line in path.read_text(encoding="utf-8").splitlines())
         return float(found.get(name, 0))
     except (OSError, ValueError):
         return 0.0

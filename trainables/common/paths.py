@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from trainables.common.errors import InputError
 from trainables.common.units import byte_text
@@ -25,6 +26,10 @@ ROOT = Path(__file__).parents[2]
 """The folder of our packages: a checkout, or the site-packages of an environment."""
 
 
+_SECRET_OPTION = re.compile("secret|password|passwd|token|signature|credential|access_?key|api_?key", re.IGNORECASE)
+"""Names of a URI's options that hold secrets."""
+
+
 def is_checkout() -> bool:
     """Whether the code runs from a checkout; otherwise pip installed it."""
     return (ROOT / "pyproject.toml").is_file()
@@ -35,20 +40,43 @@ def is_uri(root: str) -> bool:
 
 
 def refuse_secrets(name: str, uri: str) -> None:
-    """Refuses a URI with a password in it, because settings are saved with the results, where others can read them.
+    """Refuses a URI with a secret in it, because settings are saved with the results, where others can read them.
+
+    Looks at the login before a host, also of a URI inside the query, at the names of the query, and at all of it
+    percent-encoded.
 
     Raises:
-        InputError: the URI is invalid or has a password; names the flag, without the password.
+        InputError: the URI is invalid or has a secret; names the flag, without the secret.
     """
+    if not is_uri(uri):
+        return
     try:
-        place = urlsplit(uri).netloc if is_uri(uri) else ""
+        urlsplit(uri)
     except ValueError as error:
         raise InputError(f"{name}: not a URI ({error}); expected one such as s3://bucket/folder") from None
-    if ":" in place.rpartition("@")[0]:
+    if any(map(_has_secret, _decoded(uri))):
         raise InputError(
             f"{name}: contains credentials, which would be saved with the results; give them as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or in your cloud's own profile"
         )
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """A text, and what it is when it is percent-decoded again and again."""
+    while True:
+        yield text
+        if (decoded := unquote(text)) == text:
+            return
+        text = decoded
+
+
+def _has_secret(uri: str) -> bool:
+    logins = [re.split("[/?#&]", after)[0].rpartition("@")[0] for after in uri.split("://")[1:]]
+    query = [option.partition("=") for option in re.split("[?&]", uri)[1:]]
+    logins += [value.rpartition("@")[0] for _, _, value in query if "://" not in value]
+    return any(":" in text for login in logins for text in _decoded(login)) or any(
+        _SECRET_OPTION.search(key) for key, _, _ in query
+    )
 
 
 def check_writable(flag: str, path: Path) -> None:

@@ -36,6 +36,8 @@ def parser(prog: str = PROG) -> Flags:
     prepare.add_argument("--preset", default="sample", help=f"one of {', '.join(PRESETS)} (sample)")
     prepare.add_argument("--method", default="", help=f"one of {', '.join(METHODS)} (the preset's)")
     prepare.add_argument("--data", default="", metavar="SOURCE", help="a folder, .txt, .parquet or URI (the preset's)")
+    prepare.add_argument("--data-input", default="", metavar="DIR", help="degraded images of pairs, instead of --data")
+    prepare.add_argument("--data-target", default="", metavar="DIR", help="their targets, under the same file names")
     prepare.add_argument("--store", default="results/store", metavar="DIR", help="a folder or URI (results/store)")
     prepare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     prepare.add_argument("--cpus", type=whole(0), default=0, metavar="N", help="number of processes (all cores)")

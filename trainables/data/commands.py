@@ -22,6 +22,7 @@ from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset
+from trainables.settings.sources import check_sources, given_sources
 
 _REASONS = 5  # rejected photographs to show
 
@@ -32,7 +33,7 @@ def prepare_command(flags: argparse.Namespace) -> int:
     if not flags.store:
         raise InputError("--store is empty; expected a folder or URI")
     root = store_root(flags.store)
-    if not is_uri(root):
+    if not is_uri(root) and not Path(root).exists():
         check_writable("--store", Path(root))
     if flags.address:
         check_address(flags.address)
@@ -43,10 +44,12 @@ def prepare_command(flags: argparse.Namespace) -> int:
     from trainables.images.sources.source import open_source
     from trainables.methods.build import method_class
 
-    source = open_source(settings.data.source)
+    source = open_source(settings.data.source, settings.data.input)
     test = bool(tested_photographs(settings, source, local_root(root)))
     stages = needed_stages(settings, root, method_class(settings.method).columns(settings), source, test)
     missing = [stage for stage in stages if not stage.exists]
+    if missing and not is_uri(root):
+        check_writable("--store", Path(root))
     pairs = pairs_of(settings, read_photographs(settings, missing, local_root(root), source))
     for stage in stages:
         state = f"{stage.rows} rows, {byte_text(stage.bytes)}" if stage in missing else "already prepared"
@@ -84,9 +87,10 @@ def _trial(flags: argparse.Namespace) -> TrialSettings:
     assigned = assignments(flags.set, "pairs.train_pairs=5000")
     values: dict[str, object] = dict(assigned)
     method = flags.method or values.get("method", chosen.trial.method)
-    refuse_secrets("--data", flags.data)
-    refuse_secrets("--store", flags.store)
-    values |= {"method": method} | ({"data.source": flags.data} if flags.data else {})
+    check_sources(flags.data, flags.data_input, flags.data_target)
+    for name in ("data", "data_input", "data_target", "store"):
+        refuse_secrets(f"--{name.replace('_', '-')}", getattr(flags, name))
+    values |= {"method": method} | given_sources(flags.data, flags.data_input, flags.data_target)
     settings = override(chosen.trial, {**chosen.methods.get(str(method), {}), **values})
     for name, how in chosen.needs:
         if name == "data.source" and not settings.data.source:
@@ -151,11 +155,11 @@ def _flat(key: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 def rejected_of(path: Path) -> dict[str, str]:
     """Image -> the reason why it is not in a store of pairs."""
-    import pyarrow.parquet as pq
+    from trainables.common.parquet import read_table
 
     table = path / "rejected.parquet"
     try:
-        return {row["name"]: row["reason"] for row in pq.read_table(table).to_pylist()} if table.exists() else {}
+        return {row["name"]: row["reason"] for row in read_table(table).to_pylist()} if table.exists() else {}
     except (OSError, LookupError, ValueError) as error:
         raise InputError(f"{table}: cannot be read ({one_line(error)}); delete {path} to prepare it again") from None
 

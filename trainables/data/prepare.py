@@ -11,9 +11,9 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
 
 from trainables.common.errors import InputError
+from trainables.common.locks import locked
 from trainables.common.paths import PARTIAL
 from trainables.data.prepared import (
     Prepared,
@@ -72,7 +72,7 @@ def prepare(
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
             allows, or a damaged store.
     """
-    source = open_source(settings.data.source)
+    source = open_source(settings.data.source, settings.data.input)
     stages = needed_stages(settings, root, columns, source, test)
     make_stores(settings, stages, device, progress, run, source)
     return open_stores(settings, stages)
@@ -114,7 +114,7 @@ def read_photographs(
     wanted = list(dict.fromkeys(stage.split for stage in stages if stage.name == "pairs"))
     if not wanted:
         return {}
-    source = source or open_source(settings.data.source)
+    source = source or open_source(settings.data.source, settings.data.input)
     return {split: source.of_trial(settings, split, cache) for split in wanted}
 
 
@@ -223,13 +223,13 @@ def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
 def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
     """Holds this machine's locks of these stores, always taken in the same order, so that two callers cannot deadlock.
 
-    Removes the temporary files of killed writers.
+    Removes the temporary files of killed writers. Where there are no locks, two callers write the same bytes.
     """
     with ExitStack() as held:
         for folder in sorted(folders, key=lambda folder: folder.name):
             folder.local.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.local.with_name(f".{folder.name}.lock")))
-            for left in folder.local.glob(f".*{PARTIAL}"):
+            alone = held.enter_context(locked(folder.local.with_name(f".{folder.name}.lock")))
+            for left in folder.local.glob(f".*{PARTIAL}") if alone else ():
                 left.unlink(missing_ok=True)
         yield
 

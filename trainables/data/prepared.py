@@ -130,5 +130,5 @@ def _check_pairs(pairs: Path, place: Path) -> None:
     content.
     """
     expected = hashlib.sha256((pairs / MANIFEST).read_bytes()).hexdigest()
-    if place != pairs and json.loads((place / MANIFEST).read_text())["made_from"] != expected:
+    if place != pairs and json.loads((place / MANIFEST).read_text(encoding="utf-8"))["made_from"] != expected:
         raise InputError(f"{place}: was made from other pairs than {pairs} holds; delete it to prepare it again")

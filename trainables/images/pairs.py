@@ -221,7 +221,7 @@ def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: in
     height, width = photograph.pixels.shape[:2]
     short = min(height, width)
     if short < size:
-        raise InputError(f"{photograph.name}: {width} x {height} is smaller than image_size={size}: remove it")
+        raise InputError(f"{photograph.name}: {width} x {height} is smaller than pairs.image_size={size}: remove it")
     matched = isinstance(photograph, MatchedPhotograph)
     shrink = 1.0 if matched else rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
     best, most = None, -1.0

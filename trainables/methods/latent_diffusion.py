@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
 from torch import nn
 
 from trainables.common.errors import blamed_on
@@ -27,7 +26,7 @@ from trainables.networks.stable_diffusion import (
     widen_conv_in,
 )
 from trainables.pretrained.identity import base_identity
-from trainables.pretrained.weights_file import read_safetensors
+from trainables.pretrained.lora_file import read_lora
 from trainables.settings import TrialSettings
 
 
@@ -71,14 +70,13 @@ class LatentDiffusion(StableDiffusionMethod):
 
 def _load_lora(unet: UNet2DConditionModel, path: Path) -> None:
     """Loads updates into a UNet that has updates of the same rank, scale and layers."""
-    state = read_safetensors(path)
-    with safe_open(path, "pt") as file:
-        differences = lora_differences(unet, state, file.metadata() or {})
+    state, metadata = read_lora(path, unet)
+    differences = lora_differences(unet, state, metadata)
     if differences:
         theirs, ours = (
             " ".join(f"lora.{name}={_typed(values[side])}" for name, values in differences.items()) for side in (0, 1)
         )
-        raise ValueError(f"its metadata has {theirs}, the trial {ours}; expected {theirs} or another file")
+        raise ValueError(f"it has {theirs}, the trial {ours}; expected {theirs} or another file")
     load_lora_state_dict(unet, state)
 
 

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainables.networks.checkpoint_files import load_strictly, read_weights
+
 _DISTANCES_AT_ONCE = 2**24  # (latent, code) pairs per search of the nearest codes: 64 MiB of float32
 
 
@@ -143,13 +145,12 @@ def load_vq_f4(path: str | Path) -> VQModel:
             raise ValueError(f"{path} has no vq_config in its metadata; it must be a file written by save_vq_f4")
         model = VQModel.from_config(json.loads(config))
     elif path.suffix in {".pth", ".pt", ".ckpt"}:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        state = read_weights(path, without=("loss.",))  # of its adversarial training
         model = _build_for_ldm(state)
         weights = convert_ldm_state_dict(state)
     else:
         raise ValueError(f"{path} is not an autoencoder; give .safetensors, .pth, .pt, .ckpt or a diffusers folder")
-    model.load_state_dict(weights, strict=True)
+    load_strictly(model, weights)
     return model.eval()
 
 

@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from trainables.networks.autoencoder import convert_ldm_state_dict, downsampling, ldm_architecture
+from trainables.networks.checkpoint_files import load_strictly, read_weights
 
 
 class DenseBlock(nn.Module):
@@ -218,10 +219,7 @@ def load_official_cfw(path: str | Path) -> tuple[AutoencoderKL, ControllableFeat
         ValueError: weights without fusion modules.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
-    # Lightning uses classes as keys of its callbacks' states; a harmless class replaces the one in the file.
-    with torch.serialization.safe_globals([(object, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    state = read_weights(Path(path), without=("loss.",))
     vae_weights, cfw_weights = convert_official_cfw(state)
     widths, layers = ldm_architecture(state)
     vae = AutoencoderKL(
@@ -232,8 +230,8 @@ def load_official_cfw(path: str | Path) -> tuple[AutoencoderKL, ControllableFeat
         latent_channels=state["post_quant_conv.weight"].shape[1],
     )
     cfw = ControllableFeatureWrapping(vae.config.block_out_channels, vae.config.norm_num_groups)
-    vae.load_state_dict(vae_weights, strict=True)
-    cfw.load_state_dict(cfw_weights, strict=True)
+    load_strictly(vae, vae_weights)
+    load_strictly(cfw, cfw_weights)
     return vae.eval(), cfw.eval()
 
 

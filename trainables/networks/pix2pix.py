@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables.networks.checkpoint_files import load_strictly, read_weights
+
 
 class UNetGenerator(nn.Module):
     """Translates an image into another of the same size.
@@ -180,8 +182,10 @@ def load_pix2pix(path: str | Path) -> UNetGenerator:
         ValueError: not a U-Net generator.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weights = convert_official_generator(state) if isinstance(state, Mapping) else {}
+    try:
+        weights = convert_official_generator(read_weights(Path(path)))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a Pix2Pix generator: {error}") from None
     if not {"down.0.conv.weight", "up.0.conv.weight"} <= weights.keys():
         raise ValueError(f"{path} is not a Pix2Pix generator; it must hold the weights of the official UnetGenerator")
     ngf, in_channels = weights["down.0.conv.weight"].shape[:2]
@@ -192,7 +196,7 @@ def load_pix2pix(path: str | Path) -> UNetGenerator:
         ngf=ngf,
         norm="batch" if "up.1.norm.weight" in weights else "instance" if "up.1.conv.bias" in weights else "none",
     )
-    model.load_state_dict(weights)
+    load_strictly(model, weights)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 _ADAPTER = "default"
-_LORA_METADATA = "lora_adapter_metadata"
+LORA_METADATA = "lora_adapter_metadata"
 # Configuration keys that a ControlNet shares with its UNet, because it is a copy of the UNet's encoder.
 _COPIED = (
     "in_channels",
@@ -135,7 +135,7 @@ def lora_metadata(unet: UNet2DConditionModel) -> dict[str, str]:
     _require_lora(unet)
     config = unet.peft_config[_ADAPTER]
     adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
-    return {_LORA_METADATA: json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
+    return {LORA_METADATA: json.dumps({f"unet.{name}": value for name, value in adapter.items()})}
 
 
 def lora_differences(
@@ -158,15 +158,15 @@ def lora_differences(
     own = unet.peft_config[_ADAPTER]
     own_scale, own_targets = own.lora_alpha / own.r, sorted(own.target_modules)
     try:
-        written = json.loads(metadata.get(_LORA_METADATA, "{}"))
+        written = json.loads(metadata.get(LORA_METADATA, "{}"))
         rank = written.get("unet.r", own.r)
         alpha = written.get("unet.lora_alpha", rank * own_scale)
         scale = alpha / (math.sqrt(rank) if written.get("unet.use_rslora") else rank)
         targets = written.get("unet.target_modules")
         targets = sorted(map(str, targets)) if isinstance(targets, list) else None  # or a pattern
     except (ValueError, AttributeError, TypeError, ArithmeticError):
-        found = metadata[_LORA_METADATA]
-        raise ValueError(f"{_LORA_METADATA} is {found!r:.100}; it must be the JSON of an adapter's settings") from None
+        found = metadata[LORA_METADATA]
+        raise ValueError(f"{LORA_METADATA} is {found!r:.100}; it must be the JSON of an adapter's settings") from None
     if several := written.get("unet.alpha_pattern"):
         raise ValueError(f"alpha_pattern is {several!r:.100}; there must be one lora_alpha for all layers")
     differences: dict[str, tuple[Any, Any]] = {}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainables.networks.checkpoint_files import load_strictly, weights_in
 from trainables.networks.swin import NORM_GROUPS, GroupNorm32, SwinLayer
 
 
@@ -245,22 +246,20 @@ class SwinUNet(nn.Module):
     def load_official_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads weights of the official `UNetModelSwin`, strictly.
 
-        Accepts its checkpoints: the weights themselves or under `"state_dict"`, with or without the `"module."` prefix
-        of distributed training. The buffers `relative_position_index` and `attn_mask` follow from the configuration and
-        are ignored. If this network's windows are smaller, as for a smaller `image_size`, their position biases are the
-        inner part of the official tables: a bias belongs to an offset between two pixels, and smaller windows have only
-        small offsets.
+        Accepts its checkpoints, wrapped as `weights_in` says. The buffers `relative_position_index` and `attn_mask`
+        follow from the configuration and are ignored. If this network's windows are smaller, as for a smaller
+        `image_size`, their position biases are the inner part of the official tables: a bias belongs to an offset
+        between two pixels, and smaller windows have only small offsets.
 
         Raises:
             RuntimeError: parameters missing, unexpected or of other shapes; the message names them.
         """
-        weights = state.get("state_dict", state)
         derived = (".relative_position_index", ".attn_mask")
-        weights = {k.removeprefix("module."): v for k, v in weights.items() if not k.endswith(derived)}
+        weights = {name: value for name, value in weights_in(state).items() if not name.endswith(derived)}
         own = self.state_dict()
         for name in (name for name in weights if name.endswith(".relative_position_bias_table") and name in own):
             weights[name] = _inner_offsets(weights[name], len(own[name]))
-        self.load_state_dict(weights)
+        load_strictly(self, weights)
 
 
 def _inner_offsets(table: Tensor, offsets: int) -> Tensor:

@@ -33,7 +33,10 @@ def _files_read(folder: Path) -> list[Path]:
     names = {"config.json", "scheduler_config.json", SETTINGS, "weights.safetensors"}
     index = folder / SHARDS
     # If there is an index, diffusers reads its shards and ignores a single weights file.
-    names |= {SHARDS, *json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {PART_WEIGHTS}
+    if index.is_file():
+        names |= {SHARDS, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    else:
+        names.add(PART_WEIGHTS)
     return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 

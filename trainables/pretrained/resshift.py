@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
 from trainables.diffusion.resshift import ResShiftDiffusion
+from trainables.networks.checkpoint_files import read_checkpoint
 from trainables.networks.swin_unet import SwinUNet
 from trainables.pretrained.identity import resshift_identity, unequal
 from trainables.pretrained.shipped import teacher_path
@@ -59,7 +60,7 @@ def load_teacher(settings: TrialSettings, device: torch.device | str = "cpu") ->
 
 def load_official_swin_unet(network: SwinUNet, path: Path) -> None:
     """Loads a .pth file of ResShift or SinSR into `network`. Such a file names no schedule and no autoencoder."""
-    network.load_official_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_official_state_dict(read_checkpoint(path))
 
 
 def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:

@@ -27,6 +27,12 @@ def require(holds: bool, name: str, value: object, accepted: str) -> None:
         raise InputError(f"{name}={value}: expected {accepted}")
 
 
+def require_all(*checks: tuple[bool, str, object, str]) -> None:
+    """Raises one InputError for all checks that fail: (holds, name, value, accepted) as in `require`."""
+    if failed := [f"{name}={value}: expected {accepted}" for holds, name, value, accepted in checks if not holds]:
+        raise InputError("; ".join(failed))
+
+
 def require_within(section: str, settings: Any) -> None:
     """Raises InputError for a field outside its limits. The upper limits of network sizes are far above any useful
     size; they keep a typing error from filling the machine's memory.

@@ -93,8 +93,8 @@ class LoRASettings:
         scale: factor of the updates, alpha / rank in the paper, so that their size does not depend on the rank.
         targets: layers to adapt, by the ends of their names.
         dropout: dropout probability at the input of the updates while training, in [0, 1).
-        weights: path of a `pytorch_lora_weights.safetensors` to start from, as written by `trainables.export` and
-            diffusers.
+        weights: path of a LoRA to start from, of the same rank, scale and layers: a safetensors file of
+            `trainables.export`, diffusers, peft or kohya's scripts, or a folder with one.
     """
 
     rank: int = setting(32, within=Limits(0, 4096, "a rank of 1 to 4096, or 0 to train the whole UNet"))

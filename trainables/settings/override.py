@@ -36,24 +36,30 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
     All changes are applied together, so that fields that must agree can change in one call.
 
     Raises:
-        InputError: an unknown name, a value of the wrong type, or a value that the settings refuse.
+        InputError: unknown names, values of the wrong type, or values that the settings refuse.
     """
     known = flatten(settings)
-    for name in changes:
-        if name not in known:
-            raise InputError(f"{name}: no such setting; nearest: {', '.join(_nearest(name, known))}")
+    if unknown := [name for name in changes if name not in known]:
+        raise InputError(
+            "; ".join(f"{name}: no such setting; nearest: {', '.join(_nearest(name, known))}" for name in unknown)
+        )
     return typing.cast("T", _replace(settings, changes, ""))
 
 
 def _replace(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
     hints = _type_hints(settings.__class__)
-    values = {}
+    values, errors = {}, []
     for item in dataclasses.fields(settings):
         name, value = f"{prefix}{item.name}", getattr(settings, item.name)
-        if dataclasses.is_dataclass(value):
-            values[item.name] = _replace(value, changes, f"{name}.")
-        elif name in changes:
-            values[item.name] = _convert(name, changes[name], hints[item.name])
+        try:
+            if dataclasses.is_dataclass(value):
+                values[item.name] = _replace(value, changes, f"{name}.")
+            elif name in changes:
+                values[item.name] = _convert(name, changes[name], hints[item.name])
+        except InputError as error:  # all that is wrong is told at once
+            errors.append(str(error))
+    if errors:
+        raise InputError("; ".join(errors))
     return dataclasses.replace(settings, **values)
 
 

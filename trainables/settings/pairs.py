@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.common.errors import InputError
+from trainables.settings.checks import require_all
 from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
 from trainables.settings.setting import section, setting
 
-PAIRS_VERSION = 2  # part of the key of prepared pairs: raise it when the same settings give other pixels
+PAIRS_VERSION = 3  # part of the key of prepared pairs: raise it when the same settings give other pixels
 
 Split = Literal["train", "validation", "test"]
 """`train` trains, `validation` steers the search, `test` is measured by the confirmation and the controls alone."""
@@ -60,22 +60,33 @@ class PairSettings:
     print: PrintSettings = section(PrintSettings, simulated=True, unless=("pairs.simulator", "super_resolution"))
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.scale, int) and 1 <= self.scale <= 16
-        _require(whole, "scale", self.scale, "a whole number, 1 to 16")
-        for name in ("image_size", "validation_size", *(["test_size"] if self.test_size else [])):
+        printed = self.simulator == "print_to_camera"
+        known_scale = type(self.scale) is int and 1 <= self.scale <= 16
+        checks = [
+            (known_scale, "pairs.scale", self.scale, "a whole number, 1 to 16"),
+            (
+                not printed or self.scale == 1,
+                "pairs.scale",
+                self.scale,
+                "1: pairs.simulator=print_to_camera keeps the size",
+            ),
+            (0 <= self.colour_swap_prob <= 1, "pairs.colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1"),
+            (type(self.test_size) is int, "pairs.test_size", self.test_size, "a whole number"),
+        ]
+        if known_scale:
+            least = max(4 * self.scale, SMALLEST_PRINT if printed else 0)
+            accepted = f"a multiple of pairs.scale={self.scale}, {least} to {LARGEST_SIDE}"
+            for name in ("image_size", "validation_size", *(["test_size"] if self.test_size else [])):
+                value = getattr(self, name)
+                fits = isinstance(value, int) and least <= value <= LARGEST_SIDE and value % self.scale == 0
+                checks.append((fits, f"pairs.{name}", value, accepted))
+        for name, fewest in (("train_pairs", 1), ("validation_pairs", 1), ("test_pairs", 0)):
             value = getattr(self, name)
-            least = max(4 * self.scale, SMALLEST_PRINT if self.simulator == "print_to_camera" else 0)
-            fits = isinstance(value, int) and least <= value <= LARGEST_SIDE and value % self.scale == 0
-            _require(fits, name, value, f"a multiple of scale={self.scale}, {least} to {LARGEST_SIDE}")
-        for name, least in (("train_pairs", 1), ("validation_pairs", 1), ("test_pairs", 0)):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and least <= value <= MOST_PAIRS, name, value, f"{least} to {MOST_PAIRS}")
-        whole = isinstance(self.variants, int) and 1 <= self.variants <= 1000
-        _require(whole, "variants", self.variants, "1 to 1000")
-        _require(isinstance(self.test_size, int), "test_size", self.test_size, "a whole number")
-        _require(0 <= self.colour_swap_prob <= 1, "colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1")
-        alike = self.simulator != "print_to_camera" or self.scale == 1
-        _require(alike, "scale", self.scale, "1: pairs.simulator=print_to_camera keeps the size")
+            fits = isinstance(value, int) and fewest <= value <= MOST_PAIRS
+            checks.append((fits, f"pairs.{name}", value, f"{fewest} to {MOST_PAIRS}"))
+        whole = type(self.variants) is int and 1 <= self.variants <= 1000
+        checks.append((whole, "pairs.variants", self.variants, "1 to 1000"))
+        require_all(*checks)
 
     def size_of(self, split: Split) -> int:
         """Side of the square targets of a split, pixels."""
@@ -92,8 +103,3 @@ class PairSettings:
             "validation": self.validation_pairs,
             "test": self.test_pairs,
         }[split]
-
-
-def _require(accepted: bool, name: str, value: object, expected: str) -> None:
-    if not accepted:
-        raise InputError(f"pairs.{name}={value}: expected {expected}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
-from trainables.settings.checks import LARGEST_SEED, SHARE, require_within
+from trainables.settings.checks import LARGEST_SEED, SHARE, require, require_within
 from trainables.settings.setting import Limits, setting
 
 SAMPLE, SHIPPED = "sample", "shipped"
@@ -19,6 +20,8 @@ class DataSettings:
         source: "sample" (17 photographs that need no download); a folder of photographs, or of pairs (`input/` and
             `target/`, `LQ/` and `GT/`, ...); a .txt of paths; a .parquet, or a folder of them; or the URI of
             one of these, such as `s3://bucket/photographs`. See docs/data.md.
+        input: folder of the degraded photographs of pairs, whose targets have the same names in the folder `source`;
+            empty if `source` holds both, or photographs to simulate them from.
         seed: seed of the crops and degradations of the training pairs; equal for all trials of a sweep.
         validation_share: share of the photographs on which the search is steered, above 0 to 0.5.
         test_share: share of the photographs on which only the confirmation is measured, 0 to 0.5; 0 for none.
@@ -34,6 +37,7 @@ class DataSettings:
     """
 
     source: str = setting(SAMPLE, path="images", builtin=(SAMPLE,), flag="--data")
+    input: str = setting("", path="images", flag="--data-input")
     seed: int = setting(0, within=(0, LARGEST_SEED))
     validation_share: float = setting(0.1, within=Limits(0, 0.5, "above 0, to 0.5", open_low=True))
     test_share: float = setting(0.1, within=(0, 0.5))
@@ -42,7 +46,10 @@ class DataSettings:
     window_shards: int = setting(0, within=(0, 1_000_000))
 
     def __post_init__(self) -> None:
-        refuse_secrets("data.source", self.source)
+        for name in ("source", "input"):
+            refuse_secrets(f"data.{name}", getattr(self, name))
+        targets = not self.input or self.source not in ("", SAMPLE)
+        require(targets, "data.input", self.input, "data.source=FOLDER too, with the targets of these images")
         require_within("data", self)
 
 
@@ -74,3 +81,25 @@ class BaseSettings:
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), hub=True, restores="frozen part")
     revision: str = setting("", restores="frozen part")
+
+
+def check_sources(data: str, data_input: str, data_target: str) -> None:
+    """Checks the flags `--data`, `--data-input` and `--data-target`.
+
+    Raises:
+        InputError: one folder of pairs without the other, or `--data` with them.
+    """
+    folders = {"--data-input": data_input, "--data-target": data_target}
+    given = [flag for flag, folder in folders.items() if folder]
+    for flag in folders:
+        if given and flag not in given:
+            raise InputError(f"{given[0]} {folders[given[0]]}: needs {flag} DIR, the other images of the pairs")
+    if given and data:
+        raise InputError(f"--data {data}: --data-input and --data-target name the images; give one or the other")
+
+
+def given_sources(data: str, data_input: str, data_target: str) -> dict[str, object]:
+    """Dotted name -> value, of the settings that these flags change."""
+    if data_input:
+        return {"data.source": data_target, "data.input": data_input}
+    return {"data.source": data, "data.input": ""} if data else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainables.settings.checks import require
+from trainables.settings.checks import require, require_all
 from trainables.settings.diffusion import (
     CCSRSettings,
     CFWSettings,
@@ -84,17 +84,19 @@ class TrialSettings:
 
     def _check_swin_unet(self) -> None:
         latent = self.pairs.image_size // self.autoencoder.factor
-        require(
-            self.network.image_size == latent,
-            "network.image_size",
-            self.network.image_size,
-            f"{latent}, the latent size of pairs.image_size={self.pairs.image_size}",
-        )
-        require(
-            self.pairs.scale == self.autoencoder.factor,
-            "pairs.scale",
-            self.pairs.scale,
-            f"{self.autoencoder.factor}: ResShift conditions on the degraded image at latent size",
+        require_all(
+            (
+                self.network.image_size == latent,
+                "network.image_size",
+                self.network.image_size,
+                f"{latent}, the latent size of pairs.image_size={self.pairs.image_size}",
+            ),
+            (
+                self.pairs.scale == self.autoencoder.factor,
+                "pairs.scale",
+                self.pairs.scale,
+                f"{self.autoencoder.factor}: ResShift conditions on the degraded image at latent size",
+            ),
         )
 
     def _check_timesteps(self, name: str, steps: int) -> None:

@@ -4,7 +4,8 @@ state.pt            weights, averages, optimisers, scalers, step, report: plain 
 weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift)
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step, to look at
-grid.png            input | output | target, to look at
+grid.png            input | output | target of a few images, to look at
+validation.png      these of more images, for the report; test.png, of the test images, after the last step
 checksums.json      SHA-256 of the files above, see `checkpoint_folders.py`
 """
 
@@ -23,6 +24,7 @@ from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.pictures import PICTURES
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
 
@@ -32,8 +34,8 @@ def write_checkpoint(
 ) -> None:
     """Writes all files of a checkpoint into an existing folder.
 
-    They take about 16 bytes per trained parameter, and 4 more for the weights alone; the rest is under a megabyte.
-    Frozen weights are not written.
+    They take about 16 bytes per trained parameter, and 4 more for the weights alone; pictures take about 20 MB
+    a split if images are many or large, on the sample 0.8 MB. Frozen weights are not written.
     """
     settings, validation = method.settings, report.validation
     state = {
@@ -52,8 +54,11 @@ def write_checkpoint(
     with ema.applied():
         weights = {name.removeprefix(weights_prefix(method)): tensor for name, tensor in method.result().items()}
         save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(report.step))
-    (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1))
+    (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1), encoding="utf-8")
     validation.write(folder, report.step)
+    for split, measured in {"validation": validation, "test": report.test}.items():
+        if measured is not None and measured.pictures is not None:
+            measured.pictures.write(folder / PICTURES[split])
 
 
 def report_of(folder: Path, state: dict[str, Any]) -> Report:

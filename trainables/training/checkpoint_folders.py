@@ -90,10 +90,15 @@ def damage(folder: Path) -> str:
     A checkpoint of version 0.1 has no checksums. There, only those inside the archive of its state are checked.
     """
     try:
-        if not (folder / CHECKSUMS).exists():
+        if not _is_own_file(folder, CHECKSUMS):
+            if not _is_own_file(folder, STATE):
+                return f"{STATE} is missing"
             with zipfile.ZipFile(folder / STATE) as archive:
                 return f"{STATE} is damaged at {wrong}" if (wrong := archive.testzip()) else ""
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]
+        # A checkpoint of somebody else must not make us read other files, or one that never ends.
+        if strange := [name for name in {STATE, *sums} if not _is_own_file(folder, name)]:
+            return f"{strange[0]!r} is no file of its own"
         changed = [name for name in {STATE, *sums} if _sha256(folder / name) != sums.get(name)]
         return f"the content of {', '.join(changed)} has changed since it was written" if changed else ""
     except Exception as error:  # of a damaged archive or text: many types
@@ -107,6 +112,11 @@ def _age(folder: Path) -> tuple[int, float]:
         return int(number), 0.0
     state = folder / STATE
     return -1, state.stat().st_mtime if state.exists() else 0.0
+
+
+def _is_own_file(folder: Path, name: str) -> bool:
+    path = folder / name
+    return Path(name).name == name and path.is_file() and not path.is_symlink()
 
 
 def _sha256(path: Path) -> str:

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from trainables.common.parquet import read_table
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
 from trainables.metrics.names import test_name
 from trainables.metrics.stability import measure_stability
+from trainables.training.pictures import Pictures, evenly_spaced, kept_rows
 
 GRID_IMAGES = 4
 TEST_DRAW = 2**30
@@ -36,11 +38,13 @@ class Validation:
         per_image: metric name -> (N,) values in the order of `images`.
         images: names of the validation pairs.
         grid: uint8 (H, W, 3), one row of input | output | target for each of a few evenly spaced pairs.
+        pictures: these of more pairs; None if the validation was read or received, not measured.
     """
 
     per_image: dict[str, np.ndarray]
     images: list[str]
     grid: np.ndarray
+    pictures: Pictures | None = None
 
     @property
     def test_means(self) -> dict[str, float]:
@@ -60,8 +64,7 @@ class Validation:
     @classmethod
     def read(cls, folder: Path) -> Validation:
         """What `write` wrote."""
-        with open(folder / PER_IMAGE, "rb") as file:
-            table = pq.read_table(file)
+        table = read_table(folder / PER_IMAGE)
         names = [name for name in table.column_names if name not in ("step", "image")]
         per_image = {name: table[name].to_numpy() for name in names}
         return cls(per_image, table["image"].to_pylist(), np.asarray(Image.open(folder / GRID).convert("RGB")))
@@ -92,8 +95,8 @@ def validate(
         rank, world: this worker among those that share the batches; each worker returns the whole result.
     """
     parts: dict[int, dict[str, Tensor]] = {}  # first row of a batch -> values
-    shown = set(np.linspace(0, prepared.validation_rows - 1, GRID_IMAGES).round().astype(int).tolist())
-    grids: dict[int, Tensor] = {}
+    shown: list[int] | None = None
+    pictures: dict[int, np.ndarray] = {}
     noises = (validation_batches(prepared, batch, device, draw + k, rank, world) for k in range(draws))
     for pairs, *others in zip(*noises, strict=True):
         target = pairs["target"] * 0.5 + 0.5
@@ -101,17 +104,21 @@ def validate(
         values = [metrics(restored, target) for restored in restorations]
         measured = values[0] | (measure_stability(values, restorations) if others else {})
         rows = pairs["noise_key"][:, 0].tolist()
+        shown = kept_rows(prepared.validation_rows, *target.shape[-2:]) if shown is None else shown
         parts[rows[0]] = {name: value.cpu() for name, value in measured.items()}
         for k, row in enumerate(rows):
             if row in shown:
                 degraded = F.interpolate(pairs["degraded"][k : k + 1] * 0.5 + 0.5, target.shape[-2:], mode="nearest")
-                grids[row] = torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2).cpu()
+                both = torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2)
+                pictures[row] = (both * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     if world > 1:
-        parts, grids = _of_all(parts, world), _of_all(grids, world)
+        parts, pictures = _of_all(parts, world), _of_all(pictures, world)
     ordered = [parts[row] for row in sorted(parts)]
     per_image = {name: torch.cat([part[name] for part in ordered]).numpy() for name in ordered[0]}
-    grid = (torch.cat([grids[row] for row in sorted(grids)], dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Validation(per_image, prepared.validation_names, grid)
+    names, kept = prepared.validation_names, sorted(pictures)
+    grid = np.concatenate([pictures[kept[k]] for k in sorted(set(evenly_spaced(len(kept), GRID_IMAGES)))])
+    kept_pictures = Pictures([names[row] for row in kept], np.stack([pictures[row] for row in kept]))
+    return Validation(per_image, names, grid, kept_pictures)
 
 
 def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:

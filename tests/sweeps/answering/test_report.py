@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from sweeps.answering.charts import Dot, Line, line_chart, scatter
 from sweeps.answering.report import write_report
 from sweeps.recording.tables import RunTables
+from trainables.training.pictures import PICTURES, Pictures
 
 METRIC, TEST_METRIC = "val/st_lpips", "test/st_lpips"
 VOID = {"meta", "img", "br"}
@@ -29,12 +31,17 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.texts: list[str] = []
+        self.strips: list[list[dict[str, str]]] = []  # pictures of each image
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "article":
+            self.strips.append([])
+        if tag == "img" and ("class", "picture") in attrs:
+            self.strips[-1].append({name: value or "" for name, value in attrs})
         if tag not in VOID:
             self.open.append(tag)
 
@@ -75,6 +82,7 @@ def folder(tmp_path: Path) -> Path:
         tables.upsert_trial(row)
         for step in range(0, steps + 1, 100):
             losses = {"loss/inversion": 5.0, "loss/ground_truth": 0.01, "weighted/inversion": 5.0 * inversion}
+            losses["weighted/ground_truth"] = 0.01
             report = {"id": name, "step": step, METRIC: row[METRIC] + 0.1 * (300 - step) / 300}
             tables.add_report(report | (losses if step else {}))
     tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", METRIC: 0.4, TEST_METRIC: 0.4})
@@ -97,19 +105,24 @@ def test_the_page_has_everything(folder: Path) -> None:
         "failed",
     ):
         assert part in text, part
-    for title in ("Leaderboard", "Confirmed on the test photographs", "ST-LPIPS by hyperparameter", "Learning curves"):
+    for title in ("Leaderboard", "Intervals in numbers", "ST-LPIPS by hyperparameter", "Learning curves"):
         assert title in page.texts
-    assert "Loss terms of 1:1:1" in page.texts
-    charts = [value for name, value in page.attributes if name == "aria-label"]
-    assert charts[:-1] == [
+    assert "Loss terms of 1:1:1" in page.texts and "Means on the test photographs" in page.texts
+    charts = [value or "" for name, value in page.attributes if name == "aria-label"]
+    assert "Importance of each hyperparameter" not in charts  # three configurations say nothing of it
+    assert any(chart.startswith("t001 (inversion 0.1, width 1): +0.0") for chart in charts)
+    winner = next(name for name in ("c001", "c003", "c005") if f"weighted mean, {name} over step" in charts)
+    assert charts[-8:] == [
         "ST-LPIPS over sinsr.inversion",
         "ST-LPIPS over net.width",
         "ST-LPIPS over step",
         "raw mean over step",
         "weighted mean over step",
+        f"weighted mean, {winner} over step",
+        "share of the total in %, baseline over step",
+        f"share of the total in %, {winner} over step",
     ]
-    assert charts[-1] in [f"weighted mean, {name} over step" for name in ("c001", "c003", "c005")]
-    assert sorted(name for name in path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("state.js")]
 
 
 def test_page_shows_costs_of_trials_and_controls_ahead_of_the_winner(folder: Path) -> None:
@@ -137,31 +150,77 @@ def test_a_sweep_whose_trials_all_failed_has_a_page(tmp_path: Path) -> None:
     assert "No trial finished, so there is no answer." in page.texts and "ms a step" not in page.texts
 
 
-def test_page_loads_nothing_and_runs_no_script(folder: Path) -> None:
+def test_page_is_complete_in_itself(folder: Path) -> None:
+    """No request to anywhere; files of the run are linked by relative paths. Texts of trials stay texts."""
     text = write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")
     page = Page(text)
-    assert not {"script", "link", "iframe", "b"} & set(page.tags)
-    assert not [value for name, value in page.attributes if name in ("src", "href") or name.startswith("on")]
+    assert not {"link", "iframe"} & set(page.tags) and page.tags.count("script") == 1
+    urls = [value or "" for name, value in page.attributes if name in ("src", "href")]
+    assert urls and all(url.startswith(("#", "../")) for url in urls)
+    assert not [value for name, value in page.attributes if name.startswith("on")]
     assert "url(" not in text and "@import" not in text and "http" not in text
-    assert any("<b>&\"'" in part for part in page.texts)  # the label, escaped
+    assert any("<b>&\"'" in part for part in page.texts)
     assert any("<script>alert(1)</script>" in (value or "") for name, value in page.attributes if name == "title")
 
 
-def test_pictures_are_embedded(folder: Path) -> None:
-    baseline, confirmed = ["t000"], ("c001", "c003", "c005")
-    steps_of = {"bicubic": (0,), "t003": (100,), "t000": (300,), **dict.fromkeys(confirmed, (100, 300))}
-    for shade, (name, steps) in enumerate(steps_of.items()):
-        for step in steps:
-            file = folder / "trials" / name / f"checkpoint_{step:06d}" / "grid.png"
-            file.parent.mkdir(parents=True)
-            Image.fromarray(np.full((4, 6, 3), 10 * shade + step // 100, dtype=np.uint8)).save(file)
-    page = Page(write_report(folder, METRIC, baseline).read_text(encoding="utf-8"))
-    sources = [value for name, value in page.attributes if name == "src" and value is not None]
-    files = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
-    assert len(files) == 3  # winner, baseline, control
-    winners = [(folder / "trials" / name / "checkpoint_000300" / "grid.png").read_bytes() for name in confirmed]
-    assert files[0] in winners
-    assert any("(inversion 0.1, width 1), step 300" in part for part in page.texts) and "bicubic" in page.texts
+def keep_pictures(folder: Path, name: str, split: str, images: list[str], shade: int, side: int = 4) -> None:
+    """input | output | target of every image, each of one shade; the output of the trial's own."""
+    rows = np.zeros((len(images), side, 3 * side, 3), dtype=np.uint8)
+    rows[:, :, side : 2 * side], rows[:, :, 2 * side :] = shade, 200
+    control = name == "bicubic"
+    place = folder / "trials" / name / ("" if control else "checkpoint_000300")
+    place.mkdir(parents=True, exist_ok=True)
+    Pictures(images, rows).write(place / PICTURES[split])
+
+
+def test_pictures_of_the_telling_images_stand_side_by_side(folder: Path) -> None:
+    for split in ("validation", "test"):
+        images = [f"{split} {photograph}@{i}" for photograph in "abcdef" for i in range(2)]
+        for shade, name in enumerate(("bicubic", "t000", "c000", "c001", "c002", "c003", "c004", "c005")):
+            keep_pictures(folder, name, split, images[1:], 100 + shade)
+    page = Page(write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8"))
+    tables = RunTables(folder).load()
+    values = {(row["id"], row["image"]): row for row in tables.per_image}
+    alts = [value or "" for name, value in page.attributes if name == "alt"]
+    winner = next(alt.split()[1] for alt in alts if alt.startswith("winner c"))
+    baseline = next(alt.split()[1] for alt in alts if alt.startswith("baseline c"))
+    gains = {
+        image: values[baseline, image][TEST_METRIC] - values[winner, image][TEST_METRIC]
+        for image in (f"test {photograph}@{i}" for photograph in "abcdef" for i in range(2))
+        if image != "test a@0"  # without a picture
+    }
+    cases = [value or "" for name, value in page.attributes if name == "data-title"]
+    ranked = sorted(gains, key=lambda image: gains[image])
+    for place, image in (("best", ranked[-1]), ("median", ranked[5]), ("worst", ranked[0])):
+        better = "better" if gains[image] > 0 else "worse"
+        said = f"{place}: winner {better} than baseline by {abs(gains[image]):.4f} ST-LPIPS"
+        assert any(case.startswith("Test photographs: ") and said in case and case.endswith(image) for case in cases)
+    assert any("most disputed between trials" in case for case in cases)
+    assert any(case.startswith("Validation photographs: ") for case in cases)
+
+    pictures = [
+        [dict(zip(("role", "alt", "src"), (a[name] for name in ("data-role", "alt", "src")), strict=True)) for a in row]
+        for row in page.strips
+    ]
+    assert len(pictures) == len(cases)
+    for row in pictures:
+        assert [each["role"] for each in row] == ["input", "bicubic", "baseline", "winner", "target"]
+        shades = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each["src"].partition(",")[2])))) for each in row]
+        assert [int(pixels.max()) for pixels in shades[:2]] == [0, 100] and int(shades[4].min()) == 200
+        assert shades[3].shape == (4, 4, 3)
+    assert all(alts) and sum(alt.startswith("error map of winner") for alt in alts) == len(cases)
+
+
+def test_large_images_are_cropped_and_damaged_ones_left_out(folder: Path) -> None:
+    images = ["validation a@0", "validation b@1"]
+    for shade, name in enumerate(("t000", "t001")):
+        keep_pictures(folder, name, "validation", images, shade, side=300)
+    page = Page(write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8"))
+    sizes = [Image.open(io.BytesIO(base64.b64decode(a["src"].partition(",")[2]))).size for a in page.strips[0]]
+    assert sizes == [(256, 256)] * 4
+    for name in ("t000", "t001"):
+        (folder / "trials" / name / "checkpoint_000300" / PICTURES["validation"]).write_bytes(b"cut off")
+    assert "Images" not in Page(write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")).texts
 
 
 def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:

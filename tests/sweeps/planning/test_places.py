@@ -132,3 +132,12 @@ def test_sigterm_does_what_ctrl_c_does() -> None:
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted: nothing was left\n")
     assert time.monotonic() - started < 10
+
+
+def test_nobody_else_can_enter_the_folder_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets everybody write into the folder that it is given."""
+    monkeypatch.setattr("sweeps.planning.temporary.temporary_root", lambda: tmp_path)
+    with session_folder() as folder:
+        assert folder.is_dir() and folder.parent.parent == tmp_path
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert not folder.parent.exists()

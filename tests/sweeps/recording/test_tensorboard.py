@@ -114,14 +114,12 @@ def sweep_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_lists_every_trial_with_its_status(sweep_folder: Path) -> None:
+def test_the_page_lists_every_trial_that_ended_with_its_status(sweep_folder: Path) -> None:
     page = Page(sweep_folder)
     assert {name: page.status(name) for name in page.groups} == {
         "t000": "STATUS_SUCCESS",
         "t001": "STATUS_SUCCESS",
         "t002": "STATUS_FAILURE",
-        "t003": "STATUS_UNKNOWN",
-        "t004": "STATUS_UNKNOWN",
         "bicubic": "STATUS_SUCCESS",
     }
     statuses = {name: page.hparams(name).get("status") for name in page.groups}
@@ -129,11 +127,40 @@ def test_the_page_lists_every_trial_with_its_status(sweep_folder: Path) -> None:
         "t000": "finished",
         "t001": "stopped",
         "t002": "failed",
-        "t003": None,
-        "t004": None,
         "bicubic": "control",
     }
     assert [session.name for session in page.groups["t001"].sessions] == ["t001"]  # no sub-runs
+
+
+STATUSES = {"finished": "STATUS_SUCCESS", "stopped": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
+
+
+@pytest.mark.parametrize("opened", ["before it starts", "while it runs", "after its end"])
+@pytest.mark.parametrize("late", ["", "running", "interrupted"])
+def test_a_trial_that_ended_has_its_status_whenever_tensorboard_was_started(
+    tmp_path: Path, opened: str, late: str
+) -> None:
+    """TensorBoard keeps the first record of a trial that it reads. A driver may also tell of a start or of an interrupt
+    after an end."""
+    board = TensorBoardTrials(tmp_path, {}, ["val/psnr"])
+    board.hparams("bicubic", {}, {"val/psnr": 19.0}, "control")
+    page = Page(tmp_path)
+    for status in STATUSES:
+        board.hparams(status, {"a": 1.0}, {}, "running")
+        board.report(status, 100, {"val/psnr": 20.0})
+    if opened == "while it runs":
+        page = Page(tmp_path)
+        page.reload()
+    for status in STATUSES:
+        board.hparams(status, {"a": 1.0}, {"val/psnr": 20.0}, status)
+        if late:
+            board.hparams(status, {"a": 1.0}, {}, late)
+    board.close()
+    if opened == "after its end":
+        page = Page(tmp_path)
+    page.reload()
+    assert {name: page.status(name) for name in STATUSES} == STATUSES
+    assert {name: page.hparams(name) for name in STATUSES} == {name: {"a": 1.0, "status": name} for name in STATUSES}
 
 
 def test_page_shows_hyperparameters_and_metrics(sweep_folder: Path) -> None:

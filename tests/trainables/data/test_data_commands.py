@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
+from trainables.common.locks import locked
 from trainables.data.__main__ import main
 from trainables.data.prepared import Prepared
 from trainables.data.stages.kinds import STAGE_OF
@@ -123,7 +123,8 @@ def test_prune_keeps_a_store_that_is_being_read(root: Path, capsys: pytest.Captu
 def test_prune_keeps_a_store_that_is_being_made(root: Path) -> None:
     (store,) = (each for each in stores_below(root) if each.path == the(root, "pairs-train"))
     lock = root / f".{store.name}.lock"
-    with FileLock(lock):
+    with locked(lock) as alone:
+        assert alone
         assert remove(store) == "it is in use" and store.path.exists()
         waited_for = lock.stat().st_ino
     assert remove(store) == "" and not store.path.exists()

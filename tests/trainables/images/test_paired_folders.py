@@ -193,13 +193,13 @@ def test_sizes_must_fit_the_scale(tmp_path: Path) -> None:
     assert len(_both(root, scale=4)) == 4
     with pytest.raises(
         InputError,
-        match=r"input/a/000\.png is 15 x 12 and target/a/000\.png 60 x 48: "
-        r"with pairs\.scale=1 its target must be 15 x 12",
+        match=r"4 of 4 pairs do not have pairs\.scale=1: input/a/000\.png is 15 x 12 and target/a/000\.png 60 x 48; "
+        r"its target must be 15 x 12, or give --set pairs\.scale=4, which fits all pairs",
     ):
         _load(root, "train", scale=1)
     _save(root / "target" / "a" / "002.png", _picture(2, 48, 61))  # one pixel too wide
     for split in SPLITS:
-        with pytest.raises(InputError, match=r"a/002\.png 61 x 48: .* its target must be 60 x 48"):
+        with pytest.raises(InputError, match=r"1 of 4 pairs .*a/002\.png 61 x 48; its target must be 60 x 48$"):
             _load(root, split, scale=4)
 
 
@@ -259,11 +259,11 @@ def test_small_targets_are_skipped(tmp_path: Path) -> None:
     for name in small:
         for side in ("input", "target"):
             _save(root / side / f"{name}.png", _picture(0, 30, 60))
-    with pytest.warns(UserWarning, match=r"3 of .* train images rejected: .*60 x 30, smaller than 32 px"):
+    with pytest.warns(UserWarning, match=r"3 of .* rejected: .*60 x 30, smaller than pairs\.image_size=32"):
         train = _load(root, "train", min_size=32)
     assert not set(small) & set(train.names)
     assert all(np.array_equal(degraded, 255 - target) for _, degraded, target in train)
-    with pytest.raises(InputError, match="every validation image is smaller than the 64 px needed"):
+    with pytest.raises(InputError, match=r"every validation image is smaller than pairs\.validation_size=64"):
         _load(root, "validation", min_size=64)
 
 

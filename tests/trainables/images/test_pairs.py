@@ -235,7 +235,7 @@ def test_broken_photograph_is_refused_on_access(tmp_path: Path, monkeypatch: pyt
 def test_invalid_pairs_are_refused(train: Photographs) -> None:
     with pytest.raises(IndexError, match="train pair 24: there are 24"):
         Pairs(train, SETTINGS, "train", 0)[24]
-    with pytest.raises(InputError, match=r"scene0: 60 x 90 is smaller than image_size=64"):
+    with pytest.raises(InputError, match=r"scene0: 60 x 90 is smaller than pairs.image_size=64"):
         Pairs([_scene(0, 90, 60)], SETTINGS, "train", 0)[0]
     with pytest.raises(InputError, match="train pairs need photographs"):
         Pairs([], SETTINGS, "train", 0)[0]

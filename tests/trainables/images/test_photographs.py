@@ -235,12 +235,12 @@ def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
 
 def test_too_small_images_are_rejected(tmp_path: Path) -> None:
     _folder(tmp_path, 6)
-    with pytest.raises(InputError, match=r"every train image is smaller than the 64 px needed.*48 x 40"):
+    with pytest.raises(InputError, match=r"every train image is smaller than pairs\.image_size=64.*48 x 40"):
         load_photographs(str(tmp_path), "train", min_size=64)
     _folder(tmp_path, 30, height=80, width=80)
     for number in range(30, 40):
         _picture(number).save(tmp_path / f"{number}.png")
-    with pytest.warns(UserWarning, match="train images rejected: .*smaller than 64 px"):
+    with pytest.warns(UserWarning, match=r"train images rejected: .*smaller than pairs\.image_size=64"):
         kept = load_photographs(str(tmp_path), "train", min_size=64)
     assert kept.sizes == [(80, 80)] * len(kept)
 

@@ -179,13 +179,13 @@ def test_row_group_is_read_once_for_ordered_rows(tmp_path: Path, monkeypatch: py
     parquet.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=5)
     train = load_photographs(str(tmp_path / "a.parquet"), "train")
     read: list[int] = []
-    whole = parquet.ParquetFile.read_row_group
+    whole = parquet.ParquetFile.iter_batches
 
-    def counted(file: parquet.ParquetFile, group: int, **options: object) -> pa.Table:
-        read.append(group)
-        return whole(file, group, **options)
+    def counted(file: parquet.ParquetFile, rows: int, row_groups: list[int], **options: object) -> object:
+        read.extend(row_groups)
+        return whole(file, rows, row_groups=row_groups, **options)
 
-    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
     assert len(list(train)) == len(train)
     assert read in ([0, 1, 2, 3], [1, 2, 3])  # one group may still be in memory from the check
     assert len(pickle.dumps(train)) < sum(map(len, images)) / 4  # the images are not pickled
@@ -218,6 +218,17 @@ def test_invalid_parquet_files_are_refused(tmp_path: Path, monkeypatch: pytest.M
     (folder / "a.parquet").unlink()
     monkeypatch.setattr(parquet_images, "MAX_GROUP_BYTES", 1000)
     refused(pa.table({"image": images}), r"b\.parquet: row group 0 holds .* GB, which has to fit into memory")
+
+
+def test_parquet_that_expands_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is stored once, in the dictionary of its column, and repeated in a thousand rows."""
+    picture = pa.array([_png(tmp_path, 0)])
+    repeated = pa.DictionaryArray.from_arrays(np.zeros(1000, np.int32), picture)
+    parquet.write_table(pa.table({"image": repeated}), tmp_path / "a.parquet", store_schema=False)
+    size = (tmp_path / "a.parquet").stat().st_size
+    monkeypatch.setattr(parquet_images, "MAX_GROUP_BYTES", 10 * size)
+    with pytest.raises(InputError, match=r"a\.parquet: row group 0 takes more than .* MB of memory: write it again"):
+        load_photographs(str(tmp_path / "a.parquet"), "train")
 
 
 def test_damaged_parquet_pages_are_named(tmp_path: Path) -> None:
@@ -279,7 +290,7 @@ def test_too_small_images_count_as_rejected(tmp_path: Path) -> None:
     root = _many(tmp_path, 30, 0)
     for number in range(30, 40):
         _save(root / f"{number:03d}.png", _picture(number, 20, 20))
-    with pytest.raises(InputError, match=r"20 x 20, smaller than 32 px.* --set data\.max_rejected="):
+    with pytest.raises(InputError, match=r"20 x 20, smaller than pairs.image_size=32.* --set data\.max_rejected="):
         open_source(str(root)).of_split("train", 32, 1, max_rejected=0.05)
 
 

@@ -264,7 +264,7 @@ def test_lora_file_must_match_the_trial(tmp_path: Path) -> None:
 
     with pytest.raises(InputError) as error:
         trained(scale=1.0, weights=str(file))
-    said = "its metadata has lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
+    said = "it has lora.scale=4, the trial lora.scale=1; expected lora.scale=4 or another file"
     assert str(error.value) == f"lora.weights={file}: {said}"
     with pytest.raises(InputError) as error:
         trained(scale=4.0, weights=str(file), targets=("to_q",))

@@ -182,13 +182,14 @@ def test_paths_become_absolute(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     def resolved(value: str) -> object:
         space = space_of(method, {}, monkeypatch)
-        return resolve(SweepSettings(space, set=((name, value),))).changes[method][name]
+        targets = (("data.source", "targets"),) if name == "data.input" else ()
+        return resolve(SweepSettings(space, set=((name, value), *targets))).changes[method][name]
 
     assert resolved("there") == str(tmp_path / "there")
     assert resolved("owner/name") == ("owner/name" if ROLES[name].hub else str(tmp_path / "owner/name"))
     for builtin in ROLES[name].builtin:
         assert resolved(builtin) == builtin
-    assert name == "data.source" or name in WEIGHT_PATHS
+    assert name in ("data.source", "data.input") or name in WEIGHT_PATHS
 
 
 @pytest.mark.parametrize("name", FLAGS)

@@ -36,7 +36,7 @@ def needed_stages(
         source: `settings.data.source` if it is already open.
         test: whether trials are measured on the test pairs too.
     """
-    source = source or open_source(settings.data.source)
+    source = source or open_source(settings.data.source, settings.data.input)
     # Trials without training steps read no training batch.
     trained: tuple[Split, ...] = ("train",) if settings.training.max_steps else ()
     splits: tuple[Split, ...] = (*trained, "validation", *(("test",) if test else ()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,9 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from trainables.common.errors import InputError
+from trainables.common.locks import take
 from trainables.data.stores.shard_format import MANIFEST
 
 STORE_KINDS = ("pairs", "latents", "targets", "restored")
@@ -23,6 +22,7 @@ WINDOWS = "windows"
 """Subfolder of a root for bucket stores with only some shards here; see `trainables.data.stores.mirror`."""
 _USED = ".used"
 _IN_USE = "it is in use"
+_NO_LOCKS = "its file system has no locks, which would tell whether it is in use; delete the folder yourself"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def stores_below(root: Path) -> list[Shelved]:
 def _look(path: Path, window: bool) -> Shelved:
     rows, whole = 0, False
     with suppress(OSError, ValueError, LookupError):
-        rows, whole = int(json.loads((path / MANIFEST).read_text())["rows"]), True
+        rows, whole = int(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["rows"]), True
     stats = []
     for file in path.iterdir():
         with suppress(OSError):  # a temporary file was renamed, or a shard was deleted to make room
@@ -116,31 +116,32 @@ def remove(store: Shelved) -> str:
     """Deletes a store unless a process reads or makes it; returns the reason if it was not deleted, else ""."""
     try:
         # The lock file is kept: another process may wait for it while a third creates a new one.
-        with FileLock(store.path.with_name(f".{store.path.name}.lock"), timeout=0):
-            if not _remove_manifest(store.path / MANIFEST):
-                return _IN_USE
+        lock = os.open(store.path.with_name(f".{store.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            taken = take(lock)
+            if taken:
+                taken = _remove_manifest(store.path / MANIFEST)
+            if not taken:
+                return _NO_LOCKS if taken is None else _IN_USE
             shutil.rmtree(store.path)
-    except Timeout:
-        return _IN_USE
+        finally:
+            os.close(lock)
     except OSError as error:
         return error.strerror or str(error)
     return ""
 
 
-def _remove_manifest(manifest: Path) -> bool:
+def _remove_manifest(manifest: Path) -> bool | None:
     """Deletes the manifest first, so that an interrupted removal leaves an unfinished store, not a damaged one.
 
-    Returns whether it is deleted. An open `Store` holds a shared lock on it, and no store can be opened during the
-    removal.
+    Returns whether it is deleted; None if nothing tells whether the store is in use. An open `Store` holds a shared
+    lock on it, and no store can be opened during the removal.
     """
     try:
         with manifest.open("r+b") as file:  # network file systems lock only files opened for writing
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            manifest.unlink()
+            taken = take(file.fileno())
+            if taken:
+                manifest.unlink()
+            return taken
     except FileNotFoundError:
         return True
-    except PermissionError:
-        raise
-    except OSError:  # locked, or the file system has no locks
-        return False
-    return True

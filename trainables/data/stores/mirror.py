@@ -6,9 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from filelock import FileLock
-
 from trainables.common.errors import InputError
+from trainables.common.locks import locked
 from trainables.common.paths import write_whole
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.inventory import WINDOWS
@@ -44,7 +43,7 @@ def mirror(folder: StoreFolder) -> None:
     if (local / MANIFEST).exists():
         return
     local.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(local.with_name(f".{local.name}.lock")):
+    with locked(local.with_name(f".{local.name}.lock")):
         if (local / MANIFEST).exists():
             return
         manifest = bytes(folder.read(MANIFEST))

@@ -7,7 +7,6 @@ share one copy. The format is in `shard_format`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -16,16 +15,16 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 
 from trainables.common.errors import InputError, one_line
+from trainables.common.locks import locked, take
 from trainables.data.stores.shard_format import (
     FORMAT,
     MANIFEST,
@@ -39,6 +38,9 @@ from trainables.data.stores.shard_format import (
 
 if TYPE_CHECKING:
     from trainables.data.stores.folder import StoreFolder
+
+
+_ATTEMPTS = 3  # to map a shard that was fetched, where there are no locks
 
 
 class _Mapped(NamedTuple):
@@ -82,11 +84,11 @@ class Store:
         """Keeps a shared lock on the manifest, which tells other processes that the store is in use."""
         file = os.open(self.path / MANIFEST, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(OSError):  # it is only read; a lock keeps others from deleting it meanwhile
+            take(file, shared=True, wait=True)
 
     def _open(self, verify: bool) -> None:
-        self.manifest = json.loads((self.path / MANIFEST).read_text())
+        self.manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         if self.manifest.get("format") != FORMAT:
             raise self._damaged(f"its format is {self.manifest.get('format')}, expected {FORMAT}")
         self.columns = {name: Column(c["dtype"], tuple(c["shape"])) for name, c in self.manifest["columns"].items()}
@@ -147,23 +149,29 @@ class Store:
     def _map_fetched(self, number: int) -> _Mapped:
         """Maps a shard, fetching it from the source if it is not here, and makes room for it."""
         file = self._file(number)
-        with self._lock(file):
-            if not file.exists() or file.stat().st_size != self._shards[number].bytes:
-                assert self._source is not None
-                self._source.fetch(file.name, self._shards[number].sha256, file)
-            now = time.time_ns()
-            os.utime(file, ns=(now, now))  # marks it as in use for the other processes of this machine
-            mapped = self._map(number)
+        with self._lock(file) as alone:
+            for attempt in range(1 if alone else _ATTEMPTS):
+                if not file.exists() or file.stat().st_size != self._shards[number].bytes:
+                    assert self._source is not None
+                    self._source.fetch(file.name, self._shards[number].sha256, file)
+                now = time.time_ns()
+                try:
+                    os.utime(file, ns=(now, now))  # marks it as in use for the other processes of this machine
+                    mapped = self._map(number)
+                    break
+                except FileNotFoundError:  # without locks, another process may have dropped it meanwhile
+                    if alone or attempt == _ATTEMPTS - 1:
+                        raise
         if self._keep:
             with self._lock(self.path / "room"):
                 here = sorted(self.path.glob("shard-*.arrow"), key=lambda shard: shard.stat().st_mtime_ns)
                 for oldest in here[: -self._keep]:
                     with self._lock(oldest):
-                        oldest.unlink()
+                        oldest.unlink(missing_ok=True)
         return mapped
 
-    def _lock(self, file: Path) -> FileLock:
-        return FileLock(file.with_name(f".{file.name}.lock"))
+    def _lock(self, file: Path) -> AbstractContextManager[bool]:
+        return locked(file.with_name(f".{file.name}.lock"))
 
     @property
     def names(self) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import PIL
 import pyarrow as pa
 
 from trainables.common.errors import InputError
-from trainables.images.sources import decode
+from trainables.images.sources import decode, formats
 from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing
 from trainables.images.sources.notices import SourceWarning
@@ -27,10 +28,30 @@ from trainables.settings.sources import DataSettings
 LEAST_TESTED = 3  # photographs: with fewer, an interval is too wide to say anything
 LEAST_FOR_TEST = 8  # usable photographs of a source from which test ones are taken
 FULLY_CHECKED = 200  # sources of up to this many files are decoded before the start and fingerprinted by content
-_FORMAT = 1  # version of the catalogue file
+_FORMAT = 2  # version of the catalogue file
 _AT_ONCE = 64  # images that a thread checks per task
 
 _looked: dict[str, Catalogue] = {}  # both sides of the last source, because the second split needs the same
+
+
+SIZE_SETTINGS: dict[Split, str] = {
+    "train": "pairs.image_size",
+    "validation": "pairs.validation_size",
+    "test": "pairs.test_size",
+}
+"""Split -> the setting with the side of its crops."""
+
+
+class UnsuitableImages(InputError):
+    """The images do not fit the settings of the pairs.
+
+    Attributes:
+        label: the source. problems: all that is wrong, each a part of the message.
+    """
+
+    def __init__(self, label: str, problems: Sequence[str]) -> None:
+        self.label, self.problems = label, tuple(dict.fromkeys(problems))
+        super().__init__(f"{label}: {'; '.join(self.problems)}")
 
 
 @dataclass(frozen=True)
@@ -92,8 +113,9 @@ def usable_part(
     """Checks all images of `listing` and selects the usable ones of `split`. A test split may be empty: see `splits`.
 
     Raises:
-        InputError: fewer than two are usable, none is large enough, more than `max_rejected` of the split are
-            unusable; partners are missing or their sizes do not match.
+        UnsuitableImages: none is large enough, or sizes of partners do not match.
+        InputError: fewer than two are usable, more than `max_rejected` of the split are unusable, or partners are
+            missing.
     """
     sizes, reasons = _look_at_sides(listing, cache)
     names = listing.names.to_pylist()
@@ -106,23 +128,25 @@ def usable_part(
     if usable.sum() < 2:
         left_out = f" (rejected: {_listed(_by_name(names, reasons))})" if reasons else ""
         raise InputError(f"{listing.label}: 1 usable image cannot be split: give at least 2{left_out}")
-    if listing.paired:
-        _check_sizes(listing, sizes, usable, scale)
+    problems = _mismatched(listing, sizes, usable, scale) if listing.paired else []
 
     part = splits(listing, names, usable, shares) == split
     target = sizes[-1]
-    if split == "test" and not part.any():
+    if split == "test" and not part.any() and not problems:
         return Part(np.flatnonzero(part), target[part], {}, 0)
     large = target.min(axis=1) >= min_size
-    if not (part & usable & large).any():
-        rows = np.flatnonzero(part & usable)
+    rows = np.flatnonzero(part & usable)
+    if len(rows) and not large[rows].any():
         biggest = rows[target[rows].min(axis=1).argmax()]
-        raise InputError(
-            f"{listing.label}: every {split} image is smaller than the {min_size} px needed; the largest is "
-            f"{names[biggest]} ({target[biggest, 1]} x {target[biggest, 0]}): give larger images or a smaller crop"
+        wide, tall, setting = target[biggest, 1], target[biggest, 0], SIZE_SETTINGS[split]
+        problems.append(
+            f"every {split} image is smaller than {setting}={min_size}; the largest is {names[biggest]} "
+            f"({wide} x {tall}): give larger images, or a {setting} of at most {min(wide, tall)}"
         )
+    if problems:
+        raise UnsuitableImages(listing.label, problems)
     for row in np.flatnonzero(part & usable & ~large).tolist():
-        reasons[row] = f"{target[row, 1]} x {target[row, 0]}, smaller than {min_size} px"
+        reasons[row] = f"{target[row, 1]} x {target[row, 0]}, smaller than {SIZE_SETTINGS[split]}={min_size}"
     rejected = _by_name(names, {row: reason for row, reason in sorted(reasons.items()) if part[row]})
     found = int(part.sum())
     check_rejected(listing.label, split, rejected, found, max_rejected, cache)
@@ -140,7 +164,7 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
             opening an image until one is added, removed or changed. Images that could not be opened are checked again.
     """
     whole = len(images) <= FULLY_CHECKED
-    facts = f"{_FORMAT} {PIL.__version__} {decode.MAX_PIXELS} {whole} {images.state()}"
+    facts = f"{_FORMAT} {PIL.__version__} {formats.suffixes()} {decode.MAX_PIXELS} {whole} {images.state()}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     path = cache / f"catalogue-{key}.parquet" if cache and cache.is_dir() else None
     if key in _looked:
@@ -152,7 +176,8 @@ def look_at(images: Images, cache: Path | None = None) -> Catalogue:
             del _looked[next(iter(_looked))]
         _looked[key] = found
     if path and (looked or not path.exists()):  # the folder may be newer than the cached result
-        _write(path, found)
+        with suppress(InputError):  # a folder of another user: the check is repeated at the next start
+            _write(path, found)
     return found
 
 
@@ -205,17 +230,23 @@ def _look_at_sides(listing: Listing, cache: Path | None) -> tuple[list[np.ndarra
     return [catalogue.sizes for catalogue in looked], reasons
 
 
-def _check_sizes(listing: Listing, sizes: list[np.ndarray], usable: np.ndarray, scale: int) -> None:
+def _mismatched(listing: Listing, sizes: list[np.ndarray], usable: np.ndarray, scale: int) -> list[str]:
+    """The problem with sizes of partners, if there is one."""
     degraded, targets = sizes
     wrong = np.flatnonzero(usable & (targets != degraded * scale).any(axis=1))
-    if len(wrong):
-        row = int(wrong[0])
-        (height, width), (tall, wide) = degraded[row], targets[row]
-        one, other = (side.short_place(row) for side in listing.sides)
-        raise InputError(
-            f"{listing.label}: {one} is {width} x {height} and {other} {wide} x {tall}: with pairs.scale={scale} its "
-            f"target must be {width * scale} x {height * scale}"
-        )
+    if not len(wrong):
+        return []
+    row = int(wrong[0])
+    (height, width), (tall, wide) = degraded[row], targets[row]
+    one, other = (side.short_place(row) for side in listing.sides)
+    remedy = f"its target must be {width * scale} x {height * scale}"
+    ratios = targets[usable] / np.maximum(degraded[usable], 1)
+    if (ratios == ratios[0, 0]).all() and ratios[0, 0] == int(ratios[0, 0]):
+        remedy += f", or give --set pairs.scale={int(ratios[0, 0])}, which fits all pairs"
+    return [
+        f"{len(wrong)} of {usable.sum()} pairs do not have pairs.scale={scale}: {one} is {width} x {height} and "
+        f"{other} {wide} x {tall}; {remedy}"
+    ]
 
 
 def splits(listing: Listing, names: Sequence[str], usable: np.ndarray, shares: Shares) -> np.ndarray:
@@ -266,8 +297,9 @@ def check_rejected(
     if cache:
         digest = hashlib.sha256(repr(sorted(rejected.items())).encode()).hexdigest()[:16]
         path = cache / f"rejected-{digest}.parquet"
-        _write_table(path, {"name": list(rejected), "reason": list(rejected.values())})
-        kept = f"; the complete list is in {path}"
+        with suppress(InputError):
+            _write_table(path, {"name": list(rejected), "reason": list(rejected.values())})
+            kept = f"; the complete list is in {path}"
     allowed = math.ceil(share * 1000) / 1000
     raise InputError(
         f"{_counted(source, split, rejected, found)}{kept}: remove them, or allow them with "

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location, is_uri, locate
+from trainables.images.sources import formats
 from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders, subfolders_with_equal_names
@@ -23,8 +24,9 @@ from trainables.settings.sources import SAMPLE
 ACCEPTED_SOURCES = (
     '"sample", a folder of images, of pairs or of .parquet files, a .txt list of images, or a .parquet file'
 )
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = formats.suffixes()
 COUNTED = (*SUFFIXES, ".gif")  # a GIF is listed, so that it is reported when it is opened
+FOUND = tuple(dict.fromkeys((*COUNTED, *formats.IMAGE_SUFFIXES)))  # others are counted, but not read
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def list_source(source: str) -> Listing:
         source: `"sample"`, see `trainables.images.sources.sample`. Or a local path, or a URI
             (`s3://`, `gs://`, `file://`, see `resolve_uri`), of one of:
 
-            - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and linked folders are
-              skipped), named by relative path;
+            - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files are skipped, linked
+              folders searched once), named by relative path. A `SourceWarning` counts images that are not read;
             - a folder with one subfolder of `DEGRADED_FOLDERS` and one of `TARGET_FOLDERS`, such as `input/` and
               `target/`, searched in the same way: partners have the same relative path. The extension is not part of
               their name and may differ, and so may the Unicode form of an accent. A `SourceWarning` reports images
@@ -94,39 +96,73 @@ def list_source(source: str) -> Listing:
     raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED_SOURCES}")
 
 
+def list_pairs(degraded: str, targets: str) -> Listing:
+    """The pairs in two folders of any names: partners have the same relative path, as in `list_source`.
+
+    Args:
+        degraded, targets: local folders or URIs.
+
+    Raises:
+        InputError: not two different folders, or images without partner; see `match_partners`.
+    """
+    folders = {"--data-input": locate(degraded), "--data-target": locate(targets)}
+    for flag, folder in folders.items():
+        if folder.kind() != "folder":
+            raise InputError(f"{flag} {folder}: no such folder: give a folder of images")
+    one, other = folders.values()
+    if one == other:
+        raise InputError(f"--data-input {one}: is --data-target too: give the folder of the degraded images")
+    label = f"{one} and {other}"
+    names, sides = match_partners(label, *(images_below(folder) for folder in (one, other)))
+    return Listing(label, pa.array(names), sides)
+
+
 def _folder(root: Location) -> Listing:
     pair = paired_subfolders(root)
     if pair is not None:
-        if loose := root.loose_files(COUNTED):
+        if loose := root.loose_files(FOUND):
             first = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
             beside = " and ".join(f"{folder.name}/" for folder in pair)
-            text = f"{root}: {len(loose)} images next to {beside} are not used: {first}"
-            warnings.warn(text, SourceWarning, stacklevel=4)
-        names, sides = match_partners(root, *(_images_below(folder) for folder in pair))
+            _warn(f"{root}: {len(loose)} images next to {beside} are not used: {first}")
+        names, sides = match_partners(f"{root}", *(images_below(folder) for folder in pair))
         return Listing(f"{root}", pa.array(names), sides)
-    files, stamps = root.files((*COUNTED, ".parquet"))
+    files, stamps = root.files((*FOUND, ".parquet"))
     tables = np.array([file.lower().endswith(".parquet") for file in files], bool)
     if tables.all() and files:
         return _parquet(root, files, stamps, f"{root}")
     images = _files(root, [file for file, table in zip(files, tables, strict=True) if not table], stamps[~tables])
     if twins := subfolders_with_equal_names(images.file_names):
-        warnings.warn(
-            f"{root}: {' and '.join(f'{name}/' for name in twins)} hold images of the same names and are used as "
-            f"{len(images)} separate photographs; if they are pairs, rename them to input/ and target/",
-            SourceWarning,
-            stacklevel=4,
+        one, other = (f"{name}/" for name in twins)
+        _warn(
+            f"{root}: {one} and {other} hold images of the same names and are used as {len(images)} separate "
+            "photographs; if they are pairs, give --data-input and --data-target"
         )
     return Listing(f"{root}", images.names, (images,))
 
 
-def _images_below(root: Location) -> FileImages:
-    return _files(root, *root.files(COUNTED))
+def images_below(root: Location) -> FileImages:
+    """The images of a folder, searched as in `list_source`. A `SourceWarning` counts those that are not read.
+
+    Raises:
+        InputError: there are none that can be read.
+    """
+    return _files(root, *root.files(FOUND))
 
 
 def _files(root: Location, files: list[str], stamps: np.ndarray) -> FileImages:
-    if not files:
-        raise InputError(f"{root}: no images in it: give a folder with {' '.join(SUFFIXES)} files")
-    return FileImages(root, names_column(files, root), stamps)
+    """The images among `files` that can be read. The others are counted in a warning."""
+    read = [file.lower().endswith(COUNTED) for file in files]
+    if left_out := formats.unread(files):
+        _warn(f"{root}: images that are not read: {left_out}")
+    if not any(read):
+        found = f"only {left_out}" if left_out else "no images in it"
+        raise InputError(f"{root}: {found}: give a folder with {' '.join(SUFFIXES)} files")
+    names = [file for file, use in zip(files, read, strict=True) if use]
+    return FileImages(root, names_column(names, root), stamps[np.array(read, bool)])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SourceWarning, stacklevel=2)
 
 
 def _parquet(root: Location, files: list[str], stamps: np.ndarray, label: str) -> Listing:

@@ -34,7 +34,8 @@ def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
     if (degraded and targets) or any(name.lower() in _NEVER_ALONE for name in (*degraded, *targets)):
         raise InputError(
             f"{root}: holds {' and '.join(f'{name}/' for name in sorted(degraded + targets))}: give one folder of "
-            f"degraded images ({', '.join(DEGRADED_FOLDERS)}) and one of their targets ({', '.join(TARGET_FOLDERS)})"
+            f"degraded images ({', '.join(DEGRADED_FOLDERS)}) and one of their targets ({', '.join(TARGET_FOLDERS)}), "
+            "or name them with --data-input and --data-target"
         )
     for name in folders:
         if name.lower() in _SPLITS and (pair := paired_subfolders(root.join(name))):
@@ -57,7 +58,7 @@ def subfolders_with_equal_names(files: list[str]) -> tuple[str, str] | None:
 
 
 def match_partners(
-    root: Location, degraded: FileImages, targets: FileImages
+    label: str, degraded: FileImages, targets: FileImages
 ) -> tuple[list[str], tuple[FileImages, FileImages]]:
     """The names of pairs, and both sides in the order of these names.
 
@@ -69,7 +70,7 @@ def match_partners(
     """
     sides = degraded, targets
     rows = [_by_name(side) for side in sides]
-    _check_partners(root, sides, rows)
+    _check_partners(label, sides, rows)
     files = targets.file_names
     named = sorted((os.path.splitext(files[row])[0], name) for name, row in rows[1].items())
     degraded, targets = (
@@ -96,13 +97,13 @@ def _by_name(side: FileImages) -> dict[str, int]:
     return found
 
 
-def _check_partners(root: Location, sides: tuple[FileImages, FileImages], rows: list[dict[str, int]]) -> None:
+def _check_partners(label: str, sides: tuple[FileImages, FileImages], rows: list[dict[str, int]]) -> None:
     (degraded, targets), (one, other) = sides, rows
     folded = {name.casefold(): row for name, row in other.items() if name not in one}
     for name, row in one.items():
         if name not in other and name.casefold() in folded:
             both = f"{degraded.short_place(row)} and {targets.short_place(folded[name.casefold()])}"
-            raise InputError(f"{root}: {both} differ in case: give partners the same name")
+            raise InputError(f"{label}: {both} differ in case: give partners the same name")
     missing = []
     for side, mine, theirs in ((degraded, one, other), (targets, other, one)):
         alone = [side.short_place(row) for name, row in mine.items() if name not in theirs]
@@ -110,4 +111,4 @@ def _check_partners(root: Location, sides: tuple[FileImages, FileImages], rows: 
             first = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
             missing.append(f"{len(alone)} of {len(side)} images have no partner: {first}")
     if missing:
-        raise InputError(f"{root}: {'; '.join(missing)}: give every image a partner of the same name")
+        raise InputError(f"{label}: {'; '.join(missing)}: give every image a partner of the same name")

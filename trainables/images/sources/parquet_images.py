@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError, one_line
 from trainables.common.locations import Location
+from trainables.common.parquet import TooLarge, read_limited
 from trainables.images.sources.decode import read_size
 from trainables.images.sources.images import Images
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TABLE_COLUMNS = (("image",), ("input", "target"), ("captured", "original"))  # photographs; or degraded, target
 MAX_GROUP_BYTES = 2 * 2**30
+MAX_ROWS = 10**9
+_SMALLER_GROUPS = "write it again with row groups of about 100 images"
 NO_IMAGE = "no image in this row"
 
 
@@ -29,7 +32,8 @@ class ParquetImages(Images):
 
     Parquet is read by row groups. The last group stays in memory, encoded: the first image of a group reads the whole
     group, the next ones read nothing. So read rows in order. In random order every image reads a group, a hundred times
-    its own bytes if groups have a hundred rows. Groups of more than 2 GB are refused.
+    its own bytes if groups have a hundred rows. Groups of more than 2 GB are refused, also where a small file expands
+    to them.
     """
 
     def __init__(
@@ -99,7 +103,9 @@ class ParquetImages(Images):
         leaf = self._column if _is_bytes(file.schema_arrow.field(self._column).type) else f"{self._column}.bytes"
         try:
             with place.reached():
-                return file.read_row_group(group, columns=[leaf]).column(self._column)
+                return read_limited(file, group, [leaf], MAX_GROUP_BYTES).column(self._column)
+        except TooLarge as error:
+            raise InputError(f"{place}: row group {group} {error}: {_SMALLER_GROUPS}") from None
         except pa.ArrowException as error:
             raise InputError(f"{place}: row group {group} cannot be read ({one_line(error)}): write it again") from None
 
@@ -121,6 +127,8 @@ def list_parquet(root: Location, names: Sequence[str], stamps: np.ndarray) -> tu
                 "give one kind of files"
             )
     counts = [rows for _, rows in looked]
+    if sum(counts) > MAX_ROWS:
+        raise InputError(f"{root.join(names[0])}: {sum(counts):,} rows in all; expected at most {MAX_ROWS:,}")
     which = np.repeat(np.arange(len(names), dtype=np.int32), counts)
     rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
     if not len(rows):
@@ -144,8 +152,8 @@ def _look(place: Location) -> tuple[tuple[str, ...], int]:
         size = file.metadata.row_group(group).total_byte_size
         if size > MAX_GROUP_BYTES:
             raise InputError(
-                f"{place}: row group {group} holds {size / 2**30:.1f} GB, which has to fit into memory: write it again "
-                f"with row groups of about 100 images"
+                f"{place}: row group {group} holds {size / 2**30:.1f} GB, which has to fit into memory: "
+                f"{_SMALLER_GROUPS}"
             )
     return fitting[0], file.metadata.num_rows
 

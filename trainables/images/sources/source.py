@@ -11,7 +11,7 @@ from trainables.common.locations import Location
 from trainables.images.sources import catalogue
 from trainables.images.sources.catalogue import USUAL, Shares
 from trainables.images.sources.images import Images
-from trainables.images.sources.listing import Listing, list_source
+from trainables.images.sources.listing import Listing, list_pairs, list_source
 from trainables.images.sources.photographs import Photographs, of_split
 from trainables.images.sources.sample import SAMPLE_FILES
 from trainables.settings import SAMPLE, TrialSettings
@@ -88,15 +88,18 @@ class Source:
         return self.of_split(split, size, pairs.scale, data.max_rejected, cache, shares)
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str, degraded: str = "") -> Source:
     """Lists a source.
 
     Args:
-        source: see `list_source`.
+        source: see `list_source`; the folder of the targets if `degraded` is given.
+        degraded: folder of the degraded photographs of pairs, if it is not in `source`.
 
     Raises:
         InputError: the source cannot be found, reached or read; photographs without partner.
     """
+    if degraded:
+        return Source(list_pairs(degraded, source))
     return Source(list_source(source), is_sample=source == SAMPLE)
 
 

@@ -1,0 +1,129 @@
+"""The evidence under an answer: intervals, drawn and as numbers, and means of winner, baseline and controls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from sweeps import formatting
+from sweeps.answering.intervals import Finding
+from sweeps.answering.markup import Span, intervals, note, table
+from sweeps.answering.verdict import Answer
+from sweeps.answering.view import View, number
+from sweeps.formatting import Row, metric_text, metric_title, metric_unit
+from sweeps.trial_config import CONFIRMATION
+from trainables.metrics.names import METRICS, test_name
+
+_HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "could tell")
+
+
+def interval_chart(view: View) -> str:
+    """The finalists against the baseline, and the controls against the winner, on a scale each; empty without any."""
+    found, metric = view.found, view.metric
+    unit = metric_unit(metric)
+    drawn = []
+    for title, findings in (
+        (f"{metric_title(metric)} of the finalists, against {found.baseline_name}", found.finalists),
+        (f"{metric_title(metric)} of the controls, against the winner", found.controls.get(metric, ())),
+    ):
+        spans = [
+            Span(
+                finding.configuration,
+                made.mean,
+                made.low,
+                made.high,
+                finding.verdict,
+                f"{metric_text(metric, made.mean, sign=True)}{unit} "
+                f"({metric_text(metric, made.low)} … {metric_text(metric, made.high)}), {finding.verdict}",
+            )
+            for finding in findings
+            if (made := finding.interval) is not None
+        ]
+        if spans:
+            level = next(f.interval.level for f in findings if f.interval)
+            drawn.append(note(f"{title}: mean difference and {100 * level:.4g} % interval") + intervals(spans))
+    return "".join(drawn)
+
+
+def means(view: View) -> str:
+    """A table: mean of every metric for the winner, the baseline and the controls; of the test images if measured."""
+    found = view.found
+    confirmed = {row["id"] for row in view.trials if row["kind"] == CONFIRMATION and row["status"] == "finished"}
+    tested = bool(confirmed & set(found.winner_ids)) and not found.unconfirmed
+    by_id = {row["id"]: row for row in view.rows}
+    groups: dict[str, list[Row]] = {}
+    finalists = [[row["id"] for row in rows] for rows in _configurations(view, confirmed)] if tested else []
+    for ids in (found.winner_ids, found.baseline_ids, *finalists):
+        chosen = [id for id in ids if (id in confirmed) == tested]
+        if chosen and not any(set(chosen) & {row["id"] for row in rows} for rows in groups.values()):
+            groups[view.names[chosen[0]]] = [by_id[id] for id in chosen]
+    if not groups:
+        return ""
+    groups |= {row["id"]: [row] for row in view.controls}
+    names = {metric: test_name(metric) if tested else metric for metric in dict.fromkeys((found.metric, *METRICS))}
+    measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups.values())}
+    arrows = {metric: "↑" if formatting.is_larger_better(metric) else "↓" for metric in measured if metric in METRICS}
+    header = [("", False), *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured)]
+    body = []
+    for title, rows in groups.items():
+        css = "control" if rows[0]["kind"] == "control" else view.emphasis[rows[0]["id"]]
+        count = f", mean of {len(rows)} trials" if len(rows) > 1 else ""
+        cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
+        body.append((css, "", [(f"{title}{count}", False), *cells]))
+    split = "test" if tested else "validation"
+    return note(f"Means on the {split} photographs") + table(header, body)
+
+
+def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:
+    """The trials with these ids, by configuration."""
+    found: dict[str, list[Row]] = {}
+    for row in view.trials:
+        if row["id"] in ids:
+            found.setdefault(repr(formatting.settings_of(row)), []).append(row)
+    return list(found.values())
+
+
+def comparisons(found: Answer) -> str:
+    """The confirmed configurations against the baseline, and the winner against the controls, as a table."""
+    body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
+    body += [
+        ("control", "", _finding(found.metric, replace(c, configuration=f"{c.configuration} against the winner")))
+        for c in found.controls.get(found.metric, ())
+    ]
+    if not body:
+        return ""
+    unit = metric_unit(found.metric)
+    text = (
+        f"Differences in {metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
+        f"{found.baseline_name} and, for controls, from the winner; positive is better. Intervals hold the luck of "
+        "photographs and of seeds, and are corrected for their number. The last column is the smallest true difference "
+        "that would have been told in 80 % of such confirmations."
+    )
+    return note(text) + table([(title, bool(title)) for title in _HEADER], body)
+
+
+def _finding(metric: str, finding: Finding) -> list[tuple[str, bool]]:
+    made = finding.interval
+    name, seeds = (finding.configuration, False), (f"{finding.seeds} / {finding.reference_seeds}", True)
+    photographs = (str(finding.photographs), True)
+    if made is None:
+        reason = finding.reason.value if finding.reason else ""
+        return [name, *[("", True)] * 3, seeds, photographs, (f"no interval: {reason}", False), ("", True)]
+    mean, low, high = (metric_text(metric, value, sign=True) for value in (made.mean, made.low, made.high))
+    return [
+        name,
+        (mean, True),
+        (f"{low} … {high}", True),
+        (f"{100 * made.level:.4g} %", True),
+        seeds,
+        photographs,
+        (finding.verdict, False),
+        (metric_text(metric, made.detectable), True),
+    ]
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [value for row in rows if math.isfinite(value := number(row, name))]
+    return statistics.fmean(values) if values else None

@@ -1,0 +1,234 @@
+"""Pictures in the report: which images tell most, and input, bicubic, baseline, winner and target side by side.
+
+The script of the page (`report.js`) makes one large comparison with a slider of them. Without scripts they stay side by
+side.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sweeps.answering.verdict import UNTRAINED
+from sweeps.answering.view import View, number
+from sweeps.formatting import Row, metric_text, metric_title, metric_unit
+from sweeps.recording.image_values import TEST, VALIDATION
+from trainables.metrics.names import test_name
+from trainables.training.checkpoint_folders import sorted_checkpoints
+from trainables.training.pictures import PICTURES, Pictures
+
+SHOWN_SIDE = 256  # pixels; of larger images the centre is shown
+_LEAST_WIDTH = 240  # pixels on the page; at least twice the image's own
+_MOST_TRIED = 20  # trials in which pictures are looked for; runs of version 0.1 have none
+_LEAST_ERROR = 0.05  # of 1; a smaller scale would show rounding as errors
+_ERRORS = ((0, 0, 0), (66, 16, 104), (168, 44, 96), (236, 105, 44), (250, 190, 50), (255, 255, 200))
+PSNR = "val/psnr"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A trial or control whose restorations are shown. `role`: "baseline", "winner", ..., for readers."""
+
+    role: str
+    id: str
+    pictures: Pictures
+    values: Mapping[str, Row]
+    """Image -> its row in per_image.parquet."""
+
+
+def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str]) -> str:
+    """The images of both splits; empty if no trial has kept pictures.
+
+    Args:
+        folder: of the run.
+        baseline_ids: the baseline's trials, finished or not.
+    """
+    values: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in per_image:
+        values.setdefault((row["id"], row.get("split") or VALIDATION), {})[row["image"]] = row
+    parts = []
+    for split, title in ((TEST, "Test photographs"), (VALIDATION, "Validation photographs")):
+        sides = _sides(folder, view, values, split, baseline_ids)
+        if len(sides) > (UNTRAINED in [side.id for side in sides]):
+            cases = "".join(_case(title, case, sides, split, view) for case in _cases(view, sides, values, split))
+            parts.append(f'<h3 class="split">{title}</h3>{cases}')
+    if not parts:
+        return ""
+    text = (
+        "Click a picture to compare it in the slider. Error maps show the absolute difference from the target, mean "
+        f"over RGB. Of images larger than {SHOWN_SIDE} pixels the centre is shown."
+    )
+    return f'<p class="note">{text}</p><div id="stage" hidden></div>{"".join(parts)}'
+
+
+def _sides(
+    folder: Path, view: View, values: Mapping[tuple[str, str], Mapping[str, Row]], split: str, baselines: Sequence[str]
+) -> list[Side]:
+    """Bicubic, the baseline and the winner, as far as they have pictures of this split."""
+    sign = 1 if view.larger else -1
+    ranked = sorted(
+        (row for row in view.trials if math.isfinite(number(row, view.metric))),
+        key=lambda row: (row["status"] == "finished", row["steps"] or 0, sign * number(row, view.metric)),
+        reverse=True,
+    )
+    of_baseline = [row for row in ranked if row["id"] in {*baselines, *view.found.baseline_ids}]
+    others = [row for row in ranked if row not in of_baseline]
+    won = [row for row in others if row["id"] == view.found.winner_id]
+    role = view.first if won else "best other" if view.found.winner_id else "best so far"
+    columns = [("bicubic", view.controls and [row for row in view.controls if row["id"] == UNTRAINED])]
+    kinds = {row["kind"] for row in won}
+    columns += [
+        ("baseline", sorted(of_baseline, key=lambda row: row["kind"] not in kinds)),
+        (role, [*won, *others]),
+    ]
+    sides = []
+    for name, candidates in columns:
+        for row in candidates[:_MOST_TRIED]:
+            found = kept_pictures(folder / "trials" / row["id"], split)
+            if found is not None:
+                sides.append(Side(name, row["id"], found, values.get((row["id"], split), {})))
+                break
+    return sides
+
+
+def kept_pictures(trial: Path, split: str) -> Pictures | None:
+    """The pictures of a trial's newest checkpoint, or of a control; None if there are none that can be read."""
+    for folder in (trial, *sorted_checkpoints(trial)):
+        try:
+            return Pictures.read(folder / PICTURES[split])
+        except (OSError, ValueError):  # none, damaged, or removed while a sweep runs
+            continue
+    return None
+
+
+def _cases(
+    view: View, sides: Sequence[Side], values: Mapping[tuple[str, str], Mapping[str, Row]], split: str
+) -> list[tuple[str, str]]:
+    """(what it shows, image) of the images that tell most; one image may show several things."""
+    metric, sign = _name(view.metric, split), 1 if view.larger else -1
+    trained = [side for side in sides if side.id != UNTRAINED]
+    reference, winner = trained[0], trained[-1]
+    common = [image for image in winner.pictures.images if all(image in side.pictures.images for side in sides)]
+    gains = {}
+    for image in common:
+        own, other = (number(side.values.get(image, {}), metric) for side in (winner, reference))
+        gain = sign * (own - other if len(trained) > 1 else own)
+        if math.isfinite(gain):
+            gains[image] = gain
+    if not gains:
+        return [("image", image) for image in common[:4]]
+    ranked = sorted(gains, key=lambda image: gains[image])
+    places = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    chosen = {}
+    for place, image in places.items():
+        amount = f"{metric_text(view.metric, abs(gains[image]))}{metric_unit(view.metric)} {metric_title(view.metric)}"
+        relation = "better" if gains[image] > 0 else "worse"
+        than = f": {winner.role} {relation} than {reference.role} by {amount}" if len(trained) > 1 else f": {amount}"
+        chosen[place + than] = image
+    spread = {image: _spread(view, values, split, metric, image) for image in ranked}
+    if max(spread.values()) > 0:
+        chosen["most disputed between trials"] = max(spread, key=lambda image: spread[image])
+    merged: dict[str, list[str]] = {}
+    for title, image in chosen.items():
+        merged.setdefault(image, []).append(title)
+    return [("; ".join(titles), image) for image, titles in merged.items()]
+
+
+def _spread(
+    view: View, values: Mapping[tuple[str, str], Mapping[str, Row]], split: str, metric: str, image: str
+) -> float:
+    """The standard deviation of an image's values over the finished trials."""
+    finished = [row["id"] for row in view.trials if row["status"] == "finished"]
+    found = [number(values.get((id, split), {}).get(image, {}), metric) for id in finished]
+    found = [value for value in found if math.isfinite(value)]
+    return statistics.stdev(found) if len(found) > 1 else 0.0
+
+
+def _case(split_title: str, case: tuple[str, str], sides: Sequence[Side], split: str, view: View) -> str:
+    title, image = case
+    restored = {side.id: _cell(side.pictures, image, 1) for side in sides}
+    first = sides[-1].pictures
+    degraded, target = _cell(first, image, 0), _cell(first, image, 2)
+    errors = {id: np.abs(pixels.astype(float) - target).mean(axis=2) / 255 for id, pixels in restored.items()}
+    limit = max(_LEAST_ERROR, *(float(np.percentile(error, 99.5)) for error in errors.values()))
+    figures = [_figure("input", "", degraded, f"input, the degraded {image}")]
+    for side in sides:
+        numbers = _numbers(side.values.get(image, {}), view.metric, split)
+        name = side.role if side.id == UNTRAINED else f"{side.role} {view.names[side.id]}"
+        alt = f"{name}: restoration of {image}, {numbers}"
+        mean = f"{255 * float(errors[side.id].mean()):.1f}"
+        map_of = f"error map of {name} on {image}: mean absolute error {mean} of 255, scale to {255 * limit:.0f}"
+        error = (
+            f'<img class="error" alt="{escape(map_of)}" src="{_url(_coloured(errors[side.id] / limit))}">'
+            f"<figcaption>mean error {mean} of 255</figcaption>"
+        )
+        figures.append(_figure(side.role, numbers, restored[side.id], alt, error))
+    scale = (
+        f'<div class="scale" aria-hidden="true"><span>error 0</span><i></i><span>{255 * limit:.0f} of 255</span></div>'
+    )
+    figures.append(_figure("target", "", target, f"target, the true {image}", scale))
+    width = target.shape[1]
+    shown = max(2, -(-_LEAST_WIDTH // width)) * width
+    sizes = f"--least:{max(2 * width, 150)}px;--width:{shown}px"
+    heading = f"{split_title}: {title}"
+    return (
+        f'<article class="case" data-title="{escape(f"{heading}, {image}")}"><h4>{escape(title)} '
+        f'<span class="note">{escape(image)}</span></h4><div class="strip" style="{sizes}">{"".join(figures)}</div>'
+        "</article>"
+    )
+
+
+def _figure(role: str, numbers: str, pixels: np.ndarray, alt: str, under: str = "") -> str:
+    caption = f"<b>{escape(role)}</b> {escape(numbers)}"
+    image = (
+        f'<img class="picture" data-role="{escape(role)}" alt="{escape(alt)}" src="{_url(Image.fromarray(pixels))}">'
+    )
+    return f"<figure>{image}<figcaption>{caption}</figcaption>{under}</figure>"
+
+
+def _numbers(row: Row, metric: str, split: str) -> str:
+    """ "ST-LPIPS 0.3722, PSNR 24.31 dB"."""
+    shown = dict.fromkeys((metric, PSNR))
+    texts = [
+        f"{metric_title(name)} {metric_text(name, value)}{metric_unit(name)}"
+        for name in shown
+        if math.isfinite(value := number(row, _name(name, split)))
+    ]
+    return ", ".join(texts)
+
+
+def _name(metric: str, split: str) -> str:
+    return test_name(metric) if split == TEST else metric
+
+
+def _cell(pictures: Pictures, image: str, column: int) -> np.ndarray:
+    """The picture in a column of an image's row, (H, W, 3) uint8; the centre if it is large."""
+    row = pictures.rows[pictures.images.index(image)]
+    width = row.shape[1] // 3
+    cell = row[:, column * width : (column + 1) * width]
+    top, left = (max(0, (size - SHOWN_SIDE) // 2) for size in cell.shape[:2])
+    return cell[top : top + SHOWN_SIDE, left : left + SHOWN_SIDE]
+
+
+def _coloured(error: np.ndarray) -> Image.Image:
+    """An error in [0, 1], (H, W), as a picture of 256 colours from black to light yellow."""
+    picture = Image.fromarray((error.clip(0, 1) * 255).round().astype(np.uint8), "P")
+    at, anchors = np.linspace(0, 1, 256), np.linspace(0, 1, len(_ERRORS))
+    channels = [np.interp(at, anchors, [colour[k] for colour in _ERRORS]) for k in range(3)]
+    picture.putpalette(np.stack(channels, axis=1).round().astype(np.uint8).tobytes())
+    return picture
+
+
+def _url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -1,0 +1,96 @@
+"""What a better value costs: distortion against perception, and quality against training time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sweeps import formatting
+from sweeps.answering.charts import Dot, scatter
+from sweeps.answering.view import View, number
+from sweeps.formatting import Row
+from sweeps.trial_config import CONFIRMATION
+from trainables.metrics.names import METRICS, test_name
+
+DISTORTION = "val/psnr"
+LONG = 300.0  # seconds; longer training is shown in minutes
+_COMPRESSED = 0.4  # share of an axis below which trials get a chart of their own, without controls
+
+
+def perception(rows: Sequence[Row], metric: str) -> str:
+    """The metric of perceived quality that these rows have: the objective if it is one, else the first of its kind;
+    empty without one.
+    """
+    known = [name for name, each in METRICS.items() if each.perceptual or each.compared_with == "nothing"]
+    measured = [name for name in known if any(math.isfinite(number(row, name)) for row in rows)]
+    return metric if metric in measured else next(iter(measured), "")
+
+
+def front(points: Sequence[tuple[float, float]], larger: tuple[bool, bool]) -> list[tuple[float, float]]:
+    """The points that no other one beats in one value and equals or beats in the other, sorted by the first value."""
+    signs = [1.0 if each else -1.0 for each in larger]
+    best: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda p: (signs[0] * p[0], signs[1] * p[1]), reverse=True):
+        if not best or signs[1] * point[1] > signs[1] * best[-1][1]:
+            best.append(point)
+    return sorted(best)
+
+
+def distortion_and_perception(view: View) -> list[str]:
+    """Charts of PSNR against a perceptual metric, with the front of the trials and with the controls.
+
+    One of the validation images with all finished trials; one of the test images, if there was a confirmation. If
+    controls are so far away that trials cannot be told apart, a further chart has only the trials.
+    """
+    other = perception(view.rows, view.metric)
+    if not other:
+        return []
+    finished = [row for row in view.trials if row["status"] == "finished"]
+    confirmed = [row for row in finished if row["kind"] == CONFIRMATION]
+    charts = []
+    for trials, x, y in ((finished, DISTORTION, other), (confirmed, test_name(DISTORTION), test_name(other))):
+        dots = [_dot(view, row, number(row, x), y) for row in trials]
+        references = [Dot(row["id"], number(row, x), number(row, y), "control", row["id"]) for row in view.controls]
+        at, around = ([(d.x, d.y) for d in some if math.isfinite(d.x + d.y)] for some in (dots, references))
+        if not at:
+            continue
+        best = front(at, (formatting.is_larger_better(x), formatting.is_larger_better(y)))
+        charts.append(scatter([*references, *dots], _axis(x), _axis(y), path=best))
+        if around and len(set(at)) > 2 and _hidden(at, around):
+            charts.append(scatter(dots, _axis(x), _axis(y), path=best))
+    return charts
+
+
+def quality_and_cost(view: View) -> list[str]:
+    """Charts of the objective against training time and, if it differs, against the number of trained parameters."""
+    seconds = [(formatting.step_seconds(row) or math.nan) * (row["steps"] or 0) for row in view.trials]
+    long = max((value for value in seconds if math.isfinite(value)), default=0.0) > LONG
+    unit, scale = ("minutes", 60.0) if long else ("seconds", 1.0)
+    costs = {
+        f"training without validations, {unit}": [value / scale for value in seconds],
+        "trained parameters, millions": [number(row, "trained_parameters") / 1e6 for row in view.trials],
+    }
+    charts = []
+    for title, of in costs.items():
+        if len({round(value, 9) for value in of if math.isfinite(value)}) > 1:
+            dots = [_dot(view, row, value, view.metric) for row, value in zip(view.trials, of, strict=True)]
+            charts.append(scatter(dots, title, _axis(view.metric), view.guides))
+    return charts
+
+
+def _dot(view: View, row: Row, x: float, y: str) -> Dot:
+    return Dot(view.names[row["id"]], x, number(row, y), view.emphasis[row["id"]])
+
+
+def _axis(metric: str) -> str:
+    better = "larger is better" if formatting.is_larger_better(metric) else "smaller is better"
+    return f"{formatting.metric_title(metric)}{formatting.metric_unit(metric)} ({better})"
+
+
+def _hidden(trials: Sequence[tuple[float, float]], controls: Sequence[tuple[float, float]]) -> bool:
+    """Whether the controls stretch an axis so far that the trials share a small part of it."""
+    for own, other in zip(zip(*trials, strict=True), zip(*controls, strict=True), strict=True):
+        everything = [*own, *other]
+        if max(own) - min(own) < _COMPRESSED * (max(everything) - min(everything)):
+            return True
+    return False

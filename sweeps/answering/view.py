@@ -1,0 +1,79 @@
+"""What every part of the report needs to know of the trials: names, emphasis, values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sweeps import formatting
+from sweeps.answering.verdict import Answer
+from sweeps.formatting import Row
+
+
+@dataclass(frozen=True)
+class View:
+    """Attributes:
+    rows: of leaderboard.parquet. trials: those of trials, without controls. controls: the others.
+    found: the answer.
+    names: id -> the trial as readers see it.
+    emphasis: id -> CSS class; trials that did not finish are "hollow".
+    varied: dotted names of the hyperparameters that differ.
+    """
+
+    rows: Sequence[Row]
+    found: Answer
+    names: Mapping[str, str]
+    emphasis: Mapping[str, str]
+    varied: Sequence[str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], found: Answer) -> View:
+        varied = formatting.varied_settings(rows)
+        names = {row["id"]: formatting.trial_text(row, varied) for row in rows}
+        return cls(rows, found, names, {row["id"]: _emphasis(row, found) for row in rows}, varied)
+
+    @property
+    def metric(self) -> str:
+        return self.found.metric
+
+    @property
+    def larger(self) -> bool:
+        """Whether larger values of the objective are better."""
+        return self.found.direction == "max"
+
+    @property
+    def first(self) -> str:
+        """What the first configuration is called: without a confirmation it only leads."""
+        return "leader" if self.found.unconfirmed else "winner"
+
+    @property
+    def trials(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] != "control"]
+
+    @property
+    def controls(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == "control"]
+
+    @property
+    def guides(self) -> list[tuple[str, float]]:
+        """(control, its value of the objective), for horizontal lines."""
+        return [(row["id"], number(row, self.metric)) for row in self.controls]
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """CSS class -> text."""
+        baseline = {"baseline": self.found.baseline_name} if self.found.baseline_ids else {}
+        winner = {"winner": f"{self.first}, {self.found.winner_id}"} if self.found.winner_id else {}
+        return {**winner, **baseline, "other": "other trials"}
+
+
+def number(row: Row, name: str) -> float:
+    """The value as a float; NaN if it is not a number (charts skip NaN)."""
+    value = row.get(name)
+    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
+
+
+def _emphasis(row: Row, found: Answer) -> str:
+    css = "winner" if row["id"] in found.winner_ids else "baseline" if row["id"] in found.baseline_ids else "other"
+    return css if row["status"] in ("finished", "control") else f"{css} hollow"

@@ -1,0 +1,199 @@
+"""Sweeps from Python: `sweeps.run` starts one, `sweeps.open_run` opens a finished or running one.
+
+import sweeps
+run = sweeps.run("lora", trials=6, max_steps=100)
+print(run.answer.verdict)
+run.leaderboard[["id", "status", "val/psnr"]]
+run.best.restore("photograph.png").save("restored.png")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from PIL import Image
+
+from search_spaces import SearchSpace
+from sweeps.answering.comparison import Answer, answer
+from sweeps.planning.own_spaces import register_space
+from sweeps.planning.plan import make_plan
+from sweeps.planning.question import resolve
+from sweeps.planning.run_folder import RUN_SETTINGS
+from sweeps.planning.settings import SweepSettings
+from sweeps.recording.tables import read_rows
+from sweeps.sweep import start
+from sweeps.trial_config import TRIAL
+from trainables.common.errors import InputError, one_line
+from trainables.common.paths import path_of
+from trainables.restore import Restorer, picture_key, restoration_settings
+
+
+def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] | None = None, **settings: Any) -> Run:
+    """Runs a sweep, as `python run_sweep.py` does, and returns its run when it has ended or was interrupted.
+
+    Args:
+        space: a space, the name of one, or the path of a Python file that defines `SPACE`.
+        set: dotted setting name -> value for all trials, as `--set`.
+        settings: flags of the command line with underscores, such as `trials=6, max_steps=100, data="photos/"`.
+
+    Raises:
+        InputError: an unknown flag, or a value that is refused.
+    """
+    known = {field.name for field in fields(SweepSettings)} - {"space", "set"}
+    if unknown := sorted(settings.keys() - known):
+        raise InputError(f"{', '.join(unknown)}: no such setting of a sweep; there are {', '.join(sorted(known))}")
+    name = register_space(space if isinstance(space, SearchSpace) else os.fspath(space))
+    pairs = tuple((key, _text(value)) for key, value in (set or {}).items())
+    plan = make_plan(resolve(SweepSettings(name, set=pairs, **settings)))
+    plan.check()
+    folders: list[Path] = []
+    start(plan, opened=folders.append)
+    return Run(folders[0])
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """Opens the folder of a run, also while it runs.
+
+    Raises:
+        InputError: not the folder of a run.
+    """
+    path = path_of("run", os.fspath(folder))
+    if not (path / RUN_SETTINGS).is_file():
+        raise InputError(f"{path}: not the folder of a run; expected one with a {RUN_SETTINGS}")
+    return Run(path)
+
+
+class Run:
+    """A run: its tables, its answer and its winner. Tables are read anew at each access, so they follow a running one.
+
+    Attributes:
+        folder: results/<space>/<run>.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """One row per trial and per control; docs/results.md describes the columns."""
+        return self._frame("leaderboard")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per validation."""
+        return self._frame("history")
+
+    @property
+    def per_image(self) -> pd.DataFrame:
+        """One row per (trial, split, image)."""
+        return self._frame("per_image")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The content of settings.yaml.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            return dict(yaml.safe_load((self.folder / RUN_SETTINGS).read_bytes()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(f"{self.folder / RUN_SETTINGS}: damaged ({one_line(error)})") from None
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far; `answer.verdict` is its two sentences. Nothing is called better before all trials of the
+        confirmation have ended.
+        """
+        rows = read_rows(self.folder / "leaderboard.parquet")
+        label = next((row["label"] for row in rows if row["kind"] == TRIAL), None)  # the first trial is the baseline's
+        baseline_ids = [row["id"] for row in rows if row["kind"] == TRIAL and row["label"] == label]
+        open_ends = [row for row in rows if row["status"] in ("running", "interrupted")]
+        why = "the sweep has not ended" if open_ends else ""
+        per_image = read_rows(self.folder / "per_image.parquet")
+        return answer(rows, per_image, self.settings["objective"], baseline_ids, unconfirmed=why)
+
+    @property
+    def report(self) -> Path:
+        """The report as a page."""
+        return self.folder / "report" / "index.html"
+
+    @property
+    def best(self) -> FinishedTrial:
+        """The winner.
+
+        Raises:
+            InputError: there is none yet.
+        """
+        if not (self.folder / "best").is_dir():
+            raise InputError(f"{self.folder}: has no winner yet; the run has not ended, or no trial finished")
+        return FinishedTrial(self.folder / "best")
+
+    def trial(self, id: str) -> FinishedTrial:
+        """A trial, from its newest checkpoint.
+
+        Raises:
+            InputError: there is no such trial, or it has no checkpoint.
+        """
+        rows = {row["id"]: row for row in read_rows(self.folder / "leaderboard.parquet")}
+        if id not in rows or not rows[id]["checkpoint"]:
+            known = ", ".join(name for name, row in rows.items() if row["checkpoint"])
+            raise InputError(f"{self.folder}: trial {id!r} has no checkpoint; those with one are {known or 'none'}")
+        return FinishedTrial(self.folder / rows[id]["checkpoint"])
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        return pd.DataFrame(read_rows(self.folder / f"{name}.parquet"))
+
+
+class FinishedTrial:
+    """A finished trial that restores pictures. Its networks are loaded at the first picture.
+
+    Attributes:
+        folder: with its weights and settings.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._restorers: dict[int, Restorer] = {}  # by side of the tiles
+
+    def restore(
+        self, picture: str | os.PathLike[str] | Image.Image | np.ndarray, seed: int = 0, tile: int = 0
+    ) -> Image.Image:
+        """A picture restored.
+
+        Args:
+            picture: a file, a picture, or uint8 (H, W, 3) in RGB.
+            seed: of the noise. tile: side of the tiles for larger pictures, restored pixels; 0 for a whole picture.
+
+        Raises:
+            InputError: weights that are missing, or a tile size that the method cannot restore.
+            OSError: a file that is no picture.
+        """
+        if isinstance(picture, str | os.PathLike):
+            with Image.open(picture) as opened:
+                picture = opened.convert("RGB")
+        pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise InputError(f"picture: {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)")
+        if tile not in self._restorers:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self._restorers[tile] = Restorer(restoration_settings(self.folder), device, tile)
+        return Image.fromarray(self._restorers[tile](pixels, picture_key(seed, "picture", pixels)))
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,56 @@
+"""The command `restoration-sweeps compare`: the winners of several runs against each other."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.errors import InputError
+from trainables.common.flags import Flags
+from trainables.common.paths import path_of
+from trainables.metrics.names import METRICS
+
+PROG = "python -m sweeps.compare"
+DESCRIPTION = "Compares the winners of several runs, on the test photographs that all of them were measured on."
+_EPILOG = f"""\
+example:
+  restoration-sweeps compare results/lora/20261121-093000 results/lora/20261122-101500
+{exit_statuses()}
+"""
+_WIDTH = 110
+
+
+def parser(prog: str = PROG) -> Flags:
+    """The flags of the command."""
+    flags = command_flags(prog, DESCRIPTION, _EPILOG)
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders of two or more runs; the first is the reference")
+    flags.add_argument("--metric", default="", metavar="METRIC", help="metric to compare (the objective of the runs)")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(parser(prog), sys.argv[1:] if arguments is None else arguments, _run, "nothing was changed")
+
+
+def _run(flags: argparse.Namespace) -> int:
+    paths = [path_of("RUN", run) for run in flags.runs]
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+        raise InputError(f"RUN {', '.join(flags.runs)}: expected two or more different runs")
+    metric = flags.metric and f"val/{flags.metric.removeprefix('val/').removeprefix('test/')}"
+    if metric and metric not in METRICS:
+        raise InputError(
+            f"--metric {flags.metric}: expected one of {', '.join(n.removeprefix('val/') for n in METRICS)}"
+        )
+    from sweeps.answering.between_runs import check_comparable, compare_runs, comparison_text, read_finished
+
+    runs = [read_finished(path, metric) for path in paths]
+    check_comparable(runs)
+    print(comparison_text(runs, compare_runs(runs), _WIDTH))
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

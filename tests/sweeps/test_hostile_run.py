@@ -1,0 +1,171 @@
+"""A run's folder from a stranger: reading it runs nothing, stays in the folder, and does not fill the memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from search_spaces import Float
+from sweeps.recording.events import EventLog
+from sweeps.recording.recorder import Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables, read_rows
+from tests.helpers.paths import ROOT
+from trainables.common.errors import InputError
+from trainables.common.paths import refuse_secrets
+from trainables.settings import TrialSettings
+from trainables.training.checkpoint import read_state
+from trainables.training.checkpoint_folders import newest_whole
+
+
+class Planted:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_checkpoint_with_a_pickle_is_refused(tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "t000" / "checkpoint_000010"
+    folder.mkdir(parents=True)
+    for planted in ({"method": "pixel_diffusion", "step": Planted(mark)}, Planted(mark)):
+        torch.save(planted, folder / "state.pt")
+        with pytest.raises(InputError, match="not a checkpoint of a trial"):
+            read_state(folder, TrialSettings(method="pixel_diffusion"))
+    (folder / "state.pt").write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(InputError, match="not a checkpoint of a trial"):
+        read_state(folder, TrialSettings(method="pixel_diffusion"))
+    assert newest_whole(folder.parent)[0] is None
+    assert not mark.exists()
+
+
+def test_checksums_cannot_lead_out_of_a_checkpoint(tmp_path: Path) -> None:
+    """Not even to read a file from elsewhere: a name in them is no path."""
+    folder = tmp_path / "t000" / "checkpoint_000010"
+    folder.mkdir(parents=True)
+    for name in ("../../secret", "/etc/hostname", "/dev/zero", "link"):
+        (folder / "state.pt").write_bytes(b"")
+        (folder / "link").unlink(missing_ok=True)
+        (folder / "link").symlink_to("/dev/zero")
+        (folder / "checksums.json").write_text(json.dumps({"step": 10, "sha256": {"state.pt": "0", name: "0"}}))
+        found, damaged = newest_whole(folder.parent)
+        assert found is None and len(damaged) == 1
+
+
+def record(folder: Path, *events: dict[str, Any]) -> None:
+    EventLog(folder).append(events)
+
+
+def test_record_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "trials").mkdir(parents=True)
+    for id in ("../../outside", "/tmp/outside", "..", "t000/../../outside", ""):
+        record(run, {"table": "trials", "row": {"id": id, "kind": "trial", "status": "running"}})
+    record(run, {"table": "trials", "row": {"id": "t000", "status": "finished", "checkpoint": "../../outside"}})
+    settings = RecorderSettings(str(run), ("val/psnr",), {"x": Float(0, 1)}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    recorder = Recorder(settings)
+    recorder.open()
+    assert [row["id"] for row in recorder.tables.leaderboard] == ["t000"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def compressed(values: bytes) -> dict[str, str]:
+    return {"zlib": base64.b64encode(zlib.compress(values)).decode()}
+
+
+ONE = {"id": {"same": "t000", "count": 1}, "step": {"same": 1, "count": 1}}
+BOMBS: dict[str, dict[str, Any]] = {
+    "compressed names": {**ONE, "image": compressed(b"[" + b'"a",' * (2 * 10**7) + b'"a"]')},
+    "equal names": {**ONE, "image": {"same": "a", "count": 10**9}},
+    "many columns": {
+        **ONE,
+        "image": compressed(json.dumps([f"{k}" for k in range(1000)]).encode()),
+        **{f"val/{k}": compressed(b"[" + b"1.0," * 999 + b"null]") for k in range(1000)},
+    },
+    "nested": {**ONE, "image": compressed(b"[" * 10**6)},
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_record_does_not_fill_the_memory(tmp_path: Path, bomb: str) -> None:
+    record(tmp_path, {"table": "images", "row": BOMBS[bomb]}, {"table": "trials", "row": {"id": "t001"}})
+    assert (tmp_path / "events.jsonl").stat().st_size < 10**6
+    limited = (
+        "import resource, sys\n"
+        "from sweeps.recording.tables import RunTables\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"tables = RunTables({str(tmp_path)!r}).load()\n"
+        "assert [row['id'] for row in tables.leaderboard] == ['t001'], tables.leaderboard\n"
+        "assert tables.per_image == [] and len(tables.notes) == 1, tables.notes\n"
+        "taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used\n"
+        "assert taken < 700_000, taken\n"
+    )
+    subprocess.run([sys.executable, "-c", limited], check=True, cwd=ROOT, timeout=120)
+
+
+def test_rows_with_many_columns_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Each row names columns of its own; together they would be a table of tens of millions of cells."""
+    rows = [{"id": f"t{k:04d}", **{f"config/{k}.{j}": 1 for j in range(5)}} for k in range(2000)]
+    record(tmp_path, *({"table": "trials", "row": row} for row in rows))
+    with pytest.raises(InputError, match="columns"):
+        RunTables(tmp_path).load()
+
+
+def test_table_that_expands_is_refused(tmp_path: Path) -> None:
+    long = pa.DictionaryArray.from_arrays(np.zeros(10**6, np.int32), pa.array(["x" * 10_000]))
+    pq.write_table(pa.table({"id": long, "status": long}), tmp_path / "leaderboard.parquet")
+    assert (tmp_path / "leaderboard.parquet").stat().st_size < 10**5
+    with pytest.raises(InputError, match=r"leaderboard\.parquet: .*takes more than"):
+        read_rows(tmp_path / "leaderboard.parquet")
+    nested = pa.array([[{"a": 1}]])
+    pq.write_table(pa.table({"id": nested}), tmp_path / "history.parquet")
+    with pytest.raises(InputError, match="column id is nested"):
+        read_rows(tmp_path / "history.parquet")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:secret@bucket/a",
+        "s3://key%3Asecret@bucket/a",
+        "s3://key%253Asecret@bucket/a",
+        "s3://key:sec%2Fret@bucket/a",
+        "s3://bucket/a?endpoint_override=https://user:secret@host",
+        "s3://bucket/a?region=x&endpoint_override=https%3A%2F%2Fuser%3Asecret%40host",
+        "s3://bucket/a?endpoint_override=user:secret@host:9000",
+        "s3://bucket/a?secret_key=abc",
+        "gs://bucket/a?access%5Ftoken=abc",
+        "https://host/a?X-Amz-Signature=abc",
+    ],
+)
+def test_secrets_in_a_uri_are_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="--data: contains credentials") as error:
+        refuse_secrets("--data", uri)
+    assert "secret@" not in str(error.value) and "abc" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a@b:c",
+        "s3://bucket/a?endpoint_override=https://host:9000&region=eu",
+        "gs://anonymous@bucket/a",
+        "a:b@c",
+    ],
+)
+def test_uris_without_a_secret_pass(uri: str) -> None:
+    refuse_secrets("--data", uri)

@@ -1,0 +1,55 @@
+"""Locks on files, between processes; the kernel releases them when a process ends. Some file systems have none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.common.errors import InputError
+
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts."""
+
+
+def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
+    """Locks an open file until it is closed.
+
+    Args:
+        file: its descriptor. shared: together with other shared locks. wait: until it is free.
+
+    Returns:
+        True if it is locked now, False if another process holds it, None if its file system has no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock file `path`, which is created and kept; waits for it.
+
+    Inside, the value tells whether it is locked. Without locks it is not: use it only where two processes at once are
+    wasteful, not wrong.
+
+    Raises:
+        InputError: the file cannot be created.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        yield take(file, wait=True) is True
+    finally:
+        os.close(file)

@@ -1,0 +1,132 @@
+"""Checkpoints of public implementations (.pth, .pt, .ckpt): the weights in them, whatever wraps them.
+
+Nothing in a file is run: torch's weights-only reader builds tensors and plain containers, and whatever else a trainer
+saved next to the weights (Lightning's callbacks, configurations) becomes an empty container.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Where trainers keep the weights of one network, the averaged ones first.
+_WRAPPERS = ("params_ema", "state_dict_ema", "params", "state_dict", "model_state_dict", "model", "network", "net")
+_NUMPY_TYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type(np.dtype))]
+_SHOWN = 3  # names per kind in a message
+
+
+class _LeftOut:
+    """Stands for every class that the reader does not know. Making one makes an empty container."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
+
+
+def read_checkpoint(path: Path) -> Any:
+    """The content of a file of `torch.save`, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of `torch.save`, or one that cannot be read without running code.
+    """
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a file of torch before 1.6, which the reader below accepts, or no checkpoint
+        unknown = []
+    known = _numpy_globals()
+    stand_ins: list[Any] = [(known.get(name, _LeftOut), name) for name in unknown]
+    stand_ins += _NUMPY_TYPES
+    with torch.serialization.safe_globals(stand_ins):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # from the reader, zip archives or the file system
+            raise ValueError(_cause(error)) from None
+
+
+def _numpy_globals() -> dict[str, Any]:
+    """Name in a pickle -> what builds NumPy's arrays and scalars, which cannot run code."""
+    # Since NumPy 2 the module has an underscore.
+    made = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+    parts: dict[str, Any] = {name: getattr(np._core.multiarray, name.rpartition(".")[2]) for name in made}
+    return parts | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+
+
+def _cause(error: Exception) -> str:
+    """The cause in a message of torch, which puts advice before and after it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if not text.startswith("Weights only load failed"):
+        return text or type(error).__name__
+    paragraphs = text.rpartition("WeightsUnpickler error:")[2].split("\n\n")
+    told = [part for part in paragraphs if not part.startswith(("Weights only load failed", "Check the documentation"))]
+    cause = " ".join(" ".join(told).split()).partition(". Please use")[0].rstrip(".")
+    return f"it holds more than weights ({cause}); save its state_dict alone"
+
+
+def weights_in(content: Any, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The weights of one network in a checkpoint's content, by the network's own names.
+
+    Args:
+        content: the weights themselves, or a dictionary that holds them under one of the usual names. The prefixes
+            `module.` of distributed training and `_orig_mod.` of `torch.compile` are removed, in any order.
+        without: first parts of names to leave out, such as "loss.".
+
+    Raises:
+        ValueError: no weights, or two with the same name.
+    """
+    weights: Any = content
+    while isinstance(weights, Mapping):
+        inner = next((weights[name] for name in _WRAPPERS if isinstance(weights.get(name), Mapping)), None)
+        if inner is None:
+            break
+        weights = inner
+    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"no weights in it; expected names with tensors, also below one of {', '.join(_WRAPPERS)}")
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        own = re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod(?=\.)", "", str(name)).lstrip("."))
+        if not isinstance(value, Tensor) or (without and own.startswith(without)):
+            continue
+        if own in found:
+            raise ValueError(f"{own} is in it twice, once as {name}")
+        found[own] = value
+    return found
+
+
+def read_weights(path: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """`weights_in` the content of a file."""
+    return weights_in(read_checkpoint(path), without)
+
+
+def load_strictly(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads weights that must have the names and shapes of the network.
+
+    Raises:
+        RuntimeError: the message counts and names what is missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    other = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    fitting = {name: value for name, value in weights.items() if name not in other}
+    # Torch knows which weights may be missing: counters that older files lack.
+    missing, unexpected = network.load_state_dict(fitting, strict=False)
+    problems = [
+        f"{len(names)} weights {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for what, names in (
+            ("missing", [name for name in missing if name not in other]),
+            ("unexpected", unexpected),
+        )
+        if names
+    ]
+    if other:
+        name, more = other[0], f" and {len(other) - 1} more" if len(other) > 1 else ""
+        problems.append(f"size mismatch for {name}{more}: {tuple(weights[name].shape)}, not {tuple(own[name].shape)}")
+    if problems:
+        raise RuntimeError("; ".join(problems))
