@@ -12,6 +12,8 @@ from search_spaces.space import Choice, Criterion, Float, Int, Point, SearchSpac
 GAUSSIAN = ("latent_diffusion", "controlnet_diffusion", "pixel_diffusion")
 DIFFUSION = {"method": GAUSSIAN}
 LATENT = {"method": ("latent_diffusion",)}
+ONE_STEP = {"method": ("one_step",)}
+ADAPTED = {"method": ("latent_diffusion", "one_step")}
 
 
 def _diffusion(label: str, method: str, **more: Value) -> Point:
@@ -31,7 +33,7 @@ SPACE = SearchSpace(
     method="pix2pix",
     preset="sample-print",
     parameters={
-        "method": Choice(("pix2pix", *GAUSSIAN)),
+        "method": Choice(("pix2pix", *GAUSSIAN, "one_step")),
         "training.rate_factor": Float(0.1, 10.0, log=True),
         "perceptual.weight": Choice((0.0, 0.1, 1.0, 10.0)),
         "diffusion.max_timestep": When(DIFFUSION, Int(50, 1000)),
@@ -42,8 +44,9 @@ SPACE = SearchSpace(
         ),
         "conv_in.init": When(LATENT, Choice(("zeros", "duplicate"))),
         "conv_in.frozen": When({"conv_in.init": ("duplicate",)}, Choice((False, True))),  # frozen zeros see no input
-        "lora.rank": When(LATENT, Choice((4, 8, 16, 32, 64))),
-        "lora.targets": When(LATENT, Choice((ATTENTION, CONVOLUTIONS))),
+        "lora.rank": When(ADAPTED, Choice((4, 8, 16, 32, 64))),
+        "lora.targets": When(ADAPTED, Choice((ATTENTION, CONVOLUTIONS))),
+        "one_step.timestep": When(ONE_STEP, Int(20, 999)),
     },
     points=(
         Point("Pix2Pix", {"method": "pix2pix", "training.rate_factor": 1.0, "perceptual.weight": 0.0}),
@@ -62,6 +65,17 @@ SPACE = SearchSpace(
         ),
         _diffusion("ControlNet", "controlnet_diffusion"),
         _diffusion("pixel diffusion", "pixel_diffusion"),
+        Point(
+            "one step",
+            {
+                "method": "one_step",
+                "training.rate_factor": 1.0,
+                "perceptual.weight": 1.0,
+                "lora.rank": 16,
+                "lora.targets": CONVOLUTIONS,
+                "one_step.timestep": 250,
+            },
+        ),
     ),
     proposals=8,
     fixed={"diffusion.retarget": True},

@@ -1,7 +1,9 @@
-"""Should training leave out the highest noise levels?
+"""Should training leave out the highest noise levels, and where should sampling start?
 
-Restoration is a small change, so timesteps near pure noise may waste capacity. With training below
-`diffusion.max_timestep`, sampling starts there too, from the degraded image's latent with the noise of that timestep.
+Restoration is a small change, so timesteps near pure noise may waste capacity (`diffusion.max_timestep`). Apart from
+that, sampling may start at any trained timestep, from the degraded image's latent with its noise
+(`diffusion.start_timestep`), or at the last one, from pure noise. The points separate the two: trained on all timesteps
+or on the lower ones, and started at the same place.
 
 The network predicts the same as its base. For a base that predicts the noise, the estimate of x_0 is worst at the
 highest timesteps. `--set diffusion.prediction_type=sample` asks the same question for x_0.
@@ -9,18 +11,30 @@ highest timesteps. `--set diffusion.prediction_type=sample` asks the same questi
 
 from __future__ import annotations
 
-from search_spaces.space import Int, Point, SearchSpace
+from search_spaces.space import Choice, Int, Point, SearchSpace, Value, When
+
+
+def _range(label: str, trained: int, start: int = 0) -> Point:
+    values: dict[str, Value] = {"diffusion.max_timestep": trained}
+    return Point(label, values | ({"diffusion.start_timestep": start} if start else {}))
+
 
 SPACE = SearchSpace(
     name="max_timestep",
-    question="Up to which timestep should a restoration diffusion model be trained and sampled?",
+    question="Up to which timestep should a restoration diffusion model be trained, and where should sampling start?",
     method="latent_diffusion",
     preset="sample-print",
-    parameters={"diffusion.max_timestep": Int(50, 1000)},
+    parameters={
+        "diffusion.max_timestep": Choice((1000, 750, 500, 250)),
+        # Trained on fewer timesteps, it starts at the last of them.
+        "diffusion.start_timestep": When({"diffusion.max_timestep": (1000,)}, Int(50, 1000)),
+    },
     points=(
-        Point("1000", {"diffusion.max_timestep": 1000}),
-        Point("500", {"diffusion.max_timestep": 500}),
-        Point("250", {"diffusion.max_timestep": 250}),
+        _range("1000, from 1000", 1000, 1000),
+        _range("1000, from 500", 1000, 500),
+        _range("500, from 500", 500),
+        _range("1000, from 250", 1000, 250),
+        _range("250, from 250", 250),
     ),
     proposals=5,
     fixed={"diffusion.prediction_type": "base"},

@@ -136,7 +136,9 @@ def parser(prog: str = PROG) -> Flags:
     how.add_argument(
         "--warm-start", default="", metavar="RUN", help="let the sampler know the trials of another run, by its folder"
     )
-    how.add_argument("--perceptual", default="auto", choices=get_args(Perceptual), help="perceptual metric (auto)")
+    metrics = get_args(Perceptual)
+    named = f"perceptual metric: {', '.join(metrics)} (auto)"
+    how.add_argument("--perceptual", default="auto", choices=metrics, metavar="METRIC", help=named)
     how.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),

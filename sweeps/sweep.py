@@ -238,7 +238,7 @@ def _tune(
         plan.objective,
         plan.direction,
         training.max_steps,
-        training.report_every,
+        next(iter(plan.rungs), training.max_steps),
         question.settings.reduction_factor,
         rows,
         recorder.tables.reports_of,

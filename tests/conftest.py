@@ -60,6 +60,13 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "pix2pix": {"pix2pix.ngf": 8, "pix2pix.downs": 5, **_ADVERSARY},
     "latent_diffusion": _LATENT,
     "controlnet_diffusion": {**_LATENT, "controlnet.embedding_channels": (8, 8, 8)},
+    "one_step": {
+        "lora.rank": 2,
+        "one_step.distillation": 1.0,
+        "one_step.score_rank": 2,
+        "one_step.adversarial": 0.1,
+        **_ADVERSARY,
+    },
     "pixel_diffusion": {
         "pixel.channels": (8, 16),
         "pixel.layers": 1,

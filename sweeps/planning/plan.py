@@ -26,6 +26,7 @@ from sweeps.planning.resources import (
     networks_of,
 )
 from sweeps.planning.run_folder import check_results
+from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
@@ -109,13 +110,14 @@ class Plan:
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which ASHA may stop a trial: validations, each about `reduction_factor` times the one before."""
-        training = self.question.trial.training
-        rung, rungs = float(training.report_every), []
-        while rung < training.max_steps * 0.999:
-            rungs.append(round(rung))
-            rung *= self.question.settings.reduction_factor
-        return rungs
+        """Steps at which ASHA may stop a proposed trial, see `sweeps.planning.rungs`."""
+        training, reduction = self.question.trial.training, self.question.settings.reduction_factor
+        return rung_steps(training.max_steps, training.report_every, reduction, self.proposals)
+
+    @property
+    def proposals(self) -> int:
+        """Configurations that the search adds to the given points."""
+        return max(0, self.question.trials - len(self.question.space.points))
 
     @property
     def reported(self) -> tuple[str, ...]:
@@ -213,10 +215,8 @@ class Plan:
             f"{question.trials * training.max_steps} in all if no trial is stopped"
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
-            "rungs": f"ASHA keeps the best 1/{settings.reduction_factor:g} at steps {', '.join(map(str, self.rungs))}; "
-            "given points always run to the end"
-            if question.space.trains
-            else "none",
+            "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
+            "rungs": rungs_text(self.rungs, settings.reduction_factor, proposed) if question.space.trains else "none",
             "confirm": self._confirmation_text(),
             "objective": ", ".join(
                 f"{o.metric} ({'higher' if o.direction == 'max' else 'lower'})" for o in self.objectives
@@ -244,6 +244,15 @@ class Plan:
         text = f"{duration(left)}{money(left, settings.price_per_hour)}"
         after = ", the confirmation included" if self.confirms else ""
         return f"{text}{after}; trials that do not fit do not start"
+
+    def _repetition_text(self) -> str:
+        """How often a trial sees each training pair."""
+        training, pairs = self.question.trial.training, self.question.trial.pairs
+        seen = training.max_steps * training.batch_size / pairs.train_pairs
+        text = f"{pairs.train_pairs} training pairs, each seen {seen:.3g} times per trial"
+        if pairs.variants > 1:
+            text += f", in {pairs.variants} degradations, each of them {seen / pairs.variants:.3g} times"
+        return text
 
     @property
     def no_confirmation(self) -> str:

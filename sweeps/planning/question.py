@@ -280,12 +280,12 @@ def absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _check_shares(workers: int, trial: TrialSettings) -> None:
-    """Checks that a batch can be split equally between workers and accumulated parts."""
-    batch, accumulate = trial.training.batch_size, trial.training.accumulate
-    if batch % (workers * accumulate):
+    """Checks that a batch can be split equally between workers, updates and accumulated parts."""
+    batch, parts = trial.training.batch_size, trial.training.accumulate * trial.training.updates
+    if batch % (workers * parts):
         raise InputError(
             f"--workers-per-trial {workers}: training.batch_size={batch} cannot be shared equally; "
-            f"expected a multiple of {workers * accumulate} (workers x training.accumulate)"
+            f"expected a multiple of {workers * parts} (workers x training.accumulate x training.updates)"
         )
 
 

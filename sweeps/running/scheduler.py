@@ -50,8 +50,12 @@ class SweepScheduler(FIFOScheduler):
         self._max_steps = max(1, max_steps)
         self._reports_of, self._over = reports_of, over
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
+        counted = set[str]()
         for row in rows:
-            if has_ended(row) and not confirming([row]):
+            configuration = repr(sorted((name, row[name]) for name in row if name.startswith("config/")))
+            repeated = configuration in counted and "config/" in configuration  # with another seed, in an older run
+            if has_ended(row) and not confirming([row]) and not repeated:
+                counted.add(configuration)
                 self._record_earlier(row["id"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ Columns of a training batch, each (B, ...) float32:
 | `restored` | the latent that the finished first stage restores from one noise draw |
 | `fresh_noise` | normal noise of the shape of a latent or an image, new every step |
 | `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
-| `uniform` | a number in [0, 1), new every step |
+| `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
+| `uniform`, `second_uniform` | two independent numbers in [0, 1), new every step |
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.data.stages.kinds import DRAWN, STAGE_OF
 from trainables.data.stores.shard_format import Column
+from trainables.diffusion.noise import coarse_levels
 from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19}
+_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23, "second_uniform": 29}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
 Chunk = dict[str, Tensor]
@@ -66,14 +68,14 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        batch_size, parts = settings.training.batch_size, settings.training.accumulate
+        batch_size, parts = settings.training.batch_size, settings.training.accumulate * settings.training.updates
         if batch_size % (world * parts):
             raise InputError(
                 f"training.batch_size={batch_size}: expected a multiple of {world * parts}, "
-                f"{world} workers x training.accumulate={parts}"
+                f"{world} workers x {parts} parts (training.accumulate x training.updates)"
             )
         self._prepared, self._training, self._device = prepared, settings.training, device
-        self._window = settings.data.window_shards
+        self._window, self._variants = settings.data.window_shards, settings.pairs.variants
         self._stored = sorted(STAGE_OF.keys() & columns)
         self._drawn = sorted(_STREAM_OF.keys() & columns)
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
@@ -127,7 +129,7 @@ class TrainingBatches:
         batch_size, cuda = self._training.batch_size, self._device.type == "cuda"
         steps = np.arange(number * self._chunk_steps, (number + 1) * self._chunk_steps)
         positions = (steps[:, None] * batch_size + np.arange(batch_size)[self._share]).reshape(-1)
-        epochs, places = np.divmod(positions, self._prepared.train_rows)
+        epochs, places = np.divmod(positions, self._epoch_rows)
         seen, first = np.unique(epochs, return_index=True)
         parts = np.split(places, first[1:])
         rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
@@ -143,8 +145,13 @@ class TrainingBatches:
             self._fetch_ahead(int(positions[-1]) + 1)
         return chunk
 
+    @property
+    def _epoch_rows(self) -> int:
+        """Rows of an epoch: one variant of each pair."""
+        return max(1, self._prepared.train_rows // self._variants)
+
     def _order(self, epoch: int) -> np.ndarray:
-        """All rows, in the order of an epoch."""
+        """The rows of an epoch in their order: all, or one variant of each pair."""
         if epoch not in self._orders:
             rng = np.random.default_rng([self._training.seed, _ORDER, epoch])
             if self._window:
@@ -154,6 +161,8 @@ class TrainingBatches:
                 order = np.concatenate([rng.permutation(span) for span in spans])
             else:
                 order = rng.permutation(self._prepared.train_rows)
+            if self._variants > 1:  # neighbouring pairs use different variants
+                order = order[order % self._variants == (epoch + order // self._variants) % self._variants]
             self._orders = {e: kept for e, kept in self._orders.items() if e >= epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
@@ -172,9 +181,9 @@ class TrainingBatches:
 
         So shards arrive as fast as they are needed, and at most two windows are in use.
         """
-        epoch, place = divmod(position, self._prepared.train_rows)
+        epoch, place = divmod(position, self._epoch_rows)
         shards = self._shards(epoch)
-        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place, side="right"))
+        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place * self._variants, side="right"))
         coming = np.concatenate([shards, self._shards(epoch + 1)])
         for store in {self._prepared.train(name) for name in self._stored}:
             store.fetch(coming[now - now % self._window : now + self._window + 1])
@@ -183,9 +192,11 @@ class TrainingBatches:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
         generator = torch.Generator(self._device).manual_seed(int(seed[0]))
         size = self._training.batch_size
-        if name == "uniform":
+        if name in ("uniform", "second_uniform"):
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
+        if name == "coarse_noise":
+            return coarse_levels(shape, generator)[self._share]
         return torch.randn(shape, generator=generator, device=self._device)[self._share]
 
 

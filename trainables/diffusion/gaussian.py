@@ -112,6 +112,15 @@ class GaussianDiffusion:
         self._tables = torch.stack([self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()])
         self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
+    def cut(self, max_timestep: int) -> GaussianDiffusion:
+        """The same chain up to an earlier timestep, as for sampling from there; `train_timesteps` stays.
+
+        Raises ValueError unless `max_timestep` is on the chain.
+        """
+        shorter = GaussianDiffusion(self.alphas_cumprod, self.prediction_type, max_timestep)
+        shorter.train_timesteps = self.train_timesteps
+        return shorter
+
     def _check(self, t: Tensor, x: Tensor, **others: Tensor) -> None:
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
             raise ValueError(f"t is {t.dtype} {tuple(t.shape)}; it must be int64 ({x.shape[0]},), one per sample")
@@ -170,6 +179,25 @@ class GaussianDiffusion:
         if self.prediction_type == "sample":
             return (x_t - signal * output) / sigma
         return signal * output + sigma * x_t
+
+    def min_snr_weights(self, t: Tensor, gamma: float) -> Tensor:
+        """Weights of the squared errors of the network's output, float32 `(B,)`, that weigh errors of `x0` by
+        `min(SNR, gamma)`.
+
+        Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (ICCV 2023); `SNR = abar / (1 -
+        abar)`. A timestep without signal has weight 0.
+
+        Args:
+            gamma: above 0, published: 5.
+        """
+        abar = self.alphas_cumprod.to(t.device)[t]
+        snr = abar / (1 - abar)
+        of_x0 = snr.clamp(max=gamma)
+        if self.prediction_type == "epsilon":
+            of_x0 = of_x0 / snr
+        elif self.prediction_type == "v_prediction":
+            of_x0 = of_x0 / (snr + 1)
+        return of_x0.float()
 
     def training_loss(self, denoise: Denoise, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The unweighted objective: the mean squared error of every sample's prediction, `(B,)`."""

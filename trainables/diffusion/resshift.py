@@ -203,9 +203,13 @@ class ResShiftDiffusion:
         """`x0` predicted from `x_T` in one call, with gradients: the restoration of a SinSR student."""
         return self._predict(predict_x0, self.prior_sample(y, noise), self._full(self.last, y))
 
+    def predict_x0(self, predict_x0: PredictX0, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The estimate of `x0` from a draw of `q(x_t | x0, y)`, with gradients."""
+        return self._predict(predict_x0, self.q_sample(x0, y, t, noise), t)
+
     def training_loss(self, predict_x0: PredictX0, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """ResShift's unweighted objective `||f(x_t, y, t) - x0||^2`, the mean for every sample, `(B,)`."""
-        return per_sample_mse(self._predict(predict_x0, self.q_sample(x0, y, t, noise), t), x0)
+        return per_sample_mse(self.predict_x0(predict_x0, x0, y, t, noise), x0)
 
     @staticmethod
     def _full(step: int, like: Tensor) -> Tensor:

@@ -56,13 +56,18 @@ class Pairs(Sequence[Pair]):
     so adding photographs does not change the pairs of the others. The photograph is shrunk by a factor from [0.5, 1],
     so that small crops have more content. The crop is placed at random, with up to four tries while it is nearly flat;
     half of the crops are mirrored. The crop is degraded with a margin of random width, so that JPEG blocks fall
-    differently, and the margin is cut off afterwards, as `crop_pad_size` does in the reference. Colour channels are
-    swapped in a share of the targets.
+    differently, and the margin is cut off afterwards. Colour channels are swapped in a share of the targets.
 
     Paired photographs are cropped, mirrored and their colours swapped in the same way on both sides, at whole pixels of
     the degraded one. They are not degraded, so they need no margin. They are not shrunk either: shrinking averages
     noise, sharpens blur and moves a halftone's frequency, so the network would learn another degradation than that of
     its validation pairs and of real input.
+
+    With `settings.variants` of K, rows K i to K i + K - 1 are degradations of one target; the first is the pair without
+    variants.
+
+    With `crop=rescaled`, photographs without a partner are not searched for detail: a square as large as their short
+    side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does.
 
     Validation and test: fixed crops at full resolution, named like `chelsea@064,128` (top, left) and distributed evenly
     over the photographs. In each photograph, the crops with the most detail are chosen from a grid. `seed` has no
@@ -84,10 +89,12 @@ class Pairs(Sequence[Pair]):
         # Crops of paired photographs start at a whole pixel on both sides.
         paired = isinstance(photographs, Photographs) and photographs.paired
         self._step = settings.scale if paired else 1
+        self._rescaled = settings.crop == "rescaled" and not paired
         if split == "train":
             shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
+            shares = np.asarray(shares) * settings.variants
         else:
-            shares, self._overlap = _fixed_shares(_sizes(photographs), settings, split, self._step)
+            shares, self._overlap = _fixed_shares(_sizes(photographs), settings, split, self._step, self._rescaled)
         self._starts = np.concatenate([[0], np.cumsum(shares)])
         self._grid: tuple[int, list[_Crop]] = (-1, [])
 
@@ -104,14 +111,23 @@ class Pairs(Sequence[Pair]):
         which, variant = self._place(row)
         photograph = self._photographs[which]
         if self._split == "train":
+            variant, version = divmod(variant, self._settings.variants)
             rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), variant])
-            crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
+            if self._rescaled:
+                crop = _short_side(photograph, self._settings.image_size, rng)
+            else:
+                crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
             name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+            name += f"#{version}" if version else ""
         else:
             crop = self._fixed_crop(which, photograph, variant)
             name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
             rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
-        target, degraded = self._make(photograph, crop, rng)
+        if self._split == "train" and version:  # the same target, with a degradation of its own
+            own = np.random.default_rng([self._seed, version, _hash(photograph.name), variant])
+            target, degraded = self._make(photograph, crop, rng, own)
+        else:
+            target, degraded = self._make(photograph, crop, rng, rng)
         return Pair(photograph.name, name, target, degraded)
 
     def photograph_of(self, row: int) -> str:
@@ -130,6 +146,8 @@ class Pairs(Sequence[Pair]):
 
     def _fixed_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
         """One of the crops with the most detail, chosen once per photograph, ordered from top left to bottom right."""
+        if self._rescaled:
+            return _short_side(photograph, self._settings.size_of(self._split))
         if self._grid[0] != which:
             size, shape = self._settings.size_of(self._split), photograph.pixels.shape[:2]
             grid = [_Crop(top, left, size) for top, left in _grid(shape, size, self._overlap, self._step)]
@@ -140,12 +158,18 @@ class Pairs(Sequence[Pair]):
         return self._grid[1][variant]
 
     def _make(
-        self, photograph: Photograph | MatchedPhotograph, crop: _Crop, rng: np.random.Generator
+        self,
+        photograph: Photograph | MatchedPhotograph,
+        crop: _Crop,
+        rng: np.random.Generator,
+        degrading: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         settings, training = self._settings, self._split == "train"
         top = bottom = left = right = 0
         if isinstance(photograph, MatchedPhotograph):
             sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
+        elif self._rescaled:
+            sides = [_shrunk_square(photograph.pixels, crop)]
         else:
             target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
             sides = [target]
@@ -156,7 +180,7 @@ class Pairs(Sequence[Pair]):
             channels = rng.permutation(3)
             sides = [side[..., channels] for side in sides]
         if len(sides) == 1:
-            sides.append(_simulated(sides[0], settings, rng))
+            sides.append(_simulated(sides[0], settings, degrading))
         target, degraded = sides
         return _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right)
 
@@ -215,6 +239,26 @@ def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: in
     return best
 
 
+def _short_side(photograph: Photograph | MatchedPhotograph, size: int, rng: np.random.Generator | None = None) -> _Crop:
+    """The square as large as the short side, shrunk to `size`: at random along the long side, or at the centre. `top`
+    and `left` are pixels of the photograph as it is.
+    """
+    height, width = photograph.pixels.shape[:2]
+    short = min(height, width)
+    if short < size:
+        raise InputError(f"{photograph.name}: {width} x {height} is smaller than {size} pixels: remove it")
+    room = (height - short, width - short)
+    top, left = (int(rng.integers(each + 1)) for each in room) if rng else (each // 2 for each in room)
+    return _Crop(top, left, size, size / short)
+
+
+def _shrunk_square(pixels: np.ndarray, crop: _Crop) -> np.ndarray:
+    """The square of `_short_side`. A box filter averages areas, as the reference's `INTER_AREA` does."""
+    short = min(pixels.shape[:2])
+    square = np.ascontiguousarray(pixels[crop.top : crop.top + short, crop.left : crop.left + short])
+    return np.asarray(Image.fromarray(square).resize((crop.size, crop.size), Image.Resampling.BOX))
+
+
 def _detail(pixels: np.ndarray, crop: _Crop) -> float:
     """Standard deviation of the green channel over every other pixel of the crop, in levels of 255."""
     top, left = round(crop.top / crop.shrink), round(crop.left / crop.shrink)
@@ -257,16 +301,17 @@ def _cut(image: np.ndarray, top: int, bottom: int, left: int, right: int, scale:
 
 
 def _fixed_shares(
-    sizes: Sequence[tuple[int, int]], settings: PairSettings, split: Split, step: int
+    sizes: Sequence[tuple[int, int]], settings: PairSettings, split: Split, step: int, rescaled: bool = False
 ) -> tuple[list[int], bool]:
     """The number of validation or test crops from each photograph, and whether crops must overlap (by half) to reach
     their number.
 
-    With more photographs than crops, the crops come from photographs spread evenly over the list.
+    Rescaled crops are one per photograph. With more photographs than crops, the crops come from photographs spread
+    evenly over the list.
     """
     size, count = settings.size_of(split), settings.count_of(split)
     for overlap in (False, True):
-        room = [len(_grid(shape, size, overlap, step)) for shape in sizes]
+        room = [1 if rescaled else len(_grid(shape, size, overlap, step)) for shape in sizes]
         if sum(room) >= count:
             break
     else:

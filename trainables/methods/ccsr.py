@@ -1,8 +1,8 @@
 """CCSR: sampling only between two timesteps, and a decoder that is trained to add the missing detail.
 
 Sun et al., "Improving the Stability and Efficiency of Diffusion Models for Content Consistent Super-Resolution" (arXiv
-2401.00877). This is its second stage. The first stage is a finished `latent_diffusion`, sampled by
-`trainables.diffusion.ccsr.sample_truncated`.
+2401.00877). This is its second stage. The first stage is a finished diffusion model, officially a ControlNet on
+latents, sampled by `trainables.diffusion.ccsr.sample_truncated`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.ccsr import truncated_timesteps
+from trainables.methods.controlnet_diffusion import ControlNetDiffusion
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.methods.shared.decoder import DecoderMethod
 from trainables.methods.shared.first_stage import first_stage_settings
@@ -33,7 +34,8 @@ class CCSR(DecoderMethod):
         super().check(settings)
         ccsr, first = settings.ccsr, first_stage_settings(settings)
         try:
-            chain = LatentDiffusion.schedule(first)
+            kind = ControlNetDiffusion if first.method == "controlnet_diffusion" else LatentDiffusion
+            chain = kind.schedule(first)
         except InputError as error:
             raise InputError(f"first_stage.weights={settings.first_stage.weights}: {error}") from None
         with blamed_on(f"ccsr.steps={ccsr.steps}, ccsr.t_max={ccsr.t_max}, ccsr.t_min={ccsr.t_min}"):

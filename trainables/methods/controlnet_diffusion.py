@@ -1,8 +1,8 @@
 """Latent diffusion conditioned through a ControlNet; the base UNet is not trained.
 
 Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models" (ICCV 2023), with diffusers'
-`ControlNetModel`: a copy of the UNet's encoder sees the degraded image and adds its features to the UNet's through
-convolutions that start at zero.
+`ControlNetModel`: a copy of the UNet's encoder sees the degraded image, or its latent, and adds its features to the
+UNet's through convolutions that start at zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainables.diffusion.gaussian import Denoise
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
 from trainables.methods.shared.stable_diffusion import StableDiffusionMethod
-from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet
+from trainables.networks.stable_diffusion import check_controlnet, controlnet_from_unet, controlnet_on_latents
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.pretrained.base_model import find_base, load_controlnet
 from trainables.pretrained.identity import base_identity
@@ -42,6 +42,8 @@ class ControlNetDiffusion(StableDiffusionMethod):
             controlnet = load_controlnet(found)
             with blamed_on(f"controlnet.weights={pretrained.weights}"):
                 check_controlnet(controlnet, unet, factor)
+        elif settings.controlnet.condition == "latent":
+            controlnet = controlnet_on_latents(unet, latent_shape(settings).channels)
         else:
             with blamed_on("controlnet.embedding_channels"):
                 controlnet = controlnet_from_unet(unet, 3, settings.controlnet.embedding_channels, factor)
@@ -53,20 +55,25 @@ class ControlNetDiffusion(StableDiffusionMethod):
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "degraded"} | images | StableDiffusionMethod.noises(settings))
+        condition = "latent_degraded" if settings.controlnet.condition == "latent" else "degraded"
+        return frozenset({"latent", condition} | images | StableDiffusionMethod.noises(settings))
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
+        condition = settings.controlnet.condition
+        seen = {"controlnet.embedding_channels": settings.controlnet.embedding_channels}
         return {
             **base_identity(settings),
             "diffusion.prediction_type": settings.diffusion.prediction_type,
-            "controlnet.embedding_channels": settings.controlnet.embedding_channels,
+            **(seen if condition == "image" else {"controlnet.condition": condition}),
         }
 
     def denoiser(self, batch: Batch) -> Denoise:
         controlnet, scale = self.networks["controlnet"], self.settings.controlnet.scale
-        # ControlNet's conditioning images are in [0, 1].
-        condition = upsample(batch["degraded"], self.settings.pairs.scale) * 0.5 + 0.5
+        if self.settings.controlnet.condition == "latent":
+            condition = batch["latent_degraded"]
+        else:  # ControlNet's conditioning images are in [0, 1].
+            condition = upsample(batch["degraded"], self.settings.pairs.scale) * 0.5 + 0.5
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             prompt = self.prompt.expand(len(x_t), -1, -1)

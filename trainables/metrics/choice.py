@@ -45,8 +45,8 @@ def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> No
         MetricUnavailableError: the weights of a metric are missing; the message says how to get them.
     """
     for name in names:
-        if name == "val/lpips":
-            ensure_backbone(allow_download)
+        if name in ("val/lpips", "val/lpips_vgg"):
+            ensure_backbone(allow_download, net="vgg" if name == "val/lpips_vgg" else "alex")
         elif name in _FIND:
             _FIND[name]()
 
@@ -83,8 +83,8 @@ def resolve_perceptual(choice: Perceptual = "auto", *, allow_download: bool = Tr
     """Chooses the perceptual metric.
 
     Args:
-        choice: "lpips" or "st_lpips" for that metric, "none" for none; "auto" for LPIPS if its backbone is on disk or
-            can be downloaded, else ST-LPIPS under its own name, whose weights come with its wheel.
+        choice: "lpips", "lpips_vgg" or "st_lpips" for that metric, "none" for none; "auto" for LPIPS if its backbone is
+            on disk or can be downloaded, else ST-LPIPS under its own name, whose weights come with its wheel.
         allow_download: see `ensure_available`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018): the `lpips` package with its AlexNet backbone from torch hub's cache.
+"""LPIPS (Zhang et al. 2018): the `lpips` package with an AlexNet or VGG-16 backbone from torch hub's cache.
 
-The wheel contains the linear heads; the backbone is torchvision's AlexNet, a download of 233 MiB. Only
-`ensure_backbone` downloads it: on the driver, when the sweep chooses its metrics, and once on each machine that
+The wheel contains the linear heads; the backbones are torchvision's, downloads of 233 and 528 MiB. Only
+`ensure_backbone` downloads them: on the driver, when the sweep chooses its metrics, and once on each machine that
 measures. `LPIPS` itself only reads the file.
 """
 
@@ -18,33 +18,39 @@ import urllib.request
 import warnings
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainables.metrics.names import MetricUnavailableError
 
-_FILE = "alexnet-owt-7be5be79.pth"
+Net = Literal["alex", "vgg"]
+_FILES: dict[Net, str] = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+_METRICS: dict[Net, str] = {"alex": "val/lpips", "vgg": "val/lpips_vgg"}
 
 
 class LPIPS(nn.Module):
-    """LPIPS distance, AlexNet, version 0.1, with frozen weights.
+    """LPIPS distance, version 0.1, with frozen weights.
+
+    Args:
+        net: the backbone: AlexNet, or VGG-16 as in the training of ResShift, SinSR and VQGAN.
 
     Raises:
         MetricUnavailableError: the backbone is not in torch hub's cache, or cannot be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, net: Net = "alex") -> None:
         super().__init__()
         import lpips
 
-        backbone = _read_backbone()
+        backbone = _read_backbone(net)
         # The package first makes a random backbone; this must not change the caller's random state.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision warns about the package's arguments
-            self.network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+            self.network = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
         for stage in self.network.net.children():
-            for index, layer in stage.named_children():  # named by their index in AlexNet's `features`
+            for index, layer in stage.named_children():  # named by their index in the backbone's `features`
                 if isinstance(layer, nn.Conv2d):
                     prefix = f"features.{index}."
                     layer.load_state_dict({key: backbone[prefix + key] for key in ("weight", "bias")})
@@ -55,13 +61,15 @@ class LPIPS(nn.Module):
         return self.network(a, b).flatten()
 
 
-def backbone_path() -> Path:
-    """The path of AlexNet's weights in torch hub's cache: under TORCH_HOME, else in the user's cache."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+def backbone_path(net: Net = "alex") -> Path:
+    """The path of a backbone's weights in torch hub's cache: under TORCH_HOME, else in the user's cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _FILES[net]
 
 
-def ensure_backbone(allow_download: bool = True, connect_seconds: float = 4, download_seconds: float = 120) -> Path:
-    """The path of AlexNet's weights; downloads them if they are missing.
+def ensure_backbone(
+    allow_download: bool = True, connect_seconds: float = 4, download_seconds: float = 120, net: Net = "alex"
+) -> Path:
+    """The path of a backbone's weights; downloads them if they are missing.
 
     Args:
         allow_download: whether to use the network at all.
@@ -71,40 +79,41 @@ def ensure_backbone(allow_download: bool = True, connect_seconds: float = 4, dow
     Raises:
         MetricUnavailableError: missing and not downloaded in time; the message says how to get it.
     """
-    path = backbone_path()
+    path = backbone_path(net)
     if path.is_file():
         return path
     if not allow_download:
-        raise _absent("not downloaded")
+        raise _absent(net, "not downloaded")
     try:
-        _download(_url(), path, connect_seconds, download_seconds)
+        _download(_url(net), path, connect_seconds, download_seconds)
     except (OSError, HTTPException) as error:
-        raise _absent(f"the download failed: {error}") from error
+        raise _absent(net, f"the download failed: {error}") from error
     return path
 
 
-def _url() -> str:
-    from torchvision.models import AlexNet_Weights
+def _url(net: Net) -> str:
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
 
-    return AlexNet_Weights.IMAGENET1K_V1.url
+    return (AlexNet_Weights if net == "alex" else VGG16_Weights).IMAGENET1K_V1.url
 
 
-def _absent(why: str) -> MetricUnavailableError:
+def _absent(net: Net, why: str) -> MetricUnavailableError:
+    name = "AlexNet" if net == "alex" else "VGG-16"
     return MetricUnavailableError(
-        f"val/lpips is absent: its AlexNet backbone is not on this machine ({why}); "
-        f"download {_url()} to {backbone_path()}"
+        f"{_METRICS[net]} is absent: its {name} backbone is not on this machine ({why}); "
+        f"download {_url(net)} to {backbone_path(net)}"
     )
 
 
-def _read_backbone() -> dict[str, Tensor]:
-    path = backbone_path()
+def _read_backbone(net: Net) -> dict[str, Tensor]:
+    path = backbone_path(net)
     if not path.is_file():
-        raise _absent("no such file")
+        raise _absent(net, "no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # for a damaged file the unpickler raises many types, such as KeyError
         raise MetricUnavailableError(
-            f"val/lpips: {path} cannot be read ({type(error).__name__}: {error}); delete it and download it again"
+            f"{_METRICS[net]}: {path} cannot be read ({type(error).__name__}: {error}); delete it and download it again"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ _PIXEL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 _DEEP: dict[str, Callable[[], nn.Module]] = {
     "val/lpips": LPIPS,
+    "val/lpips_vgg": partial(LPIPS, "vgg"),
     "val/st_lpips": STLPIPS,
     "val/clip_iqa": CLIPIQA,
     "val/musiq": MUSIQ,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from trainables.common.errors import InputError
 
-Perceptual = Literal["auto", "lpips", "st_lpips", "none"]
+Perceptual = Literal["auto", "lpips", "lpips_vgg", "st_lpips", "none"]
 """The perceptual metric that a sweep reports: `auto` is LPIPS if its weights are found, else ST-LPIPS."""
 
 
@@ -64,6 +64,7 @@ _OF_ONE_RESTORATION = (
     Metric("val/psnr_y", "max", "dB", False, 1, "PSNR on 8-bit BT.601 luma, as SinSR reports it"),
     Metric("val/ssim", "max", "1", False, 11, "SSIM (Wang 2004) over RGB, 11-pixel Gaussian window"),
     Metric("val/lpips", "min", "1", True, 31, "LPIPS (Zhang 2018), AlexNet, version 0.1"),
+    Metric("val/lpips_vgg", "min", "1", True, 16, "LPIPS (Zhang 2018), VGG-16, version 0.1"),
     Metric("val/st_lpips", "min", "1", True, 21, "Shift-tolerant LPIPS (Ghildyal 2022), AlexNet"),
     Metric("val/clip_iqa", "max", "1", False, 31, "CLIP-IQA (Wang 2023), ResNet-50, Good/Bad photo.", "nothing"),
     Metric("val/musiq", "max", "1", False, 1, "MUSIQ (Ke 2021), trained on KonIQ-10k", "nothing"),

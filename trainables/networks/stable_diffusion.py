@@ -250,6 +250,21 @@ def controlnet_from_unet(
     )
 
 
+def controlnet_on_latents(unet: UNet2DConditionModel, channels: int) -> ControlNetModel:
+    """As `controlnet_from_unet`, on a conditioning latent of `channels` channels in place of an image.
+
+    A convolution that starts at zero adds the latent to the output of the first convolution. That equals one
+    convolution on both latents, concatenated, whose weights for the conditioning start at zero, as in CCSR's first
+    stage (`ControlNet` of its `model/ccsr_stage1.py`).
+    """
+    controlnet = ControlNetModel.from_unet(unet)
+    first = unet.conv_in
+    added = nn.Conv2d(channels, first.out_channels, first.kernel_size, padding=first.padding, bias=False)
+    nn.init.zeros_(added.weight)
+    controlnet.controlnet_cond_embedding = added
+    return controlnet
+
+
 def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, factor: int = 8) -> None:
     """Checks that a loaded ControlNet fits the UNet, and latents `factor` times smaller than images.
 

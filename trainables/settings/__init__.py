@@ -19,8 +19,15 @@ from trainables.settings.diffusion import (
 )
 from trainables.settings.effects import check_sections, is_read, reason_unread
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
+from trainables.settings.one_step import OneStepSettings
 from trainables.settings.override import assignments, flatten, override
-from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
+from trainables.settings.resshift import (
+    NetworkSettings,
+    ResShiftLossSettings,
+    ResShiftSettings,
+    SinSRSettings,
+    TeacherSettings,
+)
 from trainables.settings.sources import SAMPLE, SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
 from trainables.settings.trial import TrialSettings
@@ -40,9 +47,11 @@ __all__ = [
     "FirstStageSettings",
     "LoRASettings",
     "NetworkSettings",
+    "OneStepSettings",
     "PerceptualSettings",
     "Pix2PixSettings",
     "PixelSettings",
+    "ResShiftLossSettings",
     "ResShiftSettings",
     "SinSRSettings",
     "TeacherSettings",

@@ -18,11 +18,19 @@ class DiffusionSettings:
         prediction_type: quantity that the network predicts; "base" is the prediction type of the base, or
             "v_prediction" for a network without a base.
         retarget: allow a prediction type other than the base's; without it, another one is refused.
-        max_timestep: training draws timesteps below it. Sampling starts from pure noise if it is the schedule's length,
-            otherwise from the degraded image's latent with the noise of that timestep.
+        max_timestep: training draws timesteps below it.
+        start_timestep: sampling starts below it, at most `max_timestep`; 0 for `max_timestep`. If it is the schedule's
+            length, sampling starts from pure noise, otherwise from the degraded image's latent with the noise of that
+            timestep.
         zero_terminal_snr: rescale the schedule so that its last timestep is pure noise (Lin et al. 2024).
         objective: "uniform" draws timesteps evenly. "ccsr" draws them below `ccsr.t_max` and takes a second step on
             every batch, for the jump from pure noise to `ccsr.t_max` (Sun et al. 2024).
+        multi_resolution: strength of multi-resolution noise in training, 0 to 1: noise of coarser grids is added with
+            this weight per level, and the sum scaled to unit variance (Marigold: 0.9); 0 for white noise.
+        annealed: multiply that strength by the timestep's share of the schedule, so that the last steps of sampling see
+            white noise.
+        min_snr: gamma of min-SNR weighting (Hang et al. 2023; published: 5) of the term that the network predicts: of
+            the noise or velocity, or with "sample" of the reconstruction; 0 weighs all timesteps alike.
         noise_weight: weight of the mean squared error of the predicted noise, or velocity with v_prediction; not used
             with "sample", where the output is the estimate of x_0.
         reconstruction_weight: weight of the L1 distance between the estimate of x_0 and x_0.
@@ -34,8 +42,12 @@ class DiffusionSettings:
     prediction_type: Literal["base", "epsilon", "sample", "v_prediction"] = "base"
     retarget: bool = False
     max_timestep: int = setting(1000, within=(1, 10_000), trained="at most")
+    start_timestep: int = setting(0, within=(0, 10_000), restores="sampling", unless=("diffusion.objective", "ccsr"))
     zero_terminal_snr: bool = False
     objective: Literal["uniform", "ccsr"] = setting("uniform", trained="equal")
+    multi_resolution: float = setting(0.0, within=SHARE, training_only=True)
+    annealed: bool = setting(True, training_only=True, unless=("diffusion.multi_resolution", 0.0))
+    min_snr: float = setting(0.0, within=WEIGHT, training_only=True)
     noise_weight: float = setting(
         1.0, within=WEIGHT, training_only=True, unless=("diffusion.prediction_type", "sample")
     )
@@ -54,6 +66,9 @@ class DiffusionSettings:
             self.inference_steps,
             f"1 to diffusion.max_timestep={self.max_timestep}",
         )
+        trained = self.start_timestep <= self.max_timestep
+        accepted = f"0 to diffusion.max_timestep={self.max_timestep}"
+        require(trained, "diffusion.start_timestep", self.start_timestep, accepted)
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,8 @@ class ControlNetSettings:
     """ControlNet conditioning (Zhang et al. 2023): the base UNet stays frozen.
 
     Attributes:
+        condition: what the ControlNet sees: the degraded "image", brought to latent size by convolutions, or its
+            "latent", through a convolution that starts at zero, as in CCSR's first stage.
         weights: a diffusers folder or a hub id; empty starts from a copy of the base's encoder with zero convolutions.
         revision: commit, tag or branch of a hub id; empty for the newest.
         embedding_channels: widths of the convolutions that bring the image to latent size; one more than the number of
@@ -108,6 +125,7 @@ class ControlNetSettings:
         scale: factor of the features added to the UNet, in training and sampling.
     """
 
+    condition: Literal["image", "latent"] = "image"
     weights: str = setting("", path="weights", hub=True, restores="frozen part")
     revision: str = setting("", restores="frozen part")
     embedding_channels: tuple[int, ...] = setting(
@@ -118,6 +136,10 @@ class ControlNetSettings:
     def __post_init__(self) -> None:
         named = bool(self.weights) or not self.revision
         require(named, "controlnet.revision", self.revision, "no revision without a hub id in controlnet.weights")
+        images = self.condition == "image" or not self.weights
+        require(
+            images, "controlnet.weights", self.weights, "none with controlnet.condition=latent; public ones see images"
+        )
         widths = self.embedding_channels
         require(bool(widths), "controlnet.embedding_channels", widths, "positive whole numbers")
         require_within("controlnet", self)
@@ -160,7 +182,8 @@ class PixelSettings:
 
 @dataclass(frozen=True)
 class FirstStageSettings:
-    """The finished `latent_diffusion` that restores the latents for training a decoder (stablesr_cfw, ccsr).
+    """The finished diffusion model that restores the latents for training a decoder (stablesr_cfw, ccsr): a
+    `latent_diffusion`, or a `controlnet_diffusion` with `controlnet.condition=latent`.
 
     Attributes:
         weights: "shipped", or the folder of a finished trial, such as a run's `best/`.

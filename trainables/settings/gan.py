@@ -16,13 +16,13 @@ class PerceptualSettings:
     Attributes:
         weight: weight of the term; 0 leaves it out.
         every: steps from one use of the term to the next; 1 uses it in every step.
-        network: "lpips" (Zhang 2018), which downloads its backbone once, or "st_lpips" (Ghildyal 2022), which has it
-            in its wheel; both use AlexNet.
+        network: "lpips" (Zhang 2018), which downloads AlexNet once; "lpips_vgg", the same with VGG-16, as published
+            trainings use it; or "st_lpips" (Ghildyal 2022), which has its AlexNet in its wheel.
     """
 
     weight: float = setting(0.1, within=WEIGHT, when_restoring=0.0)
     every: int = setting(1, within=(1, MOST_STEPS), unless=("perceptual.weight", 0))
-    network: Literal["lpips", "st_lpips"] = setting("st_lpips", unless=("perceptual.weight", 0))
+    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless=("perceptual.weight", 0))
 
     def __post_init__(self) -> None:
         require_within("perceptual", self)

@@ -36,7 +36,7 @@ _DECODER = ("base", "first_stage", "discriminator", "perceptual")
 
 # One entry per method.
 METHODS: dict[str, Entry] = {
-    "resshift": Entry("trainables.methods.resshift:ResShift", "vq", _RESSHIFT),
+    "resshift": Entry("trainables.methods.resshift:ResShift", "vq", (*_RESSHIFT, "resshift_loss")),
     "sinsr": Entry("trainables.methods.sinsr:SinSR", "vq", (*_RESSHIFT, "teacher", "sinsr")),
     "pix2pix": Entry("trainables.methods.pix2pix:Pix2Pix", "", ("pix2pix", "discriminator", "perceptual"), False),
     "latent_diffusion": Entry(
@@ -44,6 +44,9 @@ METHODS: dict[str, Entry] = {
     ),
     "controlnet_diffusion": Entry(
         "trainables.methods.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
+    ),
+    "one_step": Entry(
+        "trainables.methods.one_step:OneStep", "kl", ("base", "one_step", "lora", "discriminator", "perceptual")
     ),
     "pixel_diffusion": Entry("trainables.methods.pixel_diffusion:PixelDiffusion", "", ("pixel", *_DIFFUSION)),
     "stablesr_cfw": Entry("trainables.methods.stablesr_cfw:StableSRCFW", "kl", (*_DECODER, "cfw"), False),

@@ -28,9 +28,15 @@ class PairSettings:
         image_size: side of the square training targets, pixels; a multiple of `scale`.
         scale: target side / degraded side, 1 to 16.
         train_pairs, validation_pairs: number of training and of validation pairs.
+        variants: prepared degradations of each training pair. An epoch uses one of them, the next epoch the next; all
+            trials of a sweep see the same ones. Preparation, store and latents grow by this factor.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
         test_pairs: number of test pairs, on which the confirmation is measured; 0 for none.
         test_size: side of the square test targets, pixels; a multiple of `scale`; 0 for `validation_size`.
+        crop: part of a photograph that becomes a target. "detailed": a square of its pixels, shrunk by a factor from
+            [0.5, 1] for training, where it has detail. "rescaled": a square as large as the photograph's short side,
+            shrunk to the target's size, at random along the long side for training and at the centre otherwise, as in
+            the training of ResShift and SinSR (`rescale_gt`); it gives one validation pair per photograph.
         colour_swap_prob: share of training targets whose colour channels are permuted at random; 0 as published. Useful
             for a few photographs with few hues.
         simulator: degradation of photographs without a partner: "super_resolution" reads `degradation`,
@@ -40,10 +46,12 @@ class PairSettings:
     image_size: int = 64
     scale: int = 4
     train_pairs: int = setting(512, training_only=True)
+    variants: int = setting(1, within=(1, 1000), training_only=True, simulated=True)
     validation_pairs: int = 24
     validation_size: int = 128
     test_pairs: int = 24
     test_size: int = 0
+    crop: Literal["detailed", "rescaled"] = setting("detailed", simulated=True)
     colour_swap_prob: float = setting(0.0, training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
     degradation: DegradationSettings = section(
@@ -76,6 +84,8 @@ class PairSettings:
             value = getattr(self, name)
             fits = isinstance(value, int) and fewest <= value <= MOST_PAIRS
             checks.append((fits, f"pairs.{name}", value, f"{fewest} to {MOST_PAIRS}"))
+        whole = type(self.variants) is int and 1 <= self.variants <= 1000
+        checks.append((whole, "pairs.variants", self.variants, "1 to 1000"))
         require_all(*checks)
 
     def size_of(self, split: Split) -> int:
@@ -87,5 +97,9 @@ class PairSettings:
         }[split]
 
     def count_of(self, split: Split) -> int:
-        """Number of pairs of a split."""
-        return {"train": self.train_pairs, "validation": self.validation_pairs, "test": self.test_pairs}[split]
+        """Number of prepared pairs of a split: in training, of all variants together."""
+        return {
+            "train": self.train_pairs * self.variants,
+            "validation": self.validation_pairs,
+            "test": self.test_pairs,
+        }[split]

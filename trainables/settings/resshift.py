@@ -85,6 +85,23 @@ class ResShiftSettings:
 
 
 @dataclass(frozen=True)
+class ResShiftLossSettings:
+    """The loss of ResShift's training. The journal version adds LPIPS on the decoded estimate of x_0.
+
+    Attributes:
+        mse, lpips: weights of the squared error of the latent and of LPIPS; published: 1 and 0, journal 1 and 1.
+        network: network of LPIPS, as for `perceptual.network`; published: "lpips_vgg".
+    """
+
+    mse: float = setting(1.0, within=WEIGHT)
+    lpips: float = setting(0.0, within=WEIGHT)
+    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless=("resshift_loss.lpips", 0.0))
+
+    def __post_init__(self) -> None:
+        require_within("resshift_loss", self)
+
+
+@dataclass(frozen=True)
 class TeacherSettings:
     """The ResShift teacher. `network` is its shape.
 

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import DECAY, LARGEST_SEED, MOST_STEPS, require, require_within
+from trainables.settings.checks import DECAY, LARGEST_SEED, MOST_STEPS, SHARE, require, require_within
 from trainables.settings.setting import Limits, setting
 
 # Without an upper limit: a diverging trial is a result.
 _RATE = Limits(0, math.inf, "a number above 0", open_low=True, open_high=True)
+_TO_ONE = Limits(0, 1, "a number in (0, 1]", open_low=True)
+_CONSTANT = ("training.schedule", "constant")
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,28 @@ class TrainingSettings:
     Attributes:
         max_steps: optimiser steps; 0 only validates the weights of `checkpoint`.
         batch_size: pairs per step, over all workers and accumulated parts together.
-        accumulate: parts into which a worker's batch is split to save memory; must divide `batch_size`.
-        learning_rate: peak learning rate of Adam.
+        accumulate: parts into which a worker's batch is split to save memory.
+        updates: optimiser updates per step: the batch is divided among them, so that a step trains on as many images as
+            that of a method with one update. `batch_size` must be a multiple of `updates` times `accumulate`.
+        optimiser: "adamw" (decoupled weight decay), "adam" (weight decay added to the gradient; with none it equals
+            AdamW), or "adafactor" (Shazeer and Stern 2018): keeps one number per row and column of a weight in place of
+            two per weight, and a step in proportion to the weight's size.
+        learning_rate: peak learning rate.
         rate_factor: multiplier of `learning_rate`. Spaces search over it, because presets set a learning rate for each
             method and size.
         beta1, beta2: Adam's decay rates, in [0, 1). Adversarial training needs lower ones.
         warmup_steps: number of first steps in which the learning rate rises linearly to its peak.
-        schedule: learning rate after the warm-up: constant, or half a cosine down to 0.
-        weight_decay: decoupled weight decay, as in AdamW; 0 for none.
+        schedule: learning rate after the warm-up: constant, or a decay: half a cosine, linear, or exponential.
+        decay_start: share of `max_steps` after which the decay begins, in [0, 1); until then the rate is constant. With
+            0.9 the first nine tenths are those of any longer run, so one long run can be cut anywhere and decayed.
+        decay_end: share of `max_steps` at which the decay ends, in (0, 1].
+        final_rate: learning rate after the decay, as a share of the peak, 0 to 1; "exponential" needs one above 0.
+        weight_decay: weight decay; 0 for none.
         clip_gradient: largest gradient norm of a phase; 0 disables clipping.
-        ema_decay: decay of the averaged weights, in [0, 1); validation uses the average. Shorter runs need a smaller
-            decay.
+        ema_decay: decay of the averaged weights, in [0, 1); validation and the finished trial use the average. Shorter
+            runs need a smaller decay. 0 keeps no average: both use the raw weights.
+        ema_warmup: let the decay grow from 0.1 to `ema_decay` over the first steps; without it, the decay is constant
+            and the initial weights fade slowly.
         precision: number format of the forward and backward passes; weights are kept in float32.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: keep the weights of convolutions in the channels-last memory format.
@@ -46,15 +59,21 @@ class TrainingSettings:
     max_steps: int = setting(500_000, within=(0, MOST_STEPS), shared=True, flag="--max-steps", when_restoring=0)
     batch_size: int = setting(64, within=(1, 65_536), training_only=True)
     accumulate: int = setting(1, within=(1, 65_536), training_only=True)
+    updates: int = setting(1, within=(1, 65_536), training_only=True)
+    optimiser: Literal["adamw", "adam", "adafactor"] = setting("adamw", training_only=True)
     learning_rate: float = setting(5e-5, within=_RATE, training_only=True)
     rate_factor: float = setting(1.0, within=_RATE, training_only=True)
-    beta1: float = setting(0.9, within=DECAY, training_only=True)
-    beta2: float = setting(0.999, within=DECAY, training_only=True)
+    beta1: float = setting(0.9, within=DECAY, training_only=True, unless=("training.optimiser", "adafactor"))
+    beta2: float = setting(0.999, within=DECAY, training_only=True, unless=("training.optimiser", "adafactor"))
     warmup_steps: int = setting(5000, within=(0, MOST_STEPS), training_only=True)
-    schedule: Literal["constant", "cosine"] = setting("constant", training_only=True)
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = setting("constant", training_only=True)
+    decay_start: float = setting(0.0, within=DECAY, training_only=True, unless=_CONSTANT)
+    decay_end: float = setting(1.0, within=_TO_ONE, training_only=True, unless=_CONSTANT)
+    final_rate: float = setting(0.0, within=SHARE, training_only=True, unless=_CONSTANT)
     weight_decay: float = setting(0.0, within=(0, 1000), training_only=True)
     clip_gradient: float = setting(0.0, within=(0, 1_000_000), training_only=True)
     ema_decay: float = setting(0.999, within=DECAY, training_only=True)
+    ema_warmup: bool = setting(True, training_only=True, unless=("training.ema_decay", 0.0))
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", restores="sampling")
     gradient_checkpointing: bool = setting(False, training_only=True)
     channels_last: bool = False
@@ -69,12 +88,17 @@ class TrainingSettings:
         require_within("training", self)
         finite = f"a finite product with training.learning_rate={self.learning_rate}"
         require(math.isfinite(self.peak_rate), "training.rate_factor", self.rate_factor, finite)
-        require(
-            self.batch_size % self.accumulate == 0,
-            "training.accumulate",
-            self.accumulate,
-            f"a divisor of training.batch_size={self.batch_size}",
-        )
+        for name in ("accumulate", "updates"):
+            divisor = f"a divisor of training.batch_size={self.batch_size}"
+            require(self.batch_size % getattr(self, name) == 0, f"training.{name}", getattr(self, name), divisor)
+        parts = self.updates * self.accumulate
+        accepted = f"a multiple of {parts}, training.updates x training.accumulate"
+        require(self.batch_size % parts == 0, "training.batch_size", self.batch_size, accepted)
+        ends = self.schedule == "constant" or self.decay_start < self.decay_end
+        accepted = f"below training.decay_end={self.decay_end}"
+        require(ends, "training.decay_start", self.decay_start, accepted)
+        falls = self.schedule != "exponential" or self.final_rate > 0
+        require(falls, "training.final_rate", self.final_rate, "above 0 with training.schedule=exponential")
 
     @property
     def peak_rate(self) -> float:

@@ -17,8 +17,15 @@ from trainables.settings.diffusion import (
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
 from trainables.settings.methods import METHODS
+from trainables.settings.one_step import OneStepSettings
 from trainables.settings.pairs import PairSettings
-from trainables.settings.resshift import NetworkSettings, ResShiftSettings, SinSRSettings, TeacherSettings
+from trainables.settings.resshift import (
+    NetworkSettings,
+    ResShiftLossSettings,
+    ResShiftSettings,
+    SinSRSettings,
+    TeacherSettings,
+)
 from trainables.settings.setting import section, setting
 from trainables.settings.sources import SHIPPED, AutoencoderSettings, BaseSettings, DataSettings
 from trainables.settings.training import TrainingSettings
@@ -41,6 +48,7 @@ class TrialSettings:
     autoencoder: AutoencoderSettings = section(AutoencoderSettings)
     network: NetworkSettings = section(NetworkSettings)
     resshift: ResShiftSettings = section(ResShiftSettings)
+    resshift_loss: ResShiftLossSettings = section(ResShiftLossSettings, training_only=True)
     teacher: TeacherSettings = section(TeacherSettings)
     sinsr: SinSRSettings = section(SinSRSettings, training_only=True)
     base: BaseSettings = section(BaseSettings)
@@ -48,6 +56,7 @@ class TrialSettings:
     conv_in: ConvInSettings = section(ConvInSettings)
     lora: LoRASettings = section(LoRASettings)
     controlnet: ControlNetSettings = section(ControlNetSettings)
+    one_step: OneStepSettings = section(OneStepSettings)
     pixel: PixelSettings = section(PixelSettings)
     first_stage: FirstStageSettings = section(FirstStageSettings)
     cfw: CFWSettings = section(CFWSettings)

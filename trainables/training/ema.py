@@ -15,23 +15,25 @@ class ExponentialMovingAverage:
     The buffers are averaged because the statistics of a batch normalisation belong to the weights under which they were
     collected. The rest of the state is not averaged.
 
-    The decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that the initial weights have
-    little influence in a short run.
+    With `warmup`, the decay grows from 0.1 towards `decay` over the first steps, (1 + n) / (10 + n), so that the
+    initial weights have little influence in a short run. Without, it is constant, as in the official code of SinSR.
+    A decay of 0 keeps no averages: inside `applied` are the raw weights.
     """
 
-    def __init__(self, networks: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, networks: nn.Module, decay: float, warmup: bool = True) -> None:
+        self.decay, self.warmup = decay, warmup
         self.updates = 0
         trained = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}
         gathered = {name: buffer for name, buffer in networks.named_buffers() if buffer.is_floating_point()}
-        self._followed: dict[str, Tensor] = {**trained, **gathered}
+        self._followed: dict[str, Tensor] = {**trained, **gathered} if decay else {}
         self._averages = {name: tensor.detach().clone() for name, tensor in self._followed.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         self.updates += 1
-        torch._foreach_lerp_(list(self._averages.values()), list(self._followed.values()), 1 - decay)
+        if self._averages:
+            torch._foreach_lerp_(list(self._averages.values()), list(self._followed.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

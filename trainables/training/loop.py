@@ -21,9 +21,10 @@ from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
-from trainables.settings import TrainingSettings, TrialSettings
+from trainables.settings import TrialSettings
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.optimisation import learning_rate_factor, make_optimiser
 from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
 from trainables.training.validation import TEST_DRAW, Validation, validate
 
@@ -52,16 +53,6 @@ class _Losses(nn.Module):
 
     def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         return self._losses(phase, batch, step)
-
-
-def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
-    """The factor of the peak learning rate at optimiser step `step` (from 0)."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return 1.0
-    done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -93,7 +84,7 @@ class Trainer:
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
         self.metrics = build_metrics(metric_names, world.device)
-        self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay)
+        self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
         self.losses: nn.Module = _Losses(self.method)
@@ -109,13 +100,7 @@ class Trainer:
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
         parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            parameters,
-            lr=self.settings.training.peak_rate,
-            betas=(self.settings.training.beta1, self.settings.training.beta2),
-            weight_decay=self.settings.training.weight_decay,
-            fused=True,
-        )
+        return make_optimiser(self.settings.training, parameters)
 
     def run(self, report: Reporter) -> None:
         """Trains to the last step, with validations and reports. Continues from the loaded checkpoint, if any.
@@ -173,10 +158,12 @@ class Trainer:
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
-            terms: dict[str, _Logged] = {}
-            for phase in self.method.phases:
-                terms |= self._optimise(phase, batch, factor)
-            self.log.add(self.step + 1, terms)
+            for part, _ in _parts(batch, self.settings.training.updates):
+                terms: dict[str, _Logged] = {}
+                for phase in self.method.phases:
+                    terms |= self._optimise(phase, part, factor)
+                self.log.add(self.step + 1, terms)
+            self.log.end_step(self.step + 1)
             if self.world.size > 1:
                 self._share_statistics()
             self.ema.update()
@@ -328,8 +315,10 @@ class _LossLog:
         self._counts: dict[str, int] = {}
 
     def add(self, step: int, terms: Mapping[str, _Logged]) -> None:
-        self.steps += 1
         self._pending += [(step, name, term) for name, term in terms.items()]
+
+    def end_step(self, step: int) -> None:
+        self.steps += 1
         if step % self.every == 0:
             self.check()
 

@@ -270,3 +270,31 @@ def test_empty_truncations_are_refused() -> None:
     for t_max in (0.0, 1.0, 0.0001, 0.9999):
         with pytest.raises(ValueError, match=f"t_max is {t_max}"):
             ccsr_timesteps(diffusion, t_max, 1, torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_min_snr_weighs_errors_of_x0_alike(kind: PredictionType) -> None:
+    """For every prediction type the weighted squared error is min(SNR, 5) times that of the x_0 that it implies."""
+    diffusion = make(kind)
+    t = torch.tensor([3, 200, 600, 990])
+    x0, noise, error = (torch.randn(4, 2, 3, 3, dtype=torch.float64) for _ in range(3))
+    x_t, target = diffusion.add_noise(x0, t, noise), diffusion.target(x0, noise, t)
+    output = target + 0.1 * error
+    of_output = (output - target).square().mean(dim=(1, 2, 3))
+    of_x0 = (diffusion.predict_x0(output, x_t, t) - x0).square().mean(dim=(1, 2, 3))
+    abar = diffusion.alphas_cumprod[t]
+    expected = (abar / (1 - abar)).clamp(max=5) * of_x0
+    torch.testing.assert_close(diffusion.min_snr_weights(t, 5.0).double() * of_output, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_cut_chain_starts_from_the_degraded_image() -> None:
+    """As one that was trained on the lower timesteps alone, with the same tables."""
+    whole, cut, short = make("sample"), make("sample").cut(400), make("sample", 400)
+    y, noise = torch.randn(2, 1, 2, 3, 3).unbind()
+    t = torch.full((1,), 399)
+    y, noise = y[:1], noise[:1]
+    assert torch.equal(cut.start(y, noise, t), short.start(y, noise, t))
+    assert torch.equal(whole.start(y, noise, t), noise)
+    assert cut.timesteps(4, "trailing") == short.timesteps(4, "trailing")
+    with pytest.raises(ValueError, match="max_timestep is 1001"):
+        make("sample").cut(1001)

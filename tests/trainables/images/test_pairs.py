@@ -239,3 +239,41 @@ def test_invalid_pairs_are_refused(train: Photographs) -> None:
         Pairs([_scene(0, 90, 60)], SETTINGS, "train", 0)[0]
     with pytest.raises(InputError, match="train pairs need photographs"):
         Pairs([], SETTINGS, "train", 0)[0]
+
+
+def test_rescaled_crops_are_squares_of_the_short_side() -> None:
+    """As `rescale_gt`: at random along the long side for training, at the centre otherwise; areas are averaged."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
+    photograph = Photograph("wide", pixels)
+    settings = replace(SETTINGS, crop="rescaled", image_size=64, train_pairs=6, validation_pairs=1, validation_size=64)
+
+    def halved(left: int) -> np.ndarray:
+        square = pixels[:, left : left + 128].astype(np.float64)
+        return square.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+
+    lefts = set()
+    for pair in Pairs([photograph], settings, "train", 0):
+        left = int(pair.name.split(",")[1].split("/")[0])
+        lefts.add(left)
+        either = (pair.target, pair.target[:, ::-1])
+        assert (
+            min(np.abs(target - halved(left)).max() for target in either) <= 1
+        )  # mirrored or not; Pillow rounds twice
+        assert pair.degraded.shape == (16, 16, 3)
+    assert len(lefts) > 3 and max(lefts) <= 192
+    (pair,) = Pairs([photograph], settings, "validation", 0)
+    assert np.abs(pair.target - halved(96)).max() <= 1
+    with pytest.raises(InputError, match="1 validation photographs have 1 crops"):
+        Pairs([photograph], replace(settings, validation_pairs=2), "validation", 0)
+
+
+def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
+    settings = replace(SETTINGS, train_pairs=4)
+    plain, varied = (Pairs(train, each, "train", 0) for each in (settings, replace(settings, variants=3)))
+    assert len(varied) == 3 * len(plain) == 12
+    for row, pair in enumerate(plain):
+        first, *others = (varied[3 * row + version] for version in range(3))
+        assert first.name == pair.name and np.array_equal(first.degraded, pair.degraded)
+        for other in others:
+            assert np.array_equal(other.target, pair.target)
+            assert not any(np.array_equal(other.degraded, one.degraded) for one in (first, *others) if one is not other)

@@ -25,8 +25,10 @@ from trainables.methods.resshift import ResShift
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.methods.sinsr import SinSR
 from trainables.networks.autoencoder import decode
+from trainables.networks.stable_diffusion import controlnet_on_latents
 from trainables.pretrained.autoencoders import load_autoencoder
-from trainables.pretrained.finished_trial import STATE, WEIGHTS
+from trainables.pretrained.base_model import load_unet
+from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrialSettings, override
@@ -212,7 +214,12 @@ def test_training_starts_from_a_finished_trial(
     assert sorted(tensor.numel() for tensor in weights.values()) == sorted(tensor.numel() for tensor in kept.values())
     frozen = {key for key, parameter in method.networks.named_parameters() if not parameter.requires_grad}
     state = torch.load(tmp_path / STATE, weights_only=True)["networks"]
-    assert set(state) == set(method.networks.state_dict()) - frozen
+    # A method may leave its adversaries out when it restores.
+    training = tuple(f"{network}." for network in method.adversaries)
+    saved, built = (
+        {key for key in keys if not key.startswith(training)} for keys in (state, method.networks.state_dict())
+    )
+    assert saved == built - frozen
     assert set(kept) == {key for key in state if not key.startswith(tuple(f"{n}." for n in method.adversaries or "-"))}
     trained, everything = method.parameters
     assert trained == sum(p.numel() for p in method.networks.parameters() if p.requires_grad)
@@ -451,3 +458,56 @@ def test_training_timesteps_cover_the_chain(small: TrialSettings, prepared: Prep
     batch = batch_for(small, prepared)
     losses(method, {**batch, "uniform": torch.tensor([0.0, 0.499999, 0.5, 1 - 2**-24])})
     assert seen == [0, (steps - 1) // 2, steps // 2, steps - 1]
+
+
+def test_decoder_trains_on_a_controlnet_of_latents(
+    trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path
+) -> None:
+    """CCSR's first stage. A ControlNet of images is refused: a first stage restores from latents alone."""
+    common = {"training.max_steps": 1, "training.warmup_steps": 0, "diffusion.objective": "ccsr", "ccsr.t_max": 0.7}
+    settings = override(trial_of("controlnet_diffusion"), common | {"controlnet.condition": "latent"})
+    settings = override(settings, {"diffusion.inference_steps": 3})
+    latent, image = tmp_path / "latent", tmp_path / "image"
+    latent.mkdir()
+    train(settings, prepared_for(settings), ("val/psnr",), World(), lambda report, write: write(latent))
+    decoder = override(trial_of("ccsr"), {"first_stage.weights": str(latent), "ccsr.t_max": 0.6})
+    build_method(decoder, CPU).check(decoder)
+    batch = next(validation_batches(prepared_for(decoder), 2, CPU))
+    with torch.no_grad():
+        assert build_method(decoder, CPU).restore(batch).isfinite().all()
+    shutil.copytree(latent, image)
+    seen = json.loads((latent / SETTINGS).read_text()) | {"controlnet.condition": "image"}
+    (image / SETTINGS).write_text(json.dumps(seen))
+    with pytest.raises(
+        InputError, match=r"its ControlNet sees images; expected one trained with controlnet\.condition"
+    ):
+        method_class("ccsr").check(override(decoder, {"first_stage.weights": str(image)}))
+
+
+def test_controlnet_on_latents_is_one_convolution_of_both(base: Path) -> None:
+    """As in CCSR's code, whose first convolution sees both latents, concatenated."""
+    unet = load_unet(base)
+    controlnet = controlnet_on_latents(unet, 4)
+    embedding = controlnet.controlnet_cond_embedding
+    assert not embedding.weight.any()
+    torch.nn.init.normal_(embedding.weight)
+    both = torch.cat([controlnet.conv_in.weight, embedding.weight], dim=1)
+    x, hint = torch.randn(2, 2, 4, 8, 8)
+    expected = torch.nn.functional.conv2d(torch.cat([x, hint], dim=1), both, controlnet.conv_in.bias, padding=1)
+    torch.testing.assert_close(controlnet.conv_in(x) + embedding(hint), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_starts_below_the_trained_range(trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """With equal weights, a start below the end gives what training below it would start from."""
+    whole = override(trial_of("latent_diffusion"), {"diffusion.inference_steps": 2})
+    cut, shorter = (override(whole, {f"diffusion.{name}_timestep": 400}) for name in ("start", "max"))
+    batch = next(validation_batches(prepared_for(whole), 2, CPU))
+    torch.manual_seed(0)
+    methods = [build_method(settings, CPU) for settings in (whole, cut, shorter)]
+    for method in methods[1:]:
+        method.networks.load_state_dict(methods[0].networks.state_dict())
+    with torch.no_grad():
+        first, started, trained = (method.networks.eval() and method.restore(batch) for method in methods)
+    assert torch.equal(started, trained) and not torch.equal(started, first)
+    with pytest.raises(InputError, match=r"diffusion.start_timestep=600: expected 0 to diffusion.max_timestep=400"):
+        override(shorter, {"diffusion.start_timestep": 600})

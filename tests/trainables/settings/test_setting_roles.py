@@ -247,7 +247,11 @@ def test_simulated_settings_are_read_by_one_simulator() -> None:
     simulators = ("super_resolution", "print_to_camera")
     trials = [sample_of("pix2pix", pairs__scale=1, pairs__simulator=simulator) for simulator in simulators]
     by_one = {name for name in NAMES if any(reason_unread(name, trial).startswith("pairs.sim") for trial in trials)}
-    assert {name for name in NAMES if is_among(name, SIMULATED)} == by_one | {"pairs.simulator"}
+    assert {name for name in NAMES if is_among(name, SIMULATED)} == by_one | {
+        "pairs.simulator",
+        "pairs.crop",
+        "pairs.variants",
+    }
 
 
 def test_finished_trial_restores_only_within_its_training() -> None:

@@ -154,7 +154,8 @@ def test_channels_last_changes_no_gradient(
     """
     settings = variant_of(variant, NO_DROPOUT, {"training.channels_last": True})
     plain, laid_out = plain_steps(variant), take_steps(settings, prepared_for(settings))
-    assert laid_out.losses[0] == pytest.approx(plain.losses[0], rel=1e-5)
+    # The distillation of a LoRA near 0 is a difference of nearly equal estimates: only its rounding is left.
+    assert laid_out.losses[0] == pytest.approx(plain.losses[0], rel=1e-5, abs=1e-8)
     for phase, gradients in plain.gradients.items():
         assert difference(laid_out.gradients[phase], gradients) < 1e-3, phase
 

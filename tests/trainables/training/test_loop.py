@@ -29,7 +29,8 @@ from trainables.pretrained.weights_file import describe
 from trainables.settings import TrainingSettings, TrialSettings, override
 from trainables.training.controls import measure_controls
 from trainables.training.ema import ExponentialMovingAverage
-from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
+from trainables.training.loop import Trainer, World, step_seed, train
+from trainables.training.optimisation import learning_rate_factor
 from trainables.training.pictures import PICTURES, Pictures
 from trainables.training.reporting import Report, TrialDiverged
 from trainables.training.validation import GRID, PER_IMAGE, Validation, validate

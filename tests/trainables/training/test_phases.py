@@ -22,7 +22,8 @@ from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.settings import TrialSettings, override
 from trainables.settings import methods as registry
-from trainables.training.loop import Trainer, World, learning_rate_factor, step_seed, train
+from trainables.training.loop import Trainer, World, step_seed, train
+from trainables.training.optimisation import learning_rate_factor
 from trainables.training.reporting import TrialDiverged
 from trainables.training.validation import GRID, PER_IMAGE
 

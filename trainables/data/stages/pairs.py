@@ -30,12 +30,15 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     key: dict[str, Any] = {"scale": settings.pairs.scale}
     if split == "train":
         key |= {name: pairs[name] for name in ("image_size", "train_pairs", "colour_swap_prob")}
+        key |= {"variants": settings.pairs.variants} if settings.pairs.variants > 1 else {}
     else:
         key |= {f"{split}_size": settings.pairs.size_of(split), f"{split}_pairs": settings.pairs.count_of(split)}
     # Shares decide which photographs belong to a split. Those of version 0.1, whose keys had none, are left out.
     shares = {"validation_share": settings.data.validation_share, "test_share": settings.data.test_share}
     key |= {name: share for name, share in shares.items() if share != _SHARES_BEFORE[name]}
     if not source.paired:
+        # Left out for the crops of version 0.1, whose keys had none.
+        key |= {"crop": settings.pairs.crop} if settings.pairs.crop != "detailed" else {}
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         key |= {made_by: pairs[made_by]}
     key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}

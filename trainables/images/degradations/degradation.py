@@ -1,7 +1,7 @@
 """Second-order degradation of Real-ESRGAN and SinSR: blur, resize, noise and JPEG, applied twice.
 
-The order of operations and every range follow `RealESRGANDataset` and `prepare_data` of SinSR. Two things
-differ:
+The order of operations and every range follow `RealESRGANDataset` and `prepare_data` of SinSR. Two steps of the
+degradation itself differ; docs/recipes.md lists the differences in crops and in the number of degradations per image:
 
 - JPEG is the real encoder and decoder (libjpeg through Pillow, 4:2:0); the reference approximates it with tensor
   operations. Here quality is a whole number, enlarged chroma planes are interpolated, and the decoded image has

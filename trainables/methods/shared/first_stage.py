@@ -1,4 +1,4 @@
-"""The finished `latent_diffusion` whose latents train a decoder: its settings, and how it restores latents."""
+"""The finished diffusion model whose latents train a decoder: its settings, and how it restores latents."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
 NoiseKeys = Sequence[Sequence[int]]
 """For every image the numbers that determine its noise."""
 
-# The base is the trial's, wherever it lies: weights know by content which one they belong to.
-_ITS_OWN = frozenset(METHODS["latent_diffusion"].reads) - {"base"}
+KINDS = ("latent_diffusion", "controlnet_diffusion")
 
 
 class FirstStage:
     """Restores latents for the trial's method: by DDIM, or for CCSR by truncated sampling.
 
     Raises:
-        InputError: not a finished `latent_diffusion`, or one of another base than the trial's.
+        InputError: not a finished trial of `KINDS`, or one of another base than the trial's.
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
@@ -46,7 +45,7 @@ class FirstStage:
         except InputError as error:
             raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
         method.networks.eval().requires_grad_(False)
-        self.method: GaussianMethod = method  # type: ignore[assignment]  # the settings say latent_diffusion
+        self.method: GaussianMethod = method  # type: ignore[assignment]  # the settings name one of `KINDS`
         diffusion = self.method.diffusion
         if settings.method == "ccsr" and diffusion.max_timestep < diffusion.train_timesteps:
             raise InputError(
@@ -90,13 +89,21 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     """The first stage's own settings, on the trial's data.
 
     Raises:
-        InputError: not a finished `latent_diffusion`, or CCSR needs timesteps that it was not trained for.
+        InputError: not a finished trial of `KINDS` that restores from latents, or CCSR needs timesteps that it was not
+            trained for.
     """
     folder = first_stage_path(settings.first_stage.weights)
     name = f"first_stage.weights={settings.first_stage.weights}"
-    found = finished_settings(folder, "latent_diffusion", name)
-    own = {key: value for key, value in found.items() if key.partition(".")[0] in _ITS_OWN}
-    changed = {"method": "latent_diffusion", "checkpoint": str(folder)}
+    found = finished_settings(folder, "", name)
+    method = str(found["method"])
+    if method not in KINDS:
+        raise InputError(f"{name}: a trial of {method}; expected a finished trial of {' or '.join(KINDS)}")
+    if method == "controlnet_diffusion" and found.get("controlnet.condition") != "latent":
+        raise InputError(f"{name}: its ControlNet sees images; expected one trained with controlnet.condition=latent")
+    # The base is the trial's, wherever it lies: weights know by content which one they belong to.
+    read = frozenset(METHODS[method].reads) - {"base"}
+    own = {key: value for key, value in found.items() if key.partition(".")[0] in read}
+    changed = {"method": method, "checkpoint": str(folder)}
     first = override(settings, own | WHEN_RESTORING | changed)
     if settings.method == "ccsr":
         check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)

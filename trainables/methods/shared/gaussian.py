@@ -14,7 +14,7 @@ from torch import Tensor
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.ccsr import ccsr_jump_terms, jump_timestep, sample_truncated, truncated_timesteps
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
-from trainables.diffusion.noise import step_noise
+from trainables.diffusion.noise import multi_resolution_noise, step_noise
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
@@ -33,13 +33,15 @@ class GaussianMethod(Method):
     CCSR's objective adds a second phase with three terms of the jump from full noise, `jump_*`.
 
     Attributes:
-        diffusion: the schedule and its sampler.
+        diffusion: the schedule of training, and its sampler.
+        sampling: the schedule up to the timestep where sampling starts.
         steps_offset: of "leading" timesteps.
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         self.diffusion, self.steps_offset = self.schedule(settings), self.leading_offset(settings)
+        self.sampling = self.sampling_schedule(settings)
         self.perceptual = PerceptualLoss(settings.perceptual, device)
 
     @classmethod
@@ -50,6 +52,16 @@ class GaussianMethod(Method):
         Raises:
             InputError: settings that do not fit it.
         """
+
+    @classmethod
+    def sampling_schedule(cls, settings: TrialSettings) -> GaussianDiffusion:
+        """The schedule, cut at `diffusion.start_timestep`.
+
+        Raises:
+            InputError: settings that do not fit it.
+        """
+        chain, start = cls.schedule(settings), settings.diffusion.start_timestep
+        return chain.cut(start) if start else chain
 
     @classmethod
     def leading_offset(cls, settings: TrialSettings) -> int:
@@ -73,7 +85,8 @@ class GaussianMethod(Method):
                 truncated_timesteps(chain, chosen.inference_steps, t_max, 0.0)
         else:
             with blamed_on(f"diffusion.inference_steps={chosen.inference_steps}, diffusion.spacing={chosen.spacing}"):
-                chain.timesteps(chosen.inference_steps, chosen.spacing, cls.leading_offset(settings))
+                cut = cls.sampling_schedule(settings)
+                cut.timesteps(chosen.inference_steps, chosen.spacing, cls.leading_offset(settings))
 
     @abstractmethod
     def denoiser(self, batch: Batch) -> Denoise:
@@ -100,7 +113,8 @@ class GaussianMethod(Method):
     @staticmethod
     def noises(settings: TrialSettings) -> set[str]:
         """The columns of noise that the objective reads."""
-        return {"fresh_noise", "uniform"} | ({"jump_noise"} if settings.diffusion.objective == "ccsr" else set())
+        jump = {"jump_noise"} if settings.diffusion.objective == "ccsr" else set()
+        return {"fresh_noise", "uniform"} | jump | ({"coarse_noise"} if settings.diffusion.multi_resolution else set())
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         diffusion, settings = self.diffusion, self.settings.diffusion
@@ -113,14 +127,23 @@ class GaussianMethod(Method):
         if settings.objective == "ccsr":
             end = jump_timestep(diffusion, self.settings.ccsr.t_max)
         t = (batch["uniform"] * end).long()
+        if strength := settings.multi_resolution:
+            share = t / diffusion.train_timesteps if settings.annealed else torch.ones_like(t, dtype=torch.float32)
+            noise = multi_resolution_noise(noise, batch["coarse_noise"], strength * share)
         x_t = diffusion.add_noise(x0, t, noise)
         output = self.denoiser(batch)(x_t, t)
         estimate = diffusion.predict_x0(output, x_t, t)
-        terms = {"reconstruction": LossTerm(F.l1_loss(estimate, x0), settings.reconstruction_weight)}
+        weights = diffusion.min_snr_weights(t, settings.min_snr) if settings.min_snr else None
+        if diffusion.prediction_type == "sample" and weights is not None:
+            reconstruction = (weights * (estimate - x0).abs().flatten(1).mean(dim=1)).mean()
+        else:
+            reconstruction = F.l1_loss(estimate, x0)
+        terms = {"reconstruction": LossTerm(reconstruction, settings.reconstruction_weight)}
         if diffusion.prediction_type != "sample":
             name = "noise" if diffusion.prediction_type == "epsilon" else "velocity"
-            error = per_sample_mse(output, diffusion.target(x0, noise, t)).mean()
-            terms[name] = LossTerm(error, settings.noise_weight)
+            errors_of_output = per_sample_mse(output, diffusion.target(x0, noise, t))
+            weighted = errors_of_output if weights is None else weights * errors_of_output
+            terms[name] = LossTerm(weighted.mean(), settings.noise_weight)
         if self.perceptual.due(step):
             terms["perceptual"] = self.perceptual(self.decode(estimate), batch["target"])
         return terms
@@ -135,8 +158,8 @@ class GaussianMethod(Method):
     def sample(self, batch: Batch) -> Tensor:
         """x_0 of a validation batch, from its own noise.
 
-        By DDIM; or, if CCSR's objective left the timesteps above `ccsr.t_max` untrained, by its jump and stochastic
-        steps.
+        By DDIM from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above `ccsr.t_max`
+        untrained, by its jump and stochastic steps.
         """
         settings, denoise, y = self.settings.diffusion, self.denoiser(batch), self.degraded(batch)
         if settings.objective == "ccsr":
@@ -145,7 +168,7 @@ class GaussianMethod(Method):
             return sample_truncated(
                 self.diffusion, denoise, y, batch["noise"], settings.inference_steps, t_max, 0.0, fresh
             )
-        return self.diffusion.sample_ddim(
+        return self.sampling.sample_ddim(
             denoise,
             y,
             batch["noise"],

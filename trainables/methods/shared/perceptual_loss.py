@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from trainables.methods.method import LossTerm
 from trainables.metrics import LPIPS, STLPIPS
+from trainables.metrics.lpips import Net
 from trainables.settings import PerceptualSettings
+
+_BACKBONES: dict[str, Net] = {"lpips": "alex", "lpips_vgg": "vgg"}
 
 
 class PerceptualLoss(nn.Module):
@@ -22,7 +25,7 @@ class PerceptualLoss(nn.Module):
         self.settings = settings
         self._network: nn.Module | None = None
         if settings.weight:
-            network = LPIPS() if settings.network == "lpips" else STLPIPS()
+            network = STLPIPS() if settings.network == "st_lpips" else LPIPS(_BACKBONES[settings.network])
             self._network = network.to(device).eval().requires_grad_(False)
 
     def due(self, step: int) -> bool:
