@@ -99,7 +99,7 @@ class MadeUpSweep:
         rows, reports_of = self.recorder.tables.leaderboard, self.recorder.tables.reports_of
         journal = folder / "optuna.journal"
         self.search = SweepSearch(space, METRICS[0], "max", 0, trials, MAX_STEPS, journal, None, rows, reports_of)
-        self.scheduler = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0, rows, reports_of)
+        self.scheduler: Any = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0, rows, reports_of)
         self.grid = _picture()
         self.count, self.reports, self.concurrent = earlier, 0, concurrent
         self.running: list[tuple[Trial, int, float]] = []
