@@ -21,6 +21,7 @@ import psutil
 import ray
 
 _HEAD = "f" * 51 + "00000"  # the id by which the provider knows its head
+_HEAD_TYPE = "ray.head.default"  # the provider expects this name
 _COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 _PATIENCE = 120.0
 
@@ -45,7 +46,7 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
-        "RAY_NODE_TYPE_NAME": "head",
+        "RAY_NODE_TYPE_NAME": _HEAD_TYPE,
         "RAY_CLOUD_INSTANCE_ID": _HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD,
     }
@@ -95,10 +96,10 @@ def _config(address: str, workers: int) -> dict[str, object]:
             "gcs_address": address,
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0, "GPU": 0}, "node_config": {}, "max_workers": 0},
+            _HEAD_TYPE: {"resources": {"CPU": 0, "GPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": workers},
         },
-        "head_node_type": "head",
+        "head_node_type": _HEAD_TYPE,
         "auth": {},
         "file_mounts": {},
         "cluster_synced_files": [],
