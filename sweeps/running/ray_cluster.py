@@ -25,6 +25,7 @@ from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.machine import usable_cpus
+from trainables.common.paths import ROOT
 from trainables.training.launch import Workers
 
 _ENVIRONMENT = {
@@ -174,7 +175,10 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
 def _start(groups: bool, folder: Path) -> None:
     # SIGTERM often goes to all processes of a job. Ray's inherit this, so that the driver can end them in order.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    own = _chosen_address() if groups else {}
+    # Workers import this project, also if it is not installed and the driver runs in another folder.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    own = {"PYTHONPATH": path, **(_chosen_address() if groups else {})}
+    earlier = {name: os.environ.get(name) for name in own}
     try:
         os.environ.update(own)
         ray.init(
@@ -190,8 +194,11 @@ def _start(groups: bool, folder: Path) -> None:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for name in own:
-            del os.environ[name]
+        for name, value in earlier.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _chosen_address() -> dict[str, str]:
