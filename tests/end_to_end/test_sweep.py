@@ -38,7 +38,7 @@ from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
-ONE = {"workers_per_trial": 1, "gpus_per_worker": 0.0}
+ONE = {"sampler": "tpe", "workers_per_trial": 1, "gpus_per_worker": 0.0}
 """One process per trial, without a GPU, as `resolve` derives from the preset."""
 SPLITS = ("validation", "test")
 CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]

@@ -46,6 +46,7 @@ def write_checkpoint(
         "optimisation": optimisation,
         "report": {
             "metrics": dict(report.metrics),
+            "losses": [[step, dict(terms)] for step, terms in report.losses],
             **_kept(validation),
             "test": _kept(report.test) if report.test else None,
         },
@@ -72,7 +73,8 @@ def report_of(folder: Path, state: dict[str, Any]) -> Report:
         validation = Validation.read(folder)
         return Report(state["step"], validation.means, [], validation, repeated=True)
     test = _measured(kept["test"]) if kept.get("test") else None
-    return Report(state["step"], kept["metrics"], [], _measured(kept), repeated=True, test=test)
+    losses = [(step, terms) for step, terms in kept.get("losses", [])]
+    return Report(state["step"], kept["metrics"], losses, _measured(kept), repeated=True, test=test)
 
 
 def _kept(validation: Validation) -> dict[str, Any]:
