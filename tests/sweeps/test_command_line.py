@@ -260,7 +260,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "13: 5 given points" in shown
+    assert "given points, then" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")
@@ -396,7 +396,13 @@ def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     flags = [*BASE, "--trials", "5", "--max-steps", "40", *sets(training__reports=4), "--dry-run"]
     assert main([*flags, "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
-    for fact in ("5: 3 given points", "40 per trial, validation every 10", "at steps 10, 30", "rows", "GB in all"):
+    for fact in (
+        "5: 3 given points",
+        "40 per trial, validation every 10",
+        "with 2 proposals, every trial runs to the end",
+        "rows",
+        "GB in all",
+    ):
         assert fact in shown
     assert list(tmp_path.iterdir()) == []
 
