@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -27,7 +28,6 @@ from trainables.settings import TrialSettings, override
 from trainables.training import launch as launch_module
 from trainables.training.launch import Job, Workers
 from trainables.training.loop import World
-from trainables.training.reporting import Report
 
 __all__ = ["endpoint"]
 COLUMNS = frozenset({"degraded", "latent", "latent_degraded"})
@@ -162,10 +162,13 @@ def test_trial_reads_from_a_bucket(
     make_stores(settings, stages)
     shutil.rmtree(tmp_path / "photographs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    reports: list[Report] = []
-    job = Job(settings, stages, ("val/psnr",), Workers(), str(tmp_path / "trial"), str(tmp_path / "scratch"))
-    launch_module._train(job, World(), lambda report, write: reports.append(report), None)
-    assert reports[-1].step == settings.training.max_steps and np.isfinite(reports[-1].metrics["val/psnr"])
+    sent: list[dict[str, Any]] = []
+    trial, scratch = tmp_path / "run" / "trials" / "t000", tmp_path / "scratch"
+    (tmp_path / "run").mkdir()
+    launch_module._train(
+        Job(settings, stages, ("val/psnr",), Workers(), str(trial), str(scratch)), World(), sent.append
+    )
+    assert sent[-1]["step"] == settings.training.max_steps and np.isfinite(sent[-1]["val/psnr"])
 
 
 def some_photographs(folder: Path) -> None:
