@@ -18,6 +18,7 @@ from sweeps.running.ray_cluster import workers
 from trainables.common.errors import InputError
 from trainables.common.units import duration
 from trainables.data.prepare import prepare
+from trainables.images.sources.source import Source
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.training.loop import Trainer, World
@@ -77,12 +78,12 @@ def trial_seconds(plan: Plan) -> float:
     torch.set_num_threads(each.threads)
     try:
         device = torch.device("cuda" if each.gpus else "cpu")
-        return statistics.fmean(_seconds(trial, device) for trial in plan.question.every_method)
+        return statistics.fmean(_seconds(trial, plan.source, device) for trial in plan.question.every_method)
     finally:
         torch.set_num_threads(before)
 
 
-def _seconds(trial: TrialSettings, device: torch.device) -> float:
+def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> float:
     training = trial.training
     few = {
         "pairs.train_pairs": max(2, training.batch_size),
@@ -94,7 +95,7 @@ def _seconds(trial: TrialSettings, device: torch.device) -> float:
     }
     small = override(trial, few)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(small, Path(folder), method_class(small.method).columns(small), device)
+        prepared = prepare(small, Path(folder), method_class(small.method).columns(small), device, source=source)
         trainer = Trainer(small, prepared, ("val/psnr",), World(device=device))
         step = 0.0
         if training.max_steps:

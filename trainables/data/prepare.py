@@ -55,6 +55,7 @@ def prepare(
     progress: ProgressCallback = lambda stage, done, rows: None,
     run: Runner = run_here,
     test: bool = False,
+    source: Source | None = None,
 ) -> Prepared:
     """Makes the stores of `needed_stages` that are missing; returns all of them, on this machine's disk.
 
@@ -64,6 +65,7 @@ def prepare(
         device: where networks run, in this process.
         run: makes the shards; see `trainables.data.ray_pipeline` for all cores and machines.
         test: whether to prepare test pairs too.
+        source: `settings.data.source` if it is already open.
 
     Two callers on one machine do not make the same store twice: the second waits for the first. If a preparation is
     interrupted, finished shards are kept, and the next call resumes from them.
@@ -72,7 +74,7 @@ def prepare(
         InputError: photographs or weights that cannot be used, more photographs rejected than `data.max_rejected`
             allows, or a damaged store.
     """
-    source = open_source(settings.data.source, settings.data.input)
+    source = source or open_source(settings.data.source, settings.data.input)
     stages = needed_stages(settings, root, columns, source, test)
     make_stores(settings, stages, device, progress, run, source)
     return open_stores(settings, stages)
