@@ -159,7 +159,7 @@ def test_parquet_rows_are_pairs(tmp_path: Path, columns: tuple[str, str]) -> Non
         assert isinstance(pair, MatchedPhotograph)
         assert np.array_equal(pair.target, _picture(int(pair.name[-7:])))
         assert np.array_equal(pair.degraded, _picture(int(pair.name[-7:]), 10, 12))
-    with pytest.raises(InputError, match=r"0000000, column .* is 12 x 10 and .* 48 x 40: with pairs\.scale=2"):
+    with pytest.raises(InputError, match=r"0000000, column .* is 12 x 10 and .* 48 x 40; its target must be 24 x 20"):
         open_source(str(path)).of_split("train", 1, 2)
 
 

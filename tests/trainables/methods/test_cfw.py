@@ -193,7 +193,7 @@ def test_lightning_checkpoint_is_read_without_executing_code(tmp_path: Path, mon
     vars(sys.modules[name])["ModelCheckpoint"] = callback
     torch.save({"state_dict": {}, "callbacks": {callback: {"monitor": "val/rec_loss"}}}, tmp_path / "lightning.ckpt")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="among the 0 weights"):  # it was read
+    with pytest.raises(ValueError, match="no weights in it"):  # it was read
         load_official_cfw(tmp_path / "lightning.ckpt")
     torch.save({"state_dict": {}, "callbacks": Payload()}, tmp_path / "payload.ckpt")
     with pytest.raises(pickle.UnpicklingError):
