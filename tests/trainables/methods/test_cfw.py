@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import types
 from pathlib import Path
@@ -196,5 +195,5 @@ def test_lightning_checkpoint_is_read_without_executing_code(tmp_path: Path, mon
     with pytest.raises(ValueError, match="no weights in it"):  # it was read
         load_official_cfw(tmp_path / "lightning.ckpt")
     torch.save({"state_dict": {}, "callbacks": Payload()}, tmp_path / "payload.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="no weights in it"):  # and nothing was executed
         load_official_cfw(tmp_path / "payload.ckpt")
