@@ -68,4 +68,4 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
     )
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 5
     assert (run / "best" / "weights.safetensors").exists()
-    assert done.stdout.count("joined; 2 nodes") == 1 and done.stdout.count("joined; 3 nodes") == 1
+    assert "joined; 2 nodes" in done.stdout and "joined; 3 nodes" in done.stdout

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -77,7 +77,7 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
         head.terminate()
         head.wait(60)
         for process in started:
-            if process.is_running():
+            with suppress(psutil.Error):  # it has ended meanwhile
                 process.kill()
         psutil.wait_procs(started, timeout=30)
 
