@@ -183,7 +183,7 @@ def test_choices_that_need_no_backbone(empty_hub: Path) -> None:
     assert resolve_perceptual("none").names == ()
     assert resolve_perceptual("st_lpips").names == ("val/st_lpips",)
     assert resolve_perceptual("st_lpips").notes == ()
-    with pytest.raises(InputError, match="auto, lpips, st_lpips, none"):
+    with pytest.raises(InputError, match="auto, lpips, lpips_vgg, st_lpips, none"):
         resolve_perceptual("vgg")  # type: ignore[arg-type]
 
 
