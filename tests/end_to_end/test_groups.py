@@ -57,13 +57,14 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
     assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished", "t001": "finished"}
     assert [steps(run, name) for name in ("t000", "t001")] == [[0, 2, 4, 6, 8]] * 2
     heard = 0
-    # A rounding difference can choose another code of the autoencoder at some pixel: images differ more than losses.
-    for prefix, tolerance in (("loss/", 1e-4), ("weighted/", 1e-4), ("val/", 1e-3)):
+    for prefix in ("loss/", "weighted/", "val/"):
         ours, theirs = curve(run, prefix), curve(expected, prefix)
         assert ours.keys() == theirs.keys()
         for key, values in ours.items():
             known = {name: value for name, value in values.items() if value is not None}
-            assert known == pytest.approx({name: theirs[key][name] for name in known}, rel=tolerance), key
+            # Rounding can choose another code of the autoencoder at some pixel: SSIM was seen to differ by 4e-4.
+            for name, value in known.items():
+                assert value == pytest.approx(theirs[key][name], rel=1e-3 if name == "val/ssim" else 1e-4), (key, name)
             heard += len(known) == len(theirs[key])
     # After an interrupt during a report, a group's driver may have only its metrics.
     assert heard >= 3 * 8 - 2

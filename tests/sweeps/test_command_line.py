@@ -260,7 +260,7 @@ def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     for method in ("pix2pix", "latent_diffusion", "controlnet_diffusion", "pixel_diffusion"):
         assert f"{method}: " in shown
-    assert "given points, then" in shown
+    assert "14: 6 given points" in shown
     for stage in ("train pairs", "train latents", "validation pairs", "validation latents"):
         assert shown.count(stage) == 1
     narrow = refused(capsys, tmp_path / "results", *on_base, "--set", "controlnet.embedding_channels=8,8")

@@ -50,6 +50,10 @@ def test_the_confirmation_fills_no_rung() -> None:
         assert decision(scheduler, of(CONFIRMATION, number, given=True), 40.0) == "CONTINUE"
     assert decision(scheduler, of("trial", 10), 20.0) == "CONTINUE"
     assert decision(scheduler, of("trial", 11), 10.0) == "STOP"
+    last = of(CONFIRMATION, 12, given=True)
+    assert decision(scheduler, last, 30.0, step=8) == "CONTINUE"  # it ends by itself
+    scheduler.on_trial_complete(None, last, {"step": 8, "val/psnr": 30.0})
+    assert decision(scheduler, of("trial", 13), 21.0) == "CONTINUE"
 
 
 def test_seeds_of_one_configuration_in_an_old_run_count_once() -> None:
