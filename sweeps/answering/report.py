@@ -28,6 +28,7 @@ from sweeps.answering.verdict import Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
 from sweeps.recording.tables import read_rows
+from trainables.common.paths import replace_file
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
 _MAX_CURVES = 150
@@ -115,16 +116,11 @@ def write_report(
     )
     path = folder / "report" / PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, page)
+    replace_file(path, lambda new: new.write_text(page, encoding="utf-8"))
     # After the page: who reads it must find the page that it announces.
-    _replace(path.with_name(STATE), f"sweepState({json.dumps(state)});\n")
+    announced = f"sweepState({json.dumps(state)});\n"
+    replace_file(path.with_name(STATE), lambda new: new.write_text(announced, encoding="utf-8"))
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _answer(view: View) -> str:

@@ -23,7 +23,7 @@ from sweeps.planning.question import Question, absolute_paths
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.errors import InputError, one_line
 from trainables.common.locks import take
-from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri
+from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri, replace_file
 from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS
 from trainables.settings import flatten, override
@@ -159,9 +159,8 @@ def create_run(
 
 
 def _write(run: Path, record: Mapping[str, Any]) -> None:
-    temporary = run / f".{RUN_SETTINGS}"
-    temporary.write_text(yaml.safe_dump(_plain(record), sort_keys=False), encoding="utf-8")
-    temporary.rename(run / RUN_SETTINGS)
+    text = yaml.safe_dump(_plain(record), sort_keys=False)
+    replace_file(run / RUN_SETTINGS, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from trainables.common.paths import replace_file
+
 EVENTS = "events.jsonl"
 Event = dict[str, Any]
 _MOST_BYTES, _MOST_EQUAL = 2**26, 1000
@@ -61,12 +63,14 @@ class EventLog:
 
     def replace(self, events: Iterable[Event]) -> None:
         """Replaces the whole file in one step."""
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "wb") as file:
-            file.writelines(map(_line, events))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+
+        def write(new: Path) -> None:
+            with open(new, "wb") as file:
+                file.writelines(map(_line, events))
+                file.flush()
+                os.fsync(file.fileno())
+
+        replace_file(self.path, write)
         self._ends_line = True
 
 

@@ -20,7 +20,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sweeps.recording.image_values import ImageValues, by_measurement, image_eve
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.errors import InputError, one_line
 from trainables.common.parquet import TooLarge, read_table
+from trainables.common.paths import replace_file
 
 TableRow = dict[str, Any]
 
@@ -340,13 +341,13 @@ class RunTables:
         self.folder.mkdir(parents=True, exist_ok=True)
         if "leaderboard" in self._dirty:
             table = to_arrow(self.leaderboard, _LEADERBOARD_COLUMNS)
-            _write(self.folder / LEADERBOARD, lambda path: pq.write_table(table, path))
-            _write(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
+            replace_file(self.folder / LEADERBOARD, lambda path: pq.write_table(table, path))
+            replace_file(self.folder / "leaderboard.csv", lambda path: pyarrow.csv.write_csv(table, path))
         if "history" in self._dirty:
             history = to_arrow(self.history, _HISTORY_COLUMNS)
-            _write(self.folder / HISTORY, lambda path: pq.write_table(history, path))
+            replace_file(self.folder / HISTORY, lambda path: pq.write_table(history, path))
         if "per_image" in self._dirty:
-            _write(self.folder / PER_IMAGE, self._images.write)
+            replace_file(self.folder / PER_IMAGE, self._images.write)
         self._dirty.clear()
         self._last_write = time.monotonic()
         self._write_took = self._last_write - started
@@ -380,10 +381,3 @@ def plain_value(value: Any) -> bool | int | float | str | None:
     if isinstance(value, tuple | list | Mapping):
         return json.dumps(value, default=lambda part: part.item() if isinstance(part, np.generic) else str(part))
     return str(value)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)

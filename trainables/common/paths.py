@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +136,19 @@ def write_whole(path: Path, content: bytes | Buffer) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a new file next to `path` and renames it, so that readers see the old file or the new one.
+
+    For files with one writer at a time: what a killed one left is replaced by the next.
+
+    Raises:
+        OSError: for example, because the disk is full. An existing file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
 
 
 def path_of(name: str, text: str) -> Path:
