@@ -11,7 +11,7 @@ from sweeps import formatting
 from sweeps.answering.verdict import Answer
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.planning.objectives import Constraint, Objective, feasible
-from sweeps.planning.pareto import fronts, knee
+from sweeps.planning.pareto import knee, non_dominated
 from sweeps.trial_config import TRIAL
 
 
@@ -28,7 +28,7 @@ def pareto_front(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[l
         return []
     trials = list(groups.values())
     gains = _gains(trials, objectives)
-    return [trials[k] for k in sorted(fronts(gains)[0], key=lambda k: -gains[k, 0])]
+    return [trials[k] for k in sorted(non_dominated(gains), key=lambda k: -gains[k, 0])]
 
 
 def of_several(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from sweeps import formatting
 from sweeps.answering.charts import Dot, scatter
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
+from sweeps.planning.pareto import non_dominated
 from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import METRICS, test_name
 
@@ -28,12 +31,9 @@ def perception(rows: Sequence[Row], metric: str) -> str:
 
 def front(points: Sequence[tuple[float, float]], larger: tuple[bool, bool]) -> list[tuple[float, float]]:
     """The points that no other one beats in one value and equals or beats in the other, sorted by the first value."""
-    signs = [1.0 if each else -1.0 for each in larger]
-    best: list[tuple[float, float]] = []
-    for point in sorted(set(points), key=lambda p: (signs[0] * p[0], signs[1] * p[1]), reverse=True):
-        if not best or signs[1] * point[1] > signs[1] * best[-1][1]:
-            best.append(point)
-    return sorted(best)
+    different = sorted(set(points))
+    signs = np.where(larger, 1.0, -1.0)
+    return [different[k] for k in non_dominated(np.array(different, dtype=np.float64).reshape(-1, 2) * signs)]
 
 
 def distortion_and_perception(view: View) -> list[str]:

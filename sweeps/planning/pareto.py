@@ -10,6 +10,20 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+def non_dominated(gains: Array) -> list[int]:
+    """The indices of the front: of the points that no other one equals or beats in all objectives and beats in one.
+
+    Args:
+        gains: (N, M), larger is better. No value is NaN.
+    """
+    kept = np.ones(len(gains), dtype=bool)
+    for k in np.argsort(-gains.sum(axis=1)):  # in this order most points are beaten early
+        if kept[k]:
+            others = gains[kept]
+            kept[kept] = (others > gains[k]).any(axis=1) | (others == gains[k]).all(axis=1)
+    return [int(k) for k in np.flatnonzero(kept)]
+
+
 def fronts(gains: Array) -> list[list[int]]:
     """Non-dominated sorting.
 
@@ -19,14 +33,11 @@ def fronts(gains: Array) -> list[list[int]]:
     Returns:
         The indices of each front; the first front is dominated by nothing.
     """
-    at_least = (gains[:, None, :] >= gains[None, :, :]).all(axis=2)
-    better = (gains[:, None, :] > gains[None, :, :]).any(axis=2)
-    dominates = np.asarray(at_least & better)
-    left, found = set(range(len(gains))), []
-    while left:
-        front = [k for k in sorted(left) if not any(dominates[other, k] for other in left)]
-        found.append(front)
-        left -= set(front)
+    left, found = np.arange(len(gains)), []
+    while len(left):
+        front = left[non_dominated(gains[left])]
+        found.append([int(k) for k in front])
+        left = np.setdiff1d(left, front)
     return found
 
 
