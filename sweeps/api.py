@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from search_spaces import SearchSpace
-from sweeps.answering.comparison import Answer, answer
+from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.planning.own_spaces import register_space
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
@@ -30,7 +30,6 @@ from sweeps.planning.run_folder import RUN_SETTINGS
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
-from sweeps.trial_config import TRIAL
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import path_of
 from trainables.restore import Restorer, picture_key, restoration_settings
@@ -117,12 +116,10 @@ class Run:
         confirmation have ended.
         """
         rows = read_rows(self.folder / "leaderboard.parquet")
-        label = next((row["label"] for row in rows if row["kind"] == TRIAL), None)  # the first trial is the baseline's
-        baseline_ids = [row["id"] for row in rows if row["kind"] == TRIAL and row["label"] == label]
         open_ends = [row for row in rows if row["status"] in ("running", "interrupted")]
         why = "the sweep has not ended" if open_ends else ""
         per_image = read_rows(self.folder / "per_image.parquet")
-        return answer(rows, per_image, self.settings["objective"], baseline_ids, unconfirmed=why)
+        return answer(rows, per_image, self.settings["objective"], baseline_trials(rows), unconfirmed=why)
 
     @property
     def report(self) -> Path:

@@ -11,14 +11,14 @@ from typing import Any
 import yaml
 
 from sweeps import formatting
-from sweeps.answering.comparison import answer
+from sweeps.answering.comparison import answer, baseline_trials
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
 from sweeps.planning.run_folder import RUN_SETTINGS
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.tables import read_rows
-from sweeps.trial_config import CONFIRMATION, TRIAL
+from sweeps.trial_config import CONFIRMATION
 from trainables.common.errors import InputError, one_line
 from trainables.metrics.names import METRICS, test_name
 
@@ -92,12 +92,10 @@ def read_finished(path: Path, metric: str = "") -> FinishedRun:
         raise InputError(f"{path}: has no confirmation, so its winner was not measured on test photographs")
     if left := [row["id"] for row in confirmed if row["status"] not in ("finished", "failed", "stopped")]:
         raise InputError(f"{path}: its confirmation has not ended ({', '.join(left)}); resume it first")
-    baseline = next((row["label"] for row in rows if row["kind"] == TRIAL), "")
-    ids = [row["id"] for row in rows if row["kind"] == TRIAL and row["label"] == baseline]
     measured = [name for name in METRICS if any(row.get(test_name(name)) is not None for row in confirmed)]
     if chosen not in measured:
         raise InputError(f"{path}: {chosen} was not measured on its test photographs; there are {', '.join(measured)}")
-    found = answer(rows, per_image, chosen, ids)
+    found = answer(rows, per_image, chosen, baseline_trials(rows))
     if found.unconfirmed:
         raise InputError(f"{path}: {found.unconfirmed}")
     return FinishedRun(f"{path.resolve().parent.name}/{path.resolve().name}", record, rows, per_image, found)

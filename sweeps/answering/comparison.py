@@ -23,7 +23,19 @@ from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.metrics.names import METRICS, test_name
 
-__all__ = ["Answer", "answer"]
+__all__ = ["Answer", "answer", "baseline_trials"]
+
+
+def baseline_trials(rows: Sequence[Row], label: str | None = None) -> list[str]:
+    """The ids of the baseline's trials of the search.
+
+    Args:
+        label: of the baseline; by default that of the first trial, which is always one of the baseline's.
+    """
+    searched = [row for row in rows if row["kind"] == TRIAL]
+    if label is None:
+        label = next((row["label"] for row in searched), None)
+    return [row["id"] for row in searched if row["label"] == label]
 
 
 def answer(

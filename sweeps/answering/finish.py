@@ -9,11 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sweeps.answering.comparison import Answer, answer
+from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
-from sweeps.answering.live import baseline_trials
 from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
-from sweeps.answering.report import Contents, write_report
+from sweeps.answering.report import write_sweep_report
 from sweeps.answering.several import of_several
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
@@ -41,7 +40,7 @@ def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
-    baseline_ids = baseline_trials(plan, rows)
+    baseline_ids = baseline_trials(rows, plan.question.space.baseline.label)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
     expected = len(trials) + left
     whole = not unfinished and not left
@@ -66,17 +65,8 @@ def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
     ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
     winner = next((row for row in rows if whole and result and row["id"] == result.winner_id), None)
     kept = result is not None and winner is not None and _keep_best(folder, winner, plan, result)
-    page = write_report(
-        folder,
-        plan.objective,
-        baseline_ids,
-        plan.direction,
-        plan.question.space.question,
-        result,
-        Contents(rows, tables.history, tables.per_image),
-        plan.question.space.distributions,
-        ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}",
-    )
+    status = ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}"
+    page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
         logger.info("continue with: %s", resume_line(folder))

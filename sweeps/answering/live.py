@@ -9,13 +9,11 @@ from typing import Any
 
 from ray.tune import Callback
 
-from sweeps.answering.comparison import answer
-from sweeps.answering.report import Contents, write_report
+from sweeps.answering.comparison import answer, baseline_trials
+from sweeps.answering.report import write_sweep_report
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.recording.recorder import Recorder
-from sweeps.recording.tables import TableRow
-from sweeps.trial_config import TRIAL
 from trainables.common.errors import one_line
 
 EVERY = 15.0  # seconds between two reports, at least
@@ -65,30 +63,14 @@ class LiveReport(Callback):
 
     def _write(self, unconfirmed: str, status: str, running: bool) -> None:
         plan, tables = self._plan, self._recorder.tables
-        rows, baseline_ids = tables.leaderboard, baseline_trials(plan, tables.leaderboard)
+        rows = tables.leaderboard
+        baseline_ids = baseline_trials(rows, plan.question.space.baseline.label)
         try:
             found = answer(rows, (), plan.objective, baseline_ids, plan.direction, unconfirmed)
             if not found.leaders:
                 found = replace(found, sentences=("No trial has finished yet.",))
-            write_report(
-                self._folder,
-                plan.objective,
-                baseline_ids,
-                plan.direction,
-                plan.question.space.question,
-                found,
-                Contents(rows, tables.history, tables.per_image),
-                plan.question.space.distributions,
-                status,
-                running,
-            )
+            write_sweep_report(plan, self._folder, tables, baseline_ids, found, status, running)
         except Exception as error:  # of anything in it: the sweep matters more
             if not self._failed:
                 logger.info("note       report: not made (%s)", one_line(error))
             self._failed = True
-
-
-def baseline_trials(plan: Plan, rows: list[TableRow]) -> list[str]:
-    """The ids of the baseline's trials of the search."""
-    label = plan.question.space.baseline.label
-    return [row["id"] for row in rows if row["label"] == label and row["kind"] == TRIAL]

@@ -27,7 +27,8 @@ from sweeps.answering.trade_offs import distortion_and_perception, quality_and_c
 from sweeps.answering.verdict import Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
-from sweeps.recording.tables import read_rows
+from sweeps.planning.plan import Plan
+from sweeps.recording.tables import RunTables, read_rows
 from trainables.common.paths import replace_file
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
@@ -121,6 +122,21 @@ def write_report(
     announced = f"sweepState({json.dumps(state)});\n"
     replace_file(path.with_name(STATE), lambda new: new.write_text(announced, encoding="utf-8"))
     return path
+
+
+def write_sweep_report(
+    plan: Plan,
+    folder: Path,
+    tables: RunTables,
+    baseline_ids: Sequence[str],
+    found: Answer | None,
+    status: str,
+    running: bool = False,
+) -> Path:
+    """`write_report` for a sweep, with what its plan says and its tables hold."""
+    space, contents = plan.question.space, Contents(tables.leaderboard, tables.history, tables.per_image)
+    asked = (plan.objective, baseline_ids, plan.direction, space.question)
+    return write_report(folder, *asked, found, contents, space.distributions, status, running)
 
 
 def _answer(view: View) -> str:
