@@ -182,8 +182,17 @@ _PIX2PIX_TRAINING: dict[str, Any] = {
     "training.ema_decay": 0.0,
 }
 
-_PHOTOGRAPHS = "--data FOLDER with about {} photographs"
-_PAIRS = ("data.source", "--data FOLDER with pairs (input/ and target/), or with photographs for simulated pairs")
+
+def _on_gpus(purpose: str, trial: TrialSettings, images: str, **more: Any) -> Preset:
+    """A preset for the user's own images, with a GPU for each process.
+
+    Args:
+        images: what `--data` must hold. more: what differs, by field of `Preset`.
+    """
+    return Preset(purpose, trial, trials=20, needs=(("data.source", f"--data FOLDER with {images}"),), gpus=1.0, **more)
+
+
+_PAIRED = "pairs (input/ and target/), or with photographs for simulated pairs"
 
 PRESETS: dict[str, Preset] = {
     "sample": Preset(
@@ -203,71 +212,53 @@ PRESETS: dict[str, Preset] = {
         trials=12,
         methods=_SAMPLE_METHODS,
     ),
-    "sinsr-stage1": Preset(
+    "sinsr-stage1": _on_gpus(
         "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps per trial",
         published.SINSR_STAGE1,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("5,000")),),
-        gpus=1.0,
+        "about 5,000 photographs",
     ),
-    "sinsr-stage2": Preset(
+    "sinsr-stage2": _on_gpus(
         "two GPUs per trial, about 70,000 images at 256 px, batch 8, 500,000 steps per trial",
         published.SINSR_STAGE2,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
+        "about 70,000 photographs",
         workers=2,
-        gpus=1.0,
     ),
-    "resshift": Preset(
+    "resshift": _on_gpus(
         "one GPU per trial, ResShift in 15 steps as published, batch 64, 300,000 steps per trial",
         published.RESSHIFT,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
-        gpus=1.0,
+        "about 70,000 photographs",
     ),
-    "resshift-journal": Preset(
+    "resshift-journal": _on_gpus(
         "one GPU per trial, ResShift in 4 steps with LPIPS, batch 96, 400,000 steps per trial",
         published.RESSHIFT_JOURNAL,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
-        gpus=1.0,
+        "about 70,000 photographs",
     ),
-    "marigold": Preset(
+    "marigold": _on_gpus(
         "one GPU per trial, paired folders at 512 px, the whole UNet of Stable Diffusion 2, 30,000 steps per trial",
         published.MARIGOLD,
-        trials=20,
-        needs=(_PAIRS,),
-        gpus=1.0,
+        _PAIRED,
     ),
-    "ccsr-stage1": Preset(
+    "ccsr-stage1": _on_gpus(
         "one GPU per trial, CCSR's ControlNet on latents at 512 px, batch 192, 25,001 steps per trial",
         published.CCSR_STAGE1,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
-        gpus=1.0,
+        "about 70,000 photographs",
         methods={"controlnet_diffusion": {"diffusion.objective": "ccsr"}},
     ),
-    "ccsr-stage2": Preset(
+    "ccsr-stage2": _on_gpus(
         "one GPU per trial, CCSR's decoder on --set first_stage.weights=FOLDER (a finished ccsr-stage1), 60 steps",
         published.CCSR_STAGE2,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
-        gpus=1.0,
+        "about 70,000 photographs",
         methods={"stablesr_cfw": {"cfw.adversarial_start": 1}},  # its own start is after the last step
     ),
-    "osediff": Preset(
+    "osediff": _on_gpus(
         "one GPU per trial, OSEDiff's LoRA on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
         published.OSEDIFF,
-        trials=20,
-        needs=(("data.source", _PHOTOGRAPHS.format("70,000")),),
-        gpus=1.0,
+        "about 70,000 photographs",
     ),
-    "print-to-camera": Preset(
+    "print-to-camera": _on_gpus(
         "one GPU per trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps per trial",
         published.PRINT_TO_CAMERA,
-        trials=20,
-        needs=(_PAIRS,),
-        gpus=1.0,
+        _PAIRED,
         methods={
             "pix2pix": {
                 "pix2pix.norm": _PIX2PIX_NORM,
