@@ -236,10 +236,10 @@ def _check_budget(plan: Plan) -> None:
 
 def _warm_start(plan: Plan) -> list[Earlier]:
     """The trials of `--warm-start`."""
-    from sweeps.running.warm_start import read_warm_start
-
     if not plan.question.settings.warm_start:
         return []
+    from sweeps.running.warm_start import read_warm_start
+
     run = path_of("--warm-start", plan.question.settings.warm_start)
     objectives = [one.metric for one in plan.objectives]
     warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)

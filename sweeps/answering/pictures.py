@@ -84,9 +84,9 @@ def _sides(
     others = [row for row in ranked if row not in of_baseline]
     won = [row for row in others if row["id"] == view.found.winner_id]
     role = view.first if won else "best other" if view.found.winner_id else "best so far"
-    columns = [("bicubic", view.controls and [row for row in view.controls if row["id"] == UNTRAINED])]
     kinds = {row["kind"] for row in won}
-    columns += [
+    columns = [
+        ("bicubic", [row for row in view.controls if row["id"] == UNTRAINED]),
         ("baseline", sorted(of_baseline, key=lambda row: row["kind"] not in kinds)),
         (role, [*won, *others]),
     ]

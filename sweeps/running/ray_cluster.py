@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,9 +86,10 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ |= without_proxy(_head(settings.address))
+    direct = without_proxy(_head(settings.address))
+    os.environ |= direct
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
-    with _joined(settings) if anywhere else _started(groups, lost):
+    with _joined(settings, _ENVIRONMENT | direct) if anywhere else _started(groups, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -125,7 +126,8 @@ def _head(address: str) -> str:
 
 
 @contextmanager
-def _joined(settings: SweepSettings) -> Iterator[None]:
+def _joined(settings: SweepSettings, environment: Mapping[str, str]) -> Iterator[None]:
+    """A running cluster. Its processes get this environment."""
     try:
         ray.init(
             address=settings.address,
@@ -133,7 +135,7 @@ def _joined(settings: SweepSettings) -> Iterator[None]:
             logging_level=logging.ERROR,
             runtime_env={
                 **shipped_code(settings.results, settings.store),
-                "env_vars": _ENVIRONMENT | without_proxy(_head(settings.address)),
+                "env_vars": dict(environment),
             },
         )
     except ConnectionError as error:
