@@ -6,9 +6,6 @@ import hashlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +17,7 @@ import psutil
 
 from sweeps.recording.tables import TableRow, read_rows
 from tests.helpers.paths import ROOT
+from tests.helpers.sweep import RunningSweep
 
 STEPS, REPORTS = 4, 4
 INTERVAL = STEPS // REPORTS
@@ -36,7 +34,7 @@ ENDED = ("finished", "stopped")
 MEASURED = ("val/", "loss/", "weighted/")
 
 
-class Sweep:
+class Sweep(RunningSweep):
     """A running command line. Its output is read all the time; `close` ends it and all that it started."""
 
     def __init__(
@@ -47,28 +45,8 @@ class Sweep:
         prepare: Callable[[], None] | None = None,
     ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "run_sweep.py"), *flags],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
-        self.lines: list[str] = []
+        super().__init__(*flags, script=str(ROOT / "run_sweep.py"), cwd=cwd, env=environment, prepare=prepare)
         self.started: set[psutil.Process] = set()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
 
     def descendants(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -78,7 +56,7 @@ class Sweep:
     def wait_for(self, pattern: str, count: int = 1) -> bool:
         """Waits until so many lines match; False if the sweep ends before."""
         deadline = time.monotonic() + PATIENCE
-        while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
+        while self.seen(pattern) < count:
             self.descendants()
             if self.process.poll() is not None or time.monotonic() > deadline:
                 return False

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,30 @@ def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedPro
 
 
 class RunningSweep:
-    """`python run_sweep.py` with these flags, as from a terminal: the leader of a process group of its own."""
+    """`python run_sweep.py` with these flags, as from a terminal: the leader of a process group of its own.
 
-    def __init__(self, *flags: str) -> None:
+    Args:
+        script: its path. cwd, env: of the process.
+        prepare: called in the new process before it runs the script.
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        script: str = "run_sweep.py",
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "run_sweep.py", *flags],
-            cwd=ROOT,
+            [sys.executable, script, *flags],
+            cwd=cwd,
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=prepare,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -71,10 +85,14 @@ class RunningSweep:
     def text(self) -> str:
         return "\n".join(self.lines)
 
+    def seen(self, pattern: str) -> int:
+        """How many lines match so far."""
+        return sum(bool(re.search(pattern, line)) for line in list(self.lines))
+
     def wait_for(self, pattern: str, count: int = 1) -> None:
         """Until so many lines match."""
         deadline = time.monotonic() + PATIENCE
-        while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
+        while self.seen(pattern) < count:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode} before {pattern!r}:\n{self.text}")
             if time.monotonic() > deadline:
