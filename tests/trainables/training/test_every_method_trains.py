@@ -220,7 +220,7 @@ def test_compiling_changes_no_gradient(
 
 # Two processes.
 
-LATE: dict[str, Any] = {"cfw.adversarial_start": 1, "ccsr.adversarial_start": 1}
+LATE: dict[str, Any] = {f"{group}.adversarial_start": 1 for group in ("cfw", "ccsr", "one_step")}
 WORKERS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
     **{variant: (variant, (NO_DROPOUT, LATE)) for variant in VARIANTS},
     **{
@@ -286,9 +286,10 @@ def test_two_workers_follow_one(name: str, shared: Shared) -> None:
     recorder = run(settings, prepared)
     rows, expected = shared.ranks[0][name]["rows"], recorder.reports[0].losses
     assert [row.keys() for _, row in rows] == [row.keys() for _, row in expected]
-    if name in ("stablesr_cfw", "ccsr"):
+    if name in ("stablesr_cfw", "ccsr", "one_step"):
         assert "loss/discriminator" not in rows[0][1] and "loss/discriminator" in rows[1][1]
-        rows, expected = ([(s, _only(row, "l1", "perceptual")) for s, row in some] for some in (rows, expected))
+        before = "l1", "l2", "perceptual", "distillation", "score"
+        rows, expected = ([(s, _only(row, *before)) for s, row in some] for some in (rows, expected))
     for (_, found), (_, wanted) in zip(rows, expected, strict=True):
         assert found == pytest.approx(wanted, rel=1e-4)
 
