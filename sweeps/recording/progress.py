@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from sweeps.formatting import is_larger_better, metric_text, parameters_text
 from trainables.common.units import duration
@@ -22,13 +24,24 @@ PROGRESS = "progress"
 _SHOWN = {PROGRESS: True}
 
 
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: notebooks and tests replace it while a process lives."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # a StreamHandler would set a stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute there
+        return sys.stderr
+
+
 def log_to(path: Path) -> logging.Handler:
     """Logs the sweep to the terminal and appends the same lines to a file; returns the file's handler."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     form = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     if not logger.handlers:
-        terminal = logging.StreamHandler()
+        terminal = StandardError()
         terminal.setFormatter(form)
         logger.addHandler(terminal)
     file = logging.FileHandler(path)

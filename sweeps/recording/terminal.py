@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.formatting import metric_text, metric_title, metric_unit
-from sweeps.recording.progress import PROGRESS, Progress, logger
+from sweeps.recording.progress import PROGRESS, Progress, StandardError, logger
 from trainables.common.units import duration
 
 _PER_SECOND = 2.0
@@ -90,7 +90,7 @@ class _Above(logging.Handler):
 @contextmanager
 def live_view(progress: Progress) -> Iterator[None]:
     """Shows the progress of a sweep while it lasts, if the log goes to a terminal that can redraw lines."""
-    terminals = [each for each in logger.handlers if type(each) is logging.StreamHandler]
+    terminals = [each for each in logger.handlers if isinstance(each, StandardError)]
     if not terminals or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.recording.progress import Progress, log_to, logger
+from sweeps.recording.progress import Progress, StandardError, log_to, logger
 from sweeps.recording.terminal import View, live_view
 
 
@@ -87,4 +87,19 @@ def test_lines_of_single_trials_stay_in_the_log(
     for line in ("t003 step 250/300", "note       of the whole sweep", "after"):
         assert line in log and (line in stream.getvalue()) == (not terminal or "step" not in line)
     assert ("best so far" in stream.getvalue()) == terminal
-    assert {type(handler) for handler in logger.handlers} == {logging.StreamHandler, logging.FileHandler}
+    assert {type(handler) for handler in logger.handlers} == {StandardError, logging.FileHandler}
+
+
+def test_lines_go_to_the_standard_error_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook replaces it between two sweeps of one process."""
+    monkeypatch.setattr(logger, "handlers", [])
+    file = log_to(tmp_path / "sweep.log")
+    try:
+        for line in ("first", "second"):
+            stream = io.StringIO()
+            monkeypatch.setattr(sys, "stderr", stream)
+            logger.info(line)
+            assert stream.getvalue().endswith(f"  {line}\n")
+            stream.close()
+    finally:
+        file.close()
