@@ -242,9 +242,11 @@ def memory_report(root: Path, gigabytes: float) -> str:
     return "\n".join([f"a store of {stored / 1e9:.2f} GB, read to the end", *lines, f"two / one: {ratio:.3f}"])
 
 
-def row(size: int, batch: int, steps: int, turns: int, online: int) -> str:
-    """A line of the table: pairs per second of each reader, and the ratios to the prepared store."""
-    rows = max(batch, min(20_000, 10**9 // (7 * size * size)))
+def row(size: int, batch: int, steps: int, turns: int, online: int, stored: float) -> str:
+    """A line of the table: pairs per second of each reader, and the ratios to the prepared store, of at most `stored`
+    GB.
+    """
+    rows = max(batch, min(20_000, int(stored * 1e9) // (7 * size * size)))
     settings = benchmark_settings(size, batch, rows, (turns + 1) * steps)
     with tempfile.TemporaryDirectory() as folder:
         prepared = opened(make_stores(settings, Path(folder)))
@@ -275,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags.add_argument("--steps", type=int, default=1000, metavar="N", help="steps per turn (1000)")
     flags.add_argument("--turns", type=int, default=5, metavar="N", help="counted turns of each reader (5)")
     flags.add_argument("--online", type=int, default=64, metavar="PAIRS", help="pairs to make online; 0 for none (64)")
+    flags.add_argument("--stored", type=float, default=1.0, metavar="GB", help="largest store of the readers (1)")
     flags.add_argument("--memory", type=float, default=4.0, metavar="GB", help="size of its store; 0 for none (4)")
     given = flags.parse_args(arguments)
     torch.set_num_threads(1)
@@ -283,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         head = f"{'pairs a second':18}{'prepared':>10}{'.npy':>10}{'ratio':>8}{'turn by turn':>16}{'by the clock':>14}"
         print(f"{head}{'online':>10}{'ratio':>8}")
     for size, batch in itertools.product(given.sizes, given.batches):
-        print(row(size, batch, given.steps, given.turns, given.online), flush=True)
+        print(row(size, batch, given.steps, given.turns, given.online, given.stored), flush=True)
     if given.memory:
         with tempfile.TemporaryDirectory() as folder:
             print(memory_report(Path(folder), given.memory))

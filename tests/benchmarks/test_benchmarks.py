@@ -112,7 +112,7 @@ def test_memory_counts_processes_in_other_sessions(capsys: pytest.CaptureFixture
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute on an idle machine; each documented launch starts four processes
 def test_launch_overhead_runs_both_patterns() -> None:
-    command = [sys.executable, "-m", "benchmarks.launch_overhead", "--trials", "2", "--train", "nothing"]
+    command = [sys.executable, "-m", "benchmarks.launch_overhead", "--trials", "1", "--train", "nothing"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
     assert ran.returncode == 0, ran.stderr
     for name in ("documented", "ours"):
@@ -176,10 +176,25 @@ def test_training_options_names_failed_options() -> None:
     assert "compile fails: No working C++ compiler" in shown
 
 
-@pytest.mark.slow  # twenty thousand rows, and processes of their own
+@pytest.mark.slow  # four processes of their own
 def test_data_loading_compares_readers(capsys: pytest.CaptureFixture[str]) -> None:
     data_loading.main(
-        ["--sizes", "64", "--batches", "2", "--steps", "20", "--turns", "1", "--online", "2", "--memory", "0.02"]
+        [
+            "--sizes",
+            "64",
+            "--batches",
+            "2",
+            "--steps",
+            "5",
+            "--turns",
+            "1",
+            "--online",
+            "2",
+            "--stored",
+            "0.02",
+            "--memory",
+            "0.01",
+        ]
     )
     shown = capsys.readouterr().out
     assert re.search(r"^  64 px, batch  2( +[\d.]+){3} +[\d.]+ to [\d.]+( +[\d.]+){3}$", shown, re.M)

@@ -20,10 +20,10 @@ def test_sweep_is_interrupted_in_its_confirmation_and_resumed(tmp_path: Path, st
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "2", "--confirm", "1", "--seeds", "2", "--max-steps", "40", *sets(training__reports=4)),
+        *("--trials", "2", "--confirm", "1", "--seeds", "2", "--max-steps", "20", *sets(training__reports=4)),
     )
-    first.wait_for(r"confirm +the best 1 and the baseline with 2 fresh seeds each: 4 trials, 160 steps")
-    first.wait_for(r"c00[01] step 20/40")
+    first.wait_for(r"confirm +the best 1 and the baseline with 2 fresh seeds each: 4 trials, 80 steps")
+    first.wait_for(r"c00[01] step 10/20")
     processes = first.descendants()
     first.interrupt()
     assert first.wait() == 130
@@ -43,8 +43,8 @@ def test_sweep_is_interrupted_in_its_confirmation_and_resumed(tmp_path: Path, st
     assert trials(run) == searched  # no trial of the search was repeated
     confirmed = trials(run, "confirmation")
     assert sorted(confirmed) == ["c000", "c001", "c002", "c003"]
-    assert {(row["status"], row["steps"]) for row in confirmed.values()} == {("finished", 40)}
-    assert all(steps(run, name) == [0, 10, 20, 30, 40] for name in confirmed)
+    assert {(row["status"], row["steps"]) for row in confirmed.values()} == {("finished", 20)}
+    assert all(steps(run, name) == [0, 5, 10, 15, 20] for name in confirmed)
     images = read_rows(run / "per_image.parquet")
     tested = {row["id"] for row in images if row["split"] == "test"}
     assert tested == {*confirmed, "bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"}

@@ -25,7 +25,7 @@ from trainables.training.launch import Job, Workers, launch, trial_resources
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # each test starts many processes, on machines with other load
-RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "2", "--max-steps", "8", "--confirm", "0"]
+RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "1", "--max-steps", "8", "--confirm", "0"]
 RUN += sets(training__reports=4)
 
 
@@ -54,8 +54,8 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
     assert "t000 continues at step" in second.text and "t000 step 2/8" not in second.text
 
     expected = only_run(alone)
-    assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished", "t001": "finished"}
-    assert [steps(run, name) for name in ("t000", "t001")] == [[0, 2, 4, 6, 8]] * 2
+    assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished"}
+    assert steps(run, "t000") == [0, 2, 4, 6, 8]
     heard = 0
     for prefix in ("loss/", "weighted/", "val/"):
         ours, theirs = curve(run, prefix), curve(expected, prefix)
@@ -67,7 +67,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
                 assert value == pytest.approx(theirs[key][name], rel=1e-3 if name == "val/ssim" else 1e-4), (key, name)
             heard += len(known) == len(theirs[key])
     # After an interrupt during a report, a group's driver may have only its metrics.
-    assert heard >= 3 * 8 - 2
+    assert heard >= 3 * 5 - 2
     assert (run / "best" / "weights.safetensors").exists()
 
 
@@ -89,7 +89,7 @@ def wait_for_all_cpus() -> None:
 @pytest.mark.slow
 def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
-    rates = [1e-4, 1e-5, 1e-6]
+    rates = [1e-4, 1e-5]
     workers = Workers(count=2)
     common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
     stages = tuple(needed_stages(common, store, method_class(common.method).columns(common)))
@@ -100,17 +100,17 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
         folder = tmp_path / f"group{config[ID]}"
         launch(Job(settings, stages, ("val/psnr",), workers, str(folder), str(folder)))
 
-    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0), 3) as concurrent:
+    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0), 2) as concurrent:
         assert concurrent == 1
         # By learning rate, so that ASHA's choice does not depend on the training.
         scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0)
         ended = tune.Tuner(
             tune.with_resources(trial, trial_resources(workers)),
-            param_space={ID: tune.grid_search([0, 1, 2]), GIVEN: False},
+            param_space={ID: tune.grid_search([0, 1]), GIVEN: False},
             tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1),
             run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
         ).fit()
-        assert {result.config[ID]: result.metrics["step"] for result in ended} == {0: 6, 1: 2, 2: 2}
+        assert {result.config[ID]: result.metrics["step"] for result in ended} == {0: 6, 1: 2}
         wait_for_all_cpus()
         # Train leaves the resources of a group that did not start with its controller, an actor that ends.
         controller = Reserving.remote()

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 
 from sweeps.answering.finish import resume_line, tensorboard_line
 from sweeps.command_line import main
+from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import RunFolder
 from sweeps.planning.settings import SweepSettings
@@ -199,34 +201,30 @@ def test_damaged_stores_and_weights_of_other_methods_are_refused(
     assert str(student) in refused(capsys, results, *flags, "--set", f"teacher.weights={student}")
 
 
-def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def planned(*flags: str) -> str:
-        line = ["--perceptual", "none", "--results", str(tmp_path / "results"), "--dry-run"]
-        assert main([*BASE, *line, *flags]) == 0
-        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("confirm "))
+def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(tmp_path: Path) -> None:
+    def planned(*changes: tuple[str, str], **flags: Any) -> str:
+        places = {"perceptual": "none", "results": str(tmp_path / "results")}
+        settings = SweepSettings(SPACE, set=changes, **places, **flags)
+        plan = make_plan(resolve(settings), only_printed=True)
+        return next(line for line in plan.text().splitlines() if line.startswith("confirm "))
 
-    said = planned("--trials", "6", "--confirm", "2", "--seeds", "3", "--max-steps", "100")
+    said = planned(trials=6, confirm=2, seeds=3, max_steps=100)
     assert "the best 2 and the baseline with 3 fresh seeds each: 9 trials, 900 steps, up to 150% of the" in said
     assert "test photographs" in said
-    assert "the best 1 and the baseline with 4 fresh seeds each: 8 trials" in planned("--trials", "2", "--seeds", "4")
-    assert "one configuration has no other" in planned("--trials", "1")
-    for flags, reason in (
-        (("--confirm", "0"), "none: the confirmation was left out (--confirm 0). The answer names leaders"),
-        (setting("pairs.test_pairs=0"), "none: there are no test images (pairs.test_pairs=0)"),
-    ):
-        assert reason in planned(*flags)
+    assert "the best 1 and the baseline with 4 fresh seeds each: 8 trials" in planned(trials=2, seeds=4)
+    assert "one configuration has no other" in planned(trials=1)
+    assert "none: the confirmation was left out (--confirm 0). The answer names leaders" in planned(confirm=0)
+    assert "none: there are no test images (pairs.test_pairs=0)" in planned(("pairs.test_pairs", "0"))
     few = tmp_path / "few"
     few.mkdir()
     for number in range(7):
         Image.fromarray(np.full((200, 200, 3), 30 * number, np.uint8)).save(few / f"{number}.png")
-    said = planned("--data", str(few), *setting("pairs.validation_pairs=2"))
+    said = planned(("pairs.validation_pairs", "2"), data=str(few))
     assert "none: the source is too small for test photographs; 8 usable ones are needed" in said
     Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(few / "8.png")
-    more = ["--data", str(few), *setting("pairs.validation_pairs=2", "pairs.test_pairs=6")]
-    assert "measured on 6 images of 3 test photographs" in planned(*more)
-    assert "no test photographs (data.test_share=0)" in planned(*more, *setting("data.test_share=0"))
+    more = ("pairs.validation_pairs", "2"), ("pairs.test_pairs", "6")
+    assert "measured on 6 images of 3 test photographs" in planned(*more, data=str(few))
+    assert "no test photographs (data.test_share=0)" in planned(*more, ("data.test_share", "0"), data=str(few))
 
 
 def test_evaluation_only_space_uses_settings_of_its_checkpoint(
