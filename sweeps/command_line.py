@@ -140,6 +140,12 @@ def parser(prog: str = PROG) -> Flags:
     named = f"perceptual metric: {', '.join(metrics)} (auto)"
     how.add_argument("--perceptual", default="auto", choices=metrics, metavar="METRIC", help=named)
     how.add_argument(
+        "--metrics",
+        default="",
+        metavar="NAMES",
+        help="further metrics to report: dists, or pyiqa_NAME for a metric of the package pyiqa; several with commas",
+    )
+    how.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),
         default=3.0,

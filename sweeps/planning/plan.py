@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sweeps.formatting import count_text
 from sweeps.planning.budget import money
 from sweeps.planning.checks import check_stores, find_bases
-from sweeps.planning.objectives import Constraint, Objective, parse_constraint
+from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
 from sweeps.planning.resources import (
@@ -225,7 +225,7 @@ class Plan:
             else f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             **({"constraint": ", ".join(map(str, self.constraints))} if self.constraints else {}),
             **({"budget": self._budget_text()} if math.isfinite(settings.seconds) else {}),
-            "metrics": ", ".join(self.metrics),
+            "metrics": ", ".join(self.metrics) + self._border_text(),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
                 f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
@@ -237,6 +237,10 @@ class Plan:
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _border_text(self) -> str:
+        border = self.question.trial.metrics.border
+        return f"; PSNR and SSIM leave out {count_text(border, 'pixel')} at each edge" if border else ""
 
     def _budget_text(self) -> str:
         settings = self.question.settings
@@ -292,7 +296,7 @@ def make_plan(
 
     Args:
         metrics: the metrics of the run to resume; empty to choose them now.
-        download: whether bases and the backbone of LPIPS may be downloaded.
+        download: whether bases and the weights of metrics may be downloaded.
         only_printed: a machine with too few CPUs or GPUs becomes a note.
 
     Raises:
@@ -325,15 +329,20 @@ def make_plan(
     # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
-    from trainables.metrics import ensure_available, resolve_metrics
+    from trainables.metrics import check_size, ensure_available, resolve_metrics
 
     trials, configurations = question.every_method, question.outer_configurations()
     find_bases(configurations, download)
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
-        metrics, notes = (*BASE_METRICS, *choice.names), notes + choice.notes
+        asked = further_metrics(settings.metrics)
+        ensure_available(asked, allow_download=download)
+        metrics, notes = tuple(dict.fromkeys((*BASE_METRICS, *choice.names, *asked))), notes + choice.notes
     else:
         ensure_available(metrics, allow_download=download)
+    if download:
+        for side in {question.trial.pairs.size_of(split) for split in ("validation", "test")}:
+            check_size(metrics, side)
     training = question.trial.training
     if 0 < training.max_steps <= training.warmup_steps:
         notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)

@@ -10,7 +10,7 @@ from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import least_side
 from trainables.settings import flatten
 from trainables.settings.checks import require_all
 
@@ -80,7 +80,8 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
     from trainables.methods.build import build_method
 
     method = build_method(trial, torch.device("cpu"))
-    least = max(METRICS[name].min_side for name in metrics)
+    least, border = least_side(metrics, trial.metrics.border), trial.metrics.border
+    bordered = f" with metrics.border={border}" if border else ""
     sizes = {"image_size": 1, "validation_size": least, **({"test_size": least} if trial.pairs.test_size else {})}
     require_all(
         *(
@@ -88,7 +89,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
                 size % method.size_multiple == 0 and size >= smallest,
                 f"pairs.{name}",
                 size,
-                f"a multiple of {method.size_multiple}, at least {smallest}",
+                f"a multiple of {method.size_multiple}, at least {smallest}{bordered}",
             )
             for name, smallest in sizes.items()
             for size in [getattr(trial.pairs, name)]

@@ -12,7 +12,7 @@ from trainables.common.paths import refuse_secrets
 from trainables.metrics.names import Perceptual
 from trainables.settings.sources import check_sources
 
-BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
+BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/ssim_y")
 
 PRESETS_GPUS = -1.0
 """Value of `gpus_per_worker` for the preset's number."""
@@ -53,6 +53,7 @@ class SweepSettings:
     data_target: str = ""
     checkpoint: str = ""
     perceptual: Perceptual = "auto"
+    metrics: str = ""
     address: str = ""
     set: tuple[tuple[str, str], ...] = ()
 

@@ -83,7 +83,7 @@ class Trainer:
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
-        self.metrics = build_metrics(metric_names, world.device)
+        self.metrics = build_metrics(metric_names, world.device, settings.metrics.border)
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
