@@ -34,6 +34,7 @@ from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
 from trainables.settings.methods import METHODS
+from trainables.training.best_step import Objective
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 
@@ -244,6 +245,7 @@ def _tune(
         recorder.tables.reports_of,
         plan.further,
         lambda: clock.left < 0,
+        training.keep == "best",
     )
     scratch = folder.scratch.resolve()
     tuner = tune.Tuner(
@@ -278,12 +280,13 @@ def _trial_id(trial: Any) -> str:
 def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
+    objective = Objective(plan.objective, plan.direction == "max")
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch))
+        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch, objective))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -65,8 +65,8 @@ class FinishedRun:
         return [
             Measurement(self.name, own[row["id"]]["seed"], row["image"].split("@")[0], row["image"], row[name])
             for row in self.per_image
-            if row["id"] in own and row.get("split", VALIDATION) == split and row["step"] == own[row["id"]]["steps"]
-            if row.get(name) is not None
+            if row["id"] in own and row.get("split", VALIDATION) == split
+            if row["step"] == formatting.measured_step(own[row["id"]]) and row.get(name) is not None
         ]
 
 

@@ -15,6 +15,7 @@ from sweeps.planning.objectives import Constraint, Objective, further_metrics, p
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
 from sweeps.planning.resources import (
+    BEST_STEP_BYTES_PER_PARAMETER,
     CHECKPOINT_BYTES_PER_PARAMETER,
     DRIVER_BYTES,
     PROCESS_ADDRESSES,
@@ -150,7 +151,9 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
-        training = max(s.resident_bytes + s.trained * TRAINING_BYTES_PER_PARAMETER for s in self.networks.values())
+        best = BEST_STEP_BYTES_PER_PARAMETER if self.question.trial.training.keep == "best" else 0
+        each = TRAINING_BYTES_PER_PARAMETER + best
+        training = max(size.resident_bytes + size.trained * each for size in self.networks.values())
         return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
 
     def check(self) -> None:
@@ -213,6 +216,7 @@ class Plan:
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if no trial is stopped"
+            + ("; a trial keeps its best one by validation" if training.keep == "best" else "")
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
             "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
@@ -232,11 +236,16 @@ class Plan:
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
-            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial; {byte_text(SESSION_BYTES)} in TMPDIR for Ray",
+            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial{self._best_text()}; "
+            f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _best_text(self) -> str:
+        keeps = self.question.trial.training.keep == "best" and self.question.space.trains
+        return ", which holds the weights of its best step in place of those of its last" if keeps else ""
 
     def _border_text(self) -> str:
         border = self.question.trial.metrics.border

@@ -146,7 +146,9 @@ def resolve(settings: SweepSettings) -> Question:
     _check_effects(settings, space, trials)
     for trial in trials:
         _check_shares(settings.workers_per_trial, trial)
-    _named_objectives(settings.objective)
+    names = _named_objectives(settings.objective) or _named_objectives(space.objective)
+    if len(names) > 1 and question.trial.training.keep == "best":
+        raise InputError(f"training.keep=best: one objective decides, not {', '.join(names)}; expected last")
     further_metrics(settings.metrics)
     for text in settings.constraint:
         parse_constraint(text)

@@ -31,6 +31,9 @@ CHECKPOINT_BYTES_PER_PARAMETER = 20
 # In float32: gradients, averaged weights and two Adam moments, in addition to the weights.
 TRAINING_BYTES_PER_PARAMETER = 16
 
+# With training.keep=best: the averaged weights of the best step, which wait for the next checkpoint.
+BEST_STEP_BYTES_PER_PARAMETER = 4
+
 
 @dataclass(frozen=True)
 class Networks:
