@@ -21,6 +21,7 @@ from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
+from sweeps.recording.trackers import make_tracker
 from sweeps.running.clock import Clock, Deadline
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
@@ -247,7 +248,8 @@ def _tune(
         lambda: clock.left < 0,
         training.keep == "best",
     )
-    scratch = folder.scratch.resolve()
+    scratch, tracker = folder.scratch.resolve(), question.settings.log_to
+    trackers = [make_tracker(tracker, folder.path)] if tracker else []
     tuner = tune.Tuner(
         _trainable(plan, folder),
         tune_config=tune.TuneConfig(
@@ -262,7 +264,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder, live],
+            callbacks=[recorder, live, *trackers],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),

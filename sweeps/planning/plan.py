@@ -31,6 +31,7 @@ from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
+from sweeps.planning.trackers import check_tracker
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
@@ -313,6 +314,7 @@ def make_plan(
     """
     settings = question.settings
     store = store_root(settings.store or str(Path(settings.results) / "store"))
+    check_tracker(settings.log_to)
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):

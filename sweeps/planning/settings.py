@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
+from sweeps.planning.trackers import TRACKERS
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
 from trainables.metrics.names import Perceptual
@@ -54,6 +55,7 @@ class SweepSettings:
     checkpoint: str = ""
     perceptual: Perceptual = "auto"
     metrics: str = ""
+    log_to: str = ""
     address: str = ""
     set: tuple[tuple[str, str], ...] = ()
 
@@ -91,6 +93,8 @@ class SweepSettings:
             raise InputError(f"--budget-usd {self.budget_usd:g}: needs --price-per-hour, the price of all machines")
         if self.sampler and self.sampler not in SAMPLERS:
             raise InputError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
+        if self.log_to and self.log_to not in TRACKERS:
+            raise InputError(f"--log-to {self.log_to}: expected one of {', '.join(TRACKERS)}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 
