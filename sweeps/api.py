@@ -26,7 +26,7 @@ from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.planning.own_spaces import register_space
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
-from sweeps.planning.run_folder import RUN_SETTINGS
+from sweeps.planning.run_folder import RUN_SETTINGS, register_recorded
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
@@ -106,7 +106,9 @@ class Run:
             InputError: it is damaged.
         """
         try:
-            return dict(yaml.safe_load((self.folder / RUN_SETTINGS).read_bytes()))
+            found = dict(yaml.safe_load((self.folder / RUN_SETTINGS).read_bytes()))
+            register_recorded(found)
+            return found
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(f"{self.folder / RUN_SETTINGS}: damaged ({one_line(error)})") from None
 

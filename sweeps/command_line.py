@@ -26,6 +26,7 @@ from sweeps.planning.settings import (
     SweepSettings,
     field_name,
 )
+from sweeps.planning.trackers import TRACKERS
 from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, number, whole
@@ -140,6 +141,12 @@ def parser(prog: str = PROG) -> Flags:
     named = f"perceptual metric: {', '.join(metrics)} (auto)"
     how.add_argument("--perceptual", default="auto", choices=metrics, metavar="METRIC", help=named)
     how.add_argument(
+        "--metrics",
+        default="",
+        metavar="NAMES",
+        help="further metrics to report: dists, or pyiqa_NAME for a metric of the package pyiqa; several with commas",
+    )
+    how.add_argument(
         "--reduction-factor",
         type=number(LEAST_REDUCTION),
         default=3.0,
@@ -162,6 +169,12 @@ def parser(prog: str = PROG) -> Flags:
         "--max-concurrent", type=whole(1), default=0, metavar="N", help="trials at once (as many as fit)"
     )
     where.add_argument("--address", default="", metavar="ADDRESS", help="address of a Ray cluster, such as auto")
+    where.add_argument(
+        "--log-to",
+        default="",
+        choices=TRACKERS,
+        help="also send the numbers of all trials to Weights & Biases, MLflow or Aim, which are extras of the package",
+    )
     run = flags.add_argument_group("runs")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop; starts nothing")
     run.add_argument(

@@ -10,7 +10,7 @@ from trainables.common.command import ExitStatus, command_flags, exit_statuses, 
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags
 from trainables.common.paths import path_of
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import METRICS, PYIQA
 
 PROG = "python -m sweeps.compare"
 DESCRIPTION = "Compares the winners of several runs, on the test photographs that all of them were measured on."
@@ -40,7 +40,7 @@ def _run(flags: argparse.Namespace) -> int:
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise InputError(f"RUN {', '.join(flags.runs)}: expected two or more different runs")
     metric = flags.metric and f"val/{flags.metric.removeprefix('val/').removeprefix('test/')}"
-    if metric and metric not in METRICS:
+    if metric and metric not in METRICS and not metric.startswith(PYIQA):  # those are known to the runs
         raise InputError(
             f"--metric {flags.metric}: expected one of {', '.join(n.removeprefix('val/') for n in METRICS)}"
         )

@@ -69,6 +69,14 @@ def parameters_text(count: float | None) -> str:
     return f"{count / 1e6:.{max(0, 3 - len(str(whole))) if whole else 3}f} M"
 
 
+def measured_step(row: Row) -> int:
+    """The step that the values of a leaderboard row and its kept weights belong to: the best one if its trial keeps
+    that (`training.keep=best`), else the last.
+    """
+    best = row.get("best_step")
+    return int(row.get("steps") or 0 if best is None else best)
+
+
 def step_seconds(row: Row) -> float | None:
     """Seconds per training step of a leaderboard row; None if it has no training steps."""
     seconds = row.get("step_seconds")

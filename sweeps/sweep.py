@@ -21,6 +21,7 @@ from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
+from sweeps.recording.trackers import make_tracker
 from sweeps.running.clock import Clock, Deadline
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
@@ -34,6 +35,7 @@ from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
 from trainables.settings.methods import METHODS
+from trainables.training.best_step import Objective
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.launch import Job, launch, trial_resources
 
@@ -244,8 +246,10 @@ def _tune(
         recorder.tables.reports_of,
         plan.further,
         lambda: clock.left < 0,
+        training.keep == "best",
     )
-    scratch = folder.scratch.resolve()
+    scratch, tracker = folder.scratch.resolve(), question.settings.log_to
+    trackers = [make_tracker(tracker, folder.path)] if tracker else []
     tuner = tune.Tuner(
         _trainable(plan, folder),
         tune_config=tune.TuneConfig(
@@ -260,7 +264,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder, live],
+            callbacks=[recorder, live, *trackers],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -278,12 +282,13 @@ def _trial_id(trial: Any) -> str:
 def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
+    objective = Objective(plan.objective, plan.direction == "max")
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch))
+        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch, objective))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -15,7 +15,7 @@ from sweeps.answering.comparison import answer, baseline_trials
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
-from sweeps.planning.run_folder import RUN_SETTINGS
+from sweeps.planning.run_folder import RUN_SETTINGS, register_recorded
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.tables import read_rows
 from sweeps.trial_config import CONFIRMATION
@@ -65,8 +65,8 @@ class FinishedRun:
         return [
             Measurement(self.name, own[row["id"]]["seed"], row["image"].split("@")[0], row["image"], row[name])
             for row in self.per_image
-            if row["id"] in own and row.get("split", VALIDATION) == split and row["step"] == own[row["id"]]["steps"]
-            if row.get(name) is not None
+            if row["id"] in own and row.get("split", VALIDATION) == split
+            if row["step"] == formatting.measured_step(own[row["id"]]) and row.get(name) is not None
         ]
 
 
@@ -82,6 +82,7 @@ def read_finished(path: Path, metric: str = "") -> FinishedRun:
     try:
         record = yaml.safe_load((path / RUN_SETTINGS).read_bytes())
         chosen, stores = metric or record["objective"], record["stores"]
+        register_recorded(record)
     except OSError as error:
         raise InputError(f"{path}: not the folder of a run ({error.strerror}); expected a {RUN_SETTINGS}") from None
     except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
@@ -109,6 +110,12 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
             raise InputError(
                 f"{first.name} has the objective {first.found.metric} and {other.name} {other.found.metric}; "
                 "say which metric to compare with --metric"
+            )
+        borders = [(run.record.get("trial") or {}).get("metrics.border", 0) for run in (first, other)]
+        if borders[0] != borders[1]:
+            raise InputError(
+                f"{other.name} was not measured as {first.name}: PSNR and SSIM leave out metrics.border={borders[1]} "
+                f"and {borders[0]} pixels at each edge"
             )
         stores = [run.record["stores"][TEST_PAIRS] for run in (first, other)]
         images = [{row["image"] for row in run.per_image if row.get("split") == TEST} for run in (first, other)]

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from sweeps.answering.labels import Box, Labels, Place
+
 WIDTH, HEIGHT = 460, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def scatter(
     guides: Sequence[tuple[str, float]] = (),
     categories: Sequence[str] = (),
     path: Sequence[tuple[float, float]] = (),
+    alt: str = "",
 ) -> str:
     """Dots over an x axis, which is logarithmic if `usable_on_log_axis`.
 
@@ -120,6 +123,7 @@ def scatter(
             compress them.
         categories: names of x = 0, 1, ...; dots of one category are spread a little.
         path: corners of a line that is drawn behind the dots, on a linear x axis.
+        alt: what the chart shows, for readers who do not see it; by default the names of the axes.
     """
     dots = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
@@ -128,41 +132,50 @@ def scatter(
     on_log = not categories and not path and usable_on_log_axis(xs)
     x = _Axis([*xs, -0.5, len(categories) - 0.5] if categories else xs, (_LEFT, WIDTH - _RIGHT), on_log)
     y = _Axis([*ys, *(value for _, value in near)], (HEIGHT - _BOTTOM, _TOP), log=False)
-    marks = []
-    for name, value in near:
-        height = y(value)
-        ends = f'x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"'
-        marks.append(f'<line class="guide" {ends}/>')
-        marks.append(f'<text class="note" x="{_LEFT + 4}" y="{height - 4:.1f}">{escape(name)}</text>')
+    places = _places(dots, x, y, bool(categories))
+    levels = [[(_LEFT, y(value)), (WIDTH - _RIGHT, y(value))] for _, value in near]
+    corners = [(x(a), y(b)) for a, b in path]
+    labels = Labels(Box(_LEFT, _TOP, WIDTH - 2, HEIGHT - _BOTTOM), places, [*levels, corners])
+    marks = [f'<line class="guide" x1="{a:.1f}" x2="{c:.1f}" y1="{b:.1f}" y2="{b:.1f}"/>' for (a, b), (c, _) in levels]
     if path:
-        corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in path)
-        marks.append(f'<polyline class="front" points="{corners}"/>')
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+        marks.append(f'<polyline class="front" points="{points}"/>')
+    marks += [_mark(dot, *place, categories) for dot, place in zip(dots, places, strict=True)]
+    for dot, (a, b) in zip(dots, places, strict=True):
+        if dot.label:
+            marks.append(_label(dot.label, labels.beside(a, b, dot.label), (a, b)))
+    marks += [_label(name, labels.on(y(value), name)) for name, value in near]
+    return _svg(x, y, marks, x_label, y_label, categories, alt)
+
+
+def _places(dots: Sequence[Dot], x: _Axis, y: _Axis, spread: bool) -> list[tuple[float, float]]:
+    """The centres of dots, in pixels. `spread`: whether dots of one x stand beside each other."""
     seen: dict[float, int] = {}
-    labels: list[tuple[float, float]] = []  # places of labels: one that would cover another moves down
+    places = []
     for dot in dots:
         seen[dot.x] = turn = seen.get(dot.x, -1) + 1
-        aside = 7 * ((turn + 1) // 2) * (-1) ** turn if categories else 0
-        marks.append(_mark(dot, x(dot.x) + max(-35, min(35, aside)), y(dot.y), categories, labels))
-    return _svg(x, y, marks, x_label, y_label, categories)
+        aside = 7 * ((turn + 1) // 2) * (-1) ** turn if spread else 0
+        places.append((x(dot.x) + max(-35, min(35, aside)), y(dot.y)))
+    return places
 
 
-def _mark(dot: Dot, x: float, y: float, categories: Sequence[str], labels: list[tuple[float, float]]) -> str:
+def _mark(dot: Dot, x: float, y: float, categories: Sequence[str]) -> str:
     at = categories[int(dot.x)] if categories else f"{dot.x:.4g}"
     title, css = f"<title>{escape(f'{dot.name}: {dot.y:.4g} at {at}')}</title>", f'class="dot {escape(dot.css)}"'
     if "control" in dot.css.split():
-        shape = f'<rect {css} x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9">{title}</rect>'
-    else:
-        shape = f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
-    if not dot.label:
-        return shape
-    height = y + 4
-    while any(abs(x - a) < 90 and abs(height - b) < 13 for a, b in labels):
-        height += 13
-    labels.append((x, height))
-    anchor, at_x = ("end", x - 8) if x > WIDTH * 0.6 else ("start", x + 8)
-    return (
-        f'{shape}<text class="note" text-anchor="{anchor}" x="{at_x:.1f}" y="{height:.1f}">{escape(dot.label)}</text>'
+        return f'<rect {css} x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9">{title}</rect>'
+    return f'<circle {css} cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
+
+
+def _label(text: str, place: Place, of: tuple[float, float] | None = None) -> str:
+    """`of`: the point that it names, to which a line leads if the text is not next to it."""
+    written = (
+        f'<text class="note" text-anchor="{place.anchor}" x="{place.x:.1f}" y="{place.y:.1f}">{escape(text)}</text>'
     )
+    if of is None or not place.far:
+        return written
+    line = f'x1="{of[0]:.1f}" y1="{of[1]:.1f}" x2="{place.x:.1f}" y2="{place.y - 4:.1f}"'
+    return f'<line class="leader" {line}/>{written}'
 
 
 def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str) -> str:
@@ -192,7 +205,15 @@ def _clean(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[flo
     return [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)]
 
 
-def _svg(x: _Axis, y: _Axis, marks: Sequence[str], x_label: str, y_label: str, categories: Sequence[str] = ()) -> str:
+def _svg(
+    x: _Axis,
+    y: _Axis,
+    marks: Sequence[str],
+    x_label: str,
+    y_label: str,
+    categories: Sequence[str] = (),
+    alt: str = "",
+) -> str:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     parts = []
     for tick in y.ticks():
@@ -207,7 +228,7 @@ def _svg(x: _Axis, y: _Axis, marks: Sequence[str], x_label: str, y_label: str, c
     parts += marks
     middle = (_LEFT + right) / 2
     parts.append(f'<text class="label" text-anchor="middle" x="{middle}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
-    turned = f'transform="translate(13 {(bottom + _TOP) / 2}) rotate(-90)"'
+    turned = f'transform="translate(12 {(bottom + _TOP) / 2}) rotate(-90)"'
     parts.append(f'<text class="label" text-anchor="middle" {turned}>{escape(y_label)}</text>')
-    name = escape(f"{y_label} over {x_label}")
+    name = escape(alt or f"{y_label} over {x_label}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'

@@ -151,7 +151,7 @@ class _Confirmed:
             for row in self.per_image
             if row["id"] in owners
             and row.get("split", VALIDATION) == split
-            and row["step"] == (self.rows[row["id"]].get("steps") or 0)
+            and row["step"] == formatting.measured_step(self.rows[row["id"]])
             and row.get(name) is not None
         ]
 

@@ -6,12 +6,19 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
-from sweeps.answering.remarks import at_the_edge, criteria_met, longer_training, worse_than_the_start
+from sweeps.answering.remarks import (
+    at_the_edge,
+    best_at_the_start,
+    criteria_met,
+    longer_training,
+    worse_than_the_start,
+)
 from sweeps.answering.report import write_sweep_report
 from sweeps.answering.several import of_several
 from sweeps.planning.objectives import feasible
@@ -117,12 +124,17 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     rows, history, metric = tables.leaderboard, tables.history, plan.objective
     if not result.winner_ids:
         return []
+
+    def harmed(ids: Sequence[str], name: str) -> list[str]:
+        if plan.question.trial.training.keep == "best":
+            return best_at_the_start([row for row in rows if row["id"] in ids], name)
+        return worse_than_the_start(history, ids, metric, name)
+
     baseline = f"the baseline, {result.baseline_name},"
     if result.winner_id in result.baseline_ids:
-        found = worse_than_the_start(history, result.winner_ids, metric, baseline)
+        found = harmed(result.winner_ids, baseline)
     else:
-        found = worse_than_the_start(history, result.winner_ids, metric, "the winner")
-        found += worse_than_the_start(history, result.baseline_ids, metric, baseline)
+        found = harmed(result.winner_ids, "the winner") + harmed(result.baseline_ids, baseline)
     winner = next(row for row in rows if row["id"] == result.winner_id)
     return found + at_the_edge(plan.question.space.distributions, winner)
 
@@ -182,11 +194,13 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     )
     trial = plan.question.trial
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
+    best = winner.get("best_step")
+    kept = "" if best is None else f" of step {best}, the best one on the validation photographs"
     made = f"Restores with `{trial.checkpoint}`; not trained."
     if plan.question.space.trains:
         made = (
             f"Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "
-            f"seed {winner['seed']}; exponentially averaged weights."
+            f"seed {winner['seed']}; exponentially averaged weights{kept}."
         )
     lines = [
         f"# {trained.method}, {winner['id']} of {plan.question.space.name}",

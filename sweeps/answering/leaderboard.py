@@ -20,6 +20,7 @@ from trainables.metrics.names import test_name
 
 _UNFINISHED = ("running", "interrupted", "stopped", "failed")
 _MAX_LABEL = 22
+_BEST = "best step"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def board(
     baseline_ids: Sequence[str] = (),
     winner_id: str | None = None,
 ) -> Board:
-    """Lay out the leaderboard: rank, id, label, status, steps, objective, objective on test, cost, varied
-    hyperparameters, other metrics.
+    """Lay out the leaderboard: rank, id, label, status, steps, best step if trials keep it, objective, objective on
+    test, cost, varied hyperparameters, other metrics.
 
     The difference from the baseline is shown for controls and for trials with as many steps as the baseline. The step
     time is shown if a trial trained; the number of trained parameters, if it differs between trials.
@@ -75,6 +76,7 @@ def board(
     lengths = {row.get("steps") for row in baseline}
     timed = any(formatting.step_seconds(row) for row in rows)
     tested = any(_number(row.get(test_name(metric))) is not None for row in rows)
+    best = any(row.get("best_step") is not None for row in rows)
     sized = len({formatting.parameters_text(row.get("trained_parameters")) for row in rows} - {""}) > 1
 
     def cells(row: Row, mark: str) -> dict[str, Cell]:
@@ -86,8 +88,10 @@ def board(
             "label": Cell(_clip(row.get("label") or "", _MAX_LABEL)),
             "status": Cell(_status(row)),
             "steps": Cell("" if control else str(row.get("steps", "")), True),
-            _titled(metric, larger): Cell(formatting.metric_text(metric, value), True),
         }
+        if best:
+            found[_BEST] = Cell("" if row.get("best_step") is None else str(row["best_step"]), True)
+        found[_titled(metric, larger)] = Cell(formatting.metric_text(metric, value), True)
         if reference is not None:
             comparable = value is not None and (control or row.get("steps") in lengths)
             delta = value - reference if value is not None and comparable else None
@@ -145,6 +149,8 @@ def format_leaderboard(
         notes.append("· control, not trained here")
     if baseline_ids:
         notes.append("Δ against the mean of " + ", ".join(baseline_ids))
+    if _BEST in [cell.text for cell in table.header]:
+        notes.append(f"{_BEST}: the step of all values and of the kept weights")
     if table.hidden:
         notes.append(f"{formatting.count_text(table.hidden, 'more column')} in leaderboard.csv")
     lines += textwrap.wrap("; ".join(notes), width)

@@ -73,6 +73,18 @@ def worse_than_the_start(history: Sequence[Row], ids: Sequence[str], metric: str
     ]
 
 
+def best_at_the_start(rows: Sequence[Row], name: str) -> list[str]:
+    """A sentence if no step of a configuration was better than what it started from, in all of its trials, which keep
+    their best step.
+
+    Args:
+        rows: its trials. name: of the configuration, for readers.
+    """
+    if not rows or any(row.get("best_step") != 0 for row in rows):
+        return []
+    return [f"No step of {name} was better than what it started from, on the validation photographs: it kept step 0."]
+
+
 def at_the_edge(distributions: Mapping[str, Distribution], row: Row) -> list[str]:
     """A sentence if a configuration lies at the edge of the space: a wider range may hold a better one.
 

@@ -23,7 +23,7 @@ from sweeps.answering.importance import importance_bars, importances, slices
 from sweeps.answering.leaderboard import board
 from sweeps.answering.markup import charts, details, note, section, table
 from sweeps.answering.pictures import image_section
-from sweeps.answering.trade_offs import distortion_and_perception, quality_and_cost
+from sweeps.answering.trade_offs import fronts, quality_and_cost
 from sweeps.answering.verdict import Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
@@ -62,6 +62,7 @@ def write_report(
     distributions: Mapping[str, Distribution] | None = None,
     status: str = "",
     running: bool = False,
+    objectives: Sequence[str] = (),
 ) -> Path:
     """Write `report/index.html` of a run folder.
 
@@ -76,6 +77,7 @@ def write_report(
         distributions: dotted name -> distribution of the space; without them there are no importances.
         status: one line about the state of the sweep.
         running: whether a newer page will follow.
+        objectives: all objectives, `metric` first; by default `metric` alone.
 
     Returns:
         The page's path.
@@ -93,7 +95,7 @@ def write_report(
         ("answer", "Answer", _answer(view)),
         ("images", "Images", image_section(folder, view, contents.per_image, baseline_ids)),
         ("leaderboard", "Leaderboard", _leaderboard(view)),
-        ("trade-offs", "Distortion, perception and cost", _trade_offs(view)),
+        ("trade-offs", "Distortion, perception and cost", _trade_offs(view, objectives or (metric,))),
         ("settings", f"{objective} by hyperparameter", _settings(view, distributions or {})),
         ("curves", "Learning curves", _curves(contents.history, view)),
         ("losses", f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(contents.history, view)),
@@ -136,7 +138,8 @@ def write_sweep_report(
     """`write_report` for a sweep, with what its plan says and its tables hold."""
     space, contents = plan.question.space, Contents(tables.leaderboard, tables.history, tables.per_image)
     asked = (plan.objective, baseline_ids, plan.direction, space.question)
-    return write_report(folder, *asked, found, contents, space.distributions, status, running)
+    objectives = [one.metric for one in plan.objectives]
+    return write_report(folder, *asked, found, contents, space.distributions, status, running, objectives)
 
 
 def _answer(view: View) -> str:
@@ -163,11 +166,13 @@ def _leaderboard(view: View) -> str:
     return table([(cell.text, cell.number) for cell in laid_out.header], body)
 
 
-def _trade_offs(view: View) -> str:
-    drawn = [*distortion_and_perception(view), *quality_and_cost(view)]
+def _trade_offs(view: View, objectives: Sequence[str]) -> str:
+    compared, costs = fronts(view, objectives), quality_and_cost(view)
     legend = {**view.legend, "control": "controls", "other hollow": "not finished, fewer steps"}
-    text = "The line joins the trials that no other trial beats in both metrics."
-    return (note(text) if any('class="front"' in chart for chart in drawn) else "") + charts(drawn, legend)
+    if compared:
+        legend["other on-front"] = "on the front"
+    text = "The front: trials that no other trial beats in both metrics. A line joins them. Controls are no part of it."
+    return (note(text) if compared else "") + charts([*compared, *costs], legend)
 
 
 def _settings(view: View, distributions: Mapping[str, Distribution]) -> str:

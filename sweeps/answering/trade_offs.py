@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,29 +37,64 @@ def front(points: Sequence[tuple[float, float]], larger: tuple[bool, bool]) -> l
     return [different[k] for k in non_dominated(np.array(different, dtype=np.float64).reshape(-1, 2) * signs)]
 
 
-def distortion_and_perception(view: View) -> list[str]:
-    """Charts of PSNR against a perceptual metric, with the front of the trials and with the controls.
+def pairs(view: View, objectives: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of metrics, (x, y), whose front is worth a chart.
+
+    Args:
+        objectives: of the search, the first one first.
+
+    Returns:
+        PSNR and a metric of perceived quality; without one, PSNR and the objective, or the next metric that was
+        measured. Then the first objective with each of the others.
+    """
+    measured = [name for name in METRICS if any(math.isfinite(number(row, name)) for row in view.trials)]
+    others = [
+        name for name in (perception(view.rows, view.metric), view.metric, *measured) if name and name != DISTORTION
+    ]
+    found = [(DISTORTION, others[0])] if others and DISTORTION in measured else []
+    found += [(objectives[0], other) for other in objectives[1:]]
+    return list({frozenset(pair): pair for pair in found}.values())
+
+
+def fronts(view: View, objectives: Sequence[str]) -> list[str]:
+    """Charts of two metrics against each other, with the front of the trials and with the controls: PSNR against a
+    perceptual metric, and the objectives of a sweep that has several.
 
     One of the validation images with all finished trials; one of the test images, if there was a confirmation. If
     controls are so far away that trials cannot be told apart, a further chart has only the trials.
     """
-    other = perception(view.rows, view.metric)
-    if not other:
-        return []
     finished = [row for row in view.trials if row["status"] == "finished"]
     confirmed = [row for row in finished if row["kind"] == CONFIRMATION]
     charts = []
-    for trials, x, y in ((finished, DISTORTION, other), (confirmed, test_name(DISTORTION), test_name(other))):
-        dots = [_dot(view, row, number(row, x), y) for row in trials]
-        references = [Dot(row["id"], number(row, x), number(row, y), "control", row["id"]) for row in view.controls]
-        at, around = ([(d.x, d.y) for d in some if math.isfinite(d.x + d.y)] for some in (dots, references))
-        if not at:
-            continue
-        best = front(at, (formatting.is_larger_better(x), formatting.is_larger_better(y)))
-        charts.append(scatter([*references, *dots], _axis(x), _axis(y), path=best))
-        if around and len(set(at)) > 2 and _hidden(at, around):
-            charts.append(scatter(dots, _axis(x), _axis(y), path=best))
+    for x, y in pairs(view, objectives):
+        charts += _front_charts(view, finished, x, y)
+        charts += _front_charts(view, confirmed, test_name(x), test_name(y))
     return charts
+
+
+def _front_charts(view: View, trials: Sequence[Row], x: str, y: str) -> list[str]:
+    dots = [_dot(view, row, number(row, x), y) for row in trials]
+    references = [Dot(row["id"], number(row, x), number(row, y), "control", row["id"]) for row in view.controls]
+    at, around = ([(d.x, d.y) for d in some if math.isfinite(d.x + d.y)] for some in (dots, references))
+    if not at:
+        return []
+    best = front(at, (formatting.is_larger_better(x), formatting.is_larger_better(y)))
+    dots = [replace(dot, css=f"{dot.css} on-front") if (dot.x, dot.y) in best else dot for dot in dots]
+    dots.sort(key=_emphasised)
+    titles = [f"{formatting.metric_title(metric)}{formatting.metric_unit(metric)}" for metric in (y, x)]
+    on_it = [f"{d.name} {d.y:.4g} at {d.x:.4g}" for d in dots if "on-front" in d.css]
+    alt = f"{' over '.join(titles)} of {formatting.count_text(len(at), 'trial')}. On their front: {', '.join(on_it)}."
+    controls = [f"{d.name} {d.y:.4g} at {d.x:.4g}" for d in references if math.isfinite(d.x + d.y)]
+    with_controls = f"{alt} Controls: {', '.join(controls)}." if controls else alt
+    charts = [scatter([*references, *dots], _axis(x), _axis(y), path=best, alt=with_controls)]
+    if around and len(set(at)) > 2 and _hidden(at, around):
+        charts.append(scatter(dots, _axis(x), _axis(y), path=best, alt=f"{alt} Without the controls."))
+    return charts
+
+
+def _emphasised(dot: Dot) -> int:
+    """Dots with a higher number are drawn later, on top."""
+    return ("on-front" in dot.css) + 2 * ("baseline" in dot.css) + 4 * ("winner" in dot.css)
 
 
 def quality_and_cost(view: View) -> list[str]:

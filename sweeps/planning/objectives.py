@@ -10,6 +10,7 @@ from typing import Any
 
 from trainables.common.errors import InputError
 from trainables.metrics.names import METRICS
+from trainables.metrics.pyiqa_names import register_pyiqa
 
 _CONSTRAINT = re.compile(r"\s*(\S+?)\s*(>=|<=)\s*(\S+)\s*")
 _FORM = "expected METRIC>=NUMBER or METRIC<=NUMBER, such as val/psnr>=24"
@@ -58,16 +59,32 @@ def feasible(constraints: Sequence[Constraint], row: Mapping[str, Any]) -> bool:
 
 
 def metric_name(flag: str, text: str) -> str:
-    """The full name of a metric, from "psnr" or "val/psnr".
+    """The full name of a metric, from "psnr" or "val/psnr". A metric of pyiqa, "pyiqa_niqe", is looked up there.
 
     Raises:
         InputError: no such metric.
     """
     name = text if text.startswith("val/") else f"val/{text}"
+    register_pyiqa([name])
     if name not in METRICS:
         known = [m.name.removeprefix("val/") for m in METRICS.values() if m.compared_with != "other seeds"]
-        raise InputError(f"{flag} {text}: no such metric; expected perceptual, {', '.join(known)}")
+        raise InputError(f"{flag} {text}: no such metric; expected perceptual, {', '.join(known)}, or pyiqa_NAME")
     return name
+
+
+def further_metrics(text: str) -> tuple[str, ...]:
+    """The full names of the metrics in `--metrics dists,pyiqa_niqe`.
+
+    Raises:
+        InputError: an empty name, one given twice, no such metric, or one that compares seeds.
+    """
+    names = tuple(metric_name("--metrics", name) for name in _split("--metrics", text))
+    if several := [name for name in names if METRICS[name].compared_with == "other seeds"]:
+        raise InputError(
+            f"--metrics {text}: {several[0]} compares restorations with different noise; it is reported with "
+            "training.stability_draws=2 or more"
+        )
+    return names
 
 
 def parse_constraint(text: str) -> Constraint:
@@ -95,11 +112,15 @@ def split_objectives(text: str) -> tuple[str, ...]:
     Raises:
         InputError: an empty name, or one given twice.
     """
+    return _split("--objective", text)
+
+
+def _split(flag: str, text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",")) if text else ()
     if "" in names:
-        raise InputError(f"--objective {text}: a name is empty; expected metrics separated by commas")
+        raise InputError(f"{flag} {text}: a name is empty; expected metrics separated by commas")
     full = [name.removeprefix("val/") for name in names]
     for name in full:
         if full.count(name) > 1:
-            raise InputError(f"--objective {text}: {name} is given twice; expected different metrics")
+            raise InputError(f"{flag} {text}: {name} is given twice; expected different metrics")
     return names

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from sweeps.formatting import count_text
 from sweeps.planning.budget import money
 from sweeps.planning.checks import check_stores, find_bases
-from sweeps.planning.objectives import Constraint, Objective, parse_constraint
+from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
 from sweeps.planning.resources import (
+    BEST_STEP_BYTES_PER_PARAMETER,
     CHECKPOINT_BYTES_PER_PARAMETER,
     DRIVER_BYTES,
     PROCESS_ADDRESSES,
@@ -30,6 +31,7 @@ from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
+from sweeps.planning.trackers import check_tracker
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
@@ -150,7 +152,9 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
-        training = max(s.resident_bytes + s.trained * TRAINING_BYTES_PER_PARAMETER for s in self.networks.values())
+        best = BEST_STEP_BYTES_PER_PARAMETER if self.question.trial.training.keep == "best" else 0
+        each = TRAINING_BYTES_PER_PARAMETER + best
+        training = max(size.resident_bytes + size.trained * each for size in self.networks.values())
         return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
 
     def check(self) -> None:
@@ -213,6 +217,7 @@ class Plan:
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if no trial is stopped"
+            + ("; a trial keeps its best one by validation" if training.keep == "best" else "")
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
             "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
@@ -225,18 +230,27 @@ class Plan:
             else f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
             **({"constraint": ", ".join(map(str, self.constraints))} if self.constraints else {}),
             **({"budget": self._budget_text()} if math.isfinite(settings.seconds) else {}),
-            "metrics": ", ".join(self.metrics),
+            "metrics": ", ".join(self.metrics) + self._border_text(),
             "controls": ", ".join(question.space.controls),
             "network": "; ".join(
                 f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
-            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial; {byte_text(SESSION_BYTES)} in TMPDIR for Ray",
+            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial{self._best_text()}; "
+            f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _best_text(self) -> str:
+        keeps = self.question.trial.training.keep == "best" and self.question.space.trains
+        return ", which holds the weights of its best step in place of those of its last" if keeps else ""
+
+    def _border_text(self) -> str:
+        border = self.question.trial.metrics.border
+        return f"; PSNR and SSIM leave out {count_text(border, 'pixel')} at each edge" if border else ""
 
     def _budget_text(self) -> str:
         settings = self.question.settings
@@ -292,7 +306,7 @@ def make_plan(
 
     Args:
         metrics: the metrics of the run to resume; empty to choose them now.
-        download: whether bases and the backbone of LPIPS may be downloaded.
+        download: whether bases and the weights of metrics may be downloaded.
         only_printed: a machine with too few CPUs or GPUs becomes a note.
 
     Raises:
@@ -300,6 +314,7 @@ def make_plan(
     """
     settings = question.settings
     store = store_root(settings.store or str(Path(settings.results) / "store"))
+    check_tracker(settings.log_to)
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results("--results", Path(settings.results).expanduser())
     if not is_uri(store):
@@ -325,15 +340,20 @@ def make_plan(
     # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
-    from trainables.metrics import ensure_available, resolve_metrics
+    from trainables.metrics import check_size, ensure_available, resolve_metrics
 
     trials, configurations = question.every_method, question.outer_configurations()
     find_bases(configurations, download)
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
-        metrics, notes = (*BASE_METRICS, *choice.names), notes + choice.notes
+        asked = further_metrics(settings.metrics)
+        ensure_available(asked, allow_download=download)
+        metrics, notes = tuple(dict.fromkeys((*BASE_METRICS, *choice.names, *asked))), notes + choice.notes
     else:
         ensure_available(metrics, allow_download=download)
+    if download:
+        for side in {question.trial.pairs.size_of(split) for split in ("validation", "test")}:
+            check_size(metrics, side)
     training = question.trial.training
     if 0 < training.max_steps <= training.warmup_steps:
         notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)

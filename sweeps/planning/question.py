@@ -11,7 +11,7 @@ from typing import Any
 import search_spaces
 from search_spaces import SearchSpace
 from sweeps.planning.confirmation import Confirmation
-from sweeps.planning.objectives import metric_name, parse_constraint, split_objectives
+from sweeps.planning.objectives import further_metrics, metric_name, parse_constraint, split_objectives
 from sweeps.planning.sampling import check_sampler
 from sweeps.planning.settings import (
     PRESETS_GPUS,
@@ -146,7 +146,10 @@ def resolve(settings: SweepSettings) -> Question:
     _check_effects(settings, space, trials)
     for trial in trials:
         _check_shares(settings.workers_per_trial, trial)
-    _named_objectives(settings.objective)
+    names = _named_objectives(settings.objective) or _named_objectives(space.objective)
+    if len(names) > 1 and question.trial.training.keep == "best":
+        raise InputError(f"training.keep=best: one objective decides, not {', '.join(names)}; expected last")
+    further_metrics(settings.metrics)
     for text in settings.constraint:
         parse_constraint(text)
     if settings.confirm_steps and not space.trains:
@@ -256,7 +259,7 @@ def _finished(checkpoint: str, method: str) -> Path:
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
-    """The settings of a finished trial, without those of the training loop."""
+    """The settings of a finished trial, without those of the training loop and of the metrics."""
     folder = _finished(checkpoint, method)
     if folder.is_file():
         raise InputError(
@@ -264,7 +267,7 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
             f"finished trial of {method}, such as the best/ of a run"
         )
     found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
-    return {name: value for name, value in found.items() if not name.startswith("training.")}
+    return {name: value for name, value in found.items() if not name.startswith(("training.", "metrics."))}
 
 
 def absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
@@ -315,7 +318,8 @@ def resolve_objectives(settings: SweepSettings, space: SearchSpace, reported: Se
             name = perceptual[0] if perceptual else "val/psnr"
         if name not in reported:
             raise InputError(
-                f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual and docs/metrics.md"
+                f"--objective {name}: this sweep reports {', '.join(reported)}; see --perceptual, --metrics and "
+                "docs/metrics.md"
             )
         if name in found:
             text = settings.objective or space.objective

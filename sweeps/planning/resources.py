@@ -10,7 +10,7 @@ from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import least_side
 from trainables.settings import flatten
 from trainables.settings.checks import require_all
 
@@ -30,6 +30,9 @@ CHECKPOINT_BYTES_PER_PARAMETER = 20
 
 # In float32: gradients, averaged weights and two Adam moments, in addition to the weights.
 TRAINING_BYTES_PER_PARAMETER = 16
+
+# With training.keep=best: the averaged weights of the best step, which wait for the next checkpoint.
+BEST_STEP_BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
     from trainables.methods.build import build_method
 
     method = build_method(trial, torch.device("cpu"))
-    least = max(METRICS[name].min_side for name in metrics)
+    least, border = least_side(metrics, trial.metrics.border), trial.metrics.border
+    bordered = f" with metrics.border={border}" if border else ""
     sizes = {"image_size": 1, "validation_size": least, **({"test_size": least} if trial.pairs.test_size else {})}
     require_all(
         *(
@@ -88,7 +92,7 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
                 size % method.size_multiple == 0 and size >= smallest,
                 f"pairs.{name}",
                 size,
-                f"a multiple of {method.size_multiple}, at least {smallest}",
+                f"a multiple of {method.size_multiple}, at least {smallest}{bordered}",
             )
             for name, smallest in sizes.items()
             for size in [getattr(trial.pairs, name)]

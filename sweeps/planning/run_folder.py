@@ -25,13 +25,14 @@ from trainables.common.errors import InputError, one_line
 from trainables.common.locks import take
 from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri, replace_file
 from trainables.data.stores.roots import store_root
-from trainables.metrics.names import METRICS
+from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
 
 RUN_SETTINGS, LOG = "settings.yaml", "sweep.log"
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
+_PYIQA = "pyiqa"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
@@ -146,6 +147,7 @@ def create_run(
         "question": question.space.question,
         "objective": objective,
         "metrics": list(metrics),
+        **_of_pyiqa(metrics),
         "trials": question.trials,
         "trial": _plain(flatten(question.trial)),
         "stores": dict(stores),
@@ -156,6 +158,26 @@ def create_run(
     _write(folder.path, record)
     keep_space(folder.path, question.space)
     return folder
+
+
+def _of_pyiqa(metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Direction and kind of the metrics of pyiqa, so that the run can be read where pyiqa is not installed."""
+    named = [METRICS[name] for name in metrics if name.startswith(PYIQA)]
+    return {_PYIQA: {metric.name: [metric.direction, metric.compared_with] for metric in named}} if named else {}
+
+
+def register_recorded(record: Mapping[str, Any]) -> None:
+    """Adds the metrics of pyiqa that a run names in its settings.yaml to the known metrics.
+
+    Raises:
+        ValueError: they are not recorded as `create_run` does.
+    """
+    for name, facts in _mapping(_PYIQA, record.get(_PYIQA, {})).items():
+        match facts:
+            case ["max" | "min" as direction, "target" | "nothing" as compared_with] if name.startswith(PYIQA):
+                register(name, direction, compared_with)
+            case _:
+                raise ValueError(f"{_PYIQA} holds {one_line(repr({name: facts}))}; expected directions of {PYIQA}*")
 
 
 def _write(run: Path, record: Mapping[str, Any]) -> None:
@@ -242,6 +264,7 @@ def _read(content: bytes) -> tuple[SweepSettings, dict[str, Any]]:
     stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
     changes = {f"command.{name}": value for name, value in command.items()}
     read = override(_Record(settings), {**changes, "metrics": record.get("metrics")})
+    register_recorded(record)
     known = [name for name, metric in METRICS.items() if metric.compared_with != "other seeds"]
     if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
         raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
+from sweeps.planning.trackers import TRACKERS
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
 from trainables.metrics.names import Perceptual
 from trainables.settings.sources import check_sources
 
-BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim")
+BASE_METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/ssim_y")
 
 PRESETS_GPUS = -1.0
 """Value of `gpus_per_worker` for the preset's number."""
@@ -53,6 +54,8 @@ class SweepSettings:
     data_target: str = ""
     checkpoint: str = ""
     perceptual: Perceptual = "auto"
+    metrics: str = ""
+    log_to: str = ""
     address: str = ""
     set: tuple[tuple[str, str], ...] = ()
 
@@ -90,6 +93,8 @@ class SweepSettings:
             raise InputError(f"--budget-usd {self.budget_usd:g}: needs --price-per-hour, the price of all machines")
         if self.sampler and self.sampler not in SAMPLERS:
             raise InputError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
+        if self.log_to and self.log_to not in TRACKERS:
+            raise InputError(f"--log-to {self.log_to}: expected one of {', '.join(TRACKERS)}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 

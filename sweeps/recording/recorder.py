@@ -28,7 +28,17 @@ from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS
 from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
-from trainables.training.launch import CHECKPOINT, DAMAGED, FAILED, LOSSES, NOT_WRITTEN, REPEATED, take_validation
+from trainables.training.launch import (
+    BEST,
+    CHECKPOINT,
+    DAMAGED,
+    FAILED,
+    LOSSES,
+    NOT_WRITTEN,
+    REPEATED,
+    kept_values,
+    take_validation,
+)
 from trainables.training.pictures import PICTURES
 from trainables.training.validation import Validation
 
@@ -222,6 +232,7 @@ class Recorder(Callback):
         if repeated and self.tables.has_report(id, result["step"]):
             return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
+        kept = result[BEST][0] if BEST in result else result["step"]
         seconds = self._earlier.get(id, 0.0) + result["time_total_s"]
         self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": seconds, **values})
         reports = self.tables.reports_of(id)
@@ -237,7 +248,8 @@ class Recorder(Callback):
                 "trained_parameters": _count(reports) if trained else None,
                 "busy_seconds": math.fsum(row.get("train/busy_seconds") or 0.0 for row in reports),
                 "checkpoint": f"trials/{id}/{result[CHECKPOINT]}" if result[CHECKPOINT] else "",
-                **{name: value for name, value in values.items() if name.startswith(("val/", "test/"))},
+                **({"best_step": kept} if BEST in result else {}),
+                **{name: value for name, value in kept_values(result).items() if name.startswith(("val/", "test/"))},
             }
         )
         if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
@@ -245,8 +257,8 @@ class Recorder(Callback):
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
         scalars = {name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/"))}
         self.board.report(id, result["step"], scalars)
-        self._images(id, result["step"], validation, "input | output | target")
-        self._test_images(id, result["step"], test)
+        self._images(id, kept, validation, "input | output | target")
+        self._test_images(id, kept, test)
         self.progress.reported(id, result["step"], values)
         self.tables.flush()
 

@@ -14,6 +14,7 @@ from sweeps.planning.objectives import Objective
 from sweeps.recording.tables import TableRow, confirming, has_ended
 from sweeps.running.rungs import Rungs
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+from trainables.training.launch import kept_values
 
 BASELINE = "t000"  # the first trial of a sweep
 
@@ -29,6 +30,7 @@ class SweepScheduler(FIFOScheduler):
         rows: rows of the leaderboard from an earlier driver, whose trials fill the rungs.
         reports_of: trial id -> its reports in the table.
         further: more objectives, for multi-objective ASHA.
+        keeps_best: whether a trial is judged by its best step so far (`training.keep=best`), with one objective.
         over: whether the time for the search is over. Then its trials stop at their next report, except the first one,
             the baseline.
     """
@@ -44,11 +46,12 @@ class SweepScheduler(FIFOScheduler):
         reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
         further: Sequence[Objective] = (),
         over: Callable[[], bool] = lambda: False,
+        keeps_best: bool = False,
     ) -> None:
         super().__init__()
         self._objectives = (Objective(metric, mode), *further)
         self._max_steps = max(1, max_steps)
-        self._reports_of, self._over = reports_of, over
+        self._reports_of, self._over, self._keeps_best = reports_of, over, keeps_best
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
         counted = set[str]()
         for row in rows:
@@ -62,9 +65,11 @@ class SweepScheduler(FIFOScheduler):
         return {}  # see the module
 
     def _record_earlier(self, id: str) -> None:
+        before: list[float] = []
         for row in sorted(self._reports_of(id), key=lambda row: row["step"]):
             if gains := self._gains(row):
-                self._rungs.reached(id, row["step"], gains)
+                before = max(before, gains) if self._keeps_best else gains
+                self._rungs.reached(id, row["step"], before)
 
     def _gains(self, row: Mapping[str, Any]) -> list[float]:
         """The objectives of a report, larger is better; empty if one is missing."""
@@ -77,7 +82,7 @@ class SweepScheduler(FIFOScheduler):
             self._record_earlier(trial.config[ID])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        gains = self._gains(result)
+        gains = self._gains(kept_values(result))
         if trial.config.get(KIND) == CONFIRMATION or not gains or "step" not in result:
             return str(TrialScheduler.CONTINUE)
         id, step = trial.config[ID], result["step"]
@@ -87,6 +92,6 @@ class SweepScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        gains = self._gains(result)
+        gains = self._gains(kept_values(result))
         if trial.config.get(KIND) != CONFIRMATION and gains and "step" in result:
             self._rungs.reached(trial.config[ID], result["step"], gains)

@@ -27,7 +27,7 @@ from sweeps.running.samplers import draw, least_tried, make_sampler, optuna_dist
 from sweeps.running.warm_start import Earlier
 from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import InputError, one_line
-from trainables.training.launch import CHECKPOINT, FAILED, REPEATED
+from trainables.training.launch import CHECKPOINT, FAILED, REPEATED, kept_values
 
 _STOPPED = "stopped"  # user attribute of a trial that ASHA stopped
 
@@ -361,16 +361,17 @@ class SweepSearch(Searcher):
         if trial is None:
             return
         result = result or {}
-        values = [result[one.metric] for one in self._objectives if result.get(one.metric) is not None]
+        kept = kept_values(result)
+        values = [kept[one.metric] for one in self._objectives if kept.get(one.metric) is not None]
         if error or FAILED in result or len(values) < len(self._objectives):
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        for name, value in _metrics(result).items():
+        for name, value in _metrics(kept).items():
             trial.set_user_attr(name, value)
         if result.get(CHECKPOINT):
             trial.set_user_attr("picture", f"trials/t{number:03d}/{result[CHECKPOINT]}/grid.png")
         for constraint in self._constraints:
-            trial.set_constraint(str(constraint), constraint.excess(result))
+            trial.set_constraint(str(constraint), constraint.excess(kept))
         if result["step"] >= self._max_steps:
             self._study.tell(trial, values)
         elif len(values) == 1:

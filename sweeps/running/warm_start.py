@@ -73,6 +73,11 @@ def read_warm_start(
         raise InputError(f"{flag}: trained {settings.get('training.max_steps')} steps; expected {steps}, as this sweep")
     if any(made.get(name, store) != store for name, store in stores.items() if name.startswith("validation")):
         raise InputError(f"{flag}: was validated on other images; expected a run with this sweep's data and pairs")
+    for name, before in (("metrics.border", 0), ("training.keep", "last")):  # values of runs that did not have them
+        if settings.get(name, before) != trial[name]:
+            raise InputError(
+                f"{flag}: measured with {name}={settings.get(name, before)}; expected {trial[name]}, as this sweep"
+            )
     ended = [row for row in rows if row["status"] in ("finished", "stopped") and (row["steps"] or not steps)]
     if not ended:
         raise InputError(f"{flag}: none of its trials has ended; expected a run with finished trials")

@@ -12,24 +12,35 @@ from typing import TYPE_CHECKING, Any
 from trainables.metrics.names import METRICS, Metric, MetricUnavailableError, check_names
 
 if TYPE_CHECKING:
-    from trainables.metrics.choice import MetricChoice, ensure_available, resolve_metrics, resolve_perceptual
+    from trainables.metrics.choice import (
+        MetricChoice,
+        check_size,
+        ensure_available,
+        resolve_metrics,
+        resolve_perceptual,
+    )
     from trainables.metrics.clip_iqa import CLIPIQA
+    from trainables.metrics.dists import DISTS
     from trainables.metrics.lpips import LPIPS
     from trainables.metrics.metric_set import MetricSet, build_metrics
     from trainables.metrics.musiq import MUSIQ
-    from trainables.metrics.pixel import MAX_PSNR, psnr, psnr_y, ssim
+    from trainables.metrics.pixel import MAX_PSNR, psnr, psnr_y, ssim, ssim_y
+    from trainables.metrics.pyiqa_metric import PyIQA
     from trainables.metrics.st_lpips import STLPIPS
     from trainables.metrics.stability import global_std, local_std, measure_stability
 
 _HOME = {
     "CLIPIQA": "clip_iqa",
+    "DISTS": "dists",
     "LPIPS": "lpips",
     "MAX_PSNR": "pixel",
     "MUSIQ": "musiq",
     "MetricChoice": "choice",
     "MetricSet": "metric_set",
+    "PyIQA": "pyiqa_metric",
     "STLPIPS": "st_lpips",
     "build_metrics": "metric_set",
+    "check_size": "choice",
     "ensure_available": "choice",
     "global_std": "stability",
     "local_std": "stability",
@@ -39,10 +50,12 @@ _HOME = {
     "resolve_metrics": "choice",
     "resolve_perceptual": "choice",
     "ssim": "pixel",
+    "ssim_y": "pixel",
 }
 
 __all__ = [
     "CLIPIQA",
+    "DISTS",
     "LPIPS",
     "MAX_PSNR",
     "METRICS",
@@ -52,8 +65,10 @@ __all__ = [
     "MetricChoice",
     "MetricSet",
     "MetricUnavailableError",
+    "PyIQA",
     "build_metrics",
     "check_names",
+    "check_size",
     "ensure_available",
     "global_std",
     "local_std",
@@ -63,6 +78,7 @@ __all__ = [
     "resolve_metrics",
     "resolve_perceptual",
     "ssim",
+    "ssim_y",
 ]
 
 

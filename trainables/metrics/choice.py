@@ -11,7 +11,9 @@ from typing import get_args
 from trainables.common.errors import InputError
 from trainables.metrics import clip_iqa, musiq, st_lpips
 from trainables.metrics.lpips import ensure_backbone
-from trainables.metrics.names import METRICS, MetricUnavailableError, Perceptual
+from trainables.metrics.names import METRICS, PYIQA, Metric, MetricUnavailableError, Perceptual
+from trainables.metrics.pyiqa_metric import PyIQA
+from trainables.metrics.pyiqa_names import register_pyiqa
 
 _FIND: dict[str, Callable[[], object]] = {
     "val/st_lpips": st_lpips.weights_path,
@@ -38,15 +40,19 @@ def ensure_available(names: Iterable[str], *, allow_download: bool = True) -> No
 
     Args:
         names: full metric names, see `METRICS`.
-        allow_download: whether LPIPS' backbone may be downloaded; no other file is. Without network it takes at most 4
-            s.
+        allow_download: whether the backbones of LPIPS and DISTS may be downloaded, and by pyiqa the weights of its
+            metrics; no other file is. Without network a backbone takes at most 4 s.
 
     Raises:
-        MetricUnavailableError: the weights of a metric are missing; the message says how to get them.
+        MetricUnavailableError: the weights or the package of a metric are missing; the message says how to get them.
     """
     for name in names:
-        if name in ("val/lpips", "val/lpips_vgg"):
-            ensure_backbone(allow_download, net="vgg" if name == "val/lpips_vgg" else "alex")
+        if name in ("val/lpips", "val/lpips_vgg", "val/dists"):
+            ensure_backbone(allow_download, net="alex" if name == "val/lpips" else "vgg", metric=name)
+        elif name.startswith(PYIQA):
+            register_pyiqa([name])
+            if allow_download:
+                PyIQA(name)
         elif name in _FIND:
             _FIND[name]()
 
@@ -69,7 +75,7 @@ def resolve_metrics(
     """
     choice = resolve_perceptual(perceptual, allow_download=allow_download)
     names, absent = list(choice.names), []
-    for name in (name for name, metric in METRICS.items() if no_reference and metric.compared_with == "nothing"):
+    for name in (name for name, metric in METRICS.items() if no_reference and _is_without_target(metric)):
         try:
             ensure_available([name])
             names.append(name)
@@ -77,6 +83,26 @@ def resolve_metrics(
             absent.append(name)
     note = f"without {' and '.join(absent)}: docs/metrics.md says how to get their weights"
     return MetricChoice(tuple(names), (*choice.notes, note) if absent else choice.notes)
+
+
+def check_size(names: Iterable[str], side: int) -> None:
+    """Checks that pyiqa's metrics in `names` measure images of this size: pyiqa does not say which sizes they take.
+
+    Args:
+        side: height and width, in pixels.
+
+    Raises:
+        MetricUnavailableError: see `PyIQA`.
+        InputError: a metric that fails or is not finite on a random image.
+    """
+    for name in names:
+        if name.startswith(PYIQA):
+            PyIQA(name).check_size(side)
+
+
+def _is_without_target(metric: Metric) -> bool:
+    """Whether a sweep reports it without being asked, if its weights are there."""
+    return metric.compared_with == "nothing" and not metric.name.startswith(PYIQA)
 
 
 def resolve_perceptual(choice: Perceptual = "auto", *, allow_download: bool = True) -> MetricChoice:

@@ -67,7 +67,11 @@ def backbone_path(net: Net = "alex") -> Path:
 
 
 def ensure_backbone(
-    allow_download: bool = True, connect_seconds: float = 4, download_seconds: float = 120, net: Net = "alex"
+    allow_download: bool = True,
+    connect_seconds: float = 4,
+    download_seconds: float = 120,
+    net: Net = "alex",
+    metric: str = "",
 ) -> Path:
     """The path of a backbone's weights; downloads them if they are missing.
 
@@ -75,6 +79,7 @@ def ensure_backbone(
         allow_download: whether to use the network at all.
         connect_seconds: time limit for the server's first answer, including the name look-up.
         download_seconds: time limit for the whole file.
+        metric: name of the metric for messages; by default LPIPS with this backbone.
 
     Raises:
         MetricUnavailableError: missing and not downloaded in time; the message says how to get it.
@@ -83,11 +88,11 @@ def ensure_backbone(
     if path.is_file():
         return path
     if not allow_download:
-        raise _absent(net, "not downloaded")
+        raise _absent(net, "not downloaded", metric)
     try:
         _download(_url(net), path, connect_seconds, download_seconds)
     except (OSError, HTTPException) as error:
-        raise _absent(net, f"the download failed: {error}") from error
+        raise _absent(net, f"the download failed: {error}", metric) from error
     return path
 
 
@@ -97,10 +102,10 @@ def _url(net: Net) -> str:
     return (AlexNet_Weights if net == "alex" else VGG16_Weights).IMAGENET1K_V1.url
 
 
-def _absent(net: Net, why: str) -> MetricUnavailableError:
+def _absent(net: Net, why: str, metric: str = "") -> MetricUnavailableError:
     name = "AlexNet" if net == "alex" else "VGG-16"
     return MetricUnavailableError(
-        f"{_METRICS[net]} is absent: its {name} backbone is not on this machine ({why}); "
+        f"{metric or _METRICS[net]} is absent: its {name} backbone is not on this machine ({why}); "
         f"download {_url(net)} to {backbone_path(net)}"
     )
 

@@ -11,21 +11,26 @@ from torch import Tensor, nn
 from trainables.common.errors import InputError
 from trainables.metrics.choice import ensure_available
 from trainables.metrics.clip_iqa import CLIPIQA
+from trainables.metrics.dists import DISTS
 from trainables.metrics.lpips import LPIPS
 from trainables.metrics.musiq import MUSIQ
-from trainables.metrics.names import METRICS, check_names
-from trainables.metrics.pixel import psnr, psnr_y, ssim
+from trainables.metrics.names import METRICS, PYIQA, check_names, least_side
+from trainables.metrics.pixel import psnr, psnr_y, ssim, ssim_y, without_border
+from trainables.metrics.pyiqa_metric import PyIQA
+from trainables.metrics.pyiqa_names import register_pyiqa
 from trainables.metrics.st_lpips import STLPIPS
 
 _PIXEL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "val/psnr": psnr,
     "val/psnr_y": psnr_y,
     "val/ssim": ssim,
+    "val/ssim_y": ssim_y,
 }
 _DEEP: dict[str, Callable[[], nn.Module]] = {
     "val/lpips": LPIPS,
     "val/lpips_vgg": partial(LPIPS, "vgg"),
     "val/st_lpips": STLPIPS,
+    "val/dists": DISTS,
     "val/clip_iqa": CLIPIQA,
     "val/musiq": MUSIQ,
 }
@@ -45,19 +50,22 @@ class MetricSet:
     Args:
         names: full names of metrics of one restoration, see `METRICS`.
         device: where the networks are and the metrics are computed.
+        border: pixels that the metrics of pixels leave out at each edge. Others see whole images.
 
     Raises:
         InputError: an unknown or repeated name, or a metric that compares seeds.
-        MetricUnavailableError: the weights of a metric in `names` are not on this machine.
+        MetricUnavailableError: the weights or the package of a metric in `names` are not on this machine.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
+    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu", border: int = 0) -> None:
+        register_pyiqa(names)
         self.names = check_names(names)
+        self.border = border
         if several := [name for name in self.names if METRICS[name].compared_with == "other seeds"]:
             raise InputError.of("metrics", several, "metrics of one restoration")
         self.device = torch.device(device)
-        self.min_side = max((METRICS[name].min_side for name in self.names), default=1)
-        self.networks_of = {name: _DEEP[name]().to(self.device) for name in self.names if name in _DEEP}
+        self.min_side = least_side(self.names, border)
+        self.networks_of = {name: _network(name).to(self.device) for name in self.names if name not in _PIXEL}
 
     @torch.no_grad()
     def __call__(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -81,7 +89,9 @@ class MetricSet:
 
     def _compute(self, name: str, restored: Tensor, target: Tensor) -> Tensor:
         if name in _PIXEL:
-            return _PIXEL[name](restored, target)
+            return _PIXEL[name](without_border(restored, self.border), without_border(target, self.border))
+        if name.startswith(PYIQA):
+            return self.networks_of[name](restored, target)
         if METRICS[name].compared_with == "nothing":
             return self.networks_of[name](restored)
         return self.networks_of[name](2 * restored - 1, 2 * target - 1)
@@ -98,12 +108,17 @@ class MetricSet:
             raise ValueError(f"target spans [{low:.4g}, {high:.4g}]: accepted are images in [0, 1]")
 
 
-def build_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> MetricSet:
+def _network(name: str) -> nn.Module:
+    return PyIQA(name) if name.startswith(PYIQA) else _DEEP[name]()
+
+
+def build_metrics(names: Sequence[str], device: torch.device | str = "cpu", border: int = 0) -> MetricSet:
     """A `MetricSet`. First downloads missing weights to this machine, because the driver did so only for its own.
 
     Raises:
         InputError: an unknown or repeated name, or a metric that compares seeds.
         MetricUnavailableError: the weights of a metric in `names` are not on this machine and cannot be downloaded.
     """
+    register_pyiqa(names)
     ensure_available(check_names(names))
-    return MetricSet(names, device)
+    return MetricSet(names, device, border)

@@ -12,12 +12,15 @@ from typing import Literal
 
 from trainables.common.errors import InputError
 
+PYIQA = "val/pyiqa_"
+"""Beginning of the names of pyiqa's metrics: "val/pyiqa_niqe" is its "niqe"."""
+
 Perceptual = Literal["auto", "lpips", "lpips_vgg", "st_lpips", "none"]
 """The perceptual metric that a sweep reports: `auto` is LPIPS if its weights are found, else ST-LPIPS."""
 
 
 class MetricUnavailableError(InputError):
-    """A metric whose weights are not on this machine; the message names the missing file and its path."""
+    """A metric whose weights or package are not on this machine; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -63,29 +66,47 @@ _OF_ONE_RESTORATION = (
     Metric("val/psnr", "max", "dB", False, 1, "PSNR over RGB, images in [0, 1]"),
     Metric("val/psnr_y", "max", "dB", False, 1, "PSNR on 8-bit BT.601 luma, as SinSR reports it"),
     Metric("val/ssim", "max", "1", False, 11, "SSIM (Wang 2004) over RGB, 11-pixel Gaussian window"),
+    Metric("val/ssim_y", "max", "1", False, 11, "SSIM (Wang 2004) on 8-bit BT.601 luma, as SinSR reports it"),
     Metric("val/lpips", "min", "1", True, 31, "LPIPS (Zhang 2018), AlexNet, version 0.1"),
     Metric("val/lpips_vgg", "min", "1", True, 16, "LPIPS (Zhang 2018), VGG-16, version 0.1"),
     Metric("val/st_lpips", "min", "1", True, 21, "Shift-tolerant LPIPS (Ghildyal 2022), AlexNet"),
+    Metric("val/dists", "min", "1", True, 1, "DISTS (Ding 2020), VGG-16"),
     Metric("val/clip_iqa", "max", "1", False, 31, "CLIP-IQA (Wang 2023), ResNet-50, Good/Bad photo.", "nothing"),
     Metric("val/musiq", "max", "1", False, 1, "MUSIQ (Ke 2021), trained on KonIQ-10k", "nothing"),
 )
+
+
+def _global_std(metric: Metric) -> Metric:
+    description = f"G-STD (Sun 2024): deviation of {metric.name} over seeds"
+    name = global_std_name(metric.name)
+    return Metric(name, "min", metric.unit, False, metric.min_side, description, "other seeds")
+
+
 _OF_SEVERAL = (
     Metric("val/l_std", "min", "1", False, 1, "L-STD (Sun 2024): deviation of pixels over seeds", "other seeds"),
-    *(
-        Metric(
-            global_std_name(metric.name),
-            "min",
-            metric.unit,
-            False,
-            metric.min_side,
-            f"G-STD (Sun 2024): deviation of {metric.name} over seeds",
-            "other seeds",
-        )
-        for metric in _OF_ONE_RESTORATION
-    ),
+    *map(_global_std, _OF_ONE_RESTORATION),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_OF_ONE_RESTORATION, *_OF_SEVERAL)}
+"""Every known metric. Metrics of pyiqa are added when a sweep or a run names them, see `register`."""
+
+OF_PIXELS = ("val/psnr", "val/psnr_y", "val/ssim", "val/ssim_y")
+"""The metrics that compare pixels. They need no weights, and leave out the border (`metrics.border`)."""
+
+
+def register(name: str, direction: Literal["max", "min"], compared_with: Literal["target", "nothing"]) -> None:
+    """Adds a metric of pyiqa, "val/pyiqa_niqe", and its G-STD to `METRICS`."""
+    metric = Metric(name, direction, "1", False, 1, f"{name.removeprefix(PYIQA)} of pyiqa", compared_with)
+    METRICS.update({metric.name: metric, global_std_name(name): _global_std(metric)})
+
+
+def least_side(names: Iterable[str], border: int = 0) -> int:
+    """The smallest side of images, in pixels, that all of these metrics accept.
+
+    Args:
+        border: pixels that the metrics of pixels leave out at each edge.
+    """
+    return max((METRICS[name].min_side + 2 * border * (name in OF_PIXELS) for name in names), default=1)
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:

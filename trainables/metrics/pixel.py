@@ -1,4 +1,4 @@
-"""Metrics that compare pixels: PSNR over RGB, PSNR on luma, SSIM. Each gives one value per image."""
+"""Metrics that compare pixels: PSNR and SSIM, over RGB and on luma. Each gives one value per image."""
 
 from __future__ import annotations
 
@@ -55,6 +55,31 @@ def ssim(restored: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,) in [-1, 1]; 1 for identical images. In float32 it is exact to about 5e-5.
     """
+    return _similarity(restored, target)
+
+
+def ssim_y(restored: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity on luma as SinSR reports it (its `batch_SSIM(ycbcr=True)`).
+
+    The luma is that of `psnr_y`: BT.601, rounded to 8 bits, with a data range of 255 although it spans only 16 to 235.
+    The parameters are those of `ssim`. Not differentiable.
+
+    Args:
+        restored, target: (B, 3, H, W) in [0, 1], H and W at least 11.
+
+    Returns:
+        (B,) in [-1, 1]; 1 for identical images. It is computed in float64: one plane costs little.
+    """
+    return _similarity(*(_luma_bytes(image).unsqueeze(1).double() / 255 for image in (restored, target)))
+
+
+def without_border(image: Tensor, border: int) -> Tensor:
+    """(B, C, H, W) without `border` pixels at each edge."""
+    return image[..., border:-border, border:-border] if border else image
+
+
+def _similarity(restored: Tensor, target: Tensor) -> Tensor:
+    """SSIM of (B, C, H, W) images in [0, 1], averaged over channels: (B,)."""
     if restored.is_cuda:
         # By default a GPU convolves in TensorFloat-32. Its 3 digits are too few for a variance, the
         # difference of two nearly equal means.

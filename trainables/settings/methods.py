@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LatentKind = Literal["", "vq", "kl"]
-COMMON = ("data", "pairs", "training")
+COMMON = ("data", "pairs", "training", "metrics")
 
 
 @dataclass(frozen=True)

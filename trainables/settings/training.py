@@ -49,6 +49,9 @@ class TrainingSettings:
         channels_last: keep the weights of convolutions in the channels-last memory format.
         compile: compile the networks with torch.compile; the first step then takes minutes.
         reports: largest number of validations; the last one is at the last step.
+        keep: weights that a trial keeps and is judged by: those of the "last" step, or of the "best" one, whose
+            validation has the best objective. The best of many validations looks better than it is; the confirmation
+            measures it on test photographs.
         log_every: steps between two rows of loss terms in TensorBoard.
         validation_batch: pairs per batch in validation.
         stability_draws: restorations of every validation image with different noise, for the stability metrics;
@@ -79,6 +82,7 @@ class TrainingSettings:
     channels_last: bool = False
     compile: bool = False
     reports: int = setting(50, within=(1, 10_000), shared=True, training_only=True)
+    keep: Literal["last", "best"] = setting("last", shared=True, training_only=True)
     log_every: int = setting(100, within=(1, MOST_STEPS), training_only=True)
     validation_batch: int = setting(8, within=(1, 65_536))
     stability_draws: int = setting(1, within=(1, 1000), shared=True)

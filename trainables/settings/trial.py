@@ -17,6 +17,7 @@ from trainables.settings.diffusion import (
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
 from trainables.settings.methods import METHODS
+from trainables.settings.metrics import MetricSettings
 from trainables.settings.one_step import OneStepSettings
 from trainables.settings.pairs import PairSettings
 from trainables.settings.resshift import (
@@ -65,6 +66,7 @@ class TrialSettings:
     discriminator: DiscriminatorSettings = section(DiscriminatorSettings, training_only=True, adversarial=True)
     perceptual: PerceptualSettings = section(PerceptualSettings, training_only=True)
     training: TrainingSettings = section(TrainingSettings)
+    metrics: MetricSettings = section(MetricSettings)
 
     def __post_init__(self) -> None:
         require(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")

@@ -1,7 +1,8 @@
 """A trial's checkpoint: everything needed to continue exactly, and files for people to look at.
 
 state.pt            weights, averages, optimisers, scalers, step, report: plain tensors, numbers and names
-weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift)
+weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift). With
+                    `training.keep=best` these and the files below are those of the best step so far
 settings.json       the trial's settings, by dotted name
 per_image.parquet   validation metrics of every image at this step, to look at
 grid.png            input | output | target of a few images, to look at
@@ -37,26 +38,28 @@ def write_checkpoint(
     They take about 16 bytes per trained parameter, and 4 more for the weights alone; pictures take about 20 MB
     a split if images are many or large, on the sample 0.8 MB. Frozen weights are not written.
     """
-    settings, validation = method.settings, report.validation
+    settings, best = method.settings, report.best
+    validation, step = (best.validation, best.step) if best else (report.validation, report.step)
     state = {
         "method": settings.method,
         "step": report.step,
         "networks": method.trained_state(),
         "ema": ema.state_dict(),
         "optimisation": optimisation,
+        "best": best.state if best else None,
         "report": {
             "metrics": dict(report.metrics),
             "losses": [[step, dict(terms)] for step, terms in report.losses],
-            **_kept(validation),
+            **_kept(report.validation),
             "test": _kept(report.test) if report.test else None,
         },
     }
     torch.save(state, folder / STATE)
-    with ema.applied():
+    with best.applied(method) if best else ema.applied():
         weights = {name.removeprefix(weights_prefix(method)): tensor for name, tensor in method.result().items()}
-        save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(report.step))
+        save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(step))
     (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1), encoding="utf-8")
-    validation.write(folder, report.step)
+    validation.write(folder, step)
     for split, measured in {"validation": validation, "test": report.test}.items():
         if measured is not None and measured.pictures is not None:
             measured.pictures.write(folder / PICTURES[split])

@@ -50,7 +50,8 @@ def measure_controls(
         InputError: an unknown control.
     """
     device = torch.device(device)
-    metrics, controls = build_metrics(metric_names, device), _Controls(settings, device)
+    metrics = build_metrics(metric_names, device, settings.metrics.border)
+    controls = _Controls(settings, device)
 
     def measure(restore: Restore, pairs: Prepared, draw: int = 0) -> Validation:
         return validate(restore, pairs, metrics, settings.training.validation_batch, device, draw)

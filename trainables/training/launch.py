@@ -13,7 +13,7 @@ import io
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from trainables.data.prepared import open_stores
 from trainables.data.stages.stage import Stage
 from trainables.settings import TrialSettings, override
+from trainables.training.best_step import Objective
 from trainables.training.checkpoint_folders import CheckpointNotWritten, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
@@ -38,6 +39,9 @@ from trainables.training.validation import Validation
 LOSSES, VALIDATION, TEST, REPEATED = "losses", "validation", "test", "repeated"
 """Keys of a result besides the metrics: rows of loss terms, the values of every image, those of every test image, and
 whether a continued trial sends the report of its checkpoint again."""
+BEST = "best"
+"""Key of a result with `training.keep=best`: [best step so far, its validation metrics]. The values of every image are
+those of this step."""
 FAILED, PID = "failed", "process"
 """Keys of a result: the reason of a failure, the trial's process id."""
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
@@ -71,6 +75,7 @@ class Job:
         metrics: names of the metrics that every validation reports, decided once for the sweep.
         folder: the trial's folder in the results, for its checkpoints. Tune's own trial folder is deleted with its Ray.
         scratch: folder for the state of Train's worker groups, which is never read again; shared by all nodes.
+        objective: decides which step is the best one, with `training.keep=best`.
     """
 
     settings: TrialSettings
@@ -79,6 +84,7 @@ class Job:
     workers: Workers
     folder: str
     scratch: str
+    objective: Objective | None = None
 
 
 class ResultsNotShared(RuntimeError):
@@ -179,7 +185,8 @@ def _train(job: Job, world: World, send: Callable[..., None]) -> None:
     # The driver has compared the contents; here only sizes and schemas are checked.
     prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
     start, damaged = newest_whole(Path(job.folder))
-    train(job.settings, prepared, job.metrics, world, _reporter(job, world, send, start, damaged), start)
+    reporter = _reporter(job, world, send, start, damaged)
+    train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
@@ -187,17 +194,25 @@ def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -
 
     They keep results as JSON, so the picture is text. Values are in a list, because Tune flattens dictionaries.
     """
+    measured = report.best.validation if report.best else report.validation
     return {
         **report.metrics,
+        **({BEST: [report.best.step, measured.means]} if report.best else {}),
         "step": report.step,
         LOSSES: [[step, dict(row)] for step, row in report.losses],
-        VALIDATION: _packed(report.validation),
+        VALIDATION: _packed(measured),
         TEST: _packed(report.test) if report.test else [],
         REPEATED: report.repeated,
         CHECKPOINT: checkpoint,
         DAMAGED: list(damaged),
         PID: os.getpid(),
     }
+
+
+def kept_values(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with the validation metrics of the step that its trial keeps so far: this one, or the best."""
+    _, means = result.get(BEST, (0, {}))
+    return {**result, **means}
 
 
 def _packed(validation: Validation) -> list[Any]:

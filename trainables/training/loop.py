@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
+from trainables.training.best_step import BestStep, Objective, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
@@ -65,12 +66,28 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class Trainer:
-    """A trial in progress, on one worker."""
+    """A trial in progress, on one worker.
+
+    Args:
+        metric_names: metrics of a validation.
+        objective: decides which step is the best one, with `training.keep=best`.
+
+    Raises:
+        ValueError: `training.keep=best` without an objective.
+    """
 
     def __init__(
-        self, settings: TrialSettings, prepared: Prepared, metric_names: tuple[str, ...], world: World
+        self,
+        settings: TrialSettings,
+        prepared: Prepared,
+        metric_names: tuple[str, ...],
+        world: World,
+        objective: Objective | None = None,
     ) -> None:
         training = settings.training
+        keeps_best = training.keep == "best" and training.max_steps > 0
+        if keeps_best and objective is None:
+            raise ValueError("training.keep=best: expected an objective that says which step is the best one")
         torch.manual_seed(training.seed)  # for the initial weights
         self.settings, self.prepared, self.world = settings, prepared, world
         self.method = build_method(settings, world.device)
@@ -83,7 +100,7 @@ class Trainer:
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
-        self.metrics = build_metrics(metric_names, world.device)
+        self.metrics = build_metrics(metric_names, world.device, settings.metrics.border)
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
@@ -96,6 +113,8 @@ class Trainer:
             )
         self.step = 0
         self.loaded: Report | None = None
+        self.best: BestStep | None = None
+        self._objective = objective if keeps_best else None
         self.log = _LossLog(training.log_every)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
@@ -123,8 +142,10 @@ class Trainer:
             trained = self.train_until(until)
             started = time.monotonic()
             validation, test = self._validate(self.prepared), None
+            self._keep(validation)
             if self.step >= training.max_steps and self.prepared.test:
-                test = self._validate(self.prepared.test, TEST_DRAW)
+                best = self.best.applied(self.method) if self.best else None
+                test = self._validate(self.prepared.test, TEST_DRAW, best)
             rate = training.peak_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
@@ -138,7 +159,7 @@ class Trainer:
                     "train/parameters": float(self.method.parameters[0]),
                 }
             )
-            self._send(Report(self.step, metrics, self.log.take(), validation, test=test), report)
+            self._send(Report(self.step, metrics, self.log.take(), validation, test=test, best=self.best), report)
             if self.step >= training.max_steps:
                 return
 
@@ -146,9 +167,19 @@ class Trainer:
         """Reports what the trial starts from, at step 0, before any training."""
         started = time.monotonic()
         validation = self._validate(self.prepared)
+        self._keep(validation)
         seconds = time.monotonic() - started
         metrics = validation.means | {"train/validation_seconds": seconds, "train/busy_seconds": seconds}
-        self._send(Report(0, metrics, [], validation, start=True), report)
+        self._send(Report(0, metrics, [], validation, start=True, best=self.best), report)
+
+    def _keep(self, validation: Validation) -> None:
+        """Keeps the averaged weights if no earlier step was as good, with `training.keep=best`."""
+        if self._objective is None:
+            return
+        value = validation.means[self._objective.metric]
+        if self.best is None or self.best.is_beaten_by(value, self._objective):
+            with self.ema.applied():
+                self.best = BestStep(self.step, value, averaged_weights(self.method), validation)
 
     def train_until(self, step: int) -> float:
         """Trains up to that step; returns the seconds it took."""
@@ -231,8 +262,13 @@ class Trainer:
         waits = isinstance(self.losses, DistributedDataParallel) and not last
         return self.losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
-    def _validate(self, prepared: Prepared, first_draw: int = 0) -> Validation:
+    def _validate(
+        self, prepared: Prepared, first_draw: int = 0, weights: AbstractContextManager[None] | None = None
+    ) -> Validation:
         """Measures the averaged weights.
+
+        Args:
+            weights: applies other weights inside it.
 
         Raises:
             TrialDiverged: a metric is NaN or infinite.
@@ -241,7 +277,7 @@ class Trainer:
         training = self.settings.training
         # Trained trials restore from the same noise for every seed; without training, a seed chooses only the noise.
         draw = first_draw + (0 if training.max_steps else training.seed * training.stability_draws)
-        with self.ema.applied():
+        with weights or self.ema.applied():
             measured = validate(
                 self._restore,
                 prepared,
@@ -275,7 +311,10 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
         state = read_state(folder, self.settings)
-        self.step, self.loaded = state["step"], report_of(folder, state)
+        self.step = state["step"]
+        if self._objective is not None and state.get("best"):
+            self.best = BestStep.read(folder, state["best"], self.method)
+        self.loaded = replace(report_of(folder, state), best=self.best)
         self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
         for name, optimiser in self.optimisers.items():
@@ -367,9 +406,14 @@ def train(
     world: World,
     report: Reporter,
     checkpoint: Path | None = None,
+    objective: Objective | None = None,
 ) -> None:
-    """Trains a trial from its start, or from `checkpoint`, to its last step."""
-    trainer = Trainer(settings, prepared, metric_names, world)
+    """Trains a trial from its start, or from `checkpoint`, to its last step.
+
+    Args:
+        objective: see `Trainer`.
+    """
+    trainer = Trainer(settings, prepared, metric_names, world, objective)
     if checkpoint is not None:
         trainer.load(checkpoint)
     trainer.run(report)

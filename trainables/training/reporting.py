@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainables.training.best_step import BestStep
 from trainables.training.validation import Validation
 
 LossRow = tuple[int, Mapping[str, float]]
@@ -23,6 +24,8 @@ class Report:
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
         test: the same of the test images; only in the last report of a trial of the confirmation.
+            With `training.keep=best` they are those of the best step.
+        best: the best step so far; None without `training.keep=best`.
         start: whether a training begins with it, at step 0. It needs no checkpoint: it can be made again at once.
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
@@ -35,6 +38,7 @@ class Report:
     repeated: bool = False
     test: Validation | None = None
     start: bool = False
+    best: BestStep | None = None
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]

@@ -89,6 +89,16 @@ def columns(rows: list[dict[str, Any]], *titles: str) -> dict[str, list[str]]:
     return {id: [cells[k].text for k in shown] for id, cells in zip(table.ids, table.lines, strict=True)}
 
 
+def test_kept_step_has_a_column_if_trials_keep_their_best() -> None:
+    assert "best step" not in [cell.text for cell in board(ROWS, METRIC).header]
+    rows = [{**row, "best_step": None if row["kind"] == "control" else row["steps"] // 2} for row in ROWS]
+    found = {id: text for id, (text,) in columns(rows, "best step").items()}
+    steps = {"t000": "150", "t001": "150", "t002": "50", "t003": "100", "t004": "3"}
+    assert found == {**steps, "bicubic": "", "teacher_15": ""}
+    text = format_leaderboard(rows, METRIC, baseline_ids=["t000"], winner_id="t001")
+    assert "best step: the step of all values and of the kept weights" in " ".join(text.split())
+
+
 def test_cost_columns_follow_the_objective() -> None:
     cost = {
         "t000": (0.3141, 25_632), "t001": (0.0042, 532_768), "t002": (0.0997, 2_182_404), "t003": (1.581, 866_000_000),

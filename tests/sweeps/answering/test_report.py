@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sweeps.answering.charts import Dot, Line, line_chart, scatter
+from sweeps.answering.labels import Box, Place
 from sweeps.answering.report import write_report
 from sweeps.recording.tables import RunTables
 from trainables.training.pictures import PICTURES, Pictures
@@ -255,6 +257,74 @@ def test_charts_are_valid_and_points_are_inside_the_frame() -> None:
     assert titles == ["x & y: 1 at 0.01", "z: 1 at 100"]
     labels = [text.text for text in ElementTree.fromstring(charts[2]).iter("text")]
     assert "near" in labels and "far" not in labels
+
+
+def boxes(chart: str) -> list[Box]:
+    """The labels of a chart, in pixels."""
+    texts = [text for text in ElementTree.fromstring(chart).iter("text") if text.attrib["class"] == "note"]
+    found = []
+    for text in texts:
+        anchor: Any = text.attrib.get("text-anchor", "start")
+        found.append(Place(float(text.attrib["x"]), float(text.attrib["y"]), anchor).box(text.text or ""))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_cover_neither_points_nor_each_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = ("bicubic", "input_latent", "teacher_1", "teacher_15", "autoencoder")
+    controls = [Dot(name, *rng.normal(24, 1, 2), "control", name) for name in names]
+    trials = [Dot(f"t{k:03d}", *rng.normal(24, 0.3, 2)) for k in range(20)]
+    chart = scatter([*controls, *trials], "x", "y")
+    labels = boxes(chart)
+    assert len(labels) == len(names)
+    for one, other in itertools.combinations(labels, 2):
+        assert one.shared(other) == 0
+    root = ElementTree.fromstring(chart)
+    places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter("circle")]
+    places += [(float(r.attrib["x"]) + 4.5, float(r.attrib["y"]) + 4.5) for r in root.iter("rect")]
+    assert sum(box.left < x < box.right and box.top < y < box.bottom for box in labels for x, y in places) == 0
+    guides = [(name, value) for name, value in zip(names, (23.9, 24.0, 24.05, 24.1, 24.3), strict=True)]
+    named = boxes(scatter(trials, "x", "y", guides))
+    assert len(named) == len(names)
+    assert all(one.shared(other) == 0 for one, other in itertools.combinations(named, 2))
+
+
+def front_texts(folder: Path, **options: Any) -> list[str]:
+    """What charts of two metrics say to readers who do not see them."""
+    page = Page(write_report(folder, METRIC, ["t000"], **options).read_text(encoding="utf-8"))
+    return [
+        value or "" for name, value in page.attributes if name == "aria-label" and "On their front" in (value or "")
+    ]
+
+
+def test_front_of_distortion_and_perception_has_the_controls_in_it(folder: Path) -> None:
+    tables = RunTables(folder).load()
+    for row in tables.leaderboard:
+        tables.upsert_trial({"id": row["id"], "val/psnr": {"t001": 25.0, "bicubic": 26.0}.get(row["id"], 24.0)})
+    tables.flush(force=True)
+    (text,) = front_texts(folder)
+    value = tables.trial("t001")[METRIC]
+    front = f"ST-LPIPS over PSNR dB of 9 trials. On their front: t001 (inversion 0.1, width 1) {value:.4g} at 25"
+    assert text.startswith(front) and text.endswith(" Controls: bicubic 0.4 at 26.")
+    assert "1:1:1" not in text
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "The front: trials that no other trial beats in both metrics." in page and 'on-front"' in page
+
+
+def test_front_of_other_metrics(folder: Path) -> None:
+    tables = RunTables(folder).load()
+    for row in tables.leaderboard:
+        tables.upsert_trial({"id": row["id"], "val/ssim": 0.5})
+    tables.flush(force=True)
+    both = front_texts(folder, objectives=(METRIC, "val/ssim"))
+    assert [text.split(" of ")[0] for text in both] == ["ST-LPIPS over PSNR dB", "SSIM over ST-LPIPS"]
+    # Without a perceptual metric, PSNR against the next one.
+    for row in tables.leaderboard:
+        tables.upsert_trial({"id": row["id"], METRIC: None, TEST_METRIC: None})
+    tables.flush(force=True)
+    page = write_report(folder, "val/psnr", ["t000"]).read_text(encoding="utf-8")
+    assert "SSIM over PSNR dB of 9 trials" in page
 
 
 def test_positions_follow_the_scale_of_the_axis() -> None:

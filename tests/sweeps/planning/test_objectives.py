@@ -48,6 +48,10 @@ def test_objectives() -> None:
         ({"objective": "psnr,"}, r"--objective psnr,: a name is empty"),
         ({"objective": "psnr,sharpness"}, r"--objective sharpness: no such metric; expected perceptual, psnr"),
         ({"objective": "psnr,musiq"}, r"--objective val/musiq: this sweep reports val/psnr"),
+        (
+            {"objective": "psnr,ssim", "set": (("training.keep", "best"),)},
+            r"training.keep=best: one objective decides, not val/psnr, val/ssim; expected last",
+        ),
         ({"constraint": ("psnr",)}, r"--constraint psnr: expected METRIC>=NUMBER or METRIC<=NUMBER"),
         ({"constraint": ("psnr>=high",)}, r"--constraint psnr>=high: high is no finite number"),
         ({"constraint": ("psnr>=nan",)}, r"nan is no finite number"),

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune.experiment import Trial
 
+from sweeps.formatting import measured_step
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
-from trainables.training.launch import CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
+from trainables.training.launch import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
 
@@ -344,6 +345,21 @@ def test_test_images_are_recorded_beside_those_of_validation(tmp_path: Path) -> 
         ("test", "dog@0,0"): (180, None, 20.0),
         ("test", "dog@0,64"): (180, None, 22.0),
     }
+
+
+def test_trial_that_keeps_its_best_step_is_tabled_with_it(tmp_path: Path) -> None:
+    """The history has the curve; leaderboard and images have the values of the best step."""
+    results = []
+    for step, psnr, best in ((60, 22.0, (60, 22.0)), (120, 24.0, (120, 24.0)), (180, 23.0, (120, 24.0))):
+        result = measured(step, 0.1, psnr=psnr)
+        kept = measured(best[0], 0.1, psnr=best[1])
+        results.append({**result, VALIDATION: kept[VALIDATION], BEST: [best[0], {"val/psnr": best[1]}]})
+    record(tmp_path, 180, results)
+    (row,) = read_rows(tmp_path / "leaderboard.parquet")
+    assert (row["steps"], row["best_step"], row["val/psnr"]) == (180, 120, 24.0)
+    assert [row["val/psnr"] for row in read_rows(tmp_path / "history.parquet")] == [22.0, 24.0, 23.0]
+    assert images_of(tmp_path) == {"cat@0,0": (120, 23.0), "cat@0,64": (120, 25.0)}
+    assert measured_step(row) == 120 and measured_step({"steps": 180}) == 180
 
 
 def test_trial_of_the_confirmation_is_marked(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from search_spaces import Float, Point, SearchSpace
 from sweeps.planning.confirmation import Confirmation
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
+from trainables.training.launch import BEST
 
 SPACE = SearchSpace(
     name="x",
@@ -93,6 +94,14 @@ def test_best_configurations_and_the_baseline_take_turns_with_fresh_seeds(tmp_pa
     study = search._study
     assert len(study.trials) == 4  # Optuna does not learn from the confirmation
     assert [trial.state for trial in study.trials].count(TrialState.COMPLETE) == 3
+
+
+def test_sampler_and_confirmation_see_the_best_step_that_a_trial_keeps(tmp_path: Path) -> None:
+    search = searching(tmp_path / "journal", trials=2)
+    for name, value, best in (("a", 1.0, 3.0), ("b", 2.0, 2.5)):
+        search.suggest(name)
+        search.on_trial_complete(name, {"val/psnr": value, "step": 8, BEST: [4, {"val/psnr": best}]})
+    assert [trial.value for trial in search._own] == [3.0, 2.5]
 
 
 def test_nothing_is_confirmed_if_only_the_baseline_finished(tmp_path: Path) -> None:

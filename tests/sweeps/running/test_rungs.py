@@ -15,6 +15,7 @@ from sweeps.planning.pareto import epsilon_net, fronts
 from sweeps.running.rungs import scores
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+from trainables.training.launch import BEST
 
 
 def proposed(number: int, **config: Any) -> Trial:
@@ -51,6 +52,18 @@ def test_one_objective_decides_as_rays_asha(seed: int) -> None:
             del running[id]
             stopped += step < last
     assert stopped > 10
+
+
+def test_trial_that_keeps_its_best_step_is_judged_by_it() -> None:
+    """At a rung counts the best value so far, also of trials of an earlier driver."""
+    reports = [{"step": 1, "value": 5.0}, {"step": 3, "value": 1.0}]
+    row = {"id": "t001", "kind": "trial", "status": "finished", "config/x": 1}
+    decisions = {}
+    for keeps in (True, False):
+        ours = SweepScheduler("value", "max", 9, 3, 3.0, [row], lambda id: reports, keeps_best=keeps)
+        result = {"step": 3, "value": 2.0, **({BEST: [1, {"value": 4.0}]} if keeps else {})}
+        decisions[keeps] = ours.on_trial_result(None, proposed(1), result)
+    assert decisions == {True: "STOP", False: "CONTINUE"}  # 4 against 5, and 2 against 1
 
 
 def test_non_dominated_sorting() -> None:

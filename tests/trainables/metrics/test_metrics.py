@@ -13,8 +13,10 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from skimage import metrics as skimage_metrics
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import (
+    DISTS,
     LPIPS,
     MAX_PSNR,
     METRICS,
@@ -29,17 +32,21 @@ from trainables.metrics import (
     MetricSet,
     MetricUnavailableError,
     build_metrics,
+    ensure_available,
     psnr,
     psnr_y,
     resolve_perceptual,
     ssim,
+    ssim_y,
 )
 from trainables.metrics.lpips import _download, backbone_path, ensure_backbone
+from trainables.metrics.names import OF_PIXELS
 
 # Crops of three photographs, a blurred and noisy version of each, and their values from SinSR's batch_PSNR.
 SINSR = load_file(EXPECTED / "parity_sinsr_psnr_y.safetensors")
+WITH_BACKBONE = ("val/lpips", "val/lpips_vgg", "val/dists")
 WITHOUT_DOWNLOAD = tuple(
-    name for name, metric in METRICS.items() if metric.compared_with == "target" and not name.startswith("val/lpips")
+    name for name, metric in METRICS.items() if metric.compared_with == "target" and name not in WITH_BACKBONE
 )
 
 
@@ -103,6 +110,40 @@ def test_ssim_equals_scikit_image(pair: tuple[Tensor, Tensor], side: int) -> Non
     torch.testing.assert_close(exact, torch.tensor(expected).float(), rtol=1e-6, atol=0)
 
 
+def luma(image: Tensor) -> np.ndarray:
+    """The 8-bit BT.601 luma of a (3, H, W) image in [0, 1], as Matlab's `rgb2ycbcr` gives it: (H, W) from 16 to 235."""
+    red, green, blue = image.double().numpy()
+    return np.round(65.481 * red + 128.553 * green + 24.966 * blue + 16)
+
+
+@pytest.mark.parametrize("side", [11, 12, 40])
+def test_ssim_y_equals_scikit_image(pair: tuple[Tensor, Tensor], side: int) -> None:
+    restored, target = (images[..., :side, :side] for images in pair)
+    expected = [
+        skimage_metrics.structural_similarity(
+            luma(t), luma(r), data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for r, t in zip(restored, target, strict=True)
+    ]
+    torch.testing.assert_close(ssim_y(restored, target), torch.tensor(expected).float(), rtol=1e-6, atol=0)
+    assert not torch.equal(ssim_y(restored, target), ssim(restored, target))
+
+
+def test_border_is_left_out_by_the_metrics_of_pixels_alone(pair: tuple[Tensor, Tensor]) -> None:
+    restored, target = pair
+    cropped = [images[..., 4:-4, 4:-4] for images in pair]
+    with_border = MetricSet(WITHOUT_DOWNLOAD, border=4)
+    expected = MetricSet(OF_PIXELS)(*cropped) | MetricSet(["val/st_lpips"])(restored, target)
+    assert all(torch.equal(value, expected[name]) for name, value in with_border(restored, target).items())
+    edge = restored.clone()
+    edge[..., :4] = 0
+    values = MetricSet(OF_PIXELS, border=4)(edge, target)
+    assert all(torch.equal(values[name], expected[name]) for name in OF_PIXELS)
+    assert MetricSet(["val/ssim"], border=4).min_side == 19
+    with pytest.raises(ValueError, match="H, W >= 19"):
+        MetricSet(["val/ssim"], border=4)(restored[..., :18, :18], target[..., :18, :18])
+
+
 def test_batch_values_equal_single_image_values(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     restored, target = pair
     batched = metrics(restored, target)
@@ -122,7 +163,7 @@ def test_restored_images_are_clamped(metrics: MetricSet, pair: tuple[Tensor, Ten
 
 def test_identical_images_get_the_best_value(metrics: MetricSet, pair: tuple[Tensor, Tensor]) -> None:
     _, target = pair
-    best = {"val/psnr": MAX_PSNR, "val/psnr_y": MAX_PSNR, "val/ssim": 1.0, "val/st_lpips": 0.0}
+    best = {"val/psnr": MAX_PSNR, "val/psnr_y": MAX_PSNR, "val/ssim": 1.0, "val/ssim_y": 1.0, "val/st_lpips": 0.0}
     for name, value in metrics(target, target.clone()).items():
         torch.testing.assert_close(value, torch.full((3,), best[name]), rtol=1e-6, atol=1e-9)
 
@@ -237,6 +278,88 @@ def test_damaged_backbone_is_named(empty_hub: Path) -> None:
     empty_hub.write_bytes(b"half a file")
     with pytest.raises(MetricUnavailableError, match=f"{empty_hub} cannot be read"):
         LPIPS()
+
+
+@pytest.fixture(scope="module")
+def random_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torch hub cache with a file like VGG-16's, but with random weights."""
+    from torchvision.models import vgg16
+
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(vgg16().state_dict(), home / "hub" / "checkpoints" / backbone_path("vgg").name)
+    return home
+
+
+def dists_of_the_paper(restored: Tensor, target: Tensor, home: Path) -> Tensor:
+    """DISTS written from the paper's equations 2, 6, 7 and 8, in float64, with the learned weights alpha and beta."""
+    import torchmetrics.functional.image.dists as package
+
+    state = torch.load(home / "hub" / "checkpoints" / backbone_path("vgg").name, weights_only=True)
+    learned = torch.load(package._PATH_WEIGHT_DISTS, weights_only=True)
+    window = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)  # Hanning, of 5 taps without the zeros at its ends
+    blur = torch.outer(window, window)[None, None]
+
+    def features(image: Tensor) -> list[Tensor]:
+        mean, deviation = (
+            torch.tensor(v).double().view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        x, found, index = (image.double() - mean) / deviation, [image.double()], 0
+        for stage, depth in enumerate((2, 2, 3, 3, 3)):
+            if stage:  # the square root of blurred squares, in place of the largest value
+                x = F.conv2d(x.square(), blur.repeat(x.shape[1], 1, 1, 1), stride=2, padding=1, groups=x.shape[1])
+                x, index = (x + 1e-12).sqrt(), index + 1
+            for _ in range(depth):
+                weight, bias = (state[f"features.{index}.{kind}"].double() for kind in ("weight", "bias"))
+                x, index = F.conv2d(x, weight, bias, padding=1).relu(), index + 2
+            found.append(x)
+        return found
+
+    texture, structure = [], []
+    for a, b in zip(features(restored), features(target), strict=True):
+        mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
+        covariance = (a * b).mean((2, 3)) - mean_a * mean_b
+        texture.append((2 * mean_a * mean_b + 1e-6) / (mean_a**2 + mean_b**2 + 1e-6))
+        variances = a.var((2, 3), correction=0) + b.var((2, 3), correction=0)
+        structure.append((2 * covariance + 1e-6) / (variances + 1e-6))
+    alpha, beta = (learned[name].double().flatten() for name in ("alpha", "beta"))
+    total = alpha.sum() + beta.sum()
+    return 1 - (torch.cat(texture, 1) @ alpha + torch.cat(structure, 1) @ beta) / total
+
+
+def test_dists_equals_the_equations_of_the_paper(
+    pair: tuple[Tensor, Tensor], random_vgg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To 1e-4: a covariance in float32 is the difference of two nearly equal numbers."""
+    monkeypatch.setenv("TORCH_HOME", str(random_vgg))
+    restored, target = pair
+    state = torch.get_rng_state()
+    metrics = build_metrics(["val/dists"])
+    assert torch.equal(torch.get_rng_state(), state)
+    values = metrics(restored, target)["val/dists"]
+    expected = dists_of_the_paper(restored.clamp(0, 1), target, random_vgg)
+    torch.testing.assert_close(values, expected.float(), rtol=0, atol=1e-4)
+    assert metrics(restored[:1], target[:1])["val/dists"].shape == (1,)
+    assert metrics(target, target)["val/dists"].abs().max() < 1e-5 < values.min()
+
+
+def test_absent_dists_names_the_file_of_its_backbone(empty_hub: Path) -> None:
+    file = empty_hub.with_name(backbone_path("vgg").name)
+    for build in (
+        DISTS,
+        partial(MetricSet, ["val/dists"]),
+        partial(ensure_available, ["val/dists"], allow_download=False),
+    ):
+        with pytest.raises(
+            MetricUnavailableError, match=f"^val/dists is absent.* VGG-16 .*download https.* to {file}$"
+        ):
+            build()
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half a file")
+    with pytest.raises(MetricUnavailableError, match=f"^val/dists: {file} cannot be read"):
+        DISTS()
 
 
 class _Files(SimpleHTTPRequestHandler):
