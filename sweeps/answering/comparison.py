@@ -30,11 +30,12 @@ def baseline_trials(rows: Sequence[Row], label: str | None = None) -> list[str]:
     """The ids of the baseline's trials of the search.
 
     Args:
-        label: of the baseline; by default that of the first trial, which is always one of the baseline's.
+        label: of the baseline; by default that of the trial with the first id, which is always one of the baseline's.
+            Rows are in the order in which their trials started.
     """
     searched = [row for row in rows if row["kind"] == TRIAL]
     if label is None:
-        label = next((row["label"] for row in searched), None)
+        label = min(((len(row["id"]), row["id"], row["label"]) for row in searched), default=(0, "", None))[-1]
     return [row["id"] for row in searched if row["label"] == label]
 
 

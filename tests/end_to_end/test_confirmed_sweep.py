@@ -20,7 +20,8 @@ def test_sweep_is_interrupted_in_its_confirmation_and_resumed(tmp_path: Path, st
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "2", "--confirm", "1", "--seeds", "2", "--max-steps", "20", *sets(training__reports=4)),
+        *("--trials", "2", "--confirm", "1", "--seeds", "2", "--max-steps", "20"),
+        *("--max-concurrent", "1", *sets(training__reports=4)),
     )
     first.wait_for(r"confirm +the best 1 and the baseline with 2 fresh seeds each: 4 trials, 80 steps")
     first.wait_for(r"c00[01] step 10/20")

@@ -38,8 +38,8 @@ from trainables.pretrained.weights_file import describe
 
 __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
-ONE = {"sampler": "tpe", "workers_per_trial": 1, "gpus_per_worker": 0.0}
-"""One process per trial, without a GPU, as `resolve` derives from the preset."""
+ONE = {"sampler": "tpe", "workers_per_trial": 1, "gpus_per_worker": 0.0, "max_concurrent": 1}
+"""One process per trial, without a GPU, as `resolve` derives from the preset; one trial after the other."""
 SPLITS = ("validation", "test")
 CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
@@ -52,7 +52,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Path, 
     done = run_sweep(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "st_lpips"),
         *("--trials", "4", "--confirm", "1", "--seeds", "2", "--max-steps", "12", "--seed", "3"),
-        *sets(training__reports=4),
+        *("--max-concurrent", "1", *sets(training__reports=4)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return only_run(results), done.stdout + done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from search_spaces import Choice, Float, Int
-from sweeps.answering.comparison import Answer, answer
+from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
 from sweeps.answering.remarks import at_the_edge, longer_training, worse_than_the_start
 
@@ -296,3 +296,10 @@ def test_edge_beyond_which_no_value_is_accepted_is_none() -> None:
     """A share of 1 cannot be exceeded, whatever the space."""
     assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.0}) == []
     assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.9}) != []
+
+
+def test_the_trial_with_the_first_id_is_of_the_baseline() -> None:
+    """Trials that run at once start in any order."""
+    rows = [{"id": f"t{number}", "kind": "trial", "label": label} for number, label in (("1000", "b"), ("999", "a"))]
+    assert baseline_trials(rows) == ["t999"]
+    assert baseline_trials(rows, "b") == ["t1000"] and baseline_trials([]) == []
