@@ -13,7 +13,7 @@ from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
-STEPS = [0, 5, 10, 15, 20]
+STEPS = [0, 10, 20, 30, 40]
 
 
 @pytest.mark.slow
@@ -22,9 +22,9 @@ def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: P
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "3", "--confirm", "0", "--max-steps", "20", *sets(training__reports=4)),
+        *("--trials", "3", "--confirm", "0", "--max-steps", "40", *sets(training__reports=4)),
     )
-    first.wait_for("step 5/20", 2)
+    first.wait_for("step 10/40", 2)
     run = only_run(results)
 
     second = run_sweep("--resume", str(run))
@@ -32,7 +32,7 @@ def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: P
     assert f"{run}: in use by a running sweep (process {first.process.pid} on " in second.stderr
     assert second.stdout == "" and second.stderr.count("\n") == 1
 
-    first.wait_for("step 10/20")
+    first.wait_for("step 20/40")
     processes = first.descendants()
     first.interrupt()
     assert first.wait() == 130
@@ -43,15 +43,15 @@ def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: P
     assert {name: row["status"] for name, row in rows.items()} == {"t000": "interrupted", "t001": "interrupted"}
     assert all(name in first.text for name in ("interrupted at step", "bicubic", "interrupted with 0 of 3"))
     reported = {name: steps(run, name) for name in rows}
-    assert reported == {name: STEPS[: row["steps"] // 5 + 1] for name, row in rows.items()}
+    assert reported == {name: STEPS[: row["steps"] // 10 + 1] for name, row in rows.items()}
     assert not rows.keys() & Page(run / "trials").groups.keys()  # none has ended
     assert "Interrupted: 0 of 3 trials ended" in (run / "report" / "index.html").read_text(encoding="utf-8")
 
     third = sweeps("--resume", str(run), "--space", SPACE)
-    third.wait_for("t000 continues at step (5|10|15)")
-    third.wait_for("t001 continues at step (5|10|15)")
-    third.wait_for("t00[01] finished at step 20")
-    third.wait_for("t00[23] step 5/20")
+    third.wait_for("t000 continues at step (10|20|30)")
+    third.wait_for("t001 continues at step (10|20|30)")
+    third.wait_for("t00[01] finished at step 40")
+    third.wait_for("t00[23] step 10/40")
     # Ray's two agents wait another minute for the killed head. They hold no resources.
     processes = [process for process in third.descendants() if "Agent" not in process.name()]
     third.kill()
@@ -61,7 +61,7 @@ def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: P
     assert finished
 
     fourth = sweeps("--resume", str(run))
-    fourth.wait_for("t00[23] step 10/20")
+    fourth.wait_for("t00[23] step 20/40")
     victims = [process for process in fourth.descendants() if process.name().startswith("ray::ImplicitFunc")]
     assert victims
     victims[0].kill()
@@ -71,16 +71,16 @@ def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: P
 
     rows = trials(run)
     assert sorted(rows) == ["t000", "t001", "t002"]
-    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 20)}
+    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 40)}
     assert all(steps(run, name) == STEPS for name in rows)
     assert {name: rows[name] for name in finished} == finished  # no finished trial was repeated
     assert [row["label"] for _, row in sorted(rows.items())] == ["1:1:1", "1:1:2", "1:0.1:10"]
-    assert {row["step"] for row in read_rows(run / "per_image.parquet") if row["id"] in rows} == {20}
+    assert {row["step"] for row in read_rows(run / "per_image.parquet") if row["id"] in rows} == {40}
     page = Page(run / "trials")
     assert {page.status(name) for name in page.groups} == {"STATUS_SUCCESS"}
     for name in rows:
         assert [step for step, _ in scalars(run / "trials" / name, "val/psnr")] == STEPS
-        assert [step for step, _ in scalars(run / "trials" / name, "loss/inversion")] == list(range(2, 21, 2))
+        assert [step for step, _ in scalars(run / "trials" / name, "loss/inversion")] == list(range(2, 41, 2))
     assert (run / "best" / "weights.safetensors").exists()
 
 
