@@ -24,4 +24,5 @@ SPACE = SearchSpace(
     proposals=0,
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),
+    preset="sample-print",
 )

@@ -29,4 +29,5 @@ SPACE = SearchSpace(
     fixed={"training.stability_draws": 3},
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),
+    preset="sample-print",
 )

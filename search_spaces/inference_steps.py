@@ -29,4 +29,5 @@ SPACE = SearchSpace(
     trains=False,
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),
+    preset="sample-print",
 )

@@ -96,7 +96,7 @@ def test_proposals_and_points_are_valid_for_every_preset(name: str, preset_name:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINING])
 def test_proposals_and_points_are_valid_with_the_shipped_trial(name: str) -> None:
-    question = ask(name)
+    question = ask(name, search_spaces.load(name).preset)
     check_trials(question)
     assert (question.trial.training.max_steps, question.trial.checkpoint) == (0, "shipped")
 

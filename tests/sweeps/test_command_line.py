@@ -343,7 +343,7 @@ def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
     assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
     assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out  # the largest is the point that trains the whole UNet
-    assert "latent_diffusion: 2.18 M parameters train" in shown and "one checkpoint of 43.6 MB" in shown
+    assert "latent_diffusion: 2.19 M parameters train" in shown and "one checkpoint of 43.7 MB" in shown
     method = build_method(trial_of("controlnet_diffusion"), torch.device("cpu"))
     trained, parameters = method.parameters
     unet = sum(parameter.numel() for parameter in method.unet.parameters())

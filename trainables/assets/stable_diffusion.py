@@ -55,7 +55,7 @@ class BaseAutoencoderRecipe:
 class BaseUNetRecipe:
     """How the base's noise predictor is trained: on latents of random crops, each used about eight times."""
 
-    steps: int = 16_000
+    steps: int = 6_000
     learning_rate: float = 1e-3
     pool: int = 4096
     fresh: float = 0.125

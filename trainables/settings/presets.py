@@ -200,7 +200,6 @@ PRESETS: dict[str, Preset] = {
         _SAMPLE,
         trials=12,
         methods=_SAMPLE_METHODS,
-        checkpoint=SHIPPED,
     ),
     "sample-print": Preset(
         "as sample, but the degraded images are simulated photographs of prints",
@@ -211,6 +210,7 @@ PRESETS: dict[str, Preset] = {
         ),
         trials=12,
         methods=_SAMPLE_METHODS,
+        checkpoint=SHIPPED,
     ),
     "sinsr-stage1": _on_gpus(
         "one GPU, about 5,000 images at 128 px, batch 1, 20,000 steps per trial",

@@ -130,9 +130,9 @@ def test_autoencoders_keep_held_out_crops(vae: AutoencoderKL, held_out: Tensor, 
     with torch.no_grad():
         restored = vae.decode(latents).sample.clamp(-1, 1)
         quantised = decode(vq, encode(vq, held_out)).clamp(-1, 1)
-    assert psnr(restored * 0.5 + 0.5, held_out * 0.5 + 0.5).mean() > 27.5
+    assert psnr(restored * 0.5 + 0.5, held_out * 0.5 + 0.5).mean() > 32
     assert psnr(quantised * 0.5 + 0.5, held_out * 0.5 + 0.5).mean() > 29
-    assert colour_error(quantised, held_out) < 0.02
+    assert max(colour_error(each, held_out) for each in (restored, quantised)) < 0.02
 
 
 def test_scaled_latents_have_unit_deviation(vae: AutoencoderKL, crops: Crops, latents: Tensor) -> None:
