@@ -64,7 +64,8 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
             known = {name: value for name, value in values.items() if value is not None}
             # Rounding can choose another code of the autoencoder at some pixel: SSIM was seen to differ by 4e-4.
             for name, value in known.items():
-                assert value == pytest.approx(theirs[key][name], rel=1e-3 if name == "val/ssim" else 1e-4), (key, name)
+                tolerance = 1e-3 if name.startswith("val/ssim") else 1e-4
+                assert value == pytest.approx(theirs[key][name], rel=tolerance), (key, name)
             heard += len(known) == len(theirs[key])
     # After an interrupt during a report, a group's driver may have only its metrics.
     assert heard >= 3 * 4 - 2
