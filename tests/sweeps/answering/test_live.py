@@ -48,7 +48,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def report(tmp_path: Path) -> LiveReport:
     tables = RunTables(tmp_path)
     tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", "val/psnr": 20.0})
-    plan = SimpleNamespace(objective="val/psnr", direction="max", question=SimpleNamespace(space=SPACE))
+    objective = SimpleNamespace(metric="val/psnr")
+    question = SimpleNamespace(space=SPACE)
+    plan = SimpleNamespace(objective="val/psnr", direction="max", question=question, objectives=[objective])
     progress = Progress(3, 1, 100, 1, ("val/psnr",))
     return LiveReport(plan, tmp_path, SimpleNamespace(tables=tables, progress=progress, stopped=""))  # type: ignore[arg-type]
 

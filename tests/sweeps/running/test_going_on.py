@@ -222,7 +222,7 @@ def other(number: int, x: float, value: float | None, steps: int = 8, **more: An
             "config/x": x, **more}  # fmt: skip
 
 
-HERE = {"training.max_steps": 8, "y": 1.0, "depth": 3, "training.seed": 1}
+HERE = {"training.max_steps": 8, "y": 1.0, "depth": 3, "training.seed": 1, "training.keep": "last", "metrics.border": 0}
 STORES = {"validation pairs": "pairs-1", "train pairs": "pairs-9"}
 
 
