@@ -178,24 +178,8 @@ def test_training_options_names_failed_options() -> None:
 
 @pytest.mark.slow  # four processes of their own
 def test_data_loading_compares_readers(capsys: pytest.CaptureFixture[str]) -> None:
-    data_loading.main(
-        [
-            "--sizes",
-            "64",
-            "--batches",
-            "2",
-            "--steps",
-            "5",
-            "--turns",
-            "1",
-            "--online",
-            "2",
-            "--stored",
-            "0.02",
-            "--memory",
-            "0.01",
-        ]
-    )
+    readers = "--sizes 64 --batches 2 --steps 5 --turns 1 --online 2 --stored 0.02"
+    data_loading.main([*readers.split(), "--memory", "0.01"])
     shown = capsys.readouterr().out
     assert re.search(r"^  64 px, batch  2( +[\d.]+){3} +[\d.]+ to [\d.]+( +[\d.]+){3}$", shown, re.M)
     assert re.search(r"^two / one: [\d.]+$", shown, re.M)

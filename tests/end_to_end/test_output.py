@@ -100,11 +100,11 @@ def test_inspect_piped_to_head(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 1 and done.stderr == "status 0\n"
 
 
+@pytest.mark.parametrize("python", ["$PYTHON", "$PYTHON -u"])
 @pytest.mark.parametrize("lost", ["| head -1; $STATUS", "2>&1 | head -1", "2>&1 | true", ">&- 2>&-"])
-def test_restoring_continues_without_a_reader(tmp_path: Path, lost: str) -> None:
+def test_restoring_continues_without_a_reader(tmp_path: Path, lost: str, python: str) -> None:
     names = pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
-    python = "$PYTHON -u" if "head" in lost else "$PYTHON"  # unbuffered: a line meets the closed pipe in the middle
     done = shell(f"set -o pipefail; {python} -m trainables.restore {FINISHED} {tmp_path}/in {tmp_path}/out {lost}")
     assert written(tmp_path / "out") == names
     assert "Traceback" not in done.stderr + done.stdout and "BrokenPipe" not in done.stderr

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from skimage import metrics as skimage_metrics
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
@@ -228,17 +228,22 @@ def test_choices_that_need_no_backbone(empty_hub: Path) -> None:
         resolve_perceptual("vgg")  # type: ignore[arg-type]
 
 
+def random_hub(home: Path, build: Callable[[], nn.Module], name: str) -> Path:
+    """Makes `home` a torch hub cache whose file `name` has a network's random weights; returns `home`."""
+    checkpoints = home / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(build().state_dict(), checkpoints / name)
+    return home
+
+
 @pytest.fixture(scope="module")
 def random_alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A torch hub cache with a file like AlexNet's, but with random weights."""
     from torchvision.models import alexnet
 
-    home = tmp_path_factory.mktemp("torch")
-    (home / "hub" / "checkpoints").mkdir(parents=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(alexnet().state_dict(), home / "hub" / "checkpoints" / backbone_path().name)
-    return home
+    return random_hub(tmp_path_factory.mktemp("torch"), alexnet, backbone_path().name)
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
@@ -285,12 +290,7 @@ def random_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A torch hub cache with a file like VGG-16's, but with random weights."""
     from torchvision.models import vgg16
 
-    home = tmp_path_factory.mktemp("torch")
-    (home / "hub" / "checkpoints").mkdir(parents=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(vgg16().state_dict(), home / "hub" / "checkpoints" / backbone_path("vgg").name)
-    return home
+    return random_hub(tmp_path_factory.mktemp("torch"), vgg16, backbone_path("vgg").name)
 
 
 def dists_of_the_paper(restored: Tensor, target: Tensor, home: Path) -> Tensor:
