@@ -246,7 +246,7 @@ def _tune(
         recorder.tables.reports_of,
         plan.further,
         lambda: clock.left < 0,
-        training.keep == "best",
+        training.keeps_best,
     )
     scratch, tracker = folder.scratch.resolve(), question.settings.log_to
     trackers = [make_tracker(tracker, folder.path)] if tracker else []

@@ -34,8 +34,8 @@ def baseline_trials(rows: Sequence[Row], label: str | None = None) -> list[str]:
             Rows are in the order in which their trials started.
     """
     searched = [row for row in rows if row["kind"] == TRIAL]
-    if label is None:
-        label = min(((len(row["id"]), row["id"], row["label"]) for row in searched), default=(0, "", None))[-1]
+    if label is None and searched:
+        label = min(searched, key=lambda row: (len(row["id"]), row["id"]))["label"]  # t999 before t1000
     return [row["id"] for row in searched if row["label"] == label]
 
 

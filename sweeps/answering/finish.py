@@ -126,7 +126,7 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
         return []
 
     def harmed(ids: Sequence[str], name: str) -> list[str]:
-        if plan.question.trial.training.keep == "best":
+        if plan.question.trial.training.keeps_best:
             return best_at_the_start([row for row in rows if row["id"] in ids], name)
         return worse_than_the_start(history, ids, metric, name)
 

@@ -152,7 +152,7 @@ class Plan:
     @property
     def memory_bytes(self) -> float:
         processes = max(1, self.concurrent) * self.question.settings.workers_per_trial
-        best = BEST_STEP_BYTES_PER_PARAMETER if self.question.trial.training.keep == "best" else 0
+        best = BEST_STEP_BYTES_PER_PARAMETER if self.question.trial.training.keeps_best else 0
         each = TRAINING_BYTES_PER_PARAMETER + best
         training = max(size.resident_bytes + size.trained * each for size in self.networks.values())
         return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
@@ -217,7 +217,7 @@ class Plan:
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
             f"{question.trials * training.max_steps} in all if no trial is stopped"
-            + ("; a trial keeps its best one by validation" if training.keep == "best" else "")
+            + ("; a trial keeps its best one by validation" if training.keeps_best else "")
             if question.space.trains
             else f"none: every trial restores with {self.question.trial.checkpoint}",
             "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
@@ -245,7 +245,7 @@ class Plan:
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
 
     def _best_text(self) -> str:
-        keeps = self.question.trial.training.keep == "best" and self.question.space.trains
+        keeps = self.question.trial.training.keeps_best
         return ", which holds the weights of its best step in place of those of its last" if keeps else ""
 
     def _border_text(self) -> str:

@@ -147,7 +147,7 @@ def resolve(settings: SweepSettings) -> Question:
     for trial in trials:
         _check_shares(settings.workers_per_trial, trial)
     names = _named_objectives(settings.objective) or _named_objectives(space.objective)
-    if len(names) > 1 and question.trial.training.keep == "best":
+    if len(names) > 1 and question.trial.training.keeps_best:
         raise InputError(f"training.keep=best: one objective decides, not {', '.join(names)}; expected last")
     further_metrics(settings.metrics)
     for text in settings.constraint:

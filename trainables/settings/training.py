@@ -110,6 +110,11 @@ class TrainingSettings:
         return self.learning_rate * self.rate_factor
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether a trial keeps the best of its steps; without training there is only one."""
+        return self.keep == "best" and self.max_steps > 0
+
+    @property
     def report_every(self) -> int:
         """Steps between two reports. The last report is always at `max_steps`."""
         return max(1, -(-self.max_steps // self.reports))

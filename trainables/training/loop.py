@@ -85,8 +85,7 @@ class Trainer:
         objective: Objective | None = None,
     ) -> None:
         training = settings.training
-        keeps_best = training.keep == "best" and training.max_steps > 0
-        if keeps_best and objective is None:
+        if training.keeps_best and objective is None:
             raise ValueError("training.keep=best: expected an objective that says which step is the best one")
         torch.manual_seed(training.seed)  # for the initial weights
         self.settings, self.prepared, self.world = settings, prepared, world
@@ -114,7 +113,7 @@ class Trainer:
         self.step = 0
         self.loaded: Report | None = None
         self.best: BestStep | None = None
-        self._objective = objective if keeps_best else None
+        self._objective = objective if training.keeps_best else None
         self.log = _LossLog(training.log_every)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
