@@ -8,8 +8,8 @@ content.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
+import re
 import socket
 import struct
 import time
@@ -25,20 +25,19 @@ _ROW = 256
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), bits reversed
 
 
+_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})(?:\.(\d{6})\.)?")
+
+
 class EventFile:
-    """A new event file in a folder, which is created.
+    """A new event file in a folder, which is created. Its name sorts after those that are there.
 
     Args:
         purge_step: TensorBoard drops what earlier files of the folder have from this step on.
     """
 
-    _count = itertools.count()
-
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        owner = f"{socket.gethostname()}.{os.getpid()}.{next(self._count)}"
-        path = folder / f"events.out.tfevents.{int(time.time()):010d}.{owner}"
-        self._file = path.open("ab")
+        self._file = _newest_name(folder).open("xb")
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             self._write(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
@@ -55,6 +54,14 @@ class EventFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _newest_name(folder: Path) -> Path:
+    """A name for the next file. TensorBoard reads files by name, so it must sort last, whatever the clock says."""
+    found = (_NAME.match(path.name) for path in folder.iterdir())
+    taken = max((int(match[1]) * 1_000_000 + int(match[2] or 999_999) for match in found if match), default=0)
+    seconds, micros = divmod(max(time.time_ns() // 1000, taken + 1), 1_000_000)
+    return folder / f"events.out.tfevents.{seconds:010d}.{micros:06d}.{socket.gethostname()}.{os.getpid()}"
 
 
 def write_record(file: BinaryIO, content: bytes) -> None:

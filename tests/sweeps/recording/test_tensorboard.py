@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 
 from search_spaces import Choice, Float
+from sweeps.recording.event_files import EventFile
 from sweeps.recording.tensorboard import TensorBoardTrials
 from tests.helpers.tensorboard import Page, scalars
 
@@ -71,6 +73,30 @@ def test_values_written_twice_are_stored_once(tmp_path: Path) -> None:
     accumulator = EventAccumulator(str(tmp_path / "t000"))
     accumulator.Reload()
     assert len(accumulator.Images("grid")) == 1
+
+
+@pytest.mark.parametrize("clock", [2_000_000_000.9, 1_000_000_000.0], ids=["stands still", "jumps back"])
+def test_files_are_read_in_the_order_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: float) -> None:
+    """Twelve attempts within one tick of the clock, or at an earlier time than the first file."""
+    board = TensorBoardTrials(tmp_path)
+    board.report("t000", 100, {"val/psnr": 0.0})
+    board.close()
+    monkeypatch.setattr("sweeps.recording.event_files.time.time_ns", lambda: int(clock * 1e9))
+    for value in range(1, 12):
+        board.restart("t000", 100)
+        board.report("t000", 200, {"val/psnr": float(value)})
+    board.close()
+    assert scalars(tmp_path / "t000", "val/psnr") == [(100, 0.0), (200, 11.0)]
+
+
+def test_a_file_of_another_writer_in_the_same_second_is_read_first(tmp_path: Path) -> None:
+    folder = tmp_path / "t000"
+    folder.mkdir()
+    second = int(time.time()) + 100  # a clock that was ahead
+    (folder / f"events.out.tfevents.{second}.host.1234.0").touch()
+    EventFile(folder).close()
+    first, last = sorted(path.name for path in folder.iterdir())
+    assert first.endswith("host.1234.0") and last.startswith(f"events.out.tfevents.{second + 1}.000000.")
 
 
 def test_resumed_driver_drops_steps_that_the_trial_repeats(tmp_path: Path) -> None:
