@@ -53,7 +53,7 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
             monkeypatch.setenv(name, value)
         flags = [
             *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-            *("--trials", "3", "--max-steps", "4", *sets(training__reports=2), "--address", address),
+            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
             *("--confirm", "1", "--seeds", "2"),
         ]
         too_large = run_sweep(*flags, "--cpus-per-worker", "2")
@@ -63,9 +63,7 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
         done = run_sweep(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
-    assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
-        ("t000", "t001", "t002"), "finished"
-    )
+    assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(("t000", "t001"), "finished")
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 5
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")

@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
+from tests.helpers.forked import Forked, run_forked
 from tests.helpers.paths import ROOT
 
+SCRIPT = ROOT / "run_sweep.py"
 SPACE = "sinsr_loss_ratios"
 TINY = {
     "pairs.train_pairs": 16,
@@ -41,45 +43,50 @@ def sets(**changes: object) -> list[str]:
 
 
 def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """`python run_sweep.py` with these flags, to its end; standard output and error apart."""
-    return subprocess.run(
-        [sys.executable, "run_sweep.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+    """`run_sweep.py` with these flags, to its end; standard output and error apart."""
+    return run_forked(str(SCRIPT), *flags, timeout=timeout)
 
 
 class RunningSweep:
     """`python run_sweep.py` with these flags, as from a terminal: the leader of a process group of its own.
 
     Args:
-        script: its path. cwd, env: of the process.
-        prepare: called in the new process before it runs the script.
+        cwd, env: of the process.
+        prepare: called in a new process before it starts Python; without it, the sweep is forked from a process that
+            has imported its packages.
     """
 
     def __init__(
         self,
         *flags: str,
-        script: str = "run_sweep.py",
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, script, *flags],
-            cwd=cwd,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
+        environment = {**os.environ, **(env or {})}
+        reading, writing = os.pipe()
+        self.process: Forked | subprocess.Popen[bytes]
+        if env or prepare:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *flags],
+                cwd=cwd,
+                env=environment,
+                stdout=writing,
+                stderr=writing,
+                start_new_session=True,
+                preexec_fn=prepare,
+            )
+        else:
+            self.process = Forked((str(SCRIPT), *flags), cwd, environment, writing, writing)
+        os.close(writing)
+        self._output = os.fdopen(reading, encoding="utf-8")
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+        with self._output:
+            self.lines.extend(line.rstrip("\n") for line in self._output)
 
     @property
     def text(self) -> str:
