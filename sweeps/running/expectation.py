@@ -38,7 +38,7 @@ def expected_time(plan: Plan, preparation: float, known: int = 0) -> str:
         return f"not known: {reason}"
     seconds = trial_seconds(plan)
     question, at_once = plan.question, max(1, plan.concurrent)
-    longer = question.confirm_steps / max(1, question.trial.training.max_steps)
+    longer = max(1, question.confirm_steps) / max(1, question.trial.training.max_steps)
     trials = max(0, question.trials - known)
     confirming = max(0, plan.confirmation_trials - max(0, known - question.trials))
     search, confirmation = trials * seconds / at_once, confirming * longer * seconds / at_once
