@@ -105,6 +105,7 @@ def test_installed_command_answers_anywhere_within_five_seconds(
         ([], f"{PROJECT}: error: COMMAND is missing; expected one of run, compare, data, restore, export; see --help"),
         (["nosuch"], f"{PROJECT}: error: COMMAND: invalid choice: 'nosuch'"),
         (["run", "--nosuch"], f"{PROJECT} run: error: unrecognized arguments: --nosuch"),
+        (["run", "--trails", "3"], f"{PROJECT} run: error: --trails: no such flag; nearest: --trials"),
         (["run", "--space", "nosuch"], f"{PROJECT} run: error: --space nosuch"),
         (["data"], f"{PROJECT} data: error: the following arguments are required: COMMAND"),
         (["data", "prune"], f"{PROJECT} data prune: error: the following arguments are required: ROOT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import textwrap
@@ -17,6 +18,10 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         of_a_type = re.match(r"argument (\S+): (.*: expected .*)", message)
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        nearest = difflib.get_close_matches(unknown[1], self._option_string_actions, cutoff=0.7) if unknown else []
+        if unknown and nearest:
+            raise UsageError(f"{unknown[1]}: no such flag; nearest: {', '.join(nearest)}", self.prog)
         text = " ".join(of_a_type.groups()) if of_a_type else f"{message.removeprefix('argument ')}; see --help"
         raise UsageError(text, self.prog)
 
