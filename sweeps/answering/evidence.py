@@ -16,7 +16,7 @@ from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import METRICS, test_name
 
-_HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "could tell")
+_HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "found 4 times in 5")
 
 
 def interval_chart(view: View) -> str:
