@@ -154,6 +154,9 @@ class Progress:
         self._count(trial, 1)
         if trial.status == "running":
             self._running[id] = trial
+        # Finalists of an earlier confirmation stay, so a resumed sweep may have more trials than were foreseen.
+        self.given = max(self.given, self._given_begun)
+        self.trials = max(self.trials, len(self._trials))
 
     def _count(self, trial: _Trial, sign: int) -> None:
         self._counts[trial.status] += sign

@@ -105,7 +105,7 @@ class SweepSearch(Searcher):
         self._waiting: list[dict[str, Any]] = []
         self._to_confirm: list[dict[str, Any]] | None = None
         """The trials of the confirmation that have not started; None while the search has not ended."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings advise on packages, not on the sweep
         for old in journal.parent.glob(f"{journal.name}*"):  # also the lock of a killed driver
             old.unlink()
         self._study = optuna.create_study(

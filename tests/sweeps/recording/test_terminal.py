@@ -62,6 +62,14 @@ def test_view_before_the_first_trial() -> None:
     assert "0/4" in text and "none yet" in text
 
 
+def test_trials_that_were_not_foreseen_are_counted(progress: Progress) -> None:
+    """A resumed sweep keeps the finalists of its earlier confirmation."""
+    for id in ("c000", "c001"):
+        progress.started(id, "weight 1", True)
+        progress.ended(id, "finished")
+    assert progress.line().startswith("5 of 7 trials ended")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
