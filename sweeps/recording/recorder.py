@@ -137,7 +137,7 @@ class Recorder(Callback):
         for row in self.tables.leaderboard:
             if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
-            elif row["kind"] != "control" and has_ended(row, confirmed):
+            elif row["kind"] != "control" and has_ended(row, confirmed, settings.confirm_steps):
                 whole = bool(row["label"]) or row["kind"] == CONFIRMATION
                 self.progress.known(row["id"], row["label"], whole, row["steps"], row["status"])
         self._set_aside_unknown()

@@ -74,13 +74,16 @@ _DEFAULTS: TableRow = {
 }
 
 
-def has_ended(row: Mapping[str, Any], confirmed: bool = False) -> bool:
+def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: int = 0) -> bool:
     """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
     would diverge again.
 
     Args:
         confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.
+        confirm_steps: training steps of its trials, which a resumed sweep may have raised.
     """
+    if row["status"] == "finished" and confirming([row]) and (row.get("steps") or confirm_steps) < confirm_steps:
+        return False
     final = bool(row.get("diverged")) or (confirmed and not confirming([row]))
     return row["status"] in ("finished", "stopped") or (row["status"] == "failed" and final)
 

@@ -126,7 +126,7 @@ class SweepSearch(Searcher):
                 self._parameters(row),
                 row["seed"] - first_seed,
                 row.get(SEARCHED) or 0,
-                has_ended(row) and (row["status"] == "failed" or (row.get("steps") or steps) >= steps),
+                has_ended(row, confirm_steps=steps),
             )
             for row in rows
             if confirming([row]) and (number := trial_number(row["id"], "c")) >= 0
