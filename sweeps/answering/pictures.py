@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sweeps.answering.verdict import UNTRAINED
 from sweeps.answering.view import View, number
@@ -68,6 +68,42 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
         f"over RGB. Of images larger than {SHOWN_SIDE} pixels the centre is shown."
     )
     return f'<p class="note">{text}</p><div id="stage" hidden></div>{"".join(parts)}'
+
+
+def side_by_side(
+    folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
+) -> Image.Image | None:
+    """Test images in rows, the best, the median and the worst of the winner; input, bicubic if it is not the input,
+    baseline, winner and target in columns. None if the trials have kept no pictures.
+
+    Args:
+        enlarged: pixels per pixel.
+    """
+    values: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in per_image:
+        values.setdefault((row["id"], row.get("split") or VALIDATION), {})[row["image"]] = row
+    sides = _sides(folder, view, values, TEST, baseline_ids)
+    if not sides or sides[-1].id == UNTRAINED:
+        return None
+    rows = []
+    for _, image in _cases(view, sides, values, TEST)[:3]:
+        first = sides[-1].pictures
+        cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
+        rows.append({**cells, "target": _cell(first, image, 2)})
+    names = [name for name in rows[0] if name == "input" or any((row[name] != row["input"]).any() for row in rows)]
+    height, width, _ = rows[0]["target"].shape
+    height, width, gap, line = enlarged * height, enlarged * width, 6, 24
+    sheet = Image.new(
+        "RGB", (len(names) * (width + gap) - gap, line + len(rows) * (height + gap) - gap), (255, 255, 255)
+    )
+    pen = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        left = column * (width + gap)
+        pen.text((left + 2, 3), name, fill=(40, 40, 40), font_size=16)
+        for number_of_row, cells in enumerate(rows):
+            picture = Image.fromarray(cells[name]).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, line + number_of_row * (height + gap)))
+    return sheet
 
 
 def _sides(

@@ -108,7 +108,7 @@ def _amount(metric: str, value: float, sign: bool = False) -> str:
     return f"{metric_text(metric, value, sign)}{metric_unit(metric)} {metric_title(metric)}"
 
 
-def _named(answer: Answer) -> Finding:
+def named_finding(answer: Answer) -> Finding:
     """The finalist of the first sentence: the best one that is better, else the best one; of those that meet the
     constraints, if any does.
     """
@@ -119,7 +119,7 @@ def _named(answer: Answer) -> Finding:
 
 def _claim(answer: Answer) -> str:
     """What the intervals say, and what they could have said."""
-    named, base = _named(answer), answer.baseline_name
+    named, base = named_finding(answer), answer.baseline_name
     made = named.interval
     assert made is not None  # else the answer is unconfirmed
     amount = _amount(answer.metric, abs(made.mean))
@@ -187,7 +187,7 @@ def finding_text(metric: str, finding: Finding) -> str:
 
 
 def _narrower(answer: Answer) -> str:
-    made = _named(answer).interval
+    made = named_finding(answer).interval
     more = "test photographs" if made is not None and made.photographs_share >= 0.5 else "seeds (--seeds)"
     return f"Positive differences are better. More {more} would narrow the interval most."
 

@@ -14,6 +14,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from PIL import Image
 from ray import tune
 from ray.tune.experiment import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps.answering import finish
+from sweeps.answering.summary import page
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, resolve
 from sweeps.planning.settings import SweepSettings
@@ -125,6 +127,14 @@ class TestWholeSweep:
             assert steps(run, name) == list(range(0, row["steps"] + 1, 3))  # from the teacher's weights, at step 0
             assert (run / row["checkpoint"] / "state.pt").exists()
             assert row["busy_seconds"] > 0
+
+    def test_page_of_answers(self, swept: tuple[Path, str], tmp_path: Path) -> None:
+        run, _ = swept
+        text = page(run.parents[1], tmp_path / "answers")
+        assert text.count(f"| [`{SPACE}`](#{SPACE}) | t00") == 1 and f"answers/{SPACE}.jpg" in text
+        assert (tmp_path / "answers" / f"{SPACE}.csv").read_text() == (run / "leaderboard.csv").read_text()
+        with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # three images of 64 px in five columns
+            assert sheet.size == (5 * 192 + 4 * 6, 24 + 3 * 192 + 2 * 6)
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
