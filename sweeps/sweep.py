@@ -214,7 +214,8 @@ def _tune(
     question, training = plan.question, plan.question.trial.training
     rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
     left = question.settings.seconds - plan.spent
-    clock = Clock(left, concurrent, training.max_steps, question.confirm_steps, began)
+    reused = question.settings.workers_per_trial == 1
+    clock = Clock(left, concurrent, training.max_steps, question.confirm_steps, began, reused=reused)
     search = SweepSearch(
         question.space,
         plan.objective,
@@ -257,7 +258,7 @@ def _tune(
             scheduler=scheduler,
             num_samples=search.left,
             max_concurrent_trials=min(concurrent, search.left),
-            reuse_actors=question.settings.workers_per_trial == 1,
+            reuse_actors=reused,
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,
         ),

@@ -55,6 +55,7 @@ class Clock:
         confirmation_steps: of the confirmation.
         started: when the budget began, in the time of `now`.
         now: a clock in seconds.
+        reused: whether a process runs one trial after the other; then only its first trial waits for its start.
     """
 
     def __init__(
@@ -65,12 +66,15 @@ class Clock:
         confirmation_steps: int,
         started: float | None = None,
         now: Callable[[], float] = time.monotonic,
+        reused: bool = False,
     ) -> None:
+        self.reused = reused
         self._now, self._concurrent = now, max(1, concurrent)
         self._max_steps, self._longer = max(1, max_steps), max(1, confirmation_steps) / max(1, max_steps)
         self._deadline = (now() if started is None else started) + seconds - min(FINISHING, 0.1 * seconds)
         self._full: dict[str, float] = {}
         self._since: dict[str, tuple[float, int]] = {}
+        self._reported: set[str] = set()
 
     @property
     def limited(self) -> bool:
@@ -88,10 +92,19 @@ class Clock:
 
     def begins(self, trial: str, step: int = 0) -> None:
         self._since[trial] = self._now(), step
+        self._reported.discard(trial)
 
-    def reports(self, trial: str, configuration: str, step: int) -> None:
-        """A trial of the search has reached a step."""
+    def reports(self, trial: str, configuration: str, step: int, busy: float = 0.0) -> None:
+        """A trial of the search has reached a step.
+
+        Args:
+            busy: the seconds for which it has worked since its last report, or since its process had started.
+        """
         since, first = self._since.get(trial, (self._now(), step))
+        if self.reused and busy and trial not in self._reported:
+            since = max(since, self._now() - busy)
+            self._since[trial] = since, first
+        self._reported.add(trial)
         if step > first or step >= self._max_steps:
             self.knows(configuration, self._now() - since, step - first)
 

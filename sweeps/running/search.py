@@ -169,8 +169,9 @@ class SweepSearch(Searcher):
         config = self._config(number, parameters, row["seed"] - self._first_seed)
         reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
         self._study.add_trial(self._frozen(state, parameters, row, self._attributes(config), reports))
-        if row.get("steps") and row.get("wall_seconds"):
-            self._clock.knows(text_of(parameters), row["wall_seconds"], row["steps"])
+        seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
+        if row.get("steps") and seconds:
+            self._clock.knows(text_of(parameters), seconds, row["steps"])
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)
@@ -272,6 +273,8 @@ class SweepSearch(Searcher):
             if wanted and len(self._own) <= wanted.finalists:  # a smaller one is better than nothing to confirm
                 wanted = wanted.smaller(1)[-1]
             self.closed = not self._clock.has_time(wanted, likely)
+            if self.closed and not likely:  # nothing to confirm yet: then at least leaders
+                self.closed = not self._clock.has_time(None, likely)
 
     def _propose(self, number: int) -> dict[str, Any]:
         given = number < len(self._queue)
@@ -345,7 +348,8 @@ class SweepSearch(Searcher):
             return
         if result.get(REPEATED):  # it continues from a checkpoint
             self._clock.begins(trial_id, result["step"])
-        self._clock.reports(trial_id, text_of(trial.params), result["step"])
+        busy = result.get("train/busy_seconds") or 0.0
+        self._clock.reports(trial_id, text_of(trial.params), result["step"], busy)
         if len(self._objectives) == 1:
             self._report(trial, result)
 

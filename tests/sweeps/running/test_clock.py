@@ -21,9 +21,17 @@ CONFIRM = Confirmation(finalists=2, seeds=3)
 class Simulation:
     """A sweep of one trial at a time; each step takes one second."""
 
-    def __init__(self, folder: Path, budget: float, rows: Any = (), trials: int = 20, confirm: Any = CONFIRM) -> None:
-        self.time, self.rows = 0.0, list(rows)
-        self.clock = Clock(budget, 1, 8, 8, now=lambda: self.time)
+    def __init__(
+        self,
+        folder: Path,
+        budget: float,
+        rows: Any = (),
+        trials: int = 20,
+        confirm: Any = CONFIRM,
+        start: float = 0.0,
+    ) -> None:
+        self.time, self.rows, self.start = 0.0, list(rows), start
+        self.clock = Clock(budget, 1, 8, 8, now=lambda: self.time, reused=start > 0)
         journal = folder / f"journal{budget}"
         self.search = SweepSearch(
             SPACE, "val/psnr", "max", 0, trials, 8, journal, confirm, self.rows, first_seed=5, clock=self.clock
@@ -39,9 +47,10 @@ class Simulation:
                 break
             found.append(config)
             result = {"val/psnr": 20.0 - abs(config[PARAMETERS]["x"] - 0.7)}
+            self.time, self.start = self.time + self.start, 0.0
             for step in (2, 4, 6, 8):
                 self.time += 2.0
-                self.search.on_trial_result(name, {**result, "step": step})
+                self.search.on_trial_result(name, {**result, "step": step, "train/busy_seconds": 2.0})
             self.search.on_trial_complete(name, {**result, "step": 8})
             self.rows.append(row(config, result["val/psnr"]) | {"steps": 8, "wall_seconds": 8.0})
         return found
@@ -73,6 +82,17 @@ def test_small_budget_shrinks_the_confirmation(tmp_path: Path, budget: float, ex
     made = Simulation(tmp_path, budget)
     found = made.run()
     assert kinds(found)[1] == expected and made.time <= budget
+
+
+def test_start_of_a_process_that_is_used_again_counts_once(tmp_path: Path) -> None:
+    slow, fast = Simulation(tmp_path, 195.0, start=40.0), Simulation(tmp_path, 150.0)
+    assert kinds(slow.run()) == kinds(fast.run())
+
+
+def test_time_without_a_confirmation_is_used_for_the_search(tmp_path: Path) -> None:
+    """The smallest confirmation takes 32 s, of a budget of 40 s."""
+    made = Simulation(tmp_path, 40.0)
+    assert kinds(made.run()) == (2, 0) and made.time <= 40.0
 
 
 def test_search_without_a_confirmation_uses_the_time(tmp_path: Path) -> None:
