@@ -129,6 +129,17 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-3,
         "training.clip_gradient": 1.0,
     },
+    "stablesr": {
+        "stablesr.width": 32,
+        "stablesr.layers": 1,
+        "stablesr.modulation": "sft",
+        # As for the ControlNet.
+        "diffusion.max_timestep": 500,
+        "diffusion.inference_steps": 10,
+        "perceptual.every": 4,
+        "training.learning_rate": 1e-3,
+        "training.clip_gradient": 1.0,
+    },
     "one_step": {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
@@ -237,6 +248,12 @@ PRESETS: dict[str, Preset] = {
         "one GPU per trial, paired folders at 512 px, the whole UNet of Stable Diffusion 2, 30,000 steps per trial",
         published.MARIGOLD,
         _PAIRED,
+    ),
+    "stablesr": _on_gpus(
+        "one GPU per trial, StableSR's time-aware encoder at 512 px, batch 192, 15,000 steps per trial",
+        published.STABLESR,
+        "about 25,000 photographs",
+        methods={"stablesr": {"diffusion.inference_steps": 200}},  # some spaces cut the schedule of others below it
     ),
     "ccsr-stage1": _on_gpus(
         "one GPU per trial, CCSR's ControlNet on latents at 512 px, batch 192, 25,001 steps per trial",
