@@ -209,10 +209,9 @@ class ModulatedUNet:
         finally:
             self._features = before
 
-    def _transform(
-        self, level: int, transform: SpatialFeatureTransform, module: nn.Module, inputs: Any, h: Tensor
-    ) -> Tensor:
-        return h if self._features is None else transform(h, self._features[level])
+    def _transform(self, level: int, transform: nn.Module, block: nn.Module, inputs: Any, h: Tensor) -> Tensor | None:
+        """A forward hook: returns the output in place of `h`, or None to leave it."""
+        return None if self._features is None else transform(h, self._features[level])
 
     def _recomputed(self, module: nn.Module, *inputs: Any) -> Any:
         """`module(*inputs)`, computed again in the backward pass, when the features may be those of a later pass."""

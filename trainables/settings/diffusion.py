@@ -230,7 +230,8 @@ class StableSRSettings:
         layers: residual blocks per level of the encoder.
         modulation: "spade" normalises the UNet's features, then scales and shifts them, as the official code does;
             "sft" only scales and shifts them, as the paper says, and starts at the base's own output.
-        colour: method that transfers the degraded image's colours to the restored one; "none" transfers none.
+        colour: method that transfers the degraded image's colours to the restored one; "none" transfers none, for
+            degradations that change colours, such as prints.
     """
 
     width: int = setting(256, within=(4, 4096))

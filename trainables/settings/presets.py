@@ -133,6 +133,7 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "stablesr.width": 32,
         "stablesr.layers": 1,
         "stablesr.modulation": "sft",
+        "stablesr.colour": "none",  # a print changes colours, so those of the degraded image are wrong
         # As for the ControlNet.
         "diffusion.max_timestep": 500,
         "diffusion.inference_steps": 10,
@@ -287,6 +288,7 @@ PRESETS: dict[str, Preset] = {
                 "training.clip_gradient": 0.0,
             },
             "controlnet_diffusion": {"training.learning_rate": 1e-5},
+            "stablesr": {"training.learning_rate": 5e-5, "stablesr.colour": "none"},
             "stablesr_cfw": {"training.learning_rate": 5e-5, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
             "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
         },
