@@ -60,6 +60,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "pix2pix": {"pix2pix.ngf": 8, "pix2pix.downs": 5, **_ADVERSARY},
     "latent_diffusion": _LATENT,
     "controlnet_diffusion": {**_LATENT, "controlnet.embedding_channels": (8, 8, 8)},
+    "stablesr": {"stablesr.width": 8, "stablesr.layers": 1, "diffusion.inference_steps": 2},
     "one_step": {
         "lora.rank": 2,
         "one_step.distillation": 1.0,

@@ -32,6 +32,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "resshift": {"resshift.steps": 4},
     "latent_diffusion": {"diffusion.inference_steps": 2},
     "controlnet_diffusion": {"diffusion.inference_steps": 2},
+    "stablesr": {"diffusion.inference_steps": 2},
     "pixel_diffusion": {"diffusion.inference_steps": 2},
     "stablesr_cfw": {"first_stage.draws": 1},
     "ccsr": {"first_stage.draws": 1, "ccsr.steps": 6},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.common.errors import InputError, blamed_on
+from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
@@ -30,11 +30,6 @@ class ControlNetDiffusion(StableDiffusionMethod):
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         unet = self.load_base_unet()
-        if unet.config.in_channels != unet.config.out_channels:
-            raise InputError(
-                f"base.weights={settings.base.weights}: its UNet takes {unet.config.in_channels} channels, with a "
-                f"conditioning latent already; ControlNet needs a base of {unet.config.out_channels}"
-            )
         factor = latent_shape(settings).factor
         if settings.controlnet.weights:
             pretrained = settings.controlnet

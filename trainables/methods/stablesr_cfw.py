@@ -16,7 +16,7 @@ from torch import Tensor
 from trainables.common.errors import InputError, blamed_on
 from trainables.images.tensors import upsample
 from trainables.methods.method import Batch
-from trainables.methods.shared.colour import match_colour
+from trainables.methods.shared.colour import with_degraded_colours
 from trainables.methods.shared.decoder import DecoderMethod
 from trainables.networks.cfw import (
     ControllableFeatureWrapping,
@@ -24,6 +24,7 @@ from trainables.networks.cfw import (
     encode_with_features,
     load_official_cfw,
 )
+from trainables.networks.checkpoint_files import alike
 from trainables.pretrained.identity import base_fingerprint
 from trainables.settings import TrialSettings
 
@@ -60,8 +61,7 @@ class StableSRCFW(DecoderMethod):
             InputError: it was trained with another autoencoder than the base's.
         """
         vae, wrapping = load_official_cfw(path)
-        theirs, ours = vae.state_dict(), self.vae.state_dict()
-        if theirs.keys() != ours.keys() or not all(_alike(theirs[name], ours[name].cpu()) for name in theirs):
+        if not alike(vae.state_dict(), self.vae.state_dict()):
             base = self.settings.base.weights
             raise InputError(f"checkpoint={path}: trained in another autoencoder; expected that of base.weights={base}")
         self.networks["decoder"].load_state_dict(wrapping.state_dict())
@@ -73,17 +73,9 @@ class StableSRCFW(DecoderMethod):
         return decode_with_features(self.vae, wrapping, latents / self.scaling, features, strength)
 
     def restore(self, batch: Batch) -> Tensor:
-        restored = super().restore(batch)
-        if self.settings.cfw.colour == "none":
-            return restored
-        reference = upsample(batch["degraded"], self.settings.pairs.scale)
-        return match_colour(restored * 2 - 1, reference, self.settings.cfw.colour) * 0.5 + 0.5
+        scale, colour = self.settings.pairs.scale, self.settings.cfw.colour
+        return with_degraded_colours(super().restore(batch), batch["degraded"], scale, colour)
 
     @property
     def strength(self) -> float:
         return self.settings.cfw.strength
-
-
-def _alike(theirs: Tensor, ours: Tensor) -> bool:
-    """Equal up to half precision, in which bases are often stored."""
-    return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= 1e-3 * ours.abs().max())

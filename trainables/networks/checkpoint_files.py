@@ -131,3 +131,12 @@ def load_strictly(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         problems.append(f"size mismatch for {name}{more}: {tuple(weights[name].shape)}, not {tuple(own[name].shape)}")
     if problems:
         raise RuntimeError("; ".join(problems))
+
+
+def alike(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
+    """Whether weights are equal up to half precision, in which bases are often stored."""
+    return theirs.keys() == ours.keys() and all(_equal(theirs[name], ours[name].cpu()) for name in theirs)
+
+
+def _equal(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= 1e-3 * ours.abs().max())

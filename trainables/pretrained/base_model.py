@@ -82,6 +82,7 @@ _READ: dict[str, dict[str, _Accepted]] = {
         "out_channels": _whole(1),
         "block_out_channels": _WIDTHS,
         "cross_attention_dim": _whole(1),
+        "norm_num_groups": _whole(1),
     },
     _SCHEDULER: {
         "num_train_timesteps": _whole(2),
@@ -105,6 +106,7 @@ class BaseShape:
         cross_attention_dim: width of a token of the prompt's conditioning.
         prediction_type: what the UNet was trained to predict, one of `PREDICTION_TYPES`.
         num_train_timesteps: length of the noise schedule.
+        norm_groups: groups of the UNet's normalisations.
     """
 
     latent_channels: int
@@ -115,6 +117,7 @@ class BaseShape:
     cross_attention_dim: int
     prediction_type: str
     num_train_timesteps: int
+    norm_groups: int
 
 
 def find_base(weights: str, revision: str = "", allow_download: bool = True, setting: str = "base.weights") -> Path:
@@ -199,6 +202,7 @@ def read_shape(folder: Path) -> BaseShape:
         cross_attention_dim=unet.get("cross_attention_dim", 1280),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
         num_train_timesteps=scheduler.get("num_train_timesteps", 1000),
+        norm_groups=unet.get("norm_num_groups", 32),
     )
     channels = shape.latent_channels
     if shape.out_channels != channels:

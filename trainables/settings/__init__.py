@@ -16,6 +16,7 @@ from trainables.settings.diffusion import (
     FirstStageSettings,
     LoRASettings,
     PixelSettings,
+    StableSRSettings,
 )
 from trainables.settings.effects import check_sections, is_read, reason_unread
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
@@ -54,6 +55,7 @@ __all__ = [
     "ResShiftLossSettings",
     "ResShiftSettings",
     "SinSRSettings",
+    "StableSRSettings",
     "TeacherSettings",
     "TrainingSettings",
     "TrialSettings",

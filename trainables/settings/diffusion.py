@@ -183,7 +183,7 @@ class PixelSettings:
 @dataclass(frozen=True)
 class FirstStageSettings:
     """The finished diffusion model that restores the latents for training a decoder (stablesr_cfw, ccsr): a
-    `latent_diffusion`, or a `controlnet_diffusion` with `controlnet.condition=latent`.
+    `stablesr`, a `latent_diffusion`, or a `controlnet_diffusion` with `controlnet.condition=latent`.
 
     Attributes:
         weights: "shipped", or the folder of a finished trial, such as a run's `best/`.
@@ -218,6 +218,29 @@ class CFWSettings:
 
     def __post_init__(self) -> None:
         require_within("cfw", self)
+
+
+@dataclass(frozen=True)
+class StableSRSettings:
+    """StableSR's time-aware encoder of the degraded latent (Wang et al. 2024): the base UNet stays frozen.
+
+    Attributes:
+        width: channels of the encoder's output and of its upper half of levels; twice as many in the lower half. A
+            multiple of its 4 heads and of the base's norm groups.
+        layers: residual blocks per level of the encoder.
+        modulation: "spade" normalises the UNet's features, then scales and shifts them, as the official code does;
+            "sft" only scales and shifts them, as the paper says, and starts at the base's own output.
+        colour: method that transfers the degraded image's colours to the restored one; "none" transfers none, for
+            degradations that change colours, such as prints.
+    """
+
+    width: int = setting(256, within=(4, 4096))
+    layers: int = setting(2, within=(1, 16))
+    modulation: Literal["spade", "sft"] = "spade"
+    colour: Literal["none", "adain", "wavelet"] = setting("adain", restores="sampling")
+
+    def __post_init__(self) -> None:
+        require_within("stablesr", self)
 
 
 @dataclass(frozen=True)

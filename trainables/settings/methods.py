@@ -45,6 +45,7 @@ METHODS: dict[str, Entry] = {
     "controlnet_diffusion": Entry(
         "trainables.methods.controlnet_diffusion:ControlNetDiffusion", "kl", ("base", *_DIFFUSION, "controlnet")
     ),
+    "stablesr": Entry("trainables.methods.stablesr:StableSR", "kl", ("base", *_DIFFUSION, "stablesr")),
     "one_step": Entry(
         "trainables.methods.one_step:OneStep", "kl", ("base", "one_step", "lora", "discriminator", "perceptual")
     ),

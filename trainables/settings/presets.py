@@ -129,6 +129,18 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-3,
         "training.clip_gradient": 1.0,
     },
+    "stablesr": {
+        "stablesr.width": 32,
+        "stablesr.layers": 1,
+        "stablesr.modulation": "sft",
+        "stablesr.colour": "none",  # a print changes colours, so those of the degraded image are wrong
+        # As for the ControlNet.
+        "diffusion.max_timestep": 500,
+        "diffusion.inference_steps": 10,
+        "perceptual.every": 4,
+        "training.learning_rate": 1e-3,
+        "training.clip_gradient": 1.0,
+    },
     "one_step": {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
@@ -238,6 +250,12 @@ PRESETS: dict[str, Preset] = {
         published.MARIGOLD,
         _PAIRED,
     ),
+    "stablesr": _on_gpus(
+        "one GPU per trial, StableSR's time-aware encoder at 512 px, batch 192, 15,000 steps per trial",
+        published.STABLESR,
+        "about 25,000 photographs",
+        methods={"stablesr": {"diffusion.inference_steps": 200}},  # some spaces cut the schedule of others below it
+    ),
     "ccsr-stage1": _on_gpus(
         "one GPU per trial, CCSR's ControlNet on latents at 512 px, batch 192, 25,001 steps per trial",
         published.CCSR_STAGE1,
@@ -270,6 +288,7 @@ PRESETS: dict[str, Preset] = {
                 "training.clip_gradient": 0.0,
             },
             "controlnet_diffusion": {"training.learning_rate": 1e-5},
+            "stablesr": {"training.learning_rate": 5e-5, "stablesr.colour": "none"},
             "stablesr_cfw": {"training.learning_rate": 5e-5, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
             "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
         },

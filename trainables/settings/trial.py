@@ -14,6 +14,7 @@ from trainables.settings.diffusion import (
     FirstStageSettings,
     LoRASettings,
     PixelSettings,
+    StableSRSettings,
 )
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
 from trainables.settings.methods import METHODS
@@ -57,6 +58,7 @@ class TrialSettings:
     conv_in: ConvInSettings = section(ConvInSettings)
     lora: LoRASettings = section(LoRASettings)
     controlnet: ControlNetSettings = section(ControlNetSettings)
+    stablesr: StableSRSettings = section(StableSRSettings)
     one_step: OneStepSettings = section(OneStepSettings)
     pixel: PixelSettings = section(PixelSettings)
     first_stage: FirstStageSettings = section(FirstStageSettings)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
-from tests.helpers.bases import save_base
+from tests.helpers.bases import save_base, tiny_unet
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.data.prepared import Prepared
@@ -25,6 +26,7 @@ from trainables.methods.build import build_method, method_class
 from trainables.methods.method import Method
 from trainables.networks.cfw import load_official_cfw
 from trainables.networks.pix2pix import load_pix2pix
+from trainables.networks.time_aware import convert_official_stablesr, read_official_stablesr
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.pretrained.resshift import build_network
 from trainables.pretrained.weights_file import save_weights
@@ -137,6 +139,50 @@ def test_stablesr_checkpoint(cfw: TrialSettings, cfw_file: Path) -> None:
     method = build_method(override(cfw, {"checkpoint": str(cfw_file)}), CPU)
     _, wrapping = load_official_cfw(cfw_file)
     assert equal(method.networks["decoder"], wrapping.state_dict())
+
+
+@pytest.fixture
+def stablesr(tiny: TrialSettings, tmp_path: Path) -> tuple[TrialSettings, Path]:
+    """A trial and an official file whose UNet is that of the trial's base, which is stored in half precision."""
+    state = official(json.loads((DATA / "stablesr.json").read_text())["tiny"])
+    base = save_base(tmp_path / "base")
+    unet = tiny_unet(
+        block_out_channels=(32, 64),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=16,
+        norm_num_groups=32,
+        use_linear_projection=True,
+    )
+    unet.load_state_dict(convert_official_stablesr(state, unet)[0])
+    unet.half().save_pretrained(base / "unet")
+    save_file({"prompt": torch.randn(1, 2, 16)}, base / "empty_prompt.safetensors")
+    # The official transforms have 128 channels inside, at any size.
+    state = {name: _narrowed(name, value, 16) for name, value in state.items()}
+    state["first_stage_model.quant_conv.bias"] = torch.zeros(8)
+    path = saved(tmp_path / "stablesr_000117.ckpt", {"state_dict": state, "global_step": 16500})
+    changes = {"method": "stablesr", "stablesr.width": 32, "stablesr.layers": 1, "base.weights": str(base)}
+    return override(tiny, changes), path
+
+
+def _narrowed(name: str, value: Tensor, width: int) -> Tensor:
+    if ".spade.mlp_shared." in name:
+        return value[:width].clone()
+    return value[:, :width].clone() if ".spade.mlp_" in name and value.ndim == 4 else value
+
+
+def test_first_stage_of_stablesr(stablesr: tuple[TrialSettings, Path], cfw_file: Path, tmp_path: Path) -> None:
+    settings, path = stablesr
+    method: Any = build_method(override(settings, {"checkpoint": str(path)}), CPU)
+    state = read_official_stablesr(path)
+    assert equal(method.networks["conditioning"], convert_official_stablesr(state, method.unet)[1])
+
+    assert "no structcond_stage_model.* and" in refused(settings, cfw_file)
+    message = refused(override(settings, {"stablesr.modulation": "sft"}), path)
+    assert "was trained with stablesr.modulation=spade" in message
+    assert "size mismatch for encoder" in refused(override(settings, {"stablesr.width": 64}), path)
+    state["model.diffusion_model.out.2.bias"] += 1
+    message = refused(settings, saved(tmp_path / "other.ckpt", {"state_dict": state}))
+    assert f"trained on another UNet; expected that of base.weights={settings.base.weights}" in message
 
 
 def test_training_starts_from_the_checkpoint(gan: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainables.images.tensors import upsample
+
 _WAVELET_LEVELS = 5  # blurs with dilations 1, 2, 4, 8, 16; coarser structure counts as colour
 
 
@@ -36,6 +38,20 @@ def match_colour(restored: Tensor, reference: Tensor, kind: Literal["adain", "wa
     if kind == "wavelet":
         return restored + _lowest_frequencies(reference - restored)  # the decomposition is linear
     raise ValueError(f"kind={kind!r} is not accepted: give adain or wavelet")
+
+
+def with_degraded_colours(
+    restored: Tensor, degraded: Tensor, scale: int, kind: Literal["none", "adain", "wavelet"]
+) -> Tensor:
+    """Restored images with the colours of the degraded ones, corrected as in StableSR; "none" changes nothing.
+
+    Args:
+        restored: (B, C, H, W), nominally in [0, 1], as the result.
+        degraded: (B, C, H / scale, W / scale) in [-1, 1].
+    """
+    if kind == "none":
+        return restored
+    return match_colour(restored * 2 - 1, upsample(degraded, scale), kind) * 0.5 + 0.5
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NoiseKeys = Sequence[Sequence[int]]
 """For every image the numbers that determine its noise."""
 
-KINDS = ("latent_diffusion", "controlnet_diffusion")
+KINDS = ("latent_diffusion", "controlnet_diffusion", "stablesr")
 
 
 class FirstStage:
@@ -97,7 +97,7 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     found = finished_settings(folder, "", name)
     method = str(found["method"])
     if method not in KINDS:
-        raise InputError(f"{name}: a trial of {method}; expected a finished trial of {' or '.join(KINDS)}")
+        raise InputError(f"{name}: a trial of {method}; expected a finished trial of one of {', '.join(KINDS)}")
     if method == "controlnet_diffusion" and found.get("controlnet.condition") != "latent":
         raise InputError(f"{name}: its ControlNet sees images; expected one trained with controlnet.condition=latent")
     # The base is the trial's, wherever it lies: weights know by content which one they belong to.

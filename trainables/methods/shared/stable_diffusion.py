@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from trainables.common.errors import InputError
 from trainables.diffusion.gaussian import GaussianDiffusion
 from trainables.methods.method import Batch
 from trainables.methods.shared.gaussian import GaussianMethod
@@ -35,8 +36,18 @@ class StableDiffusionMethod(GaussianMethod):
         self.autoencoder = load_latents(settings, device)
 
     def load_base_unet(self) -> UNet2DConditionModel:
-        """The base's UNet, on the CPU; sets the method's `size_multiple`."""
-        unet = load_unet(find_base(self.settings.base.weights, self.settings.base.revision))
+        """The base's UNet, on the CPU; sets the method's `size_multiple`.
+
+        Raises:
+            InputError: the UNet is to stay as it is, but takes a conditioning latent.
+        """
+        base = self.settings.base
+        unet = load_unet(find_base(base.weights, base.revision))
+        if self.frozen_unet and unet.config.in_channels != unet.config.out_channels:
+            raise InputError(
+                f"base.weights={base.weights}: its UNet takes {unet.config.in_channels} channels, with a conditioning "
+                f"latent already; {self.settings.method} needs a base of {unet.config.out_channels}"
+            )
         self.size_multiple = latent_shape(self.settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
         if self.settings.training.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
