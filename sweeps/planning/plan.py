@@ -26,7 +26,7 @@ from sweeps.planning.resources import (
     local_concurrency,
     networks_of,
 )
-from sweeps.planning.run_folder import check_bucket_results, check_results, check_results_place
+from sweeps.planning.results_place import check_bucket_results, check_results, check_results_place
 from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
@@ -243,13 +243,19 @@ class Plan:
                 f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
-            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
-            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial{self._best_text()}; "
+            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with {self._kept_text()}"
+            f"{self._best_text()}; "
             f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _kept_text(self) -> str:
+        """The checkpoints on this machine, in words."""
+        if is_uri(self.question.settings.results):
+            return f"three checkpoints of {byte_text(self.checkpoint_bytes)} per trial that runs"
+        return f"one checkpoint of {byte_text(self.checkpoint_bytes)} per trial"
 
     def _best_text(self) -> str:
         keeps = self.question.trial.training.keeps_best

@@ -24,11 +24,11 @@ from sweeps.planning.question import Question, absolute_paths
 from sweeps.planning.run_bucket import RunBucket, place_of
 from sweeps.planning.run_files import LOG, RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
-from trainables.common.buckets import BucketFolder, check_bucket, check_bucket_works
+from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
 from trainables.common.locks import take
-from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri, replace_file
-from trainables.data.stores.roots import local_root, store_root
+from trainables.common.paths import ROOT, is_checkout, is_uri, replace_file
+from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
 from trainables.training.checkpoint_folders import drop_older, newest_whole
@@ -93,7 +93,8 @@ class RunFolder:
         earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]
         command = {**record["command"], **changes}
         _write(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
-        self.sync()
+        if self.bucket:
+            self.bucket.sync()
 
     def clear_scratch(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -161,45 +162,6 @@ def _may_run(owner: str) -> bool:
     if found is None or int(found[1]) == os.getpid():
         return False
     return found[2] != socket.gethostname() or psutil.pid_exists(int(found[1]))
-
-
-def check_results_place(results: str) -> None:
-    """Checks `--results`, without asking a bucket: see `check_results` and `check_bucket`.
-
-    Raises:
-        InputError: it cannot be a folder of runs, or a bucket's working copies cannot be written here.
-    """
-    if is_uri(results):
-        check_bucket("--results", results)
-        check_writable("XDG_CACHE_HOME", local_root(results))
-    else:
-        check_results("--results", Path(results).expanduser())
-
-
-def check_bucket_results(uri: str) -> None:
-    """Checks that runs can be kept in a bucket: writes, reads, lists and deletes an object.
-
-    Raises:
-        InputError: it cannot be used so, or is itself a run.
-    """
-    check_bucket_works("--results", uri)
-    if BucketFolder(uri, patient=False).read(RUN_SETTINGS) is not None:
-        raise InputError(f"--results {BucketFolder(uri)}: this is a run; give the folder that contains runs")
-
-
-def check_results(flag: str, path: Path, written: bool = True) -> None:
-    """Checks that runs or prepared data can be written to a folder. Creates nothing.
-
-    Args:
-        written: False for a folder that may only be read: prepared data of another user.
-
-    Raises:
-        InputError: it is itself the folder of a run, or it does not exist and cannot be created.
-    """
-    if (path / RUN_SETTINGS).exists():
-        raise InputError(f"{flag} {path}: this is the folder of a run; give the folder that contains runs")
-    if written:
-        check_writable(flag, path)
 
 
 def create_run(

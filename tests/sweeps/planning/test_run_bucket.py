@@ -16,8 +16,9 @@ from sweeps.command_line import main
 from sweeps.planning import lease as lease_module
 from sweeps.planning.lease import EXPIRES, LEASE, Lease
 from sweeps.planning.plan import default_store
+from sweeps.planning.results_place import check_bucket_results
 from sweeps.planning.run_bucket import RunBucket, place_of, run_to_read, working_copy
-from sweeps.planning.run_folder import check_bucket_results, open_run
+from sweeps.planning.run_folder import open_run
 from sweeps.planning.settings import SweepSettings
 from tests.helpers.buckets import BUCKET, bucket_uri, endpoint
 from trainables.common.buckets import BucketFolder, check_bucket_works
