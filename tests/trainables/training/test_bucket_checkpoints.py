@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.trainables.training.test_checkpoint_folders import writer
 from trainables.common.buckets import BucketFolder
-from trainables.data.prepared import Prepared
+from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings
@@ -119,16 +119,13 @@ def test_a_checkpoint_of_somebody_else_writes_no_other_files(trial: BucketFolder
 
 
 def test_a_trial_continues_on_another_node_from_the_one_before(
-    small: TrialSettings,
-    prepared: Prepared,
-    store_root: Path,
-    trial: BucketFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trial_of: Callable[[str], TrialSettings], trial: BucketFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = tuple(needed_stages(small, str(store_root), method_class(small.method).columns(small)))
+    settings = trial_of("pixel_diffusion")
+    stages = tuple(needed_stages(settings, str(tmp_path / "stores"), method_class(settings.method).columns(settings)))
+    make_stores(settings, stages)
     head = str(tmp_path / "only-on-the-head" / "trials" / "t000")
-    job = Job(small, stages, ("val/psnr",), Workers(), head, str(tmp_path), bucket=trial.uri)
+    job = Job(settings, stages, ("val/psnr",), Workers(), head, str(tmp_path), bucket=trial.uri)
 
     def trained(node: str) -> list[dict[str, Any]]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / node))
