@@ -108,8 +108,6 @@ class RunBucket:
         A copy that is ahead of the bucket stays: its driver was killed before it uploaded the last events.
         """
         objects = _own_files(self.run.objects())
-        if RUN_SETTINGS not in objects:
-            raise InputError(f"--resume {self.run}: not a run; expected a {RUN_SETTINGS} there")
         local = self.copy / EVENTS
         record = self.run.read(EVENTS) or b""
         if place_of(self.copy) != self.run.uri or not local.is_file() or not local.read_bytes().startswith(record):

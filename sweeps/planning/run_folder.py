@@ -287,6 +287,8 @@ def open_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]
             raise InputError(f"--resume {run}: this is the working copy of a run in a bucket; expected {place}")
         return _opened(run)
     check_bucket("--resume", run)
+    if BucketFolder(run, patient=False).read(RUN_SETTINGS) is None:  # a lease there would leave an object
+        raise InputError(f"--resume {BucketFolder(run)}: not a run; expected a {RUN_SETTINGS} there")
     folder = _held(BucketFolder(run), RunBucket.fetch)
     try:
         settings, record = _recorded(folder.path)
