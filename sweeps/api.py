@@ -26,12 +26,13 @@ from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.planning.own_spaces import register_space
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
+from sweeps.planning.run_bucket import fetch_trial, place_of, run_to_read
 from sweeps.planning.run_folder import RUN_SETTINGS, register_recorded
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import path_of
+from trainables.common.paths import is_uri
 from trainables.restore import Restorer, picture_key, restoration_settings
 
 
@@ -59,12 +60,15 @@ def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] |
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
-    """Opens the folder of a run, also while it runs.
+    """Opens a run, also while it runs.
+
+    Args:
+        folder: its folder, or its URI in a bucket, from which the run's files are copied to the user's cache now.
 
     Raises:
-        InputError: not the folder of a run.
+        InputError: not a run.
     """
-    path = path_of("run", os.fspath(folder))
+    path = run_to_read("run", os.fspath(folder))
     if not (path / RUN_SETTINGS).is_file():
         raise InputError(f"{path}: not the folder of a run; expected one with a {RUN_SETTINGS}")
     return Run(path)
@@ -149,7 +153,8 @@ class Run:
         if id not in rows or not rows[id]["checkpoint"]:
             known = ", ".join(name for name, row in rows.items() if row["checkpoint"])
             raise InputError(f"{self.folder}: trial {id!r} has no checkpoint; those with one are {known or 'none'}")
-        return FinishedTrial(self.folder / rows[id]["checkpoint"])
+        checkpoint, place = rows[id]["checkpoint"], place_of(self.folder)
+        return FinishedTrial(fetch_trial(place, checkpoint) if is_uri(place) else self.folder / checkpoint)
 
     def _frame(self, name: str) -> pd.DataFrame:
         return pd.DataFrame(read_rows(self.folder / f"{name}.parquet"))

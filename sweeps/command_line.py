@@ -31,7 +31,7 @@ from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, number, whole
 from trainables.common.machine import usable_cpus
-from trainables.common.paths import path_of
+from trainables.common.paths import is_uri, path_of
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments, flatten
 
@@ -154,7 +154,7 @@ def parser(prog: str = PROG) -> Flags:
         help="ASHA keeps the best 1/R of the trials at each rung (3)",
     )
     where = flags.add_argument_group("folders and resources")
-    where.add_argument("--results", default="results", metavar="DIR", help="folder of the runs (results)")
+    where.add_argument("--results", default="results", metavar="DIR", help="folder or bucket URI of the runs (results)")
     where.add_argument("--store", default="", metavar="DIR", help="folder or URI of the prepared data (RESULTS/store)")
     where.add_argument(
         "--workers-per-trial", type=whole(1), default=0, metavar="N", help="processes per trial (the preset's)"
@@ -180,7 +180,7 @@ def parser(prog: str = PROG) -> Flags:
     run.add_argument(
         "--resume",
         metavar="RUN",
-        help="continue a run, given its folder: --trials N until it has N, --max-steps N with longer finalists",
+        help="continue a run, given its folder or URI: --trials N until it has N, --max-steps N with longer finalists",
     )
     return flags
 
@@ -251,9 +251,10 @@ def _warm_start(plan: Plan) -> list[Earlier]:
     """The trials of `--warm-start`."""
     if not plan.question.settings.warm_start:
         return []
+    from sweeps.planning.run_bucket import run_to_read
     from sweeps.running.warm_start import read_warm_start
 
-    run = path_of("--warm-start", plan.question.settings.warm_start)
+    run = run_to_read("--warm-start", plan.question.settings.warm_start)
     objectives = [one.metric for one in plan.objectives]
     warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
     differing = f"; its settings differ in {', '.join(others)}" if others else ""
@@ -281,7 +282,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     others = [name for name in named if name not in ALLOWED]
     if others:
         raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
-    run = path_of("--resume", flags.resume)
+    run = flags.resume if is_uri(flags.resume) else path_of("--resume", flags.resume)
     from sweeps.planning.run_folder import open_run
 
     folder, settings, record = open_run(run)
@@ -292,7 +293,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables
 
-        rows = [row for row in RunTables(run).load().leaderboard if row["kind"] != "control"]
+        rows = [row for row in RunTables(folder.path).load().leaderboard if row["kind"] != "control"]
         spent = spent_seconds(rows, settings.max_concurrent or usable_cpus())
         changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
         settings, notes = continued(settings, changes, spent)
@@ -306,7 +307,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             )
         from sweeps.running.warm_start import kept_trials
 
-        warm = kept_trials(run)
+        warm = kept_trials(folder.path)
         if flags.dry_run:
             return _show(plan, sum(row["status"] in ("finished", "stopped") for row in rows))
         plan.check()

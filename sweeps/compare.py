@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sweeps.planning.run_bucket import run_to_read
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags
-from trainables.common.paths import path_of
 from trainables.metrics.names import METRICS, PYIQA
 
 PROG = "python -m sweeps.compare"
@@ -25,7 +25,9 @@ _WIDTH = 110
 def parser(prog: str = PROG) -> Flags:
     """The flags of the command."""
     flags = command_flags(prog, DESCRIPTION, _EPILOG)
-    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders of two or more runs; the first is the reference")
+    flags.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders or URIs of two or more runs; the first is the reference"
+    )
     flags.add_argument("--metric", default="", metavar="METRIC", help="metric to compare (the objective of the runs)")
     return flags
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    paths = [path_of("RUN", run) for run in flags.runs]
+    paths = [run_to_read("RUN", run) for run in flags.runs]
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise InputError(f"RUN {', '.join(flags.runs)}: expected two or more different runs")
     metric = flags.metric and f"val/{flags.metric.removeprefix('val/').removeprefix('test/')}"

@@ -17,6 +17,7 @@ from ray.tune import TuneError
 from sweeps.answering import finish
 from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
+from sweeps.planning.run_bucket import place_of
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
@@ -31,6 +32,7 @@ from sweeps.running.warm_start import Earlier, write_trials
 from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
 from trainables.common.errors import one_line
+from trainables.common.paths import is_uri
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
@@ -76,27 +78,32 @@ def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
     lost, began = _Lost(), time.monotonic()
     lost.folder = folder.path
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
-        _check_results(plan, str(folder.path))
+        _check_results(plan, place_of(folder.path))
         return _run(plan, folder, concurrent, warm, began)
 
 
 def _check_results(plan: Plan, folder: str) -> None:
     """Nodes that join later are checked by their trials."""
-    if plan.question.settings.address:
+    if plan.question.settings.address and not is_uri(folder):
         check_shared(str(Path(folder).expanduser().absolute()), "--results", "one that all share")
 
 
 def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier], began: float) -> int:
     started = time.monotonic()
     file = log_to(folder.path / LOG)
-    recorder = Recorder(_recorder_settings(plan, folder, concurrent))
+    recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
     live = LiveReport(plan, folder.path, recorder)
     try:
         for line in plan.text().splitlines():
             logger.info("%s", line)
-        logger.info("%-10s %s", "results", folder.path)
+        logger.info("%-10s %s", "results", folder.bucket.run if folder.bucket else folder.path)
+        if folder.bucket:
+            logger.info("%-10s %s", "copy", folder.path)
         folder.clear_scratch()
         recorder.open()
+        for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
+            logger.info("note       %s: in no record of this run; its checkpoints are in unknown_trials", id)
+        folder.start_uploading(recorder.stop, _upload_line)
         with Deadline(plan.question.settings.seconds - plan.spent, began):
             held = prepare_stores(plan, concurrent)
             _measure_controls(plan, recorder)
@@ -107,7 +114,9 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
             return _stopped(folder, recorder.stopped, live)
         if search.closed:
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
-        status = finish.finish(plan, folder.path, search.left, search.searched)
+        folder.sync()  # before the report: the pictures of trials come from the bucket
+        status = finish.finish(plan, folder.path, folder.newest, search.left, search.searched)
+        folder.sync()
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
         failed = sum(row["status"] == "failed" for row in rows)
@@ -127,6 +136,10 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
+
+
+def _upload_line(line: str) -> None:
+    logger.info("upload     %s", line)
 
 
 def _stopped(folder: RunFolder, reason: str, live: LiveReport) -> int:
@@ -284,12 +297,14 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     objective = Objective(plan.objective, plan.direction == "max")
+    trials_bucket = folder.bucket.run.join("trials") if folder.bucket else None
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch, objective))
+        own, bucket = str(trials / config[ID]), trials_bucket.join(config[ID]).uri if trials_bucket else ""
+        launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -25,6 +25,7 @@ from trainables.common.paths import check_writable, path_of
 from trainables.pretrained.finished_trial import finished_settings
 from trainables.settings import override
 from trainables.settings.presets import preset
+from trainables.training.bucket_checkpoints import finished_at
 
 if TYPE_CHECKING:
     from trainables.methods.latent_diffusion import LatentDiffusion
@@ -91,7 +92,9 @@ def _write(method: LatentDiffusion, folder: Path) -> None:
 
 def parser(prog: str = PROG) -> Flags:
     flags = command_flags(prog, DESCRIPTION, exit_statuses())
-    flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    flags.add_argument(
+        "finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run; a folder or URI"
+    )
     flags.add_argument("folder", metavar="FOLDER", help="a new folder for the export")
     return flags
 
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
     def work(flags: argparse.Namespace) -> int:
         folder = path_of("FOLDER", flags.folder)
-        export(path_of("FINISHED", flags.finished), folder)
+        export(finished_at("FINISHED", flags.finished), folder)
         print(f"written to {folder}")
         return ExitStatus.DONE
 

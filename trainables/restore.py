@@ -36,6 +36,7 @@ from trainables.settings import TrialSettings, assignments, flatten, override, r
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 from trainables.settings.roles import RESTORES, WHEN_RESTORING
+from trainables.training.bucket_checkpoints import finished_at
 
 if TYPE_CHECKING:
     import torch
@@ -289,7 +290,9 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
 
 def parser(prog: str = PROG) -> Flags:
     flags = command_flags(prog, DESCRIPTION, _EPILOG.replace(PROG, prog))
-    flags.add_argument("finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run")
+    flags.add_argument(
+        "finished", metavar="FINISHED", help="a finished trial, such as the best/ of a run; a folder or URI"
+    )
     flags.add_argument("input", metavar="INPUT", help="a picture, or a folder of pictures")
     flags.add_argument("output", metavar="OUTPUT", help="a folder for the restored pictures, created if needed")
     existing = flags.add_mutually_exclusive_group()
@@ -347,7 +350,8 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.seed >= 2**63:
         raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
     tile, overlap = _tiling(flags)
-    finished, source, folder = (path_of(name, getattr(flags, name.lower())) for name in ("FINISHED", "INPUT", "OUTPUT"))
+    source, folder = (path_of(name, getattr(flags, name.lower())) for name in ("INPUT", "OUTPUT"))
+    finished = finished_at("FINISHED", flags.finished)
     settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
     work = plan_restoration(source, folder, flags.overwrite, flags.skip_existing)
     try:

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sweeps.answering.report import write_sweep_report
 from sweeps.answering.several import of_several
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
+from sweeps.planning.run_bucket import place_of
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
@@ -32,15 +33,19 @@ from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
 from trainables.settings.roles import WEIGHT_PATHS
-from trainables.training.checkpoint_folders import newest_whole
 
 _WIDTH = 122
 
 
-def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
+Newest = Callable[[str, tuple[str, ...]], tuple[Path | None, list[str]]]
+"""(trial, names of files) -> its newest whole checkpoint, with these files; and a line for each damaged one."""
+
+
+def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -> int:
     """Compares the trials so far and writes the answer; returns the exit status.
 
     Args:
+        newest: finds the winner's weights.
         left: trials that have not started.
         searched: trials of the search, fewer than planned if the time budget ended it.
     """
@@ -71,7 +76,7 @@ def finish(plan: Plan, folder: Path, left: int, searched: int) -> int:
     _show(plan, rows, baseline_ids, result)
     ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
     winner = next((row for row in rows if whole and result and row["id"] == result.winner_id), None)
-    kept = result is not None and winner is not None and _keep_best(folder, winner, plan, result)
+    kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
     status = ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}"
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
@@ -140,15 +145,20 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
 
 
 def resume_line(folder: Path) -> str:
-    """The command that continues the run, for the current folder."""
+    """The command that continues the run, for the current folder.
+
+    Args:
+        folder: of the run, or the working copy of one in a bucket.
+    """
+    place = place_of(folder)
     script = Path(sys.argv[0])
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)
-        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", str(folder)])
+        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", place])
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), sys.argv[0], "--resume", str(folder)])
+    return shlex.join([str(python), sys.argv[0], "--resume", place])
 
 
 def tensorboard_line(folder: Path) -> str:
@@ -163,13 +173,13 @@ def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Ans
         logger.info("%s", line)
 
 
-def _keep_best(folder: Path, winner: TableRow, plan: Plan, result: Answer) -> bool:
+def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, result: Answer) -> bool:
     """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced.
 
     Returns:
         Whether it could be written: the winner's checkpoint may have been deleted or damaged since the trial ended.
     """
-    source, found = newest_whole(folder / "trials" / winner["id"])
+    source, found = newest(winner["id"], (WEIGHTS, SETTINGS))
     target = folder / "best"
     if source is None:
         reason = "; ".join(found) or "it has no checkpoint any more"

@@ -26,12 +26,13 @@ from sweeps.planning.resources import (
     local_concurrency,
     networks_of,
 )
-from sweeps.planning.run_folder import check_results
+from sweeps.planning.results_place import check_bucket_results, check_results, check_results_place
 from sweeps.planning.rungs import rung_steps, rungs_text
 from sweeps.planning.sampling import NAMES
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from sweeps.planning.trackers import check_tracker
+from trainables.common.buckets import BucketFolder
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
@@ -139,7 +140,12 @@ class Plan:
 
     @property
     def results_bytes(self) -> float:
-        """Size of the run's folder: one checkpoint per trial, and three of each that runs, while it writes one."""
+        """Bytes on this machine's disk: one checkpoint per trial, and three of each that runs, while it writes one.
+
+        With results in a bucket, only those of the trials that run.
+        """
+        if is_uri(self.question.settings.results):
+            return 3 * max(1, self.concurrent) * self.checkpoint_bytes
         return (self.question.trials + self.confirmation_trials + 2 * max(1, self.concurrent)) * self.checkpoint_bytes
 
     @property
@@ -186,9 +192,10 @@ class Plan:
                 f"ulimit -v {limit / 1024:.0f}: each process may have {byte_text(limit)} of address space, but Ray and "
                 f"PyTorch reserve {byte_text(PROCESS_ADDRESSES)} without using them; expected ulimit -v unlimited"
             )
+        results = self.question.settings.results
         needed = {
             "--store": (local_root(self.store), self.store_bytes),
-            "--results": (Path(self.question.settings.results).expanduser(), self.results_bytes),
+            "--results": (local_root(results).expanduser(), self.results_bytes),
             "TMPDIR": (temporary_root(), SESSION_BYTES),
         }
         check_room(needed)
@@ -236,13 +243,19 @@ class Plan:
                 f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
             ),
             "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
-            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with one "
-            f"checkpoint of {byte_text(self.checkpoint_bytes)} per trial{self._best_text()}; "
+            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with {self._kept_text()}"
+            f"{self._best_text()}; "
             f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
             "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
+
+    def _kept_text(self) -> str:
+        """The checkpoints on this machine, in words."""
+        if is_uri(self.question.settings.results):
+            return f"three checkpoints of {byte_text(self.checkpoint_bytes)} per trial that runs"
+        return f"one checkpoint of {byte_text(self.checkpoint_bytes)} per trial"
 
     def _best_text(self) -> str:
         keeps = self.question.trial.training.keeps_best
@@ -302,21 +315,24 @@ class Plan:
 def make_plan(
     question: Question, metrics: tuple[str, ...] = (), download: bool = True, only_printed: bool = False
 ) -> Plan:
-    """Checks the question with the actual weights, photographs and machine. Writes no files.
+    """Checks the question with the actual weights, photographs and machine. Writes no files, but for one that tries out
+    a bucket and is deleted.
 
     Args:
         metrics: the metrics of the run to resume; empty to choose them now.
         download: whether bases and the weights of metrics may be downloaded.
-        only_printed: a machine with too few CPUs or GPUs becomes a note.
+        only_printed: a machine with too few CPUs or GPUs becomes a note, and a bucket for results is not tried out.
 
     Raises:
         InputError: weights, data, a metric or resources that are not available.
     """
     settings = question.settings
-    store = store_root(settings.store or str(Path(settings.results) / "store"))
+    store = store_root(settings.store or default_store(settings.results))
     check_tracker(settings.log_to)
     if not metrics:  # the folder of a run to resume is checked when it is locked
-        check_results("--results", Path(settings.results).expanduser())
+        check_results_place(settings.results)
+    if is_uri(settings.results) and not only_printed:
+        check_bucket_results(settings.results)
     if not is_uri(store):
         check_results("--store", Path(store), written=not Path(store).is_dir())
     source = open_source(question.trial.data.source, question.trial.data.input)
@@ -387,6 +403,11 @@ def make_plan(
         concurrent,
         found.text(),
     )
+
+
+def default_store(results: str) -> str:
+    """Where the prepared data of runs is kept if `--store` does not say: next to them."""
+    return BucketFolder(results).join("store").uri if is_uri(results) else str(Path(results) / "store")
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The folder of one run: its name, its lock and its settings.yaml."""
+"""The folder of one run: its name, its lock and its settings.yaml. Its results may be in a bucket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ import yaml
 
 from sweeps.planning.own_spaces import keep_space, register_kept_space
 from sweeps.planning.question import Question, absolute_paths
+from sweeps.planning.run_bucket import RunBucket, place_of
+from sweeps.planning.run_files import LOG, RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
+from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
 from trainables.common.locks import take
-from trainables.common.paths import ROOT, check_writable, is_checkout, is_uri, replace_file
+from trainables.common.paths import ROOT, is_checkout, is_uri, replace_file
 from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
+from trainables.training.checkpoint_folders import drop_older, newest_whole
 
-RUN_SETTINGS, LOG = "settings.yaml", "sweep.log"
+__all__ = ["LOG", "RUN_SETTINGS"]
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
@@ -41,12 +46,16 @@ class RunFolder:
     Other machines see the lock if the file system supports `flock` across machines. On one without locks, the process
     that its lock file names is looked for.
 
+    Args:
+        path: the folder; with a bucket, its working copy on this machine.
+        bucket: where the run is, if its results are in a bucket.
+
     Raises:
         InputError: a running sweep has locked it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, bucket: RunBucket | None = None) -> None:
+        self.path, self.bucket = path, bucket
         self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         taken, owner = take(self._lock), os.read(self._lock, 200).decode(errors="replace").strip()
         unknown = taken is None and _may_run(owner)
@@ -84,13 +93,67 @@ class RunFolder:
         earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]
         command = {**record["command"], **changes}
         _write(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
+        if self.bucket:
+            self.bucket.sync()
 
     def clear_scratch(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
+    def start_uploading(self, stop: Callable[[str], None], say: Callable[[str], None]) -> None:
+        """See `RunBucket.start`; without a bucket there is nothing to do."""
+        if self.bucket:
+            self.bucket.start(stop, say)
+
+    def sync(self) -> None:
+        """Uploads what has changed, if results are in a bucket.
+
+        Raises:
+            OSError: the bucket cannot be written, or another driver has taken over the run.
+        """
+        if self.bucket:
+            with _failing():
+                self.bucket.sync()
+
+    def go_on_in_bucket(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Prepares a run in a bucket for its next trials; returns the ids of trials that were set aside: see
+        `RunBucket.set_aside`. In a folder, the recorder does it.
+
+        Args:
+            rows: of the leaderboard.
+        """
+        if not self.bucket:
+            return []
+        status = {row["id"]: row["status"] for row in rows}
+        self.bucket.trials_ended(id for id, now in status.items() if now in ("finished", "stopped"))
+        with _failing():
+            return self.bucket.set_aside(lambda id: id in status)
+
+    def trial_ended(self, id: str) -> None:
+        """Keeps only the newest checkpoint of a trial."""
+        if self.bucket:
+            self.bucket.trial_ended(id)
+        else:
+            drop_older(self.trials / id)
+
+    def newest(self, id: str, wanted: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint of a trial, with these files at least; and a line for each damaged one."""
+        with _failing():
+            return self.bucket.newest(id, wanted) if self.bucket else newest_whole(self.trials / id)
+
     def close(self) -> None:
+        if self.bucket:
+            self.bucket.close()
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Inside, a bucket that fails is an `OSError`, as a disk that fails: it stops the sweep."""
+    try:
+        yield
+    except InputError as error:
+        raise OSError(str(error)) from None
 
 
 def _may_run(owner: str) -> bool:
@@ -101,47 +164,19 @@ def _may_run(owner: str) -> bool:
     return found[2] != socket.gethostname() or psutil.pid_exists(int(found[1]))
 
 
-def check_results(flag: str, path: Path, written: bool = True) -> None:
-    """Checks that runs or prepared data can be written to a folder. Creates nothing.
-
-    Args:
-        written: False for a folder that may only be read: prepared data of another user.
-
-    Raises:
-        InputError: it is itself the folder of a run, or it does not exist and cannot be created.
-    """
-    if (path / RUN_SETTINGS).exists():
-        raise InputError(f"{flag} {path}: this is the folder of a run; give the folder that contains runs")
-    if written:
-        check_writable(flag, path)
-
-
 def create_run(
     question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str], store: str = ""
 ) -> RunFolder:
-    """A new folder results/<space>/<time>/, locked, with its settings.yaml.
+    """A new folder results/<space>/<time>/, locked, with its settings.yaml. In a bucket, it is there when this returns.
 
     Args:
         stores: see `Plan.stores`. store: their root.
 
     Raises:
-        InputError: the results folder cannot be written.
+        InputError: the results folder or bucket cannot be written.
     """
-    results = Path(question.settings.results).expanduser()
-    parent = results / question.space.name
-    name = time.strftime("%Y%m%d-%H%M%S")
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(100):
-            path = parent / (f"{name}-{attempt}" if attempt else name)
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
-        folder = RunFolder(path)
-    except OSError as error:
-        raise InputError(f"--results {results}: cannot be written ({error.strerror})") from None
+    results = question.settings.results
+    folder = (_new_in_bucket if is_uri(results) else _new_folder)(results, question.space.name)
     record = {
         "command": _command(question.settings),
         "question": question.space.question,
@@ -157,7 +192,60 @@ def create_run(
     }
     _write(folder.path, record)
     keep_space(folder.path, question.space)
+    try:
+        if folder.bucket:
+            folder.bucket.sync()
+    except InputError:
+        folder.close()
+        raise
     return folder
+
+
+def _names() -> Iterator[str]:
+    """Names for a new run: the time, then with a number."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    yield from (f"{name}-{attempt}" if attempt else name for attempt in range(100))
+
+
+def _new_folder(results: str, space: str) -> RunFolder:
+    root = Path(results).expanduser()
+    try:
+        (root / space).mkdir(parents=True, exist_ok=True)
+        for name in _names():
+            path = root / space / name
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+        return RunFolder(path)
+    except OSError as error:
+        raise InputError(f"--results {root}: cannot be written ({error.strerror})") from None
+
+
+def _new_in_bucket(results: str, space: str) -> RunFolder:
+    """Two drivers that start in the same second both see an empty folder; the lease decides, and one is refused."""
+    for name in _names():
+        run = BucketFolder(results).join(space).join(name)
+        if not run.objects():
+            break
+    return _held(run, RunBucket.make_copy)
+
+
+def _held(run: BucketFolder, fill: Callable[[RunBucket], None]) -> RunFolder:
+    """The working copy of a run in a bucket, locked and leased.
+
+    Args:
+        fill: makes the working copy.
+    """
+    bucket = RunBucket(run)
+    try:
+        fill(bucket)
+        return RunFolder(bucket.copy, bucket)
+    except OSError as error:
+        bucket.close()
+        raise InputError(f"{bucket.copy}: cannot be written ({error.strerror})") from None
+    except InputError:
+        bucket.close()
+        raise
 
 
 def _of_pyiqa(metrics: tuple[str, ...]) -> dict[str, Any]:
@@ -185,12 +273,41 @@ def _write(run: Path, record: Mapping[str, Any]) -> None:
     replace_file(run / RUN_SETTINGS, lambda new: new.write_text(text, encoding="utf-8"))
 
 
-def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
+def open_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     """An existing run, locked: its folder, the settings it was started with, and its whole settings.yaml.
 
+    Args:
+        run: its folder; or its URI in a bucket, from which its working copy is brought up to date.
+
     Raises:
-        InputError: not the folder of a run, damaged, not writable, or locked by a running sweep.
+        InputError: not a run, damaged, not writable, or held by a running sweep.
     """
+    if isinstance(run, Path):
+        if (place := place_of(run)) != str(run):
+            raise InputError(f"--resume {run}: this is the working copy of a run in a bucket; expected {place}")
+        return _opened(run)
+    check_bucket("--resume", run)
+    if BucketFolder(run, patient=False).read(RUN_SETTINGS) is None:  # a lease there would leave an object
+        raise InputError(f"--resume {BucketFolder(run)}: not a run; expected a {RUN_SETTINGS} there")
+    folder = _held(BucketFolder(run), RunBucket.fetch)
+    try:
+        settings, record = _recorded(folder.path)
+    except InputError:
+        folder.close()
+        raise
+    return folder, _located_in_bucket(BucketFolder(run), settings), record
+
+
+def _opened(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
+    settings, record = _recorded(path)
+    try:
+        return RunFolder(path), located(path, settings, record), record
+    except OSError as error:
+        raise InputError(f"--resume {path}: cannot be written ({error.strerror})") from None
+
+
+def _recorded(path: Path) -> tuple[SweepSettings, dict[str, Any]]:
+    """The settings in a run's folder, and its whole settings.yaml."""
     try:
         settings, record = _read((path / RUN_SETTINGS).read_bytes())
     except OSError as error:
@@ -204,10 +321,7 @@ def open_run(path: Path) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     ) as error:  # from the settings, and from YAML's dates and numbers
         raise InputError(f"--resume {path / RUN_SETTINGS}: {one_line(error)}") from None
     register_kept_space(path)
-    try:
-        return RunFolder(path), located(path, settings, record), record
-    except OSError as error:
-        raise InputError(f"--resume {path}: cannot be written ({error.strerror})") from None
+    return settings, record
 
 
 def _command(settings: SweepSettings) -> dict[str, Any]:
@@ -242,6 +356,12 @@ def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> Sw
     )
     store = settings.store if is_uri(settings.store) else next(complete, places[0])
     return replace(settings, results=str(parents[0]), store=store)
+
+
+def _located_in_bucket(run: BucketFolder, settings: SweepSettings) -> SweepSettings:
+    """The settings of a run for the bucket where it is now. Its prepared data is next to it, unless `--store` named
+    another place."""
+    return replace(settings, results=run.parent.parent.uri)
 
 
 @dataclass(frozen=True)

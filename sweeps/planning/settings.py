@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
 from sweeps.planning.trackers import TRACKERS
+from trainables.common.buckets import check_bucket
 from trainables.common.errors import InputError
-from trainables.common.paths import refuse_secrets
+from trainables.common.paths import is_uri, refuse_secrets
 from trainables.metrics.names import Perceptual
 from trainables.settings.sources import check_sources
 
@@ -81,11 +82,12 @@ class SweepSettings:
         check_sources(self.data, self.data_input, self.data_target)
         for name in ("data", "data_input", "data_target", "store"):
             refuse_secrets(f"--{flag_name(name)}", getattr(self, name))
-        for name in ("results", "checkpoint"):
-            if "://" in getattr(self, name):
-                raise InputError(
-                    f"--{name} {getattr(self, name)}: expected a local or shared path; buckets are not supported here"
-                )
+        if is_uri(self.results):
+            check_bucket("--results", self.results)
+        if is_uri(self.checkpoint):
+            raise InputError(
+                f"--checkpoint {self.checkpoint}: expected a local or shared path; buckets are not supported here"
+            )
         for name in ("time_budget", "budget_usd", "price_per_hour"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{flag_name(name)} {getattr(self, name):g}: expected a number, more than 0")

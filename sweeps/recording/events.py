@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.planning.run_files import EVENTS
 from trainables.common.paths import replace_file
 
-EVENTS = "events.jsonl"
 Event = dict[str, Any]
 _MOST_BYTES, _MOST_EQUAL = 2**26, 1000
 _MARK = ', "crc": "'

@@ -95,12 +95,17 @@ def _stopping(method: Callable[..., None]) -> Callable[..., None]:
 class Recorder(Callback):
     """Keeps a run's files up to date.
 
+    Args:
+        ended: called with the id of a trial that has finished or was stopped, of which only the newest checkpoint is
+            needed; by default it removes the others from the run's folder.
+
     Attributes:
         stopped: the reason why the sweep must end before its trials have; empty if there is none.
     """
 
-    def __init__(self, settings: RecorderSettings) -> None:
+    def __init__(self, settings: RecorderSettings, ended: Callable[[str], None] | None = None) -> None:
         self.settings = settings
+        self._drop_older = ended or (lambda id: drop_older(Path(settings.folder) / "trials" / id))
         self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
@@ -300,7 +305,7 @@ class Recorder(Callback):
         self._live.pop(id, None)
         self.tables.upsert_trial({"id": id, "status": status, "error": why})
         if status in ("finished", "stopped"):
-            drop_older(Path(self.settings.folder) / "trials" / id)
+            self._drop_older(id)
         row = self.tables.trial(id)
         shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
         metrics = {name: row[name] for name in shown if row.get(name) is not None}

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish
+from tests.helpers.buckets import endpoint, upload
 from trainables.common.paths import write_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
@@ -26,6 +27,7 @@ from trainables.restore import Restorer, main, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS
 
+__all__ = ["endpoint", "upload"]
 CPU = torch.device("cpu")
 Finished = Callable[..., Path]
 
@@ -356,3 +358,18 @@ def test_damaged_trial_is_refused_in_one_line(
     assert shown.out == "" and shown.err.count("\n") == 1
     assert re.match(f"python -m trainables.restore: error: {message}", shown.err), shown.err
     assert not (tmp_path / "out").exists()
+
+
+def test_finished_trial_in_a_bucket_restores_the_same(
+    trial: Path, upload: Callable[[Path, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
+    for place, folder in ((upload(trial, "run/best"), "there"), (str(trial), "here")):
+        assert main([place, str(tmp_path / "a.png"), str(tmp_path / folder)]) == 0
+    assert (tmp_path / "there" / "a.png").read_bytes() == (tmp_path / "here" / "a.png").read_bytes()
+    assert not list((tmp_path / "cache").rglob("state.pt"))
+    capsys.readouterr()
+    nothing = upload(tmp_path / "a.png", "run/other/a.png").replace("/a.png?", "?")
+    assert main([nothing, str(tmp_path / "a.png"), str(tmp_path / "out")]) == 2
+    assert "FINISHED s3://photographs/run/other: has no settings.json; expected" in capsys.readouterr().err

@@ -294,6 +294,7 @@ def _file_system(store: str, patient: bool) -> FileSystem:
     return fs.S3FileSystem(
         connect_timeout=S3_CONNECT_SECONDS,
         request_timeout=PATIENT_ANSWER_SECONDS if patient else S3_ANSWER_SECONDS,
+        allow_delayed_open=True,  # a small object takes one request, not three
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=PATIENT_ATTEMPTS if patient else S3_ATTEMPTS),
         **options,
     )

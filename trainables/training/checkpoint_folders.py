@@ -23,7 +23,8 @@ from trainables.common.units import byte_text
 from trainables.pretrained.finished_trial import STATE
 
 CHECKSUMS = "checksums.json"
-_KEPT = 2
+KEPT = 2
+"""Checkpoints of a trial that runs."""
 _OLDER_GROUP = "group"  # version 0.1 kept the checkpoints of worker groups in this folder of the trial
 
 
@@ -57,7 +58,7 @@ def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None]) -> Pa
     except Exception as error:  # torch, safetensors and pyarrow raise their own types when a disk is full
         shutil.rmtree(staged, ignore_errors=True)
         raise CheckpointNotWritten(f"{folder}: cannot be written ({one_line(error)}{_room(trial)})") from error
-    drop_older(trial, _KEPT)
+    drop_older(trial, KEPT)
     return folder
 
 

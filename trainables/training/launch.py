@@ -11,7 +11,9 @@ import base64
 import gc
 import io
 import os
+import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +29,15 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from trainables.common.buckets import BucketFolder
+from trainables.common.errors import InputError
 from trainables.data.prepared import open_stores
 from trainables.data.stages.stage import Stage
+from trainables.data.stores.roots import local_root
 from trainables.settings import TrialSettings, override
 from trainables.training.best_step import Objective
-from trainables.training.checkpoint_folders import CheckpointNotWritten, keep_checkpoint, newest_whole
+from trainables.training.bucket_checkpoints import download_newest, upload_checkpoint
+from trainables.training.checkpoint_folders import CheckpointNotWritten, drop_older, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
 from trainables.training.validation import Validation
@@ -76,6 +82,8 @@ class Job:
         folder: the trial's folder in the results, for its checkpoints. Tune's own trial folder is deleted with its Ray.
         scratch: folder for the state of Train's worker groups, which is never read again; shared by all nodes.
         objective: decides which step is the best one, with `training.keep=best`.
+        bucket: URI of the trial's folder in a bucket, for results that are in one. Checkpoints are then in it, and
+            `folder` and `scratch` are on the head alone.
     """
 
     settings: TrialSettings
@@ -85,10 +93,20 @@ class Job:
     folder: str
     scratch: str
     objective: Objective | None = None
+    bucket: str = ""
+
+    @property
+    def own_folder(self) -> Path:
+        """The trial's folder on this node: in shared results, or with a bucket in the node's cache, for checkpoints on
+        their way."""
+        return local_root(self.bucket) if self.bucket else Path(self.folder)
 
 
 class ResultsNotShared(RuntimeError):
-    """A node does not see the run's folder. Its trials could neither continue nor keep checkpoints."""
+    """A node does not see the run's folder, or cannot read its bucket.
+
+    Its trials could neither continue nor keep checkpoints.
+    """
 
 
 def launch(job: Job) -> None:
@@ -144,11 +162,13 @@ def _in_this_process(job: Job) -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
         _train(job, World(device=device), tune.report)
 
-    TorchTrainer(
-        train_function,
-        scaling_config=ray_train.ScalingConfig(num_workers=0),
-        run_config=ray_train.RunConfig(storage_path=job.scratch),  # the default is under HOME
-    ).fit()
+    with tempfile.TemporaryDirectory() as own:
+        TorchTrainer(
+            train_function,
+            scaling_config=ray_train.ScalingConfig(num_workers=0),
+            # The default is under HOME. With a bucket, `scratch` is on the head alone.
+            run_config=ray_train.RunConfig(storage_path=own if job.bucket else job.scratch),
+        ).fit()
 
 
 def _in_worker_group(job: Job) -> None:
@@ -179,14 +199,28 @@ def _in_worker_group(job: Job) -> None:
 
 
 def _train(job: Job, world: World, send: Callable[..., None]) -> None:
-    if not (run := Path(job.folder).parents[1]).is_dir():
+    if not job.bucket and not (run := Path(job.folder).parents[1]).is_dir():
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     torch.set_num_threads(job.workers.threads)
     # The driver has compared the contents; here only sizes and schemas are checked.
     prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
-    start, damaged = newest_whole(Path(job.folder))
-    reporter = _reporter(job, world, send, start, damaged)
-    train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
+    try:
+        start, damaged = _newest(job)
+        reporter = _reporter(job, world, send, start, damaged)
+        train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
+    finally:
+        if job.bucket:  # it has all that is needed to continue
+            shutil.rmtree(job.own_folder, ignore_errors=True)
+
+
+def _newest(job: Job) -> tuple[Path | None, list[str]]:
+    """The checkpoint from which the trial continues, on this node; and a line for each damaged one."""
+    if not job.bucket:
+        return newest_whole(job.own_folder)
+    try:
+        return download_newest(BucketFolder(job.bucket), job.own_folder)
+    except InputError as error:
+        raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
@@ -244,7 +278,7 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
         start: the checkpoint from which the trial continues. Its report is sent again without a new checkpoint.
         damaged: see `newest_whole`; goes with the first report.
     """
-    folder = Path(job.folder)
+    folder = job.own_folder
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
@@ -252,6 +286,9 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
         if kept is None and not row.start and world.rank == 0:
             try:
                 kept = keep_checkpoint(folder, row.step, write)
+                if job.bucket:
+                    upload_checkpoint(kept, BucketFolder(job.bucket))
+                    drop_older(folder, 0)
             except CheckpointNotWritten as error:
                 send({NOT_WRITTEN: str(error), PID: os.getpid()})
                 return

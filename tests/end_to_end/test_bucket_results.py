@@ -1,0 +1,118 @@
+"""A sweep with its results in a bucket, whose driver is killed and whose machine is lost. On a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.api import open_run
+from sweeps.planning.run_bucket import run_to_read
+from sweeps.planning.run_folder import open_run as open_to_resume
+from sweeps.recording.tables import RunTables
+from tests.helpers.buckets import bucket_uri, endpoint
+from tests.helpers.sweep import gone, steps, sweeps, trials
+from trainables.common.buckets import BucketFolder
+from trainables.common.errors import InputError
+from trainables.training.bucket_checkpoints import download_newest
+from trainables.training.checkpoint_folders import damage
+
+__all__ = ["endpoint", "sweeps"]
+pytestmark = pytest.mark.timeout(900)
+STEPS = [30, 60, 90, 120]
+SMALL = {
+    "pairs.train_pairs": 8,
+    "pairs.validation_pairs": 2,
+    "pairs.validation_size": 64,
+    "pix2pix.ngf": 8,
+    "pix2pix.downs": 5,
+    "discriminator.ndf": 8,
+    "discriminator.layers": 2,
+    "training.batch_size": 2,
+    "training.warmup_steps": 2,
+    "training.reports": 4,
+}
+SPACE = '''
+"""Does a higher learning rate help?"""
+
+from search_spaces.space import Float, Point, SearchSpace
+
+SPACE = SearchSpace(
+    name="small_rates",
+    question="Does a higher learning rate help?",
+    method="pix2pix",
+    parameters={"training.learning_rate": Float(1e-4, 1e-3, log=True)},
+    points=(Point("low", {"training.learning_rate": 1e-4}), Point("high", {"training.learning_rate": 1e-3})),
+    objective="val/psnr",
+)
+'''
+
+
+@pytest.mark.slow
+def test_killed_sweep_goes_on_from_the_bucket(
+    endpoint: str, tmp_path: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second trial is under way when the driver is killed. Then nothing is left of the first machine's files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    (tmp_path / "small_rates.py").write_text(SPACE)
+    results = bucket_uri(endpoint, "some/results")
+    sets = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    first = sweeps(
+        *("--space", str(tmp_path / "small_rates.py"), "--results", results, "--perceptual", "none"),
+        *("--trials", "2", "--confirm", "0", "--max-steps", "120", "--max-concurrent", "1", *sets),
+    )
+    first.wait_for("t000 finished at step 120")
+    first.wait_for("t001 step 30/120")
+    (copy,) = (tmp_path / "first" / "restoration-sweeps").glob("*/small_rates/*")
+    run = BucketFolder(results).join("small_rates").join(copy.name)
+    assert any(line.endswith(str(copy)) for line in first.lines)
+
+    with pytest.raises(InputError) as refused:  # a second driver
+        open_to_resume(run.uri)
+    assert str(refused.value).startswith(f"{run}: in use by a running sweep (process {first.process.pid} on ")
+
+    # Ray's two agents wait another minute for the killed head. They hold no resources.
+    processes = [process for process in first.descendants() if "Agent" not in process.name()]
+    first.kill()
+    first.wait()
+    assert gone(processes, 20) == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    before = {row["id"]: row for row in RunTables(run_to_read("RUN", run.uri)).load().leaderboard}
+    assert before["t000"]["status"] == "finished" and before["t001"]["status"] == "running"
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "small_rates.py").unlink()
+
+    third = sweeps("--resume", run.uri)
+    assert third.wait() == 0, third.text
+    assert "Traceback" not in third.text
+    assert third.seen("t001 continues at step (30|60|90|120)") == 1 and not third.seen("t000 (continues|step)")
+    assert not (tmp_path / "first").exists()
+
+    (copy,) = (tmp_path / "second" / "restoration-sweeps").glob("[!r]*/small_rates/*")
+    rows = trials(copy)
+    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 120)} and len(rows) == 2
+    assert rows["t000"] == {name: before["t000"].get(name) for name in rows["t000"]}  # not repeated
+    assert all(steps(copy, name) == STEPS for name in rows)
+
+    assert all((copy / "trials" / name / "checkpoint_000120" / "validation.png").exists() for name in rows)
+
+    # The bucket has all of it, and one whole checkpoint a trial.
+    objects = set(run.objects())
+    small = {name for name in objects if "/checkpoint_" not in name}
+    assert {"events.jsonl", "settings.yaml", "space.json", "leaderboard.parquet", "report/index.html"} < small
+    assert {"report/answer.md", "best/weights.safetensors", "sweep.log", "trials/t001/params.json"} < small
+    assert any("tfevents" in name for name in small)
+    assert not {name for name in objects if name.startswith(".") or "/." in name} and "lease.json" not in objects
+    assert all(run.read(name) == (copy / name).read_bytes() for name in small)
+    for name in rows:
+        found, damaged = download_newest(run.join("trials").join(name), tmp_path / name)
+        assert found == tmp_path / name / "checkpoint_000120" and not damage(found) and not damaged
+        assert not {key for key in objects if key.startswith(f"trials/{name}/checkpoint_") and "_000120/" not in key}
+    everything = b"".join(run.read(name) or b"" for name in small)
+    assert b"secret" not in everything
+    command = json.dumps(open_run(run.uri).settings["command"])
+    assert "endpoint_override" in command and "AWS" not in command
+    assert open_run(run.uri).trial("t001").folder.name == "checkpoint_000120"

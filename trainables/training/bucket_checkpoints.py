@@ -1,0 +1,160 @@
+"""The checkpoints of a trial in a bucket: complete or not at all, checked when they are read.
+
+<trial>/checkpoint_<step>/     the objects of a checkpoint; `checksums.json` is uploaded last and deleted first
+
+A folder without `checksums.json` is no checkpoint: its upload or its removal was interrupted. A trial writes each
+checkpoint on its node's own disk first (`checkpoint_folders.keep_checkpoint`). As in a folder, the newest two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+from trainables.common.buckets import BucketFolder, check_bucket
+from trainables.common.errors import InputError, one_line
+from trainables.common.locks import locked
+from trainables.common.paths import PARTIAL, is_uri, path_of
+from trainables.data.stores.roots import local_root
+from trainables.pretrained.finished_trial import SETTINGS, STATE
+from trainables.training.checkpoint_folders import CHECKSUMS, KEPT, CheckpointNotWritten, damage
+
+_NAME = re.compile(r"(checkpoint_(\d+))/.*")
+
+
+def upload_checkpoint(checkpoint: Path, trial: BucketFolder) -> None:
+    """Uploads a checkpoint, then removes all but the newest two from the bucket.
+
+    Args:
+        checkpoint: a whole one on this machine.
+
+    Raises:
+        CheckpointNotWritten: the bucket cannot be written. Existing checkpoints are kept.
+    """
+    target = trial.join(checkpoint.name)
+    try:
+        target.delete([CHECKSUMS])  # of an earlier attempt: a mixture of two must not look whole
+        for path in sorted(checkpoint.iterdir()):
+            if path.name != CHECKSUMS:
+                target.upload(path, path.name)
+        target.upload(checkpoint / CHECKSUMS, CHECKSUMS)
+        drop_older_in(trial, KEPT)
+    except (InputError, OSError) as error:
+        raise CheckpointNotWritten(one_line(error)) from error
+
+
+def download_newest(
+    trial: BucketFolder, into: Path, wanted: Container[str] | None = None
+) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, copied below `into`, or None if there is none; and a line for each damaged one.
+
+    The processes of a machine copy it once. Content is compared with its SHA-256.
+
+    Args:
+        wanted: names of the files to copy; all by default.
+
+    Raises:
+        InputError: the bucket cannot be read, or this machine's disk not be written.
+    """
+    damaged: list[str] = []
+    into.mkdir(parents=True, exist_ok=True)
+    with locked(into.with_name(f".{into.name}.lock")):
+        for name in _whole(trial.objects()):
+            try:
+                found = _download(trial.join(name), into / name, wanted)
+            except OSError as error:
+                raise InputError(f"{into}: cannot be written ({one_line(error)})") from None
+            if not found:
+                return into / name, damaged
+            damaged.append(f"{name} is damaged ({found})")
+    return None, damaged
+
+
+def drop_older_in(trial: BucketFolder, keep: int = 1) -> None:
+    """Removes all checkpoints but the newest ones, and what an interrupted upload left."""
+    objects = trial.objects()
+    kept = _whole(objects)[:keep]
+    for name in {found[1] for found in map(_NAME.fullmatch, objects) if found} - set(kept):
+        trial.delete([f"{name}/{CHECKSUMS}"])
+        trial.delete_folder(name)
+
+
+def _whole(objects: Iterable[str]) -> list[str]:
+    """The names of the checkpoints whose upload was complete, the newest first."""
+    found = {
+        match[1]: int(match[2])
+        for name in objects
+        if name.endswith(f"/{CHECKSUMS}") and (match := _NAME.fullmatch(name))
+    }
+    return sorted(found, key=lambda name: found[name], reverse=True)
+
+
+def _download(source: BucketFolder, target: Path, wanted: Container[str] | None) -> str:
+    """Copies one checkpoint; returns what is wrong with it, or an empty text."""
+    manifest = source.read(CHECKSUMS)
+    try:
+        sums = dict(json.loads(manifest or b"")["sha256"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return f"{CHECKSUMS} is not readable: {one_line(error)}"
+    # A bucket of somebody else must not make us write other files.
+    if strange := [name for name in sums if Path(name).name != name or name.startswith(".")]:
+        return f"{strange[0]!r} is no file of its own"
+    if STATE not in sums:
+        return f"{STATE} is missing"
+    known = wanted is None and (target / CHECKSUMS).is_file() and (target / CHECKSUMS).read_bytes() == manifest
+    if known and not damage(target):
+        return ""  # another process of this machine has copied it
+    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        staged.mkdir()
+        for name, sha256 in sums.items():
+            if wanted is not None and name not in wanted:
+                continue
+            try:
+                if source.download(name, staged / name) != sha256:
+                    return f"the content of {name} has changed since it was written"
+            except FileNotFoundError:
+                return f"{name} is missing"
+        if wanted is None:
+            (staged / CHECKSUMS).write_bytes(manifest or b"")
+        shutil.rmtree(target, ignore_errors=True)
+        staged.rename(target)
+        return ""
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def finished_at(name: str, text: str) -> Path:
+    """A finished trial, given its folder or URI; one in a bucket is copied to the user's cache, without its state.
+
+    Args:
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: not a path, or a bucket that cannot be read or has no whole finished trial there.
+    """
+    if not is_uri(text):
+        return path_of(name, text)
+    check_bucket(name, text)
+    source, target = BucketFolder(text, patient=False), local_root(text) / "finished"
+    files = sorted(file for file in source.objects() if Path(file).name == file and file != STATE)
+    if SETTINGS not in files:
+        raise InputError(f"{name} {source}: has no {SETTINGS}; expected a finished trial, such as the best/ of a run")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f".{target.name}.lock")):
+            if CHECKSUMS in files:
+                if found := _download(source, target, files):
+                    raise InputError(f"{name} {source}: is damaged ({found})")
+                return target
+            for file in files:
+                new = target / f".{file}{PARTIAL}"
+                source.download(file, new)
+                new.replace(target / file)
+            return target
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({one_line(error)})") from None
