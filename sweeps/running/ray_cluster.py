@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     # Train's controller polls for reports at this interval; its default of 2 s is as long as a small step.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Train would print again, through its logger, what a worker of a group prints, and the trial's log would have both.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # The recorder writes tables and TensorBoard; Tune's own loggers would write a second, different set.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A failed trial reports its error instead of a metric.

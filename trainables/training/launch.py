@@ -34,6 +34,7 @@ from trainables.training.best_step import Objective
 from trainables.training.checkpoint_folders import CheckpointNotWritten, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report, Reporter, TrialDiverged
+from trainables.training.trial_log import kept_output
 from trainables.training.validation import Validation
 
 LOSSES, VALIDATION, TEST, REPEATED = "losses", "validation", "test", "repeated"
@@ -181,12 +182,13 @@ def _in_worker_group(job: Job) -> None:
 def _train(job: Job, world: World, send: Callable[..., None]) -> None:
     if not (run := Path(job.folder).parents[1]).is_dir():
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
-    torch.set_num_threads(job.workers.threads)
-    # The driver has compared the contents; here only sizes and schemas are checked.
-    prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
-    start, damaged = newest_whole(Path(job.folder))
-    reporter = _reporter(job, world, send, start, damaged)
-    train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
+    with kept_output(Path(job.folder), world.rank):
+        torch.set_num_threads(job.workers.threads)
+        # The driver has compared the contents; here only sizes and schemas are checked.
+        prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
+        start, damaged = newest_whole(Path(job.folder))
+        reporter = _reporter(job, world, send, start, damaged)
+        train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
