@@ -27,6 +27,7 @@ from trainables.training.checkpoint import read_state, report_of, write_checkpoi
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
 from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
+from trainables.training.usage import Usage
 from trainables.training.validation import TEST_DRAW, Validation, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,6 +116,7 @@ class Trainer:
         self.best: BestStep | None = None
         self._objective = objective if training.keeps_best else None
         self.log = _LossLog(training.log_every)
+        self.usage = Usage(world.device)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
         parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
@@ -145,11 +147,13 @@ class Trainer:
             if self.step >= training.max_steps and self.prepared.test:
                 best = self.best.applied(self.method) if self.best else None
                 test = self._validate(self.prepared.test, TEST_DRAW, best)
+            used = self.usage.take(self.log.steps * training.batch_size, trained)
             rate = training.peak_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
                 | (test.test_means if test else {})
                 | self.log.means()
+                | used
                 | {
                     "train/step_seconds": trained / max(1, self.log.steps),
                     "train/validation_seconds": time.monotonic() - started,
@@ -194,6 +198,7 @@ class Trainer:
                     terms |= self._optimise(phase, part, factor)
                 self.log.add(self.step + 1, terms)
             self.log.end_step(self.step + 1)
+            self.usage.look()
             if self.world.size > 1:
                 self._share_statistics()
             self.ema.update()

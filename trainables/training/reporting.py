@@ -20,7 +20,7 @@ class Report:
     Attributes:
         step: finished optimiser steps.
         metrics: `val/*` means over the validation set, `test/*` over the test set, `loss/*` and `weighted/*` means
-            since the last report, `train/*` timings.
+            since the last report, `train/*` timings, and what `usage.Usage.take` gives.
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
         test: the same of the test images; only in the last report of a trial of the confirmation.
