@@ -23,6 +23,7 @@ from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.recording.trackers import make_tracker
 from sweeps.running.clock import Clock, Deadline
+from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
@@ -236,6 +237,8 @@ def _tune(
     )
     if not search.left:
         return search
+    each = workers(question.settings)
+    nodes = FailingNodes(each, recorder.stop) if question.settings.address and each.count == 1 else None
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -247,6 +250,7 @@ def _tune(
         plan.further,
         lambda: clock.left < 0,
         training.keeps_best,
+        nodes,
     )
     scratch, tracker = folder.scratch.resolve(), question.settings.log_to
     trackers = [make_tracker(tracker, folder.path)] if tracker else []
@@ -264,7 +268,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder, live, *trackers],
+            callbacks=[recorder, live, *trackers, *([nodes] if nodes else [])],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),

@@ -280,7 +280,7 @@ class Recorder(Callback):
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "failed", _reason(trial))
+        self._end(trial, "failed", reason_of(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         try:
@@ -292,7 +292,7 @@ class Recorder(Callback):
             for trial in trials:
                 if trial.status == trial.ERROR and trial.config[ID] not in failed:
                     self._introduce(trial)
-                    self._end(trial, "failed", _reason(trial))
+                    self._end(trial, "failed", reason_of(trial))
             self.board.close()
             self.tables.flush(force=True)
         except OSError as error:  # the next driver finds them as running, and marks them as interrupted
@@ -341,7 +341,7 @@ def _count(reports: list[dict[str, Any]]) -> int | None:
     return counts[-1] if counts else None
 
 
-def _reason(trial: Any) -> str:
+def reason_of(trial: Any) -> str:
     """The last line of the error that a trial's process raised."""
     error = trial.get_error() if hasattr(trial, "get_error") else None
     lines = [line for line in str(error or "").strip().splitlines() if line.strip()]

@@ -13,7 +13,7 @@ import io
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ FAILED, PID = "failed", "process"
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
 the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""
+NODE_LABEL, HEAD = "ray.io/node-id", "node:__internal_head__"
+"""Ray's label with a node's id; its resource that only the head has."""
 
 
 @dataclass(frozen=True)
@@ -264,12 +266,17 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
     return report
 
 
-def trial_resources(workers: Workers) -> tune.PlacementGroupFactory:
+def trial_resources(workers: Workers, avoided: Collection[str] = ()) -> tune.PlacementGroupFactory:
     """The resources that Tune reserves for a trial: those of its one worker.
+
+    Args:
+        avoided: ids of nodes on which it must not run; of one worker only.
 
     Train places the workers of a group itself. Then Tune reserves a small part of the head node's own resource, so that
     a trial's driver never competes with workers for CPUs.
     """
     if workers.count == 1:
-        return tune.PlacementGroupFactory([workers.each])
-    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        others = [{NODE_LABEL: f"!in({','.join(sorted(avoided))})"}]
+        where: dict[str, Any] = {"bundle_label_selector": others} if avoided else {}
+        return tune.PlacementGroupFactory([workers.each], **where)
+    return tune.PlacementGroupFactory([{HEAD: 0.001}])

@@ -1,0 +1,96 @@
+"""Real clusters with a node on which every trial fails, and with one that will be taken back."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.cluster_utils import Cluster
+
+from sweeps.planning.settings import SweepSettings
+from sweeps.recording.progress import log_to, logger
+from sweeps.running.failing_nodes import FailingNodes
+from sweeps.running.ray_cluster import connected
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.trial_config import GIVEN, ID
+from trainables.training.launch import Workers, trial_resources
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
+WORKERS = Workers(count=1)
+REASON = "no weights on this machine"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and a broken worker, with one CPU each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"})
+        made.wait_for_nodes()
+        yield made
+    finally:
+        made.shutdown()
+
+
+def run(trial: Any, nodes: FailingNodes, folder: Path, trials: int, tries: int) -> list[Any]:
+    tuner = tune.Tuner(
+        tune.with_resources(trial, trial_resources(WORKERS)),
+        param_space={ID: tune.grid_search([f"t{number:03d}" for number in range(trials)]), GIVEN: True},
+        tune_config=tune.TuneConfig(
+            scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes),
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            callbacks=[nodes],
+            failure_config=tune.FailureConfig(max_failures=tries - 1),
+            verbose=0,
+        ),
+    )
+    return list(tuner.fit())
+
+
+def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    def trial(config: dict[str, Any]) -> None:
+        with open(tmp_path / "tries", "a", encoding="utf-8") as tries:
+            tries.write(f"{config[ID]} {'BROKEN' in os.environ}\n")
+        if "BROKEN" in os.environ:
+            raise FileNotFoundError(REASON)
+        tune.report({"step": 1, "val/psnr": 1.0})
+        time.sleep(1)
+        tune.report({"step": 9, "val/psnr": 1.0, "where": ray.get_runtime_context().get_node_id()})
+
+    def fail(config: dict[str, Any]) -> None:
+        raise FileNotFoundError(REASON)
+
+    file, stops = log_to(tmp_path / "sweep.log"), list[str]()
+    settings = SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address)
+    try:
+        with connected(settings, 2) as concurrent:
+            assert concurrent == 2
+            ended = run(trial, FailingNodes(WORKERS, stops.append), tmp_path / "one", 6, tries=2)
+            assert [result.error for result in ended] == [None] * 6
+            assert {result.metrics["where"] for result in ended} == {cluster.head_node.node_id}
+            assert not stops
+            run(fail, FailingNodes(WORKERS, stops.append, limit=1), tmp_path / "other", 2, tries=1)
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    tries = (tmp_path / "tries").read_text(encoding="utf-8").split("\n")
+    assert len([line for line in tries if line.endswith("True")]) == 2  # one try of two trials
+    log = (tmp_path / "sweep.log").read_text(encoding="utf-8")
+    address = cluster.head_node.node_ip_address
+    expected = rf"{address} is left out: t00\d and t00\d failed on it, the last one with: FileNotFoundError: {REASON}"
+    assert len(re.findall(expected, log)) == 1
+    assert stops == [
+        f"trials failed on every node, and all are left out; the last one said: FileNotFoundError: {REASON}"
+    ]
