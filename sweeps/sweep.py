@@ -287,12 +287,13 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     objective = Objective(plan.objective, plan.direction == "max")
+    cluster = bool(question.settings.address)
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch, objective))
+        launch(Job(settings, stages, metrics, group, str(trials / config[ID]), scratch, objective, cluster))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -8,21 +8,27 @@ Train worker group with DistributedDataParallel, which costs the start of its pr
 from __future__ import annotations
 
 import base64
+import functools
 import gc
 import io
 import os
 import socket
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from PIL import Image
 from ray import train as ray_train
 from ray import tune
+from ray._private.state import state
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -33,7 +39,8 @@ from trainables.settings import TrialSettings, override
 from trainables.training.best_step import Objective
 from trainables.training.checkpoint_folders import CheckpointNotWritten, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
-from trainables.training.reporting import Report, Reporter, TrialDiverged
+from trainables.training.preemption import MachineWatch, Notice
+from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.trial_log import kept_output
 from trainables.training.validation import Validation
 
@@ -48,6 +55,7 @@ FAILED, PID = "failed", "process"
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
 the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""
+
 NODE_LABEL, HEAD = "ray.io/node-id", "node:__internal_head__"
 """Ray's label with a node's id; its resource that only the head has."""
 
@@ -79,6 +87,7 @@ class Job:
         folder: the trial's folder in the results, for its checkpoints. Tune's own trial folder is deleted with its Ray.
         scratch: folder for the state of Train's worker groups, which is never read again; shared by all nodes.
         objective: decides which step is the best one, with `training.keep=best`.
+        on_cluster: whether machines may be taken away from the sweep.
     """
 
     settings: TrialSettings
@@ -88,6 +97,7 @@ class Job:
     folder: str
     scratch: str
     objective: Objective | None = None
+    on_cluster: bool = False
 
 
 class ResultsNotShared(RuntimeError):
@@ -105,6 +115,8 @@ def launch(job: Job) -> None:
         else:
             _in_worker_group(job)
     except Exception as error:
+        if isinstance(error, MachineLeaving):
+            raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
         if (end := last_report(error, job.settings)) is None:
             raise
         tune.report({**end, PID: os.getpid()})
@@ -145,7 +157,8 @@ def free_memory() -> None:
 def _in_this_process(job: Job) -> None:
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        _train(job, World(device=device), tune.report)
+        watch = machine_watch() if job.on_cluster else None
+        _train(job, World(device=device), tune.report, watch.leaving if watch else lambda: False)
 
     TorchTrainer(
         train_function,
@@ -159,6 +172,8 @@ def _in_worker_group(job: Job) -> None:
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
+        if job.on_cluster:
+            machine_watch()  # Train itself starts the group again elsewhere
         try:
             _train(job, world, ray_train.report)
         except TrialDiverged as error:  # in all workers: they see the same losses
@@ -181,7 +196,21 @@ def _in_worker_group(job: Job) -> None:
     ).fit()
 
 
-def _train(job: Job, world: World, send: Callable[..., None]) -> None:
+@functools.cache
+def machine_watch() -> MachineWatch:
+    """Watches this process's node from now on: asks its cloud for notices, and follows whether Ray drains it."""
+    node = ray.get_runtime_context().get_node_id()
+
+    def drain(notice: Notice) -> None:
+        if any(HEAD in one["Resources"] for one in ray.nodes() if one["NodeID"] == node):
+            return  # an idle node that is drained ends, and the whole cluster with its head
+        gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by Ray
+        gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, notice.reason, int(notice.deadline * 1000))
+
+    return MachineWatch(drain, lambda: node in state.get_draining_nodes())
+
+
+def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
     if not (run := Path(job.folder).parents[1]).is_dir():
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     with kept_output(Path(job.folder), world.rank):
@@ -190,7 +219,7 @@ def _train(job: Job, world: World, send: Callable[..., None]) -> None:
         prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
         start, damaged = newest_whole(Path(job.folder))
         reporter = _reporter(job, world, send, start, damaged)
-        train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
+        train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
@@ -252,6 +281,10 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
+        if row.reached is not None:
+            with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
+                keep_checkpoint(folder, row.reached, write)
+            return
         kept = start if row.repeated else None
         if kept is None and not row.start and world.rank == 0:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,19 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
-from trainables.training.launch import Workers, trial_resources
+from tests.helpers.metadata import Metadata, metadata_server
+from trainables.data.prepare import make_stores
+from trainables.data.stages.needed import needed_stages
+from trainables.methods.build import method_class
+from trainables.settings import TrialSettings, override
+from trainables.training.launch import REPEATED, Job, Workers, launch, trial_resources
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
 WORKERS = Workers(count=1)
 REASON = "no weights on this machine"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head and a broken worker, with one CPU each."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -37,6 +42,10 @@ def cluster() -> Iterator[Cluster]:
         yield made
     finally:
         made.shutdown()
+
+
+def settings_of(cluster: Cluster) -> SweepSettings:
+    return SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address)
 
 
 def run(trial: Any, nodes: FailingNodes, folder: Path, trials: int, tries: int) -> list[Any]:
@@ -73,9 +82,8 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
         raise FileNotFoundError(REASON)
 
     file, stops = log_to(tmp_path / "sweep.log"), list[str]()
-    settings = SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address)
     try:
-        with connected(settings, 2) as concurrent:
+        with connected(settings_of(cluster), 2) as concurrent:
             assert concurrent == 2
             ended = run(trial, FailingNodes(WORKERS, stops.append), tmp_path / "one", 6, tries=2)
             assert [result.error for result in ended] == [None] * 6
@@ -94,3 +102,63 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
     assert stops == [
         f"trials failed on every node, and all are left out; the last one said: FileNotFoundError: {REASON}"
     ]
+
+
+class Reclaimed(FailingNodes):
+    """A node gets a notice when a trial has reported from it.
+
+    Args:
+        servers: of each node.
+    """
+
+    def __init__(self, servers: Mapping[str, Metadata]) -> None:
+        super().__init__(WORKERS, lambda reason: None)
+        self.servers, self.seen = servers, list[tuple[str, int]]()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        node, _ = self._running[trial.config[ID]]
+        self.servers[node].notice = True
+        self.seen.append((node, result["step"]))
+
+
+def test_trial_leaves_a_machine_that_will_be_taken_back(
+    cluster: Cluster, small: TrialSettings, store_root: Path, tmp_path: Path
+) -> None:
+    """Both other nodes ask a metadata server. The one on which the trial reports first gets a notice."""
+    settings = override(small, {"training.max_steps": 100_000, "training.reports": 4_000})
+    stages = tuple(needed_stages(settings, store_root, method_class(settings.method).columns(settings)))
+    make_stores(settings, stages)
+    folder = tmp_path / "trials" / "t000"
+    job = Job(settings, stages, ("val/psnr",), WORKERS, str(folder), str(tmp_path), on_cluster=True)
+    file = log_to(tmp_path / "sweep.log")
+    with metadata_server() as first, metadata_server() as second:
+        servers = {
+            cluster.add_node(num_cpus=1, resources={"spot": 1}, env_vars=server.variables).node_id: server
+            for server in (first, second)
+        }
+        connection = SweepSettings(
+            "x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address
+        )
+        with connected(connection, 1):
+            nodes = Reclaimed(servers)
+            (result,) = tune.Tuner(
+                tune.with_resources(lambda config: launch(job), tune.PlacementGroupFactory([{"CPU": 1, "spot": 1}])),
+                param_space={ID: "t000", GIVEN: True},
+                tune_config=tune.TuneConfig(
+                    scheduler=SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)
+                ),
+                run_config=tune.RunConfig(
+                    name="tune", storage_path=str(tmp_path), callbacks=[nodes], stop={REPEATED: True}, verbose=0
+                ),
+            ).fit()
+    logger.removeHandler(file)
+    file.close()
+    assert (tmp_path / "sweep.log").read_text(encoding="utf-8").count(" will be taken away, and gets no more work") == 1
+    assert result.error is None  # although no failure is allowed
+    (before, *_), (after, again) = nodes.seen[0], nodes.seen[-1]
+    assert {before, after} == servers.keys()
+    last = nodes.seen[-2][1]
+    assert again == last  # the last report, sent once more
+    assert last < int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2]) < last + settings.training.report_every
+    text = (folder / "log.txt").read_text(encoding="utf-8")
+    assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
