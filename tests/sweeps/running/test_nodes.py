@@ -162,3 +162,24 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     assert last < int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2]) < last + settings.training.report_every
     text = (folder / "log.txt").read_text(encoding="utf-8")
     assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
+
+
+def test_messages_of_ray_are_in_the_log_only(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The machine of a node is lost; another process on it sends the last lines of its log."""
+    node = cluster.add_node(num_cpus=0)
+    file = log_to(tmp_path / "sweep.log")
+    try:
+        with connected(settings_of(cluster), 1):
+            logger.info("seen by all")
+            cluster.remove_node(node, allow_graceful=False)
+            deadline = time.monotonic() + 60
+            while "Raylet is terminated" not in (log := (tmp_path / "sweep.log").read_text(encoding="utf-8")):
+                assert time.monotonic() < deadline, log
+                time.sleep(0.2)
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    shown = capfd.readouterr()
+    assert "seen by all" in shown.err and "Raylet" not in shown.err + shown.out
