@@ -145,6 +145,8 @@ class TestWholeSweep:
                 assert [weight * value for _, value in raw] == pytest.approx([value for _, value in weighted], rel=1e-5)
             for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
                 assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
+            for used in ("speed/images_per_second", "memory/peak_gb"):
+                assert [step for step, _ in scalars(run / "trials" / name, used)] == steps(run, name)[1:]
             events = EventAccumulator(str(run / "trials" / name), size_guidance={"images": 0})
             events.Reload()
             tags = [tag for tag in events.Tags()["images"] if not tag.startswith("test")]

@@ -117,18 +117,23 @@ def launch(job: Job) -> None:
     except Exception as error:
         if isinstance(error, MachineLeaving):
             raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
-        if (end := last_report(error, job.settings)) is None:
+        elsewhere = job.on_cluster and job.workers.count == 1
+        if (end := last_report(error, job.settings, elsewhere)) is None:
             raise
         tune.report({**end, PID: os.getpid()})
     finally:
         free_memory()
 
 
-def last_report(error: Exception, settings: TrialSettings) -> dict[str, str] | None:
-    """The last report of a trial that another try would not help; None if it may help."""
+def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = False) -> dict[str, str] | None:
+    """The last report of a trial that another try would not help; None if it may help.
+
+    Args:
+        elsewhere: whether the next try is on another node.
+    """
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
     for cause in causes:
-        if isinstance(cause, ResultsNotShared):
+        if isinstance(cause, ResultsNotShared) and not elsewhere:
             return {NOT_WRITTEN: str(cause)}
         if isinstance(cause, TrialDiverged):
             return {FAILED: str(cause)}
