@@ -11,6 +11,7 @@ import base64
 import functools
 import gc
 import io
+import logging
 import os
 import socket
 import uuid
@@ -30,6 +31,7 @@ from ray._private.state import state
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution import context as context_module
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -174,6 +176,8 @@ def _in_this_process(job: Job) -> None:
 
 def _in_worker_group(job: Job) -> None:
     def train_function() -> None:
+        # Train would print every report, with its pictures as text, and the trial's log would have them.
+        context_module.logger.setLevel(logging.WARNING)
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
