@@ -24,6 +24,7 @@ from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.recording.trackers import make_tracker
 from sweeps.running.clock import Clock, Deadline
+from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
@@ -250,6 +251,8 @@ def _tune(
     )
     if not search.left:
         return search
+    each = workers(question.settings)
+    nodes = FailingNodes(each, recorder.stop) if question.settings.address and each.count == 1 else None
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -261,6 +264,7 @@ def _tune(
         plan.further,
         lambda: clock.left < 0,
         training.keeps_best,
+        nodes,
     )
     scratch, tracker = folder.scratch.resolve(), question.settings.log_to
     trackers = [make_tracker(tracker, folder.path)] if tracker else []
@@ -278,7 +282,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder, live, *trackers],
+            callbacks=[recorder, live, *trackers, *([nodes] if nodes else [])],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -298,6 +302,7 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     objective = Objective(plan.objective, plan.direction == "max")
     trials_bucket = folder.bucket.run.join("trials") if folder.bucket else None
+    cluster = bool(question.settings.address)
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
     def trial(config: dict[str, Any]) -> None:
@@ -305,6 +310,6 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
         own, bucket = str(trials / config[ID]), trials_bucket.join(config[ID]).uri if trials_bucket else ""
-        launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket))
+        launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket, cluster))
 
     return tune.with_resources(trial, trial_resources(group))

@@ -7,7 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-_NUMBER_PREFIXES = ("val/", "test/", "loss/", "weighted/", "train/")
+USAGE = ("speed/", "memory/", "gpu/")
+"""How a trial uses its device: columns of the history, and scalars of TensorBoard."""
+
+_NUMBER_PREFIXES = ("val/", "test/", "loss/", "weighted/", "train/", *USAGE)
 
 
 def to_arrow(rows: list[dict[str, Any]], columns: Mapping[str, pa.DataType]) -> pa.Table:

@@ -23,6 +23,15 @@ PROGRESS = "progress"
 """Attribute of log records about the progress of single trials: a live view shows it instead."""
 _SHOWN = {PROGRESS: True}
 
+_FILE_ONLY = "file_only"
+FOR_FILE = {_FILE_ONLY: True}
+"""`extra` of log records that are not for the terminal."""
+
+
+def for_terminal(record: logging.LogRecord) -> bool:
+    """Whether a record is for the terminal too. A filter of logging."""
+    return not getattr(record, _FILE_ONLY, False)
+
 
 class StandardError(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is at that moment: notebooks and tests replace it while a process lives."""
@@ -43,6 +52,7 @@ def log_to(path: Path) -> logging.Handler:
     if not logger.handlers:
         terminal = StandardError()
         terminal.setFormatter(form)
+        terminal.addFilter(for_terminal)
         logger.addHandler(terminal)
     file = logging.FileHandler(path)
     file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk costs the line, not a traceback

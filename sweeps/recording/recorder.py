@@ -20,6 +20,7 @@ from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
+from sweeps.recording.columns import USAGE
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import Progress, logger
 from sweeps.recording.tables import RunTables, confirming, has_ended
@@ -42,7 +43,7 @@ from trainables.training.launch import (
 from trainables.training.pictures import PICTURES
 from trainables.training.validation import Validation
 
-TABLED = ("val/", "test/", "loss/", "weighted/", "train/")
+TABLED = ("val/", "test/", "loss/", "weighted/", "train/", *USAGE)
 
 MAX_FAILURES = 2
 """Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""
@@ -260,7 +261,9 @@ class Recorder(Callback):
         if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
             trial.max_failures = trial.num_failures + MAX_FAILURES
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
-        scalars = {name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/"))}
+        scalars = {
+            name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/", *USAGE))
+        }
         self.board.report(id, result["step"], scalars)
         self._images(id, kept, validation, "input | output | target")
         self._test_images(id, kept, test)
@@ -282,7 +285,7 @@ class Recorder(Callback):
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "failed", _reason(trial))
+        self._end(trial, "failed", reason_of(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         try:
@@ -294,7 +297,7 @@ class Recorder(Callback):
             for trial in trials:
                 if trial.status == trial.ERROR and trial.config[ID] not in failed:
                     self._introduce(trial)
-                    self._end(trial, "failed", _reason(trial))
+                    self._end(trial, "failed", reason_of(trial))
             self.board.close()
             self.tables.flush(force=True)
         except OSError as error:  # the next driver finds them as running, and marks them as interrupted
@@ -343,7 +346,7 @@ def _count(reports: list[dict[str, Any]]) -> int | None:
     return counts[-1] if counts else None
 
 
-def _reason(trial: Any) -> str:
+def reason_of(trial: Any) -> str:
     """The last line of the error that a trial's process raised."""
     error = trial.get_error() if hasattr(trial, "get_error") else None
     lines = [line for line in str(error or "").strip().splitlines() if line.strip()]

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.formatting import metric_text, metric_title, metric_unit
-from sweeps.recording.progress import PROGRESS, Progress, StandardError, logger
+from sweeps.recording.progress import PROGRESS, Progress, StandardError, for_terminal, logger
 from trainables.common.units import duration
 
 _PER_SECOND = 2.0
@@ -97,6 +97,7 @@ def live_view(progress: Progress) -> Iterator[None]:
     console = Console(stderr=True)
     above = _Above(console)
     above.setFormatter(terminals[0].formatter)
+    above.addFilter(for_terminal)
     for terminal in terminals:
         logger.removeHandler(terminal)
     logger.addHandler(above)

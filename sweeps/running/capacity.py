@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
 from ray.experimental.internal_kv import _internal_kv_get
@@ -61,10 +63,20 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def places(workers: Workers) -> int:
-    """How many workers fit on the nodes there are. A worker must fit on one node."""
-    each = workers.each.items()
-    return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in each) for node in alive_nodes())
+def node_name(node: dict[str, Any]) -> str:
+    """The address by which lines of the log name a node."""
+    return str(node["NodeManagerAddress"])
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that will be taken away and get no more work."""
+    return set(state.get_draining_nodes())
+
+
+def places(workers: Workers, nodes: Sequence[dict[str, Any]] | None = None) -> int:
+    """How many workers fit on the nodes there are, or on these. A worker must fit on one node."""
+    each, nodes = workers.each.items(), alive_nodes() if nodes is None else nodes
+    return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in each) for node in nodes)
 
 
 def cluster_status() -> GetClusterStatusReply:

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from sweeps.formatting import count_text
 from sweeps.recording.progress import logger
-from sweeps.running.capacity import alive_nodes, cluster_status
+from sweeps.running.capacity import alive_nodes, cluster_status, draining_nodes, node_name
 
 _EVERY = 2.0  # seconds
 _AGAIN = 300.0  # seconds until a state that has not changed is said again
@@ -32,7 +32,8 @@ class ClusterWatch:
 
     def __init__(self, nodes: bool) -> None:
         self._nodes = nodes
-        self._known = {node["NodeID"]: _name(node) for node in alive_nodes()}
+        self._known = {node["NodeID"]: node_name(node) for node in alive_nodes()}
+        self._draining: set[str] = set()
         self._said, self._at, self._seen = "", 0.0, 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-watch", daemon=True)
@@ -54,7 +55,7 @@ class ClusterWatch:
                 continue
 
     def _say_nodes(self) -> None:
-        now = {node["NodeID"]: _name(node) for node in alive_nodes()}
+        now = {node["NodeID"]: node_name(node) for node in alive_nodes()}
         for id in now.keys() - self._known.keys():
             logger.info("cluster    %s joined; %s", now[id], _nodes(len(now)))
         for id in self._known.keys() - now.keys():
@@ -62,6 +63,9 @@ class ClusterWatch:
                 "cluster    %s is gone; %d nodes. Its trials continue from their checkpoints", self._known[id], len(now)
             )
         self._known = now
+        for id in draining_nodes() & now.keys() - self._draining:
+            logger.info("cluster    %s will be taken away, and gets no more work; its trials move", now[id])
+            self._draining.add(id)
 
     def _say_demand(self) -> None:
         text = waiting_for()

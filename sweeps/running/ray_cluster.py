@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray._private.services import canonicalize_bootstrap_address
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder
-from sweeps.recording.progress import logger
+from sweeps.recording.progress import FOR_FILE, logger
 from sweeps.running.capacity import trials_at_once
 from sweeps.running.cluster_watch import ClusterWatch
 from sweeps.running.ray_watch import RayWatch, end_children
@@ -32,6 +34,8 @@ _ENVIRONMENT = {
     # Train's controller polls for reports at this interval; its default of 2 s is as long as a small step.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Train would print again, through its logger, what a worker of a group prints, and the trial's log would have both.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # The recorder writes tables and TensorBoard; Tune's own loggers would write a second, different set.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A failed trial reports its error instead of a metric.
@@ -89,7 +93,7 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
     direct = without_proxy(_head(settings.address))
     os.environ |= direct
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
-    with _joined(settings, _ENVIRONMENT | direct) if anywhere else _started(groups, lost):
+    with _messages_in_log(), _joined(settings, _ENVIRONMENT | direct) if anywhere else _started(groups, lost):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -100,6 +104,24 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
         finally:
             if watch:
                 watch.close()
+
+
+@contextmanager
+def _messages_in_log() -> Iterator[None]:
+    """Writes what Ray's nodes tell the driver into the sweep's log only. When a process of Ray ends, that is dozens of
+    lines of its C++ log, which Ray prints on the terminal, in the middle of the progress.
+    """
+    printed = ray_worker.print_to_stdstream
+
+    def keep(data: Any, ignore_prefix: bool) -> None:
+        for line in "\n".join(data["lines"]).splitlines():
+            logger.info("ray        %s", line.rstrip(), extra=FOR_FILE)
+
+    ray_worker.print_to_stdstream = keep
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = printed
 
 
 def without_proxy(*hosts: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.planning.objectives import Objective
 from sweeps.recording.tables import TableRow, confirming, has_ended
+from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.rungs import Rungs
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
 from trainables.training.launch import kept_values
@@ -33,6 +34,7 @@ class SweepScheduler(FIFOScheduler):
         keeps_best: whether a trial is judged by its best step so far (`training.keep=best`), with one objective.
         over: whether the time for the search is over. Then its trials stop at their next report, except the first one,
             the baseline.
+        nodes: keeps trials away from nodes on which they fail; None to leave that out.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class SweepScheduler(FIFOScheduler):
         further: Sequence[Objective] = (),
         over: Callable[[], bool] = lambda: False,
         keeps_best: bool = False,
+        nodes: FailingNodes | None = None,
     ) -> None:
         super().__init__()
         self._objectives = (Objective(metric, mode), *further)
         self._max_steps = max(1, max_steps)
         self._reports_of, self._over, self._keeps_best = reports_of, over, keeps_best
+        self._nodes = nodes
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
         counted = set[str]()
         for row in rows:
@@ -80,6 +84,13 @@ class SweepScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if trial.config.get(KIND) != CONFIRMATION:
             self._record_earlier(trial.config[ID])
+        if self._nodes:
+            self._nodes.place(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if self._nodes:
+            self._nodes.failed(trial)
+            self._nodes.place(trial)  # now: Tune files a trial that is tried again under its resources
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         gains = self._gains(kept_values(result))

@@ -62,6 +62,9 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
 
     assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished"}
     assert (run / "best" / "weights.safetensors").exists()
+    for log in ("log.txt", "log-1.txt"):  # of both workers, from both drivers
+        text = (run / "trials" / "t000" / log).read_text(encoding="utf-8")
+        assert text.count(" UTC: starts on host ") == 2 and "Reporting training result" not in text
     rows = {row["step"]: row for row in read_rows(run / "history.parquet") if row["id"] == "t000"}
     expected = alone(run, store)
     assert list(rows) == list(expected) == [0, 2, 4, 6, 8]

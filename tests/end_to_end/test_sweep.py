@@ -67,7 +67,7 @@ class TestWholeSweep:
         for name in (
             *("settings.yaml", "leaderboard.parquet", "leaderboard.csv", "history.parquet", "per_image.parquet"),
             *("optuna.journal", "sweep.log", "best/weights.safetensors", "best/settings.json", "best/README.md"),
-            *("report/index.html", "report/answer.md", "trials/t000/params.json"),
+            *("report/index.html", "report/answer.md", "trials/t000/params.json", "trials/t000/log.txt"),
         ):
             assert (run / name).stat().st_size > 0, name
         record = yaml.safe_load((run / "settings.yaml").read_text())
@@ -155,6 +155,8 @@ class TestWholeSweep:
                 assert [weight * value for _, value in raw] == pytest.approx([value for _, value in weighted], rel=1e-5)
             for metric in ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips"):
                 assert [step for step, _ in scalars(run / "trials" / name, metric)] == steps(run, name)
+            for used in ("speed/images_per_second", "memory/peak_gb"):
+                assert [step for step, _ in scalars(run / "trials" / name, used)] == steps(run, name)[1:]
             events = EventAccumulator(str(run / "trials" / name), size_guidance={"images": 0})
             events.Reload()
             tags = [tag for tag in events.Tags()["images"] if not tag.startswith("test")]

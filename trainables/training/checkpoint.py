@@ -42,12 +42,13 @@ def write_checkpoint(
     validation, step = (best.validation, best.step) if best else (report.validation, report.step)
     state = {
         "method": settings.method,
-        "step": report.step,
+        "step": report.step if report.reached is None else report.reached,
         "networks": method.trained_state(),
         "ema": ema.state_dict(),
         "optimisation": optimisation,
         "best": best.state if best else None,
         "report": {
+            "step": report.step,
             "metrics": dict(report.metrics),
             "losses": [[step, dict(terms)] for step, terms in report.losses],
             **_kept(report.validation),
@@ -77,7 +78,8 @@ def report_of(folder: Path, state: dict[str, Any]) -> Report:
         return Report(state["step"], validation.means, [], validation, repeated=True)
     test = _measured(kept["test"]) if kept.get("test") else None
     losses = [(step, terms) for step, terms in kept.get("losses", [])]
-    return Report(state["step"], kept["metrics"], losses, _measured(kept), repeated=True, test=test)
+    step = kept.get("step", state["step"])
+    return Report(step, kept["metrics"], losses, _measured(kept), repeated=True, test=test)
 
 
 def _kept(validation: Validation) -> dict[str, Any]:

@@ -8,24 +8,32 @@ Train worker group with DistributedDataParallel, which costs the start of its pr
 from __future__ import annotations
 
 import base64
+import functools
 import gc
 import io
+import logging
 import os
 import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from PIL import Image
 from ray import train as ray_train
 from ray import tune
+from ray._private.state import state
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution import context as context_module
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -39,7 +47,9 @@ from trainables.training.best_step import Objective
 from trainables.training.bucket_checkpoints import download_newest, upload_checkpoint
 from trainables.training.checkpoint_folders import CheckpointNotWritten, drop_older, keep_checkpoint, newest_whole
 from trainables.training.loop import World, train
-from trainables.training.reporting import Report, Reporter, TrialDiverged
+from trainables.training.preemption import MachineWatch, Notice
+from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
+from trainables.training.trial_log import kept_output
 from trainables.training.validation import Validation
 
 LOSSES, VALIDATION, TEST, REPEATED = "losses", "validation", "test", "repeated"
@@ -53,6 +63,9 @@ FAILED, PID = "failed", "process"
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
 the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""
+
+NODE_LABEL, HEAD = "ray.io/node-id", "node:__internal_head__"
+"""Ray's label with a node's id; its resource that only the head has."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Job:
         objective: decides which step is the best one, with `training.keep=best`.
         bucket: URI of the trial's folder in a bucket, for results that are in one. Checkpoints are then in it, and
             `folder` and `scratch` are on the head alone.
+        on_cluster: whether machines may be taken away from the sweep.
     """
 
     settings: TrialSettings
@@ -94,6 +108,7 @@ class Job:
     scratch: str
     objective: Objective | None = None
     bucket: str = ""
+    on_cluster: bool = False
 
     @property
     def own_folder(self) -> Path:
@@ -120,18 +135,25 @@ def launch(job: Job) -> None:
         else:
             _in_worker_group(job)
     except Exception as error:
-        if (end := last_report(error, job.settings)) is None:
+        if isinstance(error, MachineLeaving):
+            raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
+        elsewhere = job.on_cluster and job.workers.count == 1
+        if (end := last_report(error, job.settings, elsewhere)) is None:
             raise
         tune.report({**end, PID: os.getpid()})
     finally:
         free_memory()
 
 
-def last_report(error: Exception, settings: TrialSettings) -> dict[str, str] | None:
-    """The last report of a trial that another try would not help; None if it may help."""
+def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = False) -> dict[str, str] | None:
+    """The last report of a trial that another try would not help; None if it may help.
+
+    Args:
+        elsewhere: whether the next try is on another node.
+    """
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
     for cause in causes:
-        if isinstance(cause, ResultsNotShared):
+        if isinstance(cause, ResultsNotShared) and not elsewhere:
             return {NOT_WRITTEN: str(cause)}
         if isinstance(cause, TrialDiverged):
             return {FAILED: str(cause)}
@@ -160,7 +182,8 @@ def free_memory() -> None:
 def _in_this_process(job: Job) -> None:
     def train_function() -> None:
         device = torch.device("cuda" if job.workers.gpus else "cpu")
-        _train(job, World(device=device), tune.report)
+        watch = machine_watch() if job.on_cluster else None
+        _train(job, World(device=device), tune.report, watch.leaving if watch else lambda: False)
 
     with tempfile.TemporaryDirectory() as own:
         TorchTrainer(
@@ -173,9 +196,13 @@ def _in_this_process(job: Job) -> None:
 
 def _in_worker_group(job: Job) -> None:
     def train_function() -> None:
+        # Train would print every report, with its pictures as text, and the trial's log would have them.
+        context_module.logger.setLevel(logging.WARNING)
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
+        if job.on_cluster:
+            machine_watch()  # Train itself starts the group again elsewhere
         try:
             _train(job, world, ray_train.report)
         except TrialDiverged as error:  # in all workers: they see the same losses
@@ -198,19 +225,37 @@ def _in_worker_group(job: Job) -> None:
     ).fit()
 
 
-def _train(job: Job, world: World, send: Callable[..., None]) -> None:
-    if not job.bucket and not (run := Path(job.folder).parents[1]).is_dir():
+@functools.cache
+def machine_watch() -> MachineWatch:
+    """Watches this process's node from now on: asks its cloud for notices, and follows whether Ray drains it."""
+    node = ray.get_runtime_context().get_node_id()
+
+    def drain(notice: Notice) -> None:
+        if any(HEAD in one["Resources"] for one in ray.nodes() if one["NodeID"] == node):
+            return  # an idle node that is drained ends, and the whole cluster with its head
+        gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by Ray
+        gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, notice.reason, int(notice.deadline * 1000))
+
+    return MachineWatch(drain, lambda: node in state.get_draining_nodes())
+
+
+def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
+    here = Path(job.folder).parents[1].is_dir()
+    if not job.bucket and not here:
+        run = Path(job.folder).parents[1]
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
-    torch.set_num_threads(job.workers.threads)
-    # The driver has compared the contents; here only sizes and schemas are checked.
-    prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
-    try:
-        start, damaged = _newest(job)
-        reporter = _reporter(job, world, send, start, damaged)
-        train(job.settings, prepared, job.metrics, world, reporter, start, job.objective)
-    finally:
-        if job.bucket:  # it has all that is needed to continue
-            shutil.rmtree(job.own_folder, ignore_errors=True)
+    # With results in a bucket, what is printed on other machines than the driver's is not kept.
+    with kept_output(Path(job.folder), world.rank) if here else nullcontext():
+        torch.set_num_threads(job.workers.threads)
+        # The driver has compared the contents; here only sizes and schemas are checked.
+        prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
+        try:
+            start, damaged = _newest(job)
+            reporter = _reporter(job, world, send, start, damaged)
+            train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
+        finally:
+            if job.bucket:  # it has all that is needed to continue
+                shutil.rmtree(job.own_folder, ignore_errors=True)
 
 
 def _newest(job: Job) -> tuple[Path | None, list[str]]:
@@ -280,15 +325,23 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
     """
     folder = job.own_folder
 
+    def keep(step: int, write: Callable[[Path], None]) -> Path:
+        kept = keep_checkpoint(folder, step, write)
+        if job.bucket:
+            upload_checkpoint(kept, BucketFolder(job.bucket))
+            drop_older(folder, 0)
+        return kept
+
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
+        if row.reached is not None:
+            with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
+                keep(row.reached, write)
+            return
         kept = start if row.repeated else None
         if kept is None and not row.start and world.rank == 0:
             try:
-                kept = keep_checkpoint(folder, row.step, write)
-                if job.bucket:
-                    upload_checkpoint(kept, BucketFolder(job.bucket))
-                    drop_older(folder, 0)
+                kept = keep(row.step, write)
             except CheckpointNotWritten as error:
                 send({NOT_WRITTEN: str(error), PID: os.getpid()})
                 return
@@ -299,12 +352,17 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
     return report
 
 
-def trial_resources(workers: Workers) -> tune.PlacementGroupFactory:
+def trial_resources(workers: Workers, avoided: Collection[str] = ()) -> tune.PlacementGroupFactory:
     """The resources that Tune reserves for a trial: those of its one worker.
+
+    Args:
+        avoided: ids of nodes on which it must not run; of one worker only.
 
     Train places the workers of a group itself. Then Tune reserves a small part of the head node's own resource, so that
     a trial's driver never competes with workers for CPUs.
     """
     if workers.count == 1:
-        return tune.PlacementGroupFactory([workers.each])
-    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        others = [{NODE_LABEL: f"!in({','.join(sorted(avoided))})"}]
+        where: dict[str, Any] = {"bundle_label_selector": others} if avoided else {}
+        return tune.PlacementGroupFactory([workers.each], **where)
+    return tune.PlacementGroupFactory([{HEAD: 0.001}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ from trainables.training.best_step import BestStep, Objective, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
-from trainables.training.reporting import LossRow, Report, Reporter, TrialDiverged
+from trainables.training.reporting import LossRow, MachineLeaving, Report, Reporter, TrialDiverged
+from trainables.training.usage import Usage
 from trainables.training.validation import TEST_DRAW, Validation, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +72,7 @@ class Trainer:
     Args:
         metric_names: metrics of a validation.
         objective: decides which step is the best one, with `training.keep=best`.
+        leaving: whether the machine will be taken away; of one worker only.
 
     Raises:
         ValueError: `training.keep=best` without an objective.
@@ -83,6 +85,7 @@ class Trainer:
         metric_names: tuple[str, ...],
         world: World,
         objective: Objective | None = None,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         training = settings.training
         if training.keeps_best and objective is None:
@@ -112,9 +115,12 @@ class Trainer:
             )
         self.step = 0
         self.loaded: Report | None = None
+        self._last: Report | None = None
+        self._leaving = leaving
         self.best: BestStep | None = None
         self._objective = objective if training.keeps_best else None
         self.log = _LossLog(training.log_every)
+        self.usage = Usage(world.device)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
         parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
@@ -125,6 +131,7 @@ class Trainer:
 
         Raises:
             TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
+            MachineLeaving: after a checkpoint, because `leaving` said so.
         """
         training = self.settings.training
         if self.loaded is not None:
@@ -134,22 +141,26 @@ class Trainer:
         if self.loaded is None and training.max_steps and (self.method.pretrained or self.settings.checkpoint):
             self._report_start(report)
         while True:
-            until = min(self.step + training.report_every, training.max_steps)
+            until = min((self.step // training.report_every + 1) * training.report_every, training.max_steps)
             # A last interval of less than half the length is joined with the previous one.
             if training.max_steps - until < training.report_every / 2:
                 until = training.max_steps
             trained = self.train_until(until)
+            if self.step < until:
+                self._leave(report)
             started = time.monotonic()
             validation, test = self._validate(self.prepared), None
             self._keep(validation)
             if self.step >= training.max_steps and self.prepared.test:
                 best = self.best.applied(self.method) if self.best else None
                 test = self._validate(self.prepared.test, TEST_DRAW, best)
+            used = self.usage.take(self.log.steps * training.batch_size, trained)
             rate = training.peak_rate * learning_rate_factor(training, max(0, self.step - 1))
             metrics = (
                 validation.means
                 | (test.test_means if test else {})
                 | self.log.means()
+                | used
                 | {
                     "train/step_seconds": trained / max(1, self.log.steps),
                     "train/validation_seconds": time.monotonic() - started,
@@ -180,11 +191,17 @@ class Trainer:
             with self.ema.applied():
                 self.best = BestStep(self.step, value, averaged_weights(self.method), validation)
 
+    def _leave(self, report: Reporter) -> None:
+        """Writes a checkpoint between two reports. It repeats the last one, so there is none before the first."""
+        if self._last is not None and self._last.step < self.step:
+            self._send(replace(self._last, reached=self.step, best=self.best), report)
+        raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
+
     def train_until(self, step: int) -> float:
-        """Trains up to that step; returns the seconds it took."""
+        """Trains up to that step, or until the machine is to be left; returns the seconds it took."""
         started = time.monotonic()
         self.method.networks.train()
-        while self.step < step:
+        while self.step < step and not self._leaving():
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
@@ -194,6 +211,7 @@ class Trainer:
                     terms |= self._optimise(phase, part, factor)
                 self.log.add(self.step + 1, terms)
             self.log.end_step(self.step + 1)
+            self.usage.look()
             if self.world.size > 1:
                 self._share_statistics()
             self.ema.update()
@@ -306,6 +324,7 @@ class Trainer:
             write_checkpoint(folder, row, self.method, self.ema, optimisation)
 
         report(row, write)
+        self._last = row
 
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
@@ -406,13 +425,14 @@ def train(
     report: Reporter,
     checkpoint: Path | None = None,
     objective: Objective | None = None,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains a trial from its start, or from `checkpoint`, to its last step.
 
     Args:
-        objective: see `Trainer`.
+        objective, leaving: see `Trainer`.
     """
-    trainer = Trainer(settings, prepared, metric_names, world, objective)
+    trainer = Trainer(settings, prepared, metric_names, world, objective, leaving)
     if checkpoint is not None:
         trainer.load(checkpoint)
     trainer.run(report)

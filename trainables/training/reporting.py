@@ -20,7 +20,7 @@ class Report:
     Attributes:
         step: finished optimiser steps.
         metrics: `val/*` means over the validation set, `test/*` over the test set, `loss/*` and `weighted/*` means
-            since the last report, `train/*` timings.
+            since the last report, `train/*` timings, and what `usage.Usage.take` gives.
         losses: the terms step by step since the last report, every `log_every` steps.
         validation: the values of every image, and the picture.
         test: the same of the test images; only in the last report of a trial of the confirmation.
@@ -29,6 +29,8 @@ class Report:
         start: whether a training begins with it, at step 0. It needs no checkpoint: it can be made again at once.
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
+        reached: finished steps, if the trial leaves its machine after more of them than it has reported. Only a
+            checkpoint is written, with this report, and nothing is sent.
     """
 
     step: int
@@ -39,11 +41,16 @@ class Report:
     test: Validation | None = None
     start: bool = False
     best: BestStep | None = None
+    reached: int | None = None
 
 
 Reporter = Callable[[Report, Callable[[Path], None]], None]
 """`report(row, write)` takes a report; if the trial is stopped, it does not return. `write(folder)` writes the
 checkpoint into a folder that the reporter chooses."""
+
+
+class MachineLeaving(RuntimeError):
+    """The machine will be taken away. The trial has a checkpoint, and continues on another one."""
 
 
 class TrialDiverged(RuntimeError):

@@ -20,6 +20,7 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
+from tests.helpers.tensorboard import scalars
 from trainables.training.launch import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
 from trainables.training.reporting import Report
 from trainables.training.validation import Validation
@@ -244,7 +245,8 @@ def measured(
         np.full((2, 6, 3), step % 256, np.uint8),
     )
     times = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
-    means = {"val/psnr": psnr, **times} | (test.test_means if test else {})
+    used = {"speed/images_per_second": 64.0, "memory/peak_gb": 0.5} if step else {}
+    means = {"val/psnr": psnr, **times, **used} | (test.test_means if test else {})
     report = Report(step, means, [], validation, repeated, test)
     return {**payload(report), "time_total_s": 1.0}
 
@@ -379,6 +381,8 @@ def test_first_report_before_training_has_no_step_time(tmp_path: Path) -> None:
     log = record(tmp_path, 120, [start, measured(60, 0.3), measured(120, 0.3)])
     (row,) = read_rows(tmp_path / "leaderboard.parquet")
     assert row["step_seconds"] == pytest.approx(0.3) and row["trained_parameters"] == 532768
+    assert [r["speed/images_per_second"] for r in read_rows(tmp_path / "history.parquet")] == [None, 64.0, 64.0]
+    assert scalars(tmp_path / "trials" / "t000", "memory/peak_gb") == [(60, 0.5), (120, 0.5)]
     assert [line for line in log if "parameters train" in line] == [
         "t000 step 60/120  psnr 22.00  attention, 0.533 M parameters train"
     ]

@@ -28,6 +28,11 @@ def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool
         assert last_report(of_a_worker(error) if wrapped else error, tiny) == expected
 
 
+def test_node_without_the_results_fails_if_the_next_try_is_elsewhere(tiny: TrialSettings) -> None:
+    assert last_report(ResultsNotShared("--results: node a"), tiny, elsewhere=True) is None
+    assert last_report(TrialDiverged("step 3: loss/x is nan"), tiny, elsewhere=True) is not None
+
+
 def test_out_of_memory_names_the_settings_that_help(tiny: TrialSettings) -> None:
     changed = override(tiny, {"training.batch_size": 8, "training.accumulate": 2})
     assert "training.batch_size=8: try training.accumulate=4 or more" in out_of_memory(changed)

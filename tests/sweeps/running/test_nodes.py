@@ -1,0 +1,185 @@
+"""Real clusters with a node on which every trial fails, and with one that will be taken back."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.cluster_utils import Cluster
+
+from sweeps.planning.settings import SweepSettings
+from sweeps.recording.progress import log_to, logger
+from sweeps.running.failing_nodes import FailingNodes
+from sweeps.running.ray_cluster import connected
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.trial_config import GIVEN, ID
+from tests.helpers.metadata import Metadata, metadata_server
+from trainables.data.prepare import make_stores
+from trainables.data.stages.needed import needed_stages
+from trainables.methods.build import method_class
+from trainables.settings import TrialSettings, override
+from trainables.training.launch import REPEATED, Job, Workers, launch, trial_resources
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
+WORKERS = Workers(count=1)
+REASON = "no weights on this machine"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head and a broken worker, with one CPU each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"})
+        made.wait_for_nodes()
+        yield made
+    finally:
+        made.shutdown()
+
+
+def settings_of(cluster: Cluster) -> SweepSettings:
+    return SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address)
+
+
+def run(trial: Any, nodes: FailingNodes, folder: Path, trials: int, tries: int) -> list[Any]:
+    tuner = tune.Tuner(
+        tune.with_resources(trial, trial_resources(WORKERS)),
+        param_space={ID: tune.grid_search([f"t{number:03d}" for number in range(trials)]), GIVEN: True},
+        tune_config=tune.TuneConfig(
+            scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes),
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            callbacks=[nodes],
+            failure_config=tune.FailureConfig(max_failures=tries - 1),
+            verbose=0,
+        ),
+    )
+    return list(tuner.fit())
+
+
+def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    def trial(config: dict[str, Any]) -> None:
+        with open(tmp_path / "tries", "a", encoding="utf-8") as tries:
+            tries.write(f"{config[ID]} {'BROKEN' in os.environ}\n")
+        if "BROKEN" in os.environ:
+            raise FileNotFoundError(REASON)
+        tune.report({"step": 1, "val/psnr": 1.0})
+        time.sleep(1)
+        tune.report({"step": 9, "val/psnr": 1.0, "where": ray.get_runtime_context().get_node_id()})
+
+    def fail(config: dict[str, Any]) -> None:
+        raise FileNotFoundError(REASON)
+
+    file, stops = log_to(tmp_path / "sweep.log"), list[str]()
+    try:
+        with connected(settings_of(cluster), 2) as concurrent:
+            assert concurrent == 2
+            ended = run(trial, FailingNodes(WORKERS, stops.append), tmp_path / "one", 6, tries=2)
+            assert [result.error for result in ended] == [None] * 6
+            assert {result.metrics["where"] for result in ended} == {cluster.head_node.node_id}
+            assert not stops
+            run(fail, FailingNodes(WORKERS, stops.append, limit=1), tmp_path / "other", 2, tries=1)
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    tries = (tmp_path / "tries").read_text(encoding="utf-8").split("\n")
+    assert len([line for line in tries if line.endswith("True")]) == 2  # one try of two trials
+    log = (tmp_path / "sweep.log").read_text(encoding="utf-8")
+    address = cluster.head_node.node_ip_address
+    expected = rf"{address} is left out: t00\d and t00\d failed on it, the last one with: FileNotFoundError: {REASON}"
+    assert len(re.findall(expected, log)) == 1
+    assert stops == [
+        f"trials failed on every node, and all are left out; the last one said: FileNotFoundError: {REASON}"
+    ]
+
+
+class Reclaimed(FailingNodes):
+    """A node gets a notice when a trial has reported from it.
+
+    Args:
+        servers: of each node.
+    """
+
+    def __init__(self, servers: Mapping[str, Metadata]) -> None:
+        super().__init__(WORKERS, lambda reason: None)
+        self.servers, self.seen = servers, list[tuple[str, int]]()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        node, _ = self._running[trial.config[ID]]
+        self.servers[node].notice = True
+        self.seen.append((node, result["step"]))
+
+
+def test_trial_leaves_a_machine_that_will_be_taken_back(
+    cluster: Cluster, small: TrialSettings, store_root: Path, tmp_path: Path
+) -> None:
+    """Both other nodes ask a metadata server. The one on which the trial reports first gets a notice."""
+    settings = override(small, {"training.max_steps": 100_000, "training.reports": 4_000})
+    stages = tuple(needed_stages(settings, store_root, method_class(settings.method).columns(settings)))
+    make_stores(settings, stages)
+    folder = tmp_path / "trials" / "t000"
+    job = Job(settings, stages, ("val/psnr",), WORKERS, str(folder), str(tmp_path), on_cluster=True)
+    file = log_to(tmp_path / "sweep.log")
+    with metadata_server() as first, metadata_server() as second:
+        servers = {
+            cluster.add_node(num_cpus=1, resources={"spot": 1}, env_vars=server.variables).node_id: server
+            for server in (first, second)
+        }
+        connection = SweepSettings(
+            "x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address
+        )
+        with connected(connection, 1):
+            nodes = Reclaimed(servers)
+            (result,) = tune.Tuner(
+                tune.with_resources(lambda config: launch(job), tune.PlacementGroupFactory([{"CPU": 1, "spot": 1}])),
+                param_space={ID: "t000", GIVEN: True},
+                tune_config=tune.TuneConfig(
+                    scheduler=SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)
+                ),
+                run_config=tune.RunConfig(
+                    name="tune", storage_path=str(tmp_path), callbacks=[nodes], stop={REPEATED: True}, verbose=0
+                ),
+            ).fit()
+    logger.removeHandler(file)
+    file.close()
+    assert (tmp_path / "sweep.log").read_text(encoding="utf-8").count(" will be taken away, and gets no more work") == 1
+    assert result.error is None  # although no failure is allowed
+    (before, *_), (after, again) = nodes.seen[0], nodes.seen[-1]
+    assert {before, after} == servers.keys()
+    last = nodes.seen[-2][1]
+    assert again == last  # the last report, sent once more
+    assert last < int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2]) < last + settings.training.report_every
+    text = (folder / "log.txt").read_text(encoding="utf-8")
+    assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
+
+
+def test_messages_of_ray_are_in_the_log_only(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The machine of a node is lost; another process on it sends the last lines of its log."""
+    node = cluster.add_node(num_cpus=0)
+    file = log_to(tmp_path / "sweep.log")
+    try:
+        with connected(settings_of(cluster), 1):
+            logger.info("seen by all")
+            cluster.remove_node(node, allow_graceful=False)
+            deadline = time.monotonic() + 60
+            while "Raylet is terminated" not in (log := (tmp_path / "sweep.log").read_text(encoding="utf-8")):
+                assert time.monotonic() < deadline, log
+                time.sleep(0.2)
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    shown = capfd.readouterr()
+    assert "seen by all" in shown.err and "Raylet" not in shown.err + shown.out
