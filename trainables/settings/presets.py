@@ -211,7 +211,7 @@ PRESETS: dict[str, Preset] = {
     "sample": Preset(
         "laptop CPU, 17 photographs that need no download, about a minute per trial",
         _SAMPLE,
-        trials=12,
+        trials=9,
         methods=_SAMPLE_METHODS,
     ),
     "sample-print": Preset(
