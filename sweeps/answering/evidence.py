@@ -69,9 +69,11 @@ def means(view: View) -> str:
     body = []
     for title, rows in groups.items():
         css = "control" if rows[0]["kind"] == "control" else view.emphasis[rows[0]["id"]]
-        count = f", mean of {len(rows)} trials" if len(rows) > 1 else ""
+        ids = [row["id"] for row in rows]
+        title = title.replace(ids[0], ", ".join(ids), 1) if len(ids) > 1 else title
+        title += ", baseline" if set(ids) & set(found.baseline_ids) else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
-        body.append((css, "", [(f"{title}{count}", False), *cells]))
+        body.append((css, "", [(title, False), *cells]))
     split = "test" if tested else "validation"
     return note(f"Means on the {split} photographs") + table(header, body)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sweeps.answering.verdict import UNTRAINED
+from sweeps.answering.verdict import UNTRAINED, named_finding
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.recording.image_values import TEST, VALIDATION
@@ -90,6 +90,7 @@ def side_by_side(
         first = sides[-1].pictures
         cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
         rows.append({**cells, "target": _cell(first, image, 2)})
+    heads = {} if named_finding(view.found).verdict == "better" else {"winner": "best finalist"}
     names = [name for name in rows[0] if name == "input" or any((row[name] != row["input"]).any() for row in rows)]
     height, width, _ = rows[0]["target"].shape
     height, width, gap, line = enlarged * height, enlarged * width, 6, 24
@@ -99,7 +100,7 @@ def side_by_side(
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
         left = column * (width + gap)
-        pen.text((left + 2, 3), name, fill=(40, 40, 40), font_size=16)
+        pen.text((left + 2, 3), heads.get(name, name), fill=(40, 40, 40), font_size=16)
         for number_of_row, cells in enumerate(rows):
             picture = Image.fromarray(cells[name]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (left, line + number_of_row * (height + gap)))

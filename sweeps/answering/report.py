@@ -186,7 +186,7 @@ def _curves(history: Sequence[Row], view: View) -> str:
         if name in view.names:
             points = [(row["step"], number(row, view.metric)) for row in reports]
             lines.append(Line(view.names[name], points, view.emphasis[name]))
-    if not lines:
+    if not any(step for line in lines for step, _ in line.points):  # nothing was trained
         return ""
     # Emphasised lines are drawn last, on top.
     lines.sort(key=lambda line: ("baseline" in line.css) + 2 * ("winner" in line.css))

@@ -133,7 +133,7 @@ def _claim(answer: Answer) -> str:
         said = f"{named.configuration} is not distinguishable from {base}."
     photographs, seeds = count_text(named.photographs, "test photograph"), count_text(named.seeds, "seed")
     least = _amount(answer.metric, made.detectable)
-    return f"{said} With {photographs} and {seeds} this sweep finds a difference of {least} four times in five."
+    return f"{said} With {photographs} and {seeds} such a sweep finds a true difference of {least} four times in five."
 
 
 def _leading(answer: Answer) -> str:

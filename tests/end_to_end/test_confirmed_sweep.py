@@ -53,5 +53,5 @@ def test_sweep_is_interrupted_in_its_confirmation_and_resumed(tmp_path: Path, st
     assert {page.status(name) for name in page.groups} == {"STATUS_SUCCESS"}
     assert {page.hparams(name)["kind"] for name in confirmed} == {"confirmation"}
     answer = (run / "report" / "answer.md").read_text()
-    assert "4 test photographs and 2 seeds this sweep finds a difference of" in answer
+    assert "4 test photographs and 2 seeds such a sweep finds a true difference of" in answer
     assert "leads the search" not in answer

@@ -46,7 +46,9 @@ class Forked:
         self._status = socket.socket(socket.AF_UNIX)
         self._arguments = arguments
         self._status.connect(_nursery()[0])
-        job = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
+        # A sweep in this process has set the token of its own Ray, and never unsets it.
+        clean = {name: value for name, value in env.items() if name != "RAY_AUTH_TOKEN"}
+        job = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": clean}).encode()
         socket.send_fds(self._status, [len(job).to_bytes(8, "big")], [stdout, stderr])
         self._status.sendall(job)
         self.pid = self._number()

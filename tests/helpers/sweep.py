@@ -42,9 +42,16 @@ def sets(**changes: object) -> list[str]:
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
 
-def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """`run_sweep.py` with these flags, to its end; standard output and error apart."""
-    return run_forked(str(SCRIPT), *flags, timeout=timeout)
+def run_sweep(*flags: str, timeout: float = PATIENCE, forked: bool = True) -> subprocess.CompletedProcess[str]:
+    """`run_sweep.py` with these flags, to its end; standard output and error apart.
+
+    Args:
+        forked: False if Ray must see variables of the environment that it reads when it is imported.
+    """
+    if forked:
+        return run_forked(str(SCRIPT), *flags, timeout=timeout)
+    command = [sys.executable, str(SCRIPT), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
 class RunningSweep:

@@ -90,7 +90,9 @@ def test_better_configuration_is_named_in_two_short_sentences() -> None:
     said = found.verdict.split(". ")
     assert len(said) == 2 and all(len(sentence) < 130 for sentence in said)
     assert said[0].startswith("t001 (inversion 2) is better than 1:1:1 by 0.0") and "ST-LPIPS" in said[0]
-    assert said[1].startswith("With 12 test photographs and 3 seeds this sweep finds a difference of 0.0182 ST-LPIPS")
+    assert said[1].startswith(
+        "With 12 test photographs and 3 seeds such a sweep finds a true difference of 0.0182 ST-LPIPS"
+    )
     assert [finding.verdict for finding in found.finalists] == ["better", "not distinguishable"]
     assert found.winner_ids and all(name.startswith("c") for name in found.winner_ids)
     assert sum("t001 (inversion 2): better, +0.0" in line for line in found.sentences) == 1
