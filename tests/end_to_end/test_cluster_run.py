@@ -56,11 +56,11 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
             *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
             *("--confirm", "1", "--seeds", "2"),
         ]
-        too_large = run_sweep(*flags, "--cpus-per-worker", "2", forked=False)
+        too_large = run_sweep(*flags, "--cpus-per-worker", "2")
         assert too_large.returncode == 2, too_large.stdout + too_large.stderr
         assert "workers of 2 CPUs each do not fit at its largest size" in too_large.stderr
         assert not results.exists()
-        done = run_sweep(*flags, forked=False)  # the cluster's token
+        done = run_sweep(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
     assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(("t000", "t001"), "finished")

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers.paths import ROOT
@@ -46,9 +46,7 @@ class Forked:
         self._status = socket.socket(socket.AF_UNIX)
         self._arguments = arguments
         self._status.connect(_nursery()[0])
-        # A sweep in this process has set the token of its own Ray, and never unsets it.
-        clean = {name: value for name, value in env.items() if name != "RAY_AUTH_TOKEN"}
-        job = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": clean}).encode()
+        job = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
         socket.send_fds(self._status, [len(job).to_bytes(8, "big")], [stdout, stderr])
         self._status.sendall(job)
         self.pid = self._number()
@@ -81,8 +79,34 @@ class Forked:
         return int.from_bytes(self._status.recv(8, socket.MSG_WAITALL), "big", signed=True)
 
 
+def start(
+    arguments: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    output: int,
+    prepare: Callable[[], None] | None = None,
+) -> Forked | subprocess.Popen[bytes]:
+    """Starts a command, forked if possible, as the leader of a new session.
+
+    It starts as a new process if `prepare` must be called before Python starts, or with a token for Ray: a test has set
+    one, or a Ray in this process, and Ray reads it when it is imported.
+
+    Args:
+        arguments, cwd, env: see `Forked`. output: file descriptor of standard output and error.
+    """
+    if prepare is None and "RAY_AUTH_TOKEN" not in env:
+        return Forked(arguments, cwd, env, output, output)
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=output, stderr=output, start_new_session=True, preexec_fn=prepare
+    )
+
+
 def run_forked(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    """The command to its end; standard output and error apart."""
+    """The command to its end, forked if possible as in `start`; standard output and error apart."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         process = Forked(arguments, ROOT, os.environ, out.fileno(), error.fileno())
         try:

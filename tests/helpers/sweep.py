@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
-from tests.helpers.forked import Forked, run_forked
+from tests.helpers.forked import run_forked, start
 from tests.helpers.paths import ROOT
 
 SCRIPT = ROOT / "run_sweep.py"
@@ -42,16 +42,9 @@ def sets(**changes: object) -> list[str]:
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
 
-def run_sweep(*flags: str, timeout: float = PATIENCE, forked: bool = True) -> subprocess.CompletedProcess[str]:
-    """`run_sweep.py` with these flags, to its end; standard output and error apart.
-
-    Args:
-        forked: False if Ray must see variables of the environment that it reads when it is imported.
-    """
-    if forked:
-        return run_forked(str(SCRIPT), *flags, timeout=timeout)
-    command = [sys.executable, str(SCRIPT), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """`run_sweep.py` with these flags, to its end; standard output and error apart."""
+    return run_forked(str(SCRIPT), *flags, timeout=timeout)
 
 
 class RunningSweep:
@@ -59,8 +52,8 @@ class RunningSweep:
 
     Args:
         cwd, env: of the process.
-        prepare: called in a new process before it starts Python; without it, the sweep is forked from a process that
-            has imported its packages.
+        prepare: called in a new process before it starts Python; without it, the sweep is forked, if possible, from a
+            process that has imported its packages.
     """
 
     def __init__(
@@ -70,21 +63,9 @@ class RunningSweep:
         env: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        environment = {**os.environ, **(env or {})}
         reading, writing = os.pipe()
-        self.process: Forked | subprocess.Popen[bytes]
-        if env or prepare:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), *flags],
-                cwd=cwd,
-                env=environment,
-                stdout=writing,
-                stderr=writing,
-                start_new_session=True,
-                preexec_fn=prepare,
-            )
-        else:
-            self.process = Forked((str(SCRIPT), *flags), cwd, environment, writing, writing)
+        special = (lambda: None) if env and prepare is None else prepare  # Python must start with these variables
+        self.process = start((str(SCRIPT), *flags), cwd, {**os.environ, **(env or {})}, writing, special)
         os.close(writing)
         self._output = os.fdopen(reading, encoding="utf-8")
         self.lines: list[str] = []

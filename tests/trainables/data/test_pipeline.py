@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.forked import Forked, run_forked
+from tests.helpers.forked import run_forked, start
 from tests.helpers.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
@@ -84,7 +84,7 @@ def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Pa
     counts = []
     for _ in range(3):
         with open(os.devnull, "w") as output:
-            run = Forked(command(tmp_path), ROOT, os.environ, output.fileno(), output.fileno())
+            run = start(command(tmp_path), ROOT, os.environ, output.fileno())
             until = len(list(tmp_path.glob("*/*.arrow"))) + int(rng.integers(1, 4))
             for _ in range(3000):
                 if len(list(tmp_path.glob("*/*.arrow"))) >= until or run.poll() is not None:
