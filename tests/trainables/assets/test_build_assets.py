@@ -23,7 +23,7 @@ from trainables.images.sources.sample import SAMPLE_FILES, SAMPLE_NAMES
 from trainables.networks.autoencoder import build_vq_f4
 
 CREATIVE_COMMONS = ("CC0", "CC-BY-3", "CC-BY-4", "CC-BY-SA-")
-FREE = (*CREATIVE_COMMONS, "BSD-2-clause", "GFDL", "GPL-2", "LGPL-3", "MIT", "public domain")
+FREE = (*CREATIVE_COMMONS, "BSD-2-clause", "GFDL", "GPL-2", "LGPL-2.1", "LGPL-3", "MIT", "public domain")
 SHIPPED = Path(__file__).parents[3] / "trainables" / "images" / "sources" / "sample_photographs"
 
 
