@@ -44,8 +44,8 @@ class Sweep(RunningSweep):
         env: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"  # also without pytest
-        super().__init__(*flags, cwd=cwd, env=env, prepare=prepare)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+        super().__init__(*flags, script=str(ROOT / "run_sweep.py"), cwd=cwd, env=environment, prepare=prepare)
         self.started: set[psutil.Process] = set()
 
     def descendants(self) -> list[psutil.Process]:

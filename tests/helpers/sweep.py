@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,8 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
-from tests.helpers.forked import run_forked, start
 from tests.helpers.paths import ROOT
 
-SCRIPT = ROOT / "run_sweep.py"
 SPACE = "sinsr_loss_ratios"
 TINY = {
     "pairs.train_pairs": 16,
@@ -42,38 +41,45 @@ def sets(**changes: object) -> list[str]:
 
 
 def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """`run_sweep.py` with these flags, to its end; standard output and error apart."""
-    return run_forked(str(SCRIPT), *flags, timeout=timeout)
+    """`python run_sweep.py` with these flags, to its end; standard output and error apart."""
+    return subprocess.run(
+        [sys.executable, "run_sweep.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
 
 
 class RunningSweep:
     """`python run_sweep.py` with these flags, as from a terminal: the leader of a process group of its own.
 
     Args:
-        cwd, env: of the process.
-        prepare: called in a new process before it starts Python; without it, the sweep is forked, if possible, from a
-            process that has imported its packages.
+        script: its path. cwd, env: of the process.
+        prepare: called in the new process before it runs the script.
     """
 
     def __init__(
         self,
         *flags: str,
+        script: str = "run_sweep.py",
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        reading, writing = os.pipe()
-        special = (lambda: None) if env and prepare is None else prepare  # Python must start with these variables
-        self.process = start((str(SCRIPT), *flags), cwd, {**os.environ, **(env or {})}, writing, special)
-        os.close(writing)
-        self._output = os.fdopen(reading, encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, script, *flags],
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=prepare,
+        )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        with self._output:
-            self.lines.extend(line.rstrip("\n") for line in self._output)
+        assert self.process.stdout is not None
+        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
 
     @property
     def text(self) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.forked import run_forked, start
 from tests.helpers.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
@@ -28,13 +27,12 @@ from trainables.settings.presets import preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PAIRS = {"pairs.train_pairs": "64", "pairs.validation_pairs": "16", "pairs.test_pairs": "0"}
-PATIENCE = 600.0  # seconds
 CHANGES = {**PAIRS, "sinsr.draws": "1"}
 
 
 def command(store: Path, *more: str, changes: Mapping[str, str] = CHANGES) -> list[str]:
     sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
-    return ["-m", "trainables.data", "prepare", "--store", str(store), *sets, *more]
+    return [sys.executable, "-m", "trainables.data", "prepare", "--store", str(store), *sets, *more]
 
 
 def settings() -> TrialSettings:
@@ -54,13 +52,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
-    done = run_forked(*command(tmp_path), timeout=PATIENCE)
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "80/80" in done.stdout and "pairs + latents + targets" in done.stdout
     assert manifests(tmp_path) == manifests(undisturbed) and len(manifests(tmp_path)) == 5
     for path in tmp_path.glob("*/*.arrow"):
         assert path.read_bytes() == (undisturbed / path.relative_to(tmp_path)).read_bytes()
-    again = run_forked(*command(tmp_path), timeout=PATIENCE)
+    again = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("already prepared") == 5
 
 
@@ -83,8 +81,10 @@ def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Pa
     rng = np.random.default_rng(0)
     counts = []
     for _ in range(3):
-        with open(os.devnull, "w") as output:
-            run = start(command(tmp_path), ROOT, os.environ, output.fileno())
+        with subprocess.Popen(
+            command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+        ) as run:
+            assert run.stdout is not None
             until = len(list(tmp_path.glob("*/*.arrow"))) + int(rng.integers(1, 4))
             for _ in range(3000):
                 if len(list(tmp_path.glob("*/*.arrow"))) >= until or run.poll() is not None:
@@ -92,11 +92,10 @@ def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Pa
                 time.sleep(0.05)
             assert run.poll() is None, "done before it was killed"
             os.killpg(run.pid, signal.SIGKILL)
-            run.wait(PATIENCE)
         counts.append(len(list(tmp_path.glob("*/*.arrow"))))
         assert not manifests(tmp_path)
     assert 0 < counts[0] <= counts[1] <= counts[2]
-    done = run_forked(*command(tmp_path), timeout=PATIENCE)
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kept from an interrupted preparation" in done.stdout
     assert manifests(tmp_path) == manifests(undisturbed)
@@ -105,12 +104,7 @@ def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Pa
 
 def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, *command(tmp_path)],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         for _ in range(3000):
             if list(tmp_path.glob("*/*.arrow")) or run.poll() is not None:
@@ -136,11 +130,11 @@ def test_too_many_broken_photographs_stop_the_preparation(tmp_path: Path) -> Non
     flags = ("--data", str(folder), "--method", "pix2pix")
     changes = {**PAIRS, "pairs.train_pairs": "240"}
     strict = command(tmp_path / "stores", *flags, changes=changes)
-    refused = run_forked(*strict, timeout=PATIENCE)
+    refused = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert ".png" in refused.stderr and "--set data.max_rejected=" in refused.stderr
     allowed = command(tmp_path / "stores", *flags, changes={**changes, "data.max_rejected": "0.3"})
-    done = run_forked(*allowed, timeout=PATIENCE)
+    done = subprocess.run(allowed, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "stores").glob("pairs-train-*")
     store = Store(path, verify=True)
