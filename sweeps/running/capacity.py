@@ -22,6 +22,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
+from ray.core.generated.common_pb2 import NodeDeathInfo  # type: ignore[attr-defined]  # generated
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -69,8 +70,11 @@ def node_name(node: dict[str, Any]) -> str:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that will be taken away and get no more work."""
-    return set(state.get_draining_nodes())
+    """Ids of the nodes that will be taken away and get no more work, and of those that were taken away: Ray ends a
+    drained node as soon as nothing runs on it, which may be at once.
+    """
+    taken = {node["NodeID"] for node in ray.nodes() if node["DeathReason"] == NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED}
+    return taken.union(state.get_draining_nodes())
 
 
 def places(workers: Workers, nodes: Sequence[dict[str, Any]] | None = None) -> int:

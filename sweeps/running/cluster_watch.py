@@ -58,14 +58,15 @@ class ClusterWatch:
         now = {node["NodeID"]: node_name(node) for node in alive_nodes()}
         for id in now.keys() - self._known.keys():
             logger.info("cluster    %s joined; %s", now[id], _nodes(len(now)))
+        names = self._known | now
+        for id in draining_nodes() & names.keys() - self._draining:
+            logger.info("cluster    %s will be taken away, and gets no more work; its trials move", names[id])
+            self._draining.add(id)
         for id in self._known.keys() - now.keys():
             logger.info(
                 "cluster    %s is gone; %d nodes. Its trials continue from their checkpoints", self._known[id], len(now)
             )
         self._known = now
-        for id in draining_nodes() & now.keys() - self._draining:
-            logger.info("cluster    %s will be taken away, and gets no more work; its trials move", now[id])
-            self._draining.add(id)
 
     def _say_demand(self) -> None:
         text = waiting_for()
