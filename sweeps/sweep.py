@@ -17,7 +17,7 @@ from ray.tune import TuneError
 from sweeps.answering import finish
 from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
-from sweeps.planning.run_bucket import place_of
+from sweeps.planning.run_bucket import place_of, trial_folder
 from sweeps.planning.run_folder import LOG, RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
@@ -301,7 +301,7 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
     objective = Objective(plan.objective, plan.direction == "max")
-    trials_bucket = folder.bucket.run.join("trials") if folder.bucket else None
+    run_bucket = folder.bucket.run if folder.bucket else None
     cluster = bool(question.settings.address)
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())
 
@@ -309,7 +309,7 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
         tested = config.get(KIND) == CONFIRMATION  # the search must not see the test photographs
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
-        own, bucket = str(trials / config[ID]), trials_bucket.join(config[ID]).uri if trials_bucket else ""
+        own, bucket = str(trials / config[ID]), trial_folder(run_bucket, config[ID]).uri if run_bucket else ""
         launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket, cluster))
 
     return tune.with_resources(trial, trial_resources(group))

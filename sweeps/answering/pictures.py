@@ -52,9 +52,7 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
         folder: of the run.
         baseline_ids: the baseline's trials, finished or not.
     """
-    values: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in per_image:
-        values.setdefault((row["id"], row.get("split") or VALIDATION), {})[row["image"]] = row
+    values = _values(per_image)
     parts = []
     for split, title in ((TEST, "Test photographs"), (VALIDATION, "Validation photographs")):
         sides = _sides(folder, view, values, split, baseline_ids)
@@ -79,9 +77,7 @@ def side_by_side(
     Args:
         enlarged: pixels per pixel.
     """
-    values: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in per_image:
-        values.setdefault((row["id"], row.get("split") or VALIDATION), {})[row["image"]] = row
+    values = _values(per_image)
     sides = _sides(folder, view, values, TEST, baseline_ids)
     if not sides or sides[-1].id == UNTRAINED:
         return None
@@ -105,6 +101,14 @@ def side_by_side(
             picture = Image.fromarray(cells[name]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (left, line + number_of_row * (height + gap)))
     return sheet
+
+
+def _values(per_image: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """(trial, split) -> image -> its row."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in per_image:
+        found.setdefault((row["id"], row.get("split") or VALIDATION), {})[row["image"]] = row
+    return found
 
 
 def _sides(

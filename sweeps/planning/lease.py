@@ -84,7 +84,8 @@ class Lease:
         if not found or found.get("token") == self._token or _is_dead(found):
             return
         clock = f"clock-{self._token}"
-        age = self._run.write(clock, b"{}") - self._run.changed(LEASE)
+        self._run.write(clock, b"{}")
+        age = self._run.changed(clock) - self._run.changed(LEASE)
         self._run.delete([clock])
         if age < EXPIRES:
             raise InputError(

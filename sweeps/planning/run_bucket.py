@@ -168,7 +168,7 @@ class RunBucket:
         return download_newest(self.trial(id), self.copy / _FETCHED / id, frozenset(wanted))
 
     def trial(self, id: str) -> BucketFolder:
-        return self.run.join(_TRIALS).join(id)
+        return trial_folder(self.run, id)
 
     def sync(self) -> None:
         """Uploads everything that has changed, now."""
@@ -259,6 +259,11 @@ class RunBucket:
             self._upload_record()
 
 
+def trial_folder(run: BucketFolder, id: str) -> BucketFolder:
+    """The folder of a trial, with its checkpoints."""
+    return run.join(_TRIALS).join(id)
+
+
 def fetch_trial(run: str, checkpoint: str) -> Path:
     """The newest whole checkpoint of a trial in a bucket, copied to the user's cache.
 
@@ -269,7 +274,7 @@ def fetch_trial(run: str, checkpoint: str) -> Path:
         InputError: there is none.
     """
     id = checkpoint.split("/")[1]
-    trial = BucketFolder(run).join(_TRIALS).join(id)
+    trial = trial_folder(BucketFolder(run), id)
     found, damaged = download_newest(trial, local_root(trial.uri))
     if found is None:
         raise InputError(f"{trial}: has no whole checkpoint ({'; '.join(damaged) or 'none is there'})")

@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-USAGE = ("speed/", "memory/", "gpu/")
-"""How a trial uses its device: columns of the history, and scalars of TensorBoard."""
-
-_NUMBER_PREFIXES = ("val/", "test/", "loss/", "weighted/", "train/", *USAGE)
+TERMS = ("loss/", "weighted/")
+TABLED = ("val/", "test/", "train/", *TERMS, "speed/", "memory/", "gpu/")
+"""Prefixes of the numbers of a report: columns of the history."""
 
 
 def to_arrow(rows: list[dict[str, Any]], columns: Mapping[str, pa.DataType]) -> pa.Table:
@@ -25,7 +24,7 @@ def to_arrow(rows: list[dict[str, Any]], columns: Mapping[str, pa.DataType]) -> 
 
 
 def _column(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    if kind is None and name.startswith(_NUMBER_PREFIXES):
+    if kind is None and name.startswith(TABLED):
         kind = pa.float64()
     if kind is not None:
         return pa.array(values, kind)

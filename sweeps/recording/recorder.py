@@ -20,7 +20,7 @@ from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
-from sweeps.recording.columns import USAGE
+from sweeps.recording.columns import TABLED, TERMS
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import Progress, logger
 from sweeps.recording.tables import RunTables, confirming, has_ended
@@ -42,8 +42,6 @@ from trainables.training.launch import (
 )
 from trainables.training.pictures import PICTURES
 from trainables.training.validation import Validation
-
-TABLED = ("val/", "test/", "loss/", "weighted/", "train/", *USAGE)
 
 MAX_FAILURES = 2
 """Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""
@@ -261,9 +259,7 @@ class Recorder(Callback):
         if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
             trial.max_failures = trial.num_failures + MAX_FAILURES
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
-        scalars = {
-            name: value for name, value in values.items() if name.startswith(("val/", "test/", "train/", *USAGE))
-        }
+        scalars = {name: value for name, value in values.items() if not name.startswith(TERMS)}
         self.board.report(id, result["step"], scalars)
         self._images(id, kept, validation, "input | output | target")
         self._test_images(id, kept, test)

@@ -23,8 +23,8 @@ from ray.tune import Callback
 from ray.tune.logger import LoggerCallback
 from ray.tune.result import TIMESTEPS_TOTAL, TRAINING_ITERATION
 
+from sweeps.recording.columns import TABLED
 from sweeps.recording.progress import logger
-from sweeps.recording.recorder import TABLED
 from trainables.common.errors import one_line
 from trainables.common.version import PROJECT
 

@@ -269,12 +269,10 @@ class SweepSearch(Searcher):
         """Ends the search if another trial and the confirmation after it would not end within the time budget."""
         if not self.closed and self._clock.limited and not self._waiting and 0 < len(self._own) < self._trials:
             likely = [text_of(parameters) for _, parameters in self._leaders(self._confirmation)]
-            wanted = self._confirmation
+            wanted = self._confirmation if likely else None  # nothing to confirm yet: then at least leaders
             if wanted and len(self._own) <= wanted.finalists:  # a smaller one is better than nothing to confirm
                 wanted = wanted.smaller(1)[-1]
             self.closed = not self._clock.has_time(wanted, likely)
-            if self.closed and not likely:  # nothing to confirm yet: then at least leaders
-                self.closed = not self._clock.has_time(None, likely)
 
     def _propose(self, number: int) -> dict[str, Any]:
         given = number < len(self._queue)

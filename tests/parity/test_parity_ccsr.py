@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.diffusion.ccsr import JUMP_TERMS, ccsr_jump_terms, sample_truncated
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
@@ -17,11 +18,6 @@ with np.load(EXPECTED / "ccsr.npz") as file:
     DATA = {key: torch.from_numpy(file[key]) for key in file.files}
 X0, Y, X_T, STEP_NOISE = (DATA[key] for key in ("x0", "y", "x_T", "step_noise"))
 T_MAX, T_MIN = 0.6667, 0.3333
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 class ToyDenoiser(nn.Module):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models import AutoencoderKL
-from torch import Tensor
 
+from tests.helpers.parity import drawn_weights, relative_error, uniform
 from tests.helpers.paths import EXPECTED
 from trainables.methods.shared.colour import match_colour
 from trainables.networks.cfw import (
@@ -37,28 +36,6 @@ GRADIENT = {torch.float64: 1e-6, torch.float32: 2e-5}
 """In float32 up to 3e-6."""
 
 
-def uniform(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape)).float()
-
-
-def official_state() -> dict[str, Tensor]:
-    """Weights of the small autoencoder, by the same rule as for the official code."""
-    rng = np.random.default_rng(30)
-    state = {}
-    for name, shape in sorted(SHAPES["tiny"].items()):
-        draw = torch.from_numpy(rng.uniform(-1.7, 1.7, shape)).float()
-        if len(shape) > 1:
-            state[name] = draw / math.sqrt(math.prod(shape[1:]))
-        else:
-            state[name] = 1 + 0.2 * draw if name.endswith(".weight") else 0.1 * draw
-    return state
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
-
-
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
@@ -67,7 +44,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(scope="module")
 def networks(dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory) -> Networks:
     path = tmp_path_factory.mktemp("cfw") / "vqgan_cfw_00011.ckpt"
-    state = official_state() | {"loss.logvar": torch.zeros(())}
+    state = drawn_weights(30, SHAPES["tiny"]) | {"loss.logvar": torch.zeros(())}
     torch.save({"state_dict": state, "global_step": 16500}, path)
     vae, cfw = load_official_cfw(path)
     vae.requires_grad_(False)
@@ -110,7 +87,7 @@ def test_gradients(networks: Networks, dtype: torch.dtype) -> None:
     gradients = {name: parameter.grad for name, parameter in cfw.named_parameters()}
     cfw.zero_grad()
     sampled = []
-    for name in convert_official_cfw(official_state())[1]:  # in the order of the official names
+    for name in convert_official_cfw(drawn_weights(30, SHAPES["tiny"]))[1]:  # in the order of the official names
         gradient = gradients.pop(name)
         assert gradient is not None
         sampled.append(gradient.flatten()[:: max(1, gradient.numel() // 24)])

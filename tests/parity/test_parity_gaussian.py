@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
+from tests.helpers.parity import relative_error
 from trainables.diffusion.gaussian import (
     BetaSchedule,
     Denoise,
@@ -27,11 +28,6 @@ def normal(seed: int) -> Tensor:
 
 
 X0, Y, NOISE, OUTPUT = (normal(seed) for seed in range(4))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def denoiser(diffusion: GaussianDiffusion) -> Denoise:

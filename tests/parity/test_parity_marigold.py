@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from tests.helpers.bases import save_tokenizer, scheduler, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.networks.stable_diffusion import decode_kl, encode_kl, predict, widen_conv_in
 from trainables.pretrained.base_model import load_empty_prompt, load_scheduler_config, load_unet, load_vae
 
 # Origin of the file: expected/README.md.
 DATA = {name: torch.from_numpy(values) for name, values in np.load(EXPECTED / "marigold.npz").items()}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).detach().abs().max() / expected.abs().max())
 
 
 @torch.no_grad()

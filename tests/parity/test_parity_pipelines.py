@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
-from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tests.helpers.bases import save_tokenizer, tiny_text_encoder
+from tests.helpers.parity import relative_error
 from trainables.images.tensors import upsample
 from trainables.methods.controlnet_diffusion import ControlNetDiffusion
 from trainables.methods.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion
@@ -23,10 +23,6 @@ from trainables.settings import TrialSettings, override
 CPU = torch.device("cpu")
 STEPS = 5
 TrialOf = Callable[[str], TrialSettings]
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

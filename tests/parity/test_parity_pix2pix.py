@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.methods.shared.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from trainables.networks.pix2pix import (
@@ -84,11 +85,6 @@ def pair(case: str) -> tuple[Tensor, Tensor]:
 def sample(values: Tensor, count: int) -> Tensor:
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // count)]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @torch.no_grad()

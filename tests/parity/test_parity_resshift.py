@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
+from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.diffusion.resshift import PredictX0, ResShiftDiffusion
 from trainables.diffusion.sinsr import TERMS, sinsr_terms
@@ -29,11 +29,6 @@ CHAIN = {torch.float64: ONE_PASS, torch.float32: 3e-5}
 and 1.05e-5 with those for AVX-512. The official code's own numbers differ by 5e-6 between machines."""
 GRADIENT = {torch.float64: 1e-6, torch.float32: 3e-5}
 """The reference is computed in float64 and stored in float32, which leaves 9e-8. Ours in float32 have up to 6.3e-6."""
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])

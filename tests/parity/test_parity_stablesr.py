@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
 
 from tests.helpers.bases import tiny_unet
+from tests.helpers.parity import drawn_weights, relative_error, uniform
 from tests.helpers.paths import EXPECTED
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
 from trainables.networks.checkpoint_files import load_strictly
@@ -30,27 +30,6 @@ SHAPES = json.loads((EXPECTED / "stablesr.json").read_text())
 LIMITS = {torch.float64: 1e-6, torch.float32: 1e-5}
 """Relative errors. The reference is computed in float64 and stored in float32."""
 GRADIENT = {torch.float64: 1e-6, torch.float32: 2e-5}
-
-
-def uniform(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, shape)).float()
-
-
-def official_state() -> dict[str, Tensor]:
-    """Weights of the small networks, by the same rule as for the official code."""
-    rng, state = np.random.default_rng(60), {}
-    for name, shape in sorted(SHAPES["tiny"].items()):
-        draw = torch.from_numpy(rng.uniform(-1.7, 1.7, shape)).float()
-        if len(shape) > 1:
-            state[name] = draw / math.sqrt(math.prod(shape[1:]))
-        else:
-            state[name] = 1 + 0.2 * draw if name.endswith(".weight") else 0.1 * draw
-    return state
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).detach().abs().max() / expected.abs().max())
 
 
 @dataclass
@@ -72,7 +51,7 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     path = tmp_path_factory.mktemp("stablesr") / "stablesr_000117.ckpt"
     others = {"first_stage_model.encoder.conv_in.bias": torch.zeros(1), "betas": torch.zeros(1000)}
-    torch.save({"state_dict": official_state() | others, "global_step": 16500}, path)
+    torch.save({"state_dict": drawn_weights(60, SHAPES["tiny"]) | others, "global_step": 16500}, path)
     unet = tiny_unet(
         block_out_channels=(32, 64), attention_head_dim=(2, 4), cross_attention_dim=16, norm_num_groups=32,
         use_linear_projection=True,

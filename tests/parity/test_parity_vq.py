@@ -11,6 +11,7 @@ from diffusers.models import VQModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.networks.autoencoder import (
     build_vq_f4,
@@ -29,11 +30,6 @@ DATA = load_file(DATA_DIR / "parity_vq.safetensors")
 
 def official_state() -> dict[str, Tensor]:
     return {k.removeprefix("weights/"): v.float() for k, v in DATA.items() if k.startswith("weights/")}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.fixture(scope="module", params=["bare", "state_dict"])

@@ -90,14 +90,13 @@ class BucketFolder:
             info = filesystem.get_file_info(f"{folder}/{name}")
             return info.mtime_ns / 1e9 if info.is_file else 0.0
 
-    def write(self, name: str, content: bytes) -> float:
-        """Writes an object; returns the time of the write by the bucket's clock, in seconds."""
+    def write(self, name: str, content: bytes) -> None:
+        """Writes an object."""
         with (
             self._doing("written", name) as (filesystem, folder),
             filesystem.open_output_stream(f"{folder}/{name}") as sink,
         ):
             sink.write(content)
-        return self.changed(name)
 
     def upload(self, path: Path, name: str) -> None:
         """Copies a local file to an object, which appears when it is complete.

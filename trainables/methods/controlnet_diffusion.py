@@ -49,9 +49,8 @@ class ControlNetDiffusion(StableDiffusionMethod):
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
-        images = {"target"} if settings.perceptual.weight else set()
-        condition = "latent_degraded" if settings.controlnet.condition == "latent" else "degraded"
-        return frozenset({"latent", condition} | images | StableDiffusionMethod.noises(settings))
+        found = StableDiffusionMethod.columns(settings)
+        return found if settings.controlnet.condition == "latent" else found - {"latent_degraded"} | {"degraded"}
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:

@@ -46,11 +46,6 @@ class LatentDiffusion(StableDiffusionMethod):
         self.networks = nn.ModuleDict({"unet": unet.to(device)})
 
     @staticmethod
-    def columns(settings: TrialSettings) -> frozenset[str]:
-        images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "latent_degraded"} | images | StableDiffusionMethod.noises(settings))
-
-    @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         lora, conv_in = settings.lora, settings.conv_in
         adapter = {"lora.rank": lora.rank, "lora.scale": lora.scale, "lora.targets": lora.targets}

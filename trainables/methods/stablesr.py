@@ -47,11 +47,6 @@ class StableSR(StableDiffusionMethod):
         self.modulated = ModulatedUNet(self.unet, conditioning.transforms)
 
     @staticmethod
-    def columns(settings: TrialSettings) -> frozenset[str]:
-        images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "latent_degraded"} | images | StableDiffusionMethod.noises(settings))
-
-    @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         chosen = settings.stablesr
         return {

@@ -240,9 +240,9 @@ def machine_watch() -> MachineWatch:
 
 
 def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
-    here = Path(job.folder).parents[1].is_dir()
+    run = Path(job.folder).parents[1]
+    here = run.is_dir()
     if not job.bucket and not here:
-        run = Path(job.folder).parents[1]
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     # With results in a bucket, what is printed on other machines than the driver's is not kept.
     with kept_output(Path(job.folder), world.rank) if here else nullcontext():

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers.bases import DIM, save_base, tiny_unet, tiny_vae
+from tests.helpers.parity import relative_error
 from trainables.common.errors import InputError
 from trainables.methods.build import build_method
 from trainables.methods.method import trainable_parameters
@@ -58,10 +59,6 @@ def output(unet: UNet2DConditionModel, inputs: dict[str, Tensor]) -> Tensor:
     if unet.config.in_channels == 8:
         return predict(unet, **inputs)
     return unet(inputs["noisy"], inputs["t"], inputs["prompt"].expand(2, -1, -1)).sample
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def copy_of(unet: UNet2DConditionModel) -> UNet2DConditionModel:

@@ -35,6 +35,11 @@ class StableDiffusionMethod(GaussianMethod):
         self.prompt = load_empty_prompt(folder).to(device)
         self.autoencoder = load_latents(settings, device)
 
+    @staticmethod
+    def columns(settings: TrialSettings) -> frozenset[str]:
+        images = {"target"} if settings.perceptual.weight else set()
+        return frozenset({"latent", "latent_degraded"} | images | GaussianMethod.noises(settings))
+
     def load_base_unet(self) -> UNet2DConditionModel:
         """The base's UNet, on the CPU; sets the method's `size_multiple`.
 
