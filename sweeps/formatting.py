@@ -118,6 +118,11 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
 
 
+def trial_name(row: Row) -> str:
+    """A trial's label, or else its id, as in "1:1:1" or "t007"."""
+    return str(row.get("label") or row["id"])
+
+
 def trial_text(row: Row, varied: Sequence[str]) -> str:
     """A trial's id with its label or its varied settings, as in "t007 (inversion 0.05, ground_truth 12)"."""
     if row.get("label"):

@@ -26,7 +26,7 @@ def interval_chart(view: View) -> str:
     drawn = []
     for title, findings in (
         (f"{metric_title(metric)} of the finalists, against {found.baseline_name}", found.finalists),
-        (f"{metric_title(metric)} of the controls, against the winner", found.controls.get(metric, ())),
+        (f"{metric_title(metric)} of the controls, against {found.winner_name}", found.controls.get(metric, ())),
     ):
         spans = [
             Span(
@@ -68,8 +68,8 @@ def means(view: View) -> str:
     header = [("", False), *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured)]
     body = []
     for title, rows in groups.items():
-        css = "control" if rows[0]["kind"] == "control" else view.emphasis[rows[0]["id"]]
         ids = [row["id"] for row in rows]
+        css = "control" if rows[0]["kind"] == "control" else "winner" if ids[0] in found.winner_ids else ""
         title = title.replace(ids[0], ", ".join(ids), 1) if len(ids) > 1 else title
         title += ", baseline" if set(ids) & set(found.baseline_ids) else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
@@ -90,18 +90,17 @@ def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:
 def comparisons(found: Answer) -> str:
     """The confirmed configurations against the baseline, and the winner against the controls, as a table."""
     body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
-    body += [
-        ("control", "", _finding(found.metric, replace(c, configuration=f"{c.configuration} against the winner")))
-        for c in found.controls.get(found.metric, ())
-    ]
+    for finding in found.controls.get(found.metric, ()):
+        named = replace(finding, configuration=f"{finding.configuration} against {found.winner_name}")
+        body.append(("control", "", _finding(found.metric, named)))
     if not body:
         return ""
     unit = metric_unit(found.metric)
     text = (
         f"Differences in {metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
-        f"{found.baseline_name} and, for controls, from the winner; positive is better. Intervals hold the luck of "
-        "photographs and of seeds, and are corrected for their number. The last column is the smallest true difference "
-        "that would have been told in 80 % of such confirmations."
+        f"{found.baseline_name} and, for controls, from {found.winner_name}; positive is better. Intervals hold the "
+        "luck of photographs and of seeds, and are corrected for their number. The last column is the smallest true "
+        "difference that would have been told in 80 % of such confirmations."
     )
     return note(text) + table([(title, bool(title)) for title in _HEADER], body)
 

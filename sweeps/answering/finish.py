@@ -70,7 +70,8 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
-        remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)
+        criteria = plan.question.space.criteria
+        remarks += criteria_met(criteria, rows, result.baseline_ids, result.winner_id, result.winner_name)
         result = replace(result, sentences=(*result.sentences, *remarks))
         baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
@@ -139,9 +140,9 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     if result.winner_id in result.baseline_ids:
         found = harmed(result.winner_ids, baseline)
     else:
-        found = harmed(result.winner_ids, "the winner") + harmed(result.baseline_ids, baseline)
+        found = harmed(result.winner_ids, result.winner_name) + harmed(result.baseline_ids, baseline)
     winner = next(row for row in rows if row["id"] == result.winner_id)
-    return found + at_the_edge(plan.question.space.distributions, winner)
+    return found + at_the_edge(plan.question.space.distributions, winner, result.winner_name)
 
 
 def resume_line(folder: Path) -> str:
