@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import data_loading, latent_step, many_trials, preparation, sinsr_step, sweep_cost, training_options
-from sweeps.planning.run_folder import LOG, RUN_SETTINGS
+from sweeps.planning.run_files import LOG, RUN_SETTINGS
 from sweeps.recording.progress import Progress, log_to, logger
 from sweeps.recording.tables import RunTables
 from tests.helpers.paths import ROOT
