@@ -79,7 +79,7 @@ def read_finished(path: Path, metric: str = "") -> FinishedRun:
         InputError: not a run, of another version, or one without a whole confirmation.
     """
     record = read_record(path)
-    if missing := {"objective", "stores"} - record.keys():
+    if missing := [name for name in ("objective", "stores") if name not in record]:
         raise InputError(f"{path / RUN_SETTINGS}: damaged, or of another version; it has no {' and no '.join(missing)}")
     chosen, stores = metric or record["objective"], record["stores"]
     rows, per_image = read_rows(path / "leaderboard.parquet"), read_rows(path / "per_image.parquet")
