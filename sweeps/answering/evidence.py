@@ -53,25 +53,28 @@ def means(view: View) -> str:
     confirmed = {row["id"] for row in view.trials if row["kind"] == CONFIRMATION and row["status"] == "finished"}
     tested = bool(confirmed & set(found.winner_ids)) and not found.unconfirmed
     by_id = {row["id"]: row for row in view.rows}
-    groups: dict[str, list[Row]] = {}
+    groups: list[list[Row]] = []
     finalists = [[row["id"] for row in rows] for rows in _configurations(view, confirmed)] if tested else []
     for ids in (found.winner_ids, found.baseline_ids, *finalists):
         chosen = [id for id in ids if (id in confirmed) == tested]
-        if chosen and not any(set(chosen) & {row["id"] for row in rows} for rows in groups.values()):
-            groups[view.names[chosen[0]]] = [by_id[id] for id in chosen]
+        if chosen and not any(by_id[chosen[0]] in rows for rows in groups):
+            groups.append([by_id[id] for id in chosen])
     if not groups:
         return ""
-    groups |= {row["id"]: [row] for row in view.controls}
+    groups += [[row] for row in view.controls]
     names = {metric: test_name(metric) if tested else metric for metric in dict.fromkeys((found.metric, *METRICS))}
-    measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups.values())}
+    measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups)}
     arrows = {metric: "↑" if formatting.is_larger_better(metric) else "↓" for metric in measured if metric in METRICS}
     header = [("", False), *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured)]
     body = []
-    for title, rows in groups.items():
+    for rows in groups:
         ids = [row["id"] for row in rows]
-        css = "control" if rows[0]["kind"] == "control" else "winner" if ids[0] in found.winner_ids else ""
-        title = title.replace(ids[0], ", ".join(ids), 1) if len(ids) > 1 else title
-        title += ", baseline" if set(ids) & set(found.baseline_ids) else ""
+        if rows[0]["kind"] == "control":
+            css, title = "control", ids[0]
+        else:
+            css = "winner" if ids[0] in found.winner_ids else ""
+            title = formatting.trial_text({**rows[0], "id": ", ".join(ids)}, view.varied)
+            title += ", baseline" if ids[0] in found.baseline_ids else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
         body.append((css, "", [(title, False), *cells]))
     split = "test" if tested else "validation"
