@@ -26,17 +26,18 @@ from trainables.metrics.names import METRICS, test_name
 __all__ = ["Answer", "answer", "baseline_trials"]
 
 
-def baseline_trials(rows: Sequence[Row], label: str | None = None) -> list[str]:
-    """The ids of the baseline's trials of the search.
+def baseline_trials(rows: Sequence[Row]) -> list[str]:
+    """The ids of the baseline's trials of the search: those with the settings of the first one. Their label does not
+    count: a run may be older than the space's present labels.
 
     Args:
-        label: of the baseline; by default that of the trial with the first id, which is always one of the baseline's.
-            Rows are in the order in which their trials started.
+        rows: of the leaderboard, in the order in which their trials started.
     """
     searched = [row for row in rows if row["kind"] == TRIAL]
-    if label is None and searched:
-        label = min(searched, key=lambda row: (len(row["id"]), row["id"]))["label"]  # t999 before t1000
-    return [row["id"] for row in searched if row["label"] == label]
+    if not searched:
+        return []
+    first = min(searched, key=lambda row: (len(row["id"]), row["id"]))  # t999 before t1000
+    return [row["id"] for row in searched if _configuration(row) == _configuration(first)]
 
 
 def answer(

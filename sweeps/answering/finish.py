@@ -52,7 +52,7 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
-    baseline_ids = baseline_trials(rows, plan.question.space.baseline.label)
+    baseline_ids = baseline_trials(rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
     expected = len(trials) + left
     whole = not unfinished and not left
@@ -112,11 +112,9 @@ def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> 
         return "the confirmation has not finished"
     if confirmed:
         return ""
-    space, constraints = plan.question.space, plan.constraints
+    constraints, baseline_ids = plan.constraints, baseline_trials(rows)
     others = [
-        row
-        for row in rows
-        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
+        row for row in rows if row["kind"] == TRIAL and row["status"] == "finished" and row["id"] not in baseline_ids
     ]
     if others and not any(feasible(constraints, row) for row in others):
         return f"no other configuration that finished meets {' and '.join(map(str, constraints))}"

@@ -12,6 +12,7 @@ from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
 from sweeps.answering.remarks import at_the_edge, longer_training, worse_than_the_start
+from sweeps.formatting import trial_name
 
 METRIC = "val/st_lpips"
 PHOTOGRAPHS = 12
@@ -311,6 +312,13 @@ def test_edge_beyond_which_no_value_is_accepted_is_none() -> None:
 
 def test_the_trial_with_the_first_id_is_of_the_baseline() -> None:
     """Trials that run at once start in any order."""
-    rows = [{"id": f"t{number}", "kind": "trial", "label": label} for number, label in (("1000", "b"), ("999", "a"))]
-    assert baseline_trials(rows) == ["t999"]
-    assert baseline_trials(rows, "b") == ["t1000"] and baseline_trials([]) == []
+    values = {"1000": 2.0, "999": 1.0, "1001": 1.0}
+    rows = [{"id": f"t{n}", "kind": "trial", "label": "", "config/a.b": value} for n, value in values.items()]
+    assert baseline_trials(rows) == ["t999", "t1001"] and baseline_trials([]) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("1:1:1", "1:1:1"), ("", "t004"), ("0.25", "t004 (0.25)"), ("1e-4", "t004 (1e-4)"), ("e", "e")]
+)
+def test_label_that_is_a_bare_number_does_not_stand_alone(label: str, name: str) -> None:
+    assert trial_name({"id": "t004", "label": label}) == name
