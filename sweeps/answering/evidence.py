@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from sweeps import formatting
 from sweeps.answering.intervals import Finding
-from sweeps.answering.markup import Span, intervals, note, table
-from sweeps.answering.verdict import Answer
+from sweeps.answering.markup import UPPER_BOUND, Colour, Span, intervals, note, table
+from sweeps.answering.verdict import CEILING, UNTRAINED, Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.trial_config import CONFIRMATION
@@ -23,28 +23,36 @@ def interval_chart(view: View) -> str:
     """The finalists against the baseline, and the controls against the winner, on a scale each; empty without any."""
     found, metric = view.found, view.metric
     unit = metric_unit(metric)
-    drawn = []
+    drawn: list[str] = []
     for title, findings in (
         (f"{metric_title(metric)} of the finalists, against {found.baseline_name}", found.finalists),
         (f"{metric_title(metric)} of the controls, against {found.winner_name}", found.controls.get(metric, ())),
     ):
-        spans = [
-            Span(
-                finding.configuration,
-                made.mean,
-                made.low,
-                made.high,
-                finding.verdict,
-                f"{metric_text(metric, made.mean, sign=True)}{unit} "
-                f"({metric_text(metric, made.low)} … {metric_text(metric, made.high)}), {finding.verdict}",
-            )
-            for finding in findings
-            if (made := finding.interval) is not None
-        ]
+        spans = []
+        for finding in findings:
+            if (made := finding.interval) is not None:
+                said: Colour = UPPER_BOUND if finding.configuration == CEILING else finding.verdict
+                low, mean, high = made.low, made.mean, made.high
+                text = (
+                    f"{metric_text(metric, mean, sign=True)}{unit} "
+                    f"({metric_text(metric, low)} … {metric_text(metric, high)}), {said}"
+                )
+                spans.append(Span(finding.configuration, mean, low, high, said, text))
         if spans:
             level = next(f.interval.level for f in findings if f.interval)
             drawn.append(note(f"{title}: mean difference and {100 * level:.4g} % interval") + intervals(spans))
-    return "".join(drawn)
+    controls = [f"{row['id']}: {_control_text(row['id'])}" for row in view.controls]
+    return "".join(drawn) + (note(f"Controls, which are not trained here: {'; '.join(controls)}.") if controls else "")
+
+
+def _control_text(name: str) -> str:
+    """What a control restores with."""
+    known = {
+        UNTRAINED: "the input, enlarged by bicubic interpolation",
+        "input_latent": "the input through the autoencoder, unchanged",
+        CEILING: "the target through the autoencoder, an upper bound",
+    }
+    return known.get(name) or f"the ResShift teacher, steps: {name.rpartition('_')[2]}"
 
 
 def means(view: View) -> str:

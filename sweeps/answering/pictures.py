@@ -174,7 +174,7 @@ def _cases(
     if not gains:
         return [("image", image) for image in common[:4]]
     ranked = sorted(gains, key=lambda image: gains[image])
-    places = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    places = {"best case": ranked[-1], "median case": ranked[len(ranked) // 2], "worst case": ranked[0]}
     chosen = {}
     for place, image in places.items():
         amount = f"{metric_text(view.metric, abs(gains[image]))}{metric_unit(view.metric)} {metric_title(view.metric)}"
@@ -183,7 +183,7 @@ def _cases(
         chosen[place + than] = image
     spread = {image: _spread(view, values, split, metric, image) for image in ranked}
     if max(spread.values()) > 0:
-        chosen["most disputed between trials"] = max(spread, key=lambda image: spread[image])
+        chosen["values differ most between trials"] = max(spread, key=lambda image: spread[image])
     merged: dict[str, list[str]] = {}
     for title, image in chosen.items():
         merged.setdefault(image, []).append(title)

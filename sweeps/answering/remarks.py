@@ -13,6 +13,7 @@ from trainables.settings.roles import ROLES
 
 SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
 SHORT = 0.2  # share of the steps to compare with the end, e.g. 5,000 steps of 25,000
+_WEIGHTED = "weighted/"
 EDGE = 0.02  # share of a parameter's range, on its own scale, that counts as its edge
 
 
@@ -133,6 +134,26 @@ def _criterion(
     here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if compared else ""
     verdict = "met" if met else "not met"
     return f"Target {target}: {verdict}. {winner} has {metric_text(metric, value)}{unit}{here}; {reference}."
+
+
+def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name: str) -> list[str]:
+    """A sentence with each term's share of the baseline's loss, weights included, in the last reports of its trials.
+
+    Empty with fewer than two terms, or if an adversary trains too: its loss is not a part of the same sum.
+    """
+    last = {row["id"]: row for row in sorted(history, key=lambda row: row["step"]) if row["id"] in baseline_ids}
+    sums: dict[str, float] = {}
+    for row in last.values():
+        for term, value in row.items():
+            if term.startswith(_WEIGHTED) and value is not None and math.isfinite(value):
+                sums[term] = sums.get(term, 0.0) + abs(value)
+    terms = {term.removeprefix(_WEIGHTED): value for term, value in sums.items()}
+    whole = sum(terms.values())
+    if len(terms) < 2 or not whole or {"discriminator", "score"} & terms.keys():
+        return []
+    ranked = sorted(terms, key=lambda term: terms[term], reverse=True)
+    texts = [f"{term} {100 * terms[term] / whole:.2g} %" for term in ranked]
+    return [f"Shares of {name}'s loss at the end, weights included: {', '.join(texts)}."]
 
 
 def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric: str) -> list[str]:

@@ -99,7 +99,8 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     if answer.unconfirmed:
         numbers = [*_behind_untrained(answer, rows), *numbers]
     else:
-        numbers = [*(finding_text(answer.metric, finding) for finding in answer.finalists), _narrower(answer), *numbers]
+        findings = [finding_text(answer.metric, finding) for finding in answer.finalists]
+        numbers = [*_stays(answer), *findings, _narrower(answer), *numbers]
     numbers += cost_of_a_step(rows, answer.winner_name, answer.winner_ids, answer.baseline_ids)
     numbers += ends_of_trials(list(rows.values()))
     return (_leading(answer) if answer.unconfirmed else _claim(answer), *numbers)
@@ -186,6 +187,13 @@ def finding_text(metric: str, finding: Finding) -> str:
         f"{finding.configuration}: {finding.verdict}, {_amount(metric, finding.interval.mean, sign=True)} "
         f"({interval_text(metric, finding.interval)}; {seeds}; {images}{left})."
     )
+
+
+def _stays(answer: Answer) -> list[str]:
+    """What to do if the intervals cannot tell."""
+    if named_finding(answer).verdict != "not distinguishable":
+        return []
+    return [f"Nothing is proven better than {answer.baseline_name}, so it stays the choice."]
 
 
 def _narrower(answer: Answer) -> str:

@@ -11,7 +11,7 @@ import pytest
 from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
-from sweeps.answering.remarks import at_the_edge, longer_training, worse_than_the_start
+from sweeps.answering.remarks import at_the_edge, longer_training, shares_of_the_loss, worse_than_the_start
 from sweeps.formatting import trial_name
 
 METRIC = "val/st_lpips"
@@ -276,6 +276,19 @@ def test_training_that_made_it_worse_than_its_start_is_said() -> None:
     assert worse_than_the_start([*history, *_curve("c002", 24.0, 25.0)], ["c000", "c001", "c002"], "val/psnr", "") == []
     assert worse_than_the_start(_curve("c000", 24.0, 22.0, start=1), ["c000"], "val/psnr", "") == []  # from random
     assert worse_than_the_start(_curve("c000", 24.0), ["c000"], "val/psnr", "") == []  # nothing trained
+
+
+def test_shares_of_the_loss_are_those_of_the_last_reports() -> None:
+    rows: list[Row] = [
+        {"id": "t000", "step": 100, "weighted/a": 9.0, "weighted/b": 9.0},
+        {"id": "t000", "step": 200, "weighted/a": 3.0, "weighted/b": -0.5},
+        {"id": "c000", "step": 200, "weighted/a": 4.0, "weighted/b": 0.5},
+        {"id": "t001", "step": 200, "weighted/a": 0.0, "weighted/b": 90.0},
+    ]
+    said = shares_of_the_loss(rows, ["t000", "c000"], "1:1")
+    assert said == ["Shares of 1:1's loss at the end, weights included: a 88 %, b 12 %."]
+    assert shares_of_the_loss([{"id": "t000", "step": 1, "weighted/a": 1.0}], ["t000"], "1:1") == []
+    assert shares_of_the_loss([{**rows[0], "weighted/discriminator": 1.0}], ["t000"], "1:1") == []
 
 
 def test_start_is_no_part_of_the_training_history() -> None:
