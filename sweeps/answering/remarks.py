@@ -152,7 +152,8 @@ def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name
     if len(terms) < 2 or not whole or {"discriminator", "score"} & terms.keys():
         return []
     ranked = sorted(terms, key=lambda term: terms[term], reverse=True)
-    texts = [f"{term} {100 * terms[term] / whole:.2g} %" for term in ranked]
+    shares = {term: 100 * terms[term] / whole for term in ranked}
+    texts = [f"{term} {f'{share:.0f}' if share >= 1 else 'under 1'} %" for term, share in shares.items()]
     return [f"Shares of {name}'s loss at the end, weights included: {', '.join(texts)}."]
 
 
