@@ -112,14 +112,18 @@ def test_what_changes_is_uploaded(held: RunBucket) -> None:
     for name in ("trials/t000/params.json", "best/weights.safetensors", "leaderboard.csv"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(name)
+    held.trial("t000").write("log.txt", b"of another node")  # a trial writes its log itself
     kept_here = (".lock", ".ray/tune/state", "trials/t000/checkpoint_000002/grid.png", ".leaderboard.csv.tmp")
+    kept_here += ("trials/t000/log.txt", "trials/t000/log-1.txt")
     for name in kept_here:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(name)
     held.sync()
     expected = {"settings.yaml", "events.jsonl", "trials/t000/params.json", "best/weights.safetensors", LEASE}
+    expected |= {"trials/t000/log.txt"}
     assert set(held.run.objects()) == {*expected, "leaderboard.csv"}
     assert held.run.read("events.jsonl") == b"one\ntwo\n"
+    assert held.trial("t000").read("log.txt") == b"of another node"
 
     (copy / "leaderboard.csv").unlink()
     held.sync()
@@ -164,11 +168,13 @@ def test_checkpoints_of_unknown_trials_are_set_aside(held: RunBucket) -> None:
     for id in ("t000", "t001"):
         held.trial(id).write("checkpoint_000002/state.pt", id.encode())
         held.trial(id).write("params.json", b"{}")
+        held.trial(id).write("log.txt", id.encode())
     assert held.set_aside(lambda id: id == "t000") == ["t001"]
     objects = set(held.run.objects())
     assert "trials/t000/checkpoint_000002/state.pt" in objects
     assert "trials/t001/checkpoint_000002/state.pt" not in objects
     assert held.run.read("unknown_trials/t001/checkpoint_000002/state.pt") == b"t001"
+    assert {name for name in objects if name.endswith("log.txt")} == {"trials/t000/log.txt", "unknown_trials/t001/log.txt"}
 
 
 def test_working_copy_names_its_run(held: RunBucket) -> None:
