@@ -151,8 +151,10 @@ class RunBucket:
         self._ended += [id for id, folder in folders.items() if not any(folder.glob(f"{_CHECKPOINT}*"))]
 
     def set_aside(self, known: Callable[[str], bool]) -> list[str]:
-        """Moves checkpoints and logs of trials that are in no record to `unknown_trials/`; returns the ids of those with
-        checkpoints.
+        """Moves the checkpoints and logs of trials that are in no record to `unknown_trials/`.
+
+        Returns:
+            The ids of those with checkpoints.
 
         A driver was killed before it uploaded the record of their start. A trial of the same id may have other
         parameters, and must not continue from them.

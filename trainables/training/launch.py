@@ -220,13 +220,14 @@ def _in_worker_group(job: Job) -> None:
             setattr(error, FAILED_AT, (node, time.time()))  # Train keeps the error, not where it was raised
             raise
 
+    where: dict[str, Any] = {"label_selector": {NODE_LABEL: _not_in(job.avoided)}} if job.avoided else {}
     TorchTrainer(
         train_function,
         scaling_config=ray_train.ScalingConfig(
             num_workers=job.workers.count,
             use_gpu=job.workers.gpus > 0,
             resources_per_worker=job.workers.each,
-            label_selector={NODE_LABEL: _not_in(job.avoided)} if job.avoided else None,
+            **where,
         ),
         run_config=ray_train.RunConfig(
             # A new name: Train would continue from its own record of an earlier attempt, and fail if it is damaged.

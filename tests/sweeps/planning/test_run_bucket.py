@@ -174,7 +174,8 @@ def test_checkpoints_of_unknown_trials_are_set_aside(held: RunBucket) -> None:
     assert "trials/t000/checkpoint_000002/state.pt" in objects
     assert "trials/t001/checkpoint_000002/state.pt" not in objects
     assert held.run.read("unknown_trials/t001/checkpoint_000002/state.pt") == b"t001"
-    assert {name for name in objects if name.endswith("log.txt")} == {"trials/t000/log.txt", "unknown_trials/t001/log.txt"}
+    logs = {name for name in objects if name.endswith("log.txt")}
+    assert logs == {"trials/t000/log.txt", "unknown_trials/t001/log.txt"}
 
 
 def test_working_copy_names_its_run(held: RunBucket) -> None:
