@@ -23,6 +23,8 @@ from sweeps.planning.settings import SweepSettings
 from tests.helpers.buckets import BUCKET, bucket_uri, endpoint
 from trainables.common.buckets import BucketFolder, check_bucket_works
 from trainables.common.errors import InputError
+from trainables.pretrained.fetched import finished_at
+from trainables.pretrained.shipped import ASSETS
 
 __all__ = ["endpoint"]
 
@@ -241,3 +243,16 @@ def test_removed_copy_removes_nothing_from_the_bucket(held: RunBucket) -> None:
     with pytest.raises(InputError, match=r"the working copy of s3://.* was removed"):
         held.sync()
     assert set(held.run.objects()) == before
+
+
+def test_sweep_starts_from_a_trial_of_a_run_in_a_bucket(
+    run: BucketFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = ASSETS / "latent_diffusion_sample"
+    line = ["--space", "fidelity_weight", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]
+    with pytest.raises(InputError, match=r"^--checkpoint s3://.*/run: has no settings.json; expected a finished trial"):
+        finished_at("--checkpoint", run.uri)
+    for path in finished.iterdir():
+        run.join("best").upload(path, path.name)
+    assert main([*line, "--checkpoint", run.uri]) == 0
+    assert f"every trial restores with {run}\n" in capsys.readouterr().out
