@@ -78,8 +78,13 @@ def drop_older_in(trial: BucketFolder, keep: int = 1) -> None:
     objects = trial.objects()
     kept = _whole(objects)[:keep]
     for name in {found[1] for found in map(_NAME.fullmatch, objects) if found} - set(kept):
-        trial.delete([f"{name}/{CHECKSUMS}"])
-        trial.delete_folder(name)
+        remove_from(trial, name)
+
+
+def remove_from(trial: BucketFolder, name: str) -> None:
+    """Removes a checkpoint."""
+    trial.delete([f"{name}/{CHECKSUMS}"])
+    trial.delete_folder(name)
 
 
 def _whole(objects: Iterable[str]) -> list[str]:

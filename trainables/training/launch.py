@@ -13,7 +13,6 @@ import gc
 import io
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -45,9 +44,9 @@ from trainables.data.stages.stage import Stage
 from trainables.data.stores.roots import local_root
 from trainables.settings import TrialSettings, override
 from trainables.training.best_step import Objective
-from trainables.training.bucket_checkpoints import download_newest, upload_checkpoint
 from trainables.training.bucket_log import shipped_output
-from trainables.training.checkpoint_folders import CheckpointNotWritten, drop_older, keep_checkpoint, newest_whole
+from trainables.training.checkpoint_folders import CheckpointNotWritten
+from trainables.training.checkpoint_place import CheckpointPlace
 from trainables.training.loop import World, train
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
@@ -270,23 +269,16 @@ def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[
         torch.set_num_threads(job.workers.threads)
         # The driver has compared the contents; here only sizes and schemas are checked.
         prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
+        place = CheckpointPlace(job.own_folder, job.bucket)
         try:
-            start, damaged = _newest(job)
-            reporter = _reporter(job, world, send, start, damaged)
+            try:
+                start, damaged = place.newest()
+            except InputError as error:
+                raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
+            reporter = _reporter(place, world, send, start, damaged)
             train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
         finally:
-            if job.bucket:  # it has all that is needed to continue
-                shutil.rmtree(job.own_folder, ignore_errors=True)
-
-
-def _newest(job: Job) -> tuple[Path | None, list[str]]:
-    """The checkpoint from which the trial continues, on this node; and a line for each damaged one."""
-    if not job.bucket:
-        return newest_whole(job.own_folder)
-    try:
-        return download_newest(BucketFolder(job.bucket), job.own_folder)
-    except InputError as error:
-        raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
+            place.clear()
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
@@ -336,7 +328,9 @@ def _unpacked(packed: list[Any]) -> Validation:
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 
 
-def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | None, damaged: list[str]) -> Reporter:
+def _reporter(
+    place: CheckpointPlace, world: World, send: Callable[..., None], start: Path | None, damaged: list[str]
+) -> Reporter:
     """All workers must report together; only the first one's metrics count, and only it writes checkpoints.
 
     Args:
@@ -344,30 +338,22 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
         start: the checkpoint from which the trial continues. Its report is sent again without a new checkpoint.
         damaged: see `newest_whole`; goes with the first report.
     """
-    folder = job.own_folder
-
-    def keep(step: int, write: Callable[[Path], None]) -> Path:
-        kept = keep_checkpoint(folder, step, write)
-        if job.bucket:
-            upload_checkpoint(kept, BucketFolder(job.bucket))
-            drop_older(folder, 0)
-        return kept
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
-        if row.reached is not None:
+        if row.reached is not None:  # of the first worker only
             with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
-                keep(row.reached, write)
+                place.keep(row.reached, write, between=True)
             return
         kept = start if row.repeated else None
         if kept is None and not row.start and world.rank == 0:
             try:
-                kept = keep(row.step, write)
+                kept = place.keep(row.step, write)
             except CheckpointNotWritten as error:
                 send({NOT_WRITTEN: str(error), PID: os.getpid()})
                 return
-        place = kept.relative_to(folder).as_posix() if kept else ""
-        send(payload(row, place, damaged))
+        name = kept.relative_to(place.folder).as_posix() if kept else ""
+        send(payload(row, name, damaged))
         damaged = []
 
     return report
