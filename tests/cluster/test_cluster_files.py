@@ -65,7 +65,7 @@ def test_all_code_goes_to_the_nodes(name: str) -> None:
     assert packages | {"run_sweep.py", "requirements.txt"} <= mounted
 
 
-@pytest.mark.parametrize("name", ["onprem.yaml", "gcp.yaml"])
+@pytest.mark.parametrize("name", ["onprem.yaml", "gcp.yaml", "gpu.yaml"])
 def test_commands_are_valid_shell(name: str, tmp_path: Path) -> None:
     config, script = loaded(name), tmp_path / "commands.sh"
     lists = [key for key in config if key.endswith("_commands")]
@@ -92,7 +92,7 @@ def test_kubernetes_accepts_the_pods() -> None:
 
 
 def test_scripts_and_dockerfile_are_clean() -> None:
-    assert complaints(TOOLS / "shellcheck", CLUSTER / "slurm.sbatch", CLUSTER / "env.sh") == ""
+    assert complaints(TOOLS / "shellcheck", CLUSTER / "slurm.sbatch", *CLUSTER.glob("*.sh")) == ""
     assert complaints(TOOLS / "hadolint", "--no-color", CLUSTER / "Dockerfile") == ""
 
 
