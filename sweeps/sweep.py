@@ -116,7 +116,9 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         if search.closed:
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
         folder.sync()  # before the report: the pictures of trials come from the bucket
-        status = finish.finish(plan, folder.path, folder.newest, search.left, search.searched)
+        # Interrupted while a process starts, Tune has taken trials that never began.
+        left = search.left + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
+        status = finish.finish(plan, folder.path, folder.newest, left, search.searched)
         folder.sync()
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
