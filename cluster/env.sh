@@ -9,3 +9,6 @@ export RAY_AUTH_MODE=token
 
 # How often Train looks at its workers. Each report of a trial waits for the next look; Ray's own default is 2 s.
 export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2
+
+# The machine's own disk, if cluster/local_disk.sh has found one, for what a node copies from a bucket.
+if [ -w /mnt/local ]; then export XDG_CACHE_HOME=/mnt/local; fi

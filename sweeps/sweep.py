@@ -31,7 +31,7 @@ from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.running.warm_start import Earlier, write_trials
-from sweeps.trial_config import CONFIRMATION, ID, KIND, PARAMETERS, SEED
+from sweeps.trial_config import AVOIDED, CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
 from trainables.common.errors import one_line
 from trainables.common.paths import is_uri
@@ -117,7 +117,9 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         if search.closed:
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
         folder.sync()  # before the report: the pictures of trials come from the bucket
-        status = finish.finish(plan, folder.path, folder.newest, search.left, search.searched)
+        # Interrupted while a process starts, Tune has taken trials that never began.
+        left = search.left + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
+        status = finish.finish(plan, folder.path, folder.newest, left, search.searched)
         folder.sync()
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
@@ -253,7 +255,7 @@ def _tune(
     if not search.left:
         return search
     each = workers(question.settings)
-    nodes = FailingNodes(each, recorder.stop) if question.settings.address and each.count == 1 else None
+    nodes = FailingNodes(each, recorder.stop) if question.settings.address else None
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -311,6 +313,7 @@ def _trainable(plan: Plan, folder: RunFolder) -> Any:
         settings = question.trial_with(config[PARAMETERS], config[SEED], confirming=tested)
         stages = tuple(stage for stage in stages_of[settings.method] if tested or stage.split != "test")
         own, bucket = str(trials / config[ID]), trial_folder(run_bucket, config[ID]).uri if run_bucket else ""
-        launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket, cluster))
+        avoided = tuple(config.get(AVOIDED, ()))
+        launch(Job(settings, stages, metrics, group, own, scratch, objective, bucket, cluster, avoided))
 
     return tune.with_resources(trial, trial_resources(group))

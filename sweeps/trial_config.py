@@ -11,3 +11,6 @@ SEARCHED = "searched"
 
 TRIAL, CONFIRMATION = "trial", "confirmation"
 """The kinds of trials: of the search, and of the confirmation after it."""
+
+AVOIDED = "avoided"
+"""Of a trial with several workers: ids of nodes on which they must not run."""

@@ -22,10 +22,10 @@ from trainables.common.command import ExitStatus, command_flags, exit_statuses, 
 from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags
 from trainables.common.paths import check_writable, path_of
+from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import finished_settings
 from trainables.settings import override
 from trainables.settings.presets import preset
-from trainables.training.bucket_checkpoints import finished_at
 
 if TYPE_CHECKING:
     from trainables.methods.latent_diffusion import LatentDiffusion

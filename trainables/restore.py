@@ -31,12 +31,12 @@ from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import images_below
 from trainables.images.sources.notices import shown_plainly
+from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.settings import TrialSettings, assignments, flatten, override, reason_unread
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 from trainables.settings.roles import RESTORES, WHEN_RESTORING
-from trainables.training.bucket_checkpoints import finished_at
 
 if TYPE_CHECKING:
     import torch

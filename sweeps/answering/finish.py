@@ -29,6 +29,7 @@ from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
+from trainables.common.locations import shown
 from trainables.common.version import PROJECT
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
@@ -207,7 +208,7 @@ def _card(winner: TableRow, plan: Plan, result: Answer) -> str:
     trained = plan.question.trial_with({name: value for name, value in config.items() if value is not None})
     best = winner.get("best_step")
     kept = "" if best is None else f" of step {best}, the best one on the validation photographs"
-    made = f"Restores with `{trial.checkpoint}`; not trained."
+    made = f"Restores with `{shown(trial.checkpoint)}`; not trained."
     if plan.question.space.trains:
         made = (
             f"Trained for {winner['steps']} steps on `{trial.data.source}`, preset `{plan.question.settings.preset}`, "

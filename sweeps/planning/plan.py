@@ -35,6 +35,7 @@ from sweeps.planning.trackers import check_tracker
 from trainables.common.buckets import BucketFolder
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
+from trainables.common.locations import shown
 from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
 from trainables.common.units import byte_text, duration
@@ -227,7 +228,7 @@ class Plan:
             f"{question.trials * training.max_steps} in all if no trial is stopped"
             + ("; a trial keeps its best one by validation" if training.keeps_best else "")
             if question.space.trains
-            else f"none: every trial restores with {self.question.trial.checkpoint}",
+            else f"none: every trial restores with {shown(self.question.trial.checkpoint)}",
             "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
             "rungs": rungs_text(self.rungs, settings.reduction_factor, proposed) if question.space.trains else "none",
             "confirm": self._confirmation_text(),

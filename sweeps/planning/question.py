@@ -20,8 +20,10 @@ from sweeps.planning.settings import (
     flag_name,
 )
 from trainables.common.errors import InputError
+from trainables.common.locations import shown
 from trainables.common.paths import is_uri
 from trainables.metrics.names import METRICS
+from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.pretrained.shipped import ASSETS
 from trainables.settings import (
@@ -248,14 +250,14 @@ def _check_asked(trials: Sequence[TrialSettings]) -> None:
     """See `trainables.pretrained.finished_trial.check_asked`."""
     found: dict[str, dict[str, Any]] = {}
     for trial in trials:
-        name = f"--checkpoint {trial.checkpoint}"
+        name = f"--checkpoint {shown(trial.checkpoint)}"
         if trial.method not in found:
             found[trial.method] = finished_settings(_finished(trial.checkpoint, trial.method), trial.method, name)
         check_asked(found[trial.method], flatten(trial), name)
 
 
 def _finished(checkpoint: str, method: str) -> Path:
-    return ASSETS / f"{method}_sample" if checkpoint == SHIPPED else Path(checkpoint).expanduser()
+    return ASSETS / f"{method}_sample" if checkpoint == SHIPPED else finished_at("--checkpoint", checkpoint)
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
@@ -266,7 +268,7 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
             f"--checkpoint {checkpoint}: a file does not contain the settings for restoring; expected the folder of a "
             f"finished trial of {method}, such as the best/ of a run"
         )
-    found = finished_settings(folder, method, f"--checkpoint {checkpoint}")
+    found = finished_settings(folder, method, f"--checkpoint {shown(checkpoint)}")
     return {name: value for name, value in found.items() if not name.startswith(("training.", "metrics."))}
 
 

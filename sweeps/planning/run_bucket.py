@@ -1,13 +1,14 @@
 """A run whose results are in a bucket: its lease, its working copy on this machine, and the upload of what changes.
 
 The driver works in a copy below the user's cache, `XDG_CACHE_HOME`. A thread uploads the files that have changed, the
-record of the run (`events.jsonl`) first. Trials write their checkpoints to the bucket themselves: see
-`trainables.training.bucket_checkpoints`.
+record of the run (`events.jsonl`) first. Trials write their checkpoints and logs to the bucket themselves: see
+`trainables.training.bucket_checkpoints` and `bucket_log`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -30,6 +31,7 @@ SHARE = 0.2  # of the time, at most, for each of them: a long run has large tabl
 _AT_ONCE = 4  # files
 _PLACE, _FETCHED = ".bucket", ".fetched"  # in the working copy: the URI of its run; parts of checkpoints
 _ALWAYS_FETCHED = (RUN_SETTINGS, "space.json", "warm_start.json")
+_LOG = re.compile(r"trials/[^/]+/log(-\d+)?\.txt")  # trials write them: see `trainables.training.bucket_log`
 _TRIALS, _UNKNOWN, _CHECKPOINT = "trials", "unknown_trials", "checkpoint_"
 
 Stamp = tuple[int, int]  # bytes, time of the last change in ns
@@ -107,7 +109,7 @@ class RunBucket:
 
         A copy that is ahead of the bucket stays: its driver was killed before it uploaded the last events.
         """
-        objects = _own_files(self.run.objects())
+        objects = [name for name in _own_files(self.run.objects()) if not _LOG.fullmatch(name)]
         local = self.copy / EVENTS
         record = self.run.read(EVENTS) or b""
         if place_of(self.copy) != self.run.uri or not local.is_file() or not local.read_bytes().startswith(record):
@@ -149,7 +151,10 @@ class RunBucket:
         self._ended += [id for id, folder in folders.items() if not any(folder.glob(f"{_CHECKPOINT}*"))]
 
     def set_aside(self, known: Callable[[str], bool]) -> list[str]:
-        """Moves checkpoints of trials that are in no record to `unknown_trials/`; returns the ids of the trials.
+        """Moves the checkpoints and logs of trials that are in no record to `unknown_trials/`.
+
+        Returns:
+            The ids of those with checkpoints.
 
         A driver was killed before it uploaded the record of their start. A trial of the same id may have other
         parameters, and must not continue from them.
@@ -157,11 +162,11 @@ class RunBucket:
         aside = [
             name
             for name in self.run.objects()
-            if name.startswith(f"{_TRIALS}/") and _is_checkpoint(name) and not known(name.split("/")[1])
+            if (_is_checkpoint(name) or _LOG.fullmatch(name)) and not known(name.split("/")[1])
         ]
         for name in aside:
             self.run.move(name, f"{_UNKNOWN}/{name.partition('/')[2]}")
-        return sorted({name.split("/")[1] for name in aside})
+        return sorted({name.split("/")[1] for name in aside if _is_checkpoint(name)})
 
     def newest(self, id: str, wanted: Iterable[str]) -> tuple[Path | None, list[str]]:
         """Some files of a trial's newest checkpoint, until `close`: see `download_newest`."""
@@ -304,7 +309,7 @@ def _stamps(copy: Path) -> dict[str, Stamp]:
             with suppress(OSError):  # removed meanwhile
                 stat = path.stat()
                 found[name] = stat.st_size, stat.st_mtime_ns
-    return {name: found[name] for name in _own_files(found)}
+    return {name: found[name] for name in _own_files(found) if not _LOG.fullmatch(name)}
 
 
 def _own_files(names: Iterable[str]) -> list[str]:

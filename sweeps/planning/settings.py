@@ -85,9 +85,7 @@ class SweepSettings:
         if is_uri(self.results):
             check_bucket("--results", self.results)
         if is_uri(self.checkpoint):
-            raise InputError(
-                f"--checkpoint {self.checkpoint}: expected a local or shared path; buckets are not supported here"
-            )
+            check_bucket("--checkpoint", self.checkpoint)
         for name in ("time_budget", "budget_usd", "price_per_hour"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{flag_name(name)} {getattr(self, name):g}: expected a number, more than 0")

@@ -83,6 +83,11 @@ def places(workers: Workers, nodes: Sequence[dict[str, Any]] | None = None) -> i
     return sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in each) for node in nodes)
 
 
+def may_grow() -> bool:
+    """Whether an autoscaler can add nodes."""
+    return is_autoscaler_v2(fetch_from_server=True, gcs_client=_gcs()) or _has_older_autoscaler()
+
+
 def cluster_status() -> GetClusterStatusReply:
     """What the cluster's nodes lack, and what its new autoscaler, if it has one, does about it."""
     return GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=10))

@@ -2,7 +2,7 @@
 
 A node may lack a folder, a driver or memory. Each of its failures takes seconds, so that it would draw one trial after
 the other and use up their tries. Trials are kept away by a label that Ray gives each node, its id. The node itself
-stays free, and an autoscaler can remove it. One-worker trials only: Train places the workers of a group.
+stays free, and an autoscaler can remove it. Of a worker group, only the node of the worker that failed first is blamed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray._private.state import actors
 from ray.tune import Callback
 
 from sweeps.recording.progress import logger
 from sweeps.recording.recorder import reason_of
-from sweeps.running.capacity import alive_nodes, draining_nodes, node_name, places
-from sweeps.trial_config import ID
+from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places
+from sweeps.running.group_failures import culprit_of, node_of_actor
+from sweeps.trial_config import AVOIDED, ID
 from trainables.common.errors import one_line
-from trainables.training.launch import Workers, trial_resources
+from trainables.training.launch import NODES, Workers, trial_resources
 
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""
+_WORKER = "RayTrainWorker"  # Train's class of the workers of a group
 
 
 class FailingNodes(Callback):
@@ -33,14 +36,17 @@ class FailingNodes(Callback):
     there for longer than the failures took. A trial that failed on a node without reports is next tried on others, if
     there are any. If it also failed on one that has reported, its failures say nothing about nodes.
 
+    A worker group fails on one node, that of `group_failures.first_to_fail`, and reports from all of its nodes.
+
     Args:
-        workers: of a trial; one.
-        stop: ends the sweep, with a reason, when all nodes are left out.
+        workers: of a trial.
+        stop: ends the sweep, with a reason, when all nodes are left out, or when no group fits on the others.
         limit: different trials.
     """
 
     def __init__(self, workers: Workers, stop: Callable[[str], None], limit: int = TRIALS) -> None:
         self._workers, self._stop, self._limit = workers, stop, limit
+        self._group = workers.count > 1
         self._running: dict[str, tuple[str, float]] = {}  # trial -> node, and since when
         self._slowest: dict[str, float] = {}  # node -> seconds until its slowest failure
         self._reported: set[str] = set()  # nodes
@@ -51,7 +57,9 @@ class FailingNodes(Callback):
         return {}  # Tune saves its callbacks; nothing of this is read again
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if node := _node_of(trial):
+        if self._group:  # Train places its workers later
+            self._running[trial.config[ID]] = "", time.monotonic()
+        elif node := _node_of(trial):
             self._running[trial.config[ID]] = node, time.monotonic()
             if node in self._left_out:  # Ray had reserved its place there before
                 trial.max_failures += 1
@@ -60,7 +68,7 @@ class FailingNodes(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         node, _ = self._running.get(trial.config[ID], ("", 0.0))
-        self._reported.add(node)
+        self._reported.update(result.get(NODES, []) if self._group else [node])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.pop(trial.config[ID], None)
@@ -69,9 +77,14 @@ class FailingNodes(Callback):
         """Call it when a try of a trial has failed, before it is placed again."""
         id = trial.config[ID]
         node, began = self._running.pop(id, ("", 0.0))
+        said = ""
+        if self._group:
+            node, said = culprit_of(trial) or ("", "")
+            if node in self._left_out:  # Train had its place there before
+                trial.max_failures += 1
         if not node or node in self._reported or node in draining_nodes():
             return
-        self._failures.setdefault(node, {})[id] = _said(trial)
+        self._failures.setdefault(node, {})[id] = said or _said(trial)
         self._slowest[node] = max(self._slowest.get(node, 0.0), time.monotonic() - began)
         names = {one["NodeID"]: node_name(one) for one in alive_nodes()}
         for other in self._failures.keys() & names.keys() - self._left_out.keys():
@@ -80,20 +93,33 @@ class FailingNodes(Callback):
     def _judge(self, node: str, name: str) -> None:
         at_fault = {id for other in self._failures.keys() & self._reported for id in self._failures[other]}
         said = {id: text for id, text in self._failures[node].items() if id not in at_fault}
-        longer = time.monotonic() - self._slowest[node]
-        runs = any(place == node and began < longer for place, began in self._running.values())
-        if len(said) < self._limit or runs or node in self._reported:
+        if len(said) < self._limit or node in self._reported or self._runs(node, self._slowest[node]):
             return
         self._left_out[node] = name
         text = list(said.values())[-1]
         logger.info("cluster    %s is left out: %s failed on it, the last one with: %s", name, " and ".join(said), text)
-        if not self._others(self._left_out):
-            self._stop(f"trials failed on every node, and all are left out; the last one said: {text}")
+        rest = self._places(self._left_out)
+        if rest >= self._workers.count or (rest and may_grow()):
+            return
+        what = "no group fits on the other nodes" if rest else "trials failed on every node, and all are left out"
+        self._stop(f"{what}; the last one said: {text}")
+
+    def _runs(self, node: str, seconds: float) -> bool:
+        """Whether a trial has run on a node for longer."""
+        if not self._group:
+            longer = time.monotonic() - seconds
+            return any(place == node and began < longer for place, began in self._running.values())
+        earlier, job = (time.time() - seconds) * 1000, ray.get_runtime_context().get_job_id()
+        at_work = [one for one in actors(actor_state_name="ALIVE").values() if one["JobID"] == job]
+        workers = [one for one in at_work if one["ActorClassName"] == _WORKER and one["Address"]["NodeID"] == node]
+        return any(0 < one["StartTime"] < earlier for one in workers)
 
     def place(self, trial: Any) -> None:
         """Keeps a trial that has no place yet away from these nodes."""
         avoided = self._avoided(trial.config[ID])
-        if avoided and trial.status != trial.RUNNING:  # else it has failed for good
+        if self._group:
+            trial.config[AVOIDED] = sorted(avoided)
+        elif avoided and trial.status != trial.RUNNING:  # else it has failed for good
             resources = trial_resources(self._workers, avoided)
             if resources != trial.placement_group_factory:  # Tune has filed a trial that waits under those it has
                 trial.update_resources(resources)
@@ -101,11 +127,11 @@ class FailingNodes(Callback):
     def _avoided(self, id: str) -> frozenset[str]:
         own = {node for node, failed in self._failures.items() if id in failed and node not in self._reported}
         both = frozenset(own | self._left_out.keys())
-        return both if self._others(both) else frozenset(self._left_out)
+        return both if self._places(both) >= self._workers.count else frozenset(self._left_out)
 
-    def _others(self, avoided: Collection[str]) -> bool:
-        """Whether a node without these could hold a trial."""
-        return places(self._workers, [node for node in alive_nodes() if node["NodeID"] not in avoided]) > 0
+    def _places(self, avoided: Collection[str]) -> int:
+        """How many workers fit on the nodes without these."""
+        return places(self._workers, [node for node in alive_nodes() if node["NodeID"] not in avoided])
 
 
 def _said(trial: Any) -> str:
@@ -120,6 +146,4 @@ def _said(trial: Any) -> str:
 def _node_of(trial: Any) -> str:
     """The id of the node on which a trial's process runs; empty if unknown."""
     actor = trial.temporary_state.ray_actor
-    if actor is None:
-        return ""
-    return str(actors(actor._actor_id.hex()).get("Address", {}).get("NodeID", ""))
+    return node_of_actor(actor._actor_id.hex()) if actor is not None else ""

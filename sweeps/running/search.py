@@ -101,6 +101,8 @@ class SweepSearch(Searcher):
             for point in space.points[:trials]
         ]
         self._numbers: dict[str, int] = {}
+        self.handed_out: list[str] = []
+        """Ids of the trials that `suggest` has returned. Tune may be interrupted before it starts them."""
         self._running: dict[int, optuna.Trial] = {}
         self._waiting: list[dict[str, Any]] = []
         self._to_confirm: list[dict[str, Any]] | None = None
@@ -262,6 +264,7 @@ class SweepSearch(Searcher):
         else:
             return self.FINISHED
         self._numbers[trial_id] = trial_number(config[ID])
+        self.handed_out.append(config[ID])
         self._clock.begins(trial_id)
         return config
 

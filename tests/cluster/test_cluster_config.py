@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.session
 import botocore.validate
 import click
@@ -24,9 +25,14 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster import aws_account
+from tests.helpers.buckets import endpoint
 from tests.helpers.paths import ROOT
 
+__all__ = ["endpoint"]
 Config = dict[str, Any]  # the parsed YAML file
+
+NODE_TYPES = ("head", "gpu_worker", "gpu_worker_g5", "gpu4_worker")
 
 REPO = ROOT
 REMOTE = "/home/ubuntu/restoration-sweeps"
@@ -81,7 +87,7 @@ def test_ray_accepts_the_file(config: Config) -> None:
     prepared = validated(config)
     nodes = prepared["available_node_types"]
     assert nodes["head"]["max_workers"] == 0, "Ray would start a second head as a worker"
-    assert nodes["gpu_worker"]["max_workers"] <= prepared["max_workers"]
+    assert all(nodes[name]["max_workers"] <= prepared["max_workers"] for name in NODE_TYPES)
     # Ray's default set-up installs a nightly Ray and an unpinned boto3.
     assert prepared["head_setup_commands"] == prepared["worker_setup_commands"] == config["setup_commands"]
 
@@ -119,7 +125,7 @@ def test_ray_refuses_an_unknown_head_type(config: Config) -> None:
         validated(config)
 
 
-@pytest.mark.parametrize("node_type", ["head", "gpu_worker"])
+@pytest.mark.parametrize("node_type", NODE_TYPES)
 def test_ec2_accepts_the_node_configs(config: Config, node_type: str) -> None:
     node_config = config["available_node_types"][node_type]["node_config"]
     assert ec2_complaints(node_config) == ""
@@ -128,18 +134,91 @@ def test_ec2_accepts_the_node_configs(config: Config, node_type: str) -> None:
 
 def test_trials_train_on_the_workers_only(config: Config) -> None:
     nodes = config["available_node_types"]
+    assert set(nodes) == set(NODE_TYPES)
     assert nodes["head"]["resources"] == {"CPU": 0, "GPU": 0}
-    assert nodes["gpu_worker"]["resources"]["GPU"] >= 1
     assert "InstanceMarketOptions" not in nodes["head"]["node_config"], "a reclaimed head takes the driver with it"
+    for name in NODE_TYPES[1:]:
+        assert nodes[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert nodes[name]["resources"]["GPU"] >= 1
+    assert nodes["gpu4_worker"]["resources"]["GPU"] == 4 and nodes["gpu4_worker"]["max_workers"] == 0
+    types = [nodes[name]["node_config"]["InstanceType"] for name in NODE_TYPES]
+    assert len(set(types)) == len(types)
 
 
-def test_nodes_install_the_pinned_requirements(config: Config) -> None:
+def test_head_that_shuts_down_costs_nothing(config: Config) -> None:
+    """`ray exec --stop` ends with `shutdown`; a machine that is only stopped keeps its disk."""
+    assert config["available_node_types"]["head"]["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert config["provider"]["cache_stopped_nodes"] is False
+
+
+def test_one_place_names_the_region(config: Config) -> None:
+    """Ray looks for machines in all zones of the region, if none are named."""
+    text = (REPO / "cluster" / "gpu.yaml").read_text()
+    assert (
+        len(re.findall(r"\b[a-z]{2}-[a-z]+-\d\b", text)) == 1 and aws_account.region() == config["provider"]["region"]
+    )
+    assert "availability_zone" not in config["provider"]
+
+
+def test_roles_of_the_machines_are_those_of_the_script(config: Config) -> None:
+    nodes = config["available_node_types"]
+    roles = {name: nodes[name]["node_config"]["IamInstanceProfile"] for name in NODE_TYPES}
+    workers = {name: {"Name": aws_account.WORKER} for name in NODE_TYPES[1:]}
+    assert roles == {"head": {"Name": aws_account.HEAD}, **workers}
+
+
+def test_account_is_prepared_and_prepared_again(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a server with S3 and IAM."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
+    assert aws_account.main(["the-bucket"]) == 0
+    first = capsys.readouterr().out
+    assert first.count("made ") == 8 and "there " not in first
+    assert aws_account.main(["the-bucket"]) == 0
+    assert "made " not in capsys.readouterr().out.replace("made     bucket", "")  # its owner may make it again
+    iam = boto3.client("iam", region_name="us-west-2")
+    for role in (aws_account.HEAD, aws_account.WORKER):
+        (held,) = iam.get_instance_profile(InstanceProfileName=role)["InstanceProfile"]["Roles"]
+        assert held["RoleName"] == role
+        policy = iam.get_role_policy(RoleName=role, PolicyName="restoration-sweeps")["PolicyDocument"]
+        allowed = {action: one["Resource"] for one in policy["Statement"] for action in one["Action"]}
+        assert allowed["s3:PutObject"] == "arn:aws:s3:::the-bucket/*"
+        # The head may give this role to machines, and no other; workers may give none.
+        expected = f"arn:aws:iam::*:role/{aws_account.WORKER}" if role == aws_account.HEAD else None
+        assert allowed.get("iam:PassRole") == expected
+        assert ("ec2:RunInstances" in allowed) == (role == aws_account.HEAD)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert aws_account.main(["the-bucket"]) == 1
+    assert capsys.readouterr().err.startswith("aws_account.py: error: Could not connect")
+
+
+def test_nodes_install_the_pinned_requirements_once(config: Config, tmp_path: Path) -> None:
+    """The command itself, with a Python that only writes down what is asked of it."""
     mounts = config["file_mounts"]
     assert (REPO / mounts[f"{REMOTE}/requirements.txt"]).samefile(REPO / "requirements.txt")
-    installs = [command for command in config["setup_commands"] if "pip install" in command]
-    assert len(installs) == 1
-    assert installs[0].startswith("cd ~/restoration-sweeps &&")
-    assert installs[0].endswith("pip install --quiet -r requirements.txt")
+    (install,) = [command for command in config["setup_commands"] if "pip install" in command]
+    code, tools, calls = tmp_path / "restoration-sweeps", tmp_path / "tools", tmp_path / "calls"
+    for folder in (code, tools):
+        folder.mkdir()
+    pip = f'#!/bin/sh\necho "$@" >> {calls}\n[ ! -e {tmp_path}/full ]\n'
+    (tools / "pip").write_text(pip)
+    (tools / "python3").write_text(f"#!/bin/sh\nmkdir -p .venv/bin && cp {tools}/pip .venv/bin/\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+
+    def installs() -> tuple[bool, int]:
+        done = subprocess.run(["bash", "-c", install], env={"HOME": str(tmp_path), "PATH": f"{tools}:/usr/bin:/bin"})
+        return done.returncode == 0, calls.read_text().count("install --quiet -r requirements.txt")
+
+    (code / "requirements.txt").write_text("ray\n")
+    (tmp_path / "full").touch()
+    assert installs() == (False, 1)  # the disk is full: the next start tries again
+    (tmp_path / "full").unlink()
+    assert [installs(), installs()] == [(True, 2), (True, 2)]
+    (code / "requirements.txt").write_text("ray\ntorch\n")
+    assert installs() == (True, 3)
 
 
 def test_installed_ray_is_the_pinned_one() -> None:
@@ -194,3 +273,4 @@ def test_environment_of_the_nodes() -> None:
     assert exported["PATH"].split(os.pathsep)[0] == f"{REMOTE}/.venv/bin"
     assert exported["PYTHONPATH"] == REMOTE
     assert float(exported["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]) == 0.2
+    assert exported.get("XDG_CACHE_HOME") == ("/mnt/local" if os.access("/mnt/local", os.W_OK) else None)

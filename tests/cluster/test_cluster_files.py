@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start, symmetric_run
+from ray.scripts.scripts import start
 
 from tests.helpers.paths import ROOT
 
@@ -65,7 +67,7 @@ def test_all_code_goes_to_the_nodes(name: str) -> None:
     assert packages | {"run_sweep.py", "requirements.txt"} <= mounted
 
 
-@pytest.mark.parametrize("name", ["onprem.yaml", "gcp.yaml"])
+@pytest.mark.parametrize("name", ["onprem.yaml", "gcp.yaml", "gpu.yaml"])
 def test_commands_are_valid_shell(name: str, tmp_path: Path) -> None:
     config, script = loaded(name), tmp_path / "commands.sh"
     lists = [key for key in config if key.endswith("_commands")]
@@ -92,7 +94,7 @@ def test_kubernetes_accepts_the_pods() -> None:
 
 
 def test_scripts_and_dockerfile_are_clean() -> None:
-    assert complaints(TOOLS / "shellcheck", CLUSTER / "slurm.sbatch", CLUSTER / "env.sh") == ""
+    assert complaints(TOOLS / "shellcheck", CLUSTER / "slurm.sbatch", *CLUSTER.glob("*.sh")) == ""
     assert complaints(TOOLS / "hadolint", "--no-color", CLUSTER / "Dockerfile") == ""
 
 
@@ -102,11 +104,80 @@ def test_dockerfile_has_all_code() -> None:
     assert set(copied) == packages | {"run_sweep.py", "requirements.txt"}
 
 
-def test_slurm_job_gives_ray_flags_that_it_knows() -> None:
-    script = (CLUSTER / "slurm.sbatch").read_text(encoding="utf-8").replace("\\\n", " ")
-    line = next(line for line in script.splitlines() if "symmetric-run" in line)
-    words = shlex.split(line.partition("symmetric-run")[2].partition(" -- ")[0])
-    flags = [re.sub(r"^\$.*", "4", word) for word in words]
-    assert symmetric_run.make_context("symmetric-run", [*flags[:4], "--", "true"]).params["min_nodes"] == 4
-    parsed = start.make_context("start", flags[4:]).params
-    assert (parsed["num_cpus"], parsed["num_gpus"]) == (4, 4)
+FAKES = {
+    # The commands of SLURM, Ray and Python that the job calls: each writes down its arguments.
+    "srun": """
+        while [ "${1#--}" != "$1" ]; do shift; done
+        if [ "$1" = hostname ]; then echo 10.0.0.5 10.1.0.5; exit; fi
+        trap 'kill -TERM -- $groups' TERM
+        for node in n1 n2; do
+            SLURMD_NODENAME=$node setsid "$@" &
+            groups="$groups -$!"
+        done
+        wait; wait
+    """,
+    "scontrol": 'if [ "$1" = show ]; then echo n1; echo n2; else echo "$@" >> $OUT/scontrol; fi',
+    "ray": """
+        [ "$1" = start ] || exit 0
+        trap 'rm $OUT/$SLURMD_NODENAME; kill $!; exit 143' TERM
+        sleep 60 &
+        echo "$SLURMD_NODENAME $*" >> $OUT/ray
+        touch $OUT/$SLURMD_NODENAME
+        wait
+    """,
+    "python": """
+        echo "$@" >> $OUT/python
+        while [ "$1" != run_sweep.py ]; do [ -e $OUT/n1 ] && [ -e $OUT/n2 ] && exit; sleep 0.05; done
+        mkdir -p $SWEEP_RESULTS/space/20261126-162232
+        [ -e $OUT/again ] && exit 0
+        trap 'kill $!; exit 130' TERM
+        sleep 60 &
+        touch $OUT/again
+        wait
+    """,
+}
+
+
+def test_slurm_job_is_put_back_before_its_time_limit_and_resumes(tmp_path: Path) -> None:
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name, text in FAKES.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "OUT": str(tmp_path),
+        "SWEEP_RESULTS": str(tmp_path / "results"),
+        "SLURM_JOB_ID": "20007",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_GPUS_ON_NODE": "4",
+    }
+    command = ["bash", str(CLUSTER / "slurm.sbatch"), "--space", "space", "--data", "with a space"]
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "again").exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 130
+    assert (tmp_path / "scontrol").read_text() == "requeue 20007\n"
+    assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "scontrol").read_text().count("requeue") == 1
+
+    results, address = tmp_path / "results", "10.0.0.5:20007"
+    waited = f"cluster/wait_for_nodes.py {address} 2"
+    assert (tmp_path / "python").read_text().splitlines() == [
+        waited,
+        f"run_sweep.py --address {address} --results {results} --space space --data with a space",
+        waited,
+        f"run_sweep.py --address {address} --resume {results}/space/20261126-162232",
+    ]
+    started = {line.split()[0]: line.split()[2:] for line in (tmp_path / "ray").read_text().splitlines()}
+    assert started["n1"][:3] == ["--head", "--node-ip-address=10.0.0.5", "--port=20007"]
+    assert started["n2"][0] == f"--address={address}"
+    for words in started.values():
+        parsed = start.make_context("start", words).params  # parses, does not start
+        assert (parsed["num_cpus"], parsed["num_gpus"], parsed["block"]) == (8, 4, True)
+        assert (parsed["min_worker_port"], parsed["max_worker_port"]) == (0, 0)

@@ -104,11 +104,15 @@ def test_killed_sweep_goes_on_from_the_bucket(
     # The bucket has all of it, and one whole checkpoint a trial.
     objects = set(run.objects())
     small = {name for name in objects if "/checkpoint_" not in name}
+    logs = {name for name in small if name.endswith("log.txt")}  # written by the trials, straight to the bucket
+    assert logs == {f"trials/{name}/log.txt" for name in rows} and not list(copy.rglob("log.txt"))
+    of_second = (run.read("trials/t001/log.txt") or b"").decode()
+    assert of_second.count(" UTC: starts on host ") == 2
     assert {"events.jsonl", "settings.yaml", "space.json", "leaderboard.parquet", "report/index.html"} < small
     assert {"report/answer.md", "best/weights.safetensors", "sweep.log", "trials/t001/params.json"} < small
     assert any("tfevents" in name for name in small)
     assert not {name for name in objects if name.startswith(".") or "/." in name} and "lease.json" not in objects
-    assert all(run.read(name) == (copy / name).read_bytes() for name in small)
+    assert all(run.read(name) == (copy / name).read_bytes() for name in small - logs)
     for name in rows:
         found, damaged = download_newest(run.join("trials").join(name), tmp_path / name)
         assert found == tmp_path / name / "checkpoint_000120" and not damage(found) and not damaged

@@ -63,7 +63,7 @@ class Recorder:
         before = report.step == 0 and "train/step_seconds" not in report.metrics
         (self.starts if before else self.reports).append(report)
         if self.folder is not None and not report.repeated:
-            checkpoint = self.folder / str(report.step)
+            checkpoint = self.folder / str(report.step if report.reached is None else report.reached)
             checkpoint.mkdir(parents=True)
             write(checkpoint)
 

@@ -365,9 +365,10 @@ def test_finished_trial_in_a_bucket_restores_the_same(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
-    for place, folder in ((upload(trial, "run/best"), "there"), (str(trial), "here")):
+    best = upload(trial, "run/best")
+    for place, folder in ((best, "there"), (best.replace("/best?", "?"), "run"), (str(trial), "here")):
         assert main([place, str(tmp_path / "a.png"), str(tmp_path / folder)]) == 0
-    assert (tmp_path / "there" / "a.png").read_bytes() == (tmp_path / "here" / "a.png").read_bytes()
+        assert (tmp_path / folder / "a.png").read_bytes() == (tmp_path / "there" / "a.png").read_bytes()
     assert not list((tmp_path / "cache").rglob("state.pt"))
     capsys.readouterr()
     nothing = upload(tmp_path / "a.png", "run/other/a.png").replace("/a.png?", "?")

@@ -222,6 +222,11 @@ def locate(text: str) -> Location:
     return Location(f"{bucket}{path}".rstrip("/"), parts._replace(path="").geturl())
 
 
+def shown(text: str) -> str:
+    """A path or URI for messages: without credentials and options."""
+    return str(locate(text)) if is_uri(text) else text
+
+
 @lru_cache(maxsize=8)
 def _objects(folder: Location) -> list[tuple[str, tuple[int, int]]]:
     """All objects below `folder`, listed once per process: 1,000 objects cost a request, and a run must see one

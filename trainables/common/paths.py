@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -37,6 +38,12 @@ def is_checkout() -> bool:
 
 def is_uri(root: str) -> bool:
     return "://" in root
+
+
+def cache_of(uri: str) -> Path:
+    """The folder of the user's cache for what is copied from a URI: below `XDG_CACHE_HOME`, or `~/.cache`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "restoration-sweeps" / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:12]
 
 
 def refuse_secrets(name: str, uri: str) -> None:

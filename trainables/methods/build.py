@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
 from trainables.methods.method import Method
+from trainables.pretrained.fetched import weights_at
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.identity import unequal
 from trainables.pretrained.shipped import shipped_checkpoint
@@ -27,7 +28,7 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
     method = method_class(settings.method)(settings, device)
     if settings.checkpoint:
         shipped = settings.checkpoint == SHIPPED
-        path = shipped_checkpoint(settings.method) if shipped else Path(settings.checkpoint).expanduser()
+        path = shipped_checkpoint(settings.method) if shipped else weights_at("checkpoint", settings.checkpoint)
         if path.is_file():
             with reading("checkpoint", path, "the folder of a finished trial, nor a public checkpoint of this network"):
                 if path.suffix == ".safetensors":  # our format; `load_public` would ignore its description

@@ -66,4 +66,5 @@ def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) 
             raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")
 
 
-STATE, WEIGHTS = "state.pt", "weights.safetensors"
+STATE, WEIGHTS, CHECKSUMS = "state.pt", "weights.safetensors", "checksums.json"
+"""Files of a checkpoint: all that is needed to continue, the weights, and the SHA-256 of each other file."""

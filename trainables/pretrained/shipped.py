@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainables.common.errors import InputError
+from trainables.pretrained.fetched import weights_at
 from trainables.settings import SHIPPED
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -41,7 +42,7 @@ def shipped_checkpoint(method: str) -> Path:
 
 
 def _existing(name: str, weights: str, shipped: Path) -> Path:
-    path = shipped if weights == SHIPPED else Path(weights).expanduser()
+    path = shipped if weights == SHIPPED else weights_at(name, weights)
     if not path.exists():
         raise InputError(f"{name}={weights}: no such file; expected {SHIPPED!r} or a path, see docs/weights.md")
     return path

@@ -49,6 +49,8 @@ class TrainingSettings:
         channels_last: keep the weights of convolutions in the channels-last memory format.
         compile: compile the networks with torch.compile; the first step then takes minutes.
         reports: largest number of validations; the last one is at the last step.
+        checkpoint_minutes: minutes after which a trial also writes a checkpoint between two reports; 0 writes them with
+            reports only.
         keep: weights that a trial keeps and is judged by: those of the "last" step, or of the "best" one, whose
             validation has the best objective. The best of many validations looks better than it is; the confirmation
             measures it on test photographs.
@@ -82,6 +84,7 @@ class TrainingSettings:
     channels_last: bool = False
     compile: bool = False
     reports: int = setting(50, within=(1, 10_000), shared=True, training_only=True)
+    checkpoint_minutes: float = setting(10.0, within=(0, 10_000), shared=True, training_only=True)
     keep: Literal["last", "best"] = setting("last", shared=True, training_only=True)
     log_every: int = setting(100, within=(1, MOST_STEPS), training_only=True)
     validation_batch: int = setting(8, within=(1, 65_536))

@@ -15,13 +15,12 @@ import uuid
 from collections.abc import Container, Iterable
 from pathlib import Path
 
-from trainables.common.buckets import BucketFolder, check_bucket
+from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError, one_line
 from trainables.common.locks import locked
-from trainables.common.paths import PARTIAL, is_uri, path_of
-from trainables.data.stores.roots import local_root
-from trainables.pretrained.finished_trial import SETTINGS, STATE
-from trainables.training.checkpoint_folders import CHECKSUMS, KEPT, CheckpointNotWritten, damage
+from trainables.common.paths import PARTIAL
+from trainables.pretrained.finished_trial import CHECKSUMS, STATE
+from trainables.training.checkpoint_folders import KEPT, CheckpointNotWritten, damage
 
 _NAME = re.compile(r"(checkpoint_(\d+))/.*")
 
@@ -79,8 +78,13 @@ def drop_older_in(trial: BucketFolder, keep: int = 1) -> None:
     objects = trial.objects()
     kept = _whole(objects)[:keep]
     for name in {found[1] for found in map(_NAME.fullmatch, objects) if found} - set(kept):
-        trial.delete([f"{name}/{CHECKSUMS}"])
-        trial.delete_folder(name)
+        remove_from(trial, name)
+
+
+def remove_from(trial: BucketFolder, name: str) -> None:
+    """Removes a checkpoint."""
+    trial.delete([f"{name}/{CHECKSUMS}"])
+    trial.delete_folder(name)
 
 
 def _whole(objects: Iterable[str]) -> list[str]:
@@ -126,35 +130,3 @@ def _download(source: BucketFolder, target: Path, wanted: Container[str] | None)
         return ""
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def finished_at(name: str, text: str) -> Path:
-    """A finished trial, given its folder or URI; one in a bucket is copied to the user's cache, without its state.
-
-    Args:
-        name: of the argument, for messages.
-
-    Raises:
-        InputError: not a path, or a bucket that cannot be read or has no whole finished trial there.
-    """
-    if not is_uri(text):
-        return path_of(name, text)
-    check_bucket(name, text)
-    source, target = BucketFolder(text, patient=False), local_root(text) / "finished"
-    files = sorted(file for file in source.objects() if Path(file).name == file and file != STATE)
-    if SETTINGS not in files:
-        raise InputError(f"{name} {source}: has no {SETTINGS}; expected a finished trial, such as the best/ of a run")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f".{target.name}.lock")):
-            if CHECKSUMS in files:
-                if found := _download(source, target, files):
-                    raise InputError(f"{name} {source}: is damaged ({found})")
-                return target
-            for file in files:
-                new = target / f".{file}{PARTIAL}"
-                source.download(file, new)
-                new.replace(target / file)
-            return target
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({one_line(error)})") from None

@@ -20,9 +20,8 @@ from pathlib import Path
 from trainables.common.errors import one_line
 from trainables.common.paths import PARTIAL
 from trainables.common.units import byte_text
-from trainables.pretrained.finished_trial import STATE
+from trainables.pretrained.finished_trial import CHECKSUMS, STATE
 
-CHECKSUMS = "checksums.json"
 KEPT = 2
 """Checkpoints of a trial that runs."""
 _OLDER_GROUP = "group"  # version 0.1 kept the checkpoints of worker groups in this folder of the trial

@@ -13,12 +13,12 @@ import gc
 import io
 import logging
 import os
-import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ from trainables.data.stages.stage import Stage
 from trainables.data.stores.roots import local_root
 from trainables.settings import TrialSettings, override
 from trainables.training.best_step import Objective
-from trainables.training.bucket_checkpoints import download_newest, upload_checkpoint
-from trainables.training.checkpoint_folders import CheckpointNotWritten, drop_older, keep_checkpoint, newest_whole
+from trainables.training.bucket_log import shipped_output
+from trainables.training.checkpoint_folders import CheckpointNotWritten
+from trainables.training.checkpoint_place import CheckpointPlace
 from trainables.training.loop import World, train
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
@@ -63,6 +64,11 @@ FAILED, PID = "failed", "process"
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
 the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""
+
+NODES, _NODE = "nodes", "node"
+"""Keys of a result of a worker group on a cluster: ids of its workers' nodes, by rank; id of one worker's node."""
+FAILED_AT = "failed_at"
+"""Attribute of an error that a worker of a group raised: (id of its node, time in seconds)."""
 
 NODE_LABEL, HEAD = "ray.io/node-id", "node:__internal_head__"
 """Ray's label with a node's id; its resource that only the head has."""
@@ -98,6 +104,7 @@ class Job:
         bucket: URI of the trial's folder in a bucket, for results that are in one. Checkpoints are then in it, and
             `folder` and `scratch` are on the head alone.
         on_cluster: whether machines may be taken away from the sweep.
+        avoided: ids of nodes on which the workers of a group must not run.
     """
 
     settings: TrialSettings
@@ -109,6 +116,7 @@ class Job:
     objective: Objective | None = None
     bucket: str = ""
     on_cluster: bool = False
+    avoided: tuple[str, ...] = ()
 
     @property
     def own_folder(self) -> Path:
@@ -137,8 +145,7 @@ def launch(job: Job) -> None:
     except Exception as error:
         if isinstance(error, MachineLeaving):
             raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
-        elsewhere = job.on_cluster and job.workers.count == 1
-        if (end := last_report(error, job.settings, elsewhere)) is None:
+        if (end := last_report(error, job.settings, elsewhere=job.on_cluster)) is None:
             raise
         tune.report({**end, PID: os.getpid()})
     finally:
@@ -201,28 +208,42 @@ def _in_worker_group(job: Job) -> None:
         context = ray_train.get_context()
         device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
         world = World(context.get_world_rank(), context.get_world_size(), device)
+        node = ray.get_runtime_context().get_node_id()
         if job.on_cluster:
             machine_watch()  # Train itself starts the group again elsewhere
         try:
-            _train(job, world, ray_train.report)
+            _train(job, world, lambda result: ray_train.report({**result, _NODE: node}))
         except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), PID: os.getpid()})
+        except Exception as error:
+            setattr(error, FAILED_AT, (node, time.time()))  # Train keeps the error, not where it was raised
+            raise
 
+    where: dict[str, Any] = {"label_selector": {NODE_LABEL: _not_in(job.avoided)}} if job.avoided else {}
     TorchTrainer(
         train_function,
         scaling_config=ray_train.ScalingConfig(
             num_workers=job.workers.count,
             use_gpu=job.workers.gpus > 0,
             resources_per_worker=job.workers.each,
+            **where,
         ),
         run_config=ray_train.RunConfig(
             # A new name: Train would continue from its own record of an earlier attempt, and fail if it is damaged.
             name=f"group-{uuid.uuid4().hex}",
             storage_path=job.scratch,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # annotated with the base of another class
+            callbacks=[_GroupReports()],  # type: ignore[list-item]  # annotated with the base of another class
             # Train itself starts a failed group never again: Tune does, and counts failures of both kinds of trials.
         ),
     ).fit()
+
+
+class _GroupReports(TuneReportCallback):
+    """Passes the first worker's report on to Tune, with the nodes of all workers."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        nodes = [one.get(_NODE, "") for one in metrics]
+        super().after_report(run_context, [{**metrics[0], NODES: nodes}], checkpoint)
 
 
 @functools.cache
@@ -241,31 +262,23 @@ def machine_watch() -> MachineWatch:
 
 def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
     run = Path(job.folder).parents[1]
-    here = run.is_dir()
-    if not job.bucket and not here:
+    if not job.bucket and not run.is_dir():
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
-    # With results in a bucket, what is printed on other machines than the driver's is not kept.
-    with kept_output(Path(job.folder), world.rank) if here else nullcontext():
+    shipped = shipped_output(BucketFolder(job.bucket), world.rank) if job.bucket else None
+    with shipped or kept_output(Path(job.folder), world.rank):
         torch.set_num_threads(job.workers.threads)
         # The driver has compared the contents; here only sizes and schemas are checked.
         prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
+        place = CheckpointPlace(job.own_folder, job.bucket)
         try:
-            start, damaged = _newest(job)
-            reporter = _reporter(job, world, send, start, damaged)
+            try:
+                start, damaged = place.newest()
+            except InputError as error:
+                raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
+            reporter = _reporter(place, world, send, start, damaged)
             train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
         finally:
-            if job.bucket:  # it has all that is needed to continue
-                shutil.rmtree(job.own_folder, ignore_errors=True)
-
-
-def _newest(job: Job) -> tuple[Path | None, list[str]]:
-    """The checkpoint from which the trial continues, on this node; and a line for each damaged one."""
-    if not job.bucket:
-        return newest_whole(job.own_folder)
-    try:
-        return download_newest(BucketFolder(job.bucket), job.own_folder)
-    except InputError as error:
-        raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
+            place.clear()
 
 
 def payload(report: Report, checkpoint: str = "", damaged: Sequence[str] = ()) -> dict[str, Any]:
@@ -315,7 +328,9 @@ def _unpacked(packed: list[Any]) -> Validation:
     return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
 
 
-def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | None, damaged: list[str]) -> Reporter:
+def _reporter(
+    place: CheckpointPlace, world: World, send: Callable[..., None], start: Path | None, damaged: list[str]
+) -> Reporter:
     """All workers must report together; only the first one's metrics count, and only it writes checkpoints.
 
     Args:
@@ -323,30 +338,22 @@ def _reporter(job: Job, world: World, send: Callable[..., None], start: Path | N
         start: the checkpoint from which the trial continues. Its report is sent again without a new checkpoint.
         damaged: see `newest_whole`; goes with the first report.
     """
-    folder = job.own_folder
-
-    def keep(step: int, write: Callable[[Path], None]) -> Path:
-        kept = keep_checkpoint(folder, step, write)
-        if job.bucket:
-            upload_checkpoint(kept, BucketFolder(job.bucket))
-            drop_older(folder, 0)
-        return kept
 
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
-        if row.reached is not None:
+        if row.reached is not None:  # of the first worker only
             with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
-                keep(row.reached, write)
+                place.keep(row.reached, write, between=True)
             return
         kept = start if row.repeated else None
         if kept is None and not row.start and world.rank == 0:
             try:
-                kept = keep(row.step, write)
+                kept = place.keep(row.step, write)
             except CheckpointNotWritten as error:
                 send({NOT_WRITTEN: str(error), PID: os.getpid()})
                 return
-        place = kept.relative_to(folder).as_posix() if kept else ""
-        send(payload(row, place, damaged))
+        name = kept.relative_to(place.folder).as_posix() if kept else ""
+        send(payload(row, name, damaged))
         damaged = []
 
     return report
@@ -362,7 +369,10 @@ def trial_resources(workers: Workers, avoided: Collection[str] = ()) -> tune.Pla
     a trial's driver never competes with workers for CPUs.
     """
     if workers.count == 1:
-        others = [{NODE_LABEL: f"!in({','.join(sorted(avoided))})"}]
-        where: dict[str, Any] = {"bundle_label_selector": others} if avoided else {}
+        where: dict[str, Any] = {"bundle_label_selector": [{NODE_LABEL: _not_in(avoided)}]} if avoided else {}
         return tune.PlacementGroupFactory([workers.each], **where)
     return tune.PlacementGroupFactory([{HEAD: 0.001}])
+
+
+def _not_in(nodes: Collection[str]) -> str:
+    return f"!in({','.join(sorted(nodes))})"

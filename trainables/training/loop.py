@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from trainables.settings import TrialSettings
 from trainables.training.best_step import BestStep, Objective, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.loss_log import Logged, LossLog
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
-from trainables.training.reporting import LossRow, MachineLeaving, Report, Reporter, TrialDiverged
+from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.usage import Usage
 from trainables.training.validation import TEST_DRAW, Validation, validate
 
@@ -116,10 +117,12 @@ class Trainer:
         self.step = 0
         self.loaded: Report | None = None
         self._last: Report | None = None
+        self._report: Reporter | None = None
+        self._written = time.monotonic()  # the last checkpoint
         self._leaving = leaving
         self.best: BestStep | None = None
         self._objective = objective if training.keeps_best else None
-        self.log = _LossLog(training.log_every)
+        self.log = LossLog(training.log_every)
         self.usage = Usage(world.device)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
@@ -133,7 +136,7 @@ class Trainer:
             TrialDiverged: a loss term, a metric or a weight is NaN or infinite.
             MachineLeaving: after a checkpoint, because `leaving` said so.
         """
-        training = self.settings.training
+        training, self._report = self.settings.training, report
         if self.loaded is not None:
             self._send(self.loaded, report)
         if 0 < training.max_steps <= self.step:
@@ -192,21 +195,40 @@ class Trainer:
                 self.best = BestStep(self.step, value, averaged_weights(self.method), validation)
 
     def _leave(self, report: Reporter) -> None:
+        self._write_between(report)
+        raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
+
+    def _write_between(self, report: Reporter) -> None:
         """Writes a checkpoint between two reports. It repeats the last one, so there is none before the first."""
         if self._last is not None and self._last.step < self.step:
             self._send(replace(self._last, reached=self.step, best=self.best), report)
-        raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
+
+    def _write_if_due(self) -> float:
+        """Writes a checkpoint between two reports if the last one is too old; returns the seconds it took.
+
+        The first worker decides alone, so it must not raise: the others would wait for it.
+        """
+        started, minutes = time.monotonic(), self.settings.training.checkpoint_minutes
+        if not minutes or self.world.rank or started - self._written < minutes * 60 or self._report is None:
+            return 0.0
+        self._written = started  # also if there is none to write
+        with suppress(TrialDiverged):  # the check of all workers, before the next report, says so
+            self._check_weights()
+            self._write_between(self._report)
+        return time.monotonic() - started
 
     def train_until(self, step: int) -> float:
-        """Trains up to that step, or until the machine is to be left; returns the seconds it took."""
-        started = time.monotonic()
+        """Trains up to that step, or until the machine is to be left; returns the seconds it took, without those of
+        checkpoints.
+        """
+        started, writing = time.monotonic(), 0.0
         self.method.networks.train()
         while self.step < step and not self._leaving():
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
             factor = learning_rate_factor(self.settings.training, self.step)
             for part, _ in _parts(batch, self.settings.training.updates):
-                terms: dict[str, _Logged] = {}
+                terms: dict[str, Logged] = {}
                 for phase in self.method.phases:
                     terms |= self._optimise(phase, part, factor)
                 self.log.add(self.step + 1, terms)
@@ -216,9 +238,11 @@ class Trainer:
                 self._share_statistics()
             self.ema.update()
             self.step += 1
+            if self.step < step:
+                writing += self._write_if_due()
         self.log.check()
         self._check_weights()
-        return time.monotonic() - started
+        return time.monotonic() - started - writing
 
     @torch.no_grad()
     def _check_weights(self) -> None:
@@ -245,13 +269,13 @@ class Trainer:
             for buffer, mean in zip(gathered, means.split([buffer.numel() for buffer in gathered]), strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
-    def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, _Logged]:
+    def _optimise(self, phase: Phase, batch: Batch, factor: float) -> dict[str, Logged]:
         """One optimiser step; returns the terms, averaged over its parts."""
         training, optimiser = self.settings.training, self.optimisers[phase.name]
         for group in optimiser.param_groups:
             group["lr"] = training.peak_rate * factor
         optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, _Logged] = {}
+        sums: dict[str, Logged] = {}
         for part, last in _parts(batch, training.accumulate):
             with self._synchronised(last), self.method.only(phase):
                 with self._autocast():
@@ -262,8 +286,8 @@ class Trainer:
                 self.scaler.scale(total / training.accumulate).backward()
             for name, term in terms.items():
                 value = term.value.detach().float() / training.accumulate
-                before = sums.get(name, _Logged(torch.zeros_like(value), torch.zeros_like(value)))
-                sums[name] = _Logged(before.value + value, before.weighted + value * term.weight)
+                before = sums.get(name, Logged(torch.zeros_like(value), torch.zeros_like(value)))
+                sums[name] = Logged(before.value + value, before.weighted + value * term.weight)
         if training.clip_gradient:
             self.scaler.unscale_(optimiser)
             nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], training.clip_gradient)
@@ -324,7 +348,9 @@ class Trainer:
             write_checkpoint(folder, row, self.method, self.ema, optimisation)
 
         report(row, write)
-        self._last = row
+        if row.reached is None:
+            self._last = row
+        self._written = time.monotonic()
 
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
@@ -347,74 +373,6 @@ def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
     pieces: Mapping[str, tuple[Tensor, ...]] = {name: tensor.chunk(count) for name, tensor in batch.items()}
     for k in range(count):
         yield {name: tensors[k] for name, tensors in pieces.items()}, k == count - 1
-
-
-class _Logged(NamedTuple):
-    """A term of the loss for the log: raw, and weighted as in the sum. Scalars."""
-
-    value: Tensor
-    weighted: Tensor
-
-
-class _LossLog:
-    """Loss terms since the last report.
-
-    Values stay on the device until a row is due, because reading one would make a GPU wait for the CPU in every step.
-    So NaN is noticed up to `every` steps late, but reported with its own step.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.steps = 0
-        self._pending: list[tuple[int, str, _Logged]] = []
-        self._rows: list[LossRow] = []
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, step: int, terms: Mapping[str, _Logged]) -> None:
-        self._pending += [(step, name, term) for name, term in terms.items()]
-
-    def end_step(self, step: int) -> None:
-        self.steps += 1
-        if step % self.every == 0:
-            self.check()
-
-    def check(self) -> None:
-        """Reads the pending values.
-
-        Raises:
-            TrialDiverged: one of them is NaN or infinite.
-        """
-        if not self._pending:
-            return
-        values = torch.stack([number for _, _, term in self._pending for number in term]).view(-1, 2)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # Each worker has only its share of the batch. NCCL needs the values on the GPU, where they are.
-            dist.all_reduce(values)
-            values /= dist.get_world_size()
-        row: dict[str, list[float]] = {}
-        for (step, name, _), (value, weighted) in zip(self._pending, values.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise TrialDiverged(f"loss term {name!r} is {value} at step {step}")
-            if not math.isfinite(weighted):
-                raise TrialDiverged(f"the weight of loss term {name!r} makes it {weighted} at step {step}")
-            for tag, number in ((f"loss/{name}", value), (f"weighted/{name}", weighted)):
-                row.setdefault(tag, []).append(number)
-        for tag, numbers in row.items():
-            self._sums[tag] = self._sums.get(tag, 0.0) + sum(numbers)
-            self._counts[tag] = self._counts.get(tag, 0) + len(numbers)
-        last = self._pending[-1][0]
-        self._rows.append((last, {tag: sum(numbers) / len(numbers) for tag, numbers in row.items()}))
-        self._pending = []
-
-    def means(self) -> dict[str, float]:
-        return {tag: self._sums[tag] / self._counts[tag] for tag in self._sums}
-
-    def take(self) -> list[LossRow]:
-        """The rows since the last call; clears them."""
-        rows = self._rows
-        self.steps, self._rows, self._sums, self._counts = 0, [], {}, {}
-        return rows
 
 
 def train(

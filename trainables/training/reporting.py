@@ -29,8 +29,8 @@ class Report:
         start: whether a training begins with it, at step 0. It needs no checkpoint: it can be made again at once.
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
-        reached: finished steps, if the trial leaves its machine after more of them than it has reported. Only a
-            checkpoint is written, with this report, and nothing is sent.
+        reached: finished steps, if there are more of them than the trial has reported: it leaves its machine, or its
+            last checkpoint is too old. Only a checkpoint is written, with this report, and nothing is sent.
     """
 
     step: int

@@ -2,6 +2,8 @@
 
 trials/<id>/log.txt      the trial's process; of a worker group, the first worker
 trials/<id>/log-<n>.txt  worker n of a group: workers on several machines cannot append to one file of a network
+
+With results in a bucket, `bucket_log` copies them to it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ LIMIT = 2**20
 _CUT = b"---- earlier lines were removed\n"
 
 
+def log_name(rank: int) -> str:
+    """The name of a worker's file."""
+    return f"log-{rank}.txt" if rank else "log.txt"
+
+
 @contextmanager
 def kept_output(folder: Path, rank: int = 0) -> Iterator[None]:
     """What this process prints inside it also goes to the end of a file: Python's output and errors, warnings,
@@ -36,7 +43,7 @@ def kept_output(folder: Path, rank: int = 0) -> Iterator[None]:
         folder: the trial's folder; made if needed.
         rank: of this process among the workers of the trial.
     """
-    file = _File(folder / (f"log-{rank}.txt" if rank else "log.txt"))
+    file = _File(folder / log_name(rank))
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     file.add(f"---- {at} UTC: starts on host {socket.gethostname()}, process {os.getpid()}\n")
     names: tuple[Name, ...] = ("stdout", "stderr")

@@ -114,7 +114,9 @@ def test_limits_of_a_container_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert machine.usable_cpus() == 1
 
 
-def test_sigterm_does_what_ctrl_c_does() -> None:
+@pytest.mark.parametrize("in_script", [False, True])
+def test_sigterm_does_what_ctrl_c_does(in_script: bool) -> None:
+    """Also in the background of a script, as in a SLURM job: there the shell lets it ignore Ctrl-C."""
     code = (
         "import sys, time\n"
         "from trainables.common.command import command_flags, run_command\n"
@@ -123,8 +125,9 @@ def test_sigterm_does_what_ctrl_c_does() -> None:
         "    time.sleep(60)\n"
         "sys.exit(run_command(command_flags('x', 'x'), [], work, 'nothing was left'))\n"
     )
+    command = ["bash", "-c", '"$@" & trap "kill -TERM $!" TERM; wait; wait $!', "script"] if in_script else []
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "working\n"
     started = time.monotonic()

@@ -23,6 +23,8 @@ from sweeps.planning.settings import SweepSettings
 from tests.helpers.buckets import BUCKET, bucket_uri, endpoint
 from trainables.common.buckets import BucketFolder, check_bucket_works
 from trainables.common.errors import InputError
+from trainables.pretrained.fetched import finished_at
+from trainables.pretrained.shipped import ASSETS
 
 __all__ = ["endpoint"]
 
@@ -112,14 +114,18 @@ def test_what_changes_is_uploaded(held: RunBucket) -> None:
     for name in ("trials/t000/params.json", "best/weights.safetensors", "leaderboard.csv"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(name)
+    held.trial("t000").write("log.txt", b"of another node")  # a trial writes its log itself
     kept_here = (".lock", ".ray/tune/state", "trials/t000/checkpoint_000002/grid.png", ".leaderboard.csv.tmp")
+    kept_here += ("trials/t000/log.txt", "trials/t000/log-1.txt")
     for name in kept_here:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(name)
     held.sync()
     expected = {"settings.yaml", "events.jsonl", "trials/t000/params.json", "best/weights.safetensors", LEASE}
+    expected |= {"trials/t000/log.txt"}
     assert set(held.run.objects()) == {*expected, "leaderboard.csv"}
     assert held.run.read("events.jsonl") == b"one\ntwo\n"
+    assert held.trial("t000").read("log.txt") == b"of another node"
 
     (copy / "leaderboard.csv").unlink()
     held.sync()
@@ -164,11 +170,14 @@ def test_checkpoints_of_unknown_trials_are_set_aside(held: RunBucket) -> None:
     for id in ("t000", "t001"):
         held.trial(id).write("checkpoint_000002/state.pt", id.encode())
         held.trial(id).write("params.json", b"{}")
+        held.trial(id).write("log.txt", id.encode())
     assert held.set_aside(lambda id: id == "t000") == ["t001"]
     objects = set(held.run.objects())
     assert "trials/t000/checkpoint_000002/state.pt" in objects
     assert "trials/t001/checkpoint_000002/state.pt" not in objects
     assert held.run.read("unknown_trials/t001/checkpoint_000002/state.pt") == b"t001"
+    logs = {name for name in objects if name.endswith("log.txt")}
+    assert logs == {"trials/t000/log.txt", "unknown_trials/t001/log.txt"}
 
 
 def test_working_copy_names_its_run(held: RunBucket) -> None:
@@ -234,3 +243,16 @@ def test_removed_copy_removes_nothing_from_the_bucket(held: RunBucket) -> None:
     with pytest.raises(InputError, match=r"the working copy of s3://.* was removed"):
         held.sync()
     assert set(held.run.objects()) == before
+
+
+def test_sweep_starts_from_a_trial_of_a_run_in_a_bucket(
+    run: BucketFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = ASSETS / "latent_diffusion_sample"
+    line = ["--space", "fidelity_weight", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]
+    with pytest.raises(InputError, match=r"^--checkpoint s3://.*/run: has no settings.json; expected a finished trial"):
+        finished_at("--checkpoint", run.uri)
+    for path in finished.iterdir():
+        run.join("best").upload(path, path.name)
+    assert main([*line, "--checkpoint", run.uri]) == 0
+    assert f"every trial restores with {run}\n" in capsys.readouterr().out

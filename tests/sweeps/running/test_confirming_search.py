@@ -71,6 +71,13 @@ def row(config: dict[str, Any], value: float | None = None, status: str = "finis
     }
 
 
+def test_trials_that_were_handed_out_are_known(tmp_path: Path) -> None:
+    """Tune may be interrupted before it starts them: then no table has them, and they are still to be trained."""
+    search = searching(tmp_path / "journal", None, trials=2)
+    assert search.suggest("first") is not None and (search.handed_out, search.left) == (["t000"], 1)
+    assert search.suggest("second") is not None and (search.handed_out, search.left) == (["t000", "t001"], 0)
+
+
 def test_best_configurations_and_the_baseline_take_turns_with_fresh_seeds(tmp_path: Path) -> None:
     search = searching(tmp_path / "journal")
     tried = [search.suggest(name) for name in "abcd"]

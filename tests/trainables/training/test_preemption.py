@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.loop import METRICS, Recorder, assert_same, run, state_of
 from tests.helpers.metadata import Metadata, metadata_server
 from trainables.data.prepared import Prepared
-from trainables.settings import TrialSettings
+from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
 from trainables.training.preemption import AWS, Google, Notice, this_cloud
 from trainables.training.reporting import MachineLeaving, Report
@@ -74,6 +74,18 @@ def test_trial_that_leaves_its_machine_repeats_no_step(
     assert second.reports[0].metrics == written[0].metrics
     assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / "second" / "6"))
     assert second.reports[1].metrics["val/psnr"] == undisturbed.reports[1].metrics["val/psnr"]
+
+
+def test_checkpoints_between_reports_change_nothing(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
+    """One after each step that follows a report. It trains 6 steps with reports at 3 and 6."""
+    run(small, prepared, tmp_path / "undisturbed")
+    often = override(small, {"training.checkpoint_minutes": 1e-6})
+    disturbed = run(often, prepared, tmp_path / "disturbed")
+    assert [(row.step, row.reached) for row in disturbed.reports] == [(3, None), (3, 4), (3, 5), (6, None)]
+    second = run(often, prepared, tmp_path / "second", tmp_path / "disturbed" / "5")
+    assert [(row.step, row.reached, row.repeated) for row in second.reports] == [(3, None, True), (6, None, False)]
+    for other in ("disturbed", "second"):
+        assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / other / "6"))
 
 
 def test_trial_that_leaves_before_its_first_report_writes_nothing(small: TrialSettings, prepared: Prepared) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from trainables.common.paths import is_uri
+from trainables.common.paths import cache_of, is_uri
 
 
 def store_root(text: str) -> str:
@@ -20,7 +18,4 @@ def store_root(text: str) -> str:
 
 def local_root(root: str) -> Path:
     """The local folder for a root's stores: the root itself, or for a URI the user's cache, `XDG_CACHE_HOME`."""
-    if not is_uri(root):
-        return Path(root)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "restoration-sweeps" / hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:12]
+    return cache_of(root) if is_uri(root) else Path(root)

@@ -1,0 +1,66 @@
+"""Where a trial that runs keeps its checkpoints: in its folder of shared results, or in a bucket."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from trainables.common.buckets import BucketFolder
+from trainables.common.errors import InputError
+from trainables.training.bucket_checkpoints import download_newest, remove_from, upload_checkpoint
+from trainables.training.checkpoint_folders import drop_older, keep_checkpoint, newest_whole
+
+
+class CheckpointPlace:
+    """The newest two checkpoints stay. Of those between two reports only the newest does, so that the last reported one
+    is the other.
+
+    Args:
+        folder: on this node; with a bucket, for checkpoints on their way.
+        bucket: URI of the trial's folder in a bucket, or empty.
+    """
+
+    def __init__(self, folder: Path, bucket: str) -> None:
+        self.folder = folder
+        self._bucket = BucketFolder(bucket) if bucket else None
+        self._between: Path | None = None
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The checkpoint from which the trial continues, on this node; and a line for each damaged one.
+
+        Raises:
+            InputError: the bucket cannot be read.
+        """
+        return download_newest(self._bucket, self.folder) if self._bucket else newest_whole(self.folder)
+
+    def keep(self, step: int, write: Callable[[Path], None], between: bool = False) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+            write: fills an existing folder.
+            between: whether it is one between two reports.
+
+        Raises:
+            CheckpointNotWritten: existing checkpoints are kept, but for an earlier one between two reports.
+        """
+        if between and self._between:
+            self._remove(self._between)
+        kept = keep_checkpoint(self.folder, step, write)
+        if self._bucket:
+            upload_checkpoint(kept, self._bucket)
+            drop_older(self.folder, 0)
+        self._between = kept if between else None
+        return kept
+
+    def _remove(self, checkpoint: Path) -> None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        if self._bucket:
+            with suppress(InputError):
+                remove_from(self._bucket, checkpoint.name)
+
+    def clear(self) -> None:
+        """Removes what is on this node, if the bucket has all that is needed to continue."""
+        if self._bucket:
+            shutil.rmtree(self.folder, ignore_errors=True)
