@@ -75,7 +75,7 @@ RESSHIFT = TrialSettings(
 
 RESSHIFT_JOURNAL = replace(
     RESSHIFT,
-    resshift=ResShiftSettings(steps=4, min_noise_level=0.2),
+    resshift=ResShiftSettings(steps=4, min_noise_level=0.2, bounded=False),
     resshift_loss=ResShiftLossSettings(mse=1.0, lpips=1.0, network="lpips_vgg"),
     training=replace(
         RESSHIFT.training, max_steps=400_000, batch_size=96, accumulate=8, schedule="cosine", final_rate=0.4
