@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,8 +156,9 @@ def pix2pix_batch(method: Method, step: int) -> dict[str, Tensor]:
     return {name: images(name, step, 2, 3, 64, 64) for name in ("target", "degraded")}
 
 
-def start_by_names(method: Method) -> None:
-    for name, network in method.networks.items():
+def start_by_names(method: Method, *names: str) -> None:
+    for name in names or method.networks:
+        network = method.networks[name]
         network.load_state_dict(weights(name, dict(network.named_parameters())), strict=False)
 
 
@@ -237,7 +239,55 @@ def marigold_batch(method: Method, step: int) -> dict[str, Tensor]:
     }
 
 
+# The decoders of StableSR and CCSR, trained on given latents of a first stage
+DECODER: dict[str, Any] = {
+    "pairs.image_size": 32,
+    "pairs.scale": 1,
+    "discriminator.ndf": 8,
+    "discriminator.layers": 2,
+    "perceptual.weight": 1.0,
+    "perceptual.network": "st_lpips",
+    "perceptual.every": 1,
+    "training.optimiser": "adam",
+    "training.beta1": 0.5,
+    "training.beta2": 0.9,
+    "training.batch_size": 1,
+    "training.accumulate": 1,
+    "training.learning_rate": 5e-5,
+}
+
+
+def decoder_base(folder: Path) -> dict[str, Any]:
+    found = base(folder, tiny_unet())
+    vae = tiny_vae(block_out_channels=(32, 32, 32), norm_num_groups=32)
+    vae.load_state_dict(weights("vae", vae.state_dict()))
+    vae.save_pretrained(folder / "vae")
+    return found
+
+
+def decoder_batch(method: Method, step: int) -> dict[str, Tensor]:
+    pictures = {name: images(name, step, 1, 3, 32, 32) for name in ("target", "degraded")}
+    return pictures | {"restored": normal("restored", step, 1, 4, 8, 8)}
+
+
+class NoFirstStage:
+    """Training reads prepared latents; only validation needs the first stage."""
+
+    def __init__(self, *_: Any) -> None:
+        self.method = SimpleNamespace(size_multiple=8)
+
+
 CURVES = {
+    "stablesr_cfw": Curve(
+        lambda folder: DECODER | decoder_base(folder) | {"method": "stablesr_cfw", "cfw.adversarial_start": 0},
+        decoder_batch,
+        start_by_names,
+    ),
+    "ccsr-stage2": Curve(
+        lambda folder: DECODER | decoder_base(folder) | {"method": "ccsr", "ccsr.adversarial_start": 0},
+        decoder_batch,
+        lambda method: start_by_names(method, "discriminator"),
+    ),
     "pix2pix": Curve(lambda folder: PIX2PIX, pix2pix_batch, start_by_names, double=True),
     "stablesr": Curve(lambda folder: STABLESR | wide_base(folder), latents, start_by_names),
     "ccsr-stage1": Curve(lambda folder: CCSR | wide_base(folder), latents, start_by_names, double=True),
@@ -294,7 +344,10 @@ def losses_of(trainer: Trainer) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.parametrize("name", sorted({row["training"] for row in ROWS}))
-def test_losses_of_thirty_steps(name: str, tiny: TrialSettings, tmp_path: Path) -> None:
+def test_losses_of_thirty_steps(
+    name: str, tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.methods.shared.decoder.FirstStage", NoFirstStage)
     curve = CURVES[name]
     settings = override(tiny, TRAINING | curve.settings(tmp_path))
     trainer = Trainer(settings, Prepared({}, {}, (0, 0, 0), (0, 0, 0)), (), World())
