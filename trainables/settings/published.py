@@ -180,9 +180,10 @@ CCSR_STAGE1 = TrialSettings(
 STABLESR = replace(
     CCSR_STAGE1,
     method="stablesr",
+    pairs=replace(CCSR_STAGE1.pairs, sharpened=True),
     diffusion=DiffusionSettings(reconstruction_weight=0.0),
     controlnet=ControlNetSettings(),
-    training=replace(CCSR_STAGE1.training, max_steps=15_000, accumulate=32, learning_rate=5e-5),
+    training=replace(CCSR_STAGE1.training, max_steps=16_500, accumulate=32, learning_rate=5e-5),
 )
 
 CCSR_STAGE2 = replace(
