@@ -161,7 +161,8 @@ class GaussianMethod(Method):
         By `diffusion.sampler` from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above
         `ccsr.t_max` untrained, by its jump and stochastic steps.
         """
-        settings, denoise, y, noise = self.settings.diffusion, self.denoiser(batch), self.degraded(batch), batch["noise"]
+        settings, denoise = self.settings.diffusion, self.denoiser(batch)
+        y, noise = self.degraded(batch), batch["noise"]
         steps, spacing, offset = settings.inference_steps, settings.spacing, self.steps_offset
         if settings.objective != "ccsr" and settings.sampler == "ddim":
             return self.sampling.sample_ddim(denoise, y, noise, steps, spacing, offset)
