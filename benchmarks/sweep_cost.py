@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from sweeps.planning.run_folder import LOG, RUN_SETTINGS
+from sweeps.planning.run_files import LOG, RUN_SETTINGS
 from sweeps.recording.tables import RunTables
 from trainables.common.command import ExitStatus
 from trainables.common.errors import InputError

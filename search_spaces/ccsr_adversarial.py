@@ -12,7 +12,7 @@ from search_spaces.space import Float, Point, SearchSpace
 
 
 def _weight(weight: float) -> Point:
-    return Point(f"{weight:g}", {"ccsr.adversarial": weight})
+    return Point(f"weight {weight:g}", {"ccsr.adversarial": weight})
 
 
 SPACE = SearchSpace(

@@ -11,7 +11,7 @@ from search_spaces.space import Float, Point, SearchSpace
 
 
 def _weight(weight: float) -> Point:
-    return Point(f"{weight:g}", {"cfw.adversarial": weight})
+    return Point(f"weight {weight:g}", {"cfw.adversarial": weight})
 
 
 SPACE = SearchSpace(

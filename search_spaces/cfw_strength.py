@@ -9,7 +9,7 @@ from search_spaces.space import Float, Point, SearchSpace
 
 
 def _strength(strength: float) -> Point:
-    return Point(f"{strength:g}", {"cfw.strength": strength})
+    return Point(f"strength {strength:g}", {"cfw.strength": strength})
 
 
 SPACE = SearchSpace(

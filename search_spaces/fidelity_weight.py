@@ -9,7 +9,7 @@ from search_spaces.space import Float, Point, SearchSpace
 
 
 def _weight(weight: float) -> Point:
-    return Point(f"{weight:g}", {"diffusion.fidelity_weight": weight})
+    return Point(f"weight {weight:g}", {"diffusion.fidelity_weight": weight})
 
 
 SPACE = SearchSpace(

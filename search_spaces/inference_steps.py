@@ -6,7 +6,7 @@ from search_spaces.space import Choice, Int, Point, SearchSpace
 
 
 def _steps(steps: int, spacing: str) -> Point:
-    return Point(f"{steps} {spacing}", {"diffusion.inference_steps": steps, "diffusion.spacing": spacing})
+    return Point(f"{steps} steps, {spacing}", {"diffusion.inference_steps": steps, "diffusion.spacing": spacing})
 
 
 SPACE = SearchSpace(

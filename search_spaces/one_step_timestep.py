@@ -10,7 +10,7 @@ from search_spaces.space import Int, Point, SearchSpace
 
 
 def _at(timestep: int) -> Point:
-    return Point(str(timestep), {"one_step.timestep": timestep})
+    return Point(f"timestep {timestep}", {"one_step.timestep": timestep})
 
 
 SPACE = SearchSpace(

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from PIL import Image
 
 from search_spaces import SearchSpace
@@ -27,11 +26,12 @@ from sweeps.planning.own_spaces import register_space
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
 from sweeps.planning.run_bucket import fetch_trial, place_of, run_to_read
-from sweeps.planning.run_folder import RUN_SETTINGS, register_recorded
+from sweeps.planning.run_files import RUN_SETTINGS
+from sweeps.planning.run_settings import read_record
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
-from trainables.common.errors import InputError, one_line
+from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 from trainables.restore import Restorer, picture_key, restoration_settings
 
@@ -109,12 +109,7 @@ class Run:
         Raises:
             InputError: it is damaged.
         """
-        try:
-            found = dict(yaml.safe_load((self.folder / RUN_SETTINGS).read_bytes()))
-            register_recorded(found)
-            return found
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise InputError(f"{self.folder / RUN_SETTINGS}: damaged ({one_line(error)})") from None
+        return read_record(self.folder)
 
     @property
     def answer(self) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,6 +117,14 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """Dotted name -> its last part if that is unique, else the whole name."""
     last = [name.rsplit(".", 1)[-1] for name in names]
     return {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+
+
+def trial_name(row: Row) -> str:
+    """A trial's label or else its id, as in "1:1:1" or "t007". Both if the label is a bare number, "t000 (0.5)"."""
+    label, id = row.get("label"), str(row["id"])
+    if not label:
+        return id
+    return f"{id} ({label})" if re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?", label) else str(label)
 
 
 def trial_text(row: Row, varied: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ from sweeps.answering import finish
 from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_bucket import place_of, trial_folder
-from sweeps.planning.run_folder import LOG, RunFolder, create_run
+from sweeps.planning.run_files import LOG
+from sweeps.planning.run_folder import RunFolder, create_run
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sweeps import formatting
 from sweeps.answering.comparison import answer, baseline_trials
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
-from sweeps.planning.run_folder import RUN_SETTINGS, register_recorded
+from sweeps.planning.run_files import RUN_SETTINGS
+from sweeps.planning.run_settings import read_record
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.tables import read_rows
 from sweeps.trial_config import CONFIRMATION
-from trainables.common.errors import InputError, one_line
+from trainables.common.errors import InputError
 from trainables.metrics.names import METRICS, test_name
 
 TEST_PAIRS = "test pairs"
@@ -79,14 +78,10 @@ def read_finished(path: Path, metric: str = "") -> FinishedRun:
     Raises:
         InputError: not a run, of another version, or one without a whole confirmation.
     """
-    try:
-        record = yaml.safe_load((path / RUN_SETTINGS).read_bytes())
-        chosen, stores = metric or record["objective"], record["stores"]
-        register_recorded(record)
-    except OSError as error:
-        raise InputError(f"{path}: not the folder of a run ({error.strerror}); expected a {RUN_SETTINGS}") from None
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path / RUN_SETTINGS}: damaged, or of another version ({one_line(error)})") from None
+    record = read_record(path)
+    if missing := [name for name in ("objective", "stores") if name not in record]:
+        raise InputError(f"{path / RUN_SETTINGS}: damaged, or of another version; it has no {' and no '.join(missing)}")
+    chosen, stores = metric or record["objective"], record["stores"]
     rows, per_image = read_rows(path / "leaderboard.parquet"), read_rows(path / "per_image.parquet")
     confirmed = [row for row in rows if row.get("kind") == CONFIRMATION]
     if not confirmed or TEST_PAIRS not in stores:

@@ -135,7 +135,7 @@ def scatter(
     places = _places(dots, x, y, bool(categories))
     levels = [[(_LEFT, y(value)), (WIDTH - _RIGHT, y(value))] for _, value in near]
     corners = [(x(a), y(b)) for a, b in path]
-    labels = Labels(Box(_LEFT, _TOP, WIDTH - 2, HEIGHT - _BOTTOM), places, [*levels, corners])
+    labels = Labels(Box(_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM), places, [*levels, corners])
     marks = [f'<line class="guide" x1="{a:.1f}" x2="{c:.1f}" y1="{b:.1f}" y2="{b:.1f}"/>' for (a, b), (c, _) in levels]
     if path:
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)

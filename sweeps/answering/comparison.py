@@ -26,17 +26,18 @@ from trainables.metrics.names import METRICS, test_name
 __all__ = ["Answer", "answer", "baseline_trials"]
 
 
-def baseline_trials(rows: Sequence[Row], label: str | None = None) -> list[str]:
-    """The ids of the baseline's trials of the search.
+def baseline_trials(rows: Sequence[Row]) -> list[str]:
+    """The ids of the baseline's trials of the search: those with the settings of the first one. Their label does not
+    count: a run may be older than the space's present labels.
 
     Args:
-        label: of the baseline; by default that of the trial with the first id, which is always one of the baseline's.
-            Rows are in the order in which their trials started.
+        rows: of the leaderboard, in the order in which their trials started.
     """
     searched = [row for row in rows if row["kind"] == TRIAL]
-    if label is None and searched:
-        label = min(searched, key=lambda row: (len(row["id"]), row["id"]))["label"]  # t999 before t1000
-    return [row["id"] for row in searched if row["label"] == label]
+    if not searched:
+        return []
+    first = min(searched, key=lambda row: (len(row["id"]), row["id"]))  # t999 before t1000
+    return [row["id"] for row in searched if _configuration(row) == _configuration(first)]
 
 
 def answer(
@@ -82,7 +83,7 @@ def answer(
         metric,
         direction,
         baseline_ids=tuple(n for n, row in rows.items() if row["status"] == "finished" and _configuration(row) == own),
-        baseline_name=baseline.get("label") or baseline.get("id") or "the baseline",
+        baseline_name=formatting.trial_name(baseline) if baseline else "the baseline",
         selected_from=len({_configuration(r) for r in rows.values() if r["kind"] == TRIAL and r["status"] in _RACED}),
         unconfirmed=unconfirmed,
     )
@@ -123,6 +124,7 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
         steps=steps,
         leaders=tuple(leaders),
         winner_ids=winner[0].ids if winner else (),
+        winner_name=formatting.trial_name(rows[winner[0].ids[0]]) if winner else "",
         constraints=tuple(map(str, constraints)),
         missed=missed,
     )
@@ -192,11 +194,13 @@ def _confirmed(
     accepted = [f for f in found if _on_test(constraints, [rows[id] for id in trials.get(f.configuration, ())])]
     first = (accepted or found)[0]
     winner = first.configuration if accepted and first.interval and first.interval.mean > 0 else own
-    names = _names(rows)
+    first_trials, varied = _first_trials(rows), formatting.varied_settings(list(rows.values()))
+    names = {key: formatting.trial_text(row, varied) for key, row in first_trials.items()}
     result = replace(
         result,
         finalists=tuple(replace(finding, configuration=names[finding.configuration]) for finding in found),
         winner_ids=tuple(trials[winner]),
+        winner_name=formatting.trial_name(first_trials[winner]),
         missed=tuple(names[finding.configuration] for finding in found if finding not in accepted),
         secondary=_secondary(result, confirmed, winner, own),
     )
@@ -246,13 +250,12 @@ def _others(result: Answer, confirmed: _Confirmed) -> list[str]:
     return [metric for metric in METRICS if metric != result.metric and test_name(metric) in measured]
 
 
-def _names(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Configuration -> its name for readers: that of its first trial, which the search ran."""
-    varied = formatting.varied_settings(list(rows.values()))
-    names: dict[str, str] = {}
+def _first_trials(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Configuration -> its first trial, which the search ran: readers know the configuration by its name."""
+    found: dict[str, Row] = {}
     for row in sorted(rows.values(), key=lambda row: row["kind"] != TRIAL):
-        names.setdefault(_configuration(row), formatting.trial_text(row, varied))
-    return names
+        found.setdefault(_configuration(row), row)
+    return found
 
 
 def _configuration(row: Row) -> str:

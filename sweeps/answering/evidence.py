@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from sweeps import formatting
 from sweeps.answering.intervals import Finding
-from sweeps.answering.markup import Span, intervals, note, table
-from sweeps.answering.verdict import Answer
+from sweeps.answering.markup import UPPER_BOUND, Colour, Span, intervals, note, table
+from sweeps.answering.verdict import CEILING, UNTRAINED, Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.trial_config import CONFIRMATION
@@ -23,28 +23,36 @@ def interval_chart(view: View) -> str:
     """The finalists against the baseline, and the controls against the winner, on a scale each; empty without any."""
     found, metric = view.found, view.metric
     unit = metric_unit(metric)
-    drawn = []
+    drawn: list[str] = []
     for title, findings in (
         (f"{metric_title(metric)} of the finalists, against {found.baseline_name}", found.finalists),
-        (f"{metric_title(metric)} of the controls, against the winner", found.controls.get(metric, ())),
+        (f"{metric_title(metric)} of the controls, against {found.winner_name}", found.controls.get(metric, ())),
     ):
-        spans = [
-            Span(
-                finding.configuration,
-                made.mean,
-                made.low,
-                made.high,
-                finding.verdict,
-                f"{metric_text(metric, made.mean, sign=True)}{unit} "
-                f"({metric_text(metric, made.low)} … {metric_text(metric, made.high)}), {finding.verdict}",
-            )
-            for finding in findings
-            if (made := finding.interval) is not None
-        ]
+        spans = []
+        for finding in findings:
+            if (made := finding.interval) is not None:
+                said: Colour = UPPER_BOUND if finding.configuration == CEILING else finding.verdict
+                low, mean, high = made.low, made.mean, made.high
+                text = (
+                    f"{metric_text(metric, mean, sign=True)}{unit} "
+                    f"({metric_text(metric, low)} … {metric_text(metric, high)}), {said}"
+                )
+                spans.append(Span(finding.configuration, mean, low, high, said, text))
         if spans:
             level = next(f.interval.level for f in findings if f.interval)
             drawn.append(note(f"{title}: mean difference and {100 * level:.4g} % interval") + intervals(spans))
-    return "".join(drawn)
+    controls = [f"{row['id']}: {_control_text(row['id'])}" for row in view.controls]
+    return "".join(drawn) + (note(f"Controls, which are not trained here: {'; '.join(controls)}.") if controls else "")
+
+
+def _control_text(name: str) -> str:
+    """What a control restores with."""
+    known = {
+        UNTRAINED: "the input, enlarged by bicubic interpolation",
+        "input_latent": "the input through the autoencoder, unchanged",
+        CEILING: "the target through the autoencoder, an upper bound",
+    }
+    return known.get(name) or f"the ResShift teacher, steps: {name.rpartition('_')[2]}"
 
 
 def means(view: View) -> str:
@@ -53,25 +61,28 @@ def means(view: View) -> str:
     confirmed = {row["id"] for row in view.trials if row["kind"] == CONFIRMATION and row["status"] == "finished"}
     tested = bool(confirmed & set(found.winner_ids)) and not found.unconfirmed
     by_id = {row["id"]: row for row in view.rows}
-    groups: dict[str, list[Row]] = {}
+    groups: list[list[Row]] = []
     finalists = [[row["id"] for row in rows] for rows in _configurations(view, confirmed)] if tested else []
     for ids in (found.winner_ids, found.baseline_ids, *finalists):
         chosen = [id for id in ids if (id in confirmed) == tested]
-        if chosen and not any(set(chosen) & {row["id"] for row in rows} for rows in groups.values()):
-            groups[view.names[chosen[0]]] = [by_id[id] for id in chosen]
+        if chosen and not any(by_id[chosen[0]] in rows for rows in groups):
+            groups.append([by_id[id] for id in chosen])
     if not groups:
         return ""
-    groups |= {row["id"]: [row] for row in view.controls}
+    groups += [[row] for row in view.controls]
     names = {metric: test_name(metric) if tested else metric for metric in dict.fromkeys((found.metric, *METRICS))}
-    measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups.values())}
+    measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups)}
     arrows = {metric: "↑" if formatting.is_larger_better(metric) else "↓" for metric in measured if metric in METRICS}
     header = [("", False), *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured)]
     body = []
-    for title, rows in groups.items():
-        css = "control" if rows[0]["kind"] == "control" else view.emphasis[rows[0]["id"]]
+    for rows in groups:
         ids = [row["id"] for row in rows]
-        title = title.replace(ids[0], ", ".join(ids), 1) if len(ids) > 1 else title
-        title += ", baseline" if set(ids) & set(found.baseline_ids) else ""
+        if rows[0]["kind"] == "control":
+            css, title = "control", ids[0]
+        else:
+            css = "winner" if ids[0] in found.winner_ids else ""
+            title = formatting.trial_text({**rows[0], "id": ", ".join(ids)}, view.varied)
+            title += ", baseline" if ids[0] in found.baseline_ids else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
         body.append((css, "", [(title, False), *cells]))
     split = "test" if tested else "validation"
@@ -90,18 +101,17 @@ def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:
 def comparisons(found: Answer) -> str:
     """The confirmed configurations against the baseline, and the winner against the controls, as a table."""
     body = [("", "", _finding(found.metric, finding)) for finding in found.finalists]
-    body += [
-        ("control", "", _finding(found.metric, replace(c, configuration=f"{c.configuration} against the winner")))
-        for c in found.controls.get(found.metric, ())
-    ]
+    for finding in found.controls.get(found.metric, ()):
+        named = replace(finding, configuration=f"{finding.configuration} against {found.winner_name}")
+        body.append(("control", "", _finding(found.metric, named)))
     if not body:
         return ""
     unit = metric_unit(found.metric)
     text = (
         f"Differences in {metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
-        f"{found.baseline_name} and, for controls, from the winner; positive is better. Intervals hold the luck of "
-        "photographs and of seeds, and are corrected for their number. The last column is the smallest true difference "
-        "that would have been told in 80 % of such confirmations."
+        f"{found.baseline_name} and, for controls, from {found.winner_name}; positive is better. Intervals hold the "
+        "luck of photographs and of seeds, and are corrected for their number. The last column is the smallest true "
+        "difference that would have been told in 80 % of such confirmations."
     )
     return note(text) + table([(title, bool(title)) for title in _HEADER], body)
 

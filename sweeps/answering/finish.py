@@ -17,6 +17,7 @@ from sweeps.answering.remarks import (
     best_at_the_start,
     criteria_met,
     longer_training,
+    shares_of_the_loss,
     worse_than_the_start,
 )
 from sweeps.answering.report import write_sweep_report
@@ -52,7 +53,7 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
-    baseline_ids = baseline_trials(rows, plan.question.space.baseline.label)
+    baseline_ids = baseline_trials(rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
     expected = len(trials) + left
     whole = not unfinished and not left
@@ -70,7 +71,9 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
-        remarks += criteria_met(plan.question.space.criteria, rows, result.baseline_ids, result.winner_id)
+        remarks += shares_of_the_loss(tables.history, result.baseline_ids, result.baseline_name)
+        criteria = plan.question.space.criteria
+        remarks += criteria_met(criteria, rows, result.baseline_ids, result.winner_id, result.winner_name)
         result = replace(result, sentences=(*result.sentences, *remarks))
         baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
@@ -111,11 +114,9 @@ def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> 
         return "the confirmation has not finished"
     if confirmed:
         return ""
-    space, constraints = plan.question.space, plan.constraints
+    constraints, baseline_ids = plan.constraints, baseline_trials(rows)
     others = [
-        row
-        for row in rows
-        if row["kind"] == TRIAL and row["status"] == "finished" and row["label"] != space.baseline.label
+        row for row in rows if row["kind"] == TRIAL and row["status"] == "finished" and row["id"] not in baseline_ids
     ]
     if others and not any(feasible(constraints, row) for row in others):
         return f"no other configuration that finished meets {' and '.join(map(str, constraints))}"
@@ -139,9 +140,9 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     if result.winner_id in result.baseline_ids:
         found = harmed(result.winner_ids, baseline)
     else:
-        found = harmed(result.winner_ids, "the winner") + harmed(result.baseline_ids, baseline)
+        found = harmed(result.winner_ids, result.winner_name) + harmed(result.baseline_ids, baseline)
     winner = next(row for row in rows if row["id"] == result.winner_id)
-    return found + at_the_edge(plan.question.space.distributions, winner)
+    return found + at_the_edge(plan.question.space.distributions, winner, result.winner_name)
 
 
 def resume_line(folder: Path) -> str:

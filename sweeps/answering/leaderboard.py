@@ -58,14 +58,14 @@ def board(
     """Lay out the leaderboard: rank, id, label, status, steps, best step if trials keep it, objective, objective on
     test, cost, varied hyperparameters, other metrics.
 
-    The difference from the baseline is shown for controls and for trials with as many steps as the baseline. The step
-    time is shown if a trial trained; the number of trained parameters, if it differs between trials.
+    The gain over the baseline, positive where better, is shown for controls and for trials with as many steps as the
+    baseline. The step time is shown if a trial trained; the number of trained parameters, if it differs between trials.
 
     Args:
         rows: rows of leaderboard.parquet.
         metric: the objective.
         direction: "max" or "min"; by default the metric's own.
-        baseline_ids: trials of the baseline; the difference column is relative to their mean.
+        baseline_ids: trials of the baseline; gains are over their mean.
         winner_id: the row to mark with a star.
     """
     larger = formatting.is_larger_better(metric, direction)
@@ -94,8 +94,8 @@ def board(
         found[_titled(metric, larger)] = Cell(formatting.metric_text(metric, value), True)
         if reference is not None:
             comparable = value is not None and (control or row.get("steps") in lengths)
-            delta = value - reference if value is not None and comparable else None
-            found["Δ baseline"] = Cell("" if delta is None else formatting.metric_text(metric, delta, True), True)
+            gain = (value - reference) * (1 if larger else -1) if value is not None and comparable else None
+            found["gain"] = Cell("" if gain is None else formatting.metric_text(metric, gain, True), True)
         if tested:
             value = _number(row.get(test_name(metric)))
             found[_titled(test_name(metric), larger)] = Cell(formatting.metric_text(metric, value), True)
@@ -144,11 +144,12 @@ def format_leaderboard(
     lines += [_line(cells, widths) for cells in table.lines]
     notes = []
     if winner_id in table.ids:
-        notes.append("★ winner, whose weights are kept")
+        judged = " on test over all seeds" if any(row.get("kind") == CONFIRMATION for row in rows) else ""
+        notes.append(f"★ the kept weights, of the configuration with the best mean{judged}")
     if any(row.get("kind") == "control" for row in rows):
         notes.append("· control, not trained here")
     if baseline_ids:
-        notes.append("Δ against the mean of " + ", ".join(baseline_ids))
+        notes.append(f"gain over the mean of {', '.join(baseline_ids)}, positive is better")
     if _BEST in [cell.text for cell in table.header]:
         notes.append(f"{_BEST}: the step of all values and of the kept weights")
     if table.hidden:

@@ -64,7 +64,7 @@ class LiveReport(Callback):
     def _write(self, unconfirmed: str, status: str, running: bool) -> None:
         plan, tables = self._plan, self._recorder.tables
         rows = tables.leaderboard
-        baseline_ids = baseline_trials(rows, plan.question.space.baseline.label)
+        baseline_ids = baseline_trials(rows)
         try:
             found = answer(rows, (), plan.objective, baseline_ids, plan.direction, unconfirmed)
             if not found.leaders:

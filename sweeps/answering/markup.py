@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from sweeps.answering.intervals import Verdict
+
+UPPER_BOUND: Literal["upper bound"] = "upper bound"
+Colour = Verdict | Literal["upper bound"]
 
 Cells = Sequence[tuple[str, bool]]
 """(text, is a number) of each cell; numbers are aligned right."""
@@ -69,13 +73,16 @@ def bars(values: Mapping[str, float], label: str) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """An interval to draw: an estimate with its ends, positive where it is better, and what it says."""
+    """An interval to draw: an estimate with its ends, positive where it is better, and what it says.
+
+    `verdict` gives its colour; an upper bound, whose lead is no news, has none.
+    """
 
     name: str
     mean: float
     low: float
     high: float
-    verdict: Verdict
+    verdict: Colour
     text: str
 
 

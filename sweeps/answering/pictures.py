@@ -72,7 +72,8 @@ def side_by_side(
     folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
 ) -> Image.Image | None:
     """Test images in rows, the best, the median and the worst of the winner; input, bicubic if it is not the input,
-    baseline, winner and target in columns. None if the trials have kept no pictures.
+    baseline, winner and target in columns, each restoration above its value of the objective. None if the trials have
+    kept no pictures.
 
     Args:
         enlarged: pixels per pixel.
@@ -81,25 +82,30 @@ def side_by_side(
     sides = _sides(folder, view, values, TEST, baseline_ids)
     if not sides or sides[-1].id == UNTRAINED:
         return None
-    rows = []
+    rows, captions = [], []
     for _, image in _cases(view, sides, values, TEST)[:3]:
         first = sides[-1].pictures
+        captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], TEST) for side in sides})
         cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
         rows.append({**cells, "target": _cell(first, image, 2)})
     heads = {} if named_finding(view.found).verdict == "better" else {"winner": "best finalist"}
     names = [name for name in rows[0] if name == "input" or any((row[name] != row["input"]).any() for row in rows)]
     height, width, _ = rows[0]["target"].shape
     height, width, gap, line = enlarged * height, enlarged * width, 6, 24
-    sheet = Image.new(
-        "RGB", (len(names) * (width + gap) - gap, line + len(rows) * (height + gap) - gap), (255, 255, 255)
-    )
+    sheet = Image.new("RGB", (len(names) * (width + gap) - gap, line + len(rows) * (height + line)), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)
+
+    def write(text: str, left: int, top: int) -> None:
+        pen.text((left + 2, top + 3), text, fill=(40, 40, 40), font_size=16)
+
     for column, name in enumerate(names):
         left = column * (width + gap)
-        pen.text((left + 2, 3), heads.get(name, name), fill=(40, 40, 40), font_size=16)
-        for number_of_row, cells in enumerate(rows):
+        write(heads.get(name, name), left, 0)
+        for index, (cells, texts) in enumerate(zip(rows, captions, strict=True)):
+            top = line + index * (height + line)
             picture = Image.fromarray(cells[name]).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, line + number_of_row * (height + gap)))
+            sheet.paste(picture, (left, top))
+            write(texts.get(name, ""), left, top + height)
     return sheet
 
 
@@ -168,7 +174,7 @@ def _cases(
     if not gains:
         return [("image", image) for image in common[:4]]
     ranked = sorted(gains, key=lambda image: gains[image])
-    places = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    places = {"best case": ranked[-1], "median case": ranked[len(ranked) // 2], "worst case": ranked[0]}
     chosen = {}
     for place, image in places.items():
         amount = f"{metric_text(view.metric, abs(gains[image]))}{metric_unit(view.metric)} {metric_title(view.metric)}"
@@ -177,7 +183,7 @@ def _cases(
         chosen[place + than] = image
     spread = {image: _spread(view, values, split, metric, image) for image in ranked}
     if max(spread.values()) > 0:
-        chosen["most disputed between trials"] = max(spread, key=lambda image: spread[image])
+        chosen["values differ most between trials"] = max(spread, key=lambda image: spread[image])
     merged: dict[str, list[str]] = {}
     for title, image in chosen.items():
         merged.setdefault(image, []).append(title)
@@ -203,7 +209,7 @@ def _case(split_title: str, case: tuple[str, str], sides: Sequence[Side], split:
     limit = max(_LEAST_ERROR, *(float(np.percentile(error, 99.5)) for error in errors.values()))
     figures = [_figure("input", "", degraded, f"input, the degraded {image}")]
     for side in sides:
-        numbers = _numbers(side.values.get(image, {}), view.metric, split)
+        numbers = _numbers(side.values.get(image, {}), (view.metric, PSNR), split)
         name = side.role if side.id == UNTRAINED else f"{side.role} {view.names[side.id]}"
         alt = f"{name}: restoration of {image}, {numbers}"
         mean = f"{255 * float(errors[side.id].mean()):.1f}"
@@ -236,12 +242,11 @@ def _figure(role: str, numbers: str, pixels: np.ndarray, alt: str, under: str = 
     return f"<figure>{image}<figcaption>{caption}</figcaption>{under}</figure>"
 
 
-def _numbers(row: Row, metric: str, split: str) -> str:
+def _numbers(row: Row, metrics: Sequence[str], split: str) -> str:
     """ "ST-LPIPS 0.3722, PSNR 24.31 dB"."""
-    shown = dict.fromkeys((metric, PSNR))
     texts = [
         f"{metric_title(name)} {metric_text(name, value)}{metric_unit(name)}"
-        for name in shown
+        for name in dict.fromkeys(metrics)
         if math.isfinite(value := number(row, _name(name, split)))
     ]
     return ", ".join(texts)

@@ -13,10 +13,13 @@ from trainables.settings.roles import ROLES
 
 SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
 SHORT = 0.2  # share of the steps to compare with the end, e.g. 5,000 steps of 25,000
+_WEIGHTED = "weighted/"
 EDGE = 0.02  # share of a parameter's range, on its own scale, that counts as its edge
 
 
-def cost_of_a_step(rows: Mapping[str, Row], winner_ids: Sequence[str], baseline_ids: Sequence[str]) -> list[str]:
+def cost_of_a_step(
+    rows: Mapping[str, Row], winner: str, winner_ids: Sequence[str], baseline_ids: Sequence[str]
+) -> list[str]:
     """The step time of the winner, relative to the baseline's.
 
     Empty if the two are about equal, or if trials of the same settings differ too much: all trials of one side must be
@@ -32,7 +35,7 @@ def cost_of_a_step(rows: Mapping[str, Row], winner_ids: Sequence[str], baseline_
     if SAME_COST[0] <= its / base <= SAME_COST[1]:
         return []
     return [
-        f"A step of the winner takes {its / base:.2f} times as long as a step of the baseline "
+        f"A step of {winner} takes {its / base:.2f} times as long as a step of the baseline "
         f"({formatting.milliseconds_text(its)} and {formatting.milliseconds_text(base)} ms; "
         "approximate if trials ran in parallel)."
     ]
@@ -85,36 +88,38 @@ def best_at_the_start(rows: Sequence[Row], name: str) -> list[str]:
     return [f"No step of {name} was better than what it started from, on the validation photographs: it kept step 0."]
 
 
-def at_the_edge(distributions: Mapping[str, Distribution], row: Row) -> list[str]:
+def at_the_edge(distributions: Mapping[str, Distribution], row: Row, name: str) -> list[str]:
     """A sentence if a configuration lies at the edge of the space: a wider range may hold a better one.
 
     Args:
         distributions: dotted name -> distribution, of the space's parameters. Choices have no edge.
-        row: of a trial of the configuration.
+        row: of a trial of the configuration. name: of the configuration, for readers.
     """
     found = []
-    for name, among in distributions.items():
-        value = row.get(formatting.CONFIG + name)
+    for setting, among in distributions.items():
+        value = row.get(formatting.CONFIG + setting)
         if not isinstance(among, Float | Int) or not isinstance(value, int | float) or among.low == among.high:
             continue
-        limits = ROLES[name].within if name in ROLES else None
+        limits = ROLES[setting].within if setting in ROLES else None
         if limits is not None and value in tuple(limits)[:2]:
             continue  # no value beyond it is accepted
         low, high, at = (math.log(v) if among.log else float(v) for v in (among.low, among.high, value))
         if not EDGE <= (at - low) / (high - low) <= 1 - EDGE:
-            found.append(f"{name} {setting_text(value)} of {among}")
-    said = "The winner lies at the edge of the space, so a better one may lie outside"
+            found.append(f"{setting} {setting_text(value)} of {among}")
+    said = f"{name} lies at the edge of the space, so a better one may lie outside"
     return [f"{said}: {'; '.join(found)}."] if found else []
 
 
 def criteria_met(
-    criteria: Sequence[Criterion], rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None
+    criteria: Sequence[Criterion], rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None, winner: str
 ) -> list[str]:
     """A sentence for every criterion: the winner's value, the target, the baseline's value and the reference value."""
-    return [_criterion(criterion, rows, baseline_ids, winner_id) for criterion in criteria]
+    return [_criterion(criterion, rows, baseline_ids, winner_id, winner) for criterion in criteria]
 
 
-def _criterion(criterion: Criterion, rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None) -> str:
+def _criterion(
+    criterion: Criterion, rows: Sequence[Row], baseline_ids: Sequence[str], winner_id: str | None, winner: str
+) -> str:
     metric, unit = criterion.metric, metric_unit(criterion.metric)
     larger = is_larger_better(metric)
     target = f"{metric_title(metric)} {'≥' if larger else '≤'} {metric_text(metric, criterion.target)}{unit}"
@@ -125,9 +130,31 @@ def _criterion(criterion: Criterion, rows: Sequence[Row], baseline_ids: Sequence
     value = values[winner_id]
     met = value >= criterion.target if larger else value <= criterion.target
     baseline = [values[id] for id in baseline_ids if id in values]
-    here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if baseline else ""
+    compared = baseline and winner_id not in baseline_ids
+    here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if compared else ""
     verdict = "met" if met else "not met"
-    return f"Target {target}: {verdict}. The winner has {metric_text(metric, value)}{unit}{here}; {reference}."
+    return f"Target {target}: {verdict}. {winner} has {metric_text(metric, value)}{unit}{here}; {reference}."
+
+
+def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name: str) -> list[str]:
+    """A sentence with each term's share of the baseline's loss, weights included, in the last reports of its trials.
+
+    Empty with fewer than two terms, or if an adversary trains too: its loss is not a part of the same sum.
+    """
+    last = {row["id"]: row for row in sorted(history, key=lambda row: row["step"]) if row["id"] in baseline_ids}
+    sums: dict[str, float] = {}
+    for row in last.values():
+        for term, value in row.items():
+            if term.startswith(_WEIGHTED) and value is not None and math.isfinite(value):
+                sums[term] = sums.get(term, 0.0) + abs(value)
+    terms = {term.removeprefix(_WEIGHTED): value for term, value in sums.items()}
+    whole = sum(terms.values())
+    if len(terms) < 2 or not whole or {"discriminator", "score"} & terms.keys():
+        return []
+    ranked = sorted(terms, key=lambda term: terms[term], reverse=True)
+    shares = {term: 100 * terms[term] / whole for term in ranked}
+    texts = [f"{term} {f'{share:.0f}' if share >= 1 else 'under 1'} %" for term, share in shares.items()]
+    return [f"Shares of {name}'s loss at the end, weights included: {', '.join(texts)}."]
 
 
 def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric: str) -> list[str]:

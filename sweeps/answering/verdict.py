@@ -47,9 +47,10 @@ class Answer:
         secondary: other metric -> the winner against the baseline, without correction for several.
         controls: metric -> the controls against the winner; positive where the control is better.
         constraints: what a winner must meet, in words.
-    missed: configurations that do not: on validation, or once confirmed on the test photographs.
-    winner_ids: trials of the winning configuration, best on validation first: the confirmed one with the best mean
+        missed: configurations that do not: on validation, or once confirmed on the test photographs.
+        winner_ids: trials of the winning configuration, best on validation first: the confirmed one with the best mean
             on test, which may be the baseline, or without a confirmation the search's leader. Empty if none finished.
+        winner_name: of this configuration in sentences, short: the baseline's name, or "t007".
         sentences: the answer in plain English: the verdict first, two short sentences; then the numbers under it.
     """
 
@@ -67,6 +68,7 @@ class Answer:
     constraints: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
     winner_ids: tuple[str, ...] = ()
+    winner_name: str = ""
     sentences: tuple[str, ...] = ()
 
     @property
@@ -97,8 +99,9 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     if answer.unconfirmed:
         numbers = [*_behind_untrained(answer, rows), *numbers]
     else:
-        numbers = [*(finding_text(answer.metric, finding) for finding in answer.finalists), _narrower(answer), *numbers]
-    numbers += cost_of_a_step(rows, answer.winner_ids, answer.baseline_ids)
+        findings = [finding_text(answer.metric, finding) for finding in answer.finalists]
+        numbers = [*_stays(answer), *findings, _narrower(answer), *numbers]
+    numbers += cost_of_a_step(rows, answer.winner_name, answer.winner_ids, answer.baseline_ids)
     numbers += ends_of_trials(list(rows.values()))
     return (_leading(answer) if answer.unconfirmed else _claim(answer), *numbers)
 
@@ -186,6 +189,13 @@ def finding_text(metric: str, finding: Finding) -> str:
     )
 
 
+def _stays(answer: Answer) -> list[str]:
+    """What to do if the intervals cannot tell."""
+    if named_finding(answer).verdict != "not distinguishable":
+        return []
+    return [f"Nothing is proven better than {answer.baseline_name}, so it stays the choice."]
+
+
 def _narrower(answer: Answer) -> str:
     made = named_finding(answer).interval
     more = "test photographs" if made is not None and made.photographs_share >= 0.5 else "seeds (--seeds)"
@@ -198,7 +208,7 @@ def _other_metrics(answer: Answer) -> list[str]:
         if finding.interval is not None:
             text = f"{metric_text(metric, finding.interval.mean, True)}{metric_unit(metric)}"
             changes.append(f"{metric_title(metric)} {text} ({interval_text(metric, finding.interval)})")
-    said = "Other metrics of the winner, positive is better, not part of the claim"
+    said = f"Other metrics of {answer.winner_name}, positive is better, not part of the claim"
     return [f"{said}: {'; '.join(changes)}."] if changes else []
 
 
@@ -209,7 +219,7 @@ def _about_controls(answer: Answer) -> list[str]:
     for finding in of_objective:
         if finding.configuration == UNTRAINED and finding.verdict == "better" and finding.interval:
             amount = _amount(answer.metric, finding.interval.mean)
-            texts.append(f"The winner is worse than untrained {UNTRAINED} by {amount}.")
+            texts.append(f"{answer.winner_name} is worse than untrained {UNTRAINED} by {amount}.")
     groups: dict[Verdict, list[str]] = {word: [] for word in get_args(Verdict)}
     for finding in of_objective:
         if finding.configuration != CEILING and finding.interval:
@@ -218,22 +228,18 @@ def _about_controls(answer: Answer) -> list[str]:
             groups[finding.verdict].append(f"{finding.configuration} {mean} ({interval})")
     for word, found in groups.items():
         if found:
-            relation = "not distinguishable from" if word == "not distinguishable" else f"{word} than"
-            texts.append(
-                f"Controls that are {relation} the winner in {metric_title(answer.metric)}: {', '.join(found)}."
-            )
-    leads = [
-        f"{finding.configuration} in {metric_title(metric)} by "
-        f"{metric_text(metric, finding.interval.mean)}{metric_unit(metric)}"
-        for metric, findings in answer.controls.items()
-        for finding in findings
-        if metric != answer.metric and finding.configuration != CEILING
-        if finding.verdict == "better" and finding.interval
-    ]
-    return [
-        *texts,
-        *([f"Controls that are better than the winner in other metrics: {', '.join(leads)}."] if leads else []),
-    ]
+            relation = f"{word} {'from' if word == 'not distinguishable' else 'than'} {answer.winner_name}"
+            texts.append(f"Controls that are {relation} in {metric_title(answer.metric)}: {', '.join(found)}.")
+    leads: dict[str, list[str]] = {}
+    for metric, findings in answer.controls.items():
+        for finding in findings if metric != answer.metric else ():
+            if finding.configuration != CEILING and finding.verdict == "better" and finding.interval:
+                lead = f"{metric_text(metric, finding.interval.mean)}{metric_unit(metric)}"
+                leads.setdefault(finding.configuration, []).append(f"{metric_title(metric)} by {lead}")
+    if leads:
+        ahead = "; ".join(f"{control}, {', '.join(parts)}" for control, parts in leads.items())
+        texts.append(f"Controls that are better than {answer.winner_name} in other metrics: {ahead}.")
+    return texts
 
 
 def _about_constraints(answer: Answer) -> list[str]:

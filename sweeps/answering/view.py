@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sweeps import formatting
 from sweeps.answering.verdict import Answer
@@ -17,7 +18,8 @@ class View:
     rows: of leaderboard.parquet. trials: those of trials, without controls. controls: the others.
     found: the answer.
     names: id -> the trial as readers see it.
-    emphasis: id -> CSS class; trials that did not finish are "hollow".
+    emphasis: id -> CSS class: trials of the baseline, of the winner's configuration, others; those that did not finish
+    are "hollow".
     varied: dotted names of the hyperparameters that differ.
     """
 
@@ -31,7 +33,8 @@ class View:
     def of(cls, rows: Sequence[Row], found: Answer) -> View:
         varied = formatting.varied_settings(rows)
         names = {row["id"]: formatting.trial_text(row, varied) for row in rows}
-        return cls(rows, found, names, {row["id"]: _emphasis(row, found) for row in rows}, varied)
+        winner = next((formatting.settings_of(row) for row in rows if row["id"] in found.winner_ids), None)
+        return cls(rows, found, names, {row["id"]: _emphasis(row, found, winner) for row in rows}, varied)
 
     @property
     def metric(self) -> str:
@@ -63,8 +66,11 @@ class View:
     @property
     def legend(self) -> dict[str, str]:
         """CSS class -> text."""
-        baseline = {"baseline": self.found.baseline_name} if self.found.baseline_ids else {}
-        winner = {"winner": f"{self.first}, {self.found.winner_id}"} if self.found.winner_id else {}
+        found = self.found
+        won = bool(set(found.winner_ids) & set(found.baseline_ids))
+        name = f"{found.baseline_name}, {self.first}" if won else found.baseline_name
+        baseline = {"baseline": name} if found.baseline_ids else {}
+        winner = {"winner": f"{self.first}, {found.winner_name}"} if found.winner_ids and not won else {}
         return {**winner, **baseline, "other": "other trials"}
 
 
@@ -74,6 +80,10 @@ def number(row: Row, name: str) -> float:
     return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else math.nan
 
 
-def _emphasis(row: Row, found: Answer) -> str:
-    css = "winner" if row["id"] in found.winner_ids else "baseline" if row["id"] in found.baseline_ids else "other"
+def _emphasis(row: Row, found: Answer, winner: dict[str, Any] | None) -> str:
+    css = "other"
+    if row["id"] in found.baseline_ids:
+        css = "baseline"
+    elif row["kind"] != "control" and formatting.settings_of(row) == winner:
+        css = "winner"
     return css if row["status"] in ("finished", "control") else f"{css} hollow"

@@ -210,7 +210,7 @@ class Plan:
         points = question.space.points[: question.trials]
         proposed = question.trials - len(points)
         at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as fit on the cluster"
-        workers = f"{settings.workers_per_trial} worker(s) of {settings.cpus_per_worker:g} CPU"
+        workers = f"each on {count_text(settings.workers_per_trial, 'worker')} of {settings.cpus_per_worker:g} CPU"
         workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
         made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in self.stages if not s.exists]
         takes = f", in about {duration(preparation_seconds)}" if preparation_seconds else ""
@@ -218,8 +218,9 @@ class Plan:
             "question": question.space.question,
             "preset": settings.preset,
             "data": self.data,
-            "trials": f"{question.trials}: {len(points)} given points, then {proposed} proposed by "
-            f"{NAMES[settings.sampler]}; {at_once}, {workers}",
+            "trials": f"{question.trials}: {count_text(len(points), 'given point')}"
+            + (f", then {proposed} proposed by {NAMES[settings.sampler]}" if proposed else "")
+            + f"; {at_once}, {workers}",
             "points": ", ".join(point.label for point in points),
             "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
             "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "

@@ -47,6 +47,8 @@ _ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ray would start a process on every CPU for the driver's first tasks. Trials have processes of their own.
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _ATTEMPTS = 4

@@ -306,11 +306,12 @@ class SweepSearch(Searcher):
 
     def _config(self, number: int, parameters: Mapping[str, Value], offset: int) -> dict[str, Any]:
         given = number < len(self._queue)
-        same = (name for name, values in self._queue if values == parameters)
+        named = [*self._queue[number : number + 1], *self._queue]  # its own point first: others may have equal values
+        label = next((name for name, values in named if values == parameters), "")
         return {
             PARAMETERS: dict(parameters),
             ID: f"t{number:03d}",
-            LABEL: self._queue[number][0] if given else next(same, ""),
+            LABEL: label,
             SEED: offset,
             GIVEN: given,
             KIND: TRIAL,

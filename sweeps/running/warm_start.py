@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from search_spaces import SearchSpace, Value
-from sweeps.planning.run_folder import RUN_SETTINGS
+from sweeps.planning.run_settings import read_record
 from sweeps.recording.tables import LEADERBOARD, TableRow, read_rows
 from sweeps.running.samplers import stored_value
 from sweeps.trial_config import TRIAL
@@ -58,15 +56,11 @@ def read_warm_start(
         InputError: not the folder of a run, one that is not comparable, or none of its trials belongs to this space.
     """
     flag = f"--warm-start {run}"
+    record = read_record(run, flag)
     try:
-        record = yaml.safe_load((run / RUN_SETTINGS).read_bytes())
         settings, made = dict(record["trial"]), dict(record["stores"])
         rows = [row for row in read_rows(run / LEADERBOARD) if row["kind"] == TRIAL]
-    except OSError as error:
-        raise InputError(
-            f"{flag}: not the folder of a run ({error.strerror}); expected one with a {RUN_SETTINGS}"
-        ) from None
-    except (ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{flag}: its files cannot be read ({one_line(error)})") from None
     steps = trial["training.max_steps"]
     if settings.get("training.max_steps") != steps:

@@ -100,8 +100,15 @@ def test_inspect_piped_to_head(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 1 and done.stderr == "status 0\n"
 
 
-@pytest.mark.parametrize("python", ["$PYTHON", "$PYTHON -u"])
-@pytest.mark.parametrize("lost", ["| head -1; $STATUS", "2>&1 | head -1", "2>&1 | true", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    ("python", "lost"),
+    [
+        ("$PYTHON", "| head -1; $STATUS"),
+        ("$PYTHON -u", "2>&1 | head -1"),
+        ("$PYTHON", "2>&1 | true"),
+        ("$PYTHON -u", ">&- 2>&-"),
+    ],
+)
 def test_restoring_continues_without_a_reader(tmp_path: Path, lost: str, python: str) -> None:
     names = pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "broken.png").write_bytes(b"no picture")

@@ -144,7 +144,7 @@ def test_shipped_files_are_found_after_installation(installed: Path) -> None:
         "import json\n"
         "from trainables.common.cluster import shipped_code\n"
         "from trainables.pretrained.shipped import ASSETS, autoencoder_path\n"
-        "from sweeps.planning.run_folder import _commit\n"
+        "from sweeps.planning.run_settings import _commit\n"
         "print(json.dumps([str(ASSETS), autoencoder_path('shipped').exists(), _commit(), shipped_code('results')]))"
     )
     done = subprocess.run(

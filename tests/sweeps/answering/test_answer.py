@@ -11,7 +11,8 @@ import pytest
 from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
-from sweeps.answering.remarks import at_the_edge, longer_training, worse_than_the_start
+from sweeps.answering.remarks import at_the_edge, longer_training, shares_of_the_loss, worse_than_the_start
+from sweeps.formatting import trial_name
 
 METRIC = "val/st_lpips"
 PHOTOGRAPHS = 12
@@ -96,7 +97,7 @@ def test_better_configuration_is_named_in_two_short_sentences() -> None:
     assert [finding.verdict for finding in found.finalists] == ["better", "not distinguishable"]
     assert found.winner_ids and all(name.startswith("c") for name in found.winner_ids)
     assert sum("t001 (inversion 2): better, +0.0" in line for line in found.sentences) == 1
-    assert any(line.startswith("Other metrics of the winner") and "PSNR +0.3" in line for line in found.sentences)
+    assert any(line.startswith("Other metrics of t001, positive") and "PSNR +0.3" in line for line in found.sentences)
 
 
 def test_claims_are_the_intervals_of_the_confirmation() -> None:
@@ -199,6 +200,15 @@ def test_unfinished_sweeps_have_an_answer() -> None:
     assert "1 trial stopped early by ASHA; not compared at full length." in sweep.ask().sentences
 
 
+def test_a_baseline_that_stays_first_is_named_and_not_called_the_winner() -> None:
+    sweep = Sweep([0.05]).confirm(1)
+    sweep.control("bicubic", 0.2)
+    found = sweep.ask()
+    assert found.winner_name == "1:1:1" and set(found.winner_ids) <= set(found.baseline_ids)
+    assert any(line.startswith("Controls that are worse than 1:1:1 in ST-LPIPS: bicubic") for line in found.sentences)
+    assert not any("winner" in line for line in found.sentences)
+
+
 def test_tables_of_version_01_have_leaders() -> None:
     """They have neither splits nor test values."""
     sweep = Sweep([-0.1])
@@ -216,10 +226,11 @@ def test_controls_are_compared_with_the_winner_on_test_images() -> None:
     assert verdicts == {"bicubic": "better", "teacher_1": "worse", "autoencoder": "better"}
     levels = sorted(f.interval.level for f in found.controls[METRIC] if f.interval)
     assert levels == pytest.approx([1 - 0.05 / k for k in (1, 2, 3)])  # one finalist, three controls
-    lines = [line for line in found.sentences if "inner" in line]
-    assert lines[0].startswith("The winner is worse than untrained bicubic by 0.0")
-    assert any(line.startswith("Controls that are worse than the winner in ST-LPIPS: teacher_1 −0.2") for line in lines)
-    assert any("better than the winner in other metrics: bicubic in PSNR by 0.7" in line for line in lines)
+    assert found.winner_name == "t001"
+    lines = [line for line in found.sentences if "untrained" in line or "Controls" in line]
+    assert lines[0].startswith("t001 is worse than untrained bicubic by 0.0")
+    assert any(line.startswith("Controls that are worse than t001 in ST-LPIPS: teacher_1 −0.2") for line in lines)
+    assert any("better than t001 in other metrics: bicubic, PSNR by 0.7" in line for line in lines)
     assert not any("autoencoder" in line for line in lines)  # an upper bound
 
 
@@ -260,11 +271,24 @@ def _curve(id: str, *values: float, start: int = 0) -> list[Row]:
 
 def test_training_that_made_it_worse_than_its_start_is_said() -> None:
     history = [*_curve("c000", 24.0, 22.0, 23.0), *_curve("c001", 24.0, 23.5)]
-    (said,) = worse_than_the_start(history, ["c000", "c001"], "val/psnr", "the winner")
-    assert "made the winner worse than what it started from: PSNR 24.00 dB at step 0 and 23.25 dB at the end" in said
+    (said,) = worse_than_the_start(history, ["c000", "c001"], "val/psnr", "t007")
+    assert "made t007 worse than what it started from: PSNR 24.00 dB at step 0 and 23.25 dB at the end" in said
     assert worse_than_the_start([*history, *_curve("c002", 24.0, 25.0)], ["c000", "c001", "c002"], "val/psnr", "") == []
     assert worse_than_the_start(_curve("c000", 24.0, 22.0, start=1), ["c000"], "val/psnr", "") == []  # from random
     assert worse_than_the_start(_curve("c000", 24.0), ["c000"], "val/psnr", "") == []  # nothing trained
+
+
+def test_shares_of_the_loss_are_those_of_the_last_reports() -> None:
+    rows: list[Row] = [
+        {"id": "t000", "step": 100, "weighted/a": 9.0, "weighted/b": 9.0},
+        {"id": "t000", "step": 200, "weighted/a": 3.0, "weighted/b": -0.5},
+        {"id": "c000", "step": 200, "weighted/a": 4.0, "weighted/b": 0.5},
+        {"id": "t001", "step": 200, "weighted/a": 0.0, "weighted/b": 90.0},
+    ]
+    said = shares_of_the_loss(rows, ["t000", "c000"], "1:1")
+    assert said == ["Shares of 1:1's loss at the end, weights included: a 88 %, b 12 %."]
+    assert shares_of_the_loss([{"id": "t000", "step": 1, "weighted/a": 1.0}], ["t000"], "1:1") == []
+    assert shares_of_the_loss([{**rows[0], "weighted/discriminator": 1.0}], ["t000"], "1:1") == []
 
 
 def test_start_is_no_part_of_the_training_history() -> None:
@@ -288,18 +312,26 @@ def test_start_is_no_part_of_the_training_history() -> None:
     ],
 )
 def test_winner_at_the_edge_of_the_space_is_said(among: Any, value: Any, told: bool) -> None:
-    said = at_the_edge({"any.thing": among}, {"config/any.thing": value})
-    assert bool(said) == told and all("any.thing" in line and "edge of the space" in line for line in said)
+    said = at_the_edge({"any.thing": among}, {"config/any.thing": value}, "t007")
+    assert bool(said) == told
+    assert all("t007 lies at the edge of the space" in line and "any.thing" in line for line in said)
 
 
 def test_edge_beyond_which_no_value_is_accepted_is_none() -> None:
     """A share of 1 cannot be exceeded, whatever the space."""
-    assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.0}) == []
-    assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.9}) != []
+    assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.0}, "t007") == []
+    assert at_the_edge({"training.ema_decay": Float(0.0, 0.9)}, {"config/training.ema_decay": 0.9}, "t007") != []
 
 
 def test_the_trial_with_the_first_id_is_of_the_baseline() -> None:
     """Trials that run at once start in any order."""
-    rows = [{"id": f"t{number}", "kind": "trial", "label": label} for number, label in (("1000", "b"), ("999", "a"))]
-    assert baseline_trials(rows) == ["t999"]
-    assert baseline_trials(rows, "b") == ["t1000"] and baseline_trials([]) == []
+    values = {"1000": 2.0, "999": 1.0, "1001": 1.0}
+    rows = [{"id": f"t{n}", "kind": "trial", "label": "", "config/a.b": value} for n, value in values.items()]
+    assert baseline_trials(rows) == ["t999", "t1001"] and baseline_trials([]) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("1:1:1", "1:1:1"), ("", "t004"), ("0.25", "t004 (0.25)"), ("1e-4", "t004 (1e-4)"), ("e", "e")]
+)
+def test_label_that_is_a_bare_number_does_not_stand_alone(label: str, name: str) -> None:
+    assert trial_name({"id": "t004", "label": label}) == name

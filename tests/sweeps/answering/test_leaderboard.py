@@ -75,10 +75,10 @@ def test_confirmation_comes_first_by_its_value_on_test() -> None:
 def test_columns_are_objective_then_varied_settings_then_other_metrics() -> None:
     titles = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"]).header]
     assert titles == [
-        "", "id", "label", "status", "steps", "ST-LPIPS ↓", "Δ baseline", "inversion", "PSNR ↑", "SSIM ↑",
+        "", "id", "label", "status", "steps", "ST-LPIPS ↓", "gain", "inversion", "PSNR ↑", "SSIM ↑",
     ]  # fmt: skip
     first = [cell.text for cell in board(ROWS, METRIC, baseline_ids=["t000"], winner_id="t001").lines[0]]
-    assert first == ["★1", "t001", "", "finished", "300", "0.2000", "−0.1000", "0.0123", "24.50", "0.7200"]
+    assert first == ["★1", "t001", "", "finished", "300", "0.2000", "+0.1000", "0.0123", "24.50", "0.7200"]
 
 
 def columns(rows: list[dict[str, Any]], *titles: str) -> dict[str, list[str]]:
@@ -110,7 +110,7 @@ def test_cost_columns_follow_the_objective() -> None:
         "t004": ["", ""], "bicubic": ["", ""], "teacher_15": ["", ""],
     }  # fmt: skip
     titles = [cell.text for cell in board(rows, METRIC, baseline_ids=["t000"]).header]
-    assert titles[5:10] == ["ST-LPIPS ↓", "Δ baseline", "ms a step", "trained", "inversion"]
+    assert titles[5:10] == ["ST-LPIPS ↓", "gain", "ms a step", "trained", "inversion"]
 
 
 def test_equal_numbers_of_trained_parameters_have_no_column() -> None:
@@ -130,8 +130,8 @@ def test_evaluation_only_trials_have_no_step_time() -> None:
 
 def test_the_baseline_is_the_mean_of_its_seeds() -> None:
     rows = [trial("t000", 0.30), trial("t001", 0.40), trial("t002", 0.25), trial("t003", 0.1, "stopped", 100)]
-    deltas = [cells[-1].text for cells in board(rows, METRIC, baseline_ids=["t000", "t001"]).lines]
-    assert deltas == ["−0.1000", "−0.0500", "+0.0500", ""]
+    gains = [cells[-1].text for cells in board(rows, METRIC, baseline_ids=["t000", "t001"]).lines]
+    assert gains == ["+0.1000", "+0.0500", "−0.0500", ""]
 
 
 def test_ambiguous_names_are_written_in_full() -> None:
@@ -160,10 +160,13 @@ def test_hyperparameter_may_have_the_name_of_a_column() -> None:
 def test_text_is_aligned_and_plain() -> None:
     text = format_leaderboard(ROWS, METRIC, baseline_ids=["t000"], winner_id="t001")
     lines = text.splitlines()
-    assert len(lines) == 2 + len(ROWS) + 1 and "\x1b" not in text
+    assert len(lines) == 2 + len(ROWS) + 2 and "\x1b" not in text
     end = lines[0].index("ST-LPIPS ↓") + len("ST-LPIPS ↓")
     assert [line[end - 6 : end] for line in lines[2:6]] == ["0.2000", "0.2500", "0.3000", "0.4000"]
-    assert lines[-1] == "★ winner, whose weights are kept; · control, not trained here; Δ against the mean of t000"
+    assert " ".join(lines[-2:]) == (
+        "★ the kept weights, of the configuration with the best mean; · control, not trained here; "
+        "gain over the mean of t000, positive is better"
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import yaml
 
 from sweeps.planning.confirmation import Confirmation, leaders
-from sweeps.planning.run_folder import _read
+from sweeps.planning.run_settings import settings_in
 from sweeps.planning.settings import SweepSettings
 from trainables.common.errors import InputError
 
@@ -31,22 +32,32 @@ def test_one_seed_is_refused() -> None:
         SweepSettings("x", confirm=-1)
 
 
+def recorded(settings_file: bytes) -> SweepSettings:
+    return settings_in(yaml.safe_load(settings_file))[0]
+
+
 def test_run_of_version_01_has_no_confirmation_and_keeps_its_split() -> None:
     """Its photographs for test were for training, and its answer names leaders."""
-    settings, _ = _read(b"command: {space: x, trials: 4, set: []}\nmetrics: [val/psnr]\nstores: {}\n")
+    settings, _ = settings_in(
+        yaml.safe_load(b"command: {space: x, trials: 4, set: []}\nmetrics: [val/psnr]\nstores: {}\n")
+    )
     assert (settings.confirm, settings.set) == (0, (("data.test_share", "0"),))
-    now, _ = _read(b"command: {space: x, confirm: 1, seeds: 4, set: []}\nmetrics: [val/psnr]\nstores: {}\n")
+    now, _ = settings_in(
+        yaml.safe_load(b"command: {space: x, confirm: 1, seeds: 4, set: []}\nmetrics: [val/psnr]\nstores: {}\n")
+    )
     assert (now.confirm, now.seeds, now.set) == (1, 4, ())
 
 
 def test_resumed_run_keeps_the_trials_and_steps_that_its_preset_had() -> None:
     """The presets of a later version may have others."""
     record = b"trials: 7\ntrial: {training.max_steps: 360}\nmetrics: [val/psnr]\nstores: {}\n"
-    settings, _ = _read(b"command: {space: x, set: []}\n" + record)
+    settings = recorded(b"command: {space: x, set: []}\n" + record)
     assert (settings.trials, settings.max_steps) == (7, 360)
-    settings, _ = _read(b"command: {space: x, trials: 3, max_steps: 9, set: []}\n" + record)
+    settings = recorded(b"command: {space: x, trials: 3, max_steps: 9, set: []}\n" + record)
     assert (settings.trials, settings.max_steps) == (3, 9)
-    settings, _ = _read(b"command: {space: x, set: [[training.max_steps, '8']]}\n" + record)
+    settings = recorded(b"command: {space: x, set: [[training.max_steps, '8']]}\n" + record)
     assert (settings.max_steps, settings.set[0]) == (0, ("training.max_steps", "8"))
-    settings, _ = _read(b"command: {space: x, set: []}\ntrials: many\ntrial: 3\nmetrics: [val/psnr]\nstores: {}\n")
+    settings, _ = settings_in(
+        yaml.safe_load(b"command: {space: x, set: []}\ntrials: many\ntrial: 3\nmetrics: [val/psnr]\nstores: {}\n")
+    )
     assert (settings.trials, settings.max_steps) == (0, 0)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 
 from search_spaces import SearchSpace
 from sweeps.answering.several import pareto_front
@@ -15,7 +16,7 @@ from sweeps.planning.continuing import continued, spent_seconds
 from sweeps.planning.objectives import Constraint, Objective, feasible, parse_constraint
 from sweeps.planning.pareto import ends_and_knee
 from sweeps.planning.question import flags, resolve, resolve_objectives
-from sweeps.planning.run_folder import _read
+from sweeps.planning.run_settings import settings_in
 from sweeps.planning.settings import SweepSettings
 from trainables.common.errors import InputError
 
@@ -125,7 +126,7 @@ def test_settings_survive_their_file_and_their_flags() -> None:
     line = flags(asked(constraint=("val/psnr>=24",), time_budget=90.0, sampler="gp"))
     assert line[2:] == ["--constraint", "val/psnr>=24", "--sampler", "gp", "--time-budget", "90s"]
     text = b"command: {space: x, confirm: 1, constraint: ['psnr>=2'], time_budget: 60, sampler: gp, set: []}\n"
-    settings, _ = _read(text + b"metrics: [val/psnr]\nstores: {}\n")
+    settings, _ = settings_in(yaml.safe_load(text + b"metrics: [val/psnr]\nstores: {}\n"))
     assert (settings.constraint, settings.time_budget, settings.sampler) == (("psnr>=2",), 60.0, "gp")
 
 

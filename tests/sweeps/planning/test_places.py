@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.planning.run_folder import located
+from sweeps.planning.run_settings import located
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder, temporary_root
 from tests.helpers.paths import ROOT

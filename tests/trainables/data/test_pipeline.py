@@ -62,57 +62,51 @@ def test_many_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -
     assert again.returncode == 0 and "pairs/s" not in again.stdout and again.stdout.count("already prepared") == 5
 
 
-@pytest.mark.parametrize("already", [False, True])
-def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path, already: bool) -> None:
+def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
     """As with GPUs, which Ray only counts: pairs are made in one kind of process and encoded in another. Or the pairs
     exist, and only later stages are made.
     """
-    if already:
-        for pairs in undisturbed.glob("pairs-*"):
-            shutil.copytree(pairs, tmp_path / pairs.name)
+    new, with_pairs = tmp_path / "new", tmp_path / "with pairs"
+    for pairs in undisturbed.glob("pairs-*"):
+        shutil.copytree(pairs, with_pairs / pairs.name)
     with connected_for_preparation(cpus=2, gpus=1):
-        columns = method_class("sinsr").columns(settings())
-        prepare(settings(), tmp_path, columns, run=on_ray(1, device="cpu"))
-    assert manifests(tmp_path) == manifests(undisturbed)
+        for root in (new, with_pairs):
+            columns = method_class("sinsr").columns(settings())
+            prepare(settings(), root, columns, run=on_ray(1, device="cpu"))
+            assert manifests(root) == manifests(undisturbed)
 
 
-def test_preparation_killed_three_times_makes_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGKILL to the whole process group, so that nothing can clean up."""
+def test_preparation_killed_and_interrupted_makes_the_same_manifests(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group, so that nothing can clean up; then Ctrl-C, which says how to resume."""
     rng = np.random.default_rng(0)
     counts = []
-    for _ in range(3):
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(
-            command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+            command(tmp_path),
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as run:
-            assert run.stdout is not None
             until = len(list(tmp_path.glob("*/*.arrow"))) + int(rng.integers(1, 4))
             for _ in range(3000):
                 if len(list(tmp_path.glob("*/*.arrow"))) >= until or run.poll() is not None:
                     break
                 time.sleep(0.05)
             assert run.poll() is None, "done before it was killed"
-            os.killpg(run.pid, signal.SIGKILL)
+            os.killpg(run.pid, number)
+            _, error = run.communicate(timeout=120)
+        assert run.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), error
         counts.append(len(list(tmp_path.glob("*/*.arrow"))))
         assert not manifests(tmp_path)
+    assert "finished shards are kept" in error and "Traceback" not in error
     assert 0 < counts[0] <= counts[1] <= counts[2]
     done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kept from an interrupted preparation" in done.stdout
     assert manifests(tmp_path) == manifests(undisturbed)
     assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        command(tmp_path), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        for _ in range(3000):
-            if list(tmp_path.glob("*/*.arrow")) or run.poll() is not None:
-                break
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGINT)
-        _, error = run.communicate(timeout=120)
-    assert run.returncode == 130 and "finished shards are kept" in error and "Traceback" not in error
 
 
 def test_too_many_broken_photographs_stop_the_preparation(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sweeps.planning.objectives import further_metrics, metric_name
-from sweeps.planning.run_folder import register_recorded
+from sweeps.planning.run_settings import register_recorded
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
 from trainables.metrics import METRICS, MetricSet, MetricUnavailableError, build_metrics, check_size, resolve_metrics

@@ -1,0 +1,229 @@
+"""settings.yaml of a run: every setting and what it was made with; how it is written, and read back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweeps.planning.own_spaces import register_kept_space
+from sweeps.planning.question import Question, absolute_paths
+from sweeps.planning.run_files import RUN_SETTINGS
+from sweeps.planning.settings import BASE_METRICS, SweepSettings
+from trainables.common.buckets import BucketFolder
+from trainables.common.errors import InputError, one_line
+from trainables.common.paths import ROOT, is_checkout, is_uri, replace_file
+from trainables.data.stores.roots import store_root
+from trainables.metrics.names import METRICS, PYIQA, register
+from trainables.settings import flatten, override
+
+_PYIQA = "pyiqa"
+_VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
+
+
+def new_record(
+    question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str], store: str
+) -> dict[str, Any]:
+    """The content of settings.yaml of a new run.
+
+    Args:
+        stores: see `Plan.stores`. store: their root.
+    """
+    return {
+        "command": _command(question.settings),
+        "question": question.space.question,
+        "objective": objective,
+        "metrics": list(metrics),
+        **_of_pyiqa(metrics),
+        "trials": question.trials,
+        "trial": _plain(flatten(question.trial)),
+        "stores": dict(stores),
+        "store": store,
+        "versions": _versions(),
+        "commit": _commit(),
+    }
+
+
+def write_record(run: Path, record: Mapping[str, Any]) -> None:
+    """Writes a run's settings.yaml, or replaces it."""
+    text = yaml.safe_dump(_plain(record), sort_keys=False)
+    replace_file(run / RUN_SETTINGS, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def read_record(run: Path, named: str = "") -> dict[str, Any]:
+    """The content of a run's settings.yaml. The metrics of pyiqa that it names become known.
+
+    Args:
+        named: the run in messages, such as "--warm-start DIR"; by default its path.
+
+    Raises:
+        InputError: not the folder of a run, or the file is damaged.
+    """
+    named = named or str(run)
+    try:
+        record = _mapping("its content", yaml.safe_load((run / RUN_SETTINGS).read_bytes()))
+        register_recorded(record)
+    except OSError as error:
+        raise InputError(
+            f"{named}: not the folder of a run ({error.strerror}); expected one with a {RUN_SETTINGS}"
+        ) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's dates and numbers raise ValueError
+        raise InputError(f"{named}/{RUN_SETTINGS}: {one_line(error)}") from None
+    return record
+
+
+def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:
+    """The settings that a run was started with, and its whole settings.yaml. Its own space becomes known.
+
+    Raises:
+        InputError: not the folder of a run, or its settings are not accepted.
+    """
+    record = read_record(run, f"--resume {run}")
+    try:
+        settings, record = settings_in(record)
+    except ValueError as error:
+        raise InputError(f"--resume {run / RUN_SETTINGS}: {one_line(error)}") from None
+    register_kept_space(run)
+    return settings, record
+
+
+def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:
+    """The settings of a run for the place where its folder is now: it may have been moved or copied.
+
+    The prepared data is looked for where the command line said, next to the run, and where it was at the start. The
+    first place that has all of it is used.
+    """
+    parents = run.absolute().parents
+    beside = str((parents[1] if len(parents) > 1 and parents[0].name == settings.space else parents[0]) / "store")
+    at_start = str(record.get("store") or Path(settings.results) / "store")
+    places = [settings.store] if settings.store else [beside, at_start]
+    complete = (
+        place
+        for place in (*places, beside, at_start)
+        if not is_uri(place) and all((Path(place) / name).is_dir() for name in record["stores"].values())
+    )
+    store = settings.store if is_uri(settings.store) else next(complete, places[0])
+    return replace(settings, results=str(parents[0]), store=store)
+
+
+def located_in_bucket(run: BucketFolder, settings: SweepSettings) -> SweepSettings:
+    """The settings of a run for the bucket where it is now. Its prepared data is next to it, unless `--store` named
+    another place."""
+    return replace(settings, results=run.parent.parent.uri)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The part of settings.yaml that `override` checks when a run is resumed."""
+
+    command: SweepSettings
+    metrics: tuple[str, ...] = ()
+
+
+def settings_in(record: dict[str, Any]) -> tuple[SweepSettings, dict[str, Any]]:
+    """The settings in the content of a settings.yaml, and this content, checked.
+
+    Raises:
+        ValueError: they are not accepted.
+    """
+    command = {"space": None, "set": [], **_mapping("command", record.get("command"))}
+    given = _pairs("command.set", command.pop("set"))
+    if "confirm" not in command:  # a run of version 0.1, which had neither a confirmation nor test photographs
+        command["confirm"], given = 0, (*given, ("data.test_share", "0"))
+    command |= _budget(record, command, dict(given))
+    settings = SweepSettings(space="", set=given)
+    stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
+    changes = {f"command.{name}": value for name, value in command.items()}
+    read = override(_Record(settings), {**changes, "metrics": record.get("metrics")})
+    known = [name for name, metric in METRICS.items() if metric.compared_with != "other seeds"]
+    if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
+        raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")
+    return read.command, {**record, "metrics": list(read.metrics), "stores": stores}
+
+
+def _budget(record: dict[str, Any], command: dict[str, Any], given: Mapping[str, str]) -> dict[str, int]:
+    """The trials and steps that the run started with, where its command left them to a preset: presets change."""
+    trial = record.get("trial")
+    steps = trial.get("training.max_steps") if isinstance(trial, dict) else None
+    recorded = {"trials": record.get("trials"), "max_steps": None if "training.max_steps" in given else steps}
+    return {
+        name: value
+        for name, value in recorded.items()
+        if type(value) is int and value > 0 and command.get(name, 0) == 0
+    }
+
+
+def _command(settings: SweepSettings) -> dict[str, Any]:
+    """The settings of the command line, with absolute paths of its inputs: it may be resumed from another folder."""
+    pairs = [[name, str(absolute_paths({name: value}).get(name, value))] for name, value in settings.set]
+    inputs = {
+        "data": "data.source",
+        "data_input": "data.input",
+        "data_target": "data.source",
+        "checkpoint": "checkpoint",
+    }
+    paths = {name: getattr(settings, name) for name in inputs}
+    paths = {name: absolute_paths({inputs[name]: path}).get(inputs[name], path) for name, path in paths.items()}
+    store = store_root(settings.store) if settings.store else ""
+    return _plain(asdict(settings)) | {"set": pairs, **paths, "store": store}
+
+
+def _of_pyiqa(metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Direction and kind of the metrics of pyiqa, so that the run can be read where pyiqa is not installed."""
+    named = [METRICS[name] for name in metrics if name.startswith(PYIQA)]
+    return {_PYIQA: {metric.name: [metric.direction, metric.compared_with] for metric in named}} if named else {}
+
+
+def register_recorded(record: Mapping[str, Any]) -> None:
+    """Adds the metrics of pyiqa that a run names in its settings.yaml to the known metrics.
+
+    Raises:
+        ValueError: they are not recorded as `create_run` does.
+    """
+    for name, facts in _mapping(_PYIQA, record.get(_PYIQA, {})).items():
+        match facts:
+            case ["max" | "min" as direction, "target" | "nothing" as compared_with] if name.startswith(PYIQA):
+                register(name, direction, compared_with)
+            case _:
+                raise ValueError(f"{_PYIQA} holds {one_line(repr({name: facts}))}; expected directions of {PYIQA}*")
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        found = "missing" if value is None else one_line(repr(value))
+        raise ValueError(f"{name} is {found}; expected names with their values")
+    return {str(key): each for key, each in value.items()}
+
+
+def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:
+    for pair in value if isinstance(value, list) else [value]:
+        match pair:
+            case [str(), str()]:
+                continue
+        raise ValueError(f"{name} holds {one_line(repr(pair))}; expected pairs of texts")
+    return tuple((one, other) for one, other in value)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}}
+
+
+def _commit() -> str:
+    """The commit of the code, with + if files were changed; empty outside a git checkout."""
+    if not is_checkout():  # the package may be installed inside another project's checkout
+        return ""
+    try:
+        ask = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
