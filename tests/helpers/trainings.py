@@ -340,11 +340,7 @@ CURVES = {
     ),
     "sinsr": Curve(
         lambda folder: (
-            SWIN
-            | autoencoder(folder)
-            | FEWER_STEPS
-            | teacher(folder)
-            | {"method": "sinsr", "sinsr.teaching": "online"}
+            SWIN | autoencoder(folder) | FEWER_STEPS | teacher(folder) | {"method": "sinsr", "sinsr.teaching": "online"}
         ),
         sinsr_batch,
     ),
