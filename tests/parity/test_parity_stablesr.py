@@ -1,7 +1,8 @@
-"""The time-aware encoder and the transforms of the UNet's features against StableSR's code."""
+"""The time-aware encoder, the transforms of the UNet's features, sampling and sharpening against StableSR's code."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from tests.helpers.bases import tiny_unet
+from tests.helpers.curves import normal
 from tests.helpers.parity import drawn_weights, relative_error, uniform
 from tests.helpers.paths import EXPECTED
 from trainables.diffusion.gaussian import GaussianDiffusion, alphas_cumprod
+from trainables.images.degradations.sharpening import sharpened
 from trainables.networks.checkpoint_files import load_strictly
 from trainables.networks.time_aware import (
     ModulatedUNet,
@@ -25,6 +29,7 @@ from trainables.networks.time_aware import (
 
 # Origin of the files: expected/README.md.
 DATA = {name: torch.from_numpy(values) for name, values in np.load(EXPECTED / "stablesr.npz").items()}
+RECIPE = dict(np.load(EXPECTED / "stablesr_recipe.npz"))
 SHAPES = json.loads((EXPECTED / "stablesr.json").read_text())
 
 LIMITS = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -112,3 +117,23 @@ def test_released_size_converts_completely() -> None:
     _, converted = convert_official_stablesr(state, unet)
     expected = {name: value.shape for name, value in conditioning.state_dict().items()}
     assert {name: value.shape for name, value in converted.items()} == expected
+
+
+def test_ancestral_sampling() -> None:
+    """20 steps, with a toy denoiser and equal noise."""
+    diffusion = GaussianDiffusion(alphas_cumprod(1000, 0.00085, 0.012, "scaled_linear", False), "epsilon", 1000)
+    shape = (2, 4, 6, 6)
+    y, noise = (normal(name, 0, *shape) for name in ("y", "x_T"))
+    drawn = (normal("step_noise", step, *shape) for step in itertools.count())
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(0.7 * x.roll(1, -1) + y + 0.3 * torch.sin(t.float() / 100).view(-1, 1, 1, 1)) + 0.5 * x
+
+    x0 = diffusion.sample_ancestral(denoise, y, noise, 20, "linspace", lambda timestep: next(drawn))
+    assert relative_error(x0, torch.from_numpy(RECIPE["ancestral"])) < 1e-5
+
+
+def test_sharpened_targets() -> None:
+    """`USMSharp`, whose result is not rounded to 8 bits."""
+    found, expected = sharpened(RECIPE["image"]), RECIPE["sharpened"]
+    assert np.abs(found[::3, ::3] - expected).max() < 0.501

@@ -12,14 +12,16 @@ of the network, and float64 for float64 states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.diffusion.resshift import per_sample_mse
+from trainables.diffusion.resshift import StepNoise, per_sample_mse
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -285,6 +287,39 @@ class GaussianDiffusion:
                 return x0
             x = self.add_noise(x0, full_timestep(previous, y), self.predict_noise(output, x, t))
         return x
+
+    @torch.no_grad()
+    def sample_ancestral(
+        self,
+        denoise: Denoise,
+        y: Tensor,
+        noise: Tensor,
+        steps: int,
+        spacing: TimestepSpacing,
+        step_noise: StepNoise,
+        steps_offset: int = 0,
+    ) -> Tensor:
+        """Ancestral sampling (Ho et al. 2020), DDIM with eta 1: fresh noise in every step but the last; otherwise as
+        `sample_ddim`.
+
+        With "linspace" these are the steps of `p_sample_loop` of StableSR's `ldm/models/diffusion/ddpm.py`.
+
+        Args:
+            step_noise: standard normal noise, given the timestep at which it is added.
+        """
+        timesteps = self.timesteps(steps, spacing, steps_offset)
+        x = self.start(y, noise, full_timestep(timesteps[0], y))
+        for step, previous in pairwise(timesteps):
+            t = full_timestep(step, y)
+            output = denoise(x, t)
+            # DDIM's sigma_t as a share of the noise at `previous`; the rest is the predicted noise.
+            abar, abar_previous = (float(self.alphas_cumprod[i]) for i in (step, previous))
+            fresh = math.sqrt((1 - abar / abar_previous) / (1 - abar))
+            kept = math.sqrt(max(0.0, 1 - fresh**2)) * self.predict_noise(output, x, t)
+            x0 = self.predict_x0(output, x, t)
+            x = self.add_noise(x0, full_timestep(previous, y), kept + fresh * step_noise(previous))
+        t = full_timestep(timesteps[-1], y)
+        return self.predict_x0(denoise(x, t), x, t)
 
 
 def full_timestep(timestep: int, like: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class ResShiftDiffusion:
         min_noise_level: bound on `kappa * sqrt(eta_1)`, the noise at the first step.
         kappa: noise level relative to the residual.
         etas_end: `sqrt(eta_T)`; named as in the official configuration.
+        bounded: bound `eta_1` by 0.001 for any `min_noise_level`, so that `x_1` stays close to `x0`. SinSR's code does;
+            ResShift's code no longer does, which matters for its journal version.
 
     Raises:
         ValueError: a value out of its range; the message names it.
@@ -61,14 +63,14 @@ class ResShiftDiffusion:
         min_noise_level: float = 0.04,
         kappa: float = 2.0,
         etas_end: float = 0.99,
+        bounded: bool = True,
     ) -> None:
         if steps < 2:
             raise ValueError(f"steps is {steps}; a residual-shifting chain needs at least 2")
         for name, value in (("power", power), ("min_noise_level", min_noise_level), ("kappa", kappa)):
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}; it must be a positive finite number")
-        # The paper bounds eta_1 by 0.001 for any min_noise_level, so that x_1 stays close to x0.
-        sqrt_eta_start = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001))
+        sqrt_eta_start = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001) if bounded else math.inf)
         if not sqrt_eta_start < etas_end < 1:
             raise ValueError(f"etas_end is {etas_end}; it must be between {sqrt_eta_start:.4g} (start) and 1")
         beta = np.linspace(0, 1, steps) ** power

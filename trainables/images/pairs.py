@@ -16,6 +16,7 @@ from PIL import Image
 
 from trainables.common.errors import InputError
 from trainables.images.degradations.degradation import degrade
+from trainables.images.degradations.sharpening import sharpened
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs
 from trainables.settings.pairs import PairSettings, Split
 
@@ -179,6 +180,8 @@ class Pairs(Sequence[Pair]):
         if training and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
             channels = rng.permutation(3)
             sides = [side[..., channels] for side in sides]
+        if len(sides) == 1 and training and settings.sharpened:
+            sides = [sharpened(sides[0])]
         if len(sides) == 1:
             sides.append(_simulated(sides[0], settings, degrading))
         target, degraded = sides

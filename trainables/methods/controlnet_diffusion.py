@@ -72,8 +72,10 @@ class ControlNetDiffusion(StableDiffusionMethod):
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             prompt = self.prompt.expand(len(x_t), -1, -1)
             down, middle = controlnet(x_t, t, prompt, condition, conditioning_scale=scale, return_dict=False)
+            # As in the official code, gradients reach an estimated state through the ControlNet alone. Only the jump of
+            # CCSR's objective has such a state.
             output: Tensor = self.unet(
-                x_t,
+                x_t.detach(),
                 t,
                 prompt,
                 down_block_additional_residuals=down,

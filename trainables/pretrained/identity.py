@@ -51,9 +51,12 @@ def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
     """The identity of weights of ResShift and SinSR: the network's shape, the schedule, and the autoencoder's
     content.
     """
+    schedule = flatten(settings.resshift, "resshift.")
+    if settings.resshift.bounded:  # files of version 0.1 do not say it
+        del schedule["resshift.bounded"]
     return {
         **flatten(settings.network, "network."),
-        **flatten(settings.resshift, "resshift."),
+        **schedule,
         "autoencoder": weights_fingerprint(autoencoder_path(settings.autoencoder.weights)),
     }
 

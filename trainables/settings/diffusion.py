@@ -34,7 +34,8 @@ class DiffusionSettings:
         noise_weight: weight of the mean squared error of the predicted noise, or velocity with v_prediction; not used
             with "sample", where the output is the estimate of x_0.
         reconstruction_weight: weight of the L1 distance between the estimate of x_0 and x_0.
-        inference_steps: steps of the deterministic DDIM sampler.
+        sampler: "ddim" is deterministic; "ancestral" adds fresh noise in every step (Ho et al. 2020), as StableSR does.
+        inference_steps: steps of the sampler.
         spacing: rule for the sampled timesteps. Only "trailing" starts at the last one, as few-step sampling needs.
         fidelity_weight: share of the autoencoder's reconstruction of the input in the output, 0 to 1.
     """
@@ -52,6 +53,7 @@ class DiffusionSettings:
         1.0, within=WEIGHT, training_only=True, unless=("diffusion.prediction_type", "sample")
     )
     reconstruction_weight: float = setting(1.0, within=WEIGHT, training_only=True)
+    sampler: Literal["ddim", "ancestral"] = setting("ddim", restores="sampling", unless=("diffusion.objective", "ccsr"))
     inference_steps: int = setting(50, restores="sampling")
     spacing: Literal["leading", "trailing", "linspace"] = setting(
         "trailing", restores="sampling", unless=("diffusion.objective", "ccsr")

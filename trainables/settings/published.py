@@ -75,7 +75,7 @@ RESSHIFT = TrialSettings(
 
 RESSHIFT_JOURNAL = replace(
     RESSHIFT,
-    resshift=ResShiftSettings(steps=4, min_noise_level=0.2),
+    resshift=ResShiftSettings(steps=4, min_noise_level=0.2, bounded=False),
     resshift_loss=ResShiftLossSettings(mse=1.0, lpips=1.0, network="lpips_vgg"),
     training=replace(
         RESSHIFT.training, max_steps=400_000, batch_size=96, accumulate=8, schedule="cosine", final_rate=0.4
@@ -180,9 +180,10 @@ CCSR_STAGE1 = TrialSettings(
 STABLESR = replace(
     CCSR_STAGE1,
     method="stablesr",
+    pairs=replace(CCSR_STAGE1.pairs, sharpened=True),
     diffusion=DiffusionSettings(reconstruction_weight=0.0),
     controlnet=ControlNetSettings(),
-    training=replace(CCSR_STAGE1.training, max_steps=15_000, accumulate=32, learning_rate=5e-5),
+    training=replace(CCSR_STAGE1.training, max_steps=16_500, accumulate=32, learning_rate=5e-5),
 )
 
 CCSR_STAGE2 = replace(

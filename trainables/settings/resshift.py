@@ -71,17 +71,22 @@ class ResShiftSettings:
         min_noise_level: upper bound of kappa * sqrt(eta_1), the noise of the first step.
         kappa: noise level relative to the residual.
         etas_end: sqrt(eta_T) of the paper; the name is that of the official configuration.
+        bounded: bound sqrt(eta_1) by 0.032 too, as SinSR's code does; the journal version of ResShift does not.
     """
 
     steps: int = setting(15, within=(2, 1000))
     power: float = setting(0.3, within=(0.01, 5))
     min_noise_level: float = setting(0.04, within=(1e-6, 1))
     kappa: float = setting(2.0, within=(0.001, 1000))
-    # At least three times the schedule's first value, for every min_noise_level.
+    # At least three times the schedule's first value, for every min_noise_level; without its bound, see below.
     etas_end: float = setting(0.99, within=Limits(0.1, 1, "a number in [0.1, 1)", open_high=True))
+    bounded: bool = True
 
     def __post_init__(self) -> None:
         require_within("resshift", self)
+        start = min(self.min_noise_level / self.kappa, self.min_noise_level)
+        accepted = f"at most {self.etas_end / 3 * max(1, self.kappa):g} with resshift.bounded=false"
+        require(self.bounded or 3 * start <= self.etas_end, "resshift.min_noise_level", self.min_noise_level, accepted)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainables.common.errors import InputError
 from trainables.diffusion.resshift import ResShiftDiffusion
 from trainables.diffusion.sinsr import TERMS, sinsr_terms
+from trainables.pretrained.resshift import build_diffusion
+from trainables.settings import ResShiftSettings
 
 SHAPE = (3, 2, 4, 6)
 
@@ -48,6 +51,16 @@ def test_etas_grow_from_the_noise_floor_to_the_end(settings: dict[str, float]) -
     assert (np.diff(etas) > 0).all()
     assert np.sqrt(etas[-1]) == pytest.approx(0.99, rel=1e-12)
     assert diffusion.kappa * np.sqrt(etas[0]) <= 0.04 * (1 + 1e-12)
+
+
+def test_start_without_its_bound() -> None:
+    """The journal version of ResShift: 0.2 / kappa in place of the square root of 0.001."""
+    starts = [ResShiftDiffusion(4, min_noise_level=0.2, bounded=bounded).etas[0] ** 0.5 for bounded in (True, False)]
+    assert starts == pytest.approx([0.001**0.5, 0.1])
+    settings = ResShiftSettings(min_noise_level=0.66, kappa=2.0, bounded=False)
+    assert build_diffusion(settings).etas[0] == pytest.approx(0.33**2)
+    with pytest.raises(InputError, match=r"^resshift.min_noise_level=0.7: expected at most 0.66 with resshift.bounded"):
+        ResShiftSettings(min_noise_level=0.7, kappa=2.0, bounded=False)
 
 
 def test_forward_chain_has_the_stated_mean_and_variance(diffusion: ResShiftDiffusion) -> None:

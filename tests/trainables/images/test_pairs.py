@@ -277,3 +277,12 @@ def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
         for other in others:
             assert np.array_equal(other.target, pair.target)
             assert not any(np.array_equal(other.degraded, one.degraded) for one in (first, *others) if one is not other)
+
+
+def test_only_training_targets_are_sharpened(train: Photographs, validation: Photographs) -> None:
+    """Before they are degraded."""
+    sharp = replace(SETTINGS, sharpened=True)
+    for plain, changed in zip(Pairs(train, SETTINGS, "train", 0), Pairs(train, sharp, "train", 0), strict=True):
+        assert changed.name == plain.name and changed.target.std() > plain.target.std()
+        assert not np.array_equal(changed.degraded, plain.degraded)
+    assert _digest(Pairs(validation, sharp, "validation", 0)) == _digest(Pairs(validation, SETTINGS, "validation", 0))

@@ -99,6 +99,19 @@ def test_colours_are_those_of_the_degraded_image(trial_of: TrialOf, prepared_for
     assert (uncorrected.mean(dim=(2, 3)) - expected).abs().max() > 0.02
 
 
+@torch.no_grad()
+def test_sampler_is_chosen_when_restoring(trial_of: TrialOf, prepared_for: PreparedFor) -> None:
+    """Ancestral steps add noise, which depends on the image alone."""
+    settings = trial_of("stablesr")
+    batch = next(validation_batches(prepared_for(settings), 2, CPU))
+    restored = []
+    for sampler in ("ddim", "ancestral", "ancestral"):
+        torch.manual_seed(0)  # for the initial weights
+        restored.append(build_method(override(settings, {"diffusion.sampler": sampler}), CPU).restore(batch))
+    plain, ancestral, again = restored
+    assert torch.equal(ancestral, again) and not torch.equal(plain, ancestral)
+
+
 def test_both_stages_of_stablesr(trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path) -> None:
     """The feature wrapping trains on latents that a finished trial of this method restores."""
     settings = override(trial_of("stablesr"), {"training.max_steps": 1, "training.warmup_steps": 0})

@@ -64,6 +64,7 @@ def other_value(name: str) -> Any:
         "none",
         "wavelet",
         "leading",
+        "ancestral",
         "cosine",
         "constant",
         "hinge",

@@ -128,7 +128,7 @@ def test_bf16_trains_every_parameter(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor, plain_steps: Callable[[str], Steps]
 ) -> None:
     """In the same direction as float32. Biases before a normalisation, of an attention's keys and of logits under a
-    hinge have only rounding errors as gradients.
+    hinge have only rounding errors as gradients; one logit at the edge of the hinge makes more of the last.
     """
     settings = variant_of(variant, NO_DROPOUT, {"training.precision": "bf16"})
     full, reduced = plain_steps(variant), take_steps(settings, prepared_for(settings))
@@ -141,7 +141,7 @@ def test_bf16_trains_every_parameter(
             assert rounded.isfinite().all(), name
             if gradient.ndim > 1 and float(gradient.norm()) > 1e-3 * strongest:
                 assert float(F.cosine_similarity(rounded.flatten(), gradient.flatten(), dim=0)) > 0.9, name
-            elif float(gradient.abs().max()) > 1e-3 * largest(gradients):
+            elif not name.endswith("head.bias") and float(gradient.abs().max()) > 1e-3 * largest(gradients):
                 assert float(rounded.abs().max()) > 0, name
 
 

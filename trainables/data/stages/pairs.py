@@ -39,6 +39,7 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     if not source.paired:
         # Left out for the crops of version 0.1, whose keys had none.
         key |= {"crop": settings.pairs.crop} if settings.pairs.crop != "detailed" else {}
+        key |= {"sharpened": True} if settings.pairs.sharpened and split == "train" else {}
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         key |= {made_by: pairs[made_by]}
     key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}

@@ -30,10 +30,13 @@ class Targets(StageMaker):
 
     @staticmethod
     def key(settings: TrialSettings) -> dict[str, Any]:
+        schedule = dataclasses.asdict(settings.resshift)
+        if settings.resshift.bounded:  # left out for the schedules of version 0.1, whose keys had none
+            del schedule["bounded"]
         return {
             "teacher": weights_fingerprint(teacher_path(settings.teacher.weights)),
             "network": dataclasses.asdict(settings.network),
-            "diffusion": dataclasses.asdict(settings.resshift),
+            "diffusion": schedule,
             "draws": settings.sinsr.draws,
         }
 

@@ -9,7 +9,7 @@ degradation itself differ; docs/recipes.md lists the differences in crops and in
 - It works on one image at a time, and draws every random number, noise included, from a given
   `numpy.random.Generator`.
 
-Targets are not sharpened: SinSR's published settings switch unsharp masking off (`use_sharp: False`).
+Targets are not sharpened here, see `sharpening.py`: SinSR's published settings switch it off (`use_sharp: False`).
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ GAN_MODE = "hinge"
 
 
 class DecoderMethod(Method):
-    """A decoder, trained against a discriminator of patches.
+    """A decoder, trained against a discriminator of patches. In each step the decoder trains first, as in the official
+    code of StableSR and CCSR; the discriminator then sees its new output.
 
     The first stage is frozen: training reads its prepared latents, validation samples it.
 
@@ -41,8 +42,8 @@ class DecoderMethod(Method):
 
     pretrained = True
     phases: ClassVar[tuple[Phase, ...]] = (
-        Phase("discriminator", ("discriminator",)),
         Phase("decoder", ("decoder",)),
+        Phase("discriminator", ("discriminator",)),
     )
     adversaries = ("discriminator",)
     adversarial: tuple[float, int]

@@ -158,21 +158,15 @@ class GaussianMethod(Method):
     def sample(self, batch: Batch) -> Tensor:
         """x_0 of a validation batch, from its own noise.
 
-        By DDIM from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above `ccsr.t_max`
-        untrained, by its jump and stochastic steps.
+        By `diffusion.sampler` from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above
+        `ccsr.t_max` untrained, by its jump and stochastic steps.
         """
-        settings, denoise, y = self.settings.diffusion, self.denoiser(batch), self.degraded(batch)
+        settings, denoise = self.settings.diffusion, self.denoiser(batch)
+        y, noise = self.degraded(batch), batch["noise"]
+        steps, spacing, offset = settings.inference_steps, settings.spacing, self.steps_offset
+        if settings.objective != "ccsr" and settings.sampler == "ddim":
+            return self.sampling.sample_ddim(denoise, y, noise, steps, spacing, offset)
+        fresh = step_noise(batch["noise_key"].tolist(), y)
         if settings.objective == "ccsr":
-            fresh = step_noise(batch["noise_key"].tolist(), y)
-            t_max = self.settings.ccsr.t_max
-            return sample_truncated(
-                self.diffusion, denoise, y, batch["noise"], settings.inference_steps, t_max, 0.0, fresh
-            )
-        return self.sampling.sample_ddim(
-            denoise,
-            y,
-            batch["noise"],
-            settings.inference_steps,
-            settings.spacing,
-            self.steps_offset,
-        )
+            return sample_truncated(self.diffusion, denoise, y, noise, steps, self.settings.ccsr.t_max, 0.0, fresh)
+        return self.sampling.sample_ancestral(denoise, y, noise, steps, spacing, fresh, offset)
