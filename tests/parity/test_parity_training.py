@@ -60,6 +60,7 @@ def losses_of(trainer: Trainer) -> dict[tuple[str, str], float]:
     }
 
 
+@pytest.mark.slow  # each trains for seconds; together they take a minute
 @pytest.mark.parametrize("name", sorted({row["training"] for row in ROWS}))
 def test_losses_of_thirty_steps(
     name: str, tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
