@@ -112,7 +112,7 @@ def test_memory_counts_processes_in_other_sessions(capsys: pytest.CaptureFixture
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute on an idle machine; each documented launch starts four processes
 def test_launch_overhead_runs_both_patterns() -> None:
-    command = [sys.executable, "-m", "benchmarks.launch_overhead", "--trials", "1", "--train", "nothing"]
+    command = [sys.executable, "-m", "benchmarks.launch_overhead", "--trials", "2", "--train", "nothing"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
     assert ran.returncode == 0, ran.stderr
     for name in ("documented", "ours"):
