@@ -239,8 +239,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "of training": (
         ["{trial}", "{in}", "{out}", "--set", "training.learning_rate=1"],
         "--set training.learning_rate=1: cannot be changed for a finished pixel_diffusion; expected one of "
-        "diffusion.start_timestep, diffusion.inference_steps, diffusion.spacing, diffusion.fidelity_weight, "
-        "training.precision$",
+        "diffusion.start_timestep, diffusion.sampler, diffusion.inference_steps, diffusion.spacing, "
+        "diffusion.fidelity_weight, training.precision$",
     ),
     "another's": (
         ["{trial}", "{in}", "{out}", "--set", "cfw.strength=1"],
