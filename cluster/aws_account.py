@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def prepare(bucket: str) -> None:
     where = region()
     s3 = boto3.client("s3", region_name=where)
     elsewhere = {} if where == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": where}}
-    _made(f"bucket {bucket} in {where}", lambda: s3.create_bucket(Bucket=bucket, **elsewhere))
+    _made(f"bucket {bucket} in {where}", s3.create_bucket, Bucket=bucket, **elsewhere)
     rule = {
         "ID": "interrupted-uploads",
         "Status": "Enabled",
@@ -81,17 +82,13 @@ def prepare(bucket: str) -> None:
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
 
     iam = boto3.client("iam", region_name=where)
-    trust = {"Version": "2012-10-17", "Statement": [_trusted("ec2.amazonaws.com")]}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [_trusted("ec2.amazonaws.com")]})
     for role, allowed in statements(bucket).items():
-        document = json.dumps(trust)
-        _made(f"role {role}", lambda r=role, d=document: iam.create_role(RoleName=r, AssumeRolePolicyDocument=d))
+        _made(f"role {role}", iam.create_role, RoleName=role, AssumeRolePolicyDocument=trust)
         policy = json.dumps({"Version": "2012-10-17", "Statement": allowed})
         iam.put_role_policy(RoleName=role, PolicyName="restoration-sweeps", PolicyDocument=policy)
-        _made(f"instance profile {role}", lambda r=role: iam.create_instance_profile(InstanceProfileName=r))
-        _made(
-            f"{role} in its profile",
-            lambda r=role: iam.add_role_to_instance_profile(InstanceProfileName=r, RoleName=r),
-        )
+        _made(f"instance profile {role}", iam.create_instance_profile, InstanceProfileName=role)
+        _made(f"{role} in its profile", iam.add_role_to_instance_profile, InstanceProfileName=role, RoleName=role)
     if not iam.list_roles(PathPrefix=f"/aws-service-role/{_SPOT}/")["Roles"]:
         iam.create_service_linked_role(AWSServiceName=_SPOT)
         print("made     role of AWS for spot machines")
@@ -101,9 +98,9 @@ def _trusted(service: str) -> dict[str, Any]:
     return {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
 
 
-def _made(what: str, make: Any) -> None:
+def _made(what: str, make: Callable[..., Any], **asked: Any) -> None:
     try:
-        make()
+        make(**asked)
         print(f"made     {what}")
     except ClientError as error:
         if error.response["Error"]["Code"] not in _THERE:

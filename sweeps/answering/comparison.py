@@ -36,8 +36,8 @@ def baseline_trials(rows: Sequence[Row]) -> list[str]:
     searched = [row for row in rows if row["kind"] == TRIAL]
     if not searched:
         return []
-    first = min(searched, key=lambda row: (len(row["id"]), row["id"]))  # t999 before t1000
-    return [row["id"] for row in searched if _configuration(row) == _configuration(first)]
+    own = _configuration(min(searched, key=lambda row: (len(row["id"]), row["id"])))  # t999 before t1000
+    return [row["id"] for row in searched if _configuration(row) == own]
 
 
 def answer(

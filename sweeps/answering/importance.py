@@ -55,7 +55,7 @@ def importances(view: View, distributions: Mapping[str, Distribution]) -> dict[s
             )
         except ValueError:  # a table keeps a column of mixed types as text, so a value may be outside of its space
             return {}
-    share = min(0.5, max(0.1, _BEST / len(configurations)))
+    share = max(0.1, _BEST / len(configurations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of experimental arguments, and of parameters that never varied
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=share))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -277,16 +276,7 @@ class GaussianDiffusion:
                 noise, as in Stable Diffusion's configuration.
         """
         timesteps = self.timesteps(steps, spacing, steps_offset)
-        x = self.start(y, noise, full_timestep(timesteps[0], y))
-        targets: list[int | None] = [*timesteps[1:], None if set_alpha_to_one else 0]
-        for step, previous in zip(timesteps, targets, strict=True):
-            t = full_timestep(step, y)
-            output = denoise(x, t)
-            x0 = self.predict_x0(output, x, t)
-            if previous is None:
-                return x0
-            x = self.add_noise(x0, full_timestep(previous, y), self.predict_noise(output, x, t))
-        return x
+        return self._sample(denoise, y, noise, timesteps, None if set_alpha_to_one else 0)
 
     @torch.no_grad()
     def sample_ancestral(
@@ -307,19 +297,35 @@ class GaussianDiffusion:
         Args:
             step_noise: standard normal noise, given the timestep at which it is added.
         """
-        timesteps = self.timesteps(steps, spacing, steps_offset)
+        return self._sample(denoise, y, noise, self.timesteps(steps, spacing, steps_offset), None, step_noise)
+
+    def _sample(
+        self,
+        denoise: Denoise,
+        y: Tensor,
+        noise: Tensor,
+        timesteps: list[int],
+        last: int | None,
+        step_noise: StepNoise | None = None,
+    ) -> Tensor:
+        """Steps from each timestep to the next one, and to `last`; None: to `x0`. Without `step_noise`, the noise of a
+        state is the predicted one.
+        """
         x = self.start(y, noise, full_timestep(timesteps[0], y))
-        for step, previous in pairwise(timesteps):
+        for step, previous in zip(timesteps, [*timesteps[1:], last], strict=True):
             t = full_timestep(step, y)
             output = denoise(x, t)
-            # DDIM's sigma_t as a share of the noise at `previous`; the rest is the predicted noise.
-            abar, abar_previous = (float(self.alphas_cumprod[i]) for i in (step, previous))
-            fresh = math.sqrt((1 - abar / abar_previous) / (1 - abar))
-            kept = math.sqrt(max(0.0, 1 - fresh**2)) * self.predict_noise(output, x, t)
             x0 = self.predict_x0(output, x, t)
-            x = self.add_noise(x0, full_timestep(previous, y), kept + fresh * step_noise(previous))
-        t = full_timestep(timesteps[-1], y)
-        return self.predict_x0(denoise(x, t), x, t)
+            if previous is None:
+                return x0
+            rest = self.predict_noise(output, x, t)
+            if step_noise is not None:
+                # DDIM's sigma_t as a share of the noise at `previous`; the rest is the predicted noise.
+                abar, abar_previous = (float(self.alphas_cumprod[i]) for i in (step, previous))
+                fresh = math.sqrt((1 - abar / abar_previous) / (1 - abar))
+                rest = math.sqrt(max(0.0, 1 - fresh**2)) * rest + fresh * step_noise(previous)
+            x = self.add_noise(x0, full_timestep(previous, y), rest)
+        return x
 
 
 def full_timestep(timestep: int, like: Tensor) -> Tensor:

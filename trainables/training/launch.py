@@ -264,8 +264,8 @@ def _train(job: Job, world: World, send: Callable[..., None], leaving: Callable[
     run = Path(job.folder).parents[1]
     if not job.bucket and not run.is_dir():
         raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
-    shipped = shipped_output(BucketFolder(job.bucket), world.rank) if job.bucket else None
-    with shipped or kept_output(Path(job.folder), world.rank):
+    rank = world.rank
+    with shipped_output(BucketFolder(job.bucket), rank) if job.bucket else kept_output(Path(job.folder), rank):
         torch.set_num_threads(job.workers.threads)
         # The driver has compared the contents; here only sizes and schemas are checked.
         prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
