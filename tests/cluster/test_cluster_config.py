@@ -273,4 +273,9 @@ def test_environment_of_the_nodes() -> None:
     assert exported["PATH"].split(os.pathsep)[0] == f"{REMOTE}/.venv/bin"
     assert exported["PYTHONPATH"] == REMOTE
     assert float(exported["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]) == 0.2
+    # `ray job stop` kills a sweep after Ray's own 3 s, before it has written how to resume it.
+    assert int(exported["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    dockerfile = (REPO / "cluster" / "Dockerfile").read_text(encoding="utf-8")
+    for name in ("RAY_AUTH_MODE", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_JOB_STOP_WAIT_TIME_S"):
+        assert f"{name}={exported[name]}" in dockerfile
     assert exported.get("XDG_CACHE_HOME") == ("/mnt/local" if os.access("/mnt/local", os.W_OK) else None)
