@@ -147,6 +147,7 @@ stuck() { # message, log
 
 disturbed_sweep() {
     say "a sweep of four trials, on three workers of one CPU"
+    : >"$work/sweep.log" # it is read before `ray exec` runs
     on_head "python run_sweep.py --address auto --space sinsr_loss_ratios --results $work/results --perceptual none \
         --trials 4 --confirm 0 --max-steps 16 --set training.reports=4 --set training.batch_size=2 \
         --set training.warmup_steps=2 --set sinsr.draws=1 --set pairs.train_pairs=16 --set pairs.validation_pairs=3 \
