@@ -58,6 +58,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.reports": 12,
         "training.log_every": 50,
     },
+    "one_step": {
+        "one_step.dual": True,
+        "one_step.timestep": 1,
+        "one_step.pixel_steps": 1000,
+        "pairs.train_pairs": 1024,
+        "training.max_steps": 2200,
+        "training.schedule": "constant",
+        "training.ema_decay": 0.99,
+        "training.reports": 8,
+        "training.log_every": 50,
+    },
 }
 
 

@@ -146,6 +146,8 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
         "one_step.timestep": 250,
+        "one_step.pixel_steps": 100,
+        "one_step.semantic_rank": 16,
         "discriminator.ndf": 16,
         "discriminator.layers": 2,
         "perceptual.weight": 2.0,

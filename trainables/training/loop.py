@@ -109,8 +109,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
         self.losses: nn.Module = _Losses(self.method)
         if world.size > 1:
-            # If phases have different networks, each leaves those of the others unused.
-            taking_turns = len({phase.networks for phase in self.method.phases}) > 1
+            # If phases update different parameters, each leaves those of the others unused.
+            taking_turns = len({tuple(self.method.updated(phase)) for phase in self.method.phases}) > 1
             self.losses = DistributedDataParallel(
                 self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
             )
@@ -126,8 +126,7 @@ class Trainer:
         self.usage = Usage(world.device)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
-        parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
-        return make_optimiser(self.settings.training, parameters)
+        return make_optimiser(self.settings.training, self.method.updated(phase).values())
 
     def run(self, report: Reporter) -> None:
         """Trains to the last step, with validations and reports. Continues from the loaded checkpoint, if any.
