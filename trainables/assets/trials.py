@@ -61,12 +61,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one_step": {
         "one_step.dual": True,
         "one_step.timestep": 1,
-        "one_step.pixel_steps": 1000,
+        "one_step.pixel_steps": 400,
         "pairs.train_pairs": 1024,
-        "training.max_steps": 2200,
+        "training.max_steps": 900,
         "training.schedule": "constant",
-        "training.ema_decay": 0.99,
-        "training.reports": 8,
+        "training.reports": 9,
         "training.log_every": 50,
     },
 }
