@@ -33,14 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "diffusion.inference_steps": 3,
         "lora.dropout": 0.2,
     },
-    "two LoRAs": {
-        "method": "one_step",
-        "one_step.dual": True,
-        "one_step.pixel_steps": 1,
-        "one_step.semantic_rank": 3,
-        "one_step.distillation": 0.0,
-        "one_step.adversarial": 0.0,
-    },
 }
 """The variants of training, by name: the settings that change a small trial of the method."""
 SHORT: dict[str, Any] = {

@@ -283,6 +283,11 @@ PRESETS: dict[str, Preset] = {
         published.OSEDIFF,
         "about 70,000 photographs",
     ),
+    "pisasr": _on_gpus(
+        "one GPU per trial, PiSA-SR's two LoRAs on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
+        published.PISASR,
+        "about 70,000 photographs",
+    ),
     "print-to-camera": _on_gpus(
         "one GPU per trial, paired folders at 512 px, Stable Diffusion with LoRA or Pix2Pix, 25,000 steps per trial",
         published.PRINT_TO_CAMERA,

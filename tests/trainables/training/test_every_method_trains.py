@@ -225,6 +225,7 @@ WORKERS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
     "pix2pix": ("pix2pix", (NO_DROPOUT, {"pix2pix.norm": "instance"})),
     "pix2pix, as published": ("pix2pix", ()),
     "dropout in LoRA": ("CCSR's objective", ()),
+    "two LoRAs": ("one_step", ({"one_step.dual": True, "one_step.pixel_steps": 1},)),
 }
 """The trials of two processes: by default without randomness and, if possible, without statistics of a batch."""
 
