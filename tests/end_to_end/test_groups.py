@@ -24,7 +24,8 @@ from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import override
 from trainables.settings.presets import preset
-from trainables.training.launch import Job, Workers, launch, trial_resources
+from trainables.training.job import Job, Workers
+from trainables.training.launch import launch, trial_resources
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
