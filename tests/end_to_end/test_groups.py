@@ -52,7 +52,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
     flags = [*RUN, "--store", str(store), "--results", str(tmp_path), "--workers-per-trial", "2"]
     first = sweeps(*flags, "--max-concurrent", "1")
     first.wait_for("t000 step 4/8")
-    first.interrupt()
+    first.terminate()
     assert first.wait() == 130
     assert "Traceback" not in first.text
     run = only_run(tmp_path)
@@ -78,7 +78,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
             tolerance = 1e-3 if name.startswith("val/ssim") else 1e-4
             assert value == pytest.approx(compared[name], rel=tolerance), (step, name)
         heard += len(compared) == len(known)
-    # After an interrupt during a report, a group's driver may have only its metrics, not its losses.
+    # After a signal during a report, a group's driver may have only its metrics, not its losses.
     assert heard >= len(expected) - 1
 
 

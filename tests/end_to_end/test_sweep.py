@@ -219,16 +219,17 @@ def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.
 
 
 @pytest.mark.slow
-def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
-    results = tmp_path / "results"
-    done = run_sweep(
-        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "1", "--max-steps", "8", *sets(training__reports=2, training__learning_rate=1e30)),
+def test_no_trial_finished(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    changes = TINY | {"training.max_steps": 8, "training.reports": 2, "training.learning_rate": 1e30}
+    settings = SweepSettings(
+        SPACE, "sample", **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store)
     )
-    assert done.returncode == 1
-    (row,) = trials(only_run(results)).values()
-    assert row["status"] == "failed" and row["error"] in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    space = search_spaces.load(SPACE)
+    assert start(make_plan(Question(settings, space, {"sinsr": changes | {"training.seed": 0}}, trials=1))) == 1
+    (row,) = trials(only_run(tmp_path / "results")).values()
+    shown = capfd.readouterr().err
+    assert row["status"] == "failed" and row["error"] in shown
+    assert "Traceback" not in shown
 
 
 def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:
