@@ -68,6 +68,7 @@ class TestWholeSweep:
             *("settings.yaml", "leaderboard.parquet", "leaderboard.csv", "history.parquet", "per_image.parquet"),
             *("optuna.journal", "sweep.log", "best/weights.safetensors", "best/settings.json", "best/README.md"),
             *("report/index.html", "report/answer.md", "trials/t000/params.json", "trials/t000/log.txt"),
+            *("report/larger/bicubic.png", "report/larger/values.json"),
         ):
             assert (run / name).stat().st_size > 0, name
         record = yaml.safe_load((run / "settings.yaml").read_text())
