@@ -73,21 +73,26 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
 def side_by_side(
     folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
 ) -> Image.Image | None:
-    """Test images in rows, the best, the median and the worst of the winner; input, bicubic if it is not the input,
-    baseline, winner and target in columns, each restoration above its value of the objective. None if the trials have
-    kept no pictures.
+    """Test images in rows; input, bicubic if it is not the input, baseline, winner and target in columns, each
+    restoration above its value of the objective. The images are the larger pieces of test photographs, or without them
+    the best, the median and the worst of the winner. None if the trials have kept no pictures.
 
     Args:
-        enlarged: pixels per pixel.
+        enlarged: pixels per pixel of images that are no larger pieces.
     """
-    values = _values(per_image)
-    sides = _sides(folder, view, values, TEST, baseline_ids)
-    if not sides or sides[-1].id == UNTRAINED:
+    values = _values([*per_image, *larger_values(folder)])
+    for split in (LARGER, TEST):
+        sides = _sides(folder, view, values, split, baseline_ids)
+        if sides and sides[-1].id != UNTRAINED:
+            break
+    else:
         return None
+    if split == LARGER:
+        enlarged = 1
     rows, captions = [], []
-    for _, image in _cases(view, sides, values, TEST)[:3]:
+    for _, image in _cases(view, sides, values, split)[:3]:
         first = sides[-1].pictures
-        captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], TEST) for side in sides})
+        captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], split) for side in sides})
         cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
         rows.append({**cells, "target": _cell(first, image, 2)})
     heads = {} if named_finding(view.found).verdict == "better" else {"winner": "best finalist"}
