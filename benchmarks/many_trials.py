@@ -35,9 +35,9 @@ from sweeps.recording.tables import RunTables
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import ID
-from trainables.training.launch import payload
+from trainables.training.measurements import Validation
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
+from trainables.training.results import payload
 
 MAX_STEPS, REPORTS = 600, 6
 METRICS = ("val/psnr", "val/ssim", "val/st_lpips")

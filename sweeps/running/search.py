@@ -27,7 +27,7 @@ from sweeps.running.samplers import draw, least_tried, make_sampler, optuna_dist
 from sweeps.running.warm_start import Earlier
 from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import InputError, one_line
-from trainables.training.launch import CHECKPOINT, FAILED, REPEATED, kept_values
+from trainables.training.results import CHECKPOINT, FAILED, REPEATED, kept_values
 
 _STOPPED = "stopped"  # user attribute of a trial that ASHA stopped
 

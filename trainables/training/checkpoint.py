@@ -25,9 +25,9 @@ from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.measurements import Validation
 from trainables.training.pictures import PICTURES
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
 
 
 def write_checkpoint(

@@ -22,14 +22,15 @@ from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
-from trainables.training.best_step import BestStep, Objective, averaged_weights
+from trainables.training.best_step import BestStep, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loss_log import Logged, LossLog
+from trainables.training.measurements import Objective, Validation
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.usage import Usage
-from trainables.training.validation import TEST_DRAW, Validation, validate
+from trainables.training.validation import TEST_DRAW, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -21,9 +21,9 @@ from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
 from tests.helpers.tensorboard import scalars
-from trainables.training.launch import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
+from trainables.training.measurements import Validation
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
+from trainables.training.results import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
 
 
 def column_types(path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trainables.training.checkpoint import _kept, report_of
-from trainables.training.validation import Validation
+from trainables.training.measurements import Validation
 
 
 def measured(value: float) -> Validation:

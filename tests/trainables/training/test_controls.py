@@ -22,7 +22,8 @@ from trainables.pretrained.resshift import build_network
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, override
 from trainables.training.controls import measure_controls
-from trainables.training.validation import Validation, validate
+from trainables.training.measurements import Validation
+from trainables.training.validation import validate
 
 CPU = torch.device("cpu")
 METRICS = ("val/psnr", "val/ssim")
