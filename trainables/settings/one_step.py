@@ -33,9 +33,8 @@ class OneStepSettings:
             `training.max_steps`; published: 4000.
         semantic_rank: with `dual`, rank of the semantic LoRA; `lora.rank` is that of the pixel LoRA. Published: 4.
         pixel_scale: with `dual`, factor of the pixel LoRA's residual, 0 to 10; 1 as trained, 0 leaves it out.
-        semantic_scale: with `dual`, factor of what the semantic LoRA adds to that residual, 0 to 10. Lower is closer
-            to the target by pixels, higher has more detail; 1 as trained. Unless it equals `pixel_scale` or is 0, the
-            UNet runs twice.
+        semantic_scale: with `dual`, factor of what the semantic LoRA adds to that residual, 0 to 10; higher has more
+            detail. 1 as trained. Unless it equals `pixel_scale` or is 0, the UNet runs twice.
     """
 
     timestep: int = setting(999, within=(0, 9999))
