@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,13 @@ from trainables.training.pictures import Pictures
 PER_IMAGE, GRID = "per_image.parquet", "grid.png"
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
 class Objective(NamedTuple):
     """The metric that decides, "val/psnr", and whether larger values are better."""
 
@@ -32,13 +40,14 @@ class Validation:
     Attributes:
         per_image: metric name -> (N,) values in the order of `images`.
         images: names of the validation pairs.
-        grid: uint8 (H, W, 3), one row of input | output | target for each of a few evenly spaced pairs.
+        grid: a PNG, RGB, one row of input | output | target for each of a few evenly spaced pairs. It is encoded once,
+            by the trial; the driver only passes it on.
         pictures: these of more pairs; None if the validation was read or received, not measured.
     """
 
     per_image: dict[str, np.ndarray]
     images: list[str]
-    grid: np.ndarray
+    grid: bytes
     pictures: Pictures | None = None
 
     @property
@@ -54,7 +63,7 @@ class Validation:
         """The table and the picture as files in an existing folder, for people to look at."""
         table = {"step": [step] * len(self.images), "image": self.images, **self.per_image}
         pq.write_table(pa.table(table), folder / PER_IMAGE)
-        Image.fromarray(self.grid).save(folder / GRID)
+        (folder / GRID).write_bytes(self.grid)
 
     @classmethod
     def read(cls, folder: Path) -> Validation:
@@ -62,4 +71,4 @@ class Validation:
         table = read_table(folder / PER_IMAGE)
         names = [name for name in table.column_names if name not in ("step", "image")]
         per_image = {name: table[name].to_numpy() for name in names}
-        return cls(per_image, table["image"].to_pylist(), np.asarray(Image.open(folder / GRID).convert("RGB")))
+        return cls(per_image, table["image"].to_pylist(), (folder / GRID).read_bytes())

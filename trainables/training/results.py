@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from trainables.training.measurements import Validation
 from trainables.training.reporting import Report
@@ -54,10 +52,8 @@ def kept_values(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _packed(validation: Validation) -> list[Any]:
-    picture = io.BytesIO()
-    Image.fromarray(validation.grid).save(picture, "png")
     per_image = {name: values.tolist() for name, values in validation.per_image.items()}
-    return [list(validation.images), per_image, base64.b64encode(picture.getvalue()).decode()]
+    return [list(validation.images), per_image, base64.b64encode(validation.grid).decode()]
 
 
 def take_validation(result: dict[str, Any]) -> tuple[Validation, Validation | None]:
@@ -70,5 +66,5 @@ def take_validation(result: dict[str, Any]) -> tuple[Validation, Validation | No
 
 def _unpacked(packed: list[Any]) -> Validation:
     images, per_image, picture = packed
-    grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-    return Validation({name: np.asarray(values) for name, values in per_image.items()}, images, grid)
+    values = {name: np.asarray(of_images) for name, of_images in per_image.items()}
+    return Validation(values, images, base64.b64decode(picture))

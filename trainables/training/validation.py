@@ -15,7 +15,7 @@ from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
 from trainables.metrics.stability import measure_stability
-from trainables.training.measurements import Validation
+from trainables.training.measurements import Validation, encode_png
 from trainables.training.pictures import Pictures, evenly_spaced, kept_rows
 
 GRID_IMAGES = 4
@@ -71,7 +71,7 @@ def validate(
     names, kept = prepared.validation_names, sorted(pictures)
     grid = np.concatenate([pictures[kept[k]] for k in sorted(set(evenly_spaced(len(kept), GRID_IMAGES)))])
     kept_pictures = Pictures([names[row] for row in kept], np.stack([pictures[row] for row in kept]))
-    return Validation(per_image, names, grid, kept_pictures)
+    return Validation(per_image, names, encode_png(grid), kept_pictures)
 
 
 def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:
