@@ -134,9 +134,7 @@ class TestWholeSweep:
         text = page(run.parents[1], tmp_path / "answers")
         assert text.count(f"| [`{SPACE}`](#{SPACE}) | t00") == 1 and f"answers/{SPACE}.jpg" in text
         assert (tmp_path / "answers" / f"{SPACE}.csv").read_text() == (run / "leaderboard.csv").read_text()
-        with Image.open(
-            tmp_path / "answers" / f"{SPACE}.jpg"
-        ) as sheet:  # two larger pieces, five columns
+        with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # two larger pieces, five columns
             assert sheet.size == (5 * 256 + 4 * 6, 24 + 2 * (256 + 24))
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
