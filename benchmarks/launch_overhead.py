@@ -40,7 +40,8 @@ from trainables.data.prepare import prepare
 from trainables.methods.sinsr import SinSR
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
-from trainables.training.launch import Workers, free_memory, trial_resources
+from trainables.training.job import Workers
+from trainables.training.launch import free_memory, trial_resources
 from trainables.training.loop import Trainer, World
 
 LAUNCHED, READY = "launched", "ready"

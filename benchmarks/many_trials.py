@@ -35,9 +35,9 @@ from sweeps.recording.tables import RunTables
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import ID
-from trainables.training.launch import payload
+from trainables.training.measurements import Validation, encode_png
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
+from trainables.training.results import payload
 
 MAX_STEPS, REPORTS = 600, 6
 METRICS = ("val/psnr", "val/ssim", "val/st_lpips")
@@ -100,7 +100,7 @@ class MadeUpSweep:
         journal = folder / "optuna.journal"
         self.search = SweepSearch(space, METRICS[0], "max", 0, trials, MAX_STEPS, journal, None, rows, reports_of)
         self.scheduler: Any = SweepScheduler(METRICS[0], "max", MAX_STEPS, MAX_STEPS // REPORTS, 3.0, rows, reports_of)
-        self.grid = _picture()
+        self.grid = encode_png(_picture())
         self.count, self.reports, self.concurrent = earlier, 0, concurrent
         self.running: list[tuple[Trial, int, float]] = []
         tables, board = self.recorder.tables, self.recorder.board

@@ -55,6 +55,7 @@ def metric_text(metric: str, value: float | None, sign: bool = False) -> str:
     if value is None or math.isnan(value):
         return "–"
     digits = 2 if metric_unit(metric) else 4
+    value = round(value, digits) + 0.0  # no minus before a zero
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 

@@ -39,9 +39,10 @@ from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
 from trainables.settings.methods import METHODS
-from trainables.training.best_step import Objective
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
-from trainables.training.launch import Job, launch, trial_resources
+from trainables.training.job import Job
+from trainables.training.launch import launch, trial_resources
+from trainables.training.measurements import Objective
 
 
 class _Lost:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
+from sweeps.answering.larger import restore_larger
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
 from sweeps.answering.remarks import (
     at_the_edge,
@@ -22,6 +23,8 @@ from sweeps.answering.remarks import (
 )
 from sweeps.answering.report import write_sweep_report
 from sweeps.answering.several import of_several
+from sweeps.answering.view import number
+from sweeps.formatting import is_larger_better
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_bucket import place_of
@@ -31,6 +34,7 @@ from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.locations import shown
 from trainables.common.version import PROJECT
+from trainables.metrics.names import test_name
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
@@ -91,6 +95,8 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
     _write_answer(folder, plan, rows, baseline_ids, result)
+    if kept and restore_larger(plan, folder, _compared(folder, newest, rows, result)):
+        write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if kept:
         logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
     logger.info("tables            %s", folder / "leaderboard.csv")
@@ -100,6 +106,24 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     for reason in sorted({row["error"] for row in failed}):
         logger.info("failed            %s", reason)
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
+
+
+def _compared(folder: Path, newest: Newest, rows: Sequence[TableRow], result: Answer) -> dict[str, Path]:
+    """Trial -> checkpoint, of two confirmed configurations: the winner, and the baseline or the best other one."""
+    first = result.winner_id in result.baseline_ids
+    sign = -1 if is_larger_better(result.metric, result.direction) else 1
+    others = [
+        row
+        for row in rows
+        if row["kind"] == CONFIRMATION
+        and row["status"] == "finished"
+        and (row["id"] in result.baseline_ids) != first
+        and row["id"] not in result.winner_ids
+    ]
+    others.sort(key=lambda row: sign * number(row, test_name(result.metric)))
+    found = {row["id"]: newest(row["id"], (WEIGHTS, SETTINGS))[0] for row in others[:1]}
+    found[str(result.winner_id)] = folder / "best"
+    return {id: path for id, path in found.items() if path is not None}
 
 
 def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sweeps.answering.larger import LARGER, larger_pictures, larger_values
 from sweeps.answering.verdict import UNTRAINED, named_finding
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
@@ -27,7 +28,7 @@ from trainables.training.checkpoint_folders import sorted_checkpoints
 from trainables.training.pictures import PICTURES, Pictures
 
 SHOWN_SIDE = 256  # pixels; of larger images the centre is shown
-_LEAST_WIDTH = 240  # pixels on the page; at least twice the image's own
+_LEAST_WIDTH = 240  # pixels on the page; in the slider at least twice the image's own
 _MOST_TRIED = 20  # trials in which pictures are looked for; runs of version 0.1 have none
 _LEAST_ERROR = 0.05  # of 1; a smaller scale would show rounding as errors
 _ERRORS = ((0, 0, 0), (66, 16, 104), (168, 44, 96), (236, 105, 44), (250, 190, 50), (255, 255, 200))
@@ -52,9 +53,10 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
         folder: of the run.
         baseline_ids: the baseline's trials, finished or not.
     """
-    values = _values(per_image)
+    values = _values([*per_image, *larger_values(folder)])
     parts = []
-    for split, title in ((TEST, "Test photographs"), (VALIDATION, "Validation photographs")):
+    titles = {LARGER: "Larger pieces of test photographs", TEST: "Test photographs"}
+    for split, title in {**titles, VALIDATION: "Validation photographs"}.items():
         sides = _sides(folder, view, values, split, baseline_ids)
         if len(sides) > (UNTRAINED in [side.id for side in sides]):
             cases = "".join(_case(title, case, sides, split, view) for case in _cases(view, sides, values, split))
@@ -71,21 +73,26 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
 def side_by_side(
     folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
 ) -> Image.Image | None:
-    """Test images in rows, the best, the median and the worst of the winner; input, bicubic if it is not the input,
-    baseline, winner and target in columns, each restoration above its value of the objective. None if the trials have
-    kept no pictures.
+    """Test images in rows; input, bicubic if it is not the input, baseline, winner and target in columns, each
+    restoration above its value of the objective. The images are the larger pieces of test photographs, or without them
+    the best, the median and the worst of the winner. None if the trials have kept no pictures.
 
     Args:
-        enlarged: pixels per pixel.
+        enlarged: pixels per pixel of images that are no larger pieces.
     """
-    values = _values(per_image)
-    sides = _sides(folder, view, values, TEST, baseline_ids)
-    if not sides or sides[-1].id == UNTRAINED:
+    values = _values([*per_image, *larger_values(folder)])
+    for split in (LARGER, TEST):
+        sides = _sides(folder, view, values, split, baseline_ids)
+        if sides and sides[-1].id != UNTRAINED:
+            break
+    else:
         return None
+    if split == LARGER:
+        enlarged = 1
     rows, captions = [], []
-    for _, image in _cases(view, sides, values, TEST)[:3]:
+    for _, image in _cases(view, sides, values, split)[:3]:
         first = sides[-1].pictures
-        captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], TEST) for side in sides})
+        captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], split) for side in sides})
         cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
         rows.append({**cells, "target": _cell(first, image, 2)})
     heads = {} if named_finding(view.found).verdict == "better" else {"winner": "best finalist"}
@@ -140,7 +147,8 @@ def _sides(
     sides = []
     for name, candidates in columns:
         for row in candidates[:_MOST_TRIED]:
-            found = kept_pictures(folder / "trials" / row["id"], split)
+            id = row["id"]
+            found = larger_pictures(folder, id) if split == LARGER else kept_pictures(folder / "trials" / id, split)
             if found is not None:
                 sides.append(Side(name, row["id"], found, values.get((row["id"], split), {})))
                 break
@@ -171,6 +179,9 @@ def _cases(
         gain = sign * (own - other if len(trained) > 1 else own)
         if math.isfinite(gain):
             gains[image] = gain
+    if split == LARGER:
+        side = winner.pictures.rows.shape[1]
+        return [(f"{side} x {side} pixels", image) for image in common]
     if not gains:
         return [("image", image) for image in common[:4]]
     ranked = sorted(gains, key=lambda image: gains[image])
@@ -225,7 +236,7 @@ def _case(split_title: str, case: tuple[str, str], sides: Sequence[Side], split:
     figures.append(_figure("target", "", target, f"target, the true {image}", scale))
     width = target.shape[1]
     shown = max(2, -(-_LEAST_WIDTH // width)) * width
-    sizes = f"--least:{max(2 * width, 150)}px;--width:{shown}px"
+    sizes = f"--least:{min(max(2 * width, 150), _LEAST_WIDTH)}px;--width:{shown}px"
     heading = f"{split_title}: {title}"
     return (
         f'<article class="case" data-title="{escape(f"{heading}, {image}")}"><h4>{escape(title)} '
@@ -253,7 +264,7 @@ def _numbers(row: Row, metrics: Sequence[str], split: str) -> str:
 
 
 def _name(metric: str, split: str) -> str:
-    return test_name(metric) if split == TEST else metric
+    return metric if split == VALIDATION else test_name(metric)
 
 
 def _cell(pictures: Pictures, image: str, column: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from trainables.metrics.names import METRICS, test_name
 
 DISTORTION = "val/psnr"
 LONG = 300.0  # seconds; longer training is shown in minutes
-_COMPRESSED = 0.4  # share of an axis below which trials get a chart of their own, without controls
+_COMPRESSED = 0.4  # share of an axis below which the trials near each other get a chart of their own
+_FENCE = 1.5  # interquartile ranges beyond the quartiles, Tukey's fence
 
 
 def perception(rows: Sequence[Row], metric: str) -> str:
@@ -61,7 +63,7 @@ def fronts(view: View, objectives: Sequence[str]) -> list[str]:
     perceptual metric, and the objectives of a sweep that has several.
 
     One of the validation images with all finished trials; one of the test images, if there was a confirmation. If
-    controls are so far away that trials cannot be told apart, a further chart has only the trials.
+    controls or a few trials are so far away that the others cannot be told apart, a further chart has only the others.
     """
     finished = [row for row in view.trials if row["status"] == "finished"]
     confirmed = [row for row in finished if row["kind"] == CONFIRMATION]
@@ -87,8 +89,15 @@ def _front_charts(view: View, trials: Sequence[Row], x: str, y: str) -> list[str
     controls = [f"{d.name} {d.y:.4g} at {d.x:.4g}" for d in references if math.isfinite(d.x + d.y)]
     with_controls = f"{alt} Controls: {', '.join(controls)}." if controls else alt
     charts = [scatter([*references, *dots], _axis(x), _axis(y), path=best, alt=with_controls)]
-    if around and len(set(at)) > 2 and _hidden(at, around):
-        charts.append(scatter(dots, _axis(x), _axis(y), path=best, alt=f"{alt} Without the controls."))
+    near = _near(at)
+    inside = [point for point in at if point in near]
+    if len(near) > 2 and _hidden(near, [*at, *around]):
+        far = [formatting.count_text(len(at) - len(inside), "outlying trial")] if len(inside) < len(at) else []
+        without = f"Without {' and '.join([*(['the controls'] if around else []), *far])}."
+        dots = [dot for dot in dots if (dot.x, dot.y) in near]
+        path = [point for point in best if point in near]
+        zoomed = scatter(dots, _axis(x), _axis(y), path=path, alt=f"{alt} {without}")
+        charts.append(f"{zoomed}<figcaption>{escape(without)}</figcaption>")
     return charts
 
 
@@ -123,10 +132,15 @@ def _axis(metric: str) -> str:
     return f"{formatting.metric_title(metric)}{formatting.metric_unit(metric)} ({better})"
 
 
-def _hidden(trials: Sequence[tuple[float, float]], controls: Sequence[tuple[float, float]]) -> bool:
-    """Whether the controls stretch an axis so far that the trials share a small part of it."""
-    for own, other in zip(zip(*trials, strict=True), zip(*controls, strict=True), strict=True):
-        everything = [*own, *other]
-        if max(own) - min(own) < _COMPRESSED * (max(everything) - min(everything)):
-            return True
-    return False
+def _near(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The different points without outliers in either value."""
+    values = np.array(points)
+    low, high = np.percentile(values, [25, 75], axis=0)
+    room = np.where(high > low, _FENCE * (high - low), np.inf)
+    inside = ((values >= low - room) & (values <= high + room)).all(axis=1)
+    return sorted({point for point, kept in zip(points, inside, strict=True) if kept})
+
+
+def _hidden(some: Sequence[tuple[float, float]], everything: Sequence[tuple[float, float]]) -> bool:
+    """Whether all points stretch an axis so far that some of them share a small part of it."""
+    return any(np.ptp(np.array(some), axis=0) < _COMPRESSED * np.ptp(np.array(everything), axis=0))

@@ -29,7 +29,9 @@ from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS
 from trainables.common.errors import one_line
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
-from trainables.training.launch import (
+from trainables.training.measurements import Validation
+from trainables.training.pictures import PICTURES
+from trainables.training.results import (
     BEST,
     CHECKPOINT,
     DAMAGED,
@@ -40,8 +42,6 @@ from trainables.training.launch import (
     kept_values,
     take_validation,
 )
-from trainables.training.pictures import PICTURES
-from trainables.training.validation import Validation
 
 MAX_FAILURES = 2
 """Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -92,21 +90,15 @@ class TensorBoardTrials:
         """Write scalars of several steps at once, such as every loss term between two reports."""
         self._write(trial, rows)
 
-    def images(self, trial: str, step: int, tag: str, grid: NDArray[np.uint8]) -> None:
-        """Write one image, (H, W, 3) uint8; an image already written at this step is kept.
+    def images(self, trial: str, step: int, tag: str, picture: bytes) -> None:
+        """Write one image, an RGB PNG; an image already written at this step is kept.
 
         Raises:
-            ValueError: a different shape or type.
+            OSError: not an image.
         """
-        if grid.ndim != 3 or grid.shape[2] != 3 or grid.dtype != np.uint8:
-            found = f"{grid.dtype} of shape {grid.shape}"
-            raise ValueError(f"image {tag} of {trial}: {found}, not uint8 of shape (H, W, 3)")
         if self._is_new(trial, tag, step):
-            picture = io.BytesIO()
-            Image.fromarray(grid).save(picture, "png")
-            image = Summary.Image(
-                height=grid.shape[0], width=grid.shape[1], colorspace=3, encoded_image_string=picture.getvalue()
-            )
+            width, height = Image.open(io.BytesIO(picture)).size  # reads the header only
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
             writer = self._open(trial)
             writer.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
             writer.flush()

@@ -28,7 +28,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from sweeps.recording.progress import logger
 from trainables.common.errors import InputError
-from trainables.training.launch import Workers
+from trainables.training.job import Workers
 
 _PATIENCE = 60.0  # seconds that an autoscaler gets to look at the requests; it does so every 5 seconds
 

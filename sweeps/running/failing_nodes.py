@@ -22,7 +22,8 @@ from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_
 from sweeps.running.group_failures import culprit_of, node_of_actor
 from sweeps.trial_config import AVOIDED, ID
 from trainables.common.errors import one_line
-from trainables.training.launch import NODES, Workers, trial_resources
+from trainables.training.job import Workers
+from trainables.training.launch import NODES, trial_resources
 
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""

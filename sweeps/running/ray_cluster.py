@@ -28,7 +28,7 @@ from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import ROOT
-from trainables.training.launch import Workers
+from trainables.training.job import Workers
 
 _ENVIRONMENT = {
     # Train's controller polls for reports at this interval; its default of 2 s is as long as a small step.

@@ -61,17 +61,25 @@ def text_of(parameters: Mapping[str, Value]) -> str:
     return repr(sorted(parameters.items()))
 
 
-def make_sampler(name: str, space: SearchSpace, seed: int, number: int, known: int, points: int) -> BaseSampler:
+def least_known(points: int) -> int:
+    """How many distinct configurations must have a result before a model proposes: until then, proposals are random.
+
+    Args:
+        points: distinct points of the space.
+    """
+    return max(LEAST_KNOWN, points + LEAST_RANDOM)
+
+
+def make_sampler(name: str, space: SearchSpace, seed: int, number: int, modelled: bool) -> BaseSampler:
     """The sampler of one trial.
 
     Args:
         name: a name of `search_spaces.SAMPLERS`, except "grid".
         seed: of the sweep. number: of the trial.
-        known: distinct configurations that have a result.
-        points: distinct points of the space. Until some other configurations are known too, proposals are random.
+        modelled: whether enough configurations are known for a model, see `least_known`.
     """
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    if name == "random" or known < max(LEAST_KNOWN, points + LEAST_RANDOM):
+    if name == "random" or not modelled:
         return optuna.samplers.RandomSampler(seed=own)
     with warnings.catch_warnings():
         # Multivariate sampling and the constant liar are marked experimental: their interface may change.

@@ -15,7 +15,7 @@ from sweeps.recording.tables import TableRow, confirming, has_ended
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.rungs import Rungs
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
-from trainables.training.launch import kept_values
+from trainables.training.results import kept_values
 
 BASELINE = "t000"  # the first trial of a sweep
 

@@ -23,11 +23,19 @@ from sweeps.recording.tables import TableRow, confirming, has_ended
 from sweeps.running.clock import Clock
 from sweeps.running.confirming import Begun, Configuration, confirmations, finalists
 from sweeps.running.optuna_study import Journal
-from sweeps.running.samplers import draw, least_tried, make_sampler, optuna_distribution, stored_value, text_of
+from sweeps.running.samplers import (
+    draw,
+    least_known,
+    least_tried,
+    make_sampler,
+    optuna_distribution,
+    stored_value,
+    text_of,
+)
 from sweeps.running.warm_start import Earlier
 from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import InputError, one_line
-from trainables.training.launch import CHECKPOINT, FAILED, REPEATED, kept_values
+from trainables.training.results import CHECKPOINT, FAILED, REPEATED, kept_values
 
 _STOPPED = "stopped"  # user attribute of a trial that ASHA stopped
 
@@ -100,6 +108,10 @@ class SweepSearch(Searcher):
             (point.label, {name: typed[name](value) for name, value in point.values.items()})
             for point in space.points[:trials]
         ]
+        self._tried: list[str] = []
+        """The configurations of this search's trials, by number."""
+        self._modelled = False
+        """Whether a model proposes. Once it does, it goes on."""
         self._numbers: dict[str, int] = {}
         self.handed_out: list[str] = []
         """Ids of the trials that `suggest` has returned. Tune may be interrupted before it starts them."""
@@ -150,11 +162,6 @@ class SweepSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See the module."""
 
-    @property
-    def _own(self) -> list[FrozenTrial]:
-        """The trials of this search, by number; without those of another run."""
-        return self._study.get_trials(deepcopy=False)[self._warm :]
-
     def _know(self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]]) -> None:
         """Adds an earlier trial to the study; if it has not ended, it waits to be handed out.
 
@@ -171,6 +178,7 @@ class SweepSearch(Searcher):
         config = self._config(number, parameters, row["seed"] - self._first_seed)
         reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
         self._study.add_trial(self._frozen(state, parameters, row, self._attributes(config), reports))
+        self._tried.append(text_of(parameters))
         seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
         if row.get("steps") and seconds:
             self._clock.knows(text_of(parameters), seconds, row["steps"])
@@ -233,13 +241,13 @@ class SweepSearch(Searcher):
     @property
     def searched(self) -> int:
         """The number of trials of the search: those proposed so far if the time budget has ended it, else all."""
-        return min(len(self._own), self._trials) if self.closed else self._trials
+        return min(len(self._tried), self._trials) if self.closed else self._trials
 
     @property
     def left(self) -> int:
         """The number of trials that `suggest` still hands out; an upper bound while the search has not ended."""
         self._close_if_late()
-        proposed = len(self._waiting) + max(0, self.searched - len(self._own))
+        proposed = len(self._waiting) + max(0, self.searched - len(self._tried))
         if self._confirmation is None:
             return proposed
         if proposed or self._running:
@@ -251,7 +259,7 @@ class SweepSearch(Searcher):
         """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials;
         FINISHED if there is none.
         """
-        number = len(self._own)
+        number = len(self._tried)
         self._close_if_late()
         if self._waiting:
             config = self._waiting.pop(0)
@@ -270,29 +278,25 @@ class SweepSearch(Searcher):
 
     def _close_if_late(self) -> None:
         """Ends the search if another trial and the confirmation after it would not end within the time budget."""
-        if not self.closed and self._clock.limited and not self._waiting and 0 < len(self._own) < self._trials:
+        if not self.closed and self._clock.limited and not self._waiting and 0 < len(self._tried) < self._trials:
             likely = [text_of(parameters) for _, parameters in self._leaders(self._confirmation)]
             wanted = self._confirmation if likely else None  # nothing to confirm yet: then at least leaders
-            if wanted and len(self._own) <= wanted.finalists:  # a smaller one is better than nothing to confirm
+            if wanted and len(self._tried) <= wanted.finalists:  # a smaller one is better than nothing to confirm
                 wanted = wanted.smaller(1)[-1]
             self.closed = not self._clock.has_time(wanted, likely)
 
     def _propose(self, number: int) -> dict[str, Any]:
         given = number < len(self._queue)
-        own = self._own[:number]
         if given or self._sampler == "grid":
-            tried = [text_of(trial.params) for trial in own]
-            parameters = self._queue[number][1] if given else least_tried(self._space, tried, self._seed)
+            parameters = self._queue[number][1] if given else least_tried(self._space, self._tried, self._seed)
             distributions = {name: optuna_distribution(self._space.distributions[name]) for name in parameters}
             self._study.add_trial(
                 optuna.trial.create_trial(state=TrialState.RUNNING, params=parameters, distributions=distributions)
             )
             trial = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
         else:
-            ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            known = len({text_of(trial.params) for trial in ended})
-            points = len({text_of(values) for _, values in self._queue})
-            self._study.sampler = make_sampler(self._sampler, self._space, self._seed, number, known, points)
+            self._modelled = self._modelled or self._knows_enough()
+            self._study.sampler = make_sampler(self._sampler, self._space, self._seed, number, self._modelled)
             trial = self._study.ask()
             parameters = draw(self._space, trial)
             # TPE also notes what it drew for parameters that do not exist here, and would take that into account: then
@@ -300,12 +304,20 @@ class SweepSearch(Searcher):
             self._study._storage.set_trial_system_attr(trial._trial_id, "tpe:relative_params:0", "")
         # A configuration proposed again gets another seed: the same trial would give the same result. Points have the
         # sweep's seed.
-        offset = 0 if given else sum(known.params == parameters for known in own)
+        text = text_of(parameters)
+        offset = 0 if given else self._tried.count(text)
+        self._tried.append(text)
         self._running[number] = trial
         config = self._config(number, parameters, offset)
         for name, value in self._attributes(config).items():
             trial.set_user_attr(name, value)
         return config
+
+    def _knows_enough(self) -> bool:
+        """Whether so many configurations have a result that a model proposes the next one."""
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        points = len({text_of(values) for _, values in self._queue})
+        return len({text_of(trial.params) for trial in ended}) >= least_known(points)
 
     def _config(self, number: int, parameters: Mapping[str, Value], offset: int) -> dict[str, Any]:
         given = number < len(self._queue)
@@ -335,9 +347,8 @@ class SweepSearch(Searcher):
     def _leaders(self, confirmation: Confirmation | None) -> list[Configuration]:
         if confirmation is None:
             return []
-        ended = [
-            trial for trial in self._own if trial.state == TrialState.COMPLETE and _STOPPED not in trial.user_attrs
-        ]
+        own = self._study.get_trials(deepcopy=False)[self._warm :]
+        ended = [trial for trial in own if trial.state == TrialState.COMPLETE and _STOPPED not in trial.user_attrs]
         return finalists(ended, self._queue, self._objectives, self._constraints, confirmation.finalists)
 
     def _attributes(self, config: Mapping[str, Any]) -> dict[str, Any]:

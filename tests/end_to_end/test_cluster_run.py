@@ -54,7 +54,7 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
         flags = [
             *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
             *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
-            *("--confirm", "1", "--seeds", "2"),
+            *("--confirm", "0"),
         ]
         too_large = run_sweep(*flags, "--cpus-per-worker", "2")
         assert too_large.returncode == 2, too_large.stdout + too_large.stderr

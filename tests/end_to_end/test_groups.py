@@ -24,7 +24,8 @@ from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import override
 from trainables.settings.presets import preset
-from trainables.training.launch import Job, Workers, launch, trial_resources
+from trainables.training.job import Job, Workers
+from trainables.training.launch import launch, trial_resources
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
 
@@ -51,7 +52,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
     flags = [*RUN, "--store", str(store), "--results", str(tmp_path), "--workers-per-trial", "2"]
     first = sweeps(*flags, "--max-concurrent", "1")
     first.wait_for("t000 step 4/8")
-    first.interrupt()
+    first.terminate()
     assert first.wait() == 130
     assert "Traceback" not in first.text
     run = only_run(tmp_path)
@@ -77,7 +78,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
             tolerance = 1e-3 if name.startswith("val/ssim") else 1e-4
             assert value == pytest.approx(compared[name], rel=tolerance), (step, name)
         heard += len(compared) == len(known)
-    # After an interrupt during a report, a group's driver may have only its metrics, not its losses.
+    # After a signal during a report, a group's driver may have only its metrics, not its losses.
     assert heard >= len(expected) - 1
 
 

@@ -1,4 +1,4 @@
-"""A sweep after Ctrl-C, `kill -9` of the driver and `kill -9` of a trial, with the real command line and Ray."""
+"""A sweep after `kill -9` of the driver and of a trial, and after Ctrl-C, with the real command line and Ray."""
 
 from __future__ import annotations
 
@@ -13,74 +13,81 @@ from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
-STEPS = [0, 10, 20, 30, 40]
+STEPS = [0, 5, 10, 15, 20]
 
 
 @pytest.mark.slow
-def test_sweep_survives_interrupts_and_killed_processes(tmp_path: Path, store: Path, sweeps: Any) -> None:
-    """One run: a second driver is refused, then Ctrl-C, the driver killed, a trial's process killed."""
+def test_sweep_survives_killed_processes_and_ctrl_c(tmp_path: Path, store: Path, sweeps: Any) -> None:
+    """One run: a second driver is refused; then the driver is killed, a trial's process, and Ctrl-C in the
+    confirmation.
+    """
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "3", "--confirm", "0", "--max-steps", "40", *sets(training__reports=4)),
+        *("--trials", "3", "--confirm", "1", "--seeds", "2", "--max-steps", "20", *sets(training__reports=4)),
     )
-    first.wait_for("step 10/40", 2)
+    first.wait_for("step 5/20", 2)
     run = only_run(results)
 
-    second = run_sweep("--resume", str(run))
-    assert second.returncode == 2
-    assert f"{run}: in use by a running sweep (process {first.process.pid} on " in second.stderr
-    assert second.stdout == "" and second.stderr.count("\n") == 1
+    refused = run_sweep("--resume", str(run))
+    assert refused.returncode == 2
+    assert f"{run}: in use by a running sweep (process {first.process.pid} on " in refused.stderr
+    assert refused.stdout == "" and refused.stderr.count("\n") == 1
 
-    first.wait_for("step 20/40")
-    processes = first.descendants()
-    first.interrupt()
-    assert first.wait() == 130
-    assert gone(processes, 5) == []
-    assert "Traceback" not in first.text
-    assert f"--resume {run}" in first.text
-    rows = trials(run)
-    assert {name: row["status"] for name, row in rows.items()} == {"t000": "interrupted", "t001": "interrupted"}
-    assert all(name in first.text for name in ("interrupted at step", "bicubic", "interrupted with 0 of 3"))
-    reported = {name: steps(run, name) for name in rows}
-    assert reported == {name: STEPS[: row["steps"] // 10 + 1] for name, row in rows.items()}
-    assert not rows.keys() & Page(run / "trials").groups.keys()  # none has ended
-    assert "Interrupted: 0 of 3 trials ended" in (run / "report" / "index.html").read_text(encoding="utf-8")
-
-    third = sweeps("--resume", str(run), "--space", SPACE)
-    third.wait_for("t000 continues at step (10|20|30)")
-    third.wait_for("t001 continues at step (10|20|30)")
-    third.wait_for("t00[01] finished at step 40")
-    third.wait_for("t00[23] step 10/40")
+    first.wait_for("step 10/20")
     # Ray's two agents wait another minute for the killed head. They hold no resources.
-    processes = [process for process in third.descendants() if "Agent" not in process.name()]
-    third.kill()
-    third.wait()
+    processes = [process for process in first.descendants() if "Agent" not in process.name()]
+    first.kill()
+    first.wait()
     assert gone(processes, 20) == []
-    finished = {name: row for name, row in trials(run).items() if row["status"] == "finished"}
-    assert finished
+    assert not trials(run).keys() & Page(run / "trials").groups.keys()  # none has ended
 
-    fourth = sweeps("--resume", str(run))
-    fourth.wait_for("t00[23] step 20/40")
-    victims = [process for process in fourth.descendants() if process.name().startswith("ray::ImplicitFunc")]
+    second = sweeps("--resume", str(run), "--space", SPACE)
+    second.wait_for("t000 continues at step (5|10|15)")
+    second.wait_for("t001 continues at step (5|10|15)")
+    victims = [process for process in second.descendants() if process.name().startswith("ray::ImplicitFunc")]
     assert victims
     victims[0].kill()
-    assert fourth.wait() == 0, fourth.text
-    assert "Traceback" not in fourth.text
-    assert "t002 continues at step" in fourth.text or "t003 continues at step" in fourth.text
+    second.wait_for("t00[012] continues at step", 3)
+    second.wait_for(r"c00[0123] step 10/20")
+    processes = second.descendants()
+    second.interrupt()
+    assert second.wait() == 130
+    assert gone(processes, 5) == []
+    assert "Traceback" not in second.text
+    searched, begun = trials(run), trials(run, "confirmation")
+    assert {(row["status"], row["steps"]) for row in searched.values()} == {("finished", 20)}
+    assert "interrupted" in {row["status"] for row in begun.values()} and set(begun) <= {"c000", "c001", "c002", "c003"}
+    assert all(steps(run, name) == STEPS[: row["steps"] // 5 + 1] for name, row in begun.items())
+    # One line says why nothing is claimed; nothing is lost.
+    assert "leads the search" in second.text
+    assert second.text.count("Nothing is called better: the confirmation has not finished.") == 1
+    count = len([row for row in (*searched.values(), *begun.values()) if row["status"] == "finished"])
+    assert f"interrupted with {count} of 7 trials ended" in second.text and f"--resume {run}" in second.text
+    assert f"Interrupted: {count} of 7 trials ended" in (run / "report" / "index.html").read_text(encoding="utf-8")
 
-    rows = trials(run)
-    assert sorted(rows) == ["t000", "t001", "t002"]
-    assert {(row["status"], row["steps"]) for row in rows.values()} == {("finished", 40)}
-    assert all(steps(run, name) == STEPS for name in rows)
-    assert {name: rows[name] for name in finished} == finished  # no finished trial was repeated
-    assert [row["label"] for _, row in sorted(rows.items())] == ["1:1:1", "1:1:2", "1:0.1:10"]
-    assert {row["step"] for row in read_rows(run / "per_image.parquet") if row["id"] in rows} == {40}
+    third = sweeps("--resume", str(run))
+    assert third.wait() == 0, third.text
+    assert "Traceback" not in third.text and "c00" in third.text.partition("continues at step")[0].splitlines()[-1]
+    assert trials(run) == searched  # no trial of the search was repeated
+    assert [row["label"] for _, row in sorted(searched.items())] == ["1:1:1", "1:1:2", "1:0.1:10"]
+    confirmed = trials(run, "confirmation")
+    assert sorted(confirmed) == ["c000", "c001", "c002", "c003"]
+    assert {(row["status"], row["steps"]) for row in confirmed.values()} == {("finished", 20)}
+    images = read_rows(run / "per_image.parquet")
+    tested = {row["id"] for row in images if row["split"] == "test"}
+    assert tested == {*confirmed, "bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"}
+    assert {row["step"] for row in images if row["id"] in {*searched, *confirmed}} == {20}
     page = Page(run / "trials")
     assert {page.status(name) for name in page.groups} == {"STATUS_SUCCESS"}
-    for name in rows:
+    assert {page.hparams(name)["kind"] for name in confirmed} == {"confirmation"}
+    for name in (*searched, *confirmed):
+        assert steps(run, name) == STEPS
         assert [step for step, _ in scalars(run / "trials" / name, "val/psnr")] == STEPS
-        assert [step for step, _ in scalars(run / "trials" / name, "loss/inversion")] == list(range(2, 41, 2))
+        assert [step for step, _ in scalars(run / "trials" / name, "loss/inversion")] == list(range(2, 21, 2))
+    answer = (run / "report" / "answer.md").read_text()
+    assert "4 test photographs and 2 seeds such a sweep finds a true difference of" in answer
+    assert "leads the search" not in answer
     assert (run / "best" / "weights.safetensors").exists()
 
 

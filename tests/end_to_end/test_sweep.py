@@ -68,6 +68,7 @@ class TestWholeSweep:
             *("settings.yaml", "leaderboard.parquet", "leaderboard.csv", "history.parquet", "per_image.parquet"),
             *("optuna.journal", "sweep.log", "best/weights.safetensors", "best/settings.json", "best/README.md"),
             *("report/index.html", "report/answer.md", "trials/t000/params.json", "trials/t000/log.txt"),
+            *("report/larger/bicubic.png", "report/larger/values.json"),
         ):
             assert (run / name).stat().st_size > 0, name
         record = yaml.safe_load((run / "settings.yaml").read_text())
@@ -133,8 +134,8 @@ class TestWholeSweep:
         text = page(run.parents[1], tmp_path / "answers")
         assert text.count(f"| [`{SPACE}`](#{SPACE}) | t00") == 1 and f"answers/{SPACE}.jpg" in text
         assert (tmp_path / "answers" / f"{SPACE}.csv").read_text() == (run / "leaderboard.csv").read_text()
-        with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # three of 64 px in five columns, a line each
-            assert sheet.size == (5 * 192 + 4 * 6, 24 + 3 * (192 + 24))
+        with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # two larger pieces, five columns
+            assert sheet.size == (5 * 256 + 4 * 6, 24 + 2 * (256 + 24))
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
@@ -219,16 +220,17 @@ def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.
 
 
 @pytest.mark.slow
-def test_no_trial_finished(tmp_path: Path, store: Path) -> None:
-    results = tmp_path / "results"
-    done = run_sweep(
-        *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "1", "--max-steps", "8", *sets(training__reports=2, training__learning_rate=1e30)),
+def test_no_trial_finished(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    changes = TINY | {"training.max_steps": 8, "training.reports": 2, "training.learning_rate": 1e30}
+    settings = SweepSettings(
+        SPACE, "sample", **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store)
     )
-    assert done.returncode == 1
-    (row,) = trials(only_run(results)).values()
-    assert row["status"] == "failed" and row["error"] in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    space = search_spaces.load(SPACE)
+    assert start(make_plan(Question(settings, space, {"sinsr": changes | {"training.seed": 0}}, trials=1))) == 1
+    (row,) = trials(only_run(tmp_path / "results")).values()
+    shown = capfd.readouterr().err
+    assert row["status"] == "failed" and row["error"] in shown
+    assert "Traceback" not in shown
 
 
 def _sweep(question: Question) -> tuple[Path, dict[str, dict[str, Any]]]:

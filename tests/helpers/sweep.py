@@ -107,6 +107,10 @@ class RunningSweep:
         """Ctrl-C."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def terminate(self) -> None:
+        """SIGTERM to all processes of the group, as from SLURM or systemd."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+
     def kill(self) -> None:
         """kill -9 of the driver, and of it alone."""
         self.process.kill()

@@ -283,6 +283,19 @@ def osediff(folder: Path) -> dict[str, Any]:
     return OSEDIFF | found
 
 
+# PiSA-SR: its first convolution has a LoRA, ours trains as a whole, so here it does neither.
+PISASR: dict[str, Any] = {
+    **OSEDIFF,
+    "one_step.timestep": 1,
+    "one_step.train_conv_in": False,
+    "one_step.distillation": 0.0,
+    "one_step.dual": True,
+    "one_step.pixel_steps": 12,
+    "one_step.semantic_rank": 4,
+    "training.learning_rate": 2e-5,
+}
+
+
 def start_lora(method: Method) -> None:
     for name, network in method.networks.items():
         trained = {key: value for key, value in network.named_parameters() if value.requires_grad}
@@ -303,6 +316,7 @@ def osediff_batch(method: Any, step: int) -> dict[str, Tensor]:
 
 CURVES = {
     "osediff": Curve(osediff, osediff_batch, start_lora),
+    "pisasr": Curve(lambda folder: osediff(folder) | PISASR, osediff_batch, start_lora),
     "stablesr_cfw": Curve(
         lambda folder: DECODER | decoder_base(folder) | {"method": "stablesr_cfw", "cfw.adversarial_start": 0},
         decoder_batch,

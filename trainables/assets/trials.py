@@ -58,6 +58,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.reports": 12,
         "training.log_every": 50,
     },
+    "one_step": {
+        "one_step.dual": True,
+        "one_step.timestep": 1,
+        "one_step.pixel_steps": 400,
+        "pairs.train_pairs": 1024,
+        "training.max_steps": 900,
+        "training.schedule": "constant",
+        "training.reports": 9,
+        "training.log_every": 50,
+    },
 }
 
 

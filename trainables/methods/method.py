@@ -35,7 +35,7 @@ class LossTerm(NamedTuple):
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimiser's part of a step: the networks that it updates. A GAN has two phases."""
+    """One optimiser's part of a step: the networks that it updates, see also `Method.updated`. A GAN has two phases."""
 
     name: str
     networks: tuple[str, ...]
@@ -97,7 +97,7 @@ class Method(ABC):
         """The loss terms of one phase for a batch, each a mean over the batch; `step` counts from 0.
 
         Each term's name belongs to one phase. A phase without terms has not begun: its networks do not change. During
-        the call only parameters of the phase's networks require gradients.
+        the call only the parameters that the phase updates require gradients.
         """
 
     @abstractmethod
@@ -156,15 +156,23 @@ class Method(ABC):
         held = nn.ModuleList(part for part in vars(self).values() if isinstance(part, nn.Module))
         return sum(tensor.nbytes for tensor in itertools.chain(held.parameters(), held.buffers()))
 
+    def updated(self, phase: Phase) -> dict[str, nn.Parameter]:
+        """The parameters that a phase updates, by name: the trained ones of its networks, unless a method says less."""
+        return {
+            f"{network}.{name}": parameter
+            for network in phase.networks
+            for name, parameter in self.networks[network].named_parameters()
+            if parameter.requires_grad
+        }
+
     @contextmanager
     def only(self, phase: Phase) -> Iterator[None]:
-        """Inside, no parameter outside the phase's networks requires gradients, so that they are not computed."""
+        """Inside, only the parameters that the phase updates require gradients, so that no others are computed."""
+        updated = self.updated(phase)
         others = [
             parameter
-            for name, network in self.networks.items()
-            if name not in phase.networks
-            for parameter in network.parameters()
-            if parameter.requires_grad
+            for name, parameter in self.networks.named_parameters()
+            if parameter.requires_grad and name not in updated
         ]
         for parameter in others:
             parameter.requires_grad_(False)

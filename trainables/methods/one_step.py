@@ -4,6 +4,11 @@ Wu et al., "One-Step Effective Diffusion Network for Real-World Image Super-Reso
 and the first convolution adapt the UNet. The restored image is trained with L2, LPIPS, an optional adversarial term,
 and optional variational score distillation against the base, for which a second LoRA learns the score of restored
 latents. Nothing is random when restoring. Encoder, decoder and the (empty) prompt are those of the base.
+
+With `one_step.dual`: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach"
+(PiSA-SR, CVPR 2025). A pixel LoRA is trained with L2 alone, then a semantic LoRA on top of it with all terms. Their
+scales can be changed when restoring: z_H = z_L - l_pix * e_pix - l_sem * (e_both - e_pix), where z_L is the degraded
+latent and e the UNet's output, without and with the semantic LoRA.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.adversarial import check_discriminator, discriminator_loss, generator_loss
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.pix2pix import PatchGAN
-from trainables.networks.stable_diffusion import add_lora
+from trainables.networks.stable_diffusion import SECOND_LORA, add_lora, use_second_lora
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet, read_shape
 from trainables.pretrained.base_schedule import base_diffusion, zero_terminal_snr
@@ -31,11 +36,14 @@ from trainables.settings import DiffusionSettings, TrialSettings, reason_unread
 from trainables.settings.checks import require
 
 GAN_MODE = "hinge"
+PIXEL, SEMANTIC = "pixel", "semantic"
+"""The phases of the UNet with two LoRAs."""
 
 
 class OneStep(Method):
-    """Terms: `l2` and `perceptual` of the restored image, `distillation` of its latent, `adversarial`; of the second
-    LoRA `score`, of the discriminator `discriminator`.
+    """Terms: `l2` and `perceptual` of the restored image, `distillation` of its latent, `adversarial`; of the LoRA that
+    learns its score `score`, of the discriminator `discriminator`. With `one_step.dual` they begin after the steps of
+    the pixel LoRA, whose only term is `pixel_l2`.
     """
 
     pretrained = True
@@ -48,6 +56,8 @@ class OneStep(Method):
         self.prompt = load_empty_prompt(folder).to(device)
         self.perceptual = PerceptualLoss(settings.perceptual, device)
         unet = self._unet(settings.lora.rank)
+        if settings.one_step.dual:
+            self._adapt(unet, settings.one_step.semantic_rank, second=True)
         unet.conv_in.requires_grad_(settings.one_step.train_conv_in)
         self.size_multiple = latent_shape(settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
         networks: dict[str, nn.Module] = {"unet": unet}
@@ -67,9 +77,13 @@ class OneStep(Method):
         unet = load_unet(find_base(settings.base.weights, settings.base.revision))
         if settings.training.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        with blamed_on(f"lora.targets={','.join(settings.lora.targets)}"):
-            add_lora(unet, rank, settings.lora.scale * rank, settings.lora.targets, settings.lora.dropout)
+        self._adapt(unet, rank)
         return unet
+
+    def _adapt(self, unet: UNet2DConditionModel, rank: int, second: bool = False) -> None:
+        lora = self.settings.lora
+        with blamed_on(f"lora.targets={','.join(lora.targets)}"):
+            add_lora(unet, rank, lora.scale * rank, lora.targets, lora.dropout, second)
 
     @classmethod
     def check(cls, settings: TrialSettings) -> None:
@@ -88,14 +102,27 @@ class OneStep(Method):
         if settings.training.max_steps:
             trains = chosen.l2 + terms + chosen.distillation + chosen.adversarial > 0
             require(trains, "one_step.l2", chosen.l2, "above 0, or another term above 0")
+            if chosen.dual:
+                require(chosen.l2 > 0, "one_step.l2", chosen.l2, "above 0: it trains the pixel LoRA of one_step.dual")
+                steps = settings.training.max_steps
+                fewer = f"1 to {steps - 1}, below training.max_steps, so that the semantic LoRA trains too"
+                require(chosen.pixel_steps < steps, "one_step.pixel_steps", chosen.pixel_steps, fewer)
             if not reason_unread("discriminator.layers", settings):
                 check_discriminator(settings)
 
     @property
     def phases(self) -> tuple[Phase, ...]:  # type: ignore[override]  # of the class where it is always the same
         """The discriminator before the UNet, as in Pix2Pix; the score after it, as in OSEDiff."""
-        order = ("discriminator", "unet", "score")
-        return tuple(Phase(name, (name,)) for name in order if name in self.networks)
+        unet = (PIXEL, SEMANTIC) if self.settings.one_step.dual else ("unet",)
+        order = {"discriminator": "discriminator", **dict.fromkeys(unet, "unet"), "score": "score"}
+        return tuple(Phase(name, (network,)) for name, network in order.items() if network in self.networks)
+
+    def updated(self, phase: Phase) -> dict[str, nn.Parameter]:
+        found = super().updated(phase)
+        if phase.name not in (PIXEL, SEMANTIC):
+            return found
+        semantic = phase.name == SEMANTIC
+        return {name: parameter for name, parameter in found.items() if (f".{SECOND_LORA}." in name) == semantic}
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
@@ -105,6 +132,7 @@ class OneStep(Method):
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
         lora, folder = settings.lora, find_base(settings.base.weights, settings.base.revision)
+        dual = {"one_step.dual": True, "one_step.semantic_rank": settings.one_step.semantic_rank}
         return {
             **base_identity(settings),
             "zero terminal SNR": zero_terminal_snr(folder, DiffusionSettings()),
@@ -113,10 +141,15 @@ class OneStep(Method):
             "lora.rank": lora.rank,
             "lora.scale": lora.scale,
             "lora.targets": lora.targets,
+            **(dual if settings.one_step.dual else {}),  # older files do not say it
         }
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         chosen, target = self.settings.one_step, batch["target"]
+        if phase.name == PIXEL:
+            return self._pixel_terms(batch) if step < chosen.pixel_steps else {}
+        if chosen.dual and step < chosen.pixel_steps:
+            return {}
         adversarial = "discriminator" in self.networks and step >= chosen.adversarial_start
         if phase.name == "score":
             t = (batch["second_uniform"] * self.diffusion.max_timestep).long()
@@ -156,14 +189,38 @@ class OneStep(Method):
 
         return denoise
 
-    def _latents(self, batch: Batch) -> Tensor:
-        """Restored latents (B, C, h, w): the estimate of x_0 from the degraded ones."""
+    def _pixel_terms(self, batch: Batch) -> dict[str, LossTerm]:
+        restored = self.autoencoder.decode(self._latents(batch, semantic=False)).clamp(-1, 1)
+        return {"pixel_l2": LossTerm(F.mse_loss(restored, batch["target"]), self.settings.one_step.l2)}
+
+    def _output(self, degraded: Tensor, semantic: bool = True) -> Tensor:
+        """The UNet's output for degraded latents. semantic: with the semantic LoRA, if there is one."""
+        if self.settings.one_step.dual:
+            use_second_lora(self.networks["unet"], semantic)
+        return self._denoiser("unet")(degraded, full_timestep(self.settings.one_step.timestep, degraded))
+
+    def _latents(self, batch: Batch, semantic: bool = True) -> Tensor:
+        """Restored latents (B, C, h, w), as in training: the estimate of x_0 from the degraded ones, or these minus the
+        residual.
+        """
         degraded = batch["latent_degraded"]
-        t = full_timestep(self.settings.one_step.timestep, degraded)
-        return self.diffusion.predict_x0(self._denoiser("unet")(degraded, t), degraded, t)
+        output = self._output(degraded, semantic)
+        if self.settings.one_step.dual:
+            return degraded - output
+        return self.diffusion.predict_x0(output, degraded, full_timestep(self.settings.one_step.timestep, degraded))
+
+    def _adjusted(self, batch: Batch) -> Tensor:
+        """Restored latents with the scales of both LoRAs. Runs the UNet only for outputs that have a weight."""
+        degraded, chosen = batch["latent_degraded"], self.settings.one_step
+        restored = degraded
+        for semantic, weight in ((False, chosen.pixel_scale - chosen.semantic_scale), (True, chosen.semantic_scale)):
+            if weight:
+                restored = restored - weight * self._output(degraded, semantic)
+        return restored
 
     def restore(self, batch: Batch) -> Tensor:
-        return self.autoencoder.decode(self._latents(batch)) * 0.5 + 0.5
+        latents = self._adjusted(batch) if self.settings.one_step.dual else self._latents(batch)
+        return self.autoencoder.decode(latents) * 0.5 + 0.5
 
 
 def _schedule(settings: TrialSettings) -> GaussianDiffusion:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 _ADAPTER = "default"
+SECOND_LORA = "semantic"
+"""Name of the second adapter, a part of the names of its weights."""
 LORA_METADATA = "lora_adapter_metadata"
 # Configuration keys that a ControlNet shares with its UNet, because it is a copy of the UNet's encoder.
 _COPIED = (
@@ -87,9 +90,15 @@ def predict(unet: UNet2DConditionModel, conditioning: Tensor, noisy: Tensor, t: 
     return unet(torch.cat([conditioning, noisy], dim=1), t, encoder_hidden_states=attended, return_dict=False)[0]
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Sequence[str], dropout: float = 0.0) -> None:
-    """Adds trainable low-rank updates to layers and freezes everything else, in place; the output does not change at
-    first.
+def add_lora(
+    unet: UNet2DConditionModel,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    dropout: float = 0.0,
+    second: bool = False,
+) -> None:
+    """Adds trainable low-rank updates to layers and freezes the base, in place; the output does not change at first.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022), through peft.
 
@@ -98,6 +107,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Seque
         alpha: updates are scaled by alpha / rank.
         targets: suffixes of the names of linear and convolutional layers, such as `to_q` or `to_out.0`.
         dropout: on the input of the updates, in training.
+        second: add them to those of an earlier call, as a second adapter.
 
     Raises:
         ValueError: a rank below 1, or a target that is no layer's suffix.
@@ -106,7 +116,11 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Seque
 
     if rank < 1:
         raise ValueError(f"rank is {rank}; it must be 1 or more")
-    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [
+        layer.removesuffix(".base_layer")  # below the updates of another adapter
+        for layer, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in layer
+    ]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise ValueError(f"no layer's name ends in {target!r}; they end in {', '.join(_kinds(layers))}")
@@ -117,7 +131,21 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float, targets: Seque
         target_modules=list(targets),
         lora_dropout=dropout,
     )
-    unet.add_adapter(config, adapter_name=_ADAPTER)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
+        unet.add_adapter(config, adapter_name=SECOND_LORA if second else _ADAPTER)  # and makes it the only active one
+    unet.set_adapter(list(unet.peft_config))
+
+
+def use_second_lora(unet: UNet2DConditionModel, used: bool) -> None:
+    """Adds the updates of the second adapter to those of the first, or leaves them out, from now on.
+
+    It stays so until the next call, because gradient checkpointing runs layers again in the backward pass.
+    """
+    required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    unet.set_adapter([_ADAPTER, SECOND_LORA] if used else _ADAPTER)
+    for parameter, before in required.items():  # peft freezes an adapter that it leaves out
+        parameter.requires_grad_(before)
 
 
 def _kinds(layers: Sequence[str]) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainables.settings.checks import MOST_STEPS, WEIGHT, require_within
-from trainables.settings.setting import setting
+from trainables.settings.setting import Limits, setting
+
+_SCALE = Limits(0, 10, "a number from 0 to 10")
 
 
 @dataclass(frozen=True)
 class OneStepSettings:
     """One-step restoration with a pretrained base (Wu et al. 2024, OSEDiff). Defaults are the published ones, without
-    the distillation of the base's score.
+    the distillation of the base's score. With `dual`, two LoRAs whose scales can be changed without training (Sun et
+    al. 2024, PiSA-SR).
 
     Attributes:
         timestep: timestep at which the UNet sees the degraded latent, from 0 to the last of the base's schedule;
@@ -23,6 +26,15 @@ class OneStepSettings:
         score_rank: rank of the second LoRA, which learns the score of restored latents.
         adversarial: weight of the adversarial term; published: 0.
         adversarial_start: first step with the adversarial term and its discriminator.
+        dual: two LoRAs, trained one after the other: a pixel LoRA (and the first convolution) with L2 alone, then a
+            semantic LoRA on top of it with all terms. The UNet then predicts the residual: the degraded latent minus
+            the restored one. Published with timestep 1.
+        pixel_steps: with `dual`, optimiser steps of the pixel LoRA; it is frozen afterwards. Below
+            `training.max_steps`; published: 4000.
+        semantic_rank: with `dual`, rank of the semantic LoRA; `lora.rank` is that of the pixel LoRA. Published: 4.
+        pixel_scale: with `dual`, factor of the pixel LoRA's residual, 0 to 10; 1 as trained, 0 leaves it out.
+        semantic_scale: with `dual`, factor of what the semantic LoRA adds to that residual, 0 to 10; higher has more
+            detail. 1 as trained. Unless it equals `pixel_scale` or is 0, the UNet runs twice.
     """
 
     timestep: int = setting(999, within=(0, 9999))
@@ -32,6 +44,11 @@ class OneStepSettings:
     score_rank: int = setting(4, within=(1, 4096), training_only=True, unless=("one_step.distillation", 0.0))
     adversarial: float = setting(0.0, within=WEIGHT, training_only=True)
     adversarial_start: int = setting(0, within=(0, MOST_STEPS), training_only=True, adversarial=True)
+    dual: bool = False
+    pixel_steps: int = setting(4000, within=(1, MOST_STEPS), training_only=True, unless=("one_step.dual", False))
+    semantic_rank: int = setting(4, within=(1, 4096), unless=("one_step.dual", False))
+    pixel_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless=("one_step.dual", False))
+    semantic_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless=("one_step.dual", False))
 
     def __post_init__(self) -> None:
         require_within("one_step", self)

@@ -146,6 +146,8 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "lora.rank": 16,
         "lora.targets": ALL_LAYERS,
         "one_step.timestep": 250,
+        "one_step.pixel_steps": 100,
+        "one_step.semantic_rank": 16,
         "discriminator.ndf": 16,
         "discriminator.layers": 2,
         "perceptual.weight": 2.0,
@@ -279,6 +281,11 @@ PRESETS: dict[str, Preset] = {
     "osediff": _on_gpus(
         "one GPU per trial, OSEDiff's LoRA on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
         published.OSEDIFF,
+        "about 70,000 photographs",
+    ),
+    "pisasr": _on_gpus(
+        "one GPU per trial, PiSA-SR's two LoRAs on Stable Diffusion 2.1 at 512 px, batch 16, 100,000 steps per trial",
+        published.PISASR,
         "about 70,000 photographs",
     ),
     "print-to-camera": _on_gpus(

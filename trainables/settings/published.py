@@ -235,3 +235,21 @@ OSEDIFF = TrialSettings(
         precision="fp16",
     ),
 )
+
+PISASR = replace(
+    OSEDIFF,
+    pairs=replace(
+        OSEDIFF.pairs,
+        degradation=replace(
+            _MILDER,
+            blur_sigma=(0.2, 3.0),
+            betag_range=(0.5, 4.0),
+            betap_range=(1.0, 2.0),
+            blur_kernel_size2=21,
+            blur_sigma2=(0.2, 1.5),
+            betag_range2=(0.5, 4.0),
+            betap_range2=(1.0, 2.0),
+        ),
+    ),
+    one_step=OneStepSettings(timestep=1, dual=True, pixel_steps=4000, semantic_rank=4),
+)

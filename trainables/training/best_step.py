@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,15 +18,8 @@ from trainables.methods.build import weights_prefix
 from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.weights_file import read_safetensors
+from trainables.training.measurements import Objective, Validation
 from trainables.training.pictures import PICTURES, Pictures
-from trainables.training.validation import Validation
-
-
-class Objective(NamedTuple):
-    """The metric that decides, "val/psnr", and whether larger values are better."""
-
-    metric: str
-    larger: bool
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.measurements import Validation, encode_png
 from trainables.training.pictures import PICTURES
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
 
 
 def write_checkpoint(
@@ -86,13 +86,14 @@ def _kept(validation: Validation) -> dict[str, Any]:
     return {
         "images": list(validation.images),
         "per_image": {name: torch.from_numpy(values) for name, values in validation.per_image.items()},
-        "grid": torch.from_numpy(validation.grid),
+        "grid": torch.frombuffer(bytearray(validation.grid), dtype=torch.uint8),
     }
 
 
 def _measured(kept: dict[str, Any]) -> Validation:
     per_image = {name: values.numpy() for name, values in kept["per_image"].items()}
-    return Validation(per_image, kept["images"], kept["grid"].numpy())
+    grid = kept["grid"].numpy()  # (H, W, 3) in earlier checkpoints
+    return Validation(per_image, kept["images"], grid.tobytes() if grid.ndim == 1 else encode_png(grid))
 
 
 def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from trainables.networks.swin_unet import SwinUNet
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.settings import TrialSettings
-from trainables.training.validation import TEST_DRAW, Restore, Validation, validate
+from trainables.training.measurements import Validation
+from trainables.training.validation import TEST_DRAW, Restore, validate
 
 LATENT_CONTROLS = frozenset({"input_latent", "autoencoder"})
 

@@ -22,14 +22,15 @@ from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
-from trainables.training.best_step import BestStep, Objective, averaged_weights
+from trainables.training.best_step import BestStep, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loss_log import Logged, LossLog
+from trainables.training.measurements import Objective, Validation
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.usage import Usage
-from trainables.training.validation import TEST_DRAW, Validation, validate
+from trainables.training.validation import TEST_DRAW, validate
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -109,8 +110,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
         self.losses: nn.Module = _Losses(self.method)
         if world.size > 1:
-            # If phases have different networks, each leaves those of the others unused.
-            taking_turns = len({phase.networks for phase in self.method.phases}) > 1
+            # If phases update different parameters, each leaves those of the others unused.
+            taking_turns = len({tuple(self.method.updated(phase)) for phase in self.method.phases}) > 1
             self.losses = DistributedDataParallel(
                 self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
             )
@@ -126,8 +127,7 @@ class Trainer:
         self.usage = Usage(world.device)
 
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
-        parameters = [p for name in phase.networks for p in self.method.networks[name].parameters() if p.requires_grad]
-        return make_optimiser(self.settings.training, parameters)
+        return make_optimiser(self.settings.training, self.method.updated(phase).values())
 
     def run(self, report: Reporter) -> None:
         """Trains to the last step, with validations and reports. Continues from the loaded checkpoint, if any.

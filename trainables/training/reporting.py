@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainables.training.best_step import BestStep
-from trainables.training.validation import Validation
+from trainables.training.measurements import Validation
+
+if TYPE_CHECKING:  # it imports the networks, and this module is read where none is needed
+    from trainables.training.best_step import BestStep
 
 LossRow = tuple[int, Mapping[str, float]]
 """(step, tag -> value), tags `loss/<term>` raw, `weighted/<term>`, and `train/*`."""
@@ -55,3 +58,10 @@ class MachineLeaving(RuntimeError):
 
 class TrialDiverged(RuntimeError):
     """A loss term became NaN or infinite. The message names the step and the term."""
+
+
+class ResultsNotShared(RuntimeError):
+    """A node does not see the run's folder, or cannot read its bucket.
+
+    Its trials could neither continue nor keep checkpoints.
+    """

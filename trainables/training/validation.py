@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from trainables.common.parquet import read_table
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
 from trainables.metrics import MetricSet
-from trainables.metrics.names import test_name
 from trainables.metrics.stability import measure_stability
+from trainables.training.measurements import Validation, encode_png
 from trainables.training.pictures import Pictures, evenly_spaced, kept_rows
 
 GRID_IMAGES = 4
 TEST_DRAW = 2**30
 """Index of the first noise of test images, so that none is restored from the noise of a validation image."""
-PER_IMAGE, GRID = "per_image.parquet", "grid.png"
-
-
-@dataclass
-class Validation:
-    """The result of a validation.
-
-    Attributes:
-        per_image: metric name -> (N,) values in the order of `images`.
-        images: names of the validation pairs.
-        grid: uint8 (H, W, 3), one row of input | output | target for each of a few evenly spaced pairs.
-        pictures: these of more pairs; None if the validation was read or received, not measured.
-    """
-
-    per_image: dict[str, np.ndarray]
-    images: list[str]
-    grid: np.ndarray
-    pictures: Pictures | None = None
-
-    @property
-    def test_means(self) -> dict[str, float]:
-        """The means under the names of test metrics, `test/*`."""
-        return {test_name(name): mean for name, mean in self.means.items()}
-
-    @property
-    def means(self) -> dict[str, float]:
-        return {name: float(values.mean()) for name, values in self.per_image.items()}
-
-    def write(self, folder: Path, step: int) -> None:
-        """The table and the picture as files in an existing folder, for people to look at."""
-        table = {"step": [step] * len(self.images), "image": self.images, **self.per_image}
-        pq.write_table(pa.table(table), folder / PER_IMAGE)
-        Image.fromarray(self.grid).save(folder / GRID)
-
-    @classmethod
-    def read(cls, folder: Path) -> Validation:
-        """What `write` wrote."""
-        table = read_table(folder / PER_IMAGE)
-        names = [name for name in table.column_names if name not in ("step", "image")]
-        per_image = {name: table[name].to_numpy() for name in names}
-        return cls(per_image, table["image"].to_pylist(), np.asarray(Image.open(folder / GRID).convert("RGB")))
 
 
 Restore = Callable[[dict[str, Tensor]], Tensor]
@@ -118,7 +71,7 @@ def validate(
     names, kept = prepared.validation_names, sorted(pictures)
     grid = np.concatenate([pictures[kept[k]] for k in sorted(set(evenly_spaced(len(kept), GRID_IMAGES)))])
     kept_pictures = Pictures([names[row] for row in kept], np.stack([pictures[row] for row in kept]))
-    return Validation(per_image, names, grid, kept_pictures)
+    return Validation(per_image, names, encode_png(grid), kept_pictures)
 
 
 def _of_all(own: dict[int, Any], world: int) -> dict[int, Any]:

@@ -21,9 +21,9 @@ from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
 from tests.helpers.tensorboard import scalars
-from trainables.training.launch import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
+from trainables.training.measurements import Validation, encode_png
 from trainables.training.reporting import Report
-from trainables.training.validation import Validation
+from trainables.training.results import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
 
 
 def column_types(path: Path) -> dict[str, str]:
@@ -242,7 +242,7 @@ def measured(
     validation = Validation(
         {"val/psnr": np.array([psnr - 1, psnr + 1], np.float32)},
         ["cat@0,0", "cat@0,64"],
-        np.full((2, 6, 3), step % 256, np.uint8),
+        encode_png(np.full((2, 6, 3), step % 256, np.uint8)),
     )
     times = {"train/step_seconds": seconds, "train/parameters": 532768.0, "train/busy_seconds": 1.0}
     used = {"speed/images_per_second": 64.0, "memory/peak_gb": 0.5} if step else {}
@@ -334,7 +334,7 @@ def test_test_images_are_recorded_beside_those_of_validation(tmp_path: Path) -> 
     pq.write_table(old, tmp_path / "per_image.parquet")
     (tmp_path / "events.jsonl").unlink()  # as in a run of version 0.1
     values = {"val/psnr": np.array([20.0, 22.0], np.float32)}
-    test = Validation(values, ["dog@0,0", "dog@0,64"], np.zeros((2, 6, 3), np.uint8))
+    test = Validation(values, ["dog@0,0", "dog@0,64"], encode_png(np.zeros((2, 6, 3), np.uint8)))
     result = measured(180, 0.3, psnr=24.0, test=test)
     record(tmp_path, 180, [result])
     assert TEST not in result

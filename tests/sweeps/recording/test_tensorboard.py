@@ -17,6 +17,7 @@ from search_spaces import Choice, Float
 from sweeps.recording.event_files import EventFile
 from sweeps.recording.tensorboard import TensorBoardTrials
 from tests.helpers.tensorboard import Page, scalars
+from trainables.training.measurements import encode_png
 
 
 def test_scalars_are_read_back(tmp_path: Path) -> None:
@@ -35,15 +36,15 @@ def test_scalars_are_read_back(tmp_path: Path) -> None:
 def test_images_are_read_back(tmp_path: Path) -> None:
     grid = np.random.default_rng(0).integers(0, 256, (8, 24, 3), dtype=np.uint8)
     board = TensorBoardTrials(tmp_path)
-    board.images("t000", 100, "val/input_output_target", grid)
+    board.images("t000", 100, "val/input_output_target", encode_png(grid))
     board.close()
     accumulator = EventAccumulator(str(tmp_path / "t000"))
     accumulator.Reload()
     (event,) = accumulator.Images("val/input_output_target")
     assert event.step == 100
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), grid)
-    with pytest.raises(ValueError, match=r"float64 of shape \(8, 24, 3\), not uint8"):
-        board.images("t000", 100, "x", grid / 255)
+    with pytest.raises(OSError, match="cannot identify image"):
+        board.images("t000", 100, "x", grid.tobytes())
 
 
 def test_repeated_step_replaces_later_steps(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_repeated_step_replaces_later_steps(tmp_path: Path) -> None:
 
 def test_values_written_twice_are_stored_once(tmp_path: Path) -> None:
     board = TensorBoardTrials(tmp_path)
-    grid = np.zeros((4, 4, 3), dtype=np.uint8)
+    grid = encode_png(np.zeros((4, 4, 3), dtype=np.uint8))
     for _ in range(2):
         board.report("t000", 100, {"val/psnr": 1.0})
         board.images("t000", 100, "grid", grid)

@@ -15,7 +15,7 @@ from search_spaces import Float, Point, SearchSpace
 from sweeps.planning.confirmation import Confirmation
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
-from trainables.training.launch import BEST
+from trainables.training.results import BEST
 
 SPACE = SearchSpace(
     name="x",

@@ -21,7 +21,8 @@ from sweeps.running import failing_nodes, group_failures
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.group_failures import Culprit, first_to_fail
 from sweeps.trial_config import AVOIDED, ID
-from trainables.training.launch import FAILED_AT, NODES, Workers
+from trainables.training.job import Workers
+from trainables.training.launch import FAILED_AT, NODES
 
 GOOD, BAD, SPARE = "9bc9daad", "c05b511b", "76c934e0"
 CLOSED = (

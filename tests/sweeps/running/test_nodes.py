@@ -25,7 +25,9 @@ from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.training.launch import REPEATED, Job, Workers, launch, trial_resources
+from trainables.training.job import Job, Workers
+from trainables.training.launch import launch, trial_resources
+from trainables.training.results import REPEATED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
 WORKERS = Workers(count=1)

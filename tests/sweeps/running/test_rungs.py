@@ -15,7 +15,7 @@ from sweeps.planning.pareto import epsilon_net, fronts
 from sweeps.running.rungs import scores
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
-from trainables.training.launch import BEST
+from trainables.training.results import BEST
 
 
 def proposed(number: int, **config: Any) -> Trial:

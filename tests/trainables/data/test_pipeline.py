@@ -80,7 +80,7 @@ def test_preparation_killed_and_interrupted_makes_the_same_manifests(undisturbed
     """SIGKILL to the whole process group, so that nothing can clean up; then Ctrl-C, which says how to resume."""
     rng = np.random.default_rng(0)
     counts = []
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(
             command(tmp_path),
             cwd=ROOT,
@@ -101,7 +101,7 @@ def test_preparation_killed_and_interrupted_makes_the_same_manifests(undisturbed
         counts.append(len(list(tmp_path.glob("*/*.arrow"))))
         assert not manifests(tmp_path)
     assert "finished shards are kept" in error and "Traceback" not in error
-    assert 0 < counts[0] <= counts[1] <= counts[2]
+    assert 0 < counts[0] <= counts[1]
     done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kept from an interrupted preparation" in done.stdout
@@ -127,9 +127,10 @@ def test_too_many_broken_photographs_stop_the_preparation(tmp_path: Path) -> Non
     refused = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert ".png" in refused.stderr and "--set data.max_rejected=" in refused.stderr
-    allowed = command(tmp_path / "stores", *flags, changes={**changes, "data.max_rejected": "0.3"})
-    done = subprocess.run(allowed, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    allowed = override(
+        preset("sample").trial, {"method": "pix2pix", "data.source": str(folder), **changes, "data.max_rejected": "0.3"}
+    )
+    prepare(allowed, tmp_path / "stores", method_class("pix2pix").columns(allowed))
     (path,) = (tmp_path / "stores").glob("pairs-train-*")
     store = Store(path, verify=True)
     assert set(store.rejected) == trained_on & broken != set()

@@ -25,9 +25,9 @@ from trainables.data.stores.roots import local_root
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.training import launch as launch_module
-from trainables.training.launch import Job, Workers
+from trainables.training.job import Job, Workers
 from trainables.training.loop import World
+from trainables.training.trial_process import train_job
 
 __all__ = ["endpoint"]
 COLUMNS = frozenset({"degraded", "latent", "latent_degraded"})
@@ -165,9 +165,7 @@ def test_trial_reads_from_a_bucket(
     sent: list[dict[str, Any]] = []
     trial, scratch = tmp_path / "run" / "trials" / "t000", tmp_path / "scratch"
     (tmp_path / "run").mkdir()
-    launch_module._train(
-        Job(settings, stages, ("val/psnr",), Workers(), str(trial), str(scratch)), World(), sent.append
-    )
+    train_job(Job(settings, stages, ("val/psnr",), Workers(), str(trial), str(scratch)), World(), sent.append)
     assert sent[-1]["step"] == settings.training.max_steps and np.isfinite(sent[-1]["val/psnr"])
 
 

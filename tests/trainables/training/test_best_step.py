@@ -18,11 +18,11 @@ from trainables.metrics import MetricSet
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrialSettings, override
-from trainables.training.best_step import Objective
-from trainables.training.launch import BEST, kept_values, payload, take_validation
 from trainables.training.loop import World, train
+from trainables.training.measurements import Objective, Validation
 from trainables.training.pictures import PICTURES, Pictures
-from trainables.training.validation import TEST_DRAW, Validation, validate
+from trainables.training.results import BEST, kept_values, payload, take_validation
+from trainables.training.validation import TEST_DRAW, validate
 
 THREE_REPORTS: dict[str, Any] = {"training.max_steps": 6, "training.reports": 3, "training.ema_decay": 0.5}
 
@@ -65,7 +65,7 @@ def one_of(recorder: Recorder, larger: bool) -> int:
 
 def same(ours: Validation, theirs: Validation) -> None:
     assert_same(ours.per_image, theirs.per_image)
-    assert ours.images == theirs.images and np.array_equal(ours.grid, theirs.grid)
+    assert ours.images == theirs.images and ours.grid == theirs.grid
 
 
 @pytest.mark.parametrize("larger", [True, False])  # with one of them, another step than the last is the best

@@ -16,11 +16,12 @@ from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings
-from trainables.training import launch as launch_module
 from trainables.training.bucket_checkpoints import download_newest, drop_older_in, upload_checkpoint
 from trainables.training.checkpoint_folders import CheckpointNotWritten, damage, keep_checkpoint
-from trainables.training.launch import CHECKPOINT, DAMAGED, REPEATED, Job, Workers
+from trainables.training.job import Job, Workers
 from trainables.training.loop import World
+from trainables.training.results import CHECKPOINT, DAMAGED, REPEATED
+from trainables.training.trial_process import train_job
 
 __all__ = ["endpoint"]
 Change = Callable[[BucketFolder, str], object]
@@ -130,7 +131,7 @@ def test_a_trial_continues_on_another_node_from_the_one_before(
     def trained(node: str) -> list[dict[str, Any]]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / node))
         sent: list[dict[str, Any]] = []
-        launch_module._train(job, World(), sent.append)
+        train_job(job, World(), sent.append)
         assert not list((tmp_path / node).glob("**/checkpoint_*")) and not Path(head).exists()
         return sent
 

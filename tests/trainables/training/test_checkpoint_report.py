@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from trainables.training.checkpoint import _kept, report_of
-from trainables.training.validation import Validation
+from trainables.training.measurements import Validation, encode_png
 
 
 def measured(value: float) -> Validation:
-    grid = np.full((2, 6, 3), int(value), np.uint8)
+    grid = encode_png(np.full((2, 6, 3), int(value), np.uint8))
     return Validation({"val/psnr": np.array([value, value + 1], np.float32)}, ["cat@0,0", "cat@0,64"], grid)
 
 
@@ -21,7 +21,7 @@ def same(one: Validation, other: Validation) -> bool:
         one.images == other.images
         and one.means == other.means
         and all(np.array_equal(values, other.per_image[name]) for name, values in one.per_image.items())
-        and np.array_equal(one.grid, other.grid)
+        and one.grid == other.grid
     )
 
 
@@ -32,6 +32,13 @@ def test_the_measurement_of_test_images_comes_back(tmp_path: Path) -> None:
     report = report_of(tmp_path, torch.load(tmp_path / "state.pt", weights_only=True))
     assert (report.step, report.metrics, report.repeated) == (8, metrics, True)
     assert report.test is not None and same(report.test, measured(30.0)) and same(report.validation, measured(20.0))
+
+
+def test_the_picture_of_an_earlier_checkpoint_comes_back(tmp_path: Path) -> None:
+    """It was kept as pixels."""
+    kept = {"metrics": {"val/psnr": 20.5}, **_kept(measured(20.0))}
+    kept["grid"] = torch.full((2, 6, 3), 20, dtype=torch.uint8)
+    assert same(report_of(tmp_path, {"step": 8, "report": kept}).validation, measured(20.0))
 
 
 def test_a_trial_of_the_search_has_none(tmp_path: Path) -> None:

@@ -78,12 +78,7 @@ def take_steps(settings: TrialSettings, prepared: Prepared, count: int = 1) -> S
         for parameter in (p for p in networks.parameters() if p.requires_grad):
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     for phase in trainer.method.phases:
-        trained = {
-            f"{network}.{name}": parameter
-            for network in phase.networks
-            for name, parameter in networks[network].named_parameters()
-            if parameter.requires_grad
-        }
+        trained = trainer.method.updated(phase)
 
         def keep(*_: Any, name: str = phase.name, trained: dict[str, nn.Parameter] = trained) -> None:
             assert all(parameter.grad is not None for parameter in trained.values())
@@ -230,6 +225,7 @@ WORKERS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
     "pix2pix": ("pix2pix", (NO_DROPOUT, {"pix2pix.norm": "instance"})),
     "pix2pix, as published": ("pix2pix", ()),
     "dropout in LoRA": ("CCSR's objective", ()),
+    "two LoRAs": ("one_step", ({"one_step.dual": True, "one_step.pixel_steps": 1},)),
 }
 """The trials of two processes: by default without randomness and, if possible, without statistics of a batch."""
 

@@ -7,8 +7,9 @@ import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from trainables.settings import TrialSettings, override
-from trainables.training.launch import FAILED, NOT_WRITTEN, ResultsNotShared, last_report, out_of_memory
-from trainables.training.reporting import TrialDiverged
+from trainables.training.launch import last_report, out_of_memory
+from trainables.training.reporting import ResultsNotShared, TrialDiverged
+from trainables.training.results import FAILED, NOT_WRITTEN
 
 
 def of_a_worker(error: Exception) -> WorkerGroupError:

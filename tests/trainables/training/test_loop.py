@@ -30,10 +30,11 @@ from trainables.settings import TrainingSettings, TrialSettings, override
 from trainables.training.controls import measure_controls
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loop import Trainer, World, step_seed, train
+from trainables.training.measurements import GRID, PER_IMAGE, Validation
 from trainables.training.optimisation import learning_rate_factor
 from trainables.training.pictures import PICTURES, Pictures
 from trainables.training.reporting import Report, TrialDiverged
-from trainables.training.validation import GRID, PER_IMAGE, Validation, validate
+from trainables.training.validation import validate
 
 
 @pytest.mark.parametrize("method", ["sinsr", "resshift"])

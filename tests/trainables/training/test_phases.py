@@ -23,9 +23,9 @@ from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.settings import TrialSettings, override
 from trainables.settings import methods as registry
 from trainables.training.loop import Trainer, World, step_seed, train
+from trainables.training.measurements import GRID, PER_IMAGE
 from trainables.training.optimisation import learning_rate_factor
 from trainables.training.reporting import TrialDiverged
-from trainables.training.validation import GRID, PER_IMAGE
 
 # A method with two optimisers, small enough to write its training by hand.
 
