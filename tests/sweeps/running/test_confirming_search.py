@@ -108,7 +108,7 @@ def test_sampler_and_confirmation_see_the_best_step_that_a_trial_keeps(tmp_path:
     for name, value, best in (("a", 1.0, 3.0), ("b", 2.0, 2.5)):
         search.suggest(name)
         search.on_trial_complete(name, {"val/psnr": value, "step": 8, BEST: [4, {"val/psnr": best}]})
-    assert [trial.value for trial in search._own] == [3.0, 2.5]
+    assert [trial.value for trial in search._study.trials] == [3.0, 2.5]
 
 
 def test_nothing_is_confirmed_if_only_the_baseline_finished(tmp_path: Path) -> None:
