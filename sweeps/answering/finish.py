@@ -18,6 +18,7 @@ from sweeps.answering.remarks import (
     best_at_the_start,
     criteria_met,
     longer_training,
+    seeds_without_effect,
     shares_of_the_loss,
     worse_than_the_start,
 )
@@ -76,6 +77,7 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
         remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
+        remarks += seeds_without_effect(rows, test_name(plan.objective))
         remarks += shares_of_the_loss(tables.history, result.baseline_ids, result.baseline_name)
         criteria = plan.question.space.criteria
         remarks += criteria_met(criteria, rows, result.baseline_ids, result.winner_id, result.winner_name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from search_spaces import Criterion, Distribution, Float, Int
 from sweeps import formatting
 from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, metric_unit, setting_text
+from sweeps.trial_config import CONFIRMATION
 from trainables.settings.roles import ROLES
 
 SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
@@ -134,6 +135,21 @@ def _criterion(
     here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if compared else ""
     verdict = "met" if met else "not met"
     return f"Target {target}: {verdict}. {winner} has {metric_text(metric, value)}{unit}{here}; {reference}."
+
+
+def seeds_without_effect(rows: Sequence[Row], metric: str) -> list[str]:
+    """A sentence if the seeds of each confirmed configuration gave one result: then nothing random is in these trials.
+
+    Args:
+        rows: of all trials. metric: of the test photographs.
+    """
+    results: dict[str, list[float | None]] = {}
+    for row in rows:
+        if row["kind"] == CONFIRMATION and row["status"] == "finished":
+            results.setdefault(repr(sorted(formatting.settings_of(row).items())), []).append(row.get(metric))
+    if not results or any(len(of_one) < 2 or len(set(of_one)) > 1 for of_one in results.values()):
+        return []
+    return ["A seed changes nothing here, so the intervals hold the luck of the photographs alone."]
 
 
 def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name: str) -> list[str]:

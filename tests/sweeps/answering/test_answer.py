@@ -11,7 +11,13 @@ import pytest
 from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
-from sweeps.answering.remarks import at_the_edge, longer_training, shares_of_the_loss, worse_than_the_start
+from sweeps.answering.remarks import (
+    at_the_edge,
+    longer_training,
+    seeds_without_effect,
+    shares_of_the_loss,
+    worse_than_the_start,
+)
 from sweeps.formatting import trial_name
 
 METRIC = "val/st_lpips"
@@ -276,6 +282,16 @@ def test_training_that_made_it_worse_than_its_start_is_said() -> None:
     assert worse_than_the_start([*history, *_curve("c002", 24.0, 25.0)], ["c000", "c001", "c002"], "val/psnr", "") == []
     assert worse_than_the_start(_curve("c000", 24.0, 22.0, start=1), ["c000"], "val/psnr", "") == []  # from random
     assert worse_than_the_start(_curve("c000", 24.0), ["c000"], "val/psnr", "") == []  # nothing trained
+
+
+def test_seeds_that_change_nothing_are_named() -> None:
+    def row(id: str, scale: float, value: float, kind: str = "confirmation") -> Row:
+        return {"id": id, "kind": kind, "status": "finished", "config/x": scale, "test/psnr": value}
+
+    rows = [row("t000", 1, 20.0, "trial"), row("c000", 1, 21.0), row("c001", 2, 22.0), row("c002", 1, 21.0)]
+    assert seeds_without_effect(rows, "test/psnr") == []  # one seed of 2
+    assert len(seeds_without_effect([*rows, row("c003", 2, 22.0)], "test/psnr")) == 1
+    assert seeds_without_effect([*rows, row("c003", 2, 22.5)], "test/psnr") == []
 
 
 def test_shares_of_the_loss_are_those_of_the_last_reports() -> None:
