@@ -88,6 +88,8 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     winner = next((row for row in rows if whole and result and row["id"] == result.winner_id), None)
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
     status = ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}"
+    if kept and result is not None:
+        restore_larger(plan, folder, _compared(rows, result), lambda id: newest(id, (WEIGHTS, SETTINGS))[0])
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
@@ -97,8 +99,6 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
     _write_answer(folder, plan, rows, baseline_ids, result)
-    if kept and restore_larger(plan, folder, _compared(folder, newest, rows, result)):
-        write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if kept:
         logger.info("winner's weights  %s", folder / "best" / WEIGHTS)
     logger.info("tables            %s", folder / "leaderboard.csv")
@@ -110,22 +110,18 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
-def _compared(folder: Path, newest: Newest, rows: Sequence[TableRow], result: Answer) -> dict[str, Path]:
-    """Trial -> checkpoint, of two confirmed configurations: the winner, and the baseline or the best other one."""
+def _compared(rows: Sequence[TableRow], result: Answer) -> dict[str, int]:
+    """Trial -> steps, of two confirmed configurations: the winner, and the baseline or else the best other one. Of each
+    the trial that is best on the validation photographs.
+    """
     first = result.winner_id in result.baseline_ids
     sign = -1 if is_larger_better(result.metric, result.direction) else 1
-    others = [
-        row
-        for row in rows
-        if row["kind"] == CONFIRMATION
-        and row["status"] == "finished"
-        and (row["id"] in result.baseline_ids) != first
-        and row["id"] not in result.winner_ids
-    ]
-    others.sort(key=lambda row: sign * number(row, test_name(result.metric)))
-    found = {row["id"]: newest(row["id"], (WEIGHTS, SETTINGS))[0] for row in others[:1]}
-    found[str(result.winner_id)] = folder / "best"
-    return {id: path for id, path in found.items() if path is not None}
+    confirmed = [row for row in rows if row["kind"] == CONFIRMATION and row["status"] == "finished"]
+    confirmed.sort(key=lambda row: sign * number(row, result.metric))
+    others = [row for row in confirmed if (row["id"] in result.baseline_ids) != first]
+    others = [row for row in others if row["id"] not in result.winner_ids]
+    winner = [row for row in rows if row["id"] == result.winner_id]
+    return {row["id"]: row["steps"] for row in (*others[:1], *winner)}
 
 
 def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:

@@ -23,6 +23,7 @@ from sweeps.answering.verdict import UNTRAINED, named_finding
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.recording.image_values import TEST, VALIDATION
+from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import sorted_checkpoints
 from trainables.training.pictures import PICTURES, Pictures
@@ -55,7 +56,7 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
     """
     values = _values([*per_image, *larger_values(folder)])
     parts = []
-    titles = {LARGER: "Larger pieces of test photographs", TEST: "Test photographs"}
+    titles = {LARGER: "Larger crops of test photographs", TEST: "Test photographs"}
     for split, title in {**titles, VALIDATION: "Validation photographs"}.items():
         sides = _sides(folder, view, values, split, baseline_ids)
         if len(sides) > (UNTRAINED in [side.id for side in sides]):
@@ -74,11 +75,11 @@ def side_by_side(
     folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
 ) -> Image.Image | None:
     """Test images in rows; input, bicubic if it is not the input, baseline, winner and target in columns, each
-    restoration above its value of the objective. The images are the larger pieces of test photographs, or without them
+    restoration above its value of the objective. The images are the larger crops of test photographs, or without them
     the best, the median and the worst of the winner. None if the trials have kept no pictures.
 
     Args:
-        enlarged: pixels per pixel of images that are no larger pieces.
+        enlarged: pixels per pixel, without larger crops.
     """
     values = _values([*per_image, *larger_values(folder)])
     for split in (LARGER, TEST):
@@ -145,6 +146,10 @@ def _sides(
         (role, [*won, *others]),
     ]
     sides = []
+    if split != VALIDATION:  # only the confirmation has restored test photographs
+        columns = [(name, [row for row in of if row["kind"] in ("control", CONFIRMATION)]) for name, of in columns]
+    if split == LARGER and (view.found.unconfirmed or (won and not larger_pictures(folder, won[0]["id"]))):
+        return []  # crops of an earlier winner
     for name, candidates in columns:
         for row in candidates[:_MOST_TRIED]:
             id = row["id"]

@@ -90,13 +90,15 @@ def _front_charts(view: View, trials: Sequence[Row], x: str, y: str) -> list[str
     with_controls = f"{alt} Controls: {', '.join(controls)}." if controls else alt
     charts = [scatter([*references, *dots], _axis(x), _axis(y), path=best, alt=with_controls)]
     near = _near(at)
-    inside = [point for point in at if point in near]
-    if len(near) > 2 and _hidden(near, [*at, *around]):
+    winners = {(dot.x, dot.y) for dot in dots if "winner" in dot.css} & set(at)
+    if len(near) > 2 and winners <= near and _hidden(sorted(near), [*at, *around]):
+        inside = [point for point in at if point in near]
         far = [formatting.count_text(len(at) - len(inside), "outlying trial")] if len(inside) < len(at) else []
         without = f"Without {' and '.join([*(['the controls'] if around else []), *far])}."
         dots = [dot for dot in dots if (dot.x, dot.y) in near]
         path = [point for point in best if point in near]
-        zoomed = scatter(dots, _axis(x), _axis(y), path=path, alt=f"{alt} {without}")
+        seen = f"{' over '.join(titles)} of {formatting.count_text(len(dots), 'trial')}. {without}"
+        zoomed = scatter(dots, _axis(x), _axis(y), path=path, alt=seen)
         charts.append(f"{zoomed}<figcaption>{escape(without)}</figcaption>")
     return charts
 
@@ -132,13 +134,13 @@ def _axis(metric: str) -> str:
     return f"{formatting.metric_title(metric)}{formatting.metric_unit(metric)} ({better})"
 
 
-def _near(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _near(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
     """The different points without outliers in either value."""
     values = np.array(points)
     low, high = np.percentile(values, [25, 75], axis=0)
     room = np.where(high > low, _FENCE * (high - low), np.inf)
     inside = ((values >= low - room) & (values <= high + room)).all(axis=1)
-    return sorted({point for point, kept in zip(points, inside, strict=True) if kept})
+    return {point for point, kept in zip(points, inside, strict=True) if kept}
 
 
 def _hidden(some: Sequence[tuple[float, float]], everything: Sequence[tuple[float, float]]) -> bool:

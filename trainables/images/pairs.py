@@ -88,7 +88,10 @@ class Pairs(Sequence[Pair]):
             raise InputError(f"{split} pairs need photographs: none were given")
         self._photographs, self._settings, self._split, self._seed = photographs, settings, split, seed
         # Crops of paired photographs start at a whole pixel on both sides.
-        paired = isinstance(photographs, Photographs) and photographs.paired
+        if isinstance(photographs, Photographs):
+            paired = photographs.paired
+        else:
+            paired = isinstance(photographs[0], MatchedPhotograph)
         self._step = settings.scale if paired else 1
         self._rescaled = settings.crop == "rescaled" and not paired
         if split == "train":
