@@ -96,7 +96,8 @@ def check(run: Path) -> int:
         wrong += different(id, {row["step"]: row for row in history if row["id"] == id}, expected)
     for row in rows:
         steps = [line["step"] for line in history if line["id"] == row["id"]]
-        wrong += repeated(row["id"], log, steps[1] - steps[0])
+        if len(steps) > 1:
+            wrong += repeated(row["id"], log, steps[1] - steps[0])
     for line in wrong:
         print(line, file=sys.stderr)
     if not wrong:

@@ -39,14 +39,17 @@ outside() {
     python=${PYTHON:-$checkout/.venv/bin/python}
     venv=$("$python" -c 'import sys; print(sys.prefix)') || fail "$python: run make, or name a Python in PYTHON"
     base=$("$python" -c 'import sys; print(sys.base_prefix)')
+    inside='' work=''
+    trap finish EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
     if [ "$keep" ]; then
         mkdir -p "$keep" && work=$(realpath "$keep")
+        [ -z "$(ls -A "$work")" ] || fail "--keep $keep: is not empty; choose another folder"
     else
         work=$(mktemp -d)
     fi
 
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
     # --pdeathsig: a `kill -9` of this script ends the namespaces too.
     set -m # in a process group of its own: Ctrl-C in a terminal reaches only this script
     env -i HOME=/root USER=root LANG=C.UTF-8 TERM=dumb PATH="$venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
@@ -55,15 +58,14 @@ outside() {
         bash "$0" --inside </dev/null &
     inside=$!
     set +m
-    trap finish EXIT
     wait $inside || status=$?
     exit $status
 }
 
 finish() { # the namespaces with all that is in them, then the folder
-    kill -KILL "$inside" 2>/dev/null || true
-    wait "$inside" 2>/dev/null || true
-    [ "$keep" ] || rm -rf "$work"
+    [ -z "$inside" ] || kill -KILL "$inside" 2>/dev/null || true
+    [ -z "$inside" ] || wait "$inside" 2>/dev/null || true
+    [ "$keep" ] || [ -z "$work" ] || rm -rf "$work"
 }
 
 # ---- The namespaces.

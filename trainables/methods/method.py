@@ -157,7 +157,7 @@ class Method(ABC):
         return sum(tensor.nbytes for tensor in itertools.chain(held.parameters(), held.buffers()))
 
     def updated(self, phase: Phase) -> dict[str, nn.Parameter]:
-        """The parameters that a phase updates, by name: the trained ones of its networks, unless a method says less."""
+        """The parameters that a phase updates, by name: all trained ones of its networks; a method may return fewer."""
         return {
             f"{network}.{name}": parameter
             for network in phase.networks

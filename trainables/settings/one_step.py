@@ -25,7 +25,8 @@ class OneStepSettings:
             published: 1. 0 leaves it out, with its two additional UNets.
         score_rank: rank of the second LoRA, which learns the score of restored latents.
         adversarial: weight of the adversarial term; published: 0.
-        adversarial_start: first step with the adversarial term and its discriminator.
+        adversarial_start: first step with the adversarial term and its discriminator; with `dual` not before
+            `pixel_steps`.
         dual: two LoRAs, trained one after the other: a pixel LoRA (and the first convolution) with L2 alone, then a
             semantic LoRA on top of it with all terms. The UNet then predicts the residual: the degraded latent minus
             the restored one. Published with timestep 1.
@@ -33,8 +34,8 @@ class OneStepSettings:
             `training.max_steps`; published: 4000.
         semantic_rank: with `dual`, rank of the semantic LoRA; `lora.rank` is that of the pixel LoRA. Published: 4.
         pixel_scale: with `dual`, factor of the pixel LoRA's residual, 0 to 10; 1 as trained, 0 leaves it out.
-        semantic_scale: with `dual`, factor of what the semantic LoRA adds to that residual, 0 to 10; higher has more
-            detail. 1 as trained. Unless it equals `pixel_scale` or is 0, the UNet runs twice.
+        semantic_scale: with `dual`, factor of the semantic LoRA's part of the residual, 0 to 10; a higher value gives
+            more detail. 1 as trained. Unless it equals `pixel_scale` or is 0, the UNet runs twice.
     """
 
     timestep: int = setting(999, within=(0, 9999))

@@ -1,4 +1,4 @@
-"""The input of a trial's processes."""
+"""What the launcher sends to a trial's processes. This module imports no network."""
 
 from __future__ import annotations
 

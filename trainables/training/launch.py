@@ -5,7 +5,7 @@ In `trainables`, only this module and `trainables.data.ray_pipeline` import Ray.
 Train worker group with DistributedDataParallel, which costs the start of its processes. The loop is the same.
 
 Networks and metrics are imported where a worker runs. The two further processes of a group, Tune's and Train's, train
-nothing, and would spend ten seconds on it.
+nothing, and would spend six to eight CPU seconds each on these imports.
 """
 
 from __future__ import annotations

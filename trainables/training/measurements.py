@@ -1,4 +1,4 @@
-"""What a validation has measured, and the metric by which it is judged. Light: it imports no network."""
+"""The result of a validation, and the metric by which it is judged. This module imports no network."""
 
 from __future__ import annotations
 
