@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sweeps.recording.events import EVENTS, EventLog, Unpacker, packed
-from sweeps.recording.tables import RunTables, read_rows
+from sweeps.recording.tables import RunTables
 
 EVENT = {"table": "trials", "row": {"id": "t000", "label": 'a "quoted"\n, "crc": "text', "value": 0.1}}
 
@@ -80,7 +80,8 @@ def contents(tables: RunTables) -> tuple[Any, ...]:
 
 
 def test_deleted_and_damaged_tables_are_made_again(tmp_path: Path) -> None:
-    expected = contents(recorded(tmp_path))
+    recorded(tmp_path)
+    expected = contents(RunTables(tmp_path).load())
     before = {name: (tmp_path / name).read_bytes() for name in ("leaderboard.parquet", "history.parquet")}
     (tmp_path / "leaderboard.parquet").unlink()
     (tmp_path / "history.parquet").write_bytes(before["history.parquet"][:-20])
