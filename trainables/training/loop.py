@@ -113,7 +113,7 @@ class Trainer:
             # If phases update different parameters, each leaves those of the others unused.
             taking_turns = len({tuple(self.method.updated(phase)) for phase in self.method.phases}) > 1
             self.losses = DistributedDataParallel(
-                self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False
+                self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.step = 0
         self.loaded: Report | None = None

@@ -7,7 +7,7 @@ import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from trainables.settings import TrialSettings, override
-from trainables.training.launch import last_report, out_of_memory
+from trainables.training.launch import free_memory, last_report, out_of_memory
 from trainables.training.reporting import ResultsNotShared, TrialDiverged
 from trainables.training.results import FAILED, NOT_WRITTEN
 
@@ -40,3 +40,21 @@ def test_out_of_memory_names_the_settings_that_help(tiny: TrialSettings) -> None
     assert "training.gradient_checkpointing=true" in out_of_memory(changed)
     checkpointing = override(changed, {"training.gradient_checkpointing": True})
     assert "gradient_checkpointing" not in out_of_memory(checkpointing)
+
+
+def test_every_trial_of_a_process_is_compiled() -> None:
+    """Without the reset, PyTorch stops to compile a function after `recompile_limit` graphs."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    def step(x: torch.Tensor, trial: int) -> torch.Tensor:
+        return x * trial
+
+    limit = torch._dynamo.config.recompile_limit
+    for trial in range(limit + 3):
+        torch.compile(step, backend=backend, dynamic=False)(torch.ones(2), trial + 2)
+        free_memory()
+    assert len(compiled) == limit + 3
