@@ -44,7 +44,7 @@ from trainables.images.pairs import Pairs
 from trainables.images.sources.decode import read_pixels
 from trainables.images.sources.photographs import Photograph
 from trainables.images.sources.source import open_source
-from trainables.images.tensors import to_tensor, upsample
+from trainables.images.tensors import image_tensor, to_tensor, upsample
 from trainables.methods.sinsr import SinSR
 from trainables.pretrained.autoencoders import Autoencoder, load_latents
 from trainables.settings import TrialSettings, override
@@ -150,7 +150,7 @@ class OnlinePairs(Dataset[dict[str, Tensor]]):
         file = self.files[row % len(self.files)]
         photograph = Photograph(file.name, read_pixels(file.read_bytes()))
         pair = Pairs([photograph], self.settings.pairs, "train", self.settings.data.seed)[row]
-        target, degraded = (to_tensor(image.transpose(2, 0, 1)[None], CPU) for image in (pair.target, pair.degraded))
+        target, degraded = (image_tensor(image, CPU) for image in (pair.target, pair.degraded))
         with torch.no_grad():
             return {
                 "degraded": degraded[0],

@@ -31,11 +31,11 @@ def write_config(file: Path, head: str, workers: list[str]) -> None:
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def trained_alone(run: Path, rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+def trained_alone(run: Path, rows: list[dict[str, Any]], store: Path) -> dict[str, dict[int, dict[str, float]]]:
     """Trial -> step -> the values that it reports if it trains in this process, undisturbed.
 
     Args:
-        rows: the trials, of the leaderboard.
+        rows: the trials, of the leaderboard. store: the prepared data.
     """
     from sweeps.planning.question import resolve
     from sweeps.planning.run_folder import open_run
@@ -49,7 +49,7 @@ def trained_alone(run: Path, rows: list[dict[str, Any]]) -> dict[str, dict[int, 
     question, found = resolve(settings), {}
     for row in rows:
         trial = question.trial_with({name: row[f"config/{name}"] for name in question.space.parameters})
-        prepared = prepare(trial, run.parents[1] / "store", method_class(trial.method).columns(trial))
+        prepared = prepare(trial, store, method_class(trial.method).columns(trial))
         reports: list[Report] = []
         train(trial, prepared, record["metrics"], World(), lambda report, write, to=reports: to.append(report))
         found[row["id"]] = {report.step: dict(report.metrics) for report in reports}
@@ -92,7 +92,8 @@ def check(run: Path) -> int:
     moved = dict(re.findall(r" (t\d+) (?:continues|starts over) at step (\d+)", log))
     if len(moved) < 2:
         wrong.append(f"trials that lost their machine: {', '.join(moved) or 'none'}; expected two")
-    for id, expected in trained_alone(run, [row for row in rows if row["id"] in moved]).items():
+    disturbed = [row for row in rows if row["id"] in moved]
+    for id, expected in trained_alone(run, disturbed, run.parents[1] / "store").items():
         wrong += different(id, {row["step"]: row for row in history if row["id"] == id}, expected)
     for row in rows:
         steps = [line["step"] for line in history if line["id"] == row["id"]]

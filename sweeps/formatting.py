@@ -107,6 +107,11 @@ def settings_of(row: Row) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name.rsplit(".", 1)[-1] != "seed"}
 
 
+def configuration_of(row: Row) -> str:
+    """One text per configuration: rows with the same `settings_of` have the same."""
+    return repr(sorted(settings_of(row).items()))
+
+
 def varied_settings(rows: Sequence[Row]) -> list[str]:
     """The dotted names of the hyperparameters that differ between trials."""
     trials = [settings_of(row) for row in rows if row.get("kind") != "control"]

@@ -159,10 +159,10 @@ class Restorer:
         """
         import torch
 
-        from trainables.images.tensors import to_tensor, upsample
+        from trainables.images.tensors import image_tensor, to_tensor, upsample
         from trainables.training.loop import AUTOCAST
 
-        degraded = to_tensor(pixels.transpose(2, 0, 1)[None].copy(), self.device)
+        degraded = image_tensor(pixels, self.device)
         batch = {"degraded": degraded, "noise": to_tensor(noise[None].copy(), self.device)}
         batch["noise_key"] = torch.tensor([list(key)])
         dtype = AUTOCAST.get(self.settings.training.precision)

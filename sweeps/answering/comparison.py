@@ -17,7 +17,7 @@ from sweeps import formatting
 from sweeps.answering import verdict
 from sweeps.answering.intervals import Finding, Measurement, compare
 from sweeps.answering.verdict import Answer, Leader
-from sweeps.formatting import Row
+from sweeps.formatting import Row, configuration_of
 from sweeps.planning.objectives import Constraint, feasible
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION, TRIAL
@@ -36,8 +36,8 @@ def baseline_trials(rows: Sequence[Row]) -> list[str]:
     searched = [row for row in rows if row["kind"] == TRIAL]
     if not searched:
         return []
-    own = _configuration(min(searched, key=lambda row: (len(row["id"]), row["id"])))  # t999 before t1000
-    return [row["id"] for row in searched if _configuration(row) == own]
+    own = configuration_of(min(searched, key=lambda row: (len(row["id"]), row["id"])))  # t999 before t1000
+    return [row["id"] for row in searched if configuration_of(row) == own]
 
 
 def answer(
@@ -78,13 +78,15 @@ def answer(
         raise ValueError(f"objective {metric!r} is in no leaderboard row; there are: {', '.join(metrics)}")
 
     baseline = rows[baseline_ids[0]] if baseline_ids else {}
-    own = _configuration(baseline)
+    own = configuration_of(baseline)
     result = Answer(
         metric,
         direction,
-        baseline_ids=tuple(n for n, row in rows.items() if row["status"] == "finished" and _configuration(row) == own),
+        baseline_ids=tuple(
+            n for n, row in rows.items() if row["status"] == "finished" and configuration_of(row) == own
+        ),
         baseline_name=formatting.trial_name(baseline) if baseline else "the baseline",
-        selected_from=len({_configuration(r) for r in rows.values() if r["kind"] == TRIAL and r["status"] in _RACED}),
+        selected_from=len({configuration_of(r) for r in rows.values() if r["kind"] == TRIAL and r["status"] in _RACED}),
         unconfirmed=unconfirmed,
     )
     result = _leaders(result, rows, own, constraints)
@@ -100,7 +102,7 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
     even if it does not meet the constraints.
     """
     finished = [row for row in rows.values() if row["kind"] == TRIAL and row["status"] == "finished"]
-    lengths = [row["steps"] for row in finished if _configuration(row) == own] or [row["steps"] for row in finished]
+    lengths = [row["steps"] for row in finished if configuration_of(row) == own] or [row["steps"] for row in finished]
     steps = max(lengths, default=0)
     varied = formatting.varied_settings(list(rows.values()))
     larger = result.direction == "max"
@@ -108,7 +110,7 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
     for row in finished:
         value = row.get(result.metric)
         if value is not None and math.isfinite(value) and row["steps"] == steps:
-            groups.setdefault(_configuration(row), []).append(row)
+            groups.setdefault(configuration_of(row), []).append(row)
     leaders = []
     for key, group in groups.items():
         group.sort(key=lambda row: row[result.metric], reverse=larger)
@@ -172,14 +174,14 @@ def _confirmed(
     constraints: Sequence[Constraint],
 ) -> Answer:
     """Add the comparisons of the confirmation, and the winner among its configurations."""
-    asked = {_configuration(row) for row in rows.values() if row["kind"] == CONFIRMATION}
+    asked = {configuration_of(row) for row in rows.values() if row["kind"] == CONFIRMATION}
     if result.unconfirmed or not asked:
         return replace(result, unconfirmed=result.unconfirmed or "there was no confirmation")
     larger = result.direction == "max"
     trials: dict[str, list[str]] = {}
     for name, row in rows.items():
         if row["kind"] == CONFIRMATION and row["status"] == "finished":
-            trials.setdefault(_configuration(row), []).append(name)
+            trials.setdefault(configuration_of(row), []).append(name)
     for ids in trials.values():
         ids.sort(key=lambda name: rows[name][result.metric], reverse=larger)
     controls = [name for name, row in rows.items() if row["kind"] == "control"]
@@ -254,9 +256,5 @@ def _first_trials(rows: Mapping[str, Row]) -> dict[str, Row]:
     """Configuration -> its first trial, which the search ran: readers know the configuration by its name."""
     found: dict[str, Row] = {}
     for row in sorted(rows.values(), key=lambda row: row["kind"] != TRIAL):
-        found.setdefault(_configuration(row), row)
+        found.setdefault(configuration_of(row), row)
     return found
-
-
-def _configuration(row: Row) -> str:
-    return repr(sorted(formatting.settings_of(row).items()))

@@ -94,7 +94,7 @@ def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in view.trials:
         if row["id"] in ids:
-            found.setdefault(repr(formatting.settings_of(row)), []).append(row)
+            found.setdefault(formatting.configuration_of(row), []).append(row)
     return list(found.values())
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
-from sweeps.answering.larger import restore_larger
+from sweeps.answering.larger import LARGER, restore_larger
 from sweeps.answering.leaderboard import format_leaderboard, to_markdown
+from sweeps.answering.pictures import columns
 from sweeps.answering.remarks import (
     at_the_edge,
     best_at_the_start,
@@ -24,8 +25,7 @@ from sweeps.answering.remarks import (
 )
 from sweeps.answering.report import write_sweep_report
 from sweeps.answering.several import of_several
-from sweeps.answering.view import number
-from sweeps.formatting import is_larger_better
+from sweeps.answering.view import View
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_bucket import place_of
@@ -89,7 +89,9 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
     status = ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}"
     if kept and result is not None:
-        restore_larger(plan, folder, _compared(rows, result), lambda id: newest(id, (WEIGHTS, SETTINGS))[0])
+        shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
+        steps = {row["id"]: row["steps"] for row in shown if row["kind"] != "control"}
+        restore_larger(plan, folder, steps, lambda id: newest(id, (WEIGHTS, SETTINGS))[0])
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
@@ -108,20 +110,6 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     for reason in sorted({row["error"] for row in failed}):
         logger.info("failed            %s", reason)
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
-
-
-def _compared(rows: Sequence[TableRow], result: Answer) -> dict[str, int]:
-    """Trial -> steps, of two confirmed configurations: the winner, and the baseline or else the best other one. Of each
-    the trial that is best on the validation photographs.
-    """
-    first = result.winner_id in result.baseline_ids
-    sign = -1 if is_larger_better(result.metric, result.direction) else 1
-    confirmed = [row for row in rows if row["kind"] == CONFIRMATION and row["status"] == "finished"]
-    confirmed.sort(key=lambda row: sign * number(row, result.metric))
-    others = [row for row in confirmed if (row["id"] in result.baseline_ids) != first]
-    others = [row for row in others if row["id"] not in result.winner_ids]
-    winner = [row for row in rows if row["id"] == result.winner_id]
-    return {row["id"]: row["steps"] for row in (*others[:1], *winner)}
 
 
 def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:

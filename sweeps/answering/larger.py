@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sweeps.answering.verdict import UNTRAINED
 from sweeps.formatting import Row
@@ -29,7 +28,7 @@ from sweeps.recording.progress import logger
 from trainables.common.errors import one_line
 from trainables.data.stores.roots import local_root
 from trainables.images.pairs import Pair, Pairs
-from trainables.images.tensors import to_tensor, upsample
+from trainables.images.tensors import image_tensor, to_pixels, upsample
 from trainables.metrics import build_metrics
 from trainables.metrics.names import test_name
 from trainables.restore import Restorer, picture_key, restoration_settings
@@ -113,8 +112,8 @@ def _restore(
 ) -> None:
     trial, device = plan.question.trial, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keys = [picture_key(trial.training.seed, crop.name, crop.degraded) for crop in crops]
-    enlarged = [upsample(_tensor(crop.degraded, device), trial.pairs.scale) * 0.5 + 0.5 for crop in crops]
-    restored = {UNTRAINED: [_pixels(one) for one in enlarged]}
+    enlarged = [upsample(image_tensor(crop.degraded, device), trial.pairs.scale)[0] for crop in crops]
+    restored = {UNTRAINED: [to_pixels((one * 0.5 + 0.5).clamp(0, 1)) for one in enlarged]}
     for id, path in checkpoints.items():  # one network in memory at a time
         restorer, began = Restorer(restoration_settings(path), device), time.monotonic()
         restored[id] = []
@@ -134,20 +133,10 @@ def _restore(
             side = crop.target.shape[0]
             seen = np.asarray(Image.fromarray(crop.degraded).resize((side, side), Image.Resampling.NEAREST))
             rows.append(np.concatenate([seen, pixels, crop.target], axis=1))
-            ours, target = (_tensor(one, device) * 0.5 + 0.5 for one in (pixels, crop.target))
+            ours, target = (image_tensor(one, device) * 0.5 + 0.5 for one in (pixels, crop.target))
             found = {test_name(name): value.item() for name, value in measure(ours, target).items()}
             values.append({"id": id, "image": crop.name, **found})
         Pictures([crop.name for crop in crops[:count]], np.stack(rows)).write(working / f"{id}.png")
     (working / _VALUES).write_text(json.dumps({"steps": steps, "values": values}), encoding="utf-8")
     shutil.rmtree(kept, ignore_errors=True)
     working.rename(kept)
-
-
-def _tensor(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 as (1, 3, H, W) in [-1, 1]."""
-    return to_tensor(pixels.transpose(2, 0, 1)[None].copy(), device)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    """(1, 3, H, W) in [0, 1] as (H, W, 3) uint8."""
-    return (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -125,10 +125,10 @@ def _values(per_image: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     return found
 
 
-def _sides(
-    folder: Path, view: View, values: Mapping[tuple[str, str], Mapping[str, Row]], split: str, baselines: Sequence[str]
-) -> list[Side]:
-    """Bicubic, the baseline and the winner, as far as they have pictures of this split."""
+def columns(view: View, split: str, baselines: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    """(role, rows that may be shown in it, the preferred one first), of bicubic, the baseline and the winner. Where the
+    baseline itself won, or nothing has, the best other trial takes the winner's place.
+    """
     sign = 1 if view.larger else -1
     ranked = sorted(
         (row for row in view.trials if math.isfinite(number(row, view.metric))),
@@ -140,23 +140,33 @@ def _sides(
     won = [row for row in others if row["id"] == view.found.winner_id]
     role = view.first if won else "best other" if view.found.winner_id else "best so far"
     kinds = {row["kind"] for row in won}
-    columns = [
+    found = [
         ("bicubic", [row for row in view.controls if row["id"] == UNTRAINED]),
         ("baseline", sorted(of_baseline, key=lambda row: row["kind"] not in kinds)),
         (role, [*won, *others]),
     ]
+    if split == VALIDATION:
+        return found
+    # Only the confirmation has restored test photographs.
+    return [(role, [row for row in rows if row["kind"] in ("control", CONFIRMATION)]) for role, rows in found]
+
+
+def _sides(
+    folder: Path, view: View, values: Mapping[tuple[str, str], Mapping[str, Row]], split: str, baselines: Sequence[str]
+) -> list[Side]:
+    """Bicubic, the baseline and the winner, as far as they have pictures of this split."""
+    if split == LARGER and view.found.unconfirmed:
+        return []  # if there are any, they are of an earlier confirmation
     sides = []
-    if split != VALIDATION:  # only the confirmation has restored test photographs
-        columns = [(name, [row for row in of if row["kind"] in ("control", CONFIRMATION)]) for name, of in columns]
-    if split == LARGER and (view.found.unconfirmed or (won and not larger_pictures(folder, won[0]["id"]))):
-        return []  # crops of an earlier winner
-    for name, candidates in columns:
-        for row in candidates[:_MOST_TRIED]:
+    for role, rows in columns(view, split, baselines):
+        for row in rows[: 1 if split == LARGER else _MOST_TRIED]:
             id = row["id"]
             found = larger_pictures(folder, id) if split == LARGER else kept_pictures(folder / "trials" / id, split)
             if found is not None:
-                sides.append(Side(name, row["id"], found, values.get((row["id"], split), {})))
+                sides.append(Side(role, id, found, values.get((id, split), {})))
                 break
+            if split == LARGER:
+                return []  # none, or those of an earlier winner
     return sides
 
 

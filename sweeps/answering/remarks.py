@@ -146,7 +146,7 @@ def seeds_without_effect(rows: Sequence[Row], metric: str) -> list[str]:
     results: dict[str, list[float | None]] = {}
     for row in rows:
         if row["kind"] == CONFIRMATION and row["status"] == "finished":
-            results.setdefault(repr(sorted(formatting.settings_of(row).items())), []).append(row.get(metric))
+            results.setdefault(formatting.configuration_of(row), []).append(row.get(metric))
     if not results or any(len(of_one) < 2 or len(set(of_one)) > 1 for of_one in results.values()):
         return []
     return ["A seed changes nothing here, so the intervals hold the luck of the photographs alone."]

@@ -178,10 +178,11 @@ class SweepSearch(Searcher):
         config = self._config(number, parameters, row["seed"] - self._first_seed)
         reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
         self._study.add_trial(self._frozen(state, parameters, row, self._attributes(config), reports))
-        self._tried.append(text_of(parameters))
+        text = text_of(parameters)
+        self._tried.append(text)
         seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
         if row.get("steps") and seconds:
-            self._clock.knows(text_of(parameters), seconds, row["steps"])
+            self._clock.knows(text, seconds, row["steps"])
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)

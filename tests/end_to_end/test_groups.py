@@ -10,41 +10,25 @@ import pytest
 import ray
 from ray import tune
 
-import search_spaces
-from sweeps.planning.question import resolve
-from sweeps.planning.run_folder import open_run
+from cluster.try_onprem import trained_alone
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
 from tests.helpers.sweep import SPACE, TINY, only_run, sets, store, sweeps, trials
-from trainables.data.prepare import make_stores, prepare
+from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import override
 from trainables.settings.presets import preset
 from trainables.training.job import Job, Workers
 from trainables.training.launch import launch, trial_resources
-from trainables.training.loop import World, train
-from trainables.training.reporting import Report
 
 __all__ = ["store", "sweeps"]
 pytestmark = pytest.mark.timeout(900)  # each test starts many processes, on machines with other load
 RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "1", "--max-steps", "8", "--confirm", "0"]
 RUN += sets(training__reports=4)
-METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/ssim_y")
-
-
-def alone(run: Path, store: Path) -> dict[int, dict[str, float]]:
-    """step -> the values that the run's first trial reports if it trains in this process, without a group."""
-    folder, settings, _ = open_run(run)
-    folder.close()
-    trial = resolve(settings).trial_with(dict(search_spaces.load(SPACE).points[0].values))
-    prepared = prepare(trial, store, method_class(trial.method).columns(trial))
-    reports: list[Report] = []
-    train(trial, prepared, METRICS, World(), lambda report, write: reports.append(report))
-    return {report.step: dict(report.metrics) for report in reports}
 
 
 @pytest.mark.slow
@@ -67,7 +51,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: P
         text = (run / "trials" / "t000" / log).read_text(encoding="utf-8")
         assert text.count(" UTC: starts on host ") == 2 and "Reporting training result" not in text
     rows = {row["step"]: row for row in read_rows(run / "history.parquet") if row["id"] == "t000"}
-    expected = alone(run, store)
+    expected = trained_alone(run, [trials(run)["t000"]], store)["t000"]
     assert list(rows) == list(expected) == [0, 2, 4, 6, 8]
     heard = 0
     for step, values in expected.items():

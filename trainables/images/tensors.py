@@ -16,6 +16,17 @@ def to_tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return to_float(tensor)
 
 
+def image_tensor(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """One picture, uint8 (H, W, 3), as (1, 3, H, W) in [-1, 1]."""
+    return to_tensor(pixels.transpose(2, 0, 1)[None].copy(), device)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """One picture, (3, H, W) in [0, 1], as uint8 (H, W, 3)."""
+    pixels: np.ndarray = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
 def to_float(values: Tensor) -> Tensor:
     """As `to_tensor`, for a tensor on the device; always a copy."""
     copy = values.to(torch.float32, copy=True)

@@ -142,8 +142,11 @@ def use_second_lora(unet: UNet2DConditionModel, used: bool) -> None:
 
     It stays so until the next call, because gradient checkpointing runs layers again in the backward pass.
     """
+    wanted = [_ADAPTER, SECOND_LORA] if used else [_ADAPTER]
+    if unet.active_adapters() == wanted:  # as in nearly every step; switching takes tens of milliseconds
+        return
     required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-    unet.set_adapter([_ADAPTER, SECOND_LORA] if used else _ADAPTER)
+    unet.set_adapter(wanted)
     for parameter, before in required.items():  # peft freezes an adapter that it leaves out
         parameter.requires_grad_(before)
 

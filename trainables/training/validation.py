@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared
+from trainables.images.tensors import to_pixels
 from trainables.metrics import MetricSet
 from trainables.metrics.stability import measure_stability
 from trainables.training.measurements import Validation, encode_png
@@ -63,7 +64,7 @@ def validate(
             if row in shown:
                 degraded = F.interpolate(pairs["degraded"][k : k + 1] * 0.5 + 0.5, target.shape[-2:], mode="nearest")
                 both = torch.cat([degraded[0].clamp(0, 1), restorations[0, k], target[k]], dim=2)
-                pictures[row] = (both * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+                pictures[row] = to_pixels(both)
     if world > 1:
         parts, pictures = _of_all(parts, world), _of_all(pictures, world)
     ordered = [parts[row] for row in sorted(parts)]
