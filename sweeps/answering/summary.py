@@ -1,4 +1,9 @@
-"""The answers of many sweeps as a page: `python -m sweeps.answering.summary results docs/answers > answers.md`.
+"""The answers of many sweeps as a page: `python -m sweeps.answering.summary results docs/answers.md`.
+
+A page that exists is brought up to date: the row and the section of each space with a run in `results` are written
+anew, everything else stays. A paragraph of a section that begins with **Reading.** is a person's, and stays too.
+
+In the folder named like the page:
 
 <space>.jpg     test images: input, bicubic, baseline, winner, target
 <space>.csv     the leaderboard
@@ -9,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import search_spaces
@@ -19,8 +25,10 @@ from sweeps.answering.verdict import named_finding
 from sweeps.answering.view import View
 from sweeps.formatting import metric_text, metric_title, metric_unit
 from trainables.common.errors import InputError
+from trainables.common.paths import replace_file
 
 ANSWER = Path("report") / "answer.md"
+_READING = "**Reading.**"
 _HEADER = (
     "| space | best finalist | against | difference, positive is better | interval | verdict | minutes |\n"
     "|---|---|---|---|---|---|---|"
@@ -33,23 +41,40 @@ def newest_runs(results: Path) -> dict[str, Path]:
     return {name: found[-1].parent.parent for name, found in runs.items() if found}
 
 
-def page(results: Path, folder: Path) -> str:
-    """Markdown: a table with a line per answered question, then the sentences and pictures of each.
+def updated(page: str, results: Path, folder: Path) -> str:
+    """The page in Markdown, with the answers of these runs: a table with a row per space, then the sentences and
+    pictures of each.
 
     Args:
+        page: the page so far, or "". In a section that is about no space, list items that begin with an answered space
+            are removed.
         folder: for pictures and tables; created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines, sections = [_HEADER], []
+    head, *parts = page.strip().split("\n\n## ") if page.strip() else [_HEADER]
+    rows = {line.split("`")[1]: line for line in head.splitlines() if line.startswith("| [`")}
+    sections = {part.partition("\n")[0]: part for part in parts}
     for name, path in newest_runs(results).items():
         try:
             run = read_finished(path)
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        lines.append(_line(name, run))
-        sections.append(_section(name, path, run, folder))
-    return "\n\n".join(["\n".join(lines), *sections]) + "\n"
+        readings = [text for text in sections.get(name, "").split("\n\n") if text.startswith(_READING)]
+        rows[name] = _line(name, run)
+        sections[name] = _section(name, path, run, folder, readings)
+    before, _, after = head.partition(_HEADER)
+    others = [line for line in after.strip().splitlines() if not line.startswith("| [`")]
+    asked = [sections.pop(name) for name in search_spaces.names() if name in sections]
+    kept = [_without(rows, part) for part in sections.values()]
+    table = "\n".join([_HEADER, *(rows[name] for name in sorted(rows)), *others])
+    return "\n\n## ".join([f"{before}{table}".strip(), *asked, *kept]) + "\n"
+
+
+def _without(answered: Container[str], section: str) -> str:
+    """The section without its list items about answered spaces."""
+    lines = section.splitlines()
+    return "\n".join(line for line in lines if not (line.startswith("- `") and line.split("`")[1] in answered))
 
 
 def _line(name: str, run: FinishedRun) -> str:
@@ -66,26 +91,28 @@ def _line(name: str, run: FinishedRun) -> str:
     return f"| {' | '.join(cells)} | {busy:.0f} |"
 
 
-def _section(name: str, path: Path, run: FinishedRun, folder: Path) -> str:
+def _section(name: str, path: Path, run: FinishedRun, folder: Path, readings: Sequence[str]) -> str:
     shutil.copyfile(path / "leaderboard.csv", folder / f"{name}.csv")
     title, _, text = (path / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
     said = text[: text.index("\n|")] if "\n|" in text else text  # without the table
-    parts = [f"## {name}", f"**{title.removeprefix('# ')}**"]
+    parts = [name, f"**{title.removeprefix('# ')}**"]
     sheet = side_by_side(path, View.of(run.rows, run.found), run.per_image, baseline_trials(run.rows))
     if sheet:
         sheet.save(folder / f"{name}.jpg", quality=90)
         alt = f"Test images of {name}: {', '.join(('input', 'baseline', 'winner', 'target'))}"
         parts.append(f"![{alt}]({folder.name}/{name}.jpg)")
-    parts += [said.strip(), f"[All trials and controls]({folder.name}/{name}.csv)"]
+    parts += [*readings, said.strip(), f"[All trials and controls]({folder.name}/{name}.csv)"]
     return "\n\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder of runs")
-    parser.add_argument("folder", type=Path, help="for pictures and tables, next to the page")
+    parser.add_argument("page", type=Path, help="Markdown; pictures and tables go to the folder of this name beside it")
     flags = parser.parse_args()
-    print(page(flags.results, flags.folder), end="")
+    before = flags.page.read_text(encoding="utf-8") if flags.page.exists() else ""
+    page = updated(before, flags.results, flags.page.with_suffix(""))
+    replace_file(flags.page, lambda path: path.write_text(page, encoding="utf-8"))
 
 
 if __name__ == "__main__":

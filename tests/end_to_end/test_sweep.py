@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import search_spaces
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps.answering import finish
-from sweeps.answering.summary import page
+from sweeps.answering.summary import updated
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import Question, resolve
 from sweeps.planning.settings import SweepSettings
@@ -131,11 +131,20 @@ class TestWholeSweep:
 
     def test_page_of_answers(self, swept: tuple[Path, str], tmp_path: Path) -> None:
         run, _ = swept
-        text = page(run.parents[1], tmp_path / "answers")
+        text = updated("", run.parents[1], tmp_path / "answers")
         assert text.count(f"| [`{SPACE}`](#{SPACE}) | t00") == 1 and f"answers/{SPACE}.jpg" in text
         assert (tmp_path / "answers" / f"{SPACE}.csv").read_text() == (run / "leaderboard.csv").read_text()
         with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # two larger pieces, five columns
             assert sheet.size == (5 * 256 + 4 * 6, 24 + 2 * (256 + 24))
+        # A page is brought up to date: what a person wrote stays, and so do spaces without a run.
+        old = text.replace(" | t00", " | t99").replace(f"## {SPACE}\n\n", f"## {SPACE}\n\n**Reading.** Little.\n\n")
+        other = "| [`lora`](#lora) | a | b | c | d | e | 1 |\n"
+        old = f"# Answers\n\n{old}\n\n## Open\n\n- `{SPACE}`: why?\n- `lora`: which?\n"
+        old = old.replace(f"| [`{SPACE}`]", f"{other}| [`{SPACE}`]")
+        new = updated(old, run.parents[1], tmp_path / "answers")
+        assert new.startswith("# Answers\n\n| space") and other in new and "t99" not in new
+        assert "**Reading.** Little." in new and f"- `{SPACE}`" not in new and "- `lora`: which?" in new
+        assert updated(new, run.parents[1], tmp_path / "answers") == new
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
         run, _ = swept
