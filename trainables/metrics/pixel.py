@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 # The value for identical images. Infinity would spoil every mean, and Optuna refuses it as an objective's value.
 MAX_PSNR = 100.0
@@ -12,8 +11,8 @@ MAX_PSNR = 100.0
 # Weights of R, G, B in studio-range luma (16 to 235 of 255), ITU-R BT.601; Matlab's rgb2ycbcr.
 _LUMA = (65.481, 128.553, 24.966)
 
-_SSIM_SIGMA = 1.5
-_SSIM_RADIUS = 5
+_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # of the Gaussian window, pixels
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2  # (K1 x data range)^2 and (K2 x data range)^2
 
 
 def psnr(restored: Tensor, target: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def ssim(restored: Tensor, target: Tensor) -> Tensor:
         restored, target: (B, 3, H, W) in [0, 1], H and W at least 11.
 
     Returns:
-        (B,) in [-1, 1]; 1 for identical images. In float32 it is exact to about 5e-5.
+        (B,) in [-1, 1]; 1 for identical images. Computed in float64.
     """
     return _similarity(restored, target)
 
@@ -68,7 +67,7 @@ def ssim_y(restored: Tensor, target: Tensor) -> Tensor:
         restored, target: (B, 3, H, W) in [0, 1], H and W at least 11.
 
     Returns:
-        (B,) in [-1, 1]; 1 for identical images. It is computed in float64: one plane costs little.
+        (B,) in [-1, 1]; 1 for identical images. Computed in float64.
     """
     return _similarity(*(_luma_bytes(image).unsqueeze(1).double() / 255 for image in (restored, target)))
 
@@ -79,25 +78,35 @@ def without_border(image: Tensor, border: int) -> Tensor:
 
 
 def _similarity(restored: Tensor, target: Tensor) -> Tensor:
-    """SSIM of (B, C, H, W) images in [0, 1], averaged over channels: (B,)."""
-    if restored.is_cuda:
-        # By default a GPU convolves in TensorFloat-32. Its 3 digits are too few for a variance, the
-        # difference of two nearly equal means.
-        restored, target = restored.double(), target.double()
-    _, similarity = structural_similarity_index_measure(
-        restored,
-        target,
-        gaussian_kernel=True,
-        sigma=_SSIM_SIGMA,
-        data_range=1.0,
-        k1=0.01,
-        k2=0.03,
-        reduction="none",
-        return_full_image=True,
-    )
-    # torchmetrics' own mean also counts windows that extend over the border onto mirrored pixels.
-    inside = slice(_SSIM_RADIUS, -_SSIM_RADIUS)
-    return similarity[..., inside, inside].mean(dim=(1, 2, 3)).float()
+    """SSIM of (B, C, H, W) images in [0, 1], averaged over channels: (B,).
+
+    In float64: a variance is the difference of two nearly equal means, for which float32 has too few digits, and
+    TensorFloat-32 on a GPU far too few. torchmetrics gives the same values in float64, but takes 10 to 30 times as
+    long on a CPU, a third of a validation.
+    """
+    x, y = restored.double(), target.double()
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _window_means(torch.stack([x, y, x * x, y * y, x * y]))
+    product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    luminance = (2 * product + _SSIM_C1) / (squares + _SSIM_C1)
+    structure = (2 * (mean_xy - product) + _SSIM_C2) / (mean_xx + mean_yy - squares + _SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3)).float()
+
+
+def _window_means(maps: Tensor) -> Tensor:
+    """Gaussian means at the positions where the whole window is inside: (..., H, W) -> (..., H - 10, W - 10).
+
+    A weighted sum of shifted maps, first along one axis, then along the other: faster than a convolution in float64.
+    """
+    offsets = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, dtype=torch.float64)
+    window = torch.exp(-0.5 * (offsets / _SSIM_SIGMA).square())
+    weights = (window / window.sum()).tolist()
+    for axis in (-2, -1):
+        count = maps.shape[axis] - 2 * _SSIM_RADIUS
+        means = maps.narrow(axis, 0, count) * weights[0]
+        for start, weight in enumerate(weights[1:], 1):
+            means.add_(maps.narrow(axis, start, count), alpha=weight)
+        maps = means
+    return maps
 
 
 def _decibels(mean_squared_error: Tensor) -> Tensor:
