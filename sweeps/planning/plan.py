@@ -358,10 +358,13 @@ def make_plan(
     # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
+    from trainables.methods.shared.perceptual_loss import ensure_loss_networks
     from trainables.metrics import check_size, ensure_available, resolve_metrics
 
     trials, configurations = question.every_method, question.outer_configurations()
     find_bases(configurations, download)
+    for trial in configurations:
+        ensure_loss_networks(trial, download)
     if not metrics:
         choice = resolve_metrics(settings.perceptual, allow_download=download)
         asked = further_metrics(settings.metrics)

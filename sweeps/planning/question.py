@@ -36,7 +36,7 @@ from trainables.settings import (
     reason_unread,
 )
 from trainables.settings.methods import METHODS
-from trainables.settings.presets import Preset, preset
+from trainables.settings.presets import PRESETS, Preset, preset
 from trainables.settings.roles import FLAGS, PATHS, ROLES, SHARED, WHEN_RESTORING, is_among
 from trainables.settings.sources import given_sources
 
@@ -143,8 +143,11 @@ def resolve(settings: SweepSettings) -> Question:
     except InputError as error:
         set_by_flag = any(str(error).startswith(name) for name, _ in settings.set)
         searched = str(error).startswith(tuple(space.parameters))
-        blamed = "--set " if set_by_flag else f"--space {space.name}: " if searched else ""
-        raise InputError(f"{blamed}{error}") from None
+        if set_by_flag or searched:
+            raise InputError(f"{'--set ' if set_by_flag else f'--space {space.name}: '}{error}") from None
+        fitting = _fitting_presets(settings, space, methods)
+        instead = f"; --space {space.name} fits the presets {', '.join(fitting)}" if fitting else ""
+        raise InputError(f"--preset {settings.preset}: {error}{instead}") from None
     _check_effects(settings, space, trials)
     for trial in trials:
         _check_shares(settings.workers_per_trial, trial)
@@ -160,6 +163,20 @@ def resolve(settings: SweepSettings) -> Question:
         least = question.trial.training.max_steps
         raise InputError(f"--confirm-steps {settings.confirm_steps}: expected {least} or more, as in the search")
     return question
+
+
+def _fitting_presets(settings: SweepSettings, space: SearchSpace, methods: Sequence[str]) -> list[str]:
+    """The presets whose settings all points of the space accept."""
+    found = []
+    for name, one in PRESETS.items():
+        own = dataclasses.replace(one, needs=())  # such as --data
+        try:
+            changes = {method: _changes(method, settings, space, own, {}) for method in methods}
+            Question(dataclasses.replace(settings, preset=name), space, changes, one.trials).outer_configurations()
+        except InputError:
+            continue
+        found.append(name)
+    return found
 
 
 def _flags(settings: SweepSettings, space: SearchSpace) -> dict[str, object]:

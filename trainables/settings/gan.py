@@ -16,8 +16,8 @@ class PerceptualSettings:
     Attributes:
         weight: weight of the term; 0 leaves it out.
         every: steps from one use of the term to the next; 1 uses it in every step.
-        network: "lpips" (Zhang 2018), which downloads AlexNet once; "lpips_vgg", the same with VGG-16, as published
-            trainings use it; or "st_lpips" (Ghildyal 2022), which has its AlexNet in its wheel.
+        network: "lpips" (Zhang 2018), which downloads AlexNet once (233 MiB); "lpips_vgg", the same with VGG-16
+            (528 MiB), as published trainings use it; or "st_lpips" (Ghildyal 2022), which has its AlexNet in its wheel.
     """
 
     weight: float = setting(0.1, within=WEIGHT, when_restoring=0.0)

@@ -20,6 +20,7 @@ from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.shared.perceptual_loss import ensure_loss_networks
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 from trainables.training.best_step import BestStep, averaged_weights
@@ -94,6 +95,7 @@ class Trainer:
             raise ValueError("training.keep=best: expected an objective that says which step is the best one")
         torch.manual_seed(training.seed)  # for the initial weights
         self.settings, self.prepared, self.world = settings, prepared, world
+        ensure_loss_networks(settings)  # the driver has done so on its own machine only
         self.method = build_method(settings, world.device)
         self.method.networks.train()
         if training.channels_last:

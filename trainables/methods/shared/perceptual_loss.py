@@ -7,10 +7,26 @@ from torch import Tensor, nn
 
 from trainables.methods.method import LossTerm
 from trainables.metrics import LPIPS, STLPIPS
-from trainables.metrics.lpips import Net
-from trainables.settings import PerceptualSettings
+from trainables.metrics.lpips import Net, ensure_backbone
+from trainables.settings import PerceptualSettings, TrialSettings
+from trainables.settings.methods import METHODS
 
 _BACKBONES: dict[str, Net] = {"lpips": "alex", "lpips_vgg": "vgg"}
+
+
+def ensure_loss_networks(settings: TrialSettings, allow_download: bool = True) -> None:
+    """Downloads what LPIPS needs in the losses of a trial and is not on this machine.
+
+    Raises:
+        MetricUnavailableError: missing and not downloaded; the message names the setting.
+    """
+    terms = {
+        "perceptual": (settings.perceptual.weight, settings.perceptual.network),
+        "resshift_loss": (settings.resshift_loss.lpips, settings.resshift_loss.network),
+    }
+    for section, (weight, network) in terms.items():
+        if weight and network in _BACKBONES and section in METHODS[settings.method].sections:
+            ensure_backbone(allow_download, net=_BACKBONES[network], metric=f"{section}.network={network}")
 
 
 class PerceptualLoss(nn.Module):
