@@ -47,7 +47,7 @@ examples:
   python run_sweep.py --space sinsr_loss_ratios --trials 6 --max-steps 120 --objective psnr
   python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000
   python run_sweep.py --resume results/sinsr_loss_ratios/20261121-093000 --trials 24
-{exit_statuses("no trial, or less than half of them, finished; or Ray, a disk or a limit stopped the sweep")}
+{exit_statuses("no trial finished, or more than half failed; or Ray, a disk or a limit stopped the sweep")}
 """
 
 
@@ -79,7 +79,7 @@ def parser(prog: str = PROG) -> Flags:
         "--data-input", default="", metavar="DIR", help="degraded images of pairs, instead of --data; any folder name"
     )
     what.add_argument("--data-target", default="", metavar="DIR", help="their targets, under the same file names")
-    start = "initial weights: a finished trial, such as best/, or the file of a public checkpoint"
+    start = "weights to start from, or to restore with: a finished trial, such as best/, or a public checkpoint's file"
     what.add_argument("--checkpoint", default="", metavar="PATH", help=start)
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
     what.add_argument("--seed", type=whole(0), default=0, help="seed of trials and search (0)")
@@ -114,7 +114,7 @@ def parser(prog: str = PROG) -> Flags:
         help="end in this time, with the confirmation: 8h, 90m, 1h30m",
     )
     budget.add_argument(
-        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end for this money, likewise"
+        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end before this money is spent, with the confirmation"
     )
     budget.add_argument(
         "--price-per-hour", type=number(0), default=0.0, metavar="USD", help="price of all machines for an hour"
@@ -135,7 +135,7 @@ def parser(prog: str = PROG) -> Flags:
     )
     how.add_argument("--sampler", default="", choices=SAMPLERS, help="how configurations are proposed (the space's)")
     how.add_argument(
-        "--warm-start", default="", metavar="RUN", help="let the sampler know the trials of another run, by its folder"
+        "--warm-start", default="", metavar="RUN", help="let the sampler know the trials of another run, given its folder or URI"
     )
     metrics = get_args(Perceptual)
     named = f"perceptual metric: {', '.join(metrics)} (auto)"
