@@ -9,6 +9,7 @@ run.best.restore("photograph.png").save("restored.png")
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -21,7 +22,9 @@ import torch
 from PIL import Image
 
 from search_spaces import SearchSpace
-from sweeps.answering.comparison import Answer, answer, baseline_trials
+from sweeps.answering.comparison import Answer
+from sweeps.answering.recorded import recorded_answer
+from sweeps.planning.budget import time_span
 from sweeps.planning.own_spaces import register_space
 from sweeps.planning.plan import make_plan
 from sweeps.planning.question import resolve
@@ -33,6 +36,7 @@ from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
+from trainables.images.sources.decode import read_pixels
 from trainables.restore import Restorer, picture_key, restoration_settings
 
 
@@ -42,7 +46,8 @@ def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] |
     Args:
         space: a space, the name of one, or the path of a Python file that defines `SPACE`.
         set: dotted setting name -> value for all trials, as `--set`.
-        settings: flags of the command line with underscores, such as `trials=6, max_steps=100, data="photos/"`.
+        settings: flags of the command line with underscores, such as `trials=6, max_steps=100, data="photos/"`. A time
+            is a text as there ("8h") or seconds; `constraint` is one text or several.
 
     Raises:
         InputError: an unknown flag, or a value that is refused.
@@ -52,6 +57,7 @@ def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] |
         raise InputError(f"{', '.join(unknown)}: no such setting of a sweep; there are {', '.join(sorted(known))}")
     name = register_space(space if isinstance(space, SearchSpace) else os.fspath(space))
     pairs = tuple((key, _text(value)) for key, value in (set or {}).items())
+    settings = {key: _flag(key, value) for key, value in settings.items()}
     plan = make_plan(resolve(SweepSettings(name, set=pairs, **settings)))
     plan.check()
     folders: list[Path] = []
@@ -116,11 +122,8 @@ class Run:
         """The answer so far; `answer.verdict` is its two sentences. Nothing is called better before all trials of the
         confirmation have ended.
         """
-        rows = read_rows(self.folder / "leaderboard.parquet")
-        open_ends = [row for row in rows if row["status"] in ("running", "interrupted")]
-        why = "the sweep has not ended" if open_ends else ""
-        per_image = read_rows(self.folder / "per_image.parquet")
-        return answer(rows, per_image, self.settings["objective"], baseline_trials(rows), unconfirmed=why)
+        rows, per_image = (read_rows(self.folder / f"{name}.parquet") for name in ("leaderboard", "per_image"))
+        return recorded_answer(self.settings, rows, per_image)
 
     @property
     def report(self) -> Path:
@@ -172,7 +175,8 @@ class FinishedTrial:
         """A picture restored.
 
         Args:
-            picture: a file, a picture, or uint8 (H, W, 3) in RGB.
+            picture: a file, read as training reads it (orientation, colour profile, 16 bits); a picture; or uint8
+                (H, W, 3) in RGB.
             seed: of the noise. tile: side of the tiles for larger pictures, restored pixels; 0 for a whole picture.
 
         Raises:
@@ -180,8 +184,7 @@ class FinishedTrial:
             OSError: a file that is no picture.
         """
         if isinstance(picture, str | os.PathLike):
-            with Image.open(picture) as opened:
-                picture = opened.convert("RGB")
+            picture = read_pixels(Path(picture).read_bytes())
         pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f"picture: {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)")
@@ -189,6 +192,18 @@ class FinishedTrial:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             self._restorers[tile] = Restorer(restoration_settings(self.folder), device, tile)
         return Image.fromarray(self._restorers[tile](pixels, picture_key(seed, "picture", pixels)))
+
+
+def _flag(name: str, value: Any) -> Any:
+    """A value of `sweeps.run` as the command line's parser would give it."""
+    if name == "time_budget" and isinstance(value, str):
+        try:
+            return time_span(value)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{name}={error}") from None
+    if name == "constraint":
+        return (value,) if isinstance(value, str) else tuple(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _text(value: Any) -> str:

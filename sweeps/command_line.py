@@ -114,7 +114,7 @@ def parser(prog: str = PROG) -> Flags:
         help="end in this time, with the confirmation: 8h, 90m, 1h30m",
     )
     budget.add_argument(
-        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end before this money is spent, with the confirmation"
+        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end for this money, with the confirmation"
     )
     budget.add_argument(
         "--price-per-hour", type=number(0), default=0.0, metavar="USD", help="price of all machines for an hour"
@@ -135,7 +135,7 @@ def parser(prog: str = PROG) -> Flags:
     )
     how.add_argument("--sampler", default="", choices=SAMPLERS, help="how configurations are proposed (the space's)")
     how.add_argument(
-        "--warm-start", default="", metavar="RUN", help="let the sampler know the trials of another run, given its folder or URI"
+        "--warm-start", default="", metavar="RUN", help="tell the sampler the trials of another run (folder or URI)"
     )
     metrics = get_args(Perceptual)
     named = f"perceptual metric: {', '.join(metrics)} (auto)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from sweeps.planning.run_bucket import run_to_read
@@ -46,9 +47,10 @@ def _run(flags: argparse.Namespace) -> int:
         raise InputError(
             f"--metric {flags.metric}: expected one of {', '.join(n.removeprefix('val/') for n in METRICS)}"
         )
-    from sweeps.answering.between_runs import check_comparable, compare_runs, comparison_text, read_finished
+    from sweeps.answering.between_runs import check_comparable, compare_runs, comparison_text, read_finished, short_name
 
-    runs = [read_finished(path, metric) for path in paths]
+    short = Counter(map(short_name, paths))  # equal for runs of the same second in other results folders
+    runs = [read_finished(path, metric, "" if short[short_name(path)] == 1 else str(path)) for path in paths]
     check_comparable(runs)
     print(comparison_text(runs, compare_runs(runs), _WIDTH))
     return ExitStatus.DONE

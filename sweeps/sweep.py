@@ -66,7 +66,9 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
     lost, began = _Lost(), time.monotonic()
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, plan.question.settings.results)
-        folder = create_run(plan.question, plan.metrics, plan.objective, plan.stores, plan.store)
+        folder = create_run(
+            plan.question, plan.metrics, [one.metric for one in plan.objectives], plan.stores, plan.store
+        )
         lost.folder = folder.path
         opened(folder.path)
         try:
@@ -210,7 +212,11 @@ def _measure_controls(plan: Plan, recorder: Recorder) -> None:
     logger.info("controls   loading networks, then measuring %s", ", ".join(names))
     for name, result in _somewhere(plan, measure).items():
         recorder.control(name, *result)
-        shown = "  ".join(f"{m.removeprefix('val/')} {result.validation.means[m]:.4g}" for m in recorder.settings.shown)
+        shown = "  ".join(
+            f"{m.removeprefix('val/')} {result.validation.means[m]:.4g}"
+            for m in recorder.settings.shown
+            if m in result.validation.means
+        )
         logger.info("control    %-12s %s", name, shown)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import formatting
-from sweeps.answering.comparison import answer, baseline_trials
 from sweeps.answering.intervals import Finding, Measurement, compare
+from sweeps.answering.recorded import recorded_answer
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
 from sweeps.planning.run_files import RUN_SETTINGS
@@ -19,6 +19,7 @@ from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.tables import read_rows
 from sweeps.trial_config import CONFIRMATION
 from trainables.common.errors import InputError
+from trainables.images.names import photograph_of
 from trainables.metrics.names import METRICS, test_name
 
 TEST_PAIRS = "test pairs"
@@ -62,18 +63,19 @@ class FinishedRun:
             row["id"]: row for row in self.rows if row["id"] in self.found.winner_ids and row["kind"] == CONFIRMATION
         }
         return [
-            Measurement(self.name, own[row["id"]]["seed"], row["image"].split("@")[0], row["image"], row[name])
+            Measurement(self.name, own[row["id"]]["seed"], photograph_of(row["image"]), row["image"], row[name])
             for row in self.per_image
             if row["id"] in own and row.get("split", VALIDATION) == split
             if row["step"] == formatting.measured_step(own[row["id"]]) and row.get(name) is not None
         ]
 
 
-def read_finished(path: Path, metric: str = "") -> FinishedRun:
+def read_finished(path: Path, metric: str = "", name: str = "") -> FinishedRun:
     """A run for a comparison.
 
     Args:
         metric: of the comparison; by default the run's objective.
+        name: for readers; by default the ends of its path, <space>/<run>.
 
     Raises:
         InputError: not a run, of another version, or one without a whole confirmation.
@@ -91,10 +93,15 @@ def read_finished(path: Path, metric: str = "") -> FinishedRun:
     measured = [name for name in METRICS if any(row.get(test_name(name)) is not None for row in confirmed)]
     if chosen not in measured:
         raise InputError(f"{path}: {chosen} was not measured on its test photographs; there are {', '.join(measured)}")
-    found = answer(rows, per_image, chosen, baseline_trials(rows))
+    found = recorded_answer(record, rows, per_image, chosen)
     if found.unconfirmed:
         raise InputError(f"{path}: {found.unconfirmed}")
-    return FinishedRun(f"{path.resolve().parent.name}/{path.resolve().name}", record, rows, per_image, found)
+    return FinishedRun(name or short_name(path), record, rows, per_image, found)
+
+
+def short_name(run: Path) -> str:
+    """The ends of a run's path, <space>/<run>."""
+    return "/".join(run.resolve().parts[-2:])
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:

@@ -21,6 +21,7 @@ from sweeps.formatting import Row, configuration_of
 from sweeps.planning.objectives import Constraint, feasible
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION, TRIAL
+from trainables.images.names import photograph_of
 from trainables.metrics.names import METRICS, test_name
 
 __all__ = ["Answer", "answer", "baseline_trials"]
@@ -57,7 +58,7 @@ def answer(
 
     Args:
         leaderboard: rows of leaderboard.parquet.
-        per_image: rows of per_image.parquet; an image's photograph is the part of its name before "@".
+        per_image: rows of per_image.parquet; `photograph_of` says of which photograph an image is.
         metric: the objective, e.g. "val/st_lpips".
         baseline_ids: the baseline's trials of the search.
         direction: "max" or "min"; by default the metric's own.
@@ -152,7 +153,7 @@ class _Confirmed:
         owners = {id: (key, self.rows[id].get("seed")) for key, ids in self.trials.items() for id in ids}
         owners |= {control: (control, None) for control in self.controls}
         return [
-            Measurement(*owners[row["id"]], row["image"].split("@")[0], row["image"], row[name])
+            Measurement(*owners[row["id"]], photograph_of(row["image"]), row["image"], row[name])
             for row in self.per_image
             if row["id"] in owners
             and row.get("split", VALIDATION) == split

@@ -66,7 +66,16 @@ class LiveReport(Callback):
         rows = tables.leaderboard
         baseline_ids = baseline_trials(rows)
         try:
-            found = answer(rows, (), plan.objective, baseline_ids, plan.direction, unconfirmed)
+            found = answer(
+                rows,
+                (),
+                plan.objective,
+                baseline_ids,
+                plan.direction,
+                unconfirmed,
+                objectives=len(plan.objectives),
+                constraints=plan.constraints,
+            )
             if not found.leaders:
                 found = replace(found, sentences=("No trial has finished yet.",))
             write_sweep_report(plan, self._folder, tables, baseline_ids, found, status, running)

@@ -7,9 +7,10 @@ sweep runs, the page asks `state.js` next to it whether there is a newer one, an
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -29,10 +30,12 @@ from sweeps.answering.view import View, number
 from sweeps.formatting import Row
 from sweeps.planning.plan import Plan
 from sweeps.recording.tables import RunTables, read_rows
+from sweeps.trial_config import TRIAL
 from trainables.common.paths import replace_file
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
 _MAX_CURVES = 150
+_PICTURED = 50  # trials of the search, the best ones, among which the image is looked for whose values differ most
 _STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("report.css", "report.js"))
 PAGE, STATE = "index.html", "state.js"
 
@@ -136,10 +139,24 @@ def write_sweep_report(
     running: bool = False,
 ) -> Path:
     """`write_report` for a sweep, with what its plan says and its tables hold."""
-    space, contents = plan.question.space, Contents(tables.leaderboard, tables.history, tables.per_image)
+    rows = tables.leaderboard
+    pictured = _with_pictures(
+        rows, plan.objective, plan.direction, {*baseline_ids, *(found.winner_ids if found else ())}
+    )
+    space, contents = plan.question.space, Contents(rows, tables.history, tables.images_of(pictured))
     asked = (plan.objective, baseline_ids, plan.direction, space.question)
     objectives = [one.metric for one in plan.objectives]
     return write_report(folder, *asked, found, contents, space.distributions, status, running, objectives)
+
+
+def _with_pictures(rows: Sequence[Row], metric: str, direction: str, shown: Collection[str]) -> set[str]:
+    """The trials and controls whose values per image a report reads: those shown, those of the confirmation, and the
+    best of the search. A sweep of thousands of trials has millions of such values.
+    """
+    sign = 1 if direction == "max" else -1
+    searched = [row for row in rows if row["kind"] == TRIAL and math.isfinite(number(row, metric))]
+    best = sorted(searched, key=lambda row: (row["status"] == "finished", sign * number(row, metric)), reverse=True)
+    return {*shown, *(row["id"] for row in rows if row["kind"] != TRIAL), *(row["id"] for row in best[:_PICTURED])}
 
 
 def _answer(view: View) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sweeps import formatting
 from sweeps.answering.verdict import Answer
-from sweeps.formatting import Row, metric_text, metric_title, metric_unit
+from sweeps.formatting import Row, configuration_of, metric_text, metric_title, metric_unit
 from sweeps.planning.objectives import Constraint, Objective, feasible
 from sweeps.planning.pareto import knee, non_dominated
 from sweeps.trial_config import TRIAL
@@ -23,7 +23,7 @@ def pareto_front(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[l
     for row in rows:
         measured = all(row.get(one.metric) is not None for one in objectives)
         if row["kind"] == TRIAL and row["status"] == "finished" and measured:
-            groups.setdefault(repr(sorted(formatting.settings_of(row).items())), []).append(row)
+            groups.setdefault(configuration_of(row), []).append(row)
     if not groups:
         return []
     trials = list(groups.values())

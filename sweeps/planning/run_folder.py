@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ from trainables.training.checkpoint_folders import drop_older, newest_whole
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
-_PYIQA = "pyiqa"
-_VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
 class RunFolder:
@@ -84,7 +82,10 @@ class RunFolder:
             return
         earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]
         command = {**record["command"], **changes}
-        write_record(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
+        try:
+            write_record(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
+        except OSError as error:
+            raise InputError(f"--resume {self.path}: cannot be written ({error.strerror})") from None
         if self.bucket:
             self.bucket.sync()
 
@@ -157,27 +158,29 @@ def _may_run(owner: str) -> bool:
 
 
 def create_run(
-    question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str], store: str = ""
+    question: Question, metrics: tuple[str, ...], objectives: Sequence[str], stores: Mapping[str, str], store: str = ""
 ) -> RunFolder:
     """A new folder results/<space>/<time>/, locked, with its settings.yaml. In a bucket, it is there when this returns.
 
     Args:
-        stores: see `Plan.stores`. store: their root.
+        objectives, stores, store: see `new_record`.
 
     Raises:
         InputError: the results folder or bucket cannot be written.
     """
     results = question.settings.results
     folder = (_new_in_bucket if is_uri(results) else _new_folder)(results, question.space.name)
-    record = new_record(question, metrics, objective, stores, store)
-    write_record(folder.path, record)
-    keep_space(folder.path, question.space)
     try:
+        write_record(folder.path, new_record(question, metrics, objectives, stores, store))
+        keep_space(folder.path, question.space)
         if folder.bucket:
             folder.bucket.sync()
     except InputError:
         folder.close()
         raise
+    except OSError as error:
+        folder.close()
+        raise InputError(f"--results {results}: {folder.path} cannot be written ({error.strerror})") from None
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,19 @@ _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
 def new_record(
-    question: Question, metrics: tuple[str, ...], objective: str, stores: Mapping[str, str], store: str
+    question: Question, metrics: tuple[str, ...], objectives: Sequence[str], stores: Mapping[str, str], store: str
 ) -> dict[str, Any]:
     """The content of settings.yaml of a new run.
 
     Args:
+        objectives: their full names, the first one first.
         stores: see `Plan.stores`. store: their root.
     """
     return {
         "command": _command(question.settings),
         "question": question.space.question,
-        "objective": objective,
+        "objective": objectives[0],
+        "objectives": list(objectives),
         "metrics": list(metrics),
         **_of_pyiqa(metrics),
         "trials": question.trials,
@@ -100,7 +102,8 @@ def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> Sw
     first place that has all of it is used.
     """
     parents = run.absolute().parents
-    beside = str((parents[1] if len(parents) > 1 and parents[0].name == settings.space else parents[0]) / "store")
+    results = parents[1] if len(parents) > 1 and parents[0].name == settings.space else parents[0]
+    beside = str(results / "store")
     at_start = str(record.get("store") or Path(settings.results) / "store")
     places = [settings.store] if settings.store else [beside, at_start]
     complete = (
@@ -109,7 +112,7 @@ def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> Sw
         if not is_uri(place) and all((Path(place) / name).is_dir() for name in record["stores"].values())
     )
     store = settings.store if is_uri(settings.store) else next(complete, places[0])
-    return replace(settings, results=str(parents[0]), store=store)
+    return replace(settings, results=str(results), store=store)
 
 
 def located_in_bucket(run: BucketFolder, settings: SweepSettings) -> SweepSettings:

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
-from search_spaces import Choice, SearchSpace, When
+from search_spaces import Choice, Distribution, SearchSpace, When
 from trainables.common.errors import InputError
 
 NAMES = {"tpe": "TPE", "gp": "a Gaussian process", "random": "random search", "grid": "a grid", "cmaes": "CMA-ES"}
 """For sentences: "proposed by TPE"."""
 
 
+MOST_COMBINATIONS = 100_000  # of a grid: each proposal looks at all
+
+
+def _count(distribution: Distribution) -> int:
+    return len(distribution.values) if isinstance(distribution, Choice) else 5
+
+
 def check_sampler(name: str, space: SearchSpace) -> None:
     """Raises:
     InputError: the sampler's package is missing, or it cannot search this space.
     """
+    if name == "grid":
+        # Each range has five values (`sweeps.running.samplers.grid`); a bound, because some exist only with others.
+        combinations = math.prod(_count(one) for one in space.distributions.values())
+        if combinations > MOST_COMBINATIONS:
+            raise InputError(
+                f"--sampler grid: the space {space.name} has up to {combinations:,} combinations; expected at most "
+                f"{MOST_COMBINATIONS:,}, or --sampler tpe, gp or random"
+            )
     if name != "cmaes":
         return
     for parameter, distribution in space.parameters.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
@@ -22,6 +22,12 @@ PRESETS_GPUS = -1.0
 LEAST_SHARE = 1e-4  # of a CPU or a GPU: Ray's smallest unit
 
 LEAST_REDUCTION = 1.1
+
+
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class SweepSettings:
     set: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         whole = ("trials", "max_steps", "confirm_steps", "max_concurrent", "workers_per_trial")
         for name, least in ((name, 1) for name in whole):
             value = getattr(self, name)
@@ -97,6 +104,14 @@ class SweepSettings:
             raise InputError(f"--log-to {self.log_to}: expected one of {', '.join(TRACKERS)}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
+
+    def _check_types(self) -> None:
+        """The command line gives the right types; `sweeps.run` takes what it is given."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            accepted, expected = _KINDS.get(kind, ((str,), "text"))
+            if kind is not tuple and (not isinstance(value, accepted) or isinstance(value, bool)):
+                raise InputError(f"{field.name}={value!r}: expected {expected}")
 
     @property
     def seconds(self) -> float:

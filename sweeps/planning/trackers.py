@@ -24,7 +24,7 @@ def check_tracker(name: str) -> None:
     if not name:
         return
     if importlib.util.find_spec(name) is None:
-        raise InputError(f"--log-to {name}: the package {name} is not installed; pip install {name}, or '.[{name}]' in a checkout")
+        raise InputError(f"--log-to {name}: the package {name} is not installed; pip install {name}")
     if name == "wandb":
         try:
             # Without a running Ray this only looks for the key.

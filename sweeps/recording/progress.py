@@ -102,14 +102,15 @@ class Progress:
 
     @property
     def trials_by_id(self) -> Mapping[str, _Trial]:
-        return self._trials
+        """A copy: another thread draws the trials while new ones start."""
+        return self._trials.copy()
 
     def best(self) -> tuple[str, _Trial] | None:
         """The trial with the best value of the first metric shown, among those with the most steps; None before the
         first report.
         """
         known = {
-            id: trial for id, trial in self._trials.items() if trial.value is not None and trial.status != "failed"
+            id: trial for id, trial in self.trials_by_id.items() if trial.value is not None and trial.status != "failed"
         }
         if not known or not self.shown:
             return None
@@ -202,7 +203,7 @@ class Progress:
         """Estimated seconds until the sweep ends; None before the first report."""
         if not self._rates:
             return None
-        running = self._running.values()
+        running = list(self._running.values())  # at once: another thread draws while trials start
         expected = self._proposed_steps / self._proposed_ended if self._proposed_ended else float(self.max_steps)
         given_left = max(0, self.given - self._given_begun)
         proposed_left = max(0, self.trials - len(self._trials) - given_left)

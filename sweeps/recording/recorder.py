@@ -234,6 +234,8 @@ class Recorder(Callback):
             self.progress.continued(id, max(0, kept))
         validation, test = take_validation(result)
         if repeated and self.tables.has_report(id, result["step"]):
+            if result[CHECKPOINT]:  # it may be a later one, written between two reports
+                self.tables.upsert_trial({"id": id, "checkpoint": f"trials/{id}/{result[CHECKPOINT]}"})
             return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
         kept = result[BEST][0] if BEST in result else result["step"]

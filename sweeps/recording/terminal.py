@@ -34,7 +34,7 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         progress = self._progress
-        trials = dict(progress.trials_by_id)
+        trials = progress.trials_by_id
         running = {id: trial for id, trial in trials.items() if trial.status == "running"}
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(no_wrap=True)
@@ -44,8 +44,9 @@ class View:
             table.add_column(no_wrap=True, justify="right")
         shown = list(running.items())[: max(1, console.height - _OTHER_LINES)]
         for id, trial in shown:
-            bar = ProgressBar(total=progress.max_steps or 1, completed=trial.step)
-            table.add_row(id, trial.name, bar, f"{trial.step}/{progress.max_steps}", _value(progress, trial.value))
+            whole = trial.whole or progress.max_steps
+            bar = ProgressBar(total=whole or 1, completed=trial.step)
+            table.add_row(id, trial.name, bar, f"{trial.step}/{whole}", _value(progress, trial.value))
         if len(shown) < len(running):
             table.add_row("", f"and {len(running) - len(shown)} more trials that run")
         ended = len(trials) - len(running)

@@ -110,10 +110,6 @@ def free_abandoned_groups() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID(found.placement_group_id)))
 
 
-def _name(node: dict[str, Any]) -> str:
-    return str(node["NodeManagerAddress"])
-
-
 def _nodes(count: int) -> str:
     return count_text(count, "node")
 

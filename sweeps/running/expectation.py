@@ -92,6 +92,7 @@ def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> floa
         "sinsr.draws": 1,
         "first_stage.draws": 1,
         "training.stability_draws": 1,
+        "training.keep": "last",
     }
     small = override(trial, few)
     with tempfile.TemporaryDirectory() as folder:

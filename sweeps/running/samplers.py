@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,9 +98,9 @@ def make_sampler(name: str, space: SearchSpace, seed: int, number: int, modelled
         )
 
 
-def grid(space: SearchSpace) -> list[dict[str, Value]]:
-    """All combinations of the choices and of five values of each range, evenly spaced (by ratio with `log`). A
-    conditional parameter varies only where it exists.
+def grid(space: SearchSpace) -> dict[str, dict[str, Value]]:
+    """All combinations of the choices and of five values of each range, evenly spaced (by ratio with `log`), by their
+    `text_of`. A conditional parameter varies only where it exists.
     """
     found: dict[str, dict[str, Value]] = {}
     for values in itertools.product(*map(_levels, space.distributions.values())):
@@ -109,7 +110,7 @@ def grid(space: SearchSpace) -> list[dict[str, Value]]:
             if name in space.active(kept):
                 kept[name] = combination[name]
         found[text_of(kept)] = kept
-    return list(found.values())
+    return found
 
 
 def _levels(distribution: Distribution) -> Sequence[Value]:
@@ -127,14 +128,13 @@ def _levels(distribution: Distribution) -> Sequence[Value]:
     return [float(level) for level in levels]
 
 
-def least_tried(space: SearchSpace, tried: Sequence[str], seed: int) -> dict[str, Value]:
-    """The configuration of the grid with the fewest trials; among equals, the first in a random order.
+def least_tried(configurations: Mapping[str, dict[str, Value]], tried: Sequence[str], seed: int) -> dict[str, Value]:
+    """The configuration of a `grid` with the fewest trials; among equals, the first in a random order.
 
     Args:
         tried: `text_of` the configuration of each trial so far.
         seed: of the order.
     """
-    configurations = grid(space)
-    order = np.random.default_rng(seed).permutation(len(configurations))
-    counts = {text: tried.count(text) for text in set(tried)}
-    return min((configurations[k] for k in order), key=lambda values: counts.get(text_of(values), 0))
+    texts, counts = list(configurations), Counter(tried)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return configurations[min((texts[k] for k in order), key=lambda text: counts[text])]

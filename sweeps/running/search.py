@@ -25,6 +25,7 @@ from sweeps.running.confirming import Begun, Configuration, confirmations, final
 from sweeps.running.optuna_study import Journal
 from sweeps.running.samplers import (
     draw,
+    grid,
     least_known,
     least_tried,
     make_sampler,
@@ -109,6 +110,7 @@ class SweepSearch(Searcher):
             for point in space.points[:trials]
         ]
         self._tried: list[str] = []
+        self._grid = grid(space) if sampler == "grid" else {}
         """The configurations of this search's trials, by number."""
         self._modelled = False
         """Whether a model proposes. Once it does, it goes on."""
@@ -289,7 +291,7 @@ class SweepSearch(Searcher):
     def _propose(self, number: int) -> dict[str, Any]:
         given = number < len(self._queue)
         if given or self._sampler == "grid":
-            parameters = self._queue[number][1] if given else least_tried(self._space, self._tried, self._seed)
+            parameters = self._queue[number][1] if given else least_tried(self._grid, self._tried, self._seed)
             distributions = {name: optuna_distribution(self._space.distributions[name]) for name in parameters}
             self._study.add_trial(
                 optuna.trial.create_trial(state=TrialState.RUNNING, params=parameters, distributions=distributions)

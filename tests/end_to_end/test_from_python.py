@@ -53,3 +53,12 @@ def test_what_is_no_run_or_no_setting_is_refused(tmp_path: Path) -> None:
         sweeps.open_run(tmp_path)
     with pytest.raises(InputError, match=r"trails: no such setting of a sweep; there are address, "):
         sweeps.run("lora", trails=3)
+    for wrong, message in (
+        ({"trials": "6"}, "trials='6': expected a whole number"),
+        ({"trials": 6.0}, r"trials=6.0: expected a whole number"),
+        ({"results": 3}, "results=3: expected text"),
+        ({"time_budget": "8"}, "time_budget=8: expected a time such as 8h"),
+        ({"constraint": "psnr"}, "--constraint psnr: expected METRIC>=NUMBER"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sweeps.run("lora", **wrong)

@@ -20,6 +20,7 @@ from trainables.data.stores.inventory import Shelved, remove, stores_below, to_p
 from trainables.data.stores.roots import local_root, store_root
 from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
+from trainables.images.names import photograph_of
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
 from trainables.settings.presets import preset
 from trainables.settings.sources import check_sources, given_sources
@@ -134,7 +135,7 @@ def inspect_command(flags: argparse.Namespace) -> int:
     for name, reason in list(rejected.items())[:_REASONS]:
         print(f"  {name}: {reason}")
     if names := store.names:
-        used = Counter(name.rpartition("@")[0] for name in names)
+        used = Counter(photograph_of(name) for name in names)
         print(f"from {len(used)} photographs, {min(used.values())} to {max(used.values())} pairs of each")
     if {"degraded", "target"} <= set(store.columns):
         sheet = path_of("--sheet", f"{path.name}.png" if flags.sheet is None else flags.sheet)

@@ -17,6 +17,7 @@ from PIL import Image
 from trainables.common.errors import InputError
 from trainables.images.degradations.degradation import degrade
 from trainables.images.degradations.sharpening import sharpened
+from trainables.images.names import image_name
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs
 from trainables.settings.pairs import PairSettings, Split
 
@@ -121,11 +122,11 @@ class Pairs(Sequence[Pair]):
                 crop = _short_side(photograph, self._settings.image_size, rng)
             else:
                 crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
-            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}"
+            name = image_name(photograph.name, f"{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}")
             name += f"#{version}" if version else ""
         else:
             crop = self._fixed_crop(which, photograph, variant)
-            name = f"{photograph.name}@{crop.top:03d},{crop.left:03d}"
+            name = image_name(photograph.name, f"{crop.top:03d},{crop.left:03d}")
             rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
         if self._split == "train" and version:  # the same target, with a degradation of its own
             own = np.random.default_rng([self._seed, version, _hash(photograph.name), variant])

@@ -43,8 +43,7 @@ def _listed(name: str) -> Mapping[str, Mapping[str, Any]]:
     spec = importlib.util.find_spec("pyiqa")
     if spec is None:
         raise MetricUnavailableError(
-            f"{name} is absent: pyiqa is not installed; pip install pyiqa, which is "
-            "non-commercial"
+            f"{name} is absent: pyiqa is not installed; pip install pyiqa, which is non-commercial"
         )
     for folder in spec.submodule_search_locations or ():
         listing = importlib.util.spec_from_file_location("pyiqa_list", Path(folder) / _LIST)

@@ -11,6 +11,7 @@ import pytest
 from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.intervals import Measurement, compare
+from sweeps.answering.recorded import recorded_answer
 from sweeps.answering.remarks import (
     at_the_edge,
     longer_training,
@@ -19,8 +20,10 @@ from sweeps.answering.remarks import (
     worse_than_the_start,
 )
 from sweeps.formatting import trial_name
+from sweeps.planning.objectives import Constraint
 
 METRIC = "val/st_lpips"
+UNMET = Constraint("val/psnr", 90, least=True)
 PHOTOGRAPHS = 12
 Row = dict[str, Any]
 Tables = tuple[list[Row], list[Row]]
@@ -90,6 +93,27 @@ class Sweep:
 
     def ask(self, **settings: Any) -> Answer:
         return answer(self.rows, self.per_image, METRIC, ["t000"], **settings)
+
+
+def test_a_photograph_whose_name_has_an_at_sign_is_one_photograph() -> None:
+    """`icon@1x.png` and `icon@2x.png` are two photographs, as `a.png` and `b.png` are."""
+    plain, marked = Sweep([-0.03]).confirm(1), Sweep([-0.03]).confirm(1)
+    for row in marked.per_image:
+        row["image"] = f"icon@{row['image']}"
+    found, same = marked.ask(), plain.ask()
+    assert found.sentences == same.sentences and found.finalists[0].verdict == "better"
+
+
+def test_recorded_answer_uses_the_objectives_and_constraints_of_the_run() -> None:
+    sweep = Sweep([-0.03, 0.0]).confirm(1, 2)
+    record = {"objective": METRIC, "trial": {"training.max_steps": 300}, "command": {"constraint": [str(UNMET)]}}
+    alone, constrained = {**record, "command": {}}, recorded_answer(record, sweep.rows, sweep.per_image)
+    assert recorded_answer(alone, sweep.rows, sweep.per_image) == sweep.ask()
+    assert constrained == sweep.ask(constraints=(UNMET,)) != sweep.ask()
+    several = {**alone, "objectives": [METRIC, "val/psnr"]}
+    assert recorded_answer(several, sweep.rows, sweep.per_image) == sweep.ask(objectives=2) != sweep.ask()
+    longer = {**alone, "command": {"confirm_steps": 600}}  # the confirmation was to be trained longer
+    assert recorded_answer(longer, sweep.rows, sweep.per_image).unconfirmed == "the confirmation has not finished"
 
 
 def test_better_configuration_is_named_in_two_short_sentences() -> None:

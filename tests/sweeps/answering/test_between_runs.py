@@ -45,12 +45,11 @@ def make_run(
 
 
 def test_winners_are_compared_on_the_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [make_run(tmp_path / "space" / name, effect, seed) for seed, (name, effect) in enumerate(
-        {"one": 0.5, "two": 1.5, "three": 0.5}.items()
-    )]  # fmt: skip
-    (runs[1] / "settings.yaml").write_text(
-        (runs[1] / "settings.yaml").read_text().replace("training.max_steps: 9", "training.max_steps: 18")
-    )
+    batches = {"one": 4, "two": 8, "three": 4}
+    runs = [
+        make_run(tmp_path / "space" / name, effect, seed, **{"training.batch_size": batches[name]})
+        for seed, (name, effect) in enumerate({"one": 0.5, "two": 1.5, "three": 0.5}.items())
+    ]
     assert main([str(run) for run in runs]) == 0
     output = capsys.readouterr().out
     lines = output.splitlines()
@@ -59,7 +58,14 @@ def test_winners_are_compared_on_the_test_images(tmp_path: Path, capsys: pytest.
     text = " ".join(output.split())
     assert "space/two: better, +1.0" in text and "space/three: not distinguishable" in text
     assert "3 seeds against 3; 12 images of 6 test photographs" in text
-    assert "The runs' settings differ in training.max_steps 9 / 18 / 9." in text
+    assert "The runs' settings differ in training.batch_size 4 / 8 / 4." in text
+
+
+def test_runs_of_one_second_are_told_apart_by_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / results / "space" / "20261121-093000", 0.5) for results in ("here", "there")]
+    assert main([str(run) for run in runs]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{runs[1]}: not distinguishable" in text
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,9 @@ def report(tmp_path: Path) -> LiveReport:
     tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", "val/psnr": 20.0})
     objective = SimpleNamespace(metric="val/psnr")
     question = SimpleNamespace(space=SPACE)
-    plan = SimpleNamespace(objective="val/psnr", direction="max", question=question, objectives=[objective])
+    plan = SimpleNamespace(
+        objective="val/psnr", direction="max", question=question, objectives=[objective], constraints=()
+    )
     progress = Progress(3, 1, 100, 1, ("val/psnr",))
     return LiveReport(plan, tmp_path, SimpleNamespace(tables=tables, progress=progress, stopped=""))  # type: ignore[arg-type]
 

@@ -150,7 +150,7 @@ def test_resumed_run_finds_its_folders_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     relative = tuple(folder.relative_to(tmp_path) for folder in folders)
     question = resolve(_settings(relative, tmp_path))  # type: ignore[arg-type]
-    folder = create_run(question, ("val/psnr",), "val/psnr", {})
+    folder = create_run(question, ("val/psnr",), ["val/psnr"], {})
     folder.close()
     monkeypatch.chdir("/")
     again, settings, _ = open_run(folder.path)

@@ -33,7 +33,7 @@ def test_a_moved_run_uses_the_data_next_to_it_then_the_data_of_its_start(tmp_pat
 
     new = place(tmp_path / "new" / "x" / "run", tmp_path / "new" / "store")
     found = located(new, settings, record)
-    assert (found.results, found.store) == (str(new.parent), str(tmp_path / "new" / "store"))
+    assert (found.results, found.store) == (str(new.parents[1]), str(tmp_path / "new" / "store"))
     (tmp_path / "new" / "store" / "pairs-1").rmdir()
     assert located(new, settings, record).store == record["store"]
     (tmp_path / "results" / "store" / "pairs-1").rmdir()  # on another machine: made anew next to the run

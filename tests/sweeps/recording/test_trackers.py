@@ -42,7 +42,7 @@ def test_missing_package_is_refused_with_its_extra(name: str, monkeypatch: pytes
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / name).is_dir()])
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
-    with pytest.raises(InputError, match=rf"^--log-to {name}: .* pip install 'restoration-sweeps\[{name}\]'$"):
+    with pytest.raises(InputError, match=rf"^--log-to {name}: .* pip install {name}$"):
         check_tracker(name)
 
 

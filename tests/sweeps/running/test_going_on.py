@@ -139,13 +139,13 @@ def test_grid_has_every_combination_once_then_again_with_another_seed(tmp_path: 
         points=(Point("p", {"a": "p"}),),
         objective="val/psnr",
     )
-    assert [text_of(values) for values in grid(space)] == [
+    assert list(grid(space)) == [
         text_of(values) for values in ({"a": "p"}, {"a": "q", "b": 1}, {"a": "q", "b": 2}, {"a": "q", "b": 3})
     ]
     found = proposals(tmp_path, "grid", space, trials=6)
     assert len({text_of(config[PARAMETERS]) for config in found[:4]}) == 4
     assert [config[SEED] for config in found] == [0, 0, 0, 0, 1, 1]
-    levels = [values["x"] for values in grid(NUMBERS) if values["n"] == 1]
+    levels = [values["x"] for values in grid(NUMBERS).values() if values["n"] == 1]
     assert levels == pytest.approx([0.01, 0.0316, 0.1, 0.316, 1.0], rel=0.01)
 
 

@@ -1,0 +1,44 @@
+"""The answer of a run from its own files, with the objectives, constraints and lengths that its settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeps.answering.comparison import Answer, answer, baseline_trials
+from sweeps.formatting import Row
+from sweeps.planning.objectives import parse_constraint, split_objectives
+from sweeps.trial_config import CONFIRMATION
+
+
+def recorded_answer(
+    record: Mapping[str, Any], rows: Sequence[Row], per_image: Sequence[Row], metric: str = ""
+) -> Answer:
+    """The answer as the run's report gives it. Nothing is called better before the whole confirmation has ended.
+
+    Args:
+        record: content of settings.yaml. rows, per_image: those of the tables.
+        metric: "val/psnr", the metric to answer in; by default the run's first objective.
+    """
+    command = record.get("command") or {}
+    objectives = record.get("objectives") or split_objectives(command.get("objective") or "") or [record["objective"]]
+    constraints = tuple(parse_constraint(text) for text in command.get("constraint") or ())
+    return answer(
+        rows,
+        per_image,
+        metric or record["objective"],
+        baseline_trials(rows),
+        unconfirmed=_unconfirmed(record, rows),
+        objectives=len(objectives),
+        constraints=constraints,
+    )
+
+
+def _unconfirmed(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    if any(row["status"] in ("running", "interrupted") for row in rows):
+        return "the sweep has not ended"
+    whole = (
+        (record.get("command") or {}).get("confirm_steps") or (record.get("trial") or {}).get("training.max_steps") or 0
+    )
+    confirmed = [row for row in rows if row["kind"] == CONFIRMATION and row["status"] == "finished"]
+    return "the confirmation has not finished" if any(row["steps"] < whole for row in confirmed) else ""
