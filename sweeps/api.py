@@ -81,7 +81,8 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
 
 
 class Run:
-    """A run: its tables, its answer and its winner. Tables are read anew at each access, so they follow a running one.
+    """A run: its tables, its answer and its winner. Tables are read anew at each access, so they follow a running one
+    in a folder. Of one in a bucket, they are as `open_run` found them.
 
     Attributes:
         folder: results/<space>/<run>.

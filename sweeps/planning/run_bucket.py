@@ -70,9 +70,12 @@ def run_to_read(name: str, text: str) -> Path:
     objects = _own_files(run.objects())
     if RUN_SETTINGS not in objects:
         raise InputError(f"{name} {run}: not a run; expected a {RUN_SETTINGS} there")
+    new = copy.with_name(f".{copy.name}.{os.getpid()}")  # another process may read the copy that is there
+    shutil.rmtree(new, ignore_errors=True)
+    _download(run, new, objects)
+    (new / _PLACE).write_text(text, encoding="utf-8")
     shutil.rmtree(copy, ignore_errors=True)
-    _download(run, copy, objects)
-    (copy / _PLACE).write_text(text, encoding="utf-8")
+    new.rename(copy)
     return copy
 
 

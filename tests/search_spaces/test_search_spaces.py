@@ -91,7 +91,9 @@ def test_proposals_and_points_are_valid_for_every_preset(name: str, preset_name:
         with pytest.raises(InputError) as refused:
             ask(name, preset_name)
         own = f"--preset {preset_name}: "
-        assert str(refused.value).startswith((f"{own}pairs.scale=1: expected 4", f"{own}network.image_size=64: expected"))
+        assert str(refused.value).startswith(
+            (f"{own}pairs.scale=1: expected 4", f"{own}network.image_size=64: expected")
+        )
         assert f"; --space {name} fits the presets sample, sinsr-stage1, " in str(refused.value)
     else:
         check_trials(ask(name, preset_name))

@@ -61,7 +61,8 @@ def _work(batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], dev
         task = tasks[number]
         before: Made = pickle.loads(batch["made"][place]) if "made" in batch else Made(task)
         if not before.error:
-            made = maker(replace(task, stages=tuple(name for name in task.stages if name in stages)))
+            own = replace(task, stages=tuple(name for name in task.stages if name in stages))
+            made = maker(own, before.made_again)
             before = Made(task, {**before.shards, **made.shards}, (*before.kept, *made.kept), made.error)
         all_made.append(pickle.dumps(before))
     return {"number": batch["number"], "made": np.array(all_made, dtype=object)}

@@ -57,6 +57,11 @@ class Made:
     kept: tuple[str, ...] = ()
     error: str = ""
 
+    @property
+    def made_again(self) -> bool:
+        """Whether a stage was made now: what is left of later ones may belong to other rows."""
+        return len(self.kept) < len(self.shards)
+
 
 class ShardMaker:
     """Makes shards and writes them to their stores. Loads each network at its first use, and keeps it.
@@ -77,8 +82,12 @@ class ShardMaker:
         self._stages = {(stage.split, stage.name): stage for stage in stages}
         self._makers: dict[str, StageMaker] = {}
 
-    def __call__(self, task: Task) -> Made:
-        """Does a task; an `InputError` is returned in the result, so that it reaches the other processes."""
+    def __call__(self, task: Task, made_again: bool = False) -> Made:
+        """Does a task; an `InputError` is returned in the result, so that it reaches the other processes.
+
+        Args:
+            made_again: whether another process has made an earlier stage of this shard anew.
+        """
         files: dict[str, pa.Buffer] = {}
         shards: dict[str, Shard] = {}
         kept: list[str] = []
@@ -88,7 +97,7 @@ class ShardMaker:
                 for name in task.stages:
                     stage = self._stages[task.split, name]
                     # Later stages of a shard that was made again may belong to other rows.
-                    left = self._left(stage, task) if len(kept) == len(files) else None
+                    left = self._left(stage, task) if len(kept) == len(files) and not made_again else None
                     if left is not None:
                         files[name], shards[name] = left
                         kept.append(name)

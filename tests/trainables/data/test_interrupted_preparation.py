@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,31 @@ def test_interrupted_preparation_resumes_from_finished_shards(tiny: TrialSetting
         if path.is_file() and not path.name.startswith("."):
             assert (root / path.relative_to(whole)).read_bytes() == path.read_bytes()
     assert not list(root.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_later_stages_are_made_again_with_the_pairs(tiny: TrialSettings, tmp_path: Path, processes: int) -> None:
+    """With GPUs, one process makes the pairs of a shard and another one its latents."""
+    settings = in_shards(tiny)
+    prepare(settings, tmp_path, PAIRS_AND_LATENTS)
+    for stage in ("pairs-train", "latents-train"):
+        (store_of(tmp_path, stage) / MANIFEST).unlink()
+    pairs = store_of(tmp_path, "pairs-train") / shard_name(1)
+    pairs.write_bytes(pairs.read_bytes()[:-100])
+    kept: dict[int, tuple[str, ...]] = {}
+
+    def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        for task in tasks:
+            parts = [task.stages] if processes == 1 else [(name,) for name in task.stages]
+            made = Made(task)
+            for stages in parts:
+                own = maker(replace(task, stages=stages), made.made_again)
+                made = Made(task, {**made.shards, **own.shards}, (*made.kept, *own.kept), own.error)
+            kept[task.number] = made.kept
+            yield made
+
+    prepare(settings, tmp_path, PAIRS_AND_LATENTS, run=run)
+    assert kept == {0: ("pairs", "latents"), 1: (), 2: ("pairs", "latents")}
 
 
 def test_shards_do_not_depend_on_their_order(tiny: TrialSettings, tmp_path: Path) -> None:
