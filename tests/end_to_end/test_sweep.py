@@ -139,11 +139,11 @@ class TestWholeSweep:
         # A page is brought up to date: what a person wrote stays, and so do spaces without a run.
         old = text.replace(" | t00", " | t99").replace(f"## {SPACE}\n\n", f"## {SPACE}\n\n**Reading.** Little.\n\n")
         other = "| [`lora`](#lora) | a | b | c | d | e | 1 |\n"
-        old = f"# Answers\n\n{old}\n\n## Open\n\n- `{SPACE}`: why?\n- `lora`: which?\n"
+        old = f"# Answers\n\n{old}\n\n## Open\n\n- `{SPACE}`: why?\n- `conditioning`: which?\n"
         old = old.replace(f"| [`{SPACE}`]", f"{other}| [`{SPACE}`]")
         new = updated(old, run.parents[1], tmp_path / "answers")
         assert new.startswith("# Answers\n\n| space") and other in new and "t99" not in new
-        assert "**Reading.** Little." in new and f"- `{SPACE}`" not in new and "- `lora`: which?" in new
+        assert "**Reading.** Little." in new and f"- `{SPACE}`" not in new and "- `conditioning`: which?" in new
         assert updated(new, run.parents[1], tmp_path / "answers") == new
 
     def test_tensorboard(self, swept: tuple[Path, str]) -> None:
