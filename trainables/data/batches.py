@@ -12,6 +12,7 @@ Columns of a training batch, each (B, ...) float32:
 | `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
 | `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
 | `uniform`, `second_uniform` | two independent numbers in [0, 1), new every step |
+| `prompt_uniform` | a third one, for dropping prompts |
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23, "second_uniform": 29}
+_UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
+_STREAM_OF = _UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
 Chunk = dict[str, Tensor]
@@ -201,7 +203,7 @@ class TrainingBatches:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
         generator = torch.Generator(self._device).manual_seed(int(seed[0]))
         size = self._training.batch_size
-        if name in ("uniform", "second_uniform"):
+        if name in _UNIFORM:
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
         if name == "coarse_noise":

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainables.common.errors import InputError, one_line
 from trainables.settings import SHIPPED
@@ -29,6 +29,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 PART_WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
 _PIPELINE = "model_index.json"
+_ENCODER = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
 _FETCHED = [
     *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
     *(f"{part}/{name}" for part in ("vae", "unet") for name in (PART_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
@@ -273,7 +274,11 @@ def load_empty_prompt(folder: Path) -> Tensor:
     """
     width = read_shape(folder).cross_attention_dim
     try:
-        prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
+        prompt = (
+            _read_empty_prompt(folder)
+            if (folder / EMPTY_PROMPT).is_file()
+            else encode_prompts(folder, {"": ""})[""].embedding
+        )
     except Exception as error:  # the readers raise many types for a wrong file
         raise _unusable(folder, f"the empty prompt cannot be loaded: {one_line(error)}") from None
     if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
@@ -291,7 +296,25 @@ def _read_empty_prompt(folder: Path) -> Tensor:
     return prompt.float()
 
 
-def _encode_empty_prompt(folder: Path) -> Tensor:
+class EncodedPrompt(NamedTuple):
+    """`embedding`: (1, tokens, dim) float32. `tokens`: of the text, without padding. `cut`: whether it had more."""
+
+    embedding: Tensor
+    tokens: int
+    cut: bool
+
+
+def has_text_encoder(folder: Path) -> bool:
+    """Whether a base can encode prompts."""
+    return all((folder / name).is_file() for name in _ENCODER)
+
+
+def encode_prompts(folder: Path, texts: Mapping[str, str], padded: bool = False) -> dict[str, EncodedPrompt]:
+    """The last hidden states of a base's text encoder for each text, under the names of `texts`.
+
+    Args:
+        padded: whether each is padded to the tokenizer's length.
+    """
     import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -306,10 +329,15 @@ def _encode_empty_prompt(folder: Path) -> Tensor:
     text_encoder, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"text_encoder/ lacks {', '.join(sorted(report['missing_keys']))}")
-    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        prompt: Tensor = text_encoder(tokens)[0]
-    return prompt
+    longest = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    encoded = {}
+    for name, text in texts.items():
+        wanted = len(tokenizer(text).input_ids)
+        padding = "max_length" if padded else "do_not_pad"
+        tokens = tokenizer(text, padding=padding, max_length=longest, truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            encoded[name] = EncodedPrompt(text_encoder(tokens)[0], min(wanted, longest), wanted > longest)
+    return encoded
 
 
 def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
@@ -345,9 +373,8 @@ def _absent(folder: Path) -> list[str]:
     for part in ("vae", "unet"):
         if not any((folder / part / name).is_file() for name in (PART_WEIGHTS, SHARDS)):
             absent.append(f"{part}/{PART_WEIGHTS}")
-    encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
-    if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
-        absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")
+    if not (folder / EMPTY_PROMPT).is_file() and not has_text_encoder(folder):
+        absent.append(f"{EMPTY_PROMPT} (or {' and '.join(_ENCODER)})")
     return absent
 
 
