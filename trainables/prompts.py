@@ -48,7 +48,7 @@ def write_prompts(base: Path, file: Path, texts: dict[str, str]) -> dict[str, tu
     # These imports take seconds; errors above are reported without them.
     from safetensors.torch import save_file
 
-    from trainables.pretrained.base_model import encode_prompts
+    from trainables.pretrained.prompt_encoder import encode_prompts
 
     try:
         encoded = encode_prompts(base, {EMPTY: "", **texts}, padded=True)

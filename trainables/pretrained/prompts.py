@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainables.common.errors import InputError, one_line
-from trainables.pretrained.base_model import find_base, load_empty_prompt, read_shape
+from trainables.pretrained.base_model import find_base, read_shape
 from trainables.pretrained.fetched import weights_at
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.settings import TrialSettings
 from trainables.settings.checks import require
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.bases import DIM, save_base, tiny_text_encoder
 from trainables.common.errors import InputError
-from trainables.pretrained.base_model import load_empty_prompt
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.pretrained.prompts import check_prompts, load_prompts
 from trainables.prompts import main
 from trainables.settings import TrialSettings, override
