@@ -1,4 +1,4 @@
-"""The installed command `restoration-sweeps run|compare|data|restore|export`."""
+"""The installed command `restoration-sweeps run|compare|data|restore|export|prompts`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ COMMANDS = {
     "data": Command("trainables.data.__main__", "prepare, inspect, verify and delete data"),
     "restore": Command("trainables.restore", "restore pictures with a finished trial"),
     "export": Command("trainables.export", "export a finished latent_diffusion to diffusers' layout"),
+    "prompts": Command("trainables.prompts", "encode prompts with a base's text encoder"),
 }
 """To add a subcommand, add one entry here."""
 

@@ -23,7 +23,7 @@ LEVELS = (
     ("trainables.methods",),
     ("trainables.data",),
     ("trainables.training",),
-    ("trainables.restore", "trainables.export"),
+    ("trainables.restore", "trainables.export", "trainables.prompts"),
     ("trainables.assets",),
     ("sweeps.formatting", "sweeps.trial_config"),
     ("sweeps.planning",),

@@ -1,7 +1,8 @@
 """Exports a finished `latent_diffusion` to diffusers' layout: `python -m trainables.export RUN/best FOLDER`.
 
     FOLDER/unet/                              the widened UNet, with merged LoRA
-    FOLDER/vae/, scheduler/, empty_prompt...  from the base; the scheduler has the trained prediction type
+    FOLDER/vae/, scheduler/, empty_prompt...  from the base; the scheduler has the trained prediction type, the
+                                              prompt is the one it was trained with
     FOLDER/pytorch_lora_weights.safetensors   only the LoRA, with its public names, if the trial has one
 
 The folder is a base for further training (`--set base.weights=FOLDER`), and diffusers can load each part. It takes as
@@ -69,7 +70,7 @@ def _write(method: LatentDiffusion, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from trainables.networks.stable_diffusion import lora_metadata, lora_state_dict, merge_lora
-    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_empty_prompt, load_scheduler_config
+    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config
     from trainables.pretrained.base_schedule import zero_terminal_snr
 
     base = find_base(method.settings.base.weights, method.settings.base.revision)
@@ -87,7 +88,7 @@ def _write(method: LatentDiffusion, folder: Path) -> None:
         set_alpha_to_one=True,  # our sampler ends at x_0
     )
     scheduler.save_pretrained(folder / "scheduler")
-    save_file({"empty_prompt": load_empty_prompt(base).contiguous()}, folder / EMPTY_PROMPT)
+    save_file({"empty_prompt": method.prompts.positive.contiguous()}, folder / EMPTY_PROMPT)
 
 
 def parser(prog: str = PROG) -> Flags:

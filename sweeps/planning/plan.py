@@ -280,7 +280,12 @@ class Plan:
         seen = training.max_steps * training.batch_size / pairs.train_pairs
         text = f"{pairs.train_pairs} training pairs, each seen {seen:.3g} times per trial"
         if pairs.variants > 1:
-            text += f", in {pairs.variants} degradations, each of them {seen / pairs.variants:.3g} times"
+            prepared = "degradations" if pairs.flips == "none" else f"{pairs.flips} variants"
+            text += f", in {pairs.variants} {prepared}, each of them {seen / pairs.variants:.3g} times"
+        elif pairs.flips != "none":
+            text += f", {pairs.flips} at random"
+        if pairs.undamaged:
+            text += f", with the target itself as the input in {100 * pairs.undamaged:.3g} % of the cases"
         return text
 
     @property
@@ -427,7 +432,8 @@ def _check_effects_on_files(question: Question, source: Source) -> None:
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}
     named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
     for name, text in named.items():
-        if is_among(name, SIMULATED) and source.paired:
+        mirrors = name == "pairs.variants" and trial.pairs.flips != "none"
+        if is_among(name, SIMULATED) and source.paired and not mirrors:
             raise InputError(
                 f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
             )

@@ -16,7 +16,8 @@ from tests.helpers.bases import save_tokenizer, scheduler, tiny_text_encoder, ti
 from tests.helpers.parity import relative_error
 from tests.helpers.paths import EXPECTED
 from trainables.networks.stable_diffusion import decode_kl, encode_kl, predict, widen_conv_in
-from trainables.pretrained.base_model import load_empty_prompt, load_scheduler_config, load_unet, load_vae
+from trainables.pretrained.base_model import load_scheduler_config, load_unet, load_vae
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 
 # Origin of the file: expected/README.md.
 DATA = {name: torch.from_numpy(values) for name, values in np.load(EXPECTED / "marigold.npz").items()}

@@ -17,7 +17,8 @@ from tests.helpers.parity import relative_error
 from trainables.images.tensors import upsample
 from trainables.methods.controlnet_diffusion import ControlNetDiffusion
 from trainables.methods.pixel_diffusion import BETA_END, BETA_START, PixelDiffusion
-from trainables.pretrained.base_model import load_empty_prompt, load_unet, load_vae
+from trainables.pretrained.base_model import load_unet, load_vae
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.settings import TrialSettings, override
 
 CPU = torch.device("cpu")

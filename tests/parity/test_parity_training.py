@@ -20,6 +20,7 @@ from tests.helpers.paths import EXPECTED
 from tests.helpers.trainings import CURVES, TRAINING
 from trainables.data.prepared import Prepared
 from trainables.methods.method import Method
+from trainables.pretrained.prompts import Prompts
 from trainables.settings import TrialSettings, override
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.loop import Trainer, World
@@ -43,8 +44,8 @@ class NoFirstStage:
 def widen(method: Method) -> None:
     """To float64, but for the autoencoder, which always computes in float32."""
     for name, part in vars(method).items():
-        if isinstance(part, Tensor):
-            setattr(method, name, part.double())
+        if isinstance(part, Prompts):
+            setattr(method, name, Prompts(part.positive.double(), part.negative.double(), part.empty.double()))
         elif isinstance(part, nn.Module) and name != "autoencoder":
             part.double()
 

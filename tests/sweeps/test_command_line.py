@@ -313,6 +313,12 @@ def test_settings_without_effect_on_the_files_are_refused(tmp_path: Path, capsys
     pairs = ["--space", "perceptual_frequency", "--data", str(tmp_path / "pairs"), *small]
     refusal = refused(capsys, tmp_path / "results", *line, *pairs, *setting("pairs.print.exposure=0.1,0.2"))
     assert refusal.startswith("--set pairs.print.exposure=0.1,0.2 has no effect: --data ")
+    two = setting("pairs.variants=2")
+    assert "--set pairs.variants=2 has no effect" in refused(capsys, tmp_path / "results", *line, *pairs, *two)
+    # Unless the second one is the mirrored pair.
+    mirrored = [*line, *pairs, *two, *setting("pairs.flips=mirrored")]
+    assert main([*mirrored, "--results", str(tmp_path / "results")]) == 0
+    assert "in 2 mirrored variants, each of them" in capsys.readouterr().out
 
     from tests.helpers.bases import save_base, tiny_unet
 
@@ -393,6 +399,23 @@ def test_misspelt_names_are_answered_with_the_nearest(
 ) -> None:
     assert main([*flags, "--dry-run"]) == 2
     assert nearest in capsys.readouterr().err
+
+
+def test_plan_says_how_pairs_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--space", "conditioning", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]
+    assert "pairs.flips=turned: expected none, or pairs.variants of 2 or more" in refused(
+        capsys, tmp_path / "results", *line[:-2], *setting("pairs.flips=turned")
+    )
+    changed = setting("pairs.flips=turned", "pairs.undamaged=0.05", "pairs.scale=1")
+    space = tmp_path / "mine.py"
+    space.write_text(
+        "from search_spaces.space import Float, Point, SearchSpace\n"
+        "SPACE = SearchSpace(name='mine', question='?', method='pix2pix', "
+        "parameters={'pix2pix.l1': Float(1, 100)}, points=(Point('a', {'pix2pix.l1': 10}),), objective='val/psnr')\n"
+    )
+    assert main(["--space", str(space), *line[2:], *changed]) == 0
+    shown = capsys.readouterr().out
+    assert ", turned at random, with the target itself as the input in 5 % of the cases" in shown
 
 
 def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_installed_command_answers_anywhere_within_five_seconds(
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ([], f"{PROJECT}: error: COMMAND is missing; expected one of run, compare, data, restore, export; see --help"),
+        ([], f"{PROJECT}: error: COMMAND is missing; expected one of {', '.join(console.COMMANDS)}; see --help"),
         (["nosuch"], f"{PROJECT}: error: COMMAND: invalid choice: 'nosuch'"),
         (["run", "--nosuch"], f"{PROJECT} run: error: unrecognized arguments: --nosuch"),
         (["run", "--trails", "3"], f"{PROJECT} run: error: --trails: no such flag; nearest: --trials"),
@@ -112,6 +112,7 @@ def test_installed_command_answers_anywhere_within_five_seconds(
         (["data", "inspect", "nowhere"], f"{PROJECT} data inspect: error: nowhere"),
         (["restore", "a"], f"{PROJECT} restore: error: the following arguments are required: INPUT, OUTPUT"),
         (["export", "nowhere", "new"], f"{PROJECT} export: error: FINISHED nowhere"),
+        (["prompts", "nowhere", "new"], f"{PROJECT} prompts: error: --positive TEXT or --negative TEXT: none given"),
     ],
 )
 def test_errors_name_the_given_command(installed: Path, arguments: list[str], shown: str) -> None:
@@ -124,6 +125,7 @@ def test_help_and_input_errors_do_not_import_torch() -> None:
     lines = [
         *(["--version"], ["nosuch"], ["run", "--list"], ["run", "--nosuch"], ["data", "--help"]),
         *(["restore", "--help"], ["restore", "nowhere", "in", "out"], ["export", "--help"], ["export", "nowhere", "x"]),
+        *(["prompts", "--help"], ["prompts", "nowhere", "x", "--positive", "a"]),
     ]
     code = (
         "import json, sys\n"

@@ -38,7 +38,7 @@ def test_exported_unet_predicts_the_same(first_stage: Path, trial_of: TrialOf, t
     method.networks.eval()
     with torch.no_grad():
         ours = method.denoiser({"latent_degraded": y})(x_t, t)  # type: ignore[attr-defined]
-        theirs = unet(torch.cat([y, x_t], 1), t, encoder_hidden_states=method.prompt).sample  # type: ignore[attr-defined]
+        theirs = unet(torch.cat([y, x_t], 1), t, encoder_hidden_states=method.prompts.positive).sample  # type: ignore[attr-defined]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -24,7 +24,8 @@ from trainables.images.tensors import upsample
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
 from trainables.networks.swin_unet import SwinUNet
-from trainables.pretrained.base_model import load_empty_prompt, load_unet, load_vae
+from trainables.pretrained.base_model import load_unet, load_vae
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.pretrained.resshift import build_diffusion, build_network
 
 CROPS_EACH = 12

@@ -12,6 +12,7 @@ Columns of a training batch, each (B, ...) float32:
 | `jump_noise` | a second draw of the same kind as `fresh_noise`, independent of it |
 | `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
 | `uniform`, `second_uniform` | two independent numbers in [0, 1), new every step |
+| `prompt_uniform` | a third one, for dropping prompts |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from trainables.common.errors import InputError
+from trainables.data.augmentation import Augmentation
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.data.stages.kinds import DRAWN, STAGE_OF
 from trainables.data.stores.shard_format import Column
@@ -34,7 +36,8 @@ from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_STREAM_OF = {"fresh_noise": 13, "jump_noise": 17, "uniform": 19, "coarse_noise": 23, "second_uniform": 29}
+_UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
+_STREAM_OF = _UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
 
 Chunk = dict[str, Tensor]
@@ -76,7 +79,8 @@ class TrainingBatches:
             )
         self._prepared, self._training, self._device = prepared, settings.training, device
         self._window, self._variants = settings.data.window_shards, settings.pairs.variants
-        self._stored = sorted(STAGE_OF.keys() & columns)
+        self._settings, self._columns_read = settings, frozenset(columns)
+        self._stored = sorted(STAGE_OF.keys() & Augmentation.columns(settings, columns))
         self._drawn = sorted(_STREAM_OF.keys() & columns)
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._orders: dict[int, np.ndarray] = {}
@@ -133,17 +137,24 @@ class TrainingBatches:
         seen, first = np.unique(epochs, return_index=True)
         parts = np.split(places, first[1:])
         rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
-        chunk = {}
+        values, chunk = {}, {}
+        for name, buffer in self._buffers[number % 2].items():
+            store = self._prepared.train(name)
+            # Each epoch uses another draw of a pair, and neighbouring pairs use different draws.
+            draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
+            values[name] = store.rows(name, rows, draws, buffer)
+        self._augmentation(values, epochs, rows)
         with torch.cuda.device(self._device) if cuda else nullcontext():
-            for name, buffer in self._buffers[number % 2].items():
-                store = self._prepared.train(name)
-                # Each epoch uses another draw of a pair, and neighbouring pairs use different draws.
-                draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
-                tensor = torch.from_numpy(store.rows(name, rows, draws, buffer))
+            for name in [name for name in values if name in self._columns_read]:
+                tensor = torch.from_numpy(values[name])
                 chunk[name] = tensor.pin_memory().to(self._device, non_blocking=True) if cuda else tensor
         if self._window:
             self._fetch_ahead(int(positions[-1]) + 1)
         return chunk
+
+    @cached_property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(self._settings, self._prepared.train_rows)
 
     @property
     def _epoch_rows(self) -> int:
@@ -192,7 +203,7 @@ class TrainingBatches:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
         generator = torch.Generator(self._device).manual_seed(int(seed[0]))
         size = self._training.batch_size
-        if name in ("uniform", "second_uniform"):
+        if name in _UNIFORM:
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
         if name == "coarse_noise":

@@ -50,7 +50,7 @@ def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, 
         once = _timed(lambda: teacher(latent, t, lq=degraded), device)
         return once * settings.resshift.steps * settings.sinsr.draws
     method = FirstStage(settings, device).method
-    denoise = method.denoiser({"latent_degraded": latent})
+    denoise = method.guided({"latent_degraded": latent})
     once = _timed(lambda: denoise(latent, full_timestep(0, latent)), device)
     steps = settings.ccsr.steps if settings.method == "ccsr" else method.settings.diffusion.inference_steps
     return once * steps * settings.first_stage.draws

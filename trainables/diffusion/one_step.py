@@ -1,8 +1,10 @@
-"""Variational score distillation, which pulls restored latents towards those that a diffusion model finds likely.
+"""Score distillation, which pulls restored latents towards those that a diffusion model finds likely.
 
-Wang et al., "ProlificDreamer" (NeurIPS 2023), as in Wu et al., "One-Step Effective Diffusion Network for Real-World
-Image Super-Resolution" (OSEDiff, NeurIPS 2024), and its official code at https://github.com/cswry/OSEDiff. Shapes and
-symbols are those of `gaussian`.
+Variational: Wang et al., "ProlificDreamer" (NeurIPS 2023), as in Wu et al., "One-Step Effective Diffusion Network for
+Real-World Image Super-Resolution" (OSEDiff, NeurIPS 2024), and its official code at https://github.com/cswry/OSEDiff.
+Of a classifier: Yu et al., "Text-to-3D with Classifier Score Distillation" (ICLR 2024), as in Sun et al., "Pixel-level
+and Semantic-level Adjustable Super-resolution" (PiSA-SR, CVPR 2025), and its official code at
+https://github.com/csslc/PiSA-SR. Shapes and symbols are those of `gaussian`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from trainables.diffusion.resshift import per_sample_mse
 
 FIRST, LAST = 0.02, 0.98
 """Shares of the schedule between which the score is compared: officially timesteps 20 to 979 of 1000."""
+CLASSIFIER_LAST = 0.5
+"""The same of the classifier's score: officially timesteps 20 to 499."""
 
 
-def distillation_timesteps(diffusion: GaussianDiffusion, uniform: Tensor) -> Tensor:
-    """Timesteps of `distillation_loss`, `(B,)` int64, from numbers in [0, 1)."""
-    first, last = (int(share * diffusion.max_timestep) for share in (FIRST, LAST))
+def distillation_timesteps(diffusion: GaussianDiffusion, uniform: Tensor, end: float = LAST) -> Tensor:
+    """Timesteps of `distillation_loss`, `(B,)` int64, from numbers in [0, 1).
+
+    Args:
+        end: share of the schedule below which they are.
+    """
+    first, last = (int(share * diffusion.max_timestep) for share in (FIRST, end))
     return first + (uniform * (last - first)).long()
 
 
@@ -40,7 +48,38 @@ def distillation_loss(
     """
     with torch.no_grad():
         x_t = diffusion.add_noise(x0, t, noise)
-        natural, restored = (diffusion.predict_x0(network(x_t, t), x_t, t) for network in (base, score))
+        natural, restored = base(x_t, t), score(x_t, t)
+    return _pull(diffusion, natural, restored, x0, x_t, t)
+
+
+def classifier_distillation_loss(
+    diffusion: GaussianDiffusion,
+    positive: Denoise,
+    negative: Denoise,
+    guidance: float,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Classifier score distillation, a scalar; `cal_csd` of PiSA-SR's `pisasr.py`.
+
+    As `distillation_loss`, from the estimate of `negative` to that of the guided network.
+
+    Args:
+        positive, negative: the pretrained network with two prompts.
+        guidance: see `trainables.diffusion.guidance`.
+    """
+    with torch.no_grad():
+        x_t = diffusion.add_noise(x0, t, noise)
+        away = negative(x_t, t)
+        towards = away + guidance * (positive(x_t, t) - away)
+    return _pull(diffusion, towards, away, x0, x_t, t)
+
+
+def _pull(diffusion: GaussianDiffusion, towards: Tensor, away: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The loss whose gradient moves `x0` from the estimate of one output to that of another."""
+    with torch.no_grad():
+        natural, restored = (diffusion.predict_x0(output, x_t, t) for output in (towards, away))
         distance = (x0 - natural).abs().mean(dim=tuple(range(1, x0.ndim)), keepdim=True)
         wanted = x0 - (restored - natural) / distance
     return F.mse_loss(x0, wanted)

@@ -18,6 +18,7 @@ from trainables.common.errors import InputError
 from trainables.images.degradations.degradation import degrade
 from trainables.images.degradations.sharpening import sharpened
 from trainables.images.names import image_name
+from trainables.images.orientation import MIRROR, ORIENTATIONS, Margins, oriented, oriented_margins
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs
 from trainables.settings.pairs import PairSettings, Split
 
@@ -26,6 +27,7 @@ MARGIN = 6  # width of the border around a crop that is degraded with it and the
 FLAT = 6.0  # a crop is nearly flat if the standard deviation of its green channel is below, in levels of 255
 TRIES = 4  # crop positions to try while crops are nearly flat; the most detailed crop is kept
 MIN_DOWNSCALE = 0.5
+_TURNS = 1001  # random stream of the orders of orientations; smaller ones are those of variants
 
 PhotographSequence = Sequence[Photograph | MatchedPhotograph]
 
@@ -66,7 +68,9 @@ class Pairs(Sequence[Pair]):
     its validation pairs and of real input.
 
     With `settings.variants` of K, rows K i to K i + K - 1 are degradations of one target; the first is the pair without
-    variants.
+    variants. With `settings.flips` too, the target of a variant is in another orientation than those before it, until
+    there are no others: with "mirrored" every second one is mirrored, with "turned" the order of orientations is drawn
+    for each pair. A pair without variants has no other orientation here; `TrainingBatches` turns it when it is read.
 
     With `crop=rescaled`, photographs without a partner are not searched for detail: a square as large as their short
     side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does.
@@ -130,7 +134,7 @@ class Pairs(Sequence[Pair]):
             rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
         if self._split == "train" and version:  # the same target, with a degradation of its own
             own = np.random.default_rng([self._seed, version, _hash(photograph.name), variant])
-            target, degraded = self._make(photograph, crop, rng, own)
+            target, degraded = self._make(photograph, crop, rng, own, self._orientation(photograph, variant, version))
         else:
             target, degraded = self._make(photograph, crop, rng, rng)
         return Pair(photograph.name, name, target, degraded)
@@ -148,6 +152,13 @@ class Pairs(Sequence[Pair]):
             raise IndexError(f"{self._split} pair {row}: there are {len(self)}")
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         return which, row - int(self._starts[which])
+
+    def _orientation(self, photograph: Photograph | MatchedPhotograph, variant: int, version: int) -> int:
+        count = ORIENTATIONS[self._settings.flips]
+        if count <= 2:
+            return version % count
+        order = np.random.default_rng([self._seed, _TURNS, _hash(photograph.name), variant]).permutation(count - 1)
+        return int(order[version % count - 1]) + 1 if version % count else 0
 
     def _fixed_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
         """One of the crops with the most detail, chosen once per photograph, ordered from top left to bottom right."""
@@ -168,18 +179,20 @@ class Pairs(Sequence[Pair]):
         crop: _Crop,
         rng: np.random.Generator,
         degrading: np.random.Generator,
+        orientation: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         settings, training = self._settings, self._split == "train"
-        top = bottom = left = right = 0
+        margins: Margins = (0, 0, 0, 0)
         if isinstance(photograph, MatchedPhotograph):
             sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
         elif self._rescaled:
             sides = [_shrunk_square(photograph.pixels, crop)]
         else:
-            target, (top, bottom, left, right) = _with_margin(photograph.pixels, crop, settings.scale, rng)
+            target, margins = _with_margin(photograph.pixels, crop, settings.scale, rng)
             sides = [target]
         if training and rng.random() < 0.5:
-            sides, left, right = [side[:, ::-1] for side in sides], right, left
+            orientation ^= MIRROR
+        sides, margins = [oriented(side, orientation) for side in sides], oriented_margins(margins, orientation)
         # If off, it draws no random number, so that other random choices stay the same.
         if training and settings.colour_swap_prob and rng.random() < settings.colour_swap_prob:
             channels = rng.permutation(3)
@@ -189,7 +202,7 @@ class Pairs(Sequence[Pair]):
         if len(sides) == 1:
             sides.append(_simulated(sides[0], settings, degrading))
         target, degraded = sides
-        return _cut(target, top, bottom, left, right, settings.scale), _cut(degraded, top, bottom, left, right)
+        return _cut(target, *margins, settings.scale), _cut(degraded, *margins)
 
 
 def _names(photographs: PhotographSequence) -> Sequence[str]:

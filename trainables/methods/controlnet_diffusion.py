@@ -62,7 +62,7 @@ class ControlNetDiffusion(StableDiffusionMethod):
             **(seen if condition == "image" else {"controlnet.condition": condition}),
         }
 
-    def denoiser(self, batch: Batch) -> Denoise:
+    def prompted(self, batch: Batch, prompt: Tensor) -> Denoise:
         controlnet, scale = self.networks["controlnet"], self.settings.controlnet.scale
         if self.settings.controlnet.condition == "latent":
             condition = batch["latent_degraded"]
@@ -70,14 +70,14 @@ class ControlNetDiffusion(StableDiffusionMethod):
             condition = upsample(batch["degraded"], self.settings.pairs.scale) * 0.5 + 0.5
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            prompt = self.prompt.expand(len(x_t), -1, -1)
-            down, middle = controlnet(x_t, t, prompt, condition, conditioning_scale=scale, return_dict=False)
+            attended = prompt.expand(len(x_t), -1, -1)
+            down, middle = controlnet(x_t, t, attended, condition, conditioning_scale=scale, return_dict=False)
             # As in the official code, gradients reach an estimated state through the ControlNet alone. Only the jump of
             # CCSR's objective has such a state.
             output: Tensor = self.unet(
                 x_t.detach(),
                 t,
-                prompt,
+                attended,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
                 return_dict=False,

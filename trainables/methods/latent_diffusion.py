@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from trainables.common.errors import blamed_on
 from trainables.diffusion.gaussian import Denoise
@@ -58,9 +58,9 @@ class LatentDiffusion(StableDiffusionMethod):
             **(adapter if lora.rank else {"lora.rank": 0}),
         }
 
-    def denoiser(self, batch: Batch) -> Denoise:
+    def prompted(self, batch: Batch, prompt: Tensor) -> Denoise:
         unet, conditioning = self.networks["unet"], batch["latent_degraded"]
-        return lambda x_t, t: predict(unet, conditioning, x_t, t, self.prompt)
+        return lambda x_t, t: predict(unet, conditioning, x_t, t, prompt)
 
 
 def _load_lora(unet: UNet2DConditionModel, path: Path) -> None:

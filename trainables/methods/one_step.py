@@ -3,7 +3,8 @@
 Wu et al., "One-Step Effective Diffusion Network for Real-World Image Super-Resolution" (OSEDiff, NeurIPS 2024). A LoRA
 and the first convolution adapt the UNet. The restored image is trained with L2, LPIPS, an optional adversarial term,
 and optional variational score distillation against the base, for which a second LoRA learns the score of restored
-latents. Nothing is random when restoring. Encoder, decoder and the (empty) prompt are those of the base.
+latents. Nothing is random when restoring. Encoder and decoder are those of the base, and so is the (empty) prompt,
+unless `base.prompts` has another. Classifier score distillation against two prompts needs no LoRA that learns a score.
 
 With `one_step.dual`: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach"
 (PiSA-SR, CVPR 2025). A pixel LoRA is trained with L2 alone, then a semantic LoRA on top of it with all terms. Their
@@ -22,16 +23,25 @@ from torch import Tensor, nn
 
 from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.gaussian import Denoise, GaussianDiffusion, full_timestep
-from trainables.diffusion.one_step import distillation_loss, distillation_timesteps, score_loss
-from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.diffusion.guidance import guided
+from trainables.diffusion.one_step import (
+    CLASSIFIER_LAST,
+    classifier_distillation_loss,
+    distillation_loss,
+    distillation_timesteps,
+    score_loss,
+)
+from trainables.methods.method import Batch, LossTerm, Phase
 from trainables.methods.shared.adversarial import check_discriminator, discriminator_loss, generator_loss
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
+from trainables.methods.shared.prompts import PromptedMethod
 from trainables.networks.pix2pix import PatchGAN
 from trainables.networks.stable_diffusion import SECOND_LORA, add_lora, use_second_lora
 from trainables.pretrained.autoencoders import latent_shape, load_latents
-from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet, read_shape
+from trainables.pretrained.base_model import find_base, load_unet, read_shape
 from trainables.pretrained.base_schedule import base_diffusion, zero_terminal_snr
 from trainables.pretrained.identity import base_identity
+from trainables.pretrained.prompts import require_prompts
 from trainables.settings import DiffusionSettings, TrialSettings, reason_unread
 from trainables.settings.checks import require
 
@@ -40,10 +50,10 @@ PIXEL, SEMANTIC = "pixel", "semantic"
 """The phases of the UNet with two LoRAs."""
 
 
-class OneStep(Method):
-    """Terms: `l2` and `perceptual` of the restored image, `distillation` of its latent, `adversarial`; of the LoRA that
-    learns its score `score`, of the discriminator `discriminator`. With `one_step.dual` they begin after the steps of
-    the pixel LoRA, whose only term is `pixel_l2`.
+class OneStep(PromptedMethod):
+    """Terms: `l2` and `perceptual` of the restored image, `distillation` and `classifier_distillation` of its latent,
+    `adversarial`; of the LoRA that learns its score `score`, of the discriminator `discriminator`. With `one_step.dual`
+    they begin after the steps of the pixel LoRA, whose only term is `pixel_l2`.
     """
 
     pretrained = True
@@ -53,7 +63,6 @@ class OneStep(Method):
         super().__init__(settings, device)
         folder = find_base(settings.base.weights, settings.base.revision)
         self.diffusion, self.autoencoder = _schedule(settings), load_latents(settings, device)
-        self.prompt = load_empty_prompt(folder).to(device)
         self.perceptual = PerceptualLoss(settings.perceptual, device)
         unet = self._unet(settings.lora.rank)
         if settings.one_step.dual:
@@ -62,8 +71,10 @@ class OneStep(Method):
         self.size_multiple = latent_shape(settings).factor * 2 ** (len(unet.config.block_out_channels) - 1)
         networks: dict[str, nn.Module] = {"unet": unet}
         # The others only train, and two of them are as large as the base.
+        distils = settings.one_step.distillation or settings.one_step.classifier_distillation
         if settings.training.max_steps and settings.one_step.distillation:
             networks["score"] = self._unet(settings.one_step.score_rank)
+        if settings.training.max_steps and distils:
             self.base = load_unet(folder).to(device).requires_grad_(False)
         if settings.training.max_steps and settings.one_step.adversarial:
             adversary = settings.discriminator
@@ -87,7 +98,11 @@ class OneStep(Method):
 
     @classmethod
     def check(cls, settings: TrialSettings) -> None:
-        chosen, weights, terms = settings.one_step, settings.base.weights, settings.perceptual.weight
+        super().check(settings)
+        chosen, weights = settings.one_step, settings.base.weights
+        distillation = chosen.distillation + chosen.classifier_distillation
+        require_prompts(settings, "one_step.guidance", chosen.guidance, 1.0)
+        require_prompts(settings, "one_step.classifier_distillation", chosen.classifier_distillation, 0.0)
         require(settings.lora.rank > 0, "lora.rank", settings.lora.rank, "1 or more for one_step")
         require(not settings.lora.weights, "lora.weights", settings.lora.weights, "none for one_step")
         shape = read_shape(find_base(weights, settings.base.revision))
@@ -100,7 +115,7 @@ class OneStep(Method):
             )
         _schedule(settings)
         if settings.training.max_steps:
-            trains = chosen.l2 + terms + chosen.distillation + chosen.adversarial > 0
+            trains = chosen.l2 + settings.perceptual.weight + distillation + chosen.adversarial > 0
             require(trains, "one_step.l2", chosen.l2, "above 0, or another term above 0")
             if chosen.dual:
                 require(chosen.l2 > 0, "one_step.l2", chosen.l2, "above 0: it trains the pixel LoRA of one_step.dual")
@@ -126,8 +141,12 @@ class OneStep(Method):
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
-        drawn = {"fresh_noise", "uniform", "jump_noise", "second_uniform"}
-        return frozenset({"target", "latent_degraded"} | (drawn if settings.one_step.distillation else set()))
+        chosen, drawn = settings.one_step, PromptedMethod.prompt_columns(settings)
+        if chosen.distillation or chosen.classifier_distillation:
+            drawn |= {"fresh_noise", "uniform"}
+        if chosen.distillation:
+            drawn |= {"jump_noise", "second_uniform"}
+        return frozenset({"target", "latent_degraded"} | drawn)
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
@@ -171,51 +190,65 @@ class OneStep(Method):
         if "score" in self.networks:
             self._restored.append(latents.detach())  # for the score's phase, part by part
             t = distillation_timesteps(self.diffusion, batch["uniform"])
-            networks = self._denoiser("base"), self._denoiser("score")
+            networks = self._guided_base(), self._denoiser("score")
             loss = distillation_loss(self.diffusion, *networks, latents, t, batch["fresh_noise"])
             terms["distillation"] = LossTerm(loss, chosen.distillation)
+        if chosen.classifier_distillation:
+            t = distillation_timesteps(self.diffusion, batch["uniform"], CLASSIFIER_LAST)
+            prompted = self._denoiser("base"), self._denoiser("base", self.prompts.negative)
+            loss = classifier_distillation_loss(
+                self.diffusion, *prompted, chosen.guidance, latents, t, batch["fresh_noise"]
+            )
+            terms["classifier_distillation"] = LossTerm(loss, chosen.classifier_distillation)
         if adversarial:
             loss = generator_loss(GAN_MODE, self.networks["discriminator"](restored))
             terms["adversarial"] = LossTerm(loss, chosen.adversarial)
         return terms
 
-    def _denoiser(self, name: str) -> Denoise:
+    def _denoiser(self, name: str, prompt: Tensor | None = None) -> Denoise:
+        """A network with a prompt, (1 or B, tokens, dim); None for the positive one."""
         unet = self.base if name == "base" else self.networks[name]
+        given = self.prompts.positive if prompt is None else prompt
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            prompt = self.prompt.expand(len(x_t), -1, -1)
-            output: Tensor = unet(x_t, t, encoder_hidden_states=prompt, return_dict=False)[0]
+            attended = given.expand(len(x_t), -1, -1)
+            output: Tensor = unet(x_t, t, encoder_hidden_states=attended, return_dict=False)[0]
             return output
 
         return denoise
+
+    def _guided_base(self) -> Denoise:
+        positive, scale = self._denoiser("base"), self.settings.one_step.guidance
+        return positive if scale == 1 else guided(positive, self._denoiser("base", self.prompts.negative), scale)
 
     def _pixel_terms(self, batch: Batch) -> dict[str, LossTerm]:
         restored = self.autoencoder.decode(self._latents(batch, semantic=False)).clamp(-1, 1)
         return {"pixel_l2": LossTerm(F.mse_loss(restored, batch["target"]), self.settings.one_step.l2)}
 
-    def _output(self, degraded: Tensor, semantic: bool = True) -> Tensor:
+    def _output(self, batch: Batch, semantic: bool = True) -> Tensor:
         """The UNet's output for degraded latents. semantic: with the semantic LoRA, if there is one."""
+        degraded = batch["latent_degraded"]
         if self.settings.one_step.dual:
             use_second_lora(self.networks["unet"], semantic)
-        return self._denoiser("unet")(degraded, full_timestep(self.settings.one_step.timestep, degraded))
+        denoise = self._denoiser("unet", self.prompt_of(batch))
+        return denoise(degraded, full_timestep(self.settings.one_step.timestep, degraded))
 
     def _latents(self, batch: Batch, semantic: bool = True) -> Tensor:
         """Restored latents (B, C, h, w), as in training: the estimate of x_0 from the degraded ones, or these minus the
         residual.
         """
         degraded = batch["latent_degraded"]
-        output = self._output(degraded, semantic)
+        output = self._output(batch, semantic)
         if self.settings.one_step.dual:
             return degraded - output
         return self.diffusion.predict_x0(output, degraded, full_timestep(self.settings.one_step.timestep, degraded))
 
     def _adjusted(self, batch: Batch) -> Tensor:
         """Restored latents with the scales of both LoRAs. Runs the UNet only for outputs that have a weight."""
-        degraded, chosen = batch["latent_degraded"], self.settings.one_step
-        restored = degraded
+        restored, chosen = batch["latent_degraded"], self.settings.one_step
         for semantic, weight in ((False, chosen.pixel_scale - chosen.semantic_scale), (True, chosen.semantic_scale)):
             if weight:
-                restored = restored - weight * self._output(degraded, semantic)
+                restored = restored - weight * self._output(batch, semantic)
         return restored
 
     def restore(self, batch: Batch) -> Tensor:

@@ -78,9 +78,9 @@ class StableSR(StableDiffusionMethod):
             raise InputError(f"checkpoint={path}: trained on another UNet; expected that of base.weights={own}")
         load_strictly(self.networks["conditioning"], conditioning)
 
-    def denoiser(self, batch: Batch) -> Denoise:
+    def prompted(self, batch: Batch, prompt: Tensor) -> Denoise:
         conditioning, degraded = self.networks["conditioning"], batch["latent_degraded"]
-        return lambda x_t, t: self.modulated(x_t, t, self.prompt, conditioning(degraded, t))
+        return lambda x_t, t: self.modulated(x_t, t, prompt, conditioning(degraded, t))
 
     def restore(self, batch: Batch) -> Tensor:
         scale, colour = self.settings.pairs.scale, self.settings.stablesr.colour

@@ -84,7 +84,7 @@ def predict(unet: UNet2DConditionModel, conditioning: Tensor, noisy: Tensor, t: 
     Args:
         conditioning, noisy: (B, C, h, w) latents.
         t: (B,) or scalar timesteps.
-        prompt: (1, tokens, dim), the same for all images.
+        prompt: (B, tokens, dim), or (1, tokens, dim) for all images.
     """
     attended = prompt.expand(len(noisy), -1, -1)
     return unet(torch.cat([conditioning, noisy], dim=1), t, encoder_hidden_states=attended, return_dict=False)[0]

@@ -194,7 +194,7 @@ class ModulatedUNet:
         Args:
             x_t: (B, C, h, w) noisy latents.
             t: (B,) timesteps.
-            prompt: (1, tokens, dim), the same for all images.
+            prompt: (B, tokens, dim), or (1, tokens, dim) for all images.
             features: of every level, from the encoder.
         """
         with self._given(features):

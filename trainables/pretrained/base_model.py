@@ -21,7 +21,6 @@ from trainables.settings import SHIPPED
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from torch import Tensor
 
 SHIPPED_BASE = Path(__file__).parents[1] / "assets" / "stable_diffusion_sample"
 EMPTY_PROMPT = "empty_prompt.safetensors"
@@ -29,6 +28,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 PART_WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
 _PIPELINE = "model_index.json"
+_ENCODER = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
 _FETCHED = [
     *(f"{part}/*.json" for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer")),
     *(f"{part}/{name}" for part in ("vae", "unet") for name in (PART_WEIGHTS, "diffusion_pytorch_model-*.safetensors")),
@@ -176,19 +176,19 @@ def read_shape(folder: Path) -> BaseShape:
     """
     if absent := _absent(folder):
         single = (folder / "config.json").is_file() and _read_json(folder, "config.json").get("_class_name")
-        raise _unusable(folder, f"a single {single}" if single else f"it has no {', '.join(absent)}")
+        raise unusable(folder, f"a single {single}" if single else f"it has no {', '.join(absent)}")
     if (folder / _PIPELINE).is_file():
         pipeline = str(_read_json(folder, _PIPELINE).get("_class_name"))
         # InstructPix2Pix has as many channels as Marigold, but its noisy latent comes first, its conditioning unscaled.
         if "InstructPix2Pix" in pipeline or "Inpaint" in pipeline:
-            raise _unusable(folder, f"{_PIPELINE} names {pipeline}, whose UNet takes other latents than Marigold's")
+            raise unusable(folder, f"{_PIPELINE} names {pipeline}, whose UNet takes other latents than Marigold's")
     for part in ("vae", "unet"):
         if (folder / part / SHARDS).is_file():
             files = _read_json(folder, f"{part}/{SHARDS}").get("weight_map")
             if not isinstance(files, dict) or not all(
                 isinstance(name, str) and (folder / part / name).is_file() for name in files.values()
             ):
-                raise _unusable(folder, f"the weight_map of {part}/{SHARDS} names missing files")
+                raise unusable(folder, f"the weight_map of {part}/{SHARDS} names missing files")
     vae = _read_config(folder, "vae", "AutoencoderKL")
     unet = _read_config(folder, "unet", "UNet2DConditionModel")
     scheduler = load_scheduler_config(folder)
@@ -206,16 +206,16 @@ def read_shape(folder: Path) -> BaseShape:
     )
     channels = shape.latent_channels
     if shape.out_channels != channels:
-        raise _unusable(folder, f"unet/ predicts {shape.out_channels} channels, the latents of vae/ have {channels}")
+        raise unusable(folder, f"unet/ predicts {shape.out_channels} channels, the latents of vae/ have {channels}")
     if shape.in_channels not in (channels, 2 * channels):
-        raise _unusable(folder, f"unet/ takes {shape.in_channels} channels, not {channels} or {2 * channels}")
+        raise unusable(folder, f"unet/ takes {shape.in_channels} channels, not {channels} or {2 * channels}")
     if vae.get("shift_factor") or vae.get("latents_mean"):
-        raise _unusable(folder, "vae/ shifts its latents, which Stable Diffusion 1 and 2 do not")
+        raise unusable(folder, "vae/ shifts its latents, which Stable Diffusion 1 and 2 do not")
     if any(unet.get(name) is not None for name in ("addition_embed_type", "class_embed_type", "num_class_embeds")):
-        raise _unusable(folder, "unet/ is conditioned on more than a prompt, as Stable Diffusion XL is")
+        raise unusable(folder, "unet/ is conditioned on more than a prompt, as Stable Diffusion XL is")
     if shape.prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
-        raise _unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, not one of {known}")
+        raise unusable(folder, f"scheduler/ has prediction_type {shape.prediction_type!r}, not one of {known}")
     return shape
 
 
@@ -261,55 +261,9 @@ def load_controlnet(folder: Path) -> ControlNetModel:
     return _load(ControlNetModel, folder, ".", "controlnet.weights")
 
 
-def load_empty_prompt(folder: Path) -> Tensor:
-    """The conditioning of the empty prompt, `(1, tokens, dim)` float32.
-
-    Read from `empty_prompt.safetensors`, its only tensor, or computed as in Marigold: the text encoder's last hidden
-    states of the start and end tokens, without padding.
-
-    Raises:
-        InputError: neither exists or can be read, values are not finite, or `dim` is not the UNet's
-            `cross_attention_dim`.
-    """
-    width = read_shape(folder).cross_attention_dim
-    try:
-        prompt = _read_empty_prompt(folder) if (folder / EMPTY_PROMPT).is_file() else _encode_empty_prompt(folder)
-    except Exception as error:  # the readers raise many types for a wrong file
-        raise _unusable(folder, f"the empty prompt cannot be loaded: {one_line(error)}") from None
-    if prompt.ndim != 3 or prompt.shape[0] != 1 or prompt.shape[2] != width:
-        wanted = f"(1, tokens, {width}), the cross_attention_dim of unet/"
-        raise _unusable(folder, f"the empty prompt is {tuple(prompt.shape)}, not {wanted}")
-    if not prompt.isfinite().all():
-        raise InputError(f"base.weights={folder}: the empty prompt has infinite or NaN values; expected finite ones")
-    return prompt
-
-
-def _read_empty_prompt(folder: Path) -> Tensor:
-    from safetensors.torch import load_file
-
-    (prompt,) = load_file(folder / EMPTY_PROMPT).values()
-    return prompt.float()
-
-
-def _encode_empty_prompt(folder: Path) -> Tensor:
-    import torch
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    loaded: Any = CLIPTextModel.from_pretrained(
-        folder / "text_encoder",
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    text_encoder, report = loaded
-    if report["missing_keys"]:
-        raise ValueError(f"text_encoder/ lacks {', '.join(sorted(report['missing_keys']))}")
-    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
-        prompt: Tensor = text_encoder(tokens)[0]
-    return prompt
+def has_text_encoder(folder: Path) -> bool:
+    """Whether a base can encode prompts."""
+    return all((folder / name).is_file() for name in _ENCODER)
 
 
 def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
@@ -326,10 +280,10 @@ def _load(model_class: Any, folder: Path, part: str, setting: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # the readers raise many types for a file that is not a checkpoint
-        raise _unusable(folder, f"{part}/ cannot be loaded: {one_line(error)}", setting) from None
+        raise unusable(folder, f"{part}/ cannot be loaded: {one_line(error)}", setting) from None
     for what, names in (("lacks", report["missing_keys"]), ("has unknown", report["unexpected_keys"])):
         if names:  # diffusers would only warn
-            raise _unusable(folder, f"{part}/ {what} weights: {one_line(', '.join(sorted(names)))}", setting)
+            raise unusable(folder, f"{part}/ {what} weights: {one_line(', '.join(sorted(names)))}", setting)
     # The extremes are NaN if any value is, and take a tenth of the time of checking every value.
     broken = [n for n, values in model.state_dict().items() if not torch.stack(values.aminmax()).isfinite().all()]
     if broken:
@@ -345,16 +299,15 @@ def _absent(folder: Path) -> list[str]:
     for part in ("vae", "unet"):
         if not any((folder / part / name).is_file() for name in (PART_WEIGHTS, SHARDS)):
             absent.append(f"{part}/{PART_WEIGHTS}")
-    encoder = ("text_encoder/model.safetensors", "tokenizer/tokenizer_config.json")
-    if not (folder / EMPTY_PROMPT).is_file() and not all((folder / name).is_file() for name in encoder):
-        absent.append(f"{EMPTY_PROMPT} (or {' and '.join(encoder)})")
+    if not (folder / EMPTY_PROMPT).is_file() and not has_text_encoder(folder):
+        absent.append(f"{EMPTY_PROMPT} (or {' and '.join(_ENCODER)})")
     return absent
 
 
 def _read_config(folder: Path, part: str, expected: str, setting: str = "base.weights") -> dict[str, Any]:
     config = _read_json(folder, f"{part}/config.json", setting)
     if (found := config.get("_class_name")) != expected:
-        raise _unusable(folder, f"{part}/config.json names the class {found}, not {expected}", setting)
+        raise unusable(folder, f"{part}/config.json names the class {found}, not {expected}", setting)
     return _checked(folder, f"{part}/config.json", config)
 
 
@@ -371,12 +324,13 @@ def _read_json(folder: Path, name: str, setting: str = "base.weights") -> dict[s
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(folder, f"{name} cannot be read: {one_line(error)}", setting) from None
+        raise unusable(folder, f"{name} cannot be read: {one_line(error)}", setting) from None
     if not isinstance(content, dict):
-        raise _unusable(folder, f"{name} is not a configuration", setting)
+        raise unusable(folder, f"{name} is not a configuration", setting)
     return content
 
 
-def _unusable(folder: Path, problem: str, setting: str = "base.weights") -> InputError:
+def unusable(folder: Path, problem: str, setting: str = "base.weights") -> InputError:
+    """The error for a base, or a ControlNet, with this problem."""
     expected = _LAYOUT if setting == "base.weights" else "the diffusers folder of a ControlNet"
     return InputError(f"{setting}={folder}: {problem}; expected {expected}")

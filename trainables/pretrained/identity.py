@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trainables.pretrained.base_model import PART_WEIGHTS, SHARDS, find_base, load_empty_prompt
+from trainables.pretrained.base_model import PART_WEIGHTS, SHARDS, find_base
 from trainables.pretrained.base_schedule import zero_terminal_snr
 from trainables.pretrained.finished_trial import SETTINGS
+from trainables.pretrained.prompts import load_prompts
 from trainables.pretrained.shipped import autoencoder_path
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
@@ -80,7 +81,7 @@ def _short(value: Any) -> Any:
 def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
     """The parts of the base on which a latent method's weights depend: UNet, autoencoder, schedule and prompt."""
     folder = find_base(settings.base.weights, settings.base.revision)
-    prompt = hashlib.sha256(load_empty_prompt(folder).numpy().tobytes()).hexdigest()
+    prompt = hashlib.sha256(load_prompts(settings).positive.numpy().tobytes()).hexdigest()
     return {
         "base": base_fingerprint(settings),
         "base's autoencoder": base_fingerprint(settings, "vae"),

@@ -17,6 +17,7 @@ it.
 # Ranges that several settings share, with their text in messages.
 WEIGHT = Limits(0, math.inf, "a weight of 0 or more", open_high=True)
 FACTOR = Limits(0, 1000, "a number above 0, at most 1000", open_low=True)
+GUIDANCE = Limits(0, 100, "a number from 0 to 100")
 SHARE = Limits(0, 1, "a number from 0 to 1")
 DECAY = Limits(0, 1, "a number in [0, 1)", open_high=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import DECAY, FACTOR, MOST_STEPS, SHARE, WEIGHT, require, require_within
+from trainables.settings.checks import DECAY, FACTOR, GUIDANCE, MOST_STEPS, SHARE, WEIGHT, require, require_within
 from trainables.settings.setting import GIVEN, Limits, setting
 from trainables.settings.sources import SHIPPED
 
@@ -37,6 +37,9 @@ class DiffusionSettings:
         sampler: "ddim" is deterministic; "ancestral" adds fresh noise in every step (Ho et al. 2020), as StableSR does.
         inference_steps: steps of the sampler.
         spacing: rule for the sampled timesteps. Only "trailing" starts at the last one, as few-step sampling needs.
+        guidance: factor of guidance by prompts in sampling, 0 to 100: how far from the estimate with the negative
+            prompt of `base.prompts` to that with the positive one. 1 uses the positive one alone, in one pass of the
+            network per step in place of two.
         fidelity_weight: share of the autoencoder's reconstruction of the input in the output, 0 to 1.
     """
 
@@ -57,6 +60,9 @@ class DiffusionSettings:
     inference_steps: int = setting(50, restores="sampling")
     spacing: Literal["leading", "trailing", "linspace"] = setting(
         "trailing", restores="sampling", unless=("diffusion.objective", "ccsr")
+    )
+    guidance: float = setting(
+        1.0, within=GUIDANCE, restores="sampling", methods=("latent_diffusion", "controlnet_diffusion", "stablesr")
     )
     fidelity_weight: float = setting(0.0, within=SHARE, restores="sampling")
 

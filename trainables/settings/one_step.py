@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainables.settings.checks import MOST_STEPS, WEIGHT, require_within
+from trainables.settings.checks import GUIDANCE, MOST_STEPS, WEIGHT, require_within
 from trainables.settings.setting import Limits, setting
 
 _SCALE = Limits(0, 10, "a number from 0 to 10")
@@ -23,6 +23,11 @@ class OneStepSettings:
         l2: weight of the squared error of the restored image; `perceptual.weight` is that of LPIPS, published: 2.
         distillation: weight of variational score distillation, which keeps restored latents likely for the base;
             published: 1. 0 leaves it out, with its two additional UNets.
+        classifier_distillation: weight of classifier score distillation, which pulls restored latents away from the
+            negative prompt of `base.prompts` and towards the positive one; published for `dual`: 1. 0 leaves it out,
+            with its additional UNet.
+        guidance: factor of guidance by prompts in the base's estimates of both distillations, 0 to 100; published: 7.5.
+            1 uses the positive prompt alone.
         score_rank: rank of the second LoRA, which learns the score of restored latents.
         adversarial: weight of the adversarial term; published: 0.
         adversarial_start: first step with the adversarial term and its discriminator; with `dual` not before
@@ -42,6 +47,8 @@ class OneStepSettings:
     train_conv_in: bool = True
     l2: float = setting(1.0, within=WEIGHT, training_only=True)
     distillation: float = setting(0.0, within=WEIGHT, training_only=True)
+    classifier_distillation: float = setting(0.0, within=WEIGHT, training_only=True)
+    guidance: float = setting(1.0, within=GUIDANCE, training_only=True)
     score_rank: int = setting(4, within=(1, 4096), training_only=True, unless=("one_step.distillation", 0.0))
     adversarial: float = setting(0.0, within=WEIGHT, training_only=True)
     adversarial_start: int = setting(0, within=(0, MOST_STEPS), training_only=True, adversarial=True)

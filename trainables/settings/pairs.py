@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.settings.checks import require_all
+from trainables.settings.checks import DECAY, require_all
 from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
 from trainables.settings.setting import section, setting
@@ -30,6 +30,13 @@ class PairSettings:
         train_pairs, validation_pairs: number of training and of validation pairs.
         variants: prepared degradations of each training pair. An epoch uses one of them, the next epoch the next; all
             trials of a sweep see the same ones. Preparation, store and latents grow by this factor.
+        flips: orientations of the training pairs: "none" more than the prepared one, "mirrored" left and right, or
+            "turned" into any of eight, at random in every epoch, in the same way for all trials of a sweep. With
+            `variants` above 1, the variants of a pair are prepared in different orientations; methods that train on
+            prepared latents need that, because an encoder's latent of a mirrored image is not the mirrored latent.
+        undamaged: share of training pairs whose input is the target itself, drawn anew in every epoch, in the same way
+            for all trials of a sweep; StableSR: 0.01. The input must be as large as the target: `scale` is 1, or the
+            method trains on latents alone.
         validation_size: side of the square validation targets, pixels; a multiple of `scale`.
         test_pairs: number of test pairs, on which the confirmation is measured; 0 for none.
         test_size: side of the square test targets, pixels; a multiple of `scale`; 0 for `validation_size`.
@@ -49,6 +56,8 @@ class PairSettings:
     scale: int = 4
     train_pairs: int = setting(512, training_only=True)
     variants: int = setting(1, within=(1, 1000), training_only=True, simulated=True)
+    flips: Literal["none", "mirrored", "turned"] = setting("none", training_only=True)
+    undamaged: float = setting(0.0, within=DECAY, training_only=True)
     validation_pairs: int = 24
     validation_size: int = 128
     test_pairs: int = 24
@@ -74,6 +83,7 @@ class PairSettings:
                 "1: pairs.simulator=print_to_camera keeps the size",
             ),
             (0 <= self.colour_swap_prob <= 1, "pairs.colour_swap_prob", self.colour_swap_prob, "a share from 0 to 1"),
+            (0 <= self.undamaged < 1, "pairs.undamaged", self.undamaged, str(DECAY)),
             (type(self.test_size) is int, "pairs.test_size", self.test_size, "a whole number"),
         ]
         if known_scale:

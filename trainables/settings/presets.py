@@ -260,6 +260,7 @@ PRESETS: dict[str, Preset] = {
         # Not in the trial, because some spaces cut the schedule of others below these steps.
         methods={
             "stablesr": {
+                "pairs.undamaged": 0.01,
                 "diffusion.sampler": "ancestral",
                 "diffusion.inference_steps": 200,
                 "diffusion.spacing": "linspace",

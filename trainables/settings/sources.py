@@ -77,10 +77,24 @@ class BaseSettings:
     Attributes:
         weights: "shipped", a local folder in diffusers layout (Stable Diffusion's or Marigold's), or a hub id.
         revision: commit, tag or branch of a hub id; empty for the newest.
+        prompts: a .safetensors with the embeddings of a positive and a negative prompt, written by
+            `python -m trainables.prompts`; empty for the base's empty prompt alone. See docs/prompts.md.
+        prompt_dropout: share of training samples, drawn in every step, that get the empty prompt in place of the
+            positive one; PiSA-SR: 0.5.
     """
 
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), hub=True, restores="frozen part")
     revision: str = setting("", restores="frozen part")
+    prompts: str = setting("", path="weights", restores="frozen part")
+    prompt_dropout: float = setting(
+        0.0,
+        within=SHARE,
+        training_only=True,
+        methods=("latent_diffusion", "controlnet_diffusion", "stablesr", "one_step"),
+    )
+
+    def __post_init__(self) -> None:
+        require_within("base", self)
 
 
 def check_sources(data: str, data_input: str, data_target: str) -> None:

@@ -29,7 +29,8 @@ from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import load_photographs
 from trainables.metrics import psnr
 from trainables.networks.autoencoder import decode, encode, load_vq_f4
-from trainables.pretrained.base_model import SHIPPED_BASE, load_empty_prompt, load_unet, load_vae
+from trainables.pretrained.base_model import SHIPPED_BASE, load_unet, load_vae
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.pretrained.shipped import SHIPPED_AUTOENCODER
 from trainables.settings import SAMPLE
 from trainables.settings.presets import preset

@@ -16,14 +16,16 @@ import pytest
 from PIL import Image
 
 from trainables.common.errors import InputError
+from trainables.images.orientation import oriented
 from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
-from trainables.images.sources.photographs import Photograph, Photographs, load_photographs
+from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs, load_photographs
 from trainables.settings.degradation import MILD, DegradationSettings
 from trainables.settings.pairs import PairSettings, Split
 from trainables.settings.print_to_camera import NO_PRINT, PrintSettings
 
 Simulator = Literal["super_resolution", "print_to_camera"]
+Flips = Literal["mirrored", "turned"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SETTINGS = PairSettings(train_pairs=24, validation_pairs=12, degradation=MILD)
 
@@ -277,6 +279,36 @@ def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
         for other in others:
             assert np.array_equal(other.target, pair.target)
             assert not any(np.array_equal(other.degraded, one.degraded) for one in (first, *others) if one is not other)
+
+
+@pytest.mark.parametrize(("flips", "count"), [("mirrored", 2), ("turned", 8)])
+def test_variants_are_prepared_in_all_orientations(train: Photographs, flips: Flips, count: int) -> None:
+    """Each target is turned before it is degraded; after all orientations they begin again."""
+    settings = replace(SETTINGS, train_pairs=3, variants=count + 1, flips=flips)
+    plain, varied = (Pairs(train, each, "train", 0) for each in (replace(settings, variants=1, flips="none"), settings))
+    orders = set()
+    for row, pair in enumerate(plain):
+        first, *others = (varied[row * (count + 1) + version] for version in range(count + 1))
+        assert first.name == pair.name and np.array_equal(first.degraded, pair.degraded)
+        found = []
+        for other in (first, *others):
+            turned = [oriented(pair.target, orientation) for orientation in range(8)]
+            found.append([np.array_equal(other.target, each) for each in turned].index(True))
+            small = np.asarray(Image.fromarray(other.target).resize(other.degraded.shape[:2], Image.Resampling.BOX))
+            distances = [np.abs(small - oriented(first.degraded, each).astype(float)).mean() for each in range(count)]
+            assert int(np.argmin(distances)) == found[-1]  # the degraded image is turned with its target
+        assert sorted(found[:-1]) == list(range(count)) and found[-1] == found[0] == 0
+        orders.add(tuple(found))
+    assert len(orders) == (1 if flips == "mirrored" else 3)
+
+
+def test_pairs_of_a_folder_are_turned_on_both_sides() -> None:
+    degraded = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    photograph = MatchedPhotograph("a", degraded, degraded.repeat(4, axis=0).repeat(4, axis=1))
+    settings = replace(SETTINGS, train_pairs=1, variants=8, flips="turned", image_size=32, scale=4)
+    pairs = Pairs([photograph], settings, "train", 0)
+    assert all(np.array_equal(pair.target[::4, ::4], pair.degraded) for pair in pairs)
+    assert len({pair.target.tobytes() for pair in pairs}) == 8
 
 
 def test_only_training_targets_are_sharpened(train: Photographs, validation: Photographs) -> None:

@@ -116,7 +116,7 @@ def test_scales_follow_the_formula(
     method = scaled(trained / "4", pixel, semantic)
     batch = next(validation_batches(prepared_for(dual), 3, CPU))
     degraded = batch["latent_degraded"]
-    without, both = (method._output(degraded, used) for used in (False, True))
+    without, both = (method._output(batch, used) for used in (False, True))
     assert not torch.allclose(without, both)
     wanted = degraded - pixel * without - semantic * (both - without)
     passes: list[int] = []

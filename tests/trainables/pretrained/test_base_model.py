@@ -29,12 +29,12 @@ from trainables.common.errors import InputError
 from trainables.pretrained.base_model import (
     find_base,
     load_controlnet,
-    load_empty_prompt,
     load_scheduler_config,
     load_unet,
     load_vae,
     read_shape,
 )
+from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.settings.diffusion import ControlNetSettings
 
 ROUNDING = 1e-5

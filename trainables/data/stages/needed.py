@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from trainables.data.augmentation import check_augmentation
 from trainables.data.stages.kinds import MAKERS, STAGE_OF
 from trainables.data.stages.pairs import pairs_columns, pairs_key
 from trainables.data.stages.stage import Stage
@@ -35,7 +36,12 @@ def needed_stages(
         root: of the stores, a local folder or a URI.
         source: `settings.data.source` if it is already open.
         test: whether trials are measured on the test pairs too.
+
+    Raises:
+        InputError: weights or photographs cannot be read, or a batch of `columns` cannot be augmented as the settings
+            say.
     """
+    check_augmentation(settings, columns)
     source = source or open_source(settings.data.source, settings.data.input)
     # Trials without training steps read no training batch.
     trained: tuple[Split, ...] = ("train",) if settings.training.max_steps else ()

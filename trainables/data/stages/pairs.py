@@ -30,7 +30,9 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     key: dict[str, Any] = {"scale": settings.pairs.scale}
     if split == "train":
         key |= {name: pairs[name] for name in ("image_size", "train_pairs", "colour_swap_prob")}
-        key |= {"variants": settings.pairs.variants} if settings.pairs.variants > 1 else {}
+        if settings.pairs.variants > 1:
+            key |= {"variants": settings.pairs.variants}
+            key |= {"flips": settings.pairs.flips} if settings.pairs.flips != "none" else {}
     else:
         key |= {f"{split}_size": settings.pairs.size_of(split), f"{split}_pairs": settings.pairs.count_of(split)}
     # Shares decide which photographs belong to a split. Those of version 0.1, whose keys had none, are left out.

@@ -10,8 +10,9 @@ import torch
 from trainables.data.stages.stage import NOISE_STREAM, StageMaker, Values, pair_noise
 from trainables.data.stores.shard_format import Column
 from trainables.images.tensors import to_tensor
-from trainables.methods.shared.first_stage import FirstStage
+from trainables.methods.shared.first_stage import FirstStage, first_stage_settings
 from trainables.pretrained.autoencoders import latent_shape
+from trainables.pretrained.fetched import weights_at
 from trainables.pretrained.identity import weights_fingerprint
 from trainables.pretrained.shipped import first_stage_path
 from trainables.settings import TrialSettings
@@ -31,6 +32,8 @@ class Restored(StageMaker):
     def key(settings: TrialSettings) -> dict[str, Any]:
         folder = first_stage_path(settings.first_stage.weights)
         key: dict[str, Any] = {"first_stage": weights_fingerprint(folder), "draws": settings.first_stage.draws}
+        if prompts := first_stage_settings(settings).base.prompts:
+            key["prompts"] = weights_fingerprint(weights_at("base.prompts", prompts))
         if settings.method == "ccsr":
             ccsr = settings.ccsr
             key |= {"steps": ccsr.steps, "t_max": ccsr.t_max, "t_min": ccsr.t_min}

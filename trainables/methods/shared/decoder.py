@@ -24,6 +24,7 @@ from trainables.methods.shared.first_stage import FirstStage, first_stage_settin
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.networks.pix2pix import PatchGAN
 from trainables.pretrained.base_model import find_base, load_vae, read_shape
+from trainables.pretrained.prompts import check_prompts
 from trainables.settings import TrialSettings, reason_unread
 
 GAN_MODE = "hinge"
@@ -66,7 +67,7 @@ class DecoderMethod(Method):
 
     @classmethod
     def check(cls, settings: TrialSettings) -> None:
-        first_stage_settings(settings)
+        check_prompts(first_stage_settings(settings))
         if not reason_unread("discriminator.layers", settings):
             check_discriminator(settings)
 

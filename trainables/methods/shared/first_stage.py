@@ -81,7 +81,7 @@ class FirstStage:
 
         with blamed_on(f"ccsr.t_max={ccsr.t_max}, ccsr.t_min={ccsr.t_min}, ccsr.steps={ccsr.steps}"):
             return sample_truncated(
-                diffusion, self.method.denoiser(batch), y, noise, ccsr.steps, ccsr.t_max, ccsr.t_min, added
+                diffusion, self.method.guided(batch), y, noise, ccsr.steps, ccsr.t_max, ccsr.t_min, added
             )
 
 
@@ -103,7 +103,8 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     # The base is the trial's, wherever it lies: weights know by content which one they belong to.
     read = frozenset(METHODS[method].reads) - {"base"}
     own = {key: value for key, value in found.items() if key.partition(".")[0] in read}
-    changed = {"method": method, "checkpoint": str(folder)}
+    prompts = settings.base.prompts or found.get("base.prompts", "")
+    changed = {"method": method, "checkpoint": str(folder), "base.prompts": prompts}
     first = override(settings, own | WHEN_RESTORING | changed)
     if settings.method == "ccsr":
         check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)

@@ -92,6 +92,10 @@ class GaussianMethod(Method):
     def denoiser(self, batch: Batch) -> Denoise:
         """The network with the batch's conditioning."""
 
+    def guided(self, batch: Batch) -> Denoise:
+        """The network as sampling uses it."""
+        return self.denoiser(batch)
+
     @abstractmethod
     def clean(self, batch: Batch) -> Tensor:
         """x_0 of a training batch."""
@@ -161,7 +165,7 @@ class GaussianMethod(Method):
         By `diffusion.sampler` from `diffusion.start_timestep`; or, if CCSR's objective left the timesteps above
         `ccsr.t_max` untrained, by its jump and stochastic steps.
         """
-        settings, denoise = self.settings.diffusion, self.denoiser(batch)
+        settings, denoise = self.settings.diffusion, self.guided(batch)
         y, noise = self.degraded(batch), batch["noise"]
         steps, spacing, offset = settings.inference_steps, settings.spacing, self.steps_offset
         if settings.objective != "ccsr" and settings.sampler == "ddim":

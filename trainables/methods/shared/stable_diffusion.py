@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -9,21 +10,23 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from trainables.common.errors import InputError
-from trainables.diffusion.gaussian import GaussianDiffusion
+from trainables.diffusion.gaussian import Denoise, GaussianDiffusion
+from trainables.diffusion.guidance import guided
 from trainables.methods.method import Batch
 from trainables.methods.shared.gaussian import GaussianMethod
+from trainables.methods.shared.prompts import PromptedMethod
 from trainables.pretrained.autoencoders import latent_shape, load_latents
-from trainables.pretrained.base_model import find_base, load_empty_prompt, load_unet
+from trainables.pretrained.base_model import find_base, load_unet
 from trainables.pretrained.base_schedule import base_diffusion, steps_offset
+from trainables.pretrained.prompts import require_prompts
 from trainables.settings import TrialSettings
 
 
-class StableDiffusionMethod(GaussianMethod):
-    """Gaussian diffusion of a base's latents, with its autoencoder, prompt and noise schedule.
+class StableDiffusionMethod(PromptedMethod, GaussianMethod):
+    """Gaussian diffusion of a base's latents, with its autoencoder, prompts and noise schedule.
 
     Attributes:
         frozen_unet: whether the base's UNet is not trained, so that its prediction type cannot change.
-        prompt: (1, tokens, dim), the conditioning of the UNet's cross-attention.
     """
 
     pretrained = True
@@ -31,14 +34,29 @@ class StableDiffusionMethod(GaussianMethod):
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
         super().__init__(settings, device)
-        folder = find_base(settings.base.weights, settings.base.revision)
-        self.prompt = load_empty_prompt(folder).to(device)
         self.autoencoder = load_latents(settings, device)
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
         images = {"target"} if settings.perceptual.weight else set()
-        return frozenset({"latent", "latent_degraded"} | images | GaussianMethod.noises(settings))
+        drawn = GaussianMethod.noises(settings) | PromptedMethod.prompt_columns(settings)
+        return frozenset({"latent", "latent_degraded"} | images | drawn)
+
+    @classmethod
+    def check(cls, settings: TrialSettings) -> None:
+        super().check(settings)
+        require_prompts(settings, "diffusion.guidance", settings.diffusion.guidance, 1.0)
+
+    @abstractmethod
+    def prompted(self, batch: Batch, prompt: Tensor) -> Denoise:
+        """The network with the batch's conditioning and a prompt, (1 or B, tokens, dim)."""
+
+    def denoiser(self, batch: Batch) -> Denoise:
+        return self.prompted(batch, self.prompt_of(batch))
+
+    def guided(self, batch: Batch) -> Denoise:
+        scale, positive = self.settings.diffusion.guidance, self.denoiser(batch)
+        return positive if scale == 1 else guided(positive, self.prompted(batch, self.prompts.negative), scale)
 
     def load_base_unet(self) -> UNet2DConditionModel:
         """The base's UNet, on the CPU; sets the method's `size_multiple`.
