@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
+from trainables.common.devices import gpu_count
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
 from trainables.metrics.names import least_side
@@ -112,9 +113,7 @@ def local_concurrency(question: Question) -> int:
         )
     fits = int(cpus // each)
     if settings.gpus_per_worker:
-        import torch
-
-        gpus = torch.cuda.device_count()
+        gpus = gpu_count()
         wanted = settings.workers_per_trial * settings.gpus_per_worker
         if wanted > gpus:
             raise InputError(
