@@ -26,7 +26,7 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
 # file stays in one process. Files start in the order of their names: the longest, benchmarks and end_to_end, come first.
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help sweep test check lint format assets clean
+.PHONY: help sweep test check lint format assets gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo 'make lint     ruff and mypy'
 	@echo 'make format   format the code with ruff'
 	@echo 'make assets   train the small shipped networks again'
+	@echo 'make gpu-check check every method on the GPU of this machine (flags: ARGS="--no-compile")'
 	@echo 'make clean    remove $(VENV) and caches; keep results'
 
 sweep: $(STAMP)
@@ -58,6 +59,9 @@ format: $(STAMP)
 
 assets: $(STAMP)
 	$(BIN)/python -m trainables.assets $(ARGS)
+
+gpu-check: $(STAMP)
+	@$(BIN)/python -m trainables.gpu_check $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BEGUN) $(LOCK) .mypy_cache .pytest_cache .ruff_cache

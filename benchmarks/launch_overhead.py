@@ -41,8 +41,9 @@ from trainables.methods.sinsr import SinSR
 from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 from trainables.training.job import Workers
-from trainables.training.launch import free_memory, trial_resources
+from trainables.training.launch import trial_resources
 from trainables.training.loop import Trainer, World
+from trainables.training.memory import free_memory
 
 LAUNCHED, READY = "launched", "ready"
 """Seconds from the first line of the trial's function to the training function's first and last line."""

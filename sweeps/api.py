@@ -34,6 +34,7 @@ from sweeps.planning.run_settings import read_record
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.sweep import start
+from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 from trainables.images.sources.decode import read_pixels
@@ -190,7 +191,7 @@ class FinishedTrial:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f"picture: {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)")
         if tile not in self._restorers:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = torch.device(own_device())
             self._restorers[tile] = Restorer(restoration_settings(self.folder), device, tile)
         return Image.fromarray(self._restorers[tile](pixels, picture_key(seed, "picture", pixels)))
 

@@ -33,6 +33,7 @@ from sweeps.running.search import SweepSearch
 from sweeps.running.warm_start import Earlier, write_trials
 from sweeps.trial_config import AVOIDED, CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
+from trainables.common.devices import device_for
 from trainables.common.errors import one_line
 from trainables.common.paths import is_uri
 from trainables.common.units import duration
@@ -183,7 +184,7 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
     each = workers(plan.question.settings)
     if not plan.question.settings.address and not each.gpus:
         return work("cpu")
-    device = "cuda" if each.gpus else "cpu"
+    device = device_for(each.gpus)
     task = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus)(work)
     return ray.get(task.remote(device))
 

@@ -24,7 +24,7 @@ LEVELS = (
     ("trainables.data",),
     ("trainables.training",),
     ("trainables.restore", "trainables.export", "trainables.prompts"),
-    ("trainables.assets",),
+    ("trainables.assets", "trainables.gpu_check"),
     ("sweeps.formatting", "sweeps.trial_config"),
     ("sweeps.planning",),
     ("sweeps.recording",),

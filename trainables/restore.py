@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
+from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
@@ -326,7 +327,7 @@ def _device(text: str) -> torch.device:
     import torch
 
     if not text:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(own_device())
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError):  # unknown, missing, or not supported by this build of torch

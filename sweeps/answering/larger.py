@@ -25,6 +25,7 @@ from sweeps.answering.verdict import UNTRAINED
 from sweeps.formatting import Row
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
+from trainables.common.devices import own_device
 from trainables.common.errors import one_line
 from trainables.data.stores.roots import local_root
 from trainables.images.pairs import Pair, Pairs
@@ -110,7 +111,7 @@ def _crops(plan: Plan) -> list[Pair]:
 def _restore(
     plan: Plan, crops: list[Pair], checkpoints: Mapping[str, Path], steps: Mapping[str, int], kept: Path
 ) -> None:
-    trial, device = plan.question.trial, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trial, device = plan.question.trial, torch.device(own_device())
     keys = [picture_key(trial.training.seed, crop.name, crop.degraded) for crop in crops]
     enlarged = [upsample(image_tensor(crop.degraded, device), trial.pairs.scale)[0] for crop in crops]
     restored = {UNTRAINED: [to_pixels((one * 0.5 + 0.5).clamp(0, 1)) for one in enlarged]}

@@ -23,6 +23,8 @@ from sweeps.planning.resources import (
     RAY_BYTES,
     TRAINING_BYTES_PER_PARAMETER,
     Networks,
+    gpu_notes,
+    gpu_text,
     local_concurrency,
     networks_of,
 )
@@ -248,7 +250,8 @@ class Plan:
             "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with {self._kept_text()}"
             f"{self._best_text()}; "
             f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
-            "memory": f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster",
+            "memory": (f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster")
+            + gpu_text(self.networks, training),
         }
         lines = [f"{name:10} {fact}" for name, fact in facts.items()]
         return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
@@ -388,7 +391,9 @@ def make_plan(
     _check_effects_on_files(question, source)
     for trial in configurations:
         method_class(trial.method).check(trial)
-    networks = networks_of((*trials, *configurations), metrics)
+    gpu_workers = settings.workers_per_trial if settings.gpus_per_worker else 0
+    networks = networks_of((*trials, *configurations), metrics, gpu_workers)
+    notes += gpu_notes(networks, settings.gpus_per_worker if not settings.address else 0)
 
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
         return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source, tested > 0))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeps.formatting import parameters_text
 from sweeps.planning.question import Question
+from trainables.common.devices import fake_gpus, gpu_count
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
+from trainables.common.units import byte_text
 from trainables.metrics.names import least_side
 from trainables.settings import flatten
 from trainables.settings.checks import require_all
 
 if TYPE_CHECKING:
-    from trainables.settings import TrialSettings
+    from trainables.settings import TrainingSettings, TrialSettings
 
 
 # Resident memory of a trial's process without its networks and batches, of the driver, and of Ray's own processes;
@@ -43,11 +46,13 @@ class Networks:
         trained: number of trained parameters.
         parameters: number of all parameters of the trained networks, with frozen ones.
         resident_bytes: memory of all networks of a trial, with frozen networks.
+        gpu_bytes: estimated memory of a worker's GPU in training; 0 if it was not estimated.
     """
 
     trained: int
     parameters: int
     resident_bytes: int
+    gpu_bytes: int = 0
 
     def text(self, training: bool) -> str:
         if not training:
@@ -56,8 +61,14 @@ class Networks:
         return f"{parameters_text(self.trained)} parameters train{frozen}"
 
 
-def networks_of(configurations: Sequence[TrialSettings], metrics: tuple[str, ...]) -> dict[str, Networks]:
-    """The largest size of each method. Configurations with the same networks are built once."""
+def networks_of(
+    configurations: Sequence[TrialSettings], metrics: tuple[str, ...], gpu_workers: int = 0
+) -> dict[str, Networks]:
+    """The largest size of each method. Configurations with the same networks are built once.
+
+    Args:
+        gpu_workers: of a trial, for an estimate of their GPUs' memory; 0 for none.
+    """
     from trainables.methods.build import method_class
 
     networks: dict[str, Networks] = {}
@@ -67,12 +78,15 @@ def networks_of(configurations: Sequence[TrialSettings], metrics: tuple[str, ...
         one = repr((trial.method, method_class(trial.method).architecture(trial), weights, trial.pairs))
         if one not in built:
             built.add(one)
-            sizes = [_build(trial, metrics), *([networks[trial.method]] if trial.method in networks else [])]
+            sizes = [
+                _build(trial, metrics, gpu_workers),
+                *([networks[trial.method]] if trial.method in networks else []),
+            ]
             networks[trial.method] = max(sizes, key=lambda size: size.trained)
     return networks
 
 
-def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
+def _build(trial: TrialSettings, metrics: tuple[str, ...], gpu_workers: int = 0) -> Networks:
     """Builds a trial's method. Weights that do not match are found here and not in the trial.
 
     Raises:
@@ -98,7 +112,57 @@ def _build(trial: TrialSettings, metrics: tuple[str, ...]) -> Networks:
             for size in [getattr(trial.pairs, name)]
         )
     )
-    return Networks(*method.parameters, method.resident_bytes)
+    gpu = _gpu_bytes(trial, gpu_workers) if gpu_workers and trial.training.max_steps else 0
+    return Networks(*method.parameters, method.resident_bytes, gpu)
+
+
+def _gpu_bytes(trial: TrialSettings, workers: int) -> int:
+    """Estimated bytes on the GPU of one worker; 0 if PyTorch cannot tell."""
+    import torch
+
+    from trainables.methods.build import build_method
+    from trainables.training.memory_estimate import training_bytes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no weights are copied to a device without values
+        try:
+            return training_bytes(build_method(trial, torch.device("meta")), workers)
+        except Exception:  # a hint is not worth a sweep; PyTorch raises many types
+            return 0
+
+
+def gpu_text(networks: Mapping[str, Networks], training: TrainingSettings) -> str:
+    """The memory of a worker's GPU, for the plan; empty if it was not estimated."""
+    known = [(name, size.gpu_bytes) for name, size in networks.items() if size.gpu_bytes]
+    if not known:
+        return ""
+    each = ", ".join(
+        f"{name} {byte_text(amount)}" if len(networks) > 1 else byte_text(amount) for name, amount in known
+    )
+    return (
+        f"; on the GPU of a worker about {each} at batch {training.batch_size} in {training.precision} (tensors of a "
+        "training step; estimated, not measured on a GPU)"
+    )
+
+
+def gpu_notes(networks: Mapping[str, Networks], share: float) -> tuple[str, ...]:
+    """A hint if this machine's GPU may be too small.
+
+    Args:
+        share: of a GPU that a worker has; 0 for none here.
+    """
+    needed = max((size.gpu_bytes for size in networks.values()), default=0)
+    if not needed or not share or fake_gpus() is not None or not gpu_count():
+        return ()
+    import torch
+
+    has = torch.cuda.get_device_properties(0).total_memory * min(1.0, share)
+    if needed < has:
+        return ()
+    return (
+        f"a worker may need {byte_text(needed)} of its GPU's memory, and its share is {byte_text(has)}; try "
+        "training.accumulate, training.gradient_checkpointing=true or training.precision=bf16",
+    )
 
 
 def local_concurrency(question: Question) -> int:
@@ -112,9 +176,7 @@ def local_concurrency(question: Question) -> int:
         )
     fits = int(cpus // each)
     if settings.gpus_per_worker:
-        import torch
-
-        gpus = torch.cuda.device_count()
+        gpus = gpu_count()
         wanted = settings.workers_per_trial * settings.gpus_per_worker
         if wanted > gpus:
             raise InputError(

@@ -86,6 +86,16 @@ class SweepSettings:
         gpus = self.gpus_per_worker
         if gpus not in (PRESETS_GPUS, 0) and not LEAST_SHARE <= gpus < math.inf:
             raise InputError(f"--gpus-per-worker {gpus:g}: expected 0, or {LEAST_SHARE:g} or more")
+        if gpus > 1:
+            raise InputError(
+                f"--gpus-per-worker {gpus:g}: expected at most 1, since a worker computes on one GPU; "
+                f"--workers-per-trial {math.ceil(gpus)} --gpus-per-worker 1 trains on {math.ceil(gpus)}"
+            )
+        if 0 < gpus < 1 < self.workers_per_trial:
+            raise InputError(
+                f"--gpus-per-worker {gpus:g} with --workers-per-trial {self.workers_per_trial}: expected 1, since NCCL "
+                "refuses two workers of a trial on one GPU; --workers-per-trial 1 may share one"
+            )
         check_sources(self.data, self.data_input, self.data_target)
         for name in ("data", "data_input", "data_target", "store"):
             refuse_secrets(f"--{flag_name(name)}", getattr(self, name))

@@ -15,6 +15,7 @@ import torch
 from sweeps.planning.budget import expectation
 from sweeps.planning.plan import Plan
 from sweeps.running.ray_cluster import workers
+from trainables.common.devices import device_for, gpu_count
 from trainables.common.errors import InputError
 from trainables.common.units import duration
 from trainables.data.prepare import prepare
@@ -64,7 +65,7 @@ def _unmeasurable(plan: Plan) -> str:
     settings = plan.question.settings
     if settings.address:
         return "the trials run on a cluster; start with --time-budget"
-    if settings.gpus_per_worker and not torch.cuda.is_available():
+    if settings.gpus_per_worker and not gpu_count():
         return "the trials use GPUs, and this machine has none"
     return ""
 
@@ -77,7 +78,7 @@ def trial_seconds(plan: Plan) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(each.threads)
     try:
-        device = torch.device("cuda" if each.gpus else "cpu")
+        device = torch.device(device_for(each.gpus))
         return statistics.fmean(_seconds(trial, plan.source, device) for trial in plan.question.every_method)
     finally:
         torch.set_num_threads(before)

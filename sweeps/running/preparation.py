@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from sweeps.running.ray_cluster import workers
+from trainables.common.devices import device_for, gpu_count
 from trainables.common.machine import usable_cpus
 from trainables.data.estimate import seconds_of
 from trainables.data.preparation_progress import PreparationProgress
@@ -19,13 +18,13 @@ from trainables.data.stores.store import Store
 def estimated_seconds(sweep: Plan) -> float:
     """Estimated seconds to make the missing stores on this machine: on its GPUs if trials use GPUs, else its cores."""
     seconds, counted = 0.0, set[str]()
-    gpus = torch.cuda.device_count() if sweep.question.settings.gpus_per_worker else 0
+    gpus = gpu_count() if sweep.question.settings.gpus_per_worker else 0
     for trial in sweep.question.every_method:
         stages = sweep.stages_of[trial.method]
         missing = [stage for stage in stages if not stage.exists and stage.folder.name not in counted]
         counted |= {stage.folder.name for stage in missing}
         pairs = pairs_of(trial, read_photographs(trial, missing, local_root(sweep.store), sweep.source))
-        seconds += seconds_of(trial, missing, pairs, "cuda" if gpus else "cpu")
+        seconds += seconds_of(trial, missing, pairs, device_for(gpus))
     return seconds / (gpus or usable_cpus())
 
 

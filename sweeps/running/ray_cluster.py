@@ -25,6 +25,7 @@ from sweeps.running.cluster_watch import ClusterWatch
 from sweeps.running.ray_watch import RayWatch, end_children
 from trainables.common.cluster import shipped_code
 from trainables.common.command import end_on_sigterm
+from trainables.common.devices import FAKE, fake_gpus
 from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import ROOT
@@ -94,8 +95,12 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
         os.environ.setdefault(name, value)
     direct = without_proxy(_head(settings.address))
     os.environ |= direct
+    theirs = _ENVIRONMENT | direct | ({FAKE: os.environ[FAKE]} if FAKE in os.environ else {})
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
-    with _messages_in_log(), _joined(settings, _ENVIRONMENT | direct) if anywhere else _started(groups, lost):
+    with (
+        _messages_in_log(),
+        _joined(settings, theirs) if anywhere else _started(groups, lost),
+    ):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -210,6 +215,7 @@ def _start(groups: bool, folder: Path) -> None:
         ray.init(
             address="local",
             num_cpus=usable_cpus(),
+            num_gpus=fake_gpus(),  # None: Ray counts the real ones
             # Train frees the resources of a stopped worker group through the dashboard's state API.
             include_dashboard=groups,
             dashboard_host="127.0.0.1",

@@ -36,9 +36,11 @@ from trainables.images.tensors import to_float, to_tensor
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
-_UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
-_STREAM_OF = _UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
-_CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20
+UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
+"""Columns of uniform numbers, and the random stream of each."""
+_STREAM_OF = UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
+CHUNK_STEPS, CHUNK_BYTES = 1024, 32 * 2**20
+"""The longest chunk of steps, and the bytes that one has at most if it has several steps."""
 
 Chunk = dict[str, Tensor]
 
@@ -111,8 +113,8 @@ class TrainingBatches:
     @cached_property
     def _chunk_steps(self) -> int:
         row = sum(column.bytes_per_row for column in self._columns.values())
-        fitting = _CHUNK_BYTES // max(1, row * (self._share.stop - self._share.start))
-        return max(1, min(_CHUNK_STEPS, fitting, self._training.max_steps))
+        fitting = CHUNK_BYTES // max(1, row * (self._share.stop - self._share.start))
+        return max(1, min(CHUNK_STEPS, fitting, self._training.max_steps))
 
     @cached_property
     def _buffers(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -203,7 +205,7 @@ class TrainingBatches:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)
         generator = torch.Generator(self._device).manual_seed(int(seed[0]))
         size = self._training.batch_size
-        if name in _UNIFORM:
+        if name in UNIFORM:
             return torch.rand(size, generator=generator, device=self._device)[self._share]
         shape = (size, *self._prepared.train_noise)
         if name == "coarse_noise":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.cluster import check_address
+from trainables.common.devices import device_for, gpu_count
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
 from trainables.common.units import byte_text, duration
@@ -59,7 +60,7 @@ def prepare_command(flags: argparse.Namespace) -> int:
         check_room({"--store": (Path(root), bytes_to_come(missing))})
     if flags.dry_run:
         processes = flags.gpus or flags.cpus or len(os.sched_getaffinity(0))
-        seconds = seconds_of(settings, missing, pairs, "cuda" if flags.gpus else "cpu") / processes
+        seconds = seconds_of(settings, missing, pairs, device_for(flags.gpus)) / processes
         print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}")
         return 0
     if missing:
@@ -76,11 +77,8 @@ def prepare_command(flags: argparse.Namespace) -> int:
 
 
 def _check_gpus(flags: argparse.Namespace) -> None:
-    if flags.gpus and not flags.address:
-        import torch
-
-        if flags.gpus > torch.cuda.device_count():
-            raise InputError(f"--gpus {flags.gpus}: this machine has {torch.cuda.device_count()}")
+    if flags.gpus and not flags.address and flags.gpus > gpu_count():
+        raise InputError(f"--gpus {flags.gpus}: this machine has {gpu_count()}")
 
 
 def _trial(flags: argparse.Namespace) -> TrialSettings:

@@ -26,6 +26,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.common.cluster import check_address, shipped_code
+from trainables.common.devices import device_for
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
@@ -75,7 +76,7 @@ class _Worker:
         return _work(batch, held, stages, device)
 
 
-def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> Runner:
+def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runner:
     """A runner that makes shards on the connected Ray.
 
     Without GPUs there is one process per CPU, which does all stages of a shard, so every core is busy whatever the
@@ -85,7 +86,7 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> R
     Args:
         gpu_processes: largest number of processes with networks on a GPU; 0 for networks on CPUs.
         gpus: number of GPUs for each.
-        device: where networks run in these processes.
+        device: where networks run in these processes; empty for that of a process with so many GPUs.
     """
 
     def run(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
@@ -115,7 +116,7 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "cuda") -> R
         if on_gpus:
             made = made.map_batches(
                 _Worker,  # type: ignore[arg-type]
-                fn_args=(held, on_gpus, device),
+                fn_args=(held, on_gpus, device or device_for(gpus)),
                 batch_size=1,
                 num_cpus=0,
                 num_gpus=gpus,

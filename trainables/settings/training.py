@@ -48,6 +48,8 @@ class TrainingSettings:
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: keep the weights of convolutions in the channels-last memory format.
         compile: compile the networks with torch.compile; the first step then takes minutes.
+        cudnn_benchmark: on a GPU, time the algorithms of each convolution in the first steps of training and take the
+            fastest. Two runs of one trial may then take different ones, and round differently.
         reports: largest number of validations; the last one is at the last step.
         checkpoint_minutes: minutes after which a trial also writes a checkpoint between two reports; 0 writes them with
             reports only.
@@ -83,6 +85,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = setting(False, training_only=True)
     channels_last: bool = False
     compile: bool = False
+    cudnn_benchmark: bool = setting(False, training_only=True)
     reports: int = setting(50, within=(1, 10_000), shared=True, training_only=True)
     checkpoint_minutes: float = setting(10.0, within=(0, 10_000), shared=True, training_only=True)
     keep: Literal["last", "best"] = setting("last", shared=True, training_only=True)

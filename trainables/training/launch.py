@@ -11,7 +11,6 @@ nothing, and would spend six to eight CPU seconds each on these imports.
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import os
 import tempfile
@@ -27,13 +26,15 @@ from ray import tune
 from ray._private.state import state
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 from ray.exceptions import RayActorError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution import context as context_module
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from trainables.common.devices import device_for
 from trainables.settings import TrialSettings
 from trainables.training.job import Job, Workers
+from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, ResultsNotShared, TrialDiverged
 from trainables.training.results import FAILED, NOT_WRITTEN, PID
@@ -93,23 +94,12 @@ def out_of_memory(settings: TrialSettings) -> str:
     return f"out of GPU memory with training.batch_size={training.batch_size}: try {', '.join(ways)} or a smaller batch"
 
 
-def free_memory() -> None:
-    """Frees what a trial leaves in a process which will run the next trial: memory, and compiled graphs. After eight
-    graphs of one function PyTorch would compile no more, without a word.
-    """
-    torch.compiler.reset()
-    torch.clear_autocast_cache()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _in_this_process(job: Job) -> None:
     def train_function() -> None:
         from trainables.training.loop import World
         from trainables.training.trial_process import train_job
 
-        device = torch.device("cuda" if job.workers.gpus else "cpu")
+        device = torch.device(device_for(job.workers.gpus))
         watch = machine_watch() if job.on_cluster else None
         train_job(job, World(device=device), tune.report, watch.leaving if watch else lambda: False)
 
@@ -130,7 +120,9 @@ def _in_worker_group(job: Job) -> None:
         # Train would print every report, with its pictures as text, and the trial's log would have them.
         context_module.logger.setLevel(logging.WARNING)
         context = ray_train.get_context()
-        device = ray_train.torch.get_device() if job.workers.gpus else torch.device("cpu")
+        device = torch.device(device_for(job.workers.gpus))
+        if device.type == "cuda":
+            device = ray_train.torch.get_device()  # with the number of this worker's
         world = World(context.get_world_rank(), context.get_world_size(), device)
         node = ray.get_runtime_context().get_node_id()
         if job.on_cluster:
@@ -146,6 +138,7 @@ def _in_worker_group(job: Job) -> None:
     where: dict[str, Any] = {"label_selector": {NODE_LABEL: _not_in(job.avoided)}} if job.avoided else {}
     TorchTrainer(
         train_function,
+        torch_config=TorchConfig(backend="nccl" if device_for(job.workers.gpus) == "cuda" else "gloo"),
         scaling_config=ray_train.ScalingConfig(
             num_workers=job.workers.count,
             use_gpu=job.workers.gpus > 0,

@@ -225,6 +225,8 @@ class Trainer:
         """
         started, writing = time.monotonic(), 0.0
         self.method.networks.train()
+        # Of this process, which may have trained another trial before. Shapes are the same in every step.
+        torch.backends.cudnn.benchmark = self.settings.training.cudnn_benchmark
         while self.step < step and not self._leaving():
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.batches(self.step)
@@ -317,6 +319,7 @@ class Trainer:
             TrialDiverged: a metric is NaN or infinite.
         """
         self.method.networks.eval()
+        torch.backends.cudnn.benchmark = False  # a restored image must not depend on timings
         training = self.settings.training
         # Trained trials restore from the same noise for every seed; without training, a seed chooses only the noise.
         draw = first_draw + (0 if training.max_steps else training.seed * training.stability_draws)

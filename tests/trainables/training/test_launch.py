@@ -7,7 +7,8 @@ import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from trainables.settings import TrialSettings, override
-from trainables.training.launch import free_memory, last_report, out_of_memory
+from trainables.training.launch import last_report, out_of_memory
+from trainables.training.memory import free_memory
 from trainables.training.reporting import ResultsNotShared, TrialDiverged
 from trainables.training.results import FAILED, NOT_WRITTEN
 

@@ -392,3 +392,13 @@ def test_stability_is_measured_over_draws(small: TrialSettings, prepared: Prepar
     np.testing.assert_allclose(table["val/psnr"], psnr[0], rtol=1e-6)
     np.testing.assert_allclose(table["val/g_std_psnr"], psnr.std(axis=0), rtol=1e-3)
     assert row["val/l_std"] > 0
+
+
+def test_timing_of_convolutions_is_on_in_training_alone(small: TrialSettings, prepared: Prepared) -> None:
+    """A process trains one trial after another: the next one must not inherit it."""
+    assert not torch.backends.cudnn.benchmark
+    trainer = Trainer(override(small, {"training.cudnn_benchmark": True}), prepared, METRICS, World())
+    trainer.train_until(1)
+    assert torch.backends.cudnn.benchmark
+    trainer._validate(prepared)
+    assert not torch.backends.cudnn.benchmark

@@ -71,6 +71,10 @@ class DecoderMethod(Method):
         if not reason_unread("discriminator.layers", settings):
             check_discriminator(settings)
 
+    @property
+    def resident_bytes(self) -> int:
+        return super().resident_bytes + self.first_stage.method.resident_bytes
+
     @abstractmethod
     def build_decoder(self) -> nn.Module:
         """The trained network besides the discriminator."""
@@ -121,10 +125,6 @@ class DecoderMethod(Method):
         if any(name not in self._kept for name in names):
             self._kept.update(zip(names, self.first_stage(latents, noise, keys).cpu(), strict=True))
         return torch.stack([self._kept[name] for name in names]).to(latents.device)
-
-    @property
-    def resident_bytes(self) -> int:
-        return super().resident_bytes + self.first_stage.method.resident_bytes
 
     @property
     def strength(self) -> float:
