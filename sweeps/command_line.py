@@ -291,7 +291,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=flags.address or settings.address)
         from sweeps.planning.plan import make_plan
-        from sweeps.recording.tables import RunTables
+        from sweeps.recording.tables import RunTables, has_ended
 
         rows = [row for row in RunTables(folder.path).load().leaderboard if row["kind"] != "control"]
         spent = spent_seconds(rows, settings.max_concurrent or usable_cpus())
@@ -309,7 +309,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
 
         warm = kept_trials(folder.path)
         if flags.dry_run:
-            return _show(plan, sum(row["status"] in ("finished", "stopped") for row in rows))
+            return _show(plan, sum(map(has_ended, rows)))
         plan.check()
         folder.go_on(record, settings, plan.question.trials)
         _announce_ray(settings)

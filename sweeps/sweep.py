@@ -273,6 +273,7 @@ def _tune(
         recorder.tables.reports_of,
         plan.further,
         lambda: clock.left < 0,
+        recorder.out_of_time,
         training.keeps_best,
         nodes,
     )

@@ -22,8 +22,8 @@ from search_spaces import Distribution
 from sweeps.formatting import setting_text
 from sweeps.recording.columns import TABLED, TERMS
 from sweeps.recording.image_values import TEST, VALIDATION
-from sweeps.recording.progress import Progress, logger
-from sweeps.recording.tables import RunTables, confirming, has_ended
+from sweeps.recording.progress import TIMED_OUT, Progress, logger
+from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
@@ -108,6 +108,7 @@ class Recorder(Callback):
         self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
+        self._out_of_time: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -117,6 +118,10 @@ class Recorder(Callback):
         if not self.stopped:
             self.stopped = reason
             signal.raise_signal(signal.SIGINT)
+
+    def out_of_time(self, id: str) -> None:
+        """The scheduler stops a trial because the time budget is over, and not because others are better."""
+        self._out_of_time.add(id)
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
@@ -143,7 +148,8 @@ class Recorder(Callback):
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
             elif row["kind"] != "control" and has_ended(row, confirmed, settings.confirm_steps):
                 whole = bool(row["label"]) or row["kind"] == CONFIRMATION
-                self.progress.known(row["id"], row["label"], whole, row["steps"], row["status"])
+                status = TIMED_OUT if row.get(OUT_OF_TIME) else row["status"]
+                self.progress.known(row["id"], row["label"], whole, row["steps"], status)
         self._set_aside_unknown()
         self.tables.flush(force=True)
         self._ready = True
@@ -304,7 +310,10 @@ class Recorder(Callback):
     def _end(self, trial: Any, status: str, why: str = "") -> None:
         id = trial.config[ID]
         self._live.pop(id, None)
-        self.tables.upsert_trial({"id": id, "status": status, "error": why})
+        timed_out = status == "stopped" and id in self._out_of_time
+        # The column exists only where a time budget stopped a trial.
+        cause = {OUT_OF_TIME: timed_out} if timed_out or self.tables.trial(id).get(OUT_OF_TIME) else {}
+        self.tables.upsert_trial({"id": id, "status": status, "error": why, **cause})
         if status in ("finished", "stopped"):
             self._drop_older(id)
         row = self.tables.trial(id)
@@ -312,7 +321,7 @@ class Recorder(Callback):
         metrics = {name: row[name] for name in shown if row.get(name) is not None}
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
-        self.progress.ended(id, status, why)
+        self.progress.ended(id, TIMED_OUT if timed_out else status, why)
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""

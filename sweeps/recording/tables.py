@@ -45,6 +45,8 @@ KINDS = (TRIAL, CONFIRMATION, "control")
 _MOST_PADDING = 100
 _WRITING_SHARE = 0.02  # of a sweep's time, for the tables
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
+OUT_OF_TIME = "out_of_time"
+"""Column of the leaderboard: whether a stopped trial was stopped because the time budget was over, and not by ASHA."""
 
 # Ids are names of folders; a run from somebody else must not lead out of its own.
 _ID = re.compile(r"\w[\w.-]*")
@@ -76,7 +78,7 @@ _DEFAULTS: TableRow = {
 
 def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: int = 0) -> bool:
     """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
-    would diverge again.
+    would diverge again. One that the time budget stopped continues if there is time again.
 
     Args:
         confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.
@@ -85,7 +87,8 @@ def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: in
     if row["status"] == "finished" and confirming([row]) and (row.get("steps") or confirm_steps) < confirm_steps:
         return False
     final = bool(row.get("diverged")) or (confirmed and not confirming([row]))
-    return row["status"] in ("finished", "stopped") or (row["status"] == "failed" and final)
+    short = row["status"] == "failed" or (row["status"] == "stopped" and bool(row.get(OUT_OF_TIME)))
+    return final if short else row["status"] in ("finished", "stopped")
 
 
 def confirming(rows: Iterable[Mapping[str, Any]]) -> bool:

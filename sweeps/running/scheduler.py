@@ -21,7 +21,7 @@ BASELINE = "t000"  # the first trial of a sweep
 
 
 class SweepScheduler(FIFOScheduler):
-    """ASHA with rungs measured in training steps. The points of a space are recorded at the rungs but never stopped: a
+    """ASHA with rungs measured in training steps. It records the points of a space at the rungs but never stops them: a
     comparison needs both sides at the last step. Trials of the confirmation are neither recorded nor stopped: they
     repeat the best configurations, so that a search that goes on afterwards would stop too much.
 
@@ -34,6 +34,7 @@ class SweepScheduler(FIFOScheduler):
         keeps_best: whether a trial is judged by its best step so far (`training.keep=best`), with one objective.
         over: whether the time for the search is over. Then its trials stop at their next report, except the first one,
             the baseline.
+        out_of_time: called with the id of each trial that stops for this reason.
         nodes: keeps trials away from nodes on which they fail; None to leave that out.
     """
 
@@ -48,13 +49,15 @@ class SweepScheduler(FIFOScheduler):
         reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
         further: Sequence[Objective] = (),
         over: Callable[[], bool] = lambda: False,
+        out_of_time: Callable[[str], None] = lambda id: None,
         keeps_best: bool = False,
         nodes: FailingNodes | None = None,
     ) -> None:
         super().__init__()
         self._objectives = (Objective(metric, mode), *further)
         self._max_steps = max(1, max_steps)
-        self._reports_of, self._over, self._keeps_best = reports_of, over, keeps_best
+        self._reports_of, self._keeps_best = reports_of, keeps_best
+        self._over, self._out_of_time = over, out_of_time
         self._nodes = nodes
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
         counted = set[str]()
@@ -97,10 +100,14 @@ class SweepScheduler(FIFOScheduler):
         if trial.config.get(KIND) == CONFIRMATION or not gains or "step" not in result:
             return str(TrialScheduler.CONTINUE)
         id, step = trial.config[ID], result["step"]
-        if step >= self._max_steps or (self._over() and id != BASELINE):
+        if step >= self._max_steps:
             return str(TrialScheduler.STOP)  # `on_trial_complete` records it
-        stops = self._rungs.reached(id, step, gains) and not trial.config[GIVEN]
-        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+        if self._rungs.reached(id, step, gains) and not trial.config[GIVEN]:
+            return str(TrialScheduler.STOP)
+        if self._over() and id != BASELINE:
+            self._out_of_time(id)
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         gains = self._gains(kept_values(result))
