@@ -293,8 +293,9 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 
-        rows = [row for row in RunTables(folder.path).load().leaderboard if row["kind"] != "control"]
-        spent = spent_seconds(rows, settings.max_concurrent or usable_cpus())
+        tables = RunTables(folder.path).load()
+        rows = [row for row in tables.leaderboard if row["kind"] != "control"]
+        spent = spent_seconds(rows, tables.drivers.spent, settings.max_concurrent or usable_cpus())
         changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
         settings, notes = continued(settings, changes, spent)
         plan = make_plan(resolve(settings), tuple(record["metrics"]))

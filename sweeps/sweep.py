@@ -105,7 +105,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         if folder.bucket:
             logger.info("%-10s %s", "copy", folder.path)
         folder.clear_scratch()
-        recorder.open()
+        recorder.open(began, plan.spent)
         for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
             logger.info("note       %s: in no record of this run; its checkpoints are in unknown_trials", id)
         folder.start_uploading(recorder.stop, _upload_line)
@@ -140,6 +140,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
         return _stopped(folder, _last_line(error), live)
     finally:
+        recorder.close()
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()

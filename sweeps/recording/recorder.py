@@ -12,6 +12,7 @@ import shutil
 import signal
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,13 @@ class Recorder(Callback):
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
 
-    def open(self) -> None:
-        """Opens the run's files and reads their contents; once."""
+    def open(self, began: float | None = None, spent: float = 0.0) -> None:
+        """Opens the run's files and reads their contents; once.
+
+        Args:
+            began: when this driver's time began, in `time.monotonic()`; None to record no time.
+            spent: seconds of earlier drivers, for a run that did not record them.
+        """
         if self._ready:
             return
         settings = self.settings
@@ -136,6 +142,8 @@ class Recorder(Callback):
         self._earlier: dict[str, float] = {}
         """Seconds that a trial had taken before it was started again."""
         self.tables = RunTables(settings.folder).load()
+        if began is not None:
+            self.tables.drivers.begin(began, spent)
         for note in self.tables.notes:
             logger.info("note       %s", note)
         self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
@@ -166,6 +174,12 @@ class Recorder(Callback):
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
                 logger.info("note       %s: in no record of this run; moved to %s", folder.name, aside)
+
+    def close(self) -> None:
+        """Records the time of this driver, as far as its files can be written."""
+        if self._ready:
+            with suppress(OSError):
+                self.tables.commit(force=True)
 
     def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""

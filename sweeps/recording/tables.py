@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sweeps.recording.columns import to_arrow
+from sweeps.recording.driver_time import DRIVERS, DriverTime
 from sweeps.recording.events import EVENTS, Event, EventLog, Unpacker
 from sweeps.recording.image_values import ImageValues, by_measurement, image_event
 from sweeps.trial_config import CONFIRMATION, TRIAL
@@ -139,6 +140,7 @@ class RunTables:
         self._trials: dict[str, TableRow] = {}
         self._reports: dict[str, dict[int, TableRow]] = {}
         self._images = ImageValues()
+        self.drivers = DriverTime()
         self.notes: list[str] = []
         """What was damaged when the tables were read, one line each."""
         self._log = EventLog(self.folder)
@@ -187,7 +189,7 @@ class RunTables:
         Raises:
             ValueError: there are no events and a table cannot be read; the message names the file.
         """
-        self._trials, self._reports, self._images = {}, {}, ImageValues()
+        self._trials, self._reports, self._images, self.drivers = {}, {}, ImageValues(), DriverTime()
         self._pending, self.notes = [], []
         lines, damaged, unpacker = 0, 0, Unpacker()
         for event in self._log.read():
@@ -217,7 +219,7 @@ class RunTables:
         if table == "images":
             self._images.put_event(id, content, unpacker)
         else:
-            {"trials": self._put_trial, "reports": self._put_report}[table](content)
+            {"trials": self._put_trial, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -308,12 +310,14 @@ class RunTables:
         for measured in by_measurement(_plain(row, "id", "step", "image") for row in rows):
             self.add_images(*measured)
 
-    def commit(self) -> None:
-        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first.
+    def commit(self, force: bool = False) -> None:
+        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first. The
+        seconds of the driver go with them; without changes they are written once a minute, or if forced.
 
         Raises:
             OSError: for example, because the disk is full. The changes stay pending.
         """
+        self._pending += self.drivers.events(force or bool(self._pending))
         if not self._pending:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -329,6 +333,7 @@ class RunTables:
             *({"table": "trials", "row": row} for row in self.leaderboard),
             *({"table": "reports", "row": row} for row in self.history),
             *({"table": "images", "row": image_event(*measured)} for measured in self._images),
+            *self.drivers.everything(),
         ]
 
     def flush(self, force: bool = False) -> bool:
@@ -338,7 +343,7 @@ class RunTables:
         Returns:
             Whether everything is written.
         """
-        self.commit()
+        self.commit(force)
         if not self._dirty:
             return True
         started = time.monotonic()
