@@ -312,6 +312,10 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if flags.dry_run:
             return _show(plan, sum(map(has_ended, rows)))
         plan.check()
+        if {"--time-budget", "--budget-usd"} & set(changes):
+            from sweeps.running.expectation import check_budget
+
+            check_budget(plan)
         folder.go_on(record, settings, plan.question.trials)
         _announce_ray(settings)
         from sweeps.sweep import resume

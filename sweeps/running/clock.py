@@ -20,25 +20,36 @@ MARGIN = 1.15  # trials differ, and the test images are measured too
 FINISHING = 20.0  # seconds for the answer and the report
 
 
+def for_trials(seconds: float) -> float:
+    """The part of a budget in which trials run; the rest is for the answer."""
+    return seconds - min(FINISHING, 0.1 * seconds)
+
+
 class Deadline:
     """Interrupts this process as Ctrl-C does if the time budget ends before the work inside the context has.
 
     Args:
         seconds: the budget, which `began` when `time.monotonic()` was that; infinite without one.
+
+    Attributes:
+        over: whether it has interrupted.
     """
 
     def __init__(self, seconds: float, began: float) -> None:
+        self.over = False
         left = began + seconds - time.monotonic()
         self._timer = threading.Timer(max(0.0, left), self._over) if left < threading.TIMEOUT_MAX else None
 
     def _over(self) -> None:
+        self.over = True
         logger.info("note       the time budget is over")
         os.kill(os.getpid(), signal.SIGINT)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Deadline:
         if self._timer:
             self._timer.daemon = True
             self._timer.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self._timer:
@@ -71,7 +82,7 @@ class Clock:
         self.reused = reused
         self._now, self._concurrent = now, max(1, concurrent)
         self._max_steps, self._longer = max(1, max_steps), max(1, confirmation_steps) / max(1, max_steps)
-        self._deadline = (now() if started is None else started) + seconds - min(FINISHING, 0.1 * seconds)
+        self._deadline = (now() if started is None else started) + for_trials(seconds)
         self._full: dict[str, float] = {}
         self._since: dict[str, tuple[float, int]] = {}
         self._reported: set[str] = set()
