@@ -81,7 +81,7 @@ class Clock:
     ) -> None:
         self.reused = reused
         self._now, self._concurrent = now, max(1, concurrent)
-        self._max_steps, self._longer = max(1, max_steps), max(1, confirmation_steps) / max(1, max_steps)
+        self._max_steps, self._longer = max_steps, max(1, confirmation_steps) / max(1, max_steps)
         self._deadline = (now() if started is None else started) + for_trials(seconds)
         self._full: dict[str, float] = {}
         self._since: dict[str, tuple[float, int]] = {}
@@ -97,9 +97,9 @@ class Clock:
         return self._deadline - self._now()
 
     def knows(self, configuration: str, seconds: float, steps: int) -> None:
-        """A trial of this configuration took so long for its steps."""
-        if seconds > 0:
-            self._full[configuration] = seconds * self._max_steps / max(1, steps)
+        """A trial of this configuration took so long for its steps. One without training is whole with its report."""
+        if seconds > 0 and (steps or not self._max_steps):
+            self._full[configuration] = seconds * max(1, self._max_steps) / max(1, steps)
 
     def begins(self, trial: str, step: int = 0) -> None:
         self._since[trial] = self._now(), step
@@ -131,7 +131,7 @@ class Clock:
             likely: the configurations that would be confirmed now, the baseline first.
         """
         if not self._full:
-            return True
+            return self.left > 0
         mean, longest = statistics.fmean(self._full.values()), 0.0
         if confirmation:
             names = [*likely, *[""] * (confirmation.finalists + 1 - len(likely))]

@@ -183,8 +183,8 @@ class SweepSearch(Searcher):
         text = text_of(parameters)
         self._tried.append(text)
         seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
-        if row.get("steps") and seconds:
-            self._clock.knows(text, seconds, row["steps"])
+        if seconds:
+            self._clock.knows(text, seconds, row.get("steps") or 0)
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)

@@ -19,7 +19,7 @@ CONFIRM = Confirmation(finalists=2, seeds=3)
 
 
 class Simulation:
-    """A sweep of one trial at a time; each step takes one second."""
+    """A sweep of one trial at a time; each step takes one second, and a trial that trains nothing takes eight."""
 
     def __init__(
         self,
@@ -29,12 +29,13 @@ class Simulation:
         trials: int = 20,
         confirm: Any = CONFIRM,
         start: float = 0.0,
+        steps: int = 8,
     ) -> None:
-        self.time, self.rows, self.start = 0.0, list(rows), start
-        self.clock = Clock(budget, 1, 8, 8, now=lambda: self.time, reused=start > 0)
+        self.time, self.rows, self.start, self.steps = 0.0, list(rows), start, steps
+        self.clock = Clock(budget, 1, steps, steps, now=lambda: self.time, reused=start > 0)
         journal = folder / f"journal{budget}"
         self.search = SweepSearch(
-            SPACE, "val/psnr", "max", 0, trials, 8, journal, confirm, self.rows, first_seed=5, clock=self.clock
+            SPACE, "val/psnr", "max", 0, trials, steps, journal, confirm, self.rows, first_seed=5, clock=self.clock
         )
 
     def run(self) -> list[dict[str, Any]]:
@@ -48,11 +49,11 @@ class Simulation:
             found.append(config)
             result = {"val/psnr": 20.0 - abs(config[PARAMETERS]["x"] - 0.7)}
             self.time, self.start = self.time + self.start, 0.0
-            for step in (2, 4, 6, 8):
-                self.time += 2.0
+            for step in (2, 4, 6, 8) if self.steps else (0,):
+                self.time += 2.0 if self.steps else 8.0
                 self.search.on_trial_result(name, {**result, "step": step, "train/busy_seconds": 2.0})
-            self.search.on_trial_complete(name, {**result, "step": 8})
-            self.rows.append(row(config, result["val/psnr"]) | {"steps": 8, "wall_seconds": 8.0})
+            self.search.on_trial_complete(name, {**result, "step": self.steps})
+            self.rows.append(row(config, result["val/psnr"]) | {"steps": self.steps, "wall_seconds": 8.0})
         return found
 
 
@@ -68,6 +69,23 @@ def test_sweep_ends_in_time_with_its_confirmation(tmp_path: Path) -> None:
         assert confirmation == 9 and made.time <= budget
         assert budget - made.time < 60  # it does not give much away: a trial takes 8 s
         assert made.search.closed and made.search.searched == search and made.search.left == 0
+
+
+def test_space_that_trains_nothing_is_confirmed_in_time(tmp_path: Path) -> None:
+    """Its trials report once, at step 0."""
+    first = Simulation(tmp_path, 200.0, steps=0)
+    search, confirmation = kinds(first.run())
+    assert confirmation == 9 and first.time <= 200.0 and search == kinds(Simulation(tmp_path, 200.0).run())[0]
+    again = Simulation(tmp_path, 200.0, first.rows, steps=0)
+    again.time = first.time
+    assert again.run() == []  # it knows how long these trials took
+
+
+def test_no_trial_starts_after_the_budget_if_none_has_reported(tmp_path: Path) -> None:
+    made = Simulation(tmp_path, 40.0)
+    assert made.search.suggest("first") is not None
+    made.time = 41.0
+    assert made.search.suggest("second") is None and made.search.closed
 
 
 def test_budget_that_is_large_enough_changes_nothing(tmp_path: Path) -> None:
