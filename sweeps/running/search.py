@@ -149,8 +149,10 @@ class SweepSearch(Searcher):
         }
         """Number -> trial of the confirmation that an earlier driver started."""
         known = {number: row for row in rows if (number := trial_number(row["id"])) >= 0}
-        for number in range(min(max(known, default=-1) + 1, trials)):
-            self._know(number, known.get(number), reports_of)
+        count = min(max(known, default=-1) + 1, trials)
+        chosen = self._leaders_are_chosen(count)
+        for number in range(count):
+            self._know(number, known.get(number), reports_of, chosen)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
@@ -164,17 +166,30 @@ class SweepSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See the module."""
 
-    def _know(self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]]) -> None:
+    def _leaders_are_chosen(self, known: int) -> bool:
+        """Whether the confirmation has begun with the leaders of all trials of the search that an earlier driver began.
+        Then none of these may join the leaders.
+
+        Args:
+            known: number of these trials. A time budget may have closed the search before all that were asked for.
+        """
+        among = max((trial.searched for trial in self._begun.values()), default=-1)
+        whole = self._trials if not self._clock.limited else known  # without a limit, missing trials were added since
+        return among == 0 or among >= whole
+
+    def _know(
+        self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]], chosen: bool
+    ) -> None:
         """Adds an earlier trial to the study; if it has not ended, it waits to be handed out.
 
         Args:
             row: None if the record of this trial is lost; then one is proposed again.
+            chosen: see `_leaders_are_chosen`.
         """
         if row is None:
             self._waiting.append(self._propose(number))
             return
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        chosen = any(trial.searched in (0, self._trials) for trial in self._begun.values())
         state = states[row["status"]] if has_ended(row, chosen) else TrialState.RUNNING
         parameters = self._parameters(row)
         config = self._config(number, parameters, row["seed"] - self._first_seed)

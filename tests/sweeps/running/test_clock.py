@@ -143,3 +143,17 @@ def test_deadline_interrupts() -> None:
     with Deadline(float("inf"), time.monotonic()), Deadline(60.0, time.monotonic()):
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_failed_trial_stays_out_once_a_search_that_the_budget_closed_is_confirmed(tmp_path: Path) -> None:
+    """Fewer trials were searched than asked for; leaders were chosen among them all the same."""
+    first = Simulation(tmp_path, 150.0)
+    found = first.run()
+    count, _ = kinds(found)
+    assert 2 < count < 20
+    worst = min(range(2, count), key=lambda k: first.rows[k]["val/psnr"])
+    first.rows[worst] |= {"status": "failed", "val/psnr": None}
+    rows = [*first.rows[: count + 1], first.rows[count + 1] | {"status": "interrupted", "val/psnr": None}]
+    again = Simulation(tmp_path, 150.0, rows)
+    again.time = 8.0 * (count + 1)
+    assert [trial[ID] for trial in again.run()] == [f"c{k:03d}" for k in range(1, 9)]
