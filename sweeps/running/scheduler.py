@@ -10,11 +10,12 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sweeps.formatting import CONFIG, configuration_of, settings_of
 from sweeps.planning.objectives import Objective
-from sweeps.recording.tables import TableRow, confirming, has_ended
+from sweeps.recording.tables import TableRow, confirming, plain_value
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.rungs import Rungs
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, PARAMETERS
 from trainables.training.results import kept_values
 
 BASELINE = "t000"  # the first trial of a sweep
@@ -60,23 +61,19 @@ class SweepScheduler(FIFOScheduler):
         self._over, self._out_of_time = over, out_of_time
         self._nodes = nodes
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
-        counted = set[str]()
         for row in rows:
-            configuration = repr(sorted((name, row[name]) for name in row if name.startswith("config/")))
-            repeated = configuration in counted and "config/" in configuration  # with another seed, in an older run
-            if has_ended(row) and not confirming([row]) and not repeated:
-                counted.add(configuration)
-                self._record_earlier(row["id"])
+            if not confirming([row]):  # also of trials that failed, which have reached their rungs under that driver
+                self._record_earlier(row["id"], _of_row(row))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
 
-    def _record_earlier(self, id: str) -> None:
+    def _record_earlier(self, id: str, configuration: str) -> None:
         before: list[float] = []
         for row in sorted(self._reports_of(id), key=lambda row: row["step"]):
             if gains := self._gains(row):
                 before = max(before, gains) if self._keeps_best else gains
-                self._rungs.reached(id, row["step"], before)
+                self._rungs.reached(id, row["step"], before, configuration)
 
     def _gains(self, row: Mapping[str, Any]) -> list[float]:
         """The objectives of a report, larger is better; empty if one is missing."""
@@ -86,7 +83,7 @@ class SweepScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if trial.config.get(KIND) != CONFIRMATION:
-            self._record_earlier(trial.config[ID])
+            self._record_earlier(trial.config[ID], _configuration(trial))
         if self._nodes:
             self._nodes.place(trial)
 
@@ -102,7 +99,7 @@ class SweepScheduler(FIFOScheduler):
         id, step = trial.config[ID], result["step"]
         if step >= self._max_steps:
             return str(TrialScheduler.STOP)  # `on_trial_complete` records it
-        if self._rungs.reached(id, step, gains) and not trial.config[GIVEN]:
+        if self._rungs.reached(id, step, gains, _configuration(trial)) and not trial.config[GIVEN]:
             return str(TrialScheduler.STOP)
         if self._over() and id != BASELINE:
             self._out_of_time(id)
@@ -112,4 +109,13 @@ class SweepScheduler(FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         gains = self._gains(kept_values(result))
         if trial.config.get(KIND) != CONFIRMATION and gains and "step" in result:
-            self._rungs.reached(trial.config[ID], result["step"], gains)
+            self._rungs.reached(trial.config[ID], result["step"], gains, _configuration(trial))
+
+
+def _configuration(trial: Any) -> str:
+    """That of its row; empty if it has no parameters."""
+    return _of_row({CONFIG + name: plain_value(value) for name, value in trial.config.get(PARAMETERS, {}).items()})
+
+
+def _of_row(row: Mapping[str, Any]) -> str:
+    return configuration_of(row) if settings_of(row) else ""
