@@ -36,6 +36,7 @@ from trainables.training.results import (
     BEST,
     CHECKPOINT,
     DAMAGED,
+    DIVERGED,
     FAILED,
     LOSSES,
     NOT_WRITTEN,
@@ -296,7 +297,8 @@ class Recorder(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         if FAILED in result:
-            self.tables.upsert_trial({"id": trial.config[ID], "diverged": True})
+            if result.get(DIVERGED):
+                self.tables.upsert_trial({"id": trial.config[ID], DIVERGED: True})
             self._end(trial, "failed", result[FAILED])
         else:
             self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")

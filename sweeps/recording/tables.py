@@ -78,8 +78,8 @@ _DEFAULTS: TableRow = {
 
 
 def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: int = 0) -> bool:
-    """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
-    would diverge again. One that the time budget stopped continues if there is time again.
+    """Whether a trial never runs again. One whose process died or whose GPU had too little memory is tried again by the
+    next `--resume`; a diverged one would diverge again. One that the time budget stopped continues if there is time.
 
     Args:
         confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.

@@ -33,8 +33,8 @@ def scores(gains: Array) -> Array:
 class Rungs:
     """Rungs at `first`, `first * factor`, `first * factor**2`, ... steps.
 
-    A configuration counts once at a rung, by the first of its trials there: with other seeds, a good one would be a rival
-    of every proposal. Whatever the order in which trials reach a rung, those that count are the same.
+    A configuration counts once at a rung, by the first of its trials: with other seeds, a good one would be a rival of
+    every proposal. Whatever the order in which trials reach a rung, the same ones count.
 
     Args:
         first, last: steps of the first rung and of a whole trial.

@@ -1,10 +1,12 @@
-"""Trials that a time budget stops are not over: they continue when there is time again."""
+"""Which trials a resumed sweep runs again: those that a time budget stopped, and failed ones that may succeed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from ray.tune.experiment import Trial
 
 from sweeps.answering.remarks import ends_of_trials
@@ -16,8 +18,13 @@ from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, LABEL
 from tests.sweeps.recording.test_tables import measured
 from tests.sweeps.running.test_confirming_search import CONFIRM, SPACE
+from trainables.settings import TrialSettings
+from trainables.training.launch import last_report
+from trainables.training.reporting import TrialDiverged
+from trainables.training.results import FAILED
 
 STEPS, RUNG = 8, 4
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
 class Driver:
@@ -109,3 +116,20 @@ def test_search_trial_stays_out_once_the_confirmation_has_begun() -> None:
     row = {"kind": "trial", "status": "stopped", "out_of_time": True}
     assert has_ended(row, confirmed=True) and not has_ended(row)
     assert has_ended({"kind": CONFIRMATION, "status": "stopped"})
+
+
+@pytest.mark.parametrize(("error", "again"), [(TrialDiverged("step 2: loss is nan"), False), (NO_MEMORY, True)])
+def test_resume_tries_a_trial_without_memory_again_and_not_one_that_diverged(
+    error: Exception, again: bool, tmp_path: Path, tiny: TrialSettings
+) -> None:
+    """It may run on a larger GPU then, or on one that nobody else uses."""
+    driver = Driver(tmp_path)
+    trial = driver.start()
+    end = last_report(error, tiny)
+    assert end is not None
+    trial.run_metadata.last_result = end
+    driver.recorder.on_trial_complete(0, [trial], trial)
+    driver.end()
+    row = driver.rows["t000"]
+    assert (row["status"], row["error"]) == ("failed", end[FAILED])
+    assert (Driver(tmp_path).start().config[ID] == "t000") is again
