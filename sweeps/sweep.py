@@ -135,8 +135,8 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         folder.sync()  # before the report: the pictures of trials come from the bucket
         # Interrupted while a process starts, Tune has taken trials that never began.
         left = search.left + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
-        over = deadline.over or not has_time
-        status = finish.finish(plan, folder.path, folder.newest, left, search.searched, over)
+        again, over = sum(map(recorder.tables.has_trial, search.waiting)), deadline.over or not has_time
+        status = finish.finish(plan, folder.path, folder.newest, left, search.searched, again, over)
         folder.sync()
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]

@@ -48,13 +48,16 @@ Newest = Callable[[str, tuple[str, ...]], tuple[Path | None, list[str]]]
 """(trial, names of files) -> its newest whole checkpoint, with these files; and a line for each damaged one."""
 
 
-def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int, over: bool = False) -> int:
+def finish(
+    plan: Plan, folder: Path, newest: Newest, left: int, searched: int, again: int = 0, over: bool = False
+) -> int:
     """Compares the trials so far and writes the answer; returns the exit status.
 
     Args:
         newest: finds the winner's weights.
-        left: trials that have not started.
+        left: trials that this command has not started.
         searched: trials of the search, fewer than planned if the time budget ended it.
+        again: how many of those left an earlier command has started.
         over: whether the time budget is used up. Then the trials so far must do for the answer.
     """
     tables = RunTables(folder).load()
@@ -62,12 +65,12 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int, o
     trials = [row for row in rows if row["kind"] != "control"]
     baseline_ids = baseline_trials(rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
-    expected = len(trials) + left
+    expected = len(trials) + left - again
     whole = not unfinished and not left
     answers_now = whole or over
     result = None
     if baseline_ids:
-        why = _unconfirmed(plan, rows, left, searched)
+        why = _unconfirmed(plan, rows, left, searched, over)
         compared = {row["id"] for row in rows if row["kind"] != TRIAL}
         about, count = (rows, tables.images_of(compared)), len(plan.objectives)
         answers = [
@@ -116,7 +119,7 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int, o
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
-def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:
+def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int, no_time: bool) -> str:
     """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
     if not plan.confirms:
         return plan.no_confirmation
@@ -125,7 +128,7 @@ def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> 
         return "the search has not finished"
     confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
     short = [row for row in confirmed if row["status"] == "finished" and row["steps"] < plan.question.confirm_steps]
-    if left or short or any(row not in over for row in confirmed):
+    if (left and (confirmed or not no_time)) or short or any(row not in over for row in confirmed):
         return "the confirmation has not finished"
     if confirmed:
         return ""

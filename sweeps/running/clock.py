@@ -120,9 +120,9 @@ class Clock:
             self.knows(configuration, self._now() - since, step - first)
 
     def fits(self, configurations: Iterable[str]) -> bool:
-        """Whether trials of the confirmation of these configurations fit into the time that is left."""
+        """Whether trials of the confirmation of these configurations fit into the time that is left; none always do."""
         each = [self._longer * self._expected(name) for name in configurations]
-        return MARGIN * self._together(each) <= self.left
+        return not each or MARGIN * self._together(each) <= self.left
 
     def has_time(self, confirmation: Confirmation | None, likely: Sequence[str]) -> bool:
         """Whether another trial of the search fits before the confirmation.

@@ -273,6 +273,11 @@ class SweepSearch(Searcher):
             return proposed + self._confirmation.trials(self._trials - 1) + begun * self._confirmation.seeds
         return len(self._confirmations(self._confirmation))
 
+    @property
+    def waiting(self) -> list[str]:
+        """The ids of those of them that have one. An earlier driver may have begun them."""
+        return [config[ID] for config in (*self._waiting, *(self._to_confirm or ()))]
+
     def suggest(self, trial_id: str) -> Any:
         """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials;
         FINISHED if there is none.
@@ -358,8 +363,9 @@ class SweepSearch(Searcher):
                 confirmations(one, chosen[: one.finalists + 1], begun, self.searched)
                 for one in confirmation.smaller(len(chosen) - 1)
             ]
-            plans.append(confirmations(confirmation, [], begun, self.searched))  # no time for a whole one
-            self._to_confirm = next((plan for plan in plans[:-1] if self._clock.fits(map(_text_of, plan))), plans[-1])
+            # If none fits, one that has begun misses trials: without them, nothing may be called better.
+            rest = plans[-1] if begun and plans else confirmations(confirmation, [], begun, self.searched)
+            self._to_confirm = next((plan for plan in plans if self._clock.fits(map(_text_of, plan))), rest)
         return self._to_confirm
 
     def _leaders(self, confirmation: Confirmation | None) -> list[Configuration]:

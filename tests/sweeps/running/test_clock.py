@@ -157,3 +157,15 @@ def test_failed_trial_stays_out_once_a_search_that_the_budget_closed_is_confirme
     again = Simulation(tmp_path, 150.0, rows)
     again.time = 8.0 * (count + 1)
     assert [trial[ID] for trial in again.run()] == [f"c{k:03d}" for k in range(1, 9)]
+
+
+@pytest.mark.parametrize(("ended", "missing"), [(1, True), (3, True), (5, True), (6, False), (9, False)])
+def test_confirmation_without_time_is_whole_if_each_configuration_has_two_seeds(
+    tmp_path: Path, ended: int, missing: bool
+) -> None:
+    """Else trials are left, and nothing may be called better."""
+    first = Simulation(tmp_path, 150.0)
+    count, _ = kinds(first.run())
+    again = Simulation(tmp_path, 150.0, first.rows[: count + ended])
+    again.time = 150.0
+    assert (again.search.left > 0) is missing
