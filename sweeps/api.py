@@ -33,6 +33,8 @@ from sweeps.planning.run_files import RUN_SETTINGS
 from sweeps.planning.run_settings import read_record
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
+from sweeps.running.expectation import check_budget
+from sweeps.running.warm_start import warm_start_of
 from sweeps.sweep import start
 from trainables.common.devices import own_device
 from trainables.common.errors import InputError
@@ -60,9 +62,11 @@ def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] |
     pairs = tuple((key, _text(value)) for key, value in (set or {}).items())
     settings = {key: _flag(key, value) for key, value in settings.items()}
     plan = make_plan(resolve(SweepSettings(name, set=pairs, **settings)))
+    warm = warm_start_of(plan)
     plan.check()
+    check_budget(plan)
     folders: list[Path] = []
-    start(plan, opened=folders.append)
+    start(plan, warm, folders.append)
     return Run(folders[0])
 
 

@@ -6,7 +6,6 @@ Heavy packages are imported only after the flags have been checked.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,11 +32,10 @@ from trainables.common.flags import Flags, number, whole
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri, path_of
 from trainables.images.sources.notices import shown_plainly
-from trainables.settings import assignments, flatten
+from trainables.settings import assignments
 
 if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
-    from sweeps.running.warm_start import Earlier
 
 PROG = "run_sweep.py"
 EPILOG = f"""\
@@ -213,11 +211,15 @@ def _run(flags: argparse.Namespace) -> int:
     from sweeps.planning.plan import make_plan
 
     plan = make_plan(question, download=not flags.dry_run, only_printed=flags.dry_run)
-    warm = _warm_start(plan)
+    # Imported after the plan: they take seconds.
+    from sweeps.running.expectation import check_budget
+    from sweeps.running.warm_start import warm_start_of
+
+    warm = warm_start_of(plan)
     if flags.dry_run:
         return _show(plan, 0)
     plan.check()
-    _check_budget(plan)
+    check_budget(plan)
     _announce_ray(question.settings)
     from sweeps.sweep import start
 
@@ -237,29 +239,6 @@ def _show(plan: Plan, known: int) -> int:
     print(plan.text(seconds))
     print(f"{'time':10} {expected_time(plan, seconds, known)}")
     return 0
-
-
-def _check_budget(plan: Plan) -> None:
-    """Refuses a budget in which not even one trial ends."""
-    if math.isfinite(plan.question.settings.seconds):
-        from sweeps.running.expectation import check_budget
-
-        check_budget(plan)
-
-
-def _warm_start(plan: Plan) -> list[Earlier]:
-    """The trials of `--warm-start`."""
-    if not plan.question.settings.warm_start:
-        return []
-    from sweeps.planning.run_bucket import run_to_read
-    from sweeps.running.warm_start import read_warm_start
-
-    run = run_to_read("--warm-start", plan.question.settings.warm_start)
-    objectives = [one.metric for one in plan.objectives]
-    warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
-    differing = f"; its settings differ in {', '.join(others)}" if others else ""
-    print(f"warm start: {len(warm)} trials of {run}{differing}", file=sys.stderr)
-    return warm
 
 
 def _announce_ray(settings: SweepSettings) -> None:
@@ -291,10 +270,11 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=flags.address or settings.address)
         from sweeps.planning.plan import make_plan
-        from sweeps.recording.tables import RunTables
+        from sweeps.recording.tables import RunTables, has_ended
 
-        rows = [row for row in RunTables(folder.path).load().leaderboard if row["kind"] != "control"]
-        spent = spent_seconds(rows, settings.max_concurrent or usable_cpus())
+        tables = RunTables(folder.path).load()
+        rows = [row for row in tables.leaderboard if row["kind"] != "control"]
+        spent = spent_seconds(rows, tables.drivers.spent, settings.max_concurrent or usable_cpus())
         changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
         settings, notes = continued(settings, changes, spent)
         plan = make_plan(resolve(settings), tuple(record["metrics"]))
@@ -309,8 +289,12 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
 
         warm = kept_trials(folder.path)
         if flags.dry_run:
-            return _show(plan, sum(row["status"] in ("finished", "stopped") for row in rows))
+            return _show(plan, sum(map(has_ended, rows)))
         plan.check()
+        if {"--time-budget", "--budget-usd"} & set(changes):
+            from sweeps.running.expectation import check_budget
+
+            check_budget(plan)
         folder.go_on(record, settings, plan.question.trials)
         _announce_ray(settings)
         from sweeps.sweep import resume

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.recording.trackers import make_tracker
-from sweeps.running.clock import Clock, Deadline
+from sweeps.running.clock import Clock, Deadline, for_trials
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.preparation import prepare_stores
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
@@ -80,9 +81,14 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
 
 
 def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
-    """Continues a run from its last checkpoints; returns the exit status."""
+    """Continues a run from its last checkpoints; returns the exit status.
+
+    If its limit of time or money is used up, nothing starts, not even Ray: the run answers from the trials it has.
+    """
     lost, began = _Lost(), time.monotonic()
     lost.folder = folder.path
+    if not _has_time(plan):
+        return _run(plan, folder, 0, warm, began)
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, place_of(folder.path))
         return _run(plan, folder, concurrent, warm, began)
@@ -94,8 +100,14 @@ def _check_results(plan: Plan, folder: str) -> None:
         check_shared(str(Path(folder).expanduser().absolute()), "--results", "one that all share")
 
 
+def _has_time(plan: Plan) -> bool:
+    """Whether earlier commands have left time for trials."""
+    return plan.spent < for_trials(plan.question.settings.seconds)
+
+
 def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier], began: float) -> int:
-    started = time.monotonic()
+    started, has_time = time.monotonic(), _has_time(plan)
+    deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
     recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
     live = LiveReport(plan, folder.path, recorder)
@@ -106,14 +118,15 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         if folder.bucket:
             logger.info("%-10s %s", "copy", folder.path)
         folder.clear_scratch()
-        recorder.open()
+        recorder.open(began, plan.spent)
         for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
             logger.info("note       %s: in no record of this run; its checkpoints are in unknown_trials", id)
         folder.start_uploading(recorder.stop, _upload_line)
-        with Deadline(plan.question.settings.seconds - plan.spent, began):
-            held = prepare_stores(plan, concurrent)
-            _measure_controls(plan, recorder)
-            live.update()
+        with deadline:
+            held = prepare_stores(plan, concurrent) if has_time else []
+            if has_time:
+                _measure_controls(plan, recorder)
+                live.update()
             search = _tune(plan, folder, concurrent, recorder, live, warm, began)
         held.clear()
         if recorder.stopped:
@@ -123,7 +136,8 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         folder.sync()  # before the report: the pictures of trials come from the bucket
         # Interrupted while a process starts, Tune has taken trials that never began.
         left = search.left + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
-        status = finish.finish(plan, folder.path, folder.newest, left, search.searched)
+        again, over = sum(map(recorder.tables.has_trial, search.waiting)), deadline.over or not has_time
+        status = finish.finish(plan, folder.path, folder.newest, left, search.searched, again, over)
         folder.sync()
         words = {ExitStatus.DONE: "done", ExitStatus.FAILED: "failed"}.get(ExitStatus(status), "stopped")
         rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
@@ -134,13 +148,14 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
     except KeyboardInterrupt:
         if recorder.stopped:
             return _stopped(folder, recorder.stopped, live)
-        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path))
+        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path, deadline.over))
         return ExitStatus.INTERRUPTED
     except (OSError, RayError, TuneError) as error:
         # Tune's own error is a traceback as text; its last line is the cause.
         file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
         return _stopped(folder, _last_line(error), live)
     finally:
+        recorder.close()
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
@@ -238,9 +253,8 @@ def _tune(
     """
     question, training = plan.question, plan.question.trial.training
     rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
-    left = question.settings.seconds - plan.spent
-    reused = question.settings.workers_per_trial == 1
-    clock = Clock(left, concurrent, training.max_steps, question.confirm_steps, began, reused=reused)
+    reused, seconds = question.settings.workers_per_trial == 1, question.settings.seconds
+    clock = Clock(seconds, concurrent, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
     search = SweepSearch(
         question.space,
         plan.objective,
@@ -260,7 +274,7 @@ def _tune(
         question.confirm_steps,
         clock,
     )
-    if not search.left:
+    if not search.left or not _has_time(plan):
         return search
     each = workers(question.settings)
     nodes = FailingNodes(each, recorder.stop) if question.settings.address else None
@@ -274,6 +288,7 @@ def _tune(
         recorder.tables.reports_of,
         plan.further,
         lambda: clock.left < 0,
+        recorder.out_of_time,
         training.keeps_best,
         nodes,
     )

@@ -42,30 +42,35 @@ from trainables.settings.methods import METHODS
 from trainables.settings.roles import WEIGHT_PATHS
 
 _WIDTH = 122
-
+MORE_TIME = "1h"  # an example
 
 Newest = Callable[[str, tuple[str, ...]], tuple[Path | None, list[str]]]
 """(trial, names of files) -> its newest whole checkpoint, with these files; and a line for each damaged one."""
 
 
-def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -> int:
+def finish(
+    plan: Plan, folder: Path, newest: Newest, left: int, searched: int, again: int = 0, over: bool = False
+) -> int:
     """Compares the trials so far and writes the answer; returns the exit status.
 
     Args:
         newest: finds the winner's weights.
-        left: trials that have not started.
+        left: trials that this command has not started.
         searched: trials of the search, fewer than planned if the time budget ended it.
+        again: how many of those left an earlier command has started.
+        over: whether the time budget is used up. Then the trials so far must do for the answer.
     """
     tables = RunTables(folder).load()
     rows = tables.leaderboard
     trials = [row for row in rows if row["kind"] != "control"]
     baseline_ids = baseline_trials(rows)
     unfinished = [row for row in trials if row["status"] in ("running", "interrupted")]
-    expected = len(trials) + left
+    expected = len(trials) + left - again
     whole = not unfinished and not left
+    answers_now = whole or over
     result = None
     if baseline_ids:
-        why = _unconfirmed(plan, rows, left, searched)
+        why = _unconfirmed(plan, rows, left, searched, over)
         compared = {row["id"] for row in rows if row["kind"] != TRIAL}
         about, count = (rows, tables.images_of(compared)), len(plan.objectives)
         answers = [
@@ -85,17 +90,19 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
         baseline_ids = list(result.baseline_ids)
     _show(plan, rows, baseline_ids, result)
     ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
-    winner = next((row for row in rows if whole and result and row["id"] == result.winner_id), None)
+    winner = next((row for row in rows if answers_now and result and row["id"] == result.winner_id), None)
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
-    status = ended if whole else f"Interrupted: {ended}. Continue with: {resume_line(folder)}"
+    why = "The time budget is over" if over else "Interrupted"
+    status = ended if whole else f"{why}: {ended}. Continue with: {resume_line(folder, over)}"
     if kept and result is not None:
         shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
         steps = {row["id"]: row["steps"] for row in shown if row["kind"] != "control"}
         restore_larger(plan, folder, steps, lambda id: newest(id, (WEIGHTS, SETTINGS))[0])
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
-        logger.info("interrupted with %d of %d trials ended", len(trials) - len(unfinished), expected)
-        logger.info("continue with: %s", resume_line(folder))
+        logger.info("%s with %s", why.lower(), ended)
+        logger.info("continue with: %s", resume_line(folder, over))
+    if not answers_now:
         return ExitStatus.INTERRUPTED
     if result is None or winner is None:
         logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
@@ -112,7 +119,7 @@ def finish(plan: Plan, folder: Path, newest: Newest, left: int, searched: int) -
     return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
 
 
-def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> str:
+def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int, no_time: bool) -> str:
     """Why nothing may be called better, before any value is looked at; empty if the confirmation is whole."""
     if not plan.confirms:
         return plan.no_confirmation
@@ -121,7 +128,7 @@ def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int) -> 
         return "the search has not finished"
     confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
     short = [row for row in confirmed if row["status"] == "finished" and row["steps"] < plan.question.confirm_steps]
-    if left or short or any(row not in over for row in confirmed):
+    if (left and (confirmed or not no_time)) or short or any(row not in over for row in confirmed):
         return "the confirmation has not finished"
     if confirmed:
         return ""
@@ -156,21 +163,22 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     return found + at_the_edge(plan.question.space.distributions, winner, result.winner_name)
 
 
-def resume_line(folder: Path) -> str:
+def resume_line(folder: Path, over: bool = False) -> str:
     """The command that continues the run, for the current folder.
 
     Args:
         folder: of the run, or the working copy of one in a bucket.
+        over: whether its time budget is used up, so that it needs more.
     """
-    place = place_of(folder)
+    place = (place_of(folder), *(("--time-budget", MORE_TIME) if over else ()))
     script = Path(sys.argv[0])
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)
-        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", place])
+        return shlex.join([PROJECT if on_path else str(script), "run", "--resume", *place])
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), sys.argv[0], "--resume", place])
+    return shlex.join([str(python), sys.argv[0], "--resume", *place])
 
 
 def tensorboard_line(folder: Path) -> str:

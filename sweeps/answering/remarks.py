@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from search_spaces import Criterion, Distribution, Float, Int
 from sweeps import formatting
 from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, metric_unit, setting_text
+from sweeps.recording.tables import OUT_OF_TIME
 from sweeps.trial_config import CONFIRMATION
 from trainables.settings.roles import ROLES
 
@@ -45,9 +46,16 @@ def cost_of_a_step(
 def ends_of_trials(rows: Sequence[Row]) -> list[str]:
     """How many trials did not finish, and why."""
     texts = []
-    ended = [row["status"] for row in rows if row["kind"] != "control"]
-    if stopped := ended.count("stopped"):
+    trials = [row for row in rows if row["kind"] != "control"]
+    ended = [row["status"] for row in trials]
+    late = sum(row["status"] == "stopped" and bool(row.get(OUT_OF_TIME)) for row in trials)
+    if stopped := ended.count("stopped") - late:
         texts.append(f"{formatting.count_text(stopped, 'trial')} stopped early by ASHA; not compared at full length.")
+    if late:
+        texts.append(
+            f"{formatting.count_text(late, 'trial')} stopped because the time budget was over; not compared at full "
+            "length. With more time (--resume RUN --time-budget TIME), the run continues them."
+        )
     for status in ("failed", "interrupted"):
         if count := ended.count(status):
             texts.append(f"{formatting.count_text(count, 'trial')} {status}.")

@@ -16,8 +16,16 @@ CHANGING = ("--trials", "--max-steps", "--time-budget", "--budget-usd", "--price
 ALLOWED = ("--resume", "--address", "--space", "--dry-run", *CHANGING)
 
 
-def spent_seconds(rows: Iterable[Mapping[str, Any]], concurrent: int) -> float:
-    """The time that the trials of a run have taken, of which so many ran at once."""
+def spent_seconds(rows: Iterable[Mapping[str, Any]], recorded: float | None, concurrent: int) -> float:
+    """The time that a run has taken.
+
+    Args:
+        rows: its trials.
+        recorded: seconds of its commands; None in a run of a version that did not record them. That one is estimated.
+        concurrent: number of trials that ran at once, for the estimate.
+    """
+    if recorded is not None:
+        return recorded
     return math.fsum(row.get("wall_seconds") or 0.0 for row in rows) / max(1, concurrent)
 
 

@@ -86,6 +86,11 @@ class Plan:
     spent: float = 0.0
 
     @property
+    def seconds_left(self) -> float:
+        """What earlier commands have left of the time budget; negative if they took longer, infinite without one."""
+        return self.question.settings.seconds - self.spent
+
+    @property
     def confirms(self) -> bool:
         """Whether the leaders of the search are confirmed: otherwise nothing is called better."""
         return not self.no_confirmation
@@ -272,7 +277,7 @@ class Plan:
 
     def _budget_text(self) -> str:
         settings = self.question.settings
-        left = max(0.0, settings.seconds - self.spent)
+        left = max(0.0, self.seconds_left)
         text = f"{duration(left)}{money(left, settings.price_per_hour)}"
         after = ", the confirmation included" if self.confirms else ""
         return f"{text}{after}; trials that do not fit do not start"

@@ -19,6 +19,9 @@ logger = logging.getLogger("sweep")
 
 _SUMMARY_EVERY = 15.0
 
+TIMED_OUT = "out of time"
+"""Status of a trial here: the time budget was over before ASHA or its last step stopped it."""
+
 PROGRESS = "progress"
 """Attribute of log records about the progress of single trials: a live view shows it instead."""
 _SHOWN = {PROGRESS: True}
@@ -191,6 +194,7 @@ class Progress:
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
+            *([f"{counts[TIMED_OUT]} {TIMED_OUT}"] if counts[TIMED_OUT] else []),
             *([f"{counts['failed']} failed"] if counts["failed"] else []),
             f"running: {running or 'none'}",
         ]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from search_spaces import Distribution
 from sweeps.formatting import setting_text
 from sweeps.recording.columns import TABLED, TERMS
 from sweeps.recording.image_values import TEST, VALIDATION
-from sweeps.recording.progress import Progress, logger
-from sweeps.recording.tables import RunTables, confirming, has_ended
+from sweeps.recording.progress import TIMED_OUT, Progress, logger
+from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
@@ -35,6 +36,7 @@ from trainables.training.results import (
     BEST,
     CHECKPOINT,
     DAMAGED,
+    DIVERGED,
     FAILED,
     LOSSES,
     NOT_WRITTEN,
@@ -108,6 +110,7 @@ class Recorder(Callback):
         self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
+        self._out_of_time: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -118,11 +121,20 @@ class Recorder(Callback):
             self.stopped = reason
             signal.raise_signal(signal.SIGINT)
 
+    def out_of_time(self, id: str) -> None:
+        """The scheduler stops a trial because the time budget is over, and not because others are better."""
+        self._out_of_time.add(id)
+
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         self.open()
 
-    def open(self) -> None:
-        """Opens the run's files and reads their contents; once."""
+    def open(self, began: float | None = None, spent: float = 0.0) -> None:
+        """Opens the run's files and reads their contents; once.
+
+        Args:
+            began: when this driver's time began, in `time.monotonic()`; None to record no time.
+            spent: seconds of earlier drivers, for a run that did not record them.
+        """
         if self._ready:
             return
         settings = self.settings
@@ -131,6 +143,8 @@ class Recorder(Callback):
         self._earlier: dict[str, float] = {}
         """Seconds that a trial had taken before it was started again."""
         self.tables = RunTables(settings.folder).load()
+        if began is not None:
+            self.tables.drivers.begin(began, spent)
         for note in self.tables.notes:
             logger.info("note       %s", note)
         self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
@@ -143,7 +157,8 @@ class Recorder(Callback):
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
             elif row["kind"] != "control" and has_ended(row, confirmed, settings.confirm_steps):
                 whole = bool(row["label"]) or row["kind"] == CONFIRMATION
-                self.progress.known(row["id"], row["label"], whole, row["steps"], row["status"])
+                status = TIMED_OUT if row.get(OUT_OF_TIME) else row["status"]
+                self.progress.known(row["id"], row["label"], whole, row["steps"], status)
         self._set_aside_unknown()
         self.tables.flush(force=True)
         self._ready = True
@@ -160,6 +175,12 @@ class Recorder(Callback):
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
                 logger.info("note       %s: in no record of this run; moved to %s", folder.name, aside)
+
+    def close(self) -> None:
+        """Records the time of this driver, as far as its files can be written."""
+        if self._ready:
+            with suppress(OSError):
+                self.tables.commit(force=True)
 
     def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""
@@ -276,7 +297,8 @@ class Recorder(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         if FAILED in result:
-            self.tables.upsert_trial({"id": trial.config[ID], "diverged": True})
+            if result.get(DIVERGED):
+                self.tables.upsert_trial({"id": trial.config[ID], DIVERGED: True})
             self._end(trial, "failed", result[FAILED])
         else:
             self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")
@@ -304,7 +326,10 @@ class Recorder(Callback):
     def _end(self, trial: Any, status: str, why: str = "") -> None:
         id = trial.config[ID]
         self._live.pop(id, None)
-        self.tables.upsert_trial({"id": id, "status": status, "error": why})
+        timed_out = status == "stopped" and id in self._out_of_time
+        # The column exists only where a time budget stopped a trial.
+        cause = {OUT_OF_TIME: timed_out} if timed_out or self.tables.trial(id).get(OUT_OF_TIME) else {}
+        self.tables.upsert_trial({"id": id, "status": status, "error": why, **cause})
         if status in ("finished", "stopped"):
             self._drop_older(id)
         row = self.tables.trial(id)
@@ -312,7 +337,7 @@ class Recorder(Callback):
         metrics = {name: row[name] for name in shown if row.get(name) is not None}
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
-        self.progress.ended(id, status, why)
+        self.progress.ended(id, TIMED_OUT if timed_out else status, why)
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""

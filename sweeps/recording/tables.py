@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sweeps.recording.columns import to_arrow
+from sweeps.recording.driver_time import DRIVERS, DriverTime
 from sweeps.recording.events import EVENTS, Event, EventLog, Unpacker
 from sweeps.recording.image_values import ImageValues, by_measurement, image_event
 from sweeps.trial_config import CONFIRMATION, TRIAL
@@ -45,6 +46,8 @@ KINDS = (TRIAL, CONFIRMATION, "control")
 _MOST_PADDING = 100
 _WRITING_SHARE = 0.02  # of a sweep's time, for the tables
 STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control")
+OUT_OF_TIME = "out_of_time"
+"""Column of the leaderboard: whether a stopped trial was stopped because the time budget was over, and not by ASHA."""
 
 # Ids are names of folders; a run from somebody else must not lead out of its own.
 _ID = re.compile(r"\w[\w.-]*")
@@ -75,8 +78,8 @@ _DEFAULTS: TableRow = {
 
 
 def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: int = 0) -> bool:
-    """Whether a trial never runs again. One whose process died is tried again by the next `--resume`; a diverged one
-    would diverge again.
+    """Whether a trial never runs again. One whose process died or whose GPU had too little memory is tried again by the
+    next `--resume`; a diverged one would diverge again. One that the time budget stopped continues if there is time.
 
     Args:
         confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.
@@ -85,7 +88,8 @@ def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: in
     if row["status"] == "finished" and confirming([row]) and (row.get("steps") or confirm_steps) < confirm_steps:
         return False
     final = bool(row.get("diverged")) or (confirmed and not confirming([row]))
-    return row["status"] in ("finished", "stopped") or (row["status"] == "failed" and final)
+    short = row["status"] == "failed" or (row["status"] == "stopped" and bool(row.get(OUT_OF_TIME)))
+    return final if short else row["status"] in ("finished", "stopped")
 
 
 def confirming(rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -136,6 +140,7 @@ class RunTables:
         self._trials: dict[str, TableRow] = {}
         self._reports: dict[str, dict[int, TableRow]] = {}
         self._images = ImageValues()
+        self.drivers = DriverTime()
         self.notes: list[str] = []
         """What was damaged when the tables were read, one line each."""
         self._log = EventLog(self.folder)
@@ -184,7 +189,7 @@ class RunTables:
         Raises:
             ValueError: there are no events and a table cannot be read; the message names the file.
         """
-        self._trials, self._reports, self._images = {}, {}, ImageValues()
+        self._trials, self._reports, self._images, self.drivers = {}, {}, ImageValues(), DriverTime()
         self._pending, self.notes = [], []
         lines, damaged, unpacker = 0, 0, Unpacker()
         for event in self._log.read():
@@ -214,7 +219,7 @@ class RunTables:
         if table == "images":
             self._images.put_event(id, content, unpacker)
         else:
-            {"trials": self._put_trial, "reports": self._put_report}[table](content)
+            {"trials": self._put_trial, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -305,12 +310,14 @@ class RunTables:
         for measured in by_measurement(_plain(row, "id", "step", "image") for row in rows):
             self.add_images(*measured)
 
-    def commit(self) -> None:
-        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first.
+    def commit(self, force: bool = False) -> None:
+        """Writes the changes to the run's events, and waits until they are on the disk. `flush` does this first. The
+        seconds of the driver go with them; without changes they are written once a minute, or if forced.
 
         Raises:
             OSError: for example, because the disk is full. The changes stay pending.
         """
+        self._pending += self.drivers.events(force or bool(self._pending))
         if not self._pending:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -326,6 +333,7 @@ class RunTables:
             *({"table": "trials", "row": row} for row in self.leaderboard),
             *({"table": "reports", "row": row} for row in self.history),
             *({"table": "images", "row": image_event(*measured)} for measured in self._images),
+            *self.drivers.everything(),
         ]
 
     def flush(self, force: bool = False) -> bool:
@@ -335,7 +343,7 @@ class RunTables:
         Returns:
             Whether everything is written.
         """
-        self.commit()
+        self.commit(force)
         if not self._dirty:
             return True
         started = time.monotonic()

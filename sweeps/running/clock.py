@@ -20,25 +20,36 @@ MARGIN = 1.15  # trials differ, and the test images are measured too
 FINISHING = 20.0  # seconds for the answer and the report
 
 
+def for_trials(seconds: float) -> float:
+    """The part of a budget in which trials run; the rest is for the answer."""
+    return seconds - min(FINISHING, 0.1 * seconds)
+
+
 class Deadline:
     """Interrupts this process as Ctrl-C does if the time budget ends before the work inside the context has.
 
     Args:
         seconds: the budget, which `began` when `time.monotonic()` was that; infinite without one.
+
+    Attributes:
+        over: whether it has interrupted.
     """
 
     def __init__(self, seconds: float, began: float) -> None:
+        self.over = False
         left = began + seconds - time.monotonic()
         self._timer = threading.Timer(max(0.0, left), self._over) if left < threading.TIMEOUT_MAX else None
 
     def _over(self) -> None:
+        self.over = True
         logger.info("note       the time budget is over")
         os.kill(os.getpid(), signal.SIGINT)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Deadline:
         if self._timer:
             self._timer.daemon = True
             self._timer.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self._timer:
@@ -70,8 +81,8 @@ class Clock:
     ) -> None:
         self.reused = reused
         self._now, self._concurrent = now, max(1, concurrent)
-        self._max_steps, self._longer = max(1, max_steps), max(1, confirmation_steps) / max(1, max_steps)
-        self._deadline = (now() if started is None else started) + seconds - min(FINISHING, 0.1 * seconds)
+        self._max_steps, self._longer = max_steps, max(1, confirmation_steps) / max(1, max_steps)
+        self._deadline = (now() if started is None else started) + for_trials(seconds)
         self._full: dict[str, float] = {}
         self._since: dict[str, tuple[float, int]] = {}
         self._reported: set[str] = set()
@@ -86,9 +97,9 @@ class Clock:
         return self._deadline - self._now()
 
     def knows(self, configuration: str, seconds: float, steps: int) -> None:
-        """A trial of this configuration took so long for its steps."""
-        if seconds > 0:
-            self._full[configuration] = seconds * self._max_steps / max(1, steps)
+        """A trial of this configuration took so long for its steps. One without training is whole with its report."""
+        if seconds > 0 and (steps or not self._max_steps):
+            self._full[configuration] = seconds * max(1, self._max_steps) / max(1, steps)
 
     def begins(self, trial: str, step: int = 0) -> None:
         self._since[trial] = self._now(), step
@@ -109,9 +120,9 @@ class Clock:
             self.knows(configuration, self._now() - since, step - first)
 
     def fits(self, configurations: Iterable[str]) -> bool:
-        """Whether trials of the confirmation of these configurations fit into the time that is left."""
+        """Whether trials of the confirmation of these configurations fit into the time that is left; none always do."""
         each = [self._longer * self._expected(name) for name in configurations]
-        return MARGIN * self._together(each) <= self.left
+        return not each or MARGIN * self._together(each) <= self.left
 
     def has_time(self, confirmation: Confirmation | None, likely: Sequence[str]) -> bool:
         """Whether another trial of the search fits before the confirmation.
@@ -120,7 +131,7 @@ class Clock:
             likely: the configurations that would be confirmed now, the baseline first.
         """
         if not self._full:
-            return True
+            return self.left > 0
         mean, longest = statistics.fmean(self._full.values()), 0.0
         if confirmation:
             names = [*likely, *[""] * (confirmation.finalists + 1 - len(likely))]

@@ -5,6 +5,7 @@ The pairs and what else a trial reads are prepared in a temporary folder; nothin
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -47,17 +48,21 @@ def expected_time(plan: Plan, preparation: float, known: int = 0) -> str:
 
 
 def check_budget(plan: Plan) -> None:
-    """Refuses a budget in which not one trial ends.
+    """Refuses a limit of time or money in which not one trial ends, if there is one.
 
     Raises:
         InputError: the time that is left is shorter than a trial.
     """
-    if _unmeasurable(plan):
+    settings, left = plan.question.settings, plan.seconds_left
+    if math.isinf(left) or _unmeasurable(plan):
         return
-    settings, seconds = plan.question.settings, trial_seconds(plan)
-    left = settings.seconds - plan.spent
+    seconds = trial_seconds(plan)
     if left < seconds:
-        flag = f"--budget-usd {settings.budget_usd:g}" if settings.budget_usd else f"--time-budget {duration(left)}"
+        flag = (
+            f"--budget-usd {left / 3600 * settings.price_per_hour:.3g}"
+            if settings.budget_usd
+            else f"--time-budget {duration(left)}"
+        )
         raise InputError(f"{flag}: a trial takes about {duration(seconds)}; expected time for more than one trial")
 
 

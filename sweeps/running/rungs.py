@@ -9,6 +9,7 @@ front by an epsilon-net, which takes next the trial that is farthest from those 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,6 +33,9 @@ def scores(gains: Array) -> Array:
 class Rungs:
     """Rungs at `first`, `first * factor`, `first * factor**2`, ... steps.
 
+    A configuration counts once at a rung, by the first of its trials: with other seeds, a good one would be a rival of
+    every proposal. Whatever the order in which trials reach a rung, the same ones count.
+
     Args:
         first, last: steps of the first rung and of a whole trial.
         factor: a trial continues if it is not worse than the best 1/factor of those that reached the rung before it.
@@ -40,23 +44,38 @@ class Rungs:
     def __init__(self, first: int, last: int, factor: float) -> None:
         self._factor = factor
         count = int(np.log(last / first) / np.log(factor) + 1)
-        self._rungs: list[tuple[float, dict[str, tuple[float, ...]]]] = [
-            (first * factor**k, {}) for k in reversed(range(count))
-        ]
+        self._rungs = [_Rung(first * factor**k) for k in reversed(range(count))]
 
-    def reached(self, trial: str, step: int, gains: Sequence[float]) -> bool:
+    def reached(self, trial: str, step: int, gains: Sequence[float], configuration: str = "") -> bool:
         """Records a trial at the highest rung that it has reached; returns whether it stops there.
 
         Args:
             gains: its objectives, larger is better.
+            configuration: the same text for trials that differ in their seeds only; empty for one without others.
         """
-        for milestone, recorded in self._rungs:
-            if step < milestone or trial in recorded:
+        for rung in self._rungs:
+            if step < rung.step or trial in rung.trials:
                 continue
             stops = False
-            if recorded:
-                *others, own = scores(np.array([*recorded.values(), tuple(gains)], dtype=np.float64))
+            if rung.counted:
+                known = [gains for _, gains in rung.counted.values()]
+                *others, own = scores(np.array([*known, tuple(gains)], dtype=np.float64))
                 stops = bool(own < np.nanpercentile(others, (1 - 1 / self._factor) * 100))
-            recorded[trial] = tuple(gains)
+            rung.trials.add(trial)
+            mine, key = ((len(trial), trial), tuple(gains)), configuration or trial
+            rung.counted[key] = min(mine, rung.counted.get(key, mine), key=lambda one: one[0])
             return stops
         return False
+
+
+@dataclass
+class _Rung:
+    """Attributes:
+    step: of the rung.
+    trials: ids of those that have reached it.
+    counted: configuration -> (order of its first trial, the gains of that one).
+    """
+
+    step: float
+    trials: set[str] = field(default_factory=set)
+    counted: dict[str, tuple[tuple[int, str], tuple[float, ...]]] = field(default_factory=dict)

@@ -10,18 +10,19 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sweeps.formatting import CONFIG, configuration_of, settings_of
 from sweeps.planning.objectives import Objective
-from sweeps.recording.tables import TableRow, confirming, has_ended
+from sweeps.recording.tables import TableRow, confirming, plain_value
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.rungs import Rungs
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, PARAMETERS
 from trainables.training.results import kept_values
 
 BASELINE = "t000"  # the first trial of a sweep
 
 
 class SweepScheduler(FIFOScheduler):
-    """ASHA with rungs measured in training steps. The points of a space are recorded at the rungs but never stopped: a
+    """ASHA with rungs measured in training steps. It records the points of a space at the rungs but never stops them: a
     comparison needs both sides at the last step. Trials of the confirmation are neither recorded nor stopped: they
     repeat the best configurations, so that a search that goes on afterwards would stop too much.
 
@@ -34,6 +35,7 @@ class SweepScheduler(FIFOScheduler):
         keeps_best: whether a trial is judged by its best step so far (`training.keep=best`), with one objective.
         over: whether the time for the search is over. Then its trials stop at their next report, except the first one,
             the baseline.
+        out_of_time: called with the id of each trial that stops for this reason.
         nodes: keeps trials away from nodes on which they fail; None to leave that out.
     """
 
@@ -48,32 +50,30 @@ class SweepScheduler(FIFOScheduler):
         reports_of: Callable[[str], Sequence[TableRow]] = lambda id: (),
         further: Sequence[Objective] = (),
         over: Callable[[], bool] = lambda: False,
+        out_of_time: Callable[[str], None] = lambda id: None,
         keeps_best: bool = False,
         nodes: FailingNodes | None = None,
     ) -> None:
         super().__init__()
         self._objectives = (Objective(metric, mode), *further)
         self._max_steps = max(1, max_steps)
-        self._reports_of, self._over, self._keeps_best = reports_of, over, keeps_best
+        self._reports_of, self._keeps_best = reports_of, keeps_best
+        self._over, self._out_of_time = over, out_of_time
         self._nodes = nodes
         self._rungs = Rungs(max(1, min(first_rung, max_steps)), self._max_steps, reduction_factor)
-        counted = set[str]()
         for row in rows:
-            configuration = repr(sorted((name, row[name]) for name in row if name.startswith("config/")))
-            repeated = configuration in counted and "config/" in configuration  # with another seed, in an older run
-            if has_ended(row) and not confirming([row]) and not repeated:
-                counted.add(configuration)
-                self._record_earlier(row["id"])
+            if not confirming([row]):  # also of trials that failed, which have reached their rungs under that driver
+                self._record_earlier(row["id"], _of_row(row))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
 
-    def _record_earlier(self, id: str) -> None:
+    def _record_earlier(self, id: str, configuration: str) -> None:
         before: list[float] = []
         for row in sorted(self._reports_of(id), key=lambda row: row["step"]):
             if gains := self._gains(row):
                 before = max(before, gains) if self._keeps_best else gains
-                self._rungs.reached(id, row["step"], before)
+                self._rungs.reached(id, row["step"], before, configuration)
 
     def _gains(self, row: Mapping[str, Any]) -> list[float]:
         """The objectives of a report, larger is better; empty if one is missing."""
@@ -83,7 +83,7 @@ class SweepScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if trial.config.get(KIND) != CONFIRMATION:
-            self._record_earlier(trial.config[ID])
+            self._record_earlier(trial.config[ID], _configuration(trial))
         if self._nodes:
             self._nodes.place(trial)
 
@@ -97,12 +97,25 @@ class SweepScheduler(FIFOScheduler):
         if trial.config.get(KIND) == CONFIRMATION or not gains or "step" not in result:
             return str(TrialScheduler.CONTINUE)
         id, step = trial.config[ID], result["step"]
-        if step >= self._max_steps or (self._over() and id != BASELINE):
+        if step >= self._max_steps:
             return str(TrialScheduler.STOP)  # `on_trial_complete` records it
-        stops = self._rungs.reached(id, step, gains) and not trial.config[GIVEN]
-        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+        if self._rungs.reached(id, step, gains, _configuration(trial)) and not trial.config[GIVEN]:
+            return str(TrialScheduler.STOP)
+        if self._over() and id != BASELINE:
+            self._out_of_time(id)
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         gains = self._gains(kept_values(result))
         if trial.config.get(KIND) != CONFIRMATION and gains and "step" in result:
-            self._rungs.reached(trial.config[ID], result["step"], gains)
+            self._rungs.reached(trial.config[ID], result["step"], gains, _configuration(trial))
+
+
+def _configuration(trial: Any) -> str:
+    """That of its row; empty if it has no parameters."""
+    return _of_row({CONFIG + name: plain_value(value) for name, value in trial.config.get(PARAMETERS, {}).items()})
+
+
+def _of_row(row: Mapping[str, Any]) -> str:
+    return configuration_of(row) if settings_of(row) else ""

@@ -149,8 +149,10 @@ class SweepSearch(Searcher):
         }
         """Number -> trial of the confirmation that an earlier driver started."""
         known = {number: row for row in rows if (number := trial_number(row["id"])) >= 0}
-        for number in range(min(max(known, default=-1) + 1, trials)):
-            self._know(number, known.get(number), reports_of)
+        count = min(max(known, default=-1) + 1, trials)
+        chosen = self._leaders_are_chosen(count)
+        for number in range(count):
+            self._know(number, known.get(number), reports_of, chosen)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
@@ -164,17 +166,30 @@ class SweepSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """See the module."""
 
-    def _know(self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]]) -> None:
+    def _leaders_are_chosen(self, known: int) -> bool:
+        """Whether the confirmation has begun with the leaders of all trials of the search that an earlier driver began.
+        Then none of these may join the leaders.
+
+        Args:
+            known: number of these trials. A time budget may have closed the search before all that were asked for.
+        """
+        among = max((trial.searched for trial in self._begun.values()), default=-1)
+        whole = self._trials if not self._clock.limited else known  # without a limit, missing trials were added since
+        return among == 0 or among >= whole
+
+    def _know(
+        self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]], chosen: bool
+    ) -> None:
         """Adds an earlier trial to the study; if it has not ended, it waits to be handed out.
 
         Args:
             row: None if the record of this trial is lost; then one is proposed again.
+            chosen: see `_leaders_are_chosen`.
         """
         if row is None:
             self._waiting.append(self._propose(number))
             return
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        chosen = any(trial.searched in (0, self._trials) for trial in self._begun.values())
         state = states[row["status"]] if has_ended(row, chosen) else TrialState.RUNNING
         parameters = self._parameters(row)
         config = self._config(number, parameters, row["seed"] - self._first_seed)
@@ -183,8 +198,8 @@ class SweepSearch(Searcher):
         text = text_of(parameters)
         self._tried.append(text)
         seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
-        if row.get("steps") and seconds:
-            self._clock.knows(text, seconds, row["steps"])
+        if seconds:
+            self._clock.knows(text, seconds, row.get("steps") or 0)
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)
@@ -257,6 +272,11 @@ class SweepSearch(Searcher):
             begun = len({text_of(trial.parameters) for trial in self._begun.values()})
             return proposed + self._confirmation.trials(self._trials - 1) + begun * self._confirmation.seeds
         return len(self._confirmations(self._confirmation))
+
+    @property
+    def waiting(self) -> list[str]:
+        """The ids of those of them that have one. An earlier driver may have begun them."""
+        return [config[ID] for config in (*self._waiting, *(self._to_confirm or ()))]
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials;
@@ -343,8 +363,9 @@ class SweepSearch(Searcher):
                 confirmations(one, chosen[: one.finalists + 1], begun, self.searched)
                 for one in confirmation.smaller(len(chosen) - 1)
             ]
-            plans.append(confirmations(confirmation, [], begun, self.searched))  # no time for a whole one
-            self._to_confirm = next((plan for plan in plans[:-1] if self._clock.fits(map(_text_of, plan))), plans[-1])
+            # If none fits, one that has begun misses trials: without them, nothing may be called better.
+            rest = plans[-1] if begun and plans else confirmations(confirmation, [], begun, self.searched)
+            self._to_confirm = next((plan for plan in plans if self._clock.fits(map(_text_of, plan))), rest)
         return self._to_confirm
 
     def _leaders(self, confirmation: Confirmation | None) -> list[Configuration]:

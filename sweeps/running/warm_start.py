@@ -7,17 +7,21 @@ if they were measured after as many steps and on the same validation images; oth
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from search_spaces import SearchSpace, Value
+from sweeps.planning.plan import Plan
+from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.run_settings import read_record
 from sweeps.recording.tables import LEADERBOARD, TableRow, read_rows
 from sweeps.running.samplers import stored_value
 from sweeps.trial_config import TRIAL
 from trainables.common.errors import InputError, one_line
+from trainables.settings import flatten
 
 WARM_START = "warm_start.json"
 
@@ -37,6 +41,23 @@ class Earlier:
     values: dict[str, float]
     steps: int
     source: str
+
+
+def warm_start_of(plan: Plan) -> list[Earlier]:
+    """The trials that `--warm-start` names, with a line on the terminal about them; empty without one.
+
+    Raises:
+        InputError: see `read_warm_start`.
+    """
+    named = plan.question.settings.warm_start
+    if not named:
+        return []
+    run = run_to_read("--warm-start", named)
+    objectives = [one.metric for one in plan.objectives]
+    warm, others = read_warm_start(run, plan.question.space, flatten(plan.question.trial), plan.stores, objectives)
+    differing = f"; its settings differ in {', '.join(others)}" if others else ""
+    print(f"warm start: {len(warm)} trials of {run}{differing}", file=sys.stderr)
+    return warm
 
 
 def read_warm_start(

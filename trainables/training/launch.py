@@ -37,7 +37,7 @@ from trainables.training.job import Job, Workers
 from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, ResultsNotShared, TrialDiverged
-from trainables.training.results import FAILED, NOT_WRITTEN, PID
+from trainables.training.results import DIVERGED, FAILED, NOT_WRITTEN, PID
 
 NODES, _NODE = "nodes", "node"
 """Keys of a result of a worker group on a cluster: ids of its workers' nodes, by rank; id of one worker's node."""
@@ -68,8 +68,9 @@ def launch(job: Job) -> None:
         free_memory()
 
 
-def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = False) -> dict[str, str] | None:
-    """The last report of a trial that another try would not help; None if it may help.
+def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = False) -> dict[str, Any] | None:
+    """The last report of a trial that another try now would not help; None if it may help. A later one, on a larger or
+    emptier GPU, may help a trial that ran out of memory, but none that diverged.
 
     Args:
         elsewhere: whether the next try is on another node.
@@ -79,7 +80,7 @@ def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = Fal
         if isinstance(cause, ResultsNotShared) and not elsewhere:
             return {NOT_WRITTEN: str(cause)}
         if isinstance(cause, TrialDiverged):
-            return {FAILED: str(cause)}
+            return {FAILED: str(cause), DIVERGED: True}
         if isinstance(cause, torch.OutOfMemoryError):
             return {FAILED: out_of_memory(settings)}
     return None
@@ -130,7 +131,7 @@ def _in_worker_group(job: Job) -> None:
         try:
             train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}))
         except TrialDiverged as error:  # in all workers: they see the same losses
-            ray_train.report({FAILED: str(error), PID: os.getpid()})
+            ray_train.report({FAILED: str(error), DIVERGED: True, PID: os.getpid()})
         except Exception as error:
             setattr(error, FAILED_AT, (node, time.time()))  # Train keeps the error, not where it was raised
             raise

@@ -18,8 +18,8 @@ whether a continued trial sends the report of its checkpoint again."""
 BEST = "best"
 """Key of a result with `training.keep=best`: [best step so far, its validation metrics]. The values of every image are
 those of this step."""
-FAILED, PID = "failed", "process"
-"""Keys of a result: the reason of a failure, the trial's process id."""
+FAILED, DIVERGED, PID = "failed", "diverged", "process"
+"""Keys of a result: the reason of a failure, whether every further try would fail too, the trial's process id."""
 CHECKPOINT, DAMAGED, NOT_WRITTEN = "checkpoint", "damaged", "not_written"
 """Keys of a result: name of the checkpoint in the trial's folder; damaged checkpoints that a continued trial skipped;
 the reason why no checkpoint can be written, which ends the sweep: no later one could be written either."""

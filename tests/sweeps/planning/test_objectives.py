@@ -152,8 +152,10 @@ def test_resumed_run_does_not_shrink(given: dict[str, Any], changes: dict[str, A
 
 
 def test_limits_of_a_resumed_run_count_from_its_command() -> None:
-    spent = spent_seconds([{"wall_seconds": 100.0}, {"wall_seconds": None}, {"wall_seconds": 60.0}], 2)
+    rows = [{"wall_seconds": 100.0}, {"wall_seconds": None}, {"wall_seconds": 60.0}]
+    spent = spent_seconds(rows, None, 2)
     assert spent == 80.0
+    assert spent_seconds(rows, 200.0, 2) == 200.0
     settings, _ = continued(asked(time_budget=100.0), {"--time-budget": 50.0}, spent)
     assert settings.seconds - spent == 50.0
     settings, _ = continued(asked(time_budget=100.0, price_per_hour=36.0), {"--budget-usd": 2.0}, spent)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweeps.recording.driver_time import DriverTime
 from sweeps.recording.events import EVENTS, EventLog, Unpacker, packed
 from sweeps.recording.tables import RunTables
 
@@ -138,3 +140,53 @@ def test_whole_lines_that_say_something_else_are_dropped(tmp_path: Path, event: 
     tables = RunTables(tmp_path).load()
     assert [row["id"] for row in tables.leaderboard] == ["t001"]
     assert tables.notes == ["events.jsonl: 1 damaged line was dropped"]
+
+
+def test_seconds_of_all_drivers_come_back(tmp_path: Path) -> None:
+    """One trial's seconds say nothing about it: a driver also prepares, and runs trials at once."""
+    times = []
+    for seconds in (100.0, 50.0):
+        tables = RunTables(tmp_path).load()
+        times.append(tables.drivers.spent)
+        tables.drivers.begin(time.monotonic() - seconds)
+        tables.upsert_trial({"id": "t000", "status": "running", "wall_seconds": 3.0})
+        tables.flush(force=True)
+        tables.upsert_trial({"id": "t000", "status": "interrupted"})
+        tables.flush(force=True)  # and no other word: it was killed
+    spent = RunTables(tmp_path).load().drivers.spent
+    assert times[0] is None and times[1] is not None and spent is not None
+    assert (times[1], spent) == (pytest.approx(100.0, abs=5.0), pytest.approx(150.0, abs=5.0))  # a slow machine
+
+
+def test_seconds_are_recorded_while_nothing_else_is() -> None:
+    """Once a minute, so that a killed driver has not lost an hour in which one trial trained without a report."""
+    now = [0.0]
+    drivers = DriverTime(lambda: now[0])
+    assert drivers.events(force=True) == []  # of a reader
+    drivers.begin(-5.0, earlier=20.0)
+    assert [event["row"]["seconds"] for event in drivers.events(force=False)] == [20.0, 5.0]
+    now[0] = 59.0
+    assert drivers.events(force=False) == []
+    now[0] = 61.0
+    assert [event["row"]["seconds"] for event in drivers.events(force=False)] == [66.0]
+    assert drivers.spent == 86.0
+
+
+def test_a_run_of_an_earlier_version_starts_with_an_estimate(tmp_path: Path) -> None:
+    tables = recorded(tmp_path)
+    for _ in range(2):
+        tables = RunTables(tmp_path).load()
+        tables.drivers.begin(time.monotonic(), earlier=80.0)
+        tables.commit(force=True)
+    assert RunTables(tmp_path).load().drivers.spent == pytest.approx(80.0, abs=5.0)
+
+
+def test_damaged_seconds_are_dropped(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": "d000", "seconds": 7.0}, {"id": "d000"}, {"id": "d000", "seconds": -1.0}]
+    rows += [{"id": "d000", "seconds": float("nan")}, {"id": "d000", "seconds": "long"}]
+    EventLog(tmp_path).append([{"table": "drivers", "row": row} for row in rows])
+    tables = RunTables(tmp_path).load()
+    assert tables.drivers.spent == 7.0 and tables.notes == ["events.jsonl: 4 damaged lines were dropped"]
+    tables.upsert_trial({"id": "t000"})
+    tables.flush(force=True)
+    assert RunTables(tmp_path).load().drivers.spent == 7.0

@@ -19,7 +19,7 @@ CONFIRM = Confirmation(finalists=2, seeds=3)
 
 
 class Simulation:
-    """A sweep of one trial at a time; each step takes one second."""
+    """A sweep of one trial at a time; each step takes one second, and a trial that trains nothing takes eight."""
 
     def __init__(
         self,
@@ -29,12 +29,13 @@ class Simulation:
         trials: int = 20,
         confirm: Any = CONFIRM,
         start: float = 0.0,
+        steps: int = 8,
     ) -> None:
-        self.time, self.rows, self.start = 0.0, list(rows), start
-        self.clock = Clock(budget, 1, 8, 8, now=lambda: self.time, reused=start > 0)
+        self.time, self.rows, self.start, self.steps = 0.0, list(rows), start, steps
+        self.clock = Clock(budget, 1, steps, steps, now=lambda: self.time, reused=start > 0)
         journal = folder / f"journal{budget}"
         self.search = SweepSearch(
-            SPACE, "val/psnr", "max", 0, trials, 8, journal, confirm, self.rows, first_seed=5, clock=self.clock
+            SPACE, "val/psnr", "max", 0, trials, steps, journal, confirm, self.rows, first_seed=5, clock=self.clock
         )
 
     def run(self) -> list[dict[str, Any]]:
@@ -48,11 +49,11 @@ class Simulation:
             found.append(config)
             result = {"val/psnr": 20.0 - abs(config[PARAMETERS]["x"] - 0.7)}
             self.time, self.start = self.time + self.start, 0.0
-            for step in (2, 4, 6, 8):
-                self.time += 2.0
+            for step in (2, 4, 6, 8) if self.steps else (0,):
+                self.time += 2.0 if self.steps else 8.0
                 self.search.on_trial_result(name, {**result, "step": step, "train/busy_seconds": 2.0})
-            self.search.on_trial_complete(name, {**result, "step": 8})
-            self.rows.append(row(config, result["val/psnr"]) | {"steps": 8, "wall_seconds": 8.0})
+            self.search.on_trial_complete(name, {**result, "step": self.steps})
+            self.rows.append(row(config, result["val/psnr"]) | {"steps": self.steps, "wall_seconds": 8.0})
         return found
 
 
@@ -68,6 +69,23 @@ def test_sweep_ends_in_time_with_its_confirmation(tmp_path: Path) -> None:
         assert confirmation == 9 and made.time <= budget
         assert budget - made.time < 60  # it does not give much away: a trial takes 8 s
         assert made.search.closed and made.search.searched == search and made.search.left == 0
+
+
+def test_space_that_trains_nothing_is_confirmed_in_time(tmp_path: Path) -> None:
+    """Its trials report once, at step 0."""
+    first = Simulation(tmp_path, 200.0, steps=0)
+    search, confirmation = kinds(first.run())
+    assert confirmation == 9 and first.time <= 200.0 and search == kinds(Simulation(tmp_path, 200.0).run())[0]
+    again = Simulation(tmp_path, 200.0, first.rows, steps=0)
+    again.time = first.time
+    assert again.run() == []  # it knows how long these trials took
+
+
+def test_no_trial_starts_after_the_budget_if_none_has_reported(tmp_path: Path) -> None:
+    made = Simulation(tmp_path, 40.0)
+    assert made.search.suggest("first") is not None
+    made.time = 41.0
+    assert made.search.suggest("second") is None and made.search.closed
 
 
 def test_budget_that_is_large_enough_changes_nothing(tmp_path: Path) -> None:
@@ -125,3 +143,29 @@ def test_deadline_interrupts() -> None:
     with Deadline(float("inf"), time.monotonic()), Deadline(60.0, time.monotonic()):
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_failed_trial_stays_out_once_a_search_that_the_budget_closed_is_confirmed(tmp_path: Path) -> None:
+    """Fewer trials were searched than asked for; leaders were chosen among them all the same."""
+    first = Simulation(tmp_path, 150.0)
+    found = first.run()
+    count, _ = kinds(found)
+    assert 2 < count < 20
+    worst = min(range(2, count), key=lambda k: first.rows[k]["val/psnr"])
+    first.rows[worst] |= {"status": "failed", "val/psnr": None}
+    rows = [*first.rows[: count + 1], first.rows[count + 1] | {"status": "interrupted", "val/psnr": None}]
+    again = Simulation(tmp_path, 150.0, rows)
+    again.time = 8.0 * (count + 1)
+    assert [trial[ID] for trial in again.run()] == [f"c{k:03d}" for k in range(1, 9)]
+
+
+@pytest.mark.parametrize(("ended", "missing"), [(1, True), (3, True), (5, True), (6, False), (9, False)])
+def test_confirmation_without_time_is_whole_if_each_configuration_has_two_seeds(
+    tmp_path: Path, ended: int, missing: bool
+) -> None:
+    """Else trials are left, and nothing may be called better."""
+    first = Simulation(tmp_path, 150.0)
+    count, _ = kinds(first.run())
+    again = Simulation(tmp_path, 150.0, first.rows[: count + ended])
+    again.time = 150.0
+    assert (again.search.left > 0) is missing

@@ -14,7 +14,7 @@ from sweeps.planning.objectives import Objective
 from sweeps.planning.pareto import epsilon_net, fronts
 from sweeps.running.rungs import scores
 from sweeps.running.scheduler import SweepScheduler
-from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
+from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, PARAMETERS
 from trainables.training.results import BEST
 
 
@@ -64,6 +64,53 @@ def test_trial_that_keeps_its_best_step_is_judged_by_it() -> None:
         result = {"step": 3, "value": 2.0, **({BEST: [1, {"value": 4.0}]} if keeps else {})}
         decisions[keeps] = ours.on_trial_result(None, proposed(1), result)
     assert decisions == {True: "STOP", False: "CONTINUE"}  # 4 against 5, and 2 against 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_decisions_after_a_resume_are_those_of_one_driver(seed: int) -> None:
+    """Of a space with few configurations, which are proposed again with other seeds; some trials fail."""
+    draw = random.Random(seed)
+    rows: dict[str, dict[str, Any]] = {}
+    reports: dict[str, list[dict[str, Any]]] = {}
+    trials: dict[str, Trial] = {}
+    running: dict[str, int] = {}
+
+    def scheduler(known: bool) -> SweepScheduler:
+        found = [*rows.values()] if known else []
+        return SweepScheduler("value", "max", 27, 3, 3.0, found, lambda id: reports.get(id, []) if known else [])
+
+    def play(drivers: list[SweepScheduler], moves: int) -> int:
+        stopped = 0
+        for _ in range(moves):
+            if len(running) < 4:
+                x = draw.choice((0.1, 0.2, 0.3, 0.4))
+                trial = proposed(len(trials), **{PARAMETERS: {"x": x, "kernel": (3, 3)}})
+                id = trial.config[ID]
+                rows[id] = {"id": id, "kind": "trial", "status": "running", "config/x": x, "config/kernel": "[3, 3]"}
+                trials[id], running[id], reports[id] = trial, 0, []
+                for driver in drivers:
+                    driver.on_trial_add(None, trial)
+            id = draw.choice(sorted(running))
+            running[id] += draw.choice((1, 2, 3))
+            result = {"step": running[id], "value": rows[id]["config/x"] + draw.gauss(0, 0.1)}
+            reports[id].append(result)
+            decisions = {driver.on_trial_result(None, trials[id], result) for driver in drivers}
+            assert len(decisions) == 1
+            failed = draw.random() < 0.03
+            if failed or decisions == {"STOP"}:
+                rows[id]["status"] = "failed" if failed else "finished" if running[id] >= 27 else "stopped"
+                for driver in drivers if not failed else ():
+                    driver.on_trial_complete(None, trials[id], result)
+                del running[id]
+                stopped += rows[id]["status"] == "stopped"
+        return stopped
+
+    whole = scheduler(known=False)
+    play([whole], 150)
+    resumed = scheduler(known=True)
+    for id in running:
+        resumed.on_trial_add(None, trials[id])
+    assert play([whole, resumed], 400) > 5
 
 
 def test_non_dominated_sorting() -> None:

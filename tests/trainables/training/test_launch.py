@@ -10,7 +10,7 @@ from trainables.settings import TrialSettings, override
 from trainables.training.launch import last_report, out_of_memory
 from trainables.training.memory import free_memory
 from trainables.training.reporting import ResultsNotShared, TrialDiverged
-from trainables.training.results import FAILED, NOT_WRITTEN
+from trainables.training.results import DIVERGED, FAILED, NOT_WRITTEN
 
 
 def of_a_worker(error: Exception) -> WorkerGroupError:
@@ -21,7 +21,7 @@ def of_a_worker(error: Exception) -> WorkerGroupError:
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool) -> None:
     errors = {
-        TrialDiverged("step 3: loss/x is nan"): {FAILED: "step 3: loss/x is nan"},
+        TrialDiverged("step 3: loss/x is nan"): {FAILED: "step 3: loss/x is nan", DIVERGED: True},
         torch.OutOfMemoryError("CUDA out of memory"): {FAILED: out_of_memory(tiny)},
         ResultsNotShared("--results: node a"): {NOT_WRITTEN: "--results: node a"},
         RuntimeError("a lost connection"): None,
