@@ -16,6 +16,7 @@ from sweeps.recording.tables import RunTables
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.sweep import gone, steps, sweeps, trials
 from trainables.common.buckets import BucketFolder
+from trainables.common.devices import FAKE
 from trainables.common.errors import InputError
 from trainables.training.bucket_checkpoints import download_newest
 from trainables.training.checkpoint_folders import damage
@@ -55,7 +56,10 @@ SPACE = SearchSpace(
 def test_killed_sweep_goes_on_from_the_bucket(
     endpoint: str, tmp_path: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second trial is under way when the driver is killed. Then nothing is left of the first machine's files."""
+    """The second trial is under way when the driver is killed. Then nothing is left of the first machine's files. Each
+    trial has half of a GPU that is declared and does not exist.
+    """
+    monkeypatch.setenv(FAKE, "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     (tmp_path / "small_rates.py").write_text(SPACE)
     results = bucket_uri(endpoint, "some/results")
@@ -63,9 +67,11 @@ def test_killed_sweep_goes_on_from_the_bucket(
     first = sweeps(
         *("--space", str(tmp_path / "small_rates.py"), "--results", results, "--perceptual", "none"),
         *("--trials", "2", "--confirm", "0", "--max-steps", "120", "--max-concurrent", "1", *sets),
+        *("--gpus-per-worker", "0.5"),
     )
     first.wait_for("t000 finished at step 120")
     first.wait_for("t001 step 30/120")
+    assert "each on 1 worker of 1 CPU and 0.5 GPU" in first.text
     (copy,) = (tmp_path / "first" / "restoration-sweeps").glob("*/small_rates/*")
     run = BucketFolder(results).join("small_rates").join(copy.name)
     assert any(line.endswith(str(copy)) for line in first.lines)

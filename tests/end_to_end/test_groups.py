@@ -17,6 +17,7 @@ from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
 from tests.helpers.sweep import SPACE, TINY, only_run, sets, store, sweeps, trials
+from trainables.common.devices import FAKE
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
@@ -32,15 +33,20 @@ RUN += sets(training__reports=4)
 
 
 @pytest.mark.slow
-def test_worker_group_reproduces_one_worker_and_resumes(tmp_path: Path, store: Path, sweeps: Any) -> None:
+def test_worker_group_reproduces_one_worker_and_resumes(
+    tmp_path: Path, store: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs that are declared and do not exist: Ray places a worker on each, and CPUs compute."""
+    monkeypatch.setenv(FAKE, "2")
     flags = [*RUN, "--store", str(store), "--results", str(tmp_path), "--workers-per-trial", "2"]
-    first = sweeps(*flags, "--max-concurrent", "1")
+    first = sweeps(*flags, "--gpus-per-worker", "1", "--max-concurrent", "1")
     first.wait_for("t000 step 4/8")
     first.terminate()
     assert first.wait() == 130
     assert "Traceback" not in first.text
     run = only_run(tmp_path)
     assert trials(run)["t000"]["status"] == "interrupted"
+    assert "1 at once, each on 2 workers of 1 CPU and 1 GPU" in first.text
     second = sweeps("--resume", str(run))
     assert second.wait() == 0, second.text
     assert "t000 continues at step" in second.text and "t000 step 2/8" not in second.text

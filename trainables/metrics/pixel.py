@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -97,9 +99,8 @@ def _window_means(maps: Tensor) -> Tensor:
 
     A weighted sum of shifted maps, first along one axis, then along the other: faster than a convolution in float64.
     """
-    offsets = torch.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1, dtype=torch.float64)
-    window = torch.exp(-0.5 * (offsets / _SSIM_SIGMA).square())
-    weights = (window / window.sum()).tolist()
+    window = [math.exp(-0.5 * (k / _SSIM_SIGMA) ** 2) for k in range(-_SSIM_RADIUS, _SSIM_RADIUS + 1)]
+    weights = [value / math.fsum(window) for value in window]
     for axis in (-2, -1):
         count = maps.shape[axis] - 2 * _SSIM_RADIUS
         means = maps.narrow(axis, 0, count) * weights[0]
