@@ -112,7 +112,7 @@ def test_memory_counts_processes_in_other_sessions(capsys: pytest.CaptureFixture
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # half a minute on an idle machine; the documented pattern takes four times as long
 def test_launch_overhead_runs_our_pattern() -> None:
-    options = ["--trials", "1", "--train", "nothing", "--launchers", "ours"]
+    options = ["--trials", "2", "--train", "nothing", "--launchers", "ours"]
     command = [sys.executable, "-m", "benchmarks.launch_overhead", *options]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
     assert ran.returncode == 0, ran.stderr
@@ -186,7 +186,7 @@ def test_data_loading_compares_readers(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow  # a run of the command line
 def test_preparation_measures_cores_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    preparation.main(["--images", "100", "--method", "pix2pix"])
+    preparation.main(["--images", "400", "--method", "pix2pix"])
     shown = capsys.readouterr().out
-    assert re.search(r"^ +100 +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
+    assert re.search(r"^ +400 +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
     assert re.search(r"^largest peak / smallest: 1\.00$", shown, re.M)

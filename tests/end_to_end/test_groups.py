@@ -90,14 +90,14 @@ def wait_for_all_cpus() -> None:
 @pytest.mark.slow
 def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
     """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
-    rates = [1e-4, 1e-5]
+    rates = {"t000": 1e-4, "t001": 1e-5}
     workers = Workers(count=2)
     common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
     stages = tuple(needed_stages(common, store, method_class(common.method).columns(common)))
     make_stores(common, stages)
 
     def trial(config: dict[str, Any]) -> None:
-        settings = override(common, {"training.learning_rate": rates[int(config[ID])]})
+        settings = override(common, {"training.learning_rate": rates[config[ID]]})
         folder = tmp_path / f"group{config[ID]}"
         launch(Job(settings, stages, ("val/psnr",), workers, str(folder), str(folder)))
 
@@ -107,11 +107,11 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
         scheduler = SweepScheduler("train/learning_rate", "max", 6, 2, 3.0)
         ended = tune.Tuner(
             tune.with_resources(trial, trial_resources(workers)),
-            param_space={ID: tune.grid_search([0, 1]), GIVEN: False},
+            param_space={ID: tune.grid_search([*rates]), GIVEN: False},
             tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1),
             run_config=tune.RunConfig(name="trials", storage_path=str(tmp_path), verbose=0),
         ).fit()
-        assert {result.config[ID]: result.metrics["step"] for result in ended} == {0: 6, 1: 2}
+        assert {result.config[ID]: result.metrics["step"] for result in ended} == {"t000": 6, "t001": 2}
         wait_for_all_cpus()
         # Train leaves the resources of a group that did not start with its controller, an actor that ends.
         controller = Reserving.remote()
