@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from trainables.common.errors import InputError
@@ -62,6 +63,19 @@ def test_adaptive_weight_makes_gradient_norms_equal() -> None:
     (reconstruction + weight * adversarial).backward()
     assert layer.grad is not None
     torch.testing.assert_close(layer.grad, torch.tensor([6.0, 6.0]), rtol=1e-4, atol=0)
+
+
+def test_adaptive_weight_in_fp16_is_that_in_fp32() -> None:
+    """The gradients of a mean over many pixels are below the smallest number of fp16."""
+    layer, pixels = nn.Parameter(torch.ones(1, 1, 1, 1)), torch.rand(1, 1, 256, 256)
+
+    def weight(dtype: torch.dtype | None) -> float:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            image = F.conv2d(pixels, layer)
+        means = 1e-3 * image.float().mean(), 1e-2 * image.float().mean()
+        return adaptive_weight(*means, layer).item()
+
+    assert weight(torch.float16) == pytest.approx(weight(None), rel=0.01)  # three digits
 
 
 def test_adaptive_weight_is_bounded() -> None:

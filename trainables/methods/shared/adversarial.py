@@ -14,6 +14,8 @@ from trainables.common.errors import InputError
 from trainables.networks.pix2pix import PatchGAN
 from trainables.settings import TrialSettings
 
+_GRADIENT_SCALE = 2.0**10
+
 
 def discriminator_loss(mode: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The discriminator's loss, a scalar: the mean of its losses on real and on generated images.
@@ -89,8 +91,10 @@ def adaptive_weight(
         last_layer: the weight of the decoder's last convolution.
         max: upper bound of the weight, for a discriminator with very small gradients.
     """
+    # Scaled as the trainer scales the whole loss: in fp16, gradients of means over many pixels would become 0. A power of
+    # two changes no digit in other precisions.
     norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        torch.autograd.grad(loss * _GRADIENT_SCALE, last_layer, retain_graph=True)[0].norm() / _GRADIENT_SCALE
         for loss in (reconstruction_loss, adversarial_loss)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, max).detach()
