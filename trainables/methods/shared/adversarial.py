@@ -91,8 +91,8 @@ def adaptive_weight(
         last_layer: the weight of the decoder's last convolution.
         max: upper bound of the weight, for a discriminator with very small gradients.
     """
-    # Scaled as the trainer scales the whole loss: in fp16, gradients of means over many pixels would become 0. A power of
-    # two changes no digit in other precisions.
+    # Scaled as the trainer scales the whole loss: in fp16, gradients of means over many pixels would become 0. A power
+    # of two changes no digit in other precisions.
     norms = [
         torch.autograd.grad(loss * _GRADIENT_SCALE, last_layer, retain_graph=True)[0].norm() / _GRADIENT_SCALE
         for loss in (reconstruction_loss, adversarial_loss)
