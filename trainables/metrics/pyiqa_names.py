@@ -14,7 +14,6 @@ from typing import Any
 from trainables.common.errors import InputError, one_line
 from trainables.metrics.names import METRICS, PYIQA, MetricUnavailableError, register
 
-EXTRA = "pyiqa"  # of pyproject.toml
 _LIST = "default_model_configs.py"
 _OF_SETS = ("fid", "inception_score")  # metrics of whole sets of images, which have no value per image
 
