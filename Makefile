@@ -23,7 +23,7 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
                 trainables/images/test_object_storage.py
 
 # For all tests: a test keeps one core busy, except while its sweep trains. The tests of a file share their fixtures, so a
-# file stays in one process. Files start in the order of their names: the longest, benchmarks and end_to_end, come first.
+# file stays in one process. Files start in the order that tests/conftest.py gives them: the longest come first.
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help sweep test check lint format assets gpu-check clean

@@ -86,6 +86,19 @@ SEED = 0
 """Of all random numbers that a test draws without a generator of its own."""
 
 
+LONGEST = ("benchmarks", "end_to_end", "faults", "trainables/data/test_pipeline.py", "trainables/training")
+"""Folders and files that take minutes: with several processes they start first, so that none is left for the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        return next((k for k, name in enumerate(LONGEST) if item.path.is_relative_to(tests / name)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
     """Seeds PyTorch for every fixture, by the fixture's name: its draws do not depend on what ran before, and differ
