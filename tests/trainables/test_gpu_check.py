@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.helpers.paths import ROOT
 from trainables.gpu_check.__main__ import main, table
@@ -81,6 +82,9 @@ def test_tensor_that_stays_is_counted() -> None:
     assert used_bytes(device) - before == 4_000_000
     del kept, view
     assert used_bytes(device) == before
+    with FakeTensorMode():
+        fake = torch.zeros(1000, 1000)  # as the compiler keeps them
+    assert used_bytes(device) == before and fake.shape == (1000, 1000)
 
 
 def _dies(method: str, folder: Path) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from trainables.common.errors import one_line
 from trainables.data.batches import TrainingBatches, validation_batches
@@ -251,7 +252,9 @@ def used_bytes(device: torch.device) -> int:
         return int(torch.cuda.memory_allocated(device))
     found: dict[int, int] = {}
     for one in gc.get_objects():
-        if issubclass(type(one), Tensor) and one.device.type == device.type and one.layout == torch.strided:
+        if not issubclass(type(one), Tensor) or isinstance(one, FakeTensor):  # the compiler keeps some, without memory
+            continue
+        if one.device.type == device.type and one.layout == torch.strided:
             storage: Any = one.untyped_storage()
             found[storage._cdata] = storage.nbytes()
     return sum(found.values())
