@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data_loading, latent_step, many_trials, preparation, sinsr_step, sweep_cost, training_options
+from benchmarks import (
+    data_loading,
+    latent_step,
+    many_trials,
+    preparation,
+    sinsr_step,
+    ssim,
+    sweep_cost,
+    training_options,
+)
 from sweeps.planning.run_files import LOG, RUN_SETTINGS
 from sweeps.recording.progress import Progress, log_to, logger
 from sweeps.recording.tables import RunTables
@@ -173,6 +182,13 @@ def test_training_options_names_failed_options() -> None:
     assert re.search(r"^default +100\.0 +1\.00 +200\.0 +1\.00 +2 +1\.00$", shown, re.M)
     assert re.search(r"^compile( +-){6}$", shown, re.M)
     assert "compile fails: No working C++ compiler" in shown
+
+
+def test_ssim_compares_equal_values(capsys: pytest.CaptureFixture[str]) -> None:
+    ssim.main(["--sizes", "16", "--batch", "2", "--turns", "1"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines[1:]] == [["16", "3"], ["16", "1"]]
+    assert all(float(line[-1]) < 1e-6 for line in lines[1:])
 
 
 @pytest.mark.slow  # four processes of their own

@@ -83,8 +83,8 @@ def _similarity(restored: Tensor, target: Tensor) -> Tensor:
     """SSIM of (B, C, H, W) images in [0, 1], averaged over channels: (B,).
 
     In float64: a variance is the difference of two nearly equal means, for which float32 has too few digits, and
-    TensorFloat-32 on a GPU far too few. torchmetrics gives the same values in float64, but takes 10 to 30 times as
-    long on a CPU, a third of a validation.
+    TensorFloat-32 on a GPU far too few. torchmetrics gives the same values in float64, but takes 30 to 100 times as
+    long on a CPU (`benchmarks/ssim.py`), a third of a validation.
     """
     x, y = restored.double(), target.double()
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = _window_means(torch.stack([x, y, x * x, y * y, x * y]))
