@@ -23,7 +23,7 @@ from sweeps.planning.settings import SweepSettings
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError
 from trainables.common.locks import take
-from trainables.common.paths import is_uri
+from trainables.common.paths import HALF_WRITTEN, is_uri
 from trainables.training.checkpoint_folders import drop_older, newest_whole
 
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
@@ -59,6 +59,14 @@ class RunFolder:
         os.lseek(self._lock, 0, os.SEEK_SET)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._remove_half_written()
+
+    def _remove_half_written(self) -> None:
+        """Removes what a killed driver was writing. Trials stage their checkpoints in folders of other names."""
+        for folder in (self.path, self.path / "report", *self.trials.glob("*")):
+            for left in folder.glob(f".*{HALF_WRITTEN}"):
+                with suppress(OSError):
+                    left.unlink()
 
     @property
     def trials(self) -> Path:

@@ -29,6 +29,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from search_spaces import Choice, Distribution
 from sweeps.recording.event_files import EventFile, write_record
 from sweeps.recording.tables import STATUSES, plain_value
+from trainables.common.paths import HALF_WRITTEN
 from trainables.metrics.names import METRICS
 
 _END = {
@@ -291,7 +292,7 @@ def _replace(path: Path, messages: Sequence[Any]) -> None:
     The file starts a session: TensorBoard drops superseded steps only in a run with more than one session start.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}.tmp")
+    temporary = path.with_name(f".{path.name.removeprefix('events.out.tfevents.')}{HALF_WRITTEN}")
     now = time.time()
     with open(temporary, "wb") as file:
         start = SessionLog(status=SessionLog.START)

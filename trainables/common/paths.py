@@ -145,6 +145,10 @@ def write_whole(path: Path, content: bytes | Buffer) -> None:
             temporary.unlink()
 
 
+HALF_WRITTEN = ".tmp"
+"""Ends the name of a file that `replace_file` is writing."""
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a new file next to `path` and renames it, so that readers see the old file or the new one.
 
@@ -153,7 +157,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: for example, because the disk is full. An existing file is kept.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{HALF_WRITTEN}")
     write(temporary)
     os.replace(temporary, path)
 

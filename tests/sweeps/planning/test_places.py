@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.planning.run_folder import RunFolder
 from sweeps.planning.run_settings import located
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.temporary import session_folder, temporary_root
@@ -23,6 +24,18 @@ def place(run: Path, store: Path) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     (store / "pairs-1").mkdir(parents=True, exist_ok=True)
     return run
+
+
+def test_what_a_killed_driver_was_writing_is_removed(tmp_path: Path) -> None:
+    trial, staged = tmp_path / "trials" / "t000", tmp_path / "trials" / "t000" / ".checkpoint_000010.partial"
+    for folder in (tmp_path / "report", staged):
+        folder.mkdir(parents=True)
+    left = [tmp_path / ".events.jsonl.tmp", tmp_path / "report" / ".index.html.tmp", trial / ".17.tmp"]
+    others = [tmp_path / "events.jsonl", trial / "notes.tmp", staged / "state.pt"]
+    for path in (*left, *others):
+        path.write_text("{")
+    RunFolder(tmp_path).close()
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
 
 
 def test_a_moved_run_uses_the_data_next_to_it_then_the_data_of_its_start(tmp_path: Path) -> None:
