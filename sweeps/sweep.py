@@ -123,8 +123,9 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
             logger.info("note       %s: in no record of this run; its checkpoints are in unknown_trials", id)
         folder.start_uploading(recorder.stop, _upload_line)
         with deadline:
-            held = prepare_stores(plan, concurrent) if has_time else []
+            held = []
             if has_time:
+                held = prepare_stores(plan, concurrent)
                 _measure_controls(plan, recorder)
                 live.update()
             search = _tune(plan, folder, concurrent, recorder, live, warm, began)

@@ -20,7 +20,7 @@ def recorded_answer(
         record: content of settings.yaml. rows, per_image: those of the tables.
         metric: "val/psnr", the metric to answer in; by default the run's first objective.
     """
-    command = record.get("command") or {}
+    command, trial = record.get("command") or {}, record.get("trial") or {}
     objectives = record.get("objectives") or split_objectives(command.get("objective") or "") or [record["objective"]]
     constraints = tuple(parse_constraint(text) for text in command.get("constraint") or ())
     return answer(
@@ -28,17 +28,15 @@ def recorded_answer(
         per_image,
         metric or record["objective"],
         baseline_trials(rows),
-        unconfirmed=_unconfirmed(record, rows),
+        unconfirmed=_unconfirmed(command.get("confirm_steps") or trial.get("training.max_steps") or 0, rows),
         objectives=len(objectives),
         constraints=constraints,
     )
 
 
-def _unconfirmed(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _unconfirmed(whole: int, rows: Sequence[Row]) -> str:
+    """Why nothing may be called better; `whole`: steps of a trial of the confirmation."""
     if any(row["status"] in ("running", "interrupted") for row in rows):
         return "the sweep has not ended"
-    whole = (
-        (record.get("command") or {}).get("confirm_steps") or (record.get("trial") or {}).get("training.max_steps") or 0
-    )
     confirmed = [row for row in rows if row["kind"] == CONFIRMATION and row["status"] == "finished"]
     return "the confirmation has not finished" if any(row["steps"] < whole for row in confirmed) else ""

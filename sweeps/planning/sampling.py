@@ -12,11 +12,13 @@ NAMES = {"tpe": "TPE", "gp": "a Gaussian process", "random": "random search", "g
 """For sentences: "proposed by TPE"."""
 
 
+GRID_LEVELS = 5
+"""Values of a range in a grid."""
 MOST_COMBINATIONS = 100_000  # of a grid: each proposal looks at all
 
 
 def _count(distribution: Distribution) -> int:
-    return len(distribution.values) if isinstance(distribution, Choice) else 5
+    return len(distribution.values) if isinstance(distribution, Choice) else GRID_LEVELS
 
 
 def check_sampler(name: str, space: SearchSpace) -> None:
@@ -24,7 +26,7 @@ def check_sampler(name: str, space: SearchSpace) -> None:
     InputError: the sampler's package is missing, or it cannot search this space.
     """
     if name == "grid":
-        # Each range has five values (`sweeps.running.samplers.grid`); a bound, because some exist only with others.
+        # A bound, because some parameters exist only with others, and a range of whole numbers may have fewer values.
         combinations = math.prod(_count(one) for one in space.distributions.values())
         if combinations > MOST_COMBINATIONS:
             raise InputError(

@@ -19,11 +19,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 
 from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, When
+from sweeps.planning.sampling import GRID_LEVELS
 from sweeps.running.optuna_study import RecentTPE
 
 LEAST_KNOWN = 5  # distinct configurations with a result before a model proposes the next one
 LEAST_RANDOM = 3  # of them, besides the points of the space: a model that has seen only points trusts them too much
-_LEVELS = 5  # values of a range in a grid
 
 
 def optuna_distribution(distribution: Distribution) -> BaseDistribution:
@@ -117,7 +117,7 @@ def _levels(distribution: Distribution) -> Sequence[Value]:
     if isinstance(distribution, Choice):
         return distribution.values
     low, high = float(distribution.low), float(distribution.high)
-    shares = [level / (_LEVELS - 1) for level in range(_LEVELS)]
+    shares = [level / (GRID_LEVELS - 1) for level in range(GRID_LEVELS)]
     if distribution.log:
         between = [math.exp(math.log(low) + share * (math.log(high) - math.log(low))) for share in shares[1:-1]]
     else:

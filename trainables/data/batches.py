@@ -17,7 +17,7 @@ Columns of a training batch, each (B, ...) float32:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -39,10 +39,19 @@ _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of 
 UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
 """Columns of uniform numbers, and the random stream of each."""
 _STREAM_OF = UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
-CHUNK_STEPS, CHUNK_BYTES = 1024, 32 * 2**20
-"""The longest chunk of steps, and the bytes that one has at most if it has several steps."""
+_CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20  # at most, of a chunk that has several steps
 
 Chunk = dict[str, Tensor]
+
+
+def chunk_steps(batch_bytes: int, max_steps: int) -> int:
+    """How many steps are read at once, if the stored columns of one worker's batch have so many bytes."""
+    return max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // max(1, batch_bytes), max_steps))
+
+
+def of_one_draw(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Stored columns as a batch has them: of several prepared draws, it has one."""
+    return {name: Column(c.dtype, c.shape[1:]) if name in DRAWN else c for name, c in columns.items()}
 
 
 class TrainingBatches:
@@ -107,14 +116,12 @@ class TrainingBatches:
     @cached_property
     def _columns(self) -> dict[str, Column]:
         """The stored columns of a batch."""
-        columns = {name: self._prepared.train(name).columns[name] for name in self._stored}
-        return {name: Column(c.dtype, c.shape[1:]) if name in DRAWN else c for name, c in columns.items()}
+        return of_one_draw({name: self._prepared.train(name).columns[name] for name in self._stored})
 
     @cached_property
     def _chunk_steps(self) -> int:
         row = sum(column.bytes_per_row for column in self._columns.values())
-        fitting = CHUNK_BYTES // max(1, row * (self._share.stop - self._share.start))
-        return max(1, min(CHUNK_STEPS, fitting, self._training.max_steps))
+        return chunk_steps(row * (self._share.stop - self._share.start), self._training.max_steps)
 
     @cached_property
     def _buffers(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

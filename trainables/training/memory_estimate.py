@@ -21,8 +21,8 @@ from torch.autograd.graph import _engine_run_backward as _run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainables.data.batches import CHUNK_BYTES, CHUNK_STEPS, UNIFORM
-from trainables.data.stages.kinds import DRAWN, MAKERS, STAGE_OF
+from trainables.data.batches import UNIFORM, chunk_steps, of_one_draw
+from trainables.data.stages.kinds import MAKERS, STAGE_OF
 from trainables.data.stages.pairs import pairs_columns
 from trainables.data.stores.shard_format import Column
 from trainables.diffusion.noise import coarse_levels
@@ -167,7 +167,7 @@ def _batch_bytes(method: Method, share: int) -> int:
     """Of the chunks that `TrainingBatches` has on the device, and of a batch."""
     stored = [column for name, column in _stored(method).items() if name in method.columns(method.settings)]
     row = share * sum(column.bytes_per_row for column in stored)
-    steps = max(1, min(CHUNK_STEPS, CHUNK_BYTES // max(1, row), method.settings.training.max_steps))
+    steps = chunk_steps(row, method.settings.training.max_steps)
     return _CHUNKS * steps * row + 4 * share * sum(math.prod(shape) for shape in _shapes(method).values())
 
 
@@ -220,4 +220,4 @@ def _stored(method: Method) -> dict[str, Column]:
     settings, columns = method.settings, pairs_columns(method.settings, method.settings.pairs.image_size)
     for stage in {STAGE_OF[name] for name in method.columns(settings) if name in STAGE_OF} & MAKERS.keys():
         columns |= MAKERS[stage].columns(settings, settings.pairs.image_size)
-    return {name: Column(c.dtype, c.shape[1:]) if name in DRAWN else c for name, c in columns.items()}
+    return of_one_draw(columns)

@@ -214,14 +214,14 @@ def test_steps_can_be_read_in_any_order(
     prepared = numbered(tmp_path, (5, 0, 6, 2))
     settings = override(tiny, {"training.max_steps": 20})
     expected = [numbers(TrainingBatches(prepared, settings, STORED, CPU)(step)) for step in range(24)]
-    monkeypatch.setattr(batches_module, "CHUNK_STEPS", chunk)
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", chunk)
     workers = [TrainingBatches(prepared, settings, STORED, CPU, rank, world) for rank in range(world)]
     for step in [*range(24), *np.random.default_rng(0).integers(0, 24, 60).tolist()]:
         assert [row for worker in workers for row in numbers(worker(step))] == expected[step]
 
 
 def test_batch_is_a_copy(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "CHUNK_STEPS", 1)
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", 1)
     prepared, settings = numbered(tmp_path, (13,)), override(tiny, {"training.max_steps": 20})
     at = TrainingBatches(prepared, settings, STORED, CPU)
     first, rows = at(0), numbers(at(0))
@@ -233,7 +233,7 @@ def test_batch_is_a_copy(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytes
 
 
 def test_chunk_size_is_limited(tiny: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "CHUNK_BYTES", 3000)  # a step of four rows takes 4 x (48 + 16 + 32 + 16) bytes
+    monkeypatch.setattr(batches_module, "_CHUNK_BYTES", 3000)  # a step of four rows takes 4 x (48 + 16 + 32 + 16) bytes
     settings = override(tiny, {"training.max_steps": 20})
     read: list[tuple[int, int]] = []
     rows_of = Store.rows
@@ -330,7 +330,7 @@ def test_store_larger_than_disk_is_read_in_windows(
         sources[str(folder)] = Source(str(tmp_path / "source"), stage)
     stores = {stage: str(tmp_path / "here" / stage) for stage in NUMBERED}
     passing = Prepared(stores, {}, (2, 2, 2), (2, 2, 2), sources, 2 * window)
-    monkeypatch.setattr(batches_module, "CHUNK_STEPS", 1)
+    monkeypatch.setattr(batches_module, "_CHUNK_STEPS", 1)
     steps = epochs * shards * 8 // 4
     settings = override(tiny, {"data.window_shards": window, "training.max_steps": steps})
     local, here = TrainingBatches(whole, settings, STORED, CPU), TrainingBatches(passing, settings, STORED, CPU)
