@@ -125,7 +125,7 @@ def resolve(settings: SweepSettings) -> Question:
         sampler=settings.sampler or space.sampler,
         gpus_per_worker=chosen.gpus if settings.gpus_per_worker == PRESETS_GPUS else settings.gpus_per_worker,
     )
-    check_sampler(settings.sampler, space)
+    check_sampler(settings.sampler, space, len(split_objectives(settings.objective or space.objective)))
     _check_shared(space)
     flags = _flags(settings, space)
     methods = (str(flags["method"]),) if "method" in flags else space.methods

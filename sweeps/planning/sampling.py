@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 from search_spaces import Choice, Distribution, SearchSpace, When
@@ -21,9 +20,13 @@ def _count(distribution: Distribution) -> int:
     return len(distribution.values) if isinstance(distribution, Choice) else GRID_LEVELS
 
 
-def check_sampler(name: str, space: SearchSpace) -> None:
-    """Raises:
-    InputError: the sampler's package is missing, or it cannot search this space.
+def check_sampler(name: str, space: SearchSpace, objectives: int) -> None:
+    """
+    Args:
+        objectives: number of objectives.
+
+    Raises:
+        InputError: the sampler cannot search this space.
     """
     if name == "grid":
         # A bound, because some parameters exist only with others, and a range of whole numbers may have fewer values.
@@ -35,11 +38,13 @@ def check_sampler(name: str, space: SearchSpace) -> None:
             )
     if name != "cmaes":
         return
+    if objectives > 1:
+        raise InputError(
+            f"--sampler cmaes: searches for one objective, not {objectives}; expected tpe, gp, random or grid"
+        )
     for parameter, distribution in space.parameters.items():
         if isinstance(distribution, When | Choice):
             raise InputError(
                 f"--sampler cmaes: needs numbers that always exist, but the space {space.name} searches {parameter}: "
                 f"{distribution}; expected tpe, gp, random or grid"
             )
-    if importlib.util.find_spec("cmaes") is None:
-        raise InputError("--sampler cmaes: needs the package cmaes; install it with pip install cmaes")

@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler
 
 from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, When
 from sweeps.planning.sampling import GRID_LEVELS
+from sweeps.running.cma_es import ReplayedCmaEs
 from sweeps.running.optuna_study import RecentTPE
 
 LEAST_KNOWN = 5  # distinct configurations with a result before a model proposes the next one
@@ -71,24 +72,29 @@ def least_known(points: int) -> int:
     return max(LEAST_KNOWN, points + LEAST_RANDOM)
 
 
-def make_sampler(name: str, space: SearchSpace, seed: int, number: int, modelled: bool) -> BaseSampler:
+def make_sampler(
+    name: str, space: SearchSpace, seed: int, number: int, modelled: bool, before: BaseSampler | None = None
+) -> BaseSampler:
     """The sampler of one trial.
 
     Args:
         name: a name of `search_spaces.SAMPLERS`, except "grid".
         seed: of the sweep. number: of the trial.
         modelled: whether enough configurations are known for a model, see `least_known`.
+        before: of the trial before. CMA-ES goes on with it, which only saves time.
     """
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     if name == "random" or not modelled:
         return optuna.samplers.RandomSampler(seed=own)
+    if name == "cmaes":
+        sampler = before if isinstance(before, ReplayedCmaEs) else ReplayedCmaEs()
+        sampler.seed = own
+        return sampler
     with warnings.catch_warnings():
         # Multivariate sampling and the constant liar are marked experimental: their interface may change.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "gp":
             return optuna.samplers.GPSampler(seed=own, n_startup_trials=1, warn_independent_sampling=False)
-        if name == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=own, n_startup_trials=1, warn_independent_sampling=False)
         return RecentTPE(
             seed=own,
             n_startup_trials=1,

@@ -319,7 +319,9 @@ class SweepSearch(Searcher):
             trial = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
         else:
             self._modelled = self._modelled or self._knows_enough()
-            self._study.sampler = make_sampler(self._sampler, self._space, self._seed, number, self._modelled)
+            self._study.sampler = make_sampler(
+                self._sampler, self._space, self._seed, number, self._modelled, self._study.sampler
+            )
             trial = self._study.ask()
             parameters = draw(self._space, trial)
             # TPE also notes what it drew for parameters that do not exist here, and would take that into account: then

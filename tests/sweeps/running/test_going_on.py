@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import Choice, Float, Int, Point, SearchSpace, When
+from search_spaces import SAMPLERS, Choice, Float, Int, Point, SearchSpace, When
 from sweeps.planning.confirmation import Confirmation
 from sweeps.planning.objectives import Constraint, Objective
 from sweeps.recording.tables import RunTables
@@ -105,7 +105,7 @@ def proposals(folder: Path, sampler: str, space: SearchSpace = NUMBERS, trials: 
     return found
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_propose_within_the_space_and_alike_after_a_resume(tmp_path: Path, sampler: str) -> None:
     found = proposals(tmp_path, sampler)
     assert [config[ID] for config in found] == [f"t{k:03d}" for k in range(14)]
