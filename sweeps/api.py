@@ -173,17 +173,19 @@ class FinishedTrial:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._restorers: dict[int, Restorer] = {}  # by side of the tiles
+        self._restorers: dict[int | None, Restorer] = {}  # by side of the tiles
 
     def restore(
-        self, picture: str | os.PathLike[str] | Image.Image | np.ndarray, seed: int = 0, tile: int = 0
+        self, picture: str | os.PathLike[str] | Image.Image | np.ndarray, seed: int = 0, tile: int | None = None
     ) -> Image.Image:
         """A picture restored.
 
         Args:
             picture: a file, read as training reads it (orientation, colour profile, 16 bits); a picture; or uint8
                 (H, W, 3) in RGB.
-            seed: of the noise. tile: side of the tiles for larger pictures, restored pixels; 0 for a whole picture.
+            seed: of the noise.
+            tile: largest side of the tiles for larger pictures, restored pixels; 0 for a whole picture, None as in
+                `python -m trainables.restore`.
 
         Raises:
             InputError: weights that are missing, or a tile size that the method cannot restore.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import math
 import posixpath
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +44,16 @@ if TYPE_CHECKING:
     import torch
 
 PROG, DESCRIPTION = "python -m trainables.restore", "Restores pictures with a finished trial of any method."
+TILE = 512
+"""Side of the tiles of large pictures, restored pixels, unless the trial was trained on larger crops."""
+WHOLE = 1.5
+"""Pictures of at most so many tiles' sides are restored as a whole."""
 OVERLAP = 32
+_SILENT_FOR = 10.0  # seconds
 _EPILOG = f"""\
 examples:
   python -m trainables.restore results/sinsr_loss_ratios/RUN/best photos/ restored/
-  python -m trainables.restore trainables/assets/latent_diffusion_sample large.jpg restored/ --tile 512
+  python -m trainables.restore trainables/assets/latent_diffusion_sample large.jpg restored/ --tile 256
 {exit_statuses("some pictures could not be restored")}
 """
 
@@ -94,41 +100,50 @@ class Restorer:
 
     Args:
         settings: from `restoration_settings`.
-        tile: side of the tiles for larger pictures, restored pixels; 0 restores every picture as a whole.
+        tile: largest side of the tiles for larger pictures, restored pixels; 0 restores every picture as a whole. None:
+            `TILE` or the crops of training, for pictures with a side of more than `WHOLE` tiles.
         overlap: smallest overlap of neighbouring tiles, restored pixels. Its outer quarters are discarded; between them
             the tiles are blended linearly.
 
     Attributes:
         multiple: divisor of both sides of a restored tile, pixels.
+        whole: largest side of a picture that is restored as a whole, restored pixels.
 
     Raises:
         InputError: weights that are missing or do not match, or a tile size that the method cannot restore.
     """
 
-    def __init__(self, settings: TrialSettings, device: torch.device, tile: int = 0, overlap: int = OVERLAP) -> None:
+    def __init__(
+        self, settings: TrialSettings, device: torch.device, tile: int | None = None, overlap: int = OVERLAP
+    ) -> None:
         from trainables.methods.build import build_method, method_class
         from trainables.pretrained.autoencoders import latent_shape, load_latents
 
         method_class(settings.method).check(settings)
-        self.settings, self.device, self.tile = settings, device, tile
+        self.settings, self.device = settings, device
         self.method = build_method(settings, device)
         self.method.networks.eval()
         self.latent = latent_shape(settings)
         self.encode = load_latents(settings, device).encode if METHODS[settings.method].latents else None
         self.multiple = math.lcm(self.method.size_multiple, settings.pairs.scale)
-        self.step = (tile - overlap) // self.multiple * self.multiple
-        if tile and (tile % self.multiple or self.step < 1):
+        self.overlap = _up(overlap, self.multiple)
+        if tile and (tile % self.multiple or tile <= self.overlap):
             raise InputError(
                 f"--tile {tile}: expected a multiple of {self.multiple} for {settings.method}, at least "
-                f"{-(-overlap // self.multiple) * self.multiple + self.multiple} with --overlap {overlap}"
+                f"{self.overlap + self.multiple} with --overlap {overlap}"
             )
+        self.tile = _up(max(TILE, settings.pairs.image_size, 2 * self.overlap), self.multiple) if tile is None else tile
+        self.whole = math.inf if tile == 0 else tile or WHOLE * self.tile
 
-    def __call__(self, pixels: np.ndarray, key: Sequence[int]) -> np.ndarray:
+    def __call__(
+        self, pixels: np.ndarray, key: Sequence[int], restored_tile: Callable[[int, int], None] = lambda done, of: None
+    ) -> np.ndarray:
         """The restored picture, uint8 (H * scale, W * scale, 3).
 
         Args:
             pixels: uint8 (H, W, 3), RGB. Padded by reflection to a size that the method accepts.
             key: seed of the noise, see `picture_key`.
+            restored_tile: called after each tile with the number of restored tiles, and of all of this picture.
         """
         scale, factor = self.settings.pairs.scale, self.latent.factor
         rows, columns = pixels.shape[:2]
@@ -138,15 +153,16 @@ class Restorer:
         shape = self.latent.channels, height // factor, width // factor
         noise = np.random.default_rng([*key, 0]).standard_normal(shape, np.float32)
         restored = np.zeros((3, height, width), np.float32)
-        for y, down in self._tiles(height):
-            for x, across in self._tiles(width):
-                place = slice(y, y + len(down)), slice(x, x + len(across))
-                piece = self.restore(
-                    padded[tuple(slice(s.start // scale, s.stop // scale) for s in place)],
-                    noise[:, *(slice(s.start // factor, s.stop // factor) for s in place)],
-                    (*key, y, x),
-                )
-                restored[:, *place] += down[:, None] * across * piece
+        tiles = list(itertools.product(*map(self._tiles, (height, width))))
+        for done, ((y, down), (x, across)) in enumerate(tiles, 1):
+            place = slice(y, y + len(down)), slice(x, x + len(across))
+            piece = self.restore(
+                padded[tuple(slice(s.start // scale, s.stop // scale) for s in place)],
+                noise[:, *(slice(s.start // factor, s.stop // factor) for s in place)],
+                (*key, y, x),
+            )
+            restored[:, *place] += down[:, None] * across * piece
+            restored_tile(done, len(tiles))
         cropped = restored[:, : rows * scale, : columns * scale]
         return np.rint(cropped * 255).astype(np.uint8).transpose(1, 2, 0)
 
@@ -175,20 +191,27 @@ class Restorer:
         return restored[0].float().clamp(0, 1).cpu().numpy()
 
     def _tiles(self, length: int) -> list[tuple[int, np.ndarray]]:
-        """Start and pixel weights of each tile along one side. The weights add up to 1 at every pixel."""
-        if not self.tile or length <= self.tile:
+        """Start and pixel weights of each tile along one side. The weights add up to 1 at every pixel.
+
+        The tiles are as few as possible, then as small as possible.
+        """
+        if length <= self.whole:
             return [(0, np.ones(length, np.float32))]
-        starts = [*range(0, length - self.tile, self.step), length - self.tile]
-        overlap = max(1, self.tile - self.step)
-        rise = np.clip((np.arange(self.tile) + 0.5 - overlap / 4) / (overlap / 2), 0, 1).astype(np.float32)
+        count = -((self.overlap - length) // (self.tile - self.overlap))
+        step = _up(-((self.overlap - length) // count), self.multiple)
+        tile, overlap = step + self.overlap, max(1, self.overlap)
+        starts = [*range(0, length - tile, step), length - tile]
+        rise = np.clip((np.arange(tile) + 0.5 - overlap / 4) / (overlap / 2), 0, 1).astype(np.float32)
         weights, total = [], np.zeros(length, np.float32)
         for start in starts:
             weight = np.ones_like(rise) if start == 0 else rise
             weights.append(weight if start == starts[-1] else np.minimum(weight, rise[::-1]))
-            total[start : start + self.tile] += weights[-1]
-        return [
-            (start, weight / total[start : start + self.tile]) for start, weight in zip(starts, weights, strict=True)
-        ]
+            total[start : start + tile] += weights[-1]
+        return [(start, weight / total[start : start + tile]) for start, weight in zip(starts, weights, strict=True)]
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 @dataclass
@@ -263,9 +286,9 @@ def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
         except Exception as error:  # decoders raise many kinds of errors for damaged files
             trouble = reason(error)
         else:
-            trouble = _restore_picture(
-                restorer, pixels, picture_key(seed, posixpath.basename(name), pixels), work.outputs[row]
-            )
+            tiles = _Tiles(name)
+            key = picture_key(seed, posixpath.basename(name), pixels)
+            trouble = _restore_picture(restorer, pixels, key, work.outputs[row], tiles)
         if trouble:
             work.failed += 1
             print(f"{name}: not restored ({trouble})", file=sys.stderr, flush=True)
@@ -273,14 +296,29 @@ def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
         work.done += 1
         (height, width), scale = pixels.shape[:2], restorer.settings.pairs.scale
         size = f"{width} x {height} -> {width * scale} x {height * scale}"
-        print(f"{name}: {size}, {time.monotonic() - started:.1f} s", flush=True)
+        many = f" in {tiles.count} tiles" if tiles.count > 1 else ""
+        print(f"{name}: {size}{many}, {time.monotonic() - started:.1f} s", flush=True)
 
 
-def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int], output: Path) -> str:
+class _Tiles:
+    """Counts the tiles of a picture, and prints a line from time to time."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._last = name, time.monotonic()
+        self.count = 1
+
+    def __call__(self, done: int, count: int) -> None:
+        self.count = count
+        if done < count and time.monotonic() - self._last >= _SILENT_FOR:
+            self._last = time.monotonic()
+            print(f"{self._name}: {done} of {count} tiles", flush=True)
+
+
+def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int], output: Path, tiles: _Tiles) -> str:
     """Writes a picture. If memory is not enough, returns a message."""
     content = io.BytesIO()
     try:
-        Image.fromarray(restorer(pixels, key)).save(content, "PNG")
+        Image.fromarray(restorer(pixels, key, tiles)).save(content, "PNG")
     except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
@@ -305,20 +343,22 @@ def parser(prog: str = PROG) -> Flags:
     )
     flags.add_argument("--device", default="", metavar="DEVICE", help="such as cpu or cuda:1 (a GPU if available)")
     flags.add_argument(
-        "--tile", type=whole(1), metavar="PIXELS", help="restore larger pictures in square tiles of this side"
+        "--tile",
+        type=whole(0),
+        metavar="PIXELS",
+        help="restore larger pictures in tiles of at most this side; 0 restores every picture as a whole (default: "
+        f"{TILE}, or the trial's crops if they are larger, for pictures with a side of more than {WHOLE:g} tiles)",
     )
     flags.add_argument("--overlap", type=whole(0), metavar="PIXELS", help=f"smallest overlap of tiles ({OVERLAP})")
     return flags
 
 
-def _tiling(flags: argparse.Namespace) -> tuple[int, int]:
+def _tiling(flags: argparse.Namespace) -> tuple[int | None, int]:
     """(tile, overlap) for `Restorer`, with the checks that do not need its method."""
-    if flags.tile is None:
-        if flags.overlap is not None:
-            raise InputError(f"--overlap {flags.overlap}: has no effect without --tile")
-        return 0, OVERLAP
+    if flags.tile == 0 and flags.overlap is not None:
+        raise InputError(f"--overlap {flags.overlap}: has no effect with --tile 0")
     overlap = OVERLAP if flags.overlap is None else flags.overlap
-    if flags.tile <= overlap:
+    if flags.tile and flags.tile <= overlap:
         raise InputError(f"--tile {flags.tile}: expected more than --overlap {overlap}")
     return flags.tile, overlap
 

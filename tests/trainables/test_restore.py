@@ -201,6 +201,35 @@ def test_tiles_of_a_picture_share_its_noise(trial: Path) -> None:
     assert np.abs(whole(image, (0, 1)) - restored.astype(int)).mean() < 0.7 * beside
 
 
+def test_large_pictures_are_restored_in_tiles_unless_asked_otherwise(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = save(tmp_path / "in" / "large.png", 200, 2)
+    save(tmp_path / "in" / "medium.png", 192, 2)
+    assert main([str(trial), str(tmp_path / "in"), str(tmp_path / "tiles")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("large.png: 200 x 2 -> 800 x 8 in 2 tiles, ")
+    assert shown[1].startswith("medium.png: 192 x 2 -> 768 x 8, ")
+    assert main([str(trial), str(large), str(tmp_path / "whole"), "--tile", "0"]) == 0
+    assert capsys.readouterr().out.startswith("large.png: 200 x 2 -> 800 x 8, ")
+    made = [pixels(tmp_path / name / "large.png") for name in ("tiles", "whole")]
+    assert made[0].shape == made[1].shape and not np.array_equal(*made)
+
+
+@pytest.mark.parametrize("tile", [64, 100, 512])
+@pytest.mark.parametrize("overlap", [0, 16, 32])
+def test_tiles_cover_every_pixel_once(trial: Path, tile: int, overlap: int) -> None:
+    restorer = Restorer(restoration_settings(trial), CPU, tile, overlap)
+    for length in (4, 60, tile, tile + 4, 2 * tile - overlap, 2 * tile - overlap + 4, 1204):
+        covered = np.zeros(length)
+        starts = restorer._tiles(length)
+        for start, weights in starts:
+            assert len(weights) <= tile and start % restorer.multiple == 0
+            covered[start : start + len(weights)] += weights
+        np.testing.assert_allclose(covered, 1, rtol=1e-6)
+        assert len(starts) == max(1, -((overlap - length) // (tile - overlap)))
+
+
 def _pictures(path: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         save(path / name, 8, 8, number)
@@ -227,7 +256,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a place missing": (["{trial}", "{in}"], ".*OUTPUT"),
     "seed": (["{trial}", "{in}", "{out}", "--seed", "-1"], "--seed.* 0.*"),
     "large seed": (["{trial}", "{in}", "{out}", "--seed", str(2**63)], "--seed 9223372036854775808: expected 0 to "),
-    "no tile": (["{trial}", "{in}", "{out}", "--overlap", "8"], "--overlap 8: has no effect without --tile"),
+    "no tile": (["{trial}", "{in}", "{out}", "--tile", "0", "--overlap", "8"], "--overlap 8: .* with --tile 0"),
     "overlap": (["{trial}", "{in}", "{out}", "--tile", "64", "--overlap", "-1"], "--overlap.* 0.*"),
     "small tile": (["{trial}", "{in}", "{out}", "--tile", "32"], "--tile 32: expected more than --overlap 32"),
     "odd tile": (
