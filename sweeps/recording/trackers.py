@@ -60,8 +60,11 @@ def _mlflow(run: Path) -> LoggerCallback:
 
 def _aim(run: Path) -> LoggerCallback:
     (run / "aim").mkdir(exist_ok=True)
+    repository = importlib.import_module("aim").Repo(str(run / "aim"), init=True)
     module = importlib.import_module("ray.tune.logger.aim")
-    made: LoggerCallback = module.AimLoggerCallback(repo=str(run / "aim"), experiment_name=_title(run))
+    # Without these two, Aim would record the driver's processor and output as those of each trial.
+    only_trials = {"system_tracking_interval": None, "capture_terminal_logs": False}
+    made: LoggerCallback = module.AimLoggerCallback(repo=repository, experiment_name=_title(run), **only_trials)
     return made
 
 
@@ -100,6 +103,8 @@ class Tracked(Callback):
             if self._name == "wandb":  # its process of this trial starts in Tune's folder of the trial
                 trial.init_local_path()
             tracker.log_trial_start(trial)
+            if self._name == "aim":  # which would name it by a random hash
+                vars(tracker)["_trial_to_run"][trial].name = str(trial)
 
         self._tell(begin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.planning.trackers import TRACKERS, check_tracker
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.trackers import Tracked, make_tracker
+from sweeps.running.ray_cluster import connected
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from trainables.common.errors import InputError
 
@@ -25,10 +28,16 @@ RESULTS = (
 )
 
 
-def track(tracked: Tracked, results: Sequence[dict[str, Any]] = RESULTS, fails: bool = False) -> None:
-    """Runs a driver with one trial."""
+def track(tracked: Tracked, folder: Path, results: Sequence[dict[str, Any]] = RESULTS, fails: bool = False) -> None:
+    """Runs a driver with one trial.
+
+    Args:
+        folder: for Tune.
+    """
     config = {ID: "t003", LABEL: "", SEED: 0, GIVEN: False, PARAMETERS: {"sinsr.inversion": 0.5}}
-    trial = Trial("trial", config=config, stub=True, trial_name_creator=lambda trial: trial.config[ID])
+    storage = StorageContext(str(folder), "experiment", trial_dir_name="t003")
+    name = {"trial_name_creator": lambda trial: trial.config[ID]}
+    trial = Trial("trial", config=config, evaluated_params=config, stub=True, storage=storage, **name)
     tracked.setup()
     tracked.on_trial_start(0, [trial], trial)
     for iteration, result in enumerate(results):
@@ -69,7 +78,7 @@ def test_mlflow_has_the_numbers_at_training_steps(fails: bool, tmp_path: Path, m
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # and back after the test
     run = tmp_path / "lora" / "20261121-093000"
     run.mkdir(parents=True)
-    track(make_tracker("mlflow", run), fails=fails)
+    track(make_tracker("mlflow", run), tmp_path / "tune", fails=fails)
 
     from mlflow.tracking import MlflowClient
 
@@ -83,13 +92,34 @@ def test_mlflow_has_the_numbers_at_training_steps(fails: bool, tmp_path: Path, m
     assert set(found.data.metrics) == {"val/psnr", "loss/l1", "timesteps_total", "training_iteration"}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("aim") is None, reason="aim is optional, not installed")
+def test_aim_has_the_numbers_at_training_steps(tmp_path: Path) -> None:
+    run = tmp_path / "lora" / "20261121-093000"
+    run.mkdir(parents=True)
+    with connected(
+        SweepSettings("lora", workers_per_trial=1, gpus_per_worker=0.0), 1
+    ):  # Ray's callback asks it for a folder
+        track(make_tracker("aim", run), tmp_path / "tune")
+
+    aim = importlib.import_module("aim")
+    repository = aim.Repo(str(run / "aim"))
+    (name,) = repository.list_all_runs()
+    found = aim.Run(name, repo=repository, system_tracking_interval=None)  # read-only needs the index of `aim up`
+    assert (found.name, found.experiment) == ("t003", "lora/20261121-093000")
+    assert found["hparams"]["parameters/sinsr.inversion"] == 0.5
+    curves = {metric.name: metric.dataframe()[["step", "value"]].to_numpy().tolist() for metric in found.metrics()}
+    assert curves["ray/tune/val/psnr"] == [[0, 20.0], [50, 21.5], [100, 22.5]]
+    assert curves["ray/tune/loss/l1"] == [[50, 0.25], [100, 0.125]]
+    assert not [name for name in curves if name.startswith("__system__")]
+
+
 def test_tracker_that_fails_costs_a_line_and_no_more(tmp_path: Path) -> None:
     def fail() -> Any:
         raise RuntimeError("no server")
 
     file = log_to(tmp_path / "sweep.log")
     try:
-        track(Tracked("mlflow", fail))
+        track(Tracked("mlflow", fail), tmp_path / "tune")
     finally:
         logger.removeHandler(file)
         file.close()
