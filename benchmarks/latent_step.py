@@ -99,7 +99,8 @@ def make_trainers(settings: TrialSettings, store: Path, device: torch.device) ->
     trainers = {mode: Trainer(settings, prepared, ("val/psnr",), World(device=device)) for mode in MODES}
     online = trainers["online"]
     online.batches = TrainingBatches(prepared, settings, columns - LATENTS | IMAGES, device)
-    online.losses = EncodesImages(online.losses, cast("LatentDiffusion", online.method))
+    method = cast("LatentDiffusion", online.method)
+    online.losses = {phase: EncodesImages(losses, method) for phase, losses in online.losses.items()}
     return trainers
 
 

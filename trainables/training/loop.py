@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,9 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+_NETWORKS = "networks"  # the attribute of `_Losses`
+
+
 class _Losses(nn.Module):
     """A method's losses as a module's forward pass.
 
@@ -58,6 +62,26 @@ class _Losses(nn.Module):
 
     def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
         return self._losses(phase, batch, step)
+
+
+def _losses_by_phase(method: Method, in_group: bool) -> dict[str, nn.Module]:
+    """The losses of each phase, by its name. The workers of a group exchange the gradients of its own parameters only.
+
+    Phases update the same parameters or entirely different ones. What no phase updates is the same in all workers from
+    the start: read from the same files, or drawn with the same seed.
+    """
+    made: dict[frozenset[str], nn.Module] = {}
+    for phase in method.phases:
+        updated = frozenset(method.updated(phase))
+        if updated in made:
+            continue
+        made[updated] = losses = _Losses(method)
+        if in_group:
+            tensors = itertools.chain(losses.named_parameters(), losses.named_buffers())
+            left_out = [name for name, _ in tensors if name.removeprefix(f"{_NETWORKS}.") not in updated]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(losses, left_out)
+            made[updated] = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return {phase.name: made[frozenset(method.updated(phase))] for phase in method.phases}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -110,13 +134,7 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
-        self.losses: nn.Module = _Losses(self.method)
-        if world.size > 1:
-            # If phases update different parameters, each leaves those of the others unused.
-            taking_turns = len({tuple(self.method.updated(phase)) for phase in self.method.phases}) > 1
-            self.losses = DistributedDataParallel(
-                self.losses, find_unused_parameters=taking_turns, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        self.losses = _losses_by_phase(self.method, world.size > 1)
         self.step = 0
         self.loaded: Report | None = None
         self._last: Report | None = None
@@ -281,9 +299,10 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Logged] = {}
         for part, last in _parts(batch, training.accumulate):
-            with self._synchronised(last), self.method.only(phase):
+            losses = self.losses[phase.name]
+            with _synchronised(losses, last), self.method.only(phase):
                 with self._autocast():
-                    terms = self.losses(phase, part, self.step)
+                    terms = losses(phase, part, self.step)
                 if not terms:
                     return {}
                 total = torch.stack([term.value.float() * term.weight for term in terms.values()]).sum()
@@ -302,10 +321,6 @@ class Trainer:
     def _autocast(self) -> Any:
         dtype = AUTOCAST.get(self.settings.training.precision)
         return torch.autocast(self.world.device.type, dtype) if dtype else nullcontext()
-
-    def _synchronised(self, last: bool) -> Any:
-        waits = isinstance(self.losses, DistributedDataParallel) and not last
-        return self.losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
     def _validate(
         self, prepared: Prepared, first_draw: int = 0, weights: AbstractContextManager[None] | None = None
@@ -369,6 +384,11 @@ class Trainer:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisation"]["optimisers"][name])
         self.scaler.load_state_dict(state["optimisation"]["scaler"])
+
+
+def _synchronised(losses: nn.Module, last: bool) -> AbstractContextManager[None]:
+    waits = isinstance(losses, DistributedDataParallel) and not last
+    return losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
 
 def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.loop import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
 from trainables.data.batches import TrainingBatches
@@ -244,15 +246,33 @@ def _worker(rank: int, trials: dict[str, tuple[TrialSettings, Prepared]], folder
     outcomes = {}
     for name, (settings, prepared) in trials.items():
         trainer, recorder = Trainer(settings, prepared, METRICS, World(rank, 2)), Recorder()
+        exchanged: dict[str, list[int]] = {}
+        for losses, phase in {losses: phase for phase, losses in trainer.losses.items()}.items():
+            assert isinstance(losses, DistributedDataParallel)
+            # PyTorch reads annotations, and refuses those of a function of this module, which are text.
+            losses.register_comm_hook(exchanged.setdefault(phase, [0]), lambda sums, bucket: _count_bytes(sums, bucket))
         trainer.run(recorder)
         outcomes[name] = {
             "rows": recorder.reports[0].losses,
             "validation": recorder.metrics("val/"),
             "state": {key: values.detach() for key, values in trainer.method.trained_state().items()},
             "averages": trainer.ema.state_dict()["averages"],
+            "exchanged": exchanged,
+            "updated": {
+                phase.name: sum(weight.nbytes for weight in trainer.method.updated(phase).values())
+                for phase in trainer.method.phases
+            },
         }
     torch.save(outcomes, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def _count_bytes(sums: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Adds the bytes of a bucket of gradients to the last sum; each sum is that of one backward pass."""
+    sums[-1] += bucket.buffer().nbytes
+    if bucket.is_last():
+        sums.append(0)
+    return allreduce_hook(dist.group.WORLD, bucket)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +292,15 @@ def test_two_workers_agree(name: str, shared: Shared) -> None:
     first, second = (rank[name] for rank in shared.ranks)
     assert_same(first, second)
     assert len(first["rows"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_exchange_only_the_gradients_of_a_phase(name: str, shared: Shared) -> None:
+    outcome = shared.ranks[0][name]
+    for phase, sums in outcome["exchanged"].items():
+        assert sums.pop() == 0
+        assert sums and set(sums) == {outcome["updated"][phase]}, phase
 
 
 @pytest.mark.slow
