@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROG, DESCRIPTION = "python -m trainables.export", "Exports a finished latent_diffusion to diffusers' layout."
 LORA = "pytorch_lora_weights.safetensors"
+_WHOLE_WEIGHTS = {"training.max_steps": 0, "training.precision": "fp32"}  # a lower precision rounds the frozen base
 
 
 def export(finished: Path, folder: Path) -> None:
@@ -45,7 +46,7 @@ def export(finished: Path, folder: Path) -> None:
         raise InputError(f"FOLDER {folder}: already exists; choose a new folder")
     check_writable("FOLDER", folder)
     found = finished_settings(finished, "latent_diffusion", f"FINISHED {finished}")
-    settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), "training.max_steps": 0})
+    settings = override(preset("sample").trial, {**found, "checkpoint": str(finished), **_WHOLE_WEIGHTS})
 
     # These imports take seconds; errors above are reported without them.
     import torch

@@ -177,7 +177,7 @@ class Restorer:
         import torch
 
         from trainables.images.tensors import image_tensor, to_tensor, upsample
-        from trainables.training.loop import AUTOCAST
+        from trainables.methods.shared.precision import AUTOCAST
 
         degraded = image_tensor(pixels, self.device)
         batch = {"degraded": degraded, "noise": to_tensor(noise[None].copy(), self.device)}

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from trainables.common.errors import InputError
 from trainables.methods.method import Method
+from trainables.methods.shared.precision import hold_frozen_base
 from trainables.pretrained.fetched import weights_at
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.identity import unequal
@@ -36,6 +37,7 @@ def build_method(settings: TrialSettings, device: torch.device) -> Method:
                 method.load_public(path)
         else:
             load_finished(method, path)
+    hold_frozen_base(method.parts, settings.training.precision)
     return method
 
 

@@ -153,8 +153,13 @@ class Method(ABC):
     @property
     def resident_bytes(self) -> int:
         """Memory of the method's networks, in bytes: `networks` and the frozen ones."""
-        held = nn.ModuleList(part for part in vars(self).values() if isinstance(part, nn.Module))
+        held = nn.ModuleList(self.parts)
         return sum(tensor.nbytes for tensor in itertools.chain(held.parameters(), held.buffers()))
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """`networks`, and the frozen networks that the method holds besides."""
+        return [part for part in vars(self).values() if isinstance(part, nn.Module)]
 
     def updated(self, phase: Phase) -> dict[str, nn.Parameter]:
         """The parameters that a phase updates, by name: all trained ones of its networks; a method may return fewer."""

@@ -22,6 +22,7 @@ from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.perceptual_loss import ensure_loss_networks
+from trainables.methods.shared.precision import AUTOCAST
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 from trainables.training.best_step import BestStep, averaged_weights
@@ -33,8 +34,6 @@ from trainables.training.optimisation import learning_rate_factor, make_optimise
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.usage import Usage
 from trainables.training.validation import TEST_DRAW, validate
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

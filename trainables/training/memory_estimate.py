@@ -27,9 +27,9 @@ from trainables.data.stages.pairs import pairs_columns
 from trainables.data.stores.shard_format import Column
 from trainables.diffusion.noise import coarse_levels
 from trainables.methods.method import Batch, Method, Phase
+from trainables.methods.shared.precision import AUTOCAST
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.settings import TrialSettings
-from trainables.training.loop import AUTOCAST
 
 _CHUNKS = 2  # on the device: the present one and the next
 
@@ -182,7 +182,7 @@ def _step_peak(method: Method, rows: int) -> int:
 
 
 def _phase_peak(method: Method, phase: Phase, batch: Batch) -> int:
-    held = nn.ModuleList(part for part in vars(method).values() if isinstance(part, nn.Module))
+    held = nn.ModuleList(method.parts)
     autocast = _AutocastOfCUDA(AUTOCAST.get(method.settings.training.precision))
     live = LiveBytes(itertools.chain(held.parameters(), held.buffers(), batch.values()))
     with live, autocast.replaced(), method.only(phase):

@@ -18,9 +18,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.loop import CPU, METRICS, VARIANTS, Recorder, VariantOf, assert_same, meet_in, run, state_of
-from trainables.data.batches import TrainingBatches
+from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepared import Prepared
-from trainables.methods.build import build_method
+from trainables.methods.build import build_method, method_class
 from trainables.settings import TrialSettings, override, reason_unread
 from trainables.training.loop import Trainer, World
 
@@ -92,7 +92,7 @@ def take_steps(settings: TrialSettings, prepared: Prepared, count: int = 1) -> S
         trainer.train_until(step + 1)
         losses.append(trainer.log.means())
         trainer.log.take()
-    assert {parameter.dtype for parameter in networks.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in networks.parameters() if parameter.requires_grad} == {torch.float32}
     return Steps(losses, gradients, {name: values.clone() for name, values in trainer.method.trained_state().items()})
 
 
@@ -142,6 +142,36 @@ def test_bf16_trains_every_parameter(
                 assert float(rounded.abs().max()) > 0, name
 
 
+@pytest.mark.parametrize(
+    "variant", ["latent_diffusion", "CCSR's objective", "controlnet_diffusion", "stablesr", "one_step"]
+)
+def test_frozen_base_in_bf16_changes_no_number(variant: str, variant_of: VariantOf, prepared_for: PreparedFor) -> None:
+    """Bit by bit, in the losses, the gradients and a restored batch: autocast would round the same weights."""
+    settings = variant_of(variant, NO_DROPOUT, {"training.precision": "bf16"})
+    torch.manual_seed(0)
+    held = build_method(settings, CPU)
+    torch.manual_seed(0)
+    plain = method_class(settings.method)(settings, CPU)
+    assert held.resident_bytes < plain.resident_bytes
+    outcomes: list[dict[str, Any]] = []
+    for method in (plain, held):
+        batch = TrainingBatches(prepared_for(settings), settings, method.columns(settings), CPU)(0)
+        (validation,) = validation_batches(prepared_for(settings), 3, CPU)
+        found: dict[str, Any] = {}
+        for phase in method.phases:
+            torch.manual_seed(0)
+            with method.only(phase):
+                with torch.autocast("cpu", torch.bfloat16):
+                    terms = method.losses(phase, batch, 0)
+                sum((term.value for term in terms.values()), torch.zeros(())).backward()
+            found |= {name: term.value.detach() for name, term in terms.items()}
+            found |= {f"{name}.grad": one.grad for name, one in method.updated(phase).items() if one.grad is not None}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found["restored"] = method.restore(validation)
+        outcomes.append(found)
+    assert_same(*outcomes)
+
+
 @EVERY_VARIANT
 def test_channels_last_changes_no_gradient(
     variant: str, variant_of: VariantOf, prepared_for: PreparedFor, plain_steps: Callable[[str], Steps]
@@ -161,7 +191,7 @@ def kept_bytes(settings: TrialSettings, prepared: Prepared) -> int:
     """Bytes that the losses of a step keep for their backward passes, besides weights."""
     method = build_method(settings, CPU)
     batch = TrainingBatches(prepared, settings, method.columns(settings), CPU)(0)
-    held = nn.ModuleList(part for part in vars(method).values() if isinstance(part, nn.Module))
+    held = nn.ModuleList(method.parts)
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*held.parameters(), *held.buffers())}
     total = 0
     for phase in method.phases:

@@ -41,7 +41,9 @@ class FirstStage:
         self.settings = settings
         name = f"first_stage.weights={settings.first_stage.weights}"
         try:
-            method = build_method(first_stage_settings(settings), device)
+            # Its weights stay in float32, because prepared latents are made without autocast.
+            whole = override(first_stage_settings(settings), {"training.precision": "fp32"})
+            method = build_method(whole, device)
         except InputError as error:
             raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
         method.networks.eval().requires_grad_(False)
