@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces import SearchSpace, Value
@@ -23,6 +23,7 @@ from sweeps.recording.tables import TableRow, confirming, has_ended
 from sweeps.running.clock import Clock
 from sweeps.running.confirming import Begun, Configuration, confirmations, finalists
 from sweeps.running.optuna_study import Journal
+from sweeps.running.past_trials import STOPPED, PastTrials, metrics_of
 from sweeps.running.samplers import (
     draw,
     grid,
@@ -35,10 +36,7 @@ from sweeps.running.samplers import (
 )
 from sweeps.running.warm_start import Earlier
 from sweeps.trial_config import GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
-from trainables.common.errors import InputError, one_line
 from trainables.training.results import CHECKPOINT, FAILED, REPEATED, kept_values
-
-_STOPPED = "stopped"  # user attribute of a trial that ASHA stopped
 
 
 def trial_number(id: str, letter: str = "t") -> int:
@@ -100,6 +98,7 @@ class SweepSearch(Searcher):
         self._space, self._seed, self._max_steps, self._first_seed = space, seed, max_steps, first_seed
         self._trials, self._confirmation = trials, confirmation
         self._objectives, self._constraints, self._sampler = (Objective(metric, mode), *further), constraints, sampler
+        self._past = PastTrials(space, self._objectives, constraints)
         self._clock = clock or Clock(float("inf"), 1, max_steps, max_steps)
         self.closed = False
         """Whether the time budget has ended the search before all of its trials were proposed."""
@@ -110,8 +109,8 @@ class SweepSearch(Searcher):
             for point in space.points[:trials]
         ]
         self._tried: list[str] = []
+        """`text_of` the configurations of this search's trials, by number."""
         self._grid = grid(space) if sampler == "grid" else {}
-        """The configurations of this search's trials, by number."""
         self._modelled = False
         """Whether a model proposes. Once it does, it goes on."""
         self._numbers: dict[str, int] = {}
@@ -133,13 +132,13 @@ class SweepSearch(Searcher):
             state = TrialState.COMPLETE if one.steps >= max_steps else TrialState.PRUNED
             reports = [{**one.values, "step": one.steps}]
             attributes = {"warm_start": one.source}
-            self._study.add_trial(self._frozen(state, one.parameters, one.values, attributes, reports))
+            self._study.add_trial(self._past.trial(state, one.parameters, one.values, attributes, reports))
         self._warm = len(warm)
         steps = confirmation_steps or max_steps
         self._begun = {
             number: Begun(
                 row["label"],
-                self._parameters(row),
+                self._past.parameters(row),
                 row["seed"] - first_seed,
                 row.get(SEARCHED) or 0,
                 has_ended(row, confirm_steps=steps),
@@ -191,10 +190,10 @@ class SweepSearch(Searcher):
             return
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
         state = states[row["status"]] if has_ended(row, chosen) else TrialState.RUNNING
-        parameters = self._parameters(row)
+        parameters = self._past.parameters(row)
         config = self._config(number, parameters, row["seed"] - self._first_seed)
         reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
-        self._study.add_trial(self._frozen(state, parameters, row, self._attributes(config), reports))
+        self._study.add_trial(self._past.trial(state, parameters, row, self._attributes(config), reports))
         text = text_of(parameters)
         self._tried.append(text)
         seconds = row.get("busy_seconds" if self._clock.reused else "wall_seconds")
@@ -203,53 +202,6 @@ class SweepSearch(Searcher):
         if state == TrialState.RUNNING:
             self._running[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
             self._waiting.append(config)
-
-    def _frozen(
-        self,
-        state: TrialState,
-        parameters: Mapping[str, Value],
-        row: Mapping[str, Any],
-        attributes: Mapping[str, Any],
-        reports: Sequence[TableRow] = (),
-    ) -> FrozenTrial:
-        """A trial of an earlier driver or of another run, for the study."""
-        values = [row.get(one.metric) for one in self._objectives]
-        extra: dict[str, Any] = {}
-        if len(values) == 1:
-            extra["intermediate_values"] = {report["step"]: report[self.metric] for report in reports}
-            if state == TrialState.PRUNED:
-                values = [report[self.metric] for report in sorted(reports, key=lambda report: report["step"])][-1:]
-        elif state == TrialState.PRUNED:
-            state, attributes = TrialState.COMPLETE, {**attributes, _STOPPED: True}
-        if None in values and state == TrialState.COMPLETE:
-            state = TrialState.FAIL
-        if state in (TrialState.COMPLETE, TrialState.PRUNED):
-            extra["values"] = values or None
-            extra["constraints"] = {str(one): one.excess(row) for one in self._constraints}
-        if row.get("checkpoint"):
-            attributes = {**attributes, "picture": f"{row['checkpoint']}/grid.png"}
-        return optuna.trial.create_trial(
-            state=state,
-            params=dict(parameters),
-            distributions={name: optuna_distribution(self._space.distributions[name]) for name in parameters},
-            user_attrs={**attributes, **_metrics(row)},
-            **extra,
-        )
-
-    def _parameters(self, row: TableRow) -> dict[str, Value]:
-        """The parameters of an earlier trial.
-
-        Raises:
-            InputError: they do not belong to the space.
-        """
-        stored = {name: (d, row.get(f"config/{name}")) for name, d in self._space.distributions.items()}
-        try:
-            return {name: stored_value(d, value) for name, (d, value) in stored.items() if value is not None}
-        except ValueError as error:
-            raise InputError(
-                f"{row['id']}: its parameters do not belong to the space {self._space.name} ({one_line(error)}); "
-                "restore the space's file, or start a new run"
-            ) from None
 
     @property
     def trials(self) -> int:
@@ -374,7 +326,7 @@ class SweepSearch(Searcher):
         if confirmation is None:
             return []
         own = self._study.get_trials(deepcopy=False)[self._warm :]
-        ended = [trial for trial in own if trial.state == TrialState.COMPLETE and _STOPPED not in trial.user_attrs]
+        ended = [trial for trial in own if trial.state == TrialState.COMPLETE and STOPPED not in trial.user_attrs]
         return finalists(ended, self._queue, self._objectives, self._constraints, confirmation.finalists)
 
     def _attributes(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -409,7 +361,7 @@ class SweepSearch(Searcher):
         if error or FAILED in result or len(values) < len(self._objectives):
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        for name, value in _metrics(kept).items():
+        for name, value in metrics_of(kept).items():
             trial.set_user_attr(name, value)
         if result.get(CHECKPOINT):
             trial.set_user_attr("picture", f"trials/t{number:03d}/{result[CHECKPOINT]}/grid.png")
@@ -421,13 +373,9 @@ class SweepSearch(Searcher):
             self._report(trial, result)  # Tune does not pass on the result at which ASHA stops a trial
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
-            trial.set_user_attr(_STOPPED, True)
+            trial.set_user_attr(STOPPED, True)
             self._study.tell(trial, values)
 
 
 def _text_of(config: Mapping[str, Any]) -> str:
     return text_of(config[PARAMETERS])
-
-
-def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name.startswith("val/") and isinstance(value, float)}
