@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
-from sweeps.formatting import Row
+from sweeps.formatting import Row, configuration_of
 from sweeps.planning.objectives import parse_constraint, split_objectives
 from sweeps.trial_config import CONFIRMATION
 
@@ -38,5 +39,7 @@ def _unconfirmed(whole: int, rows: Sequence[Row]) -> str:
     """Why nothing may be called better; `whole`: steps of a trial of the confirmation."""
     if any(row["status"] in ("running", "interrupted") for row in rows):
         return "the sweep has not ended"
-    confirmed = [row for row in rows if row["kind"] == CONFIRMATION and row["status"] == "finished"]
-    return "the confirmation has not finished" if any(row["steps"] < whole for row in confirmed) else ""
+    confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
+    short = any(row["steps"] < whole for row in confirmed if row["status"] == "finished")
+    seeds = Counter(configuration_of(row) for row in confirmed)  # fewer for some: the time budget has ended it
+    return "the confirmation has not finished" if short or len(set(seeds.values())) > 1 else ""

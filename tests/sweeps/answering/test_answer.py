@@ -21,6 +21,7 @@ from sweeps.answering.remarks import (
 )
 from sweeps.formatting import trial_name
 from sweeps.planning.objectives import Constraint
+from sweeps.trial_config import CONFIRMATION
 
 METRIC = "val/st_lpips"
 UNMET = Constraint("val/psnr", 90, least=True)
@@ -114,6 +115,9 @@ def test_recorded_answer_uses_the_objectives_and_constraints_of_the_run() -> Non
     assert recorded_answer(several, sweep.rows, sweep.per_image) == sweep.ask(objectives=2) != sweep.ask()
     longer = {**alone, "command": {"confirm_steps": 600}}  # the confirmation was to be trained longer
     assert recorded_answer(longer, sweep.rows, sweep.per_image).unconfirmed == "the confirmation has not finished"
+    last = sweep.rows[-1]  # not started, because the time was over
+    assert last["kind"] == CONFIRMATION
+    assert recorded_answer(alone, sweep.rows[:-1], sweep.per_image).unconfirmed == "the confirmation has not finished"
 
 
 def test_better_configuration_is_named_in_two_short_sentences() -> None:
