@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from search_spaces import SAMPLERS
 from sweeps.planning.budget import time_span
 from sweeps.planning.confirmation import FEWEST_SEEDS
 from sweeps.planning.continuing import ALLOWED, CHANGING, continued, spent_seconds
-from sweeps.planning.own_spaces import register_space
+from sweeps.planning.own_spaces import is_path, read_space_file, register_space
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import (
     LEAST_REDUCTION,
@@ -26,6 +28,7 @@ from sweeps.planning.settings import (
     field_name,
 )
 from sweeps.planning.trackers import TRACKERS
+from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, number, whole
@@ -82,7 +85,13 @@ def parser(prog: str = PROG) -> Flags:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all trials")
     what.add_argument("--seed", type=whole(0), default=0, help="seed of trials and search (0)")
     budget = flags.add_argument_group("the budget")
-    budget.add_argument("--trials", type=whole(1), default=0, metavar="N", help="number of trials (the preset's)")
+    budget.add_argument(
+        "--trials",
+        type=whole(1),
+        default=0,
+        metavar="N",
+        help="trials of the search (the space's points and proposals); those of the confirmation come on top",
+    )
     budget.add_argument(
         "--confirm",
         type=whole(0),
@@ -109,10 +118,14 @@ def parser(prog: str = PROG) -> Flags:
         type=time_span,
         default=0.0,
         metavar="TIME",
-        help="end in this time, with the confirmation: 8h, 90m, 1h30m",
+        help="stop within this time, confirmation included: 8h, 90m, 1h30m",
     )
     budget.add_argument(
-        "--budget-usd", type=number(0.01), default=0.0, metavar="USD", help="end for this money, with the confirmation"
+        "--budget-usd",
+        type=number(0.01),
+        default=0.0,
+        metavar="USD",
+        help="stop before this is spent, confirmation included; needs --price-per-hour",
     )
     budget.add_argument(
         "--price-per-hour", type=number(0), default=0.0, metavar="USD", help="price of all machines for an hour"
@@ -166,7 +179,12 @@ def parser(prog: str = PROG) -> Flags:
     where.add_argument(
         "--max-concurrent", type=whole(1), default=0, metavar="N", help="trials at once (as many as fit)"
     )
-    where.add_argument("--address", default="", metavar="ADDRESS", help="address of a Ray cluster, such as auto")
+    where.add_argument(
+        "--address",
+        default="",
+        metavar="ADDRESS",
+        help="address of a Ray cluster, such as auto; with --resume also `local`: this machine alone",
+    )
     where.add_argument(
         "--log-to",
         default="",
@@ -178,7 +196,8 @@ def parser(prog: str = PROG) -> Flags:
     run.add_argument(
         "--resume",
         metavar="RUN",
-        help="continue a run, given its folder or URI: --trials N until it has N, --max-steps N with longer finalists",
+        help="continue a run, given its folder or URI; --trials N adds trials until it has N, --max-steps N trains the "
+        "finalists to step N, --time-budget gives more time",
     )
     return flags
 
@@ -217,7 +236,7 @@ def _run(flags: argparse.Namespace) -> int:
 
     warm = warm_start_of(plan)
     if flags.dry_run:
-        return _show(plan, 0)
+        return _show(plan)
     plan.check()
     check_budget(plan)
     _announce_ray(question.settings)
@@ -226,18 +245,18 @@ def _run(flags: argparse.Namespace) -> int:
     return start(plan, warm)
 
 
-def _show(plan: Plan, known: int) -> int:
+def _show(plan: Plan, searched: int = 0, confirmed: int = 0) -> int:
     """Prints the plan, with the time that it takes.
 
     Args:
-        known: trials that have ended.
+        searched, confirmed: trials of the search and of the confirmation that have ended.
     """
     from sweeps.running.expectation import expected_time
     from sweeps.running.preparation import estimated_seconds
 
     seconds = estimated_seconds(plan)
     print(plan.text(seconds))
-    print(f"{'time':10} {expected_time(plan, seconds, known)}")
+    print(f"{'time':10} {expected_time(plan, seconds, searched, confirmed)}")
     return 0
 
 
@@ -253,6 +272,13 @@ def _settings(flags: argparse.Namespace) -> SweepSettings:
     return SweepSettings(**{**values, "set": tuple(pairs), "constraint": tuple(flags.constraint)})
 
 
+_HERE = "local"  # a value of --address
+
+
+def _name_of(space: str) -> str:
+    return read_space_file(Path(space).expanduser()).name if is_path(space) else space
+
+
 def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     """Continues a run with its own settings; only those of `continuing.ALLOWED` may be given. `--space` may be given
     again, as `make sweep` does, but must be the run's.
@@ -260,15 +286,19 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     named = [text.partition("=")[0] for text in given if text.startswith("--")]
     others = [name for name in named if name not in ALLOWED]
     if others:
-        raise InputError(f"{others[0]} cannot be given with --resume: a run continues with its own settings")
+        raise InputError(
+            f"{others[0]} cannot be given with --resume: a run continues with its own settings; expected some of "
+            f"{', '.join(sorted(set(ALLOWED) - {'--resume'}))}"
+        )
     run = flags.resume if is_uri(flags.resume) else path_of("--resume", flags.resume)
     from sweeps.planning.run_folder import open_run
 
     folder, settings, record = open_run(run)
     try:
-        if flags.space not in (None, settings.space):
+        if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        settings = replace(settings, address=flags.address or settings.address)
+        address = flags.address or settings.address
+        settings = replace(settings, address="" if address == _HERE else address)
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 
@@ -289,7 +319,9 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
 
         warm = kept_trials(folder.path)
         if flags.dry_run:
-            return _show(plan, sum(map(has_ended, rows)))
+            steps = plan.question.confirm_steps
+            ended = Counter(row["kind"] for row in rows if has_ended(row, confirm_steps=steps))
+            return _show(plan, ended[TRIAL], ended[CONFIRMATION])
         plan.check()
         if {"--time-budget", "--budget-usd"} & set(changes):
             from sweeps.running.expectation import check_budget

@@ -17,7 +17,7 @@ PROG = "python -m sweeps.compare"
 DESCRIPTION = "Compares the winners of several runs, on the test photographs that all of them were measured on."
 _EPILOG = f"""\
 example:
-  restoration-sweeps compare results/lora/20261121-093000 results/lora/20261122-101500
+  {PROG} results/lora/20261121-093000 results/lora/20261122-101500
 {exit_statuses()}
 """
 _WIDTH = 110
@@ -25,7 +25,7 @@ _WIDTH = 110
 
 def parser(prog: str = PROG) -> Flags:
     """The flags of the command."""
-    flags = command_flags(prog, DESCRIPTION, _EPILOG)
+    flags = command_flags(prog, DESCRIPTION, _EPILOG.replace(PROG, prog))
     flags.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders or URIs of two or more runs; the first is the reference"
     )

@@ -153,7 +153,8 @@ class Restorer:
         shape = self.latent.channels, height // factor, width // factor
         noise = np.random.default_rng([*key, 0]).standard_normal(shape, np.float32)
         restored = np.zeros((3, height, width), np.float32)
-        tiles = list(itertools.product(*map(self._tiles, (height, width))))
+        limit = self.tile if max(height, width) > self.whole else max(height, width)
+        tiles = list(itertools.product(*(self._tiles(length, limit) for length in (height, width))))
         for done, ((y, down), (x, across)) in enumerate(tiles, 1):
             place = slice(y, y + len(down)), slice(x, x + len(across))
             piece = self.restore(
@@ -190,14 +191,17 @@ class Restorer:
                 restored = self.method.restore(batch)
         return restored[0].float().clamp(0, 1).cpu().numpy()
 
-    def _tiles(self, length: int) -> list[tuple[int, np.ndarray]]:
+    def _tiles(self, length: int, limit: int) -> list[tuple[int, np.ndarray]]:
         """Start and pixel weights of each tile along one side. The weights add up to 1 at every pixel.
 
         The tiles are as few as possible, then as small as possible.
+
+        Args:
+            limit: the largest side of a tile.
         """
-        if length <= self.whole:
+        if length <= limit:
             return [(0, np.ones(length, np.float32))]
-        count = -((self.overlap - length) // (self.tile - self.overlap))
+        count = -((self.overlap - length) // (limit - self.overlap))
         step = _up(-((self.overlap - length) // count), self.multiple)
         tile, overlap = step + self.overlap, max(1, self.overlap)
         starts = [*range(0, length - tile, step), length - tile]
@@ -322,7 +326,8 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        return f"not enough memory; give {'a smaller --tile' if restorer.tile else '--tile PIXELS'}"
+        smaller = (restorer.tile or 2 * TILE) // 2 // restorer.multiple * restorer.multiple
+        return f"not enough memory; try --tile {smaller}"
     write_whole(output, content.getvalue())
     return ""
 

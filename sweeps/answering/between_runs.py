@@ -36,7 +36,8 @@ class FinishedRun:
         name: <space>/<run>.
         record: its settings.yaml.
         rows: of its leaderboard. per_image: of its images.
-        found: its answer, in the metric of the comparison.
+        found: its answer.
+        metric: of the comparison.
     """
 
     name: str
@@ -44,12 +45,15 @@ class FinishedRun:
     rows: Sequence[Row]
     per_image: Sequence[Row]
     found: Answer
+    metric: str
 
     @property
     def winner(self) -> str:
         """Its name for readers."""
         found = self.found
-        return found.baseline_name if found.winner_id in found.baseline_ids else found.finalists[0].configuration
+        if found.winner_id in found.baseline_ids:
+            return found.baseline_name
+        return next(one.configuration for one in found.finalists if one.configuration not in found.missed)
 
     @property
     def candidates(self) -> int:
@@ -91,12 +95,13 @@ def read_finished(path: Path, metric: str = "", name: str = "") -> FinishedRun:
     if left := [row["id"] for row in confirmed if row["status"] not in ("finished", "failed", "stopped")]:
         raise InputError(f"{path}: its confirmation has not ended ({', '.join(left)}); resume it first")
     measured = [name for name in METRICS if any(row.get(test_name(name)) is not None for row in confirmed)]
-    if chosen not in measured:
-        raise InputError(f"{path}: {chosen} was not measured on its test photographs; there are {', '.join(measured)}")
-    found = recorded_answer(record, rows, per_image, chosen)
+    for one in (record["objective"], chosen):
+        if one not in measured:
+            raise InputError(f"{path}: {one} was not measured on its test photographs; there are {', '.join(measured)}")
+    found = recorded_answer(record, rows, per_image)
     if found.unconfirmed:
         raise InputError(f"{path}: {found.unconfirmed}")
-    return FinishedRun(name or short_name(path), record, rows, per_image, found)
+    return FinishedRun(name or short_name(path), record, rows, per_image, found, chosen)
 
 
 def short_name(run: Path) -> str:
@@ -108,9 +113,9 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Raises InputError if the runs were not measured on the same test images, or the metric is not the same."""
     first = runs[0]
     for other in runs[1:]:
-        if other.found.metric != first.found.metric:
+        if other.metric != first.metric:
             raise InputError(
-                f"{first.name} has the objective {first.found.metric} and {other.name} {other.found.metric}; "
+                f"{first.name} has the objective {first.metric} and {other.name} {other.metric}; "
                 "say which metric to compare with --metric"
             )
         borders = [(run.record.get("trial") or {}).get("metrics.border", 0) for run in (first, other)]
@@ -133,7 +138,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[Finding]:
     The correction counts every pair of configurations that could have become the two winners.
     """
     first, *others = runs
-    metric = first.found.metric
+    metric = first.metric
     test, validation = ([m for run in runs for m in run.measured(metric, split)] for split in (TEST, VALIDATION))
     family = first.candidates * sum(run.candidates for run in others)
     larger = formatting.is_larger_better(metric)
@@ -142,7 +147,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[Finding]:
 
 def comparison_text(runs: Sequence[FinishedRun], findings: Sequence[Finding], width: int) -> str:
     """The comparison for a terminal: a table of the winners, a sentence per run, and how the runs differ."""
-    metric = runs[0].found.metric
+    metric = runs[0].metric
     metrics = [metric, *(name for name in METRICS if name != metric)]
     means: dict[str, list[str]] = {}
     for name in metrics:

@@ -39,8 +39,9 @@ def interval_chart(view: View) -> str:
                 )
                 spans.append(Span(finding.configuration, mean, low, high, said, text))
         if spans:
-            level = next(f.interval.level for f in findings if f.interval)
-            drawn.append(note(f"{title}: mean difference and {100 * level:.4g} % interval") + intervals(spans))
+            levels = sorted({f.interval.level for f in findings if f.interval}, reverse=True)
+            text = " or ".join(f"{100 * level:.4g} %" for level in levels)
+            drawn.append(note(f"{title}: mean difference and {text} interval") + intervals(spans))
     controls = [f"{row['id']}: {_control_text(row['id'])}" for row in view.controls]
     return "".join(drawn) + (note(f"Controls, which are not trained here: {'; '.join(controls)}.") if controls else "")
 

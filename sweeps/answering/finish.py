@@ -29,11 +29,13 @@ from sweeps.answering.view import View
 from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_bucket import place_of
+from sweeps.planning.run_settings import UNCONFIRMED, read_record, write_record
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.locations import shown
+from trainables.common.paths import ROOT
 from trainables.common.version import PROJECT
 from trainables.metrics.names import test_name
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
@@ -98,6 +100,8 @@ def finish(
         shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
         steps = {row["id"]: row["steps"] for row in shown if row["kind"] != "control"}
         restore_larger(plan, folder, steps, lambda id: newest(id, (WEIGHTS, SETTINGS))[0])
+    if answers_now and result is not None:
+        write_record(folder, {**read_record(folder), UNCONFIRMED: result.unconfirmed})
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("%s with %s", why.lower(), ended)
@@ -105,7 +109,8 @@ def finish(
     if not answers_now:
         return ExitStatus.INTERRUPTED
     if result is None or winner is None:
-        logger.info("no trial finished: %s", "; ".join(sorted({row["error"] for row in trials if row["error"]})))
+        why = "no answer" if any(row["status"] == "finished" for row in trials) else "no trial finished"
+        logger.info("%s: %s", why, "; ".join(sorted({row["error"] for row in trials if row["error"]})))
         return ExitStatus.FAILED
     _write_answer(folder, plan, rows, baseline_ids, result)
     if kept:
@@ -175,10 +180,15 @@ def resume_line(folder: Path, over: bool = False) -> str:
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)
         return shlex.join([PROJECT if on_path else str(script), "run", "--resume", *place])
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), sys.argv[0], "--resume", *place])
+    own = ROOT / "run_sweep.py"
+    if script.name != own.name:  # a program or notebook that uses `sweeps.run`
+        script = own
+    return shlex.join([str(_for_the_shell(Path(sys.executable))), str(_for_the_shell(script)), "--resume", *place])
+
+
+def _for_the_shell(path: Path) -> Path:
+    """Relative to the current folder if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def tensorboard_line(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.formatting import Row, configuration_of
 from sweeps.planning.objectives import parse_constraint, split_objectives
+from sweeps.planning.run_settings import UNCONFIRMED
 from sweeps.trial_config import CONFIRMATION
 
 
@@ -29,16 +30,25 @@ def recorded_answer(
         per_image,
         metric or record["objective"],
         baseline_trials(rows),
-        unconfirmed=_unconfirmed(command.get("confirm_steps") or trial.get("training.max_steps") or 0, rows),
+        unconfirmed=_unconfirmed(
+            rows, command.get("confirm_steps") or trial.get("training.max_steps") or 0, record.get(UNCONFIRMED)
+        ),
         objectives=len(objectives),
         constraints=constraints,
     )
 
 
-def _unconfirmed(whole: int, rows: Sequence[Row]) -> str:
-    """Why nothing may be called better; `whole`: steps of a trial of the confirmation."""
+def _unconfirmed(rows: Sequence[Row], whole: int, said: str | None) -> str:
+    """Why nothing may be called better.
+
+    Args:
+        whole: steps of a trial of the confirmation.
+        said: by the sweep when it ended; None if it has not, or is of an earlier version.
+    """
     if any(row["status"] in ("running", "interrupted") for row in rows):
         return "the sweep has not ended"
+    if said is not None:
+        return said
     confirmed = [row for row in rows if row["kind"] == CONFIRMATION]
     short = any(row["steps"] < whole for row in confirmed if row["status"] == "finished")
     seeds = Counter(configuration_of(row) for row in confirmed)  # fewer for some: the time budget has ended it

@@ -89,7 +89,10 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
         rows: leaderboard rows by id.
     """
     if not answer.leaders:
-        return ("No trial finished, so there is no answer.", *ends_of_trials(list(rows.values())))
+        why = "No trial finished"
+        if answer.missed:
+            why = f"{answer.baseline_name} did not finish, and no other trial meets {' and '.join(answer.constraints)}"
+        return (f"{why}, so there is no answer.", *ends_of_trials(list(rows.values())))
     numbers = [
         *_about_constraints(answer),
         *_about_controls(answer),
@@ -112,12 +115,13 @@ def _amount(metric: str, value: float, sign: bool = False) -> str:
 
 
 def named_finding(answer: Answer) -> Finding:
-    """The finalist of the first sentence: the best one that is better, else the best one; of those that meet the
-    constraints, if any does.
+    """The finalist of the first sentence, one with an interval: the best one that is better, else the best one; of
+    those that meet the constraints, if any does.
     """
-    accepted = [finding for finding in answer.finalists if finding.configuration not in answer.missed]
+    compared = [finding for finding in answer.finalists if finding.interval]
+    accepted = [finding for finding in compared if finding.configuration not in answer.missed]
     better = [finding for finding in accepted if finding.verdict == "better"]
-    return (better or accepted or answer.finalists)[0]
+    return (better or accepted or compared)[0]
 
 
 def _claim(answer: Answer) -> str:
@@ -127,7 +131,9 @@ def _claim(answer: Answer) -> str:
     assert made is not None  # else the answer is unconfirmed
     amount = _amount(answer.metric, abs(made.mean))
     if named.configuration in answer.missed:
-        said = f"No finalist meets {' and '.join(answer.constraints)} on the test photographs."
+        only = [one.configuration for one in answer.finalists if one.configuration not in answer.missed]
+        meets = f"meets {' and '.join(answer.constraints)} on the test photographs"
+        said = f"No finalist {meets}." if not only else f"Only {only[0]} {meets}, and it could not be compared."
     elif named.verdict == "better":
         said = f"{named.configuration} is better than {base} by {amount}."
     elif named.verdict == "worse":

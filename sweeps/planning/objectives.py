@@ -68,7 +68,8 @@ def metric_name(flag: str, text: str) -> str:
     register_pyiqa([name])
     if name not in METRICS:
         known = [m.name.removeprefix("val/") for m in METRICS.values() if m.compared_with != "other seeds"]
-        raise InputError(f"{flag} {text}: no such metric; expected perceptual, {', '.join(known)}, or pyiqa_NAME")
+        names = ["perceptual", *known] if flag == "--objective" else known
+        raise InputError(f"{flag} {text}: no such metric; expected {', '.join(names)}, or pyiqa_NAME")
     return name
 
 

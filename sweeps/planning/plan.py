@@ -217,7 +217,11 @@ class Plan:
         question, training, settings = self.question, self.question.trial.training, self.question.settings
         points = question.space.points[: question.trials]
         proposed = question.trials - len(points)
-        at_once = f"{self.concurrent} at once" if self.concurrent else "as many at once as fit on the cluster"
+        at_once = (
+            f"{min(self.concurrent, question.trials)} at once"
+            if self.concurrent
+            else "as many at once as fit on the cluster"
+        )
         workers = f"each on {count_text(settings.workers_per_trial, 'worker')} of {settings.cpus_per_worker:g} CPU"
         workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
         made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in self.stages if not s.exists]
@@ -343,7 +347,7 @@ def make_plan(
     """
     settings = question.settings
     store = store_root(settings.store or default_store(settings.results))
-    check_tracker(settings.log_to)
+    check_tracker(settings.log_to, settings.results)
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results_place(settings.results)
     if is_uri(settings.results) and not only_printed:
@@ -362,7 +366,8 @@ def make_plan(
         temporary_root()
     notes: tuple[str, ...] = ()
     try:
-        concurrent = 0 if settings.address else local_concurrency(question)
+        most = max(question.trials, question.confirmation.trials(question.trials - 1) if settings.confirm else 0)
+        concurrent = 0 if settings.address else local_concurrency(question, most)
     except InputError as error:
         if not only_printed:
             raise

@@ -165,7 +165,15 @@ def gpu_notes(networks: Mapping[str, Networks], share: float) -> tuple[str, ...]
     )
 
 
-def local_concurrency(question: Question) -> int:
+def local_concurrency(question: Question, most: int) -> int:
+    """How many trials run at once on this machine.
+
+    Args:
+        most: how many there are at most.
+
+    Raises:
+        InputError: not one fits.
+    """
     settings = question.settings
     cpus = usable_cpus()
     each = settings.workers_per_trial * settings.cpus_per_worker
@@ -184,4 +192,4 @@ def local_concurrency(question: Question) -> int:
                 f"a trial needs {wanted:g} GPUs, this machine has {gpus}; --gpus-per-worker 0 trains on CPUs"
             )
         fits = min(fits, int(gpus // wanted))
-    return min(fits, settings.max_concurrent or fits, question.trials)
+    return min(fits, settings.max_concurrent or fits, most)

@@ -18,7 +18,15 @@ from sweeps.planning.own_spaces import keep_space
 from sweeps.planning.question import Question
 from sweeps.planning.run_bucket import RunBucket, place_of
 from sweeps.planning.run_files import RUN_SETTINGS
-from sweeps.planning.run_settings import located, located_in_bucket, new_record, recorded_settings, write_record
+from sweeps.planning.run_settings import (
+    UNCONFIRMED,
+    located,
+    located_in_bucket,
+    new_record,
+    recorded_settings,
+    settings_in,
+    write_record,
+)
 from sweeps.planning.settings import SweepSettings
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError
@@ -85,11 +93,13 @@ class RunFolder:
             trials: number of trials of the search.
         """
         changes = {name: getattr(settings, name) for name in GOING_ON}
-        changed = {name: value for name, value in changes.items() if record["command"].get(name) != value}
+        before = settings_in(dict(record))[0]  # with the trials and steps that its command left to a preset
+        changed = {name: value for name, value in changes.items() if getattr(before, name) != value}
         if not changed:
             return
         earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]
         command = {**record["command"], **changes}
+        record = {key: value for key, value in record.items() if key != UNCONFIRMED}
         try:
             write_record(self.path, {**record, "command": command, "trials": trials, "continued": earlier})
         except OSError as error:

@@ -23,6 +23,8 @@ from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
 
+UNCONFIRMED = "unconfirmed"
+"""Key of why nothing may be called better, written when a sweep ends; empty if its confirmation is whole."""
 _PYIQA = "pyiqa"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 

@@ -6,25 +6,32 @@ import importlib
 import importlib.util
 
 from trainables.common.errors import InputError, one_line
+from trainables.common.paths import is_uri
 from trainables.common.version import PROJECT
 
 TRACKERS = ("wandb", "mlflow", "aim")
 """Names of `--log-to`, of the packages, and of the extras of pyproject.toml."""
 
 
-def check_tracker(name: str) -> None:
+def check_tracker(name: str, results: str = "") -> None:
     """Checks that a tracker can be used here.
 
     Args:
         name: one of `TRACKERS`, or empty for none.
+        results: folder or URI of the results.
 
     Raises:
-        InputError: its package is not installed, or Weights & Biases has no API key and is not offline.
+        InputError: its package is not installed, Weights & Biases has no API key and is not offline, or Aim would have
+            to write to a bucket.
     """
     if not name:
         return
     if importlib.util.find_spec(name) is None:
         raise InputError(f"--log-to {name}: the package {name} is not installed; pip install {name}")
+    if name == "aim" and is_uri(results):
+        raise InputError(
+            f"--log-to aim: its data base needs a folder, not --results {results}; expected wandb or mlflow"
+        )
     if name == "wandb":
         try:
             # Without a running Ray this only looks for the key.

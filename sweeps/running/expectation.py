@@ -29,11 +29,12 @@ from trainables.training.validation import validate
 _STEPS = 2  # timed, after one that allocates memory
 
 
-def expected_time(plan: Plan, preparation: float, known: int = 0) -> str:
+def expected_time(plan: Plan, preparation: float, searched: int = 0, confirmed: int = 0) -> str:
     """The time of the sweep in one line, or why it is not known.
 
     Args:
-        preparation: seconds. known: trials of the search and of the confirmation that have ended.
+        preparation: seconds.
+        searched, confirmed: trials of the search and of the confirmation that have ended.
     """
     reason = _unmeasurable(plan)
     if reason:
@@ -41,8 +42,8 @@ def expected_time(plan: Plan, preparation: float, known: int = 0) -> str:
     seconds = trial_seconds(plan)
     question, at_once = plan.question, max(1, plan.concurrent)
     longer = max(1, question.confirm_steps) / max(1, question.trial.training.max_steps)
-    trials = max(0, question.trials - known)
-    confirming = max(0, plan.confirmation_trials - max(0, known - question.trials))
+    trials = max(0, question.trials - searched)
+    confirming = max(0, plan.confirmation_trials - (confirmed if not trials else 0))  # more trials, other finalists
     search, confirmation = trials * seconds / at_once, confirming * longer * seconds / at_once
     return expectation(preparation, search, confirmation, question.settings.price_per_hour)
 
@@ -69,7 +70,7 @@ def check_budget(plan: Plan) -> None:
 def _unmeasurable(plan: Plan) -> str:
     settings = plan.question.settings
     if settings.address:
-        return "the trials run on a cluster; start with --time-budget"
+        return "trials on a cluster are not timed here; --time-budget limits the sweep"
     if settings.gpus_per_worker and not gpu_count():
         return "the trials use GPUs, and this machine has none"
     return ""

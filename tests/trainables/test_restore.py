@@ -222,7 +222,7 @@ def test_tiles_cover_every_pixel_once(trial: Path, tile: int, overlap: int) -> N
     restorer = Restorer(restoration_settings(trial), CPU, tile, overlap)
     for length in (4, 60, tile, tile + 4, 2 * tile - overlap, 2 * tile - overlap + 4, 1204):
         covered = np.zeros(length)
-        starts = restorer._tiles(length)
+        starts = restorer._tiles(length, tile)
         for start, weights in starts:
             assert len(weights) <= tile and start % restorer.multiple == 0
             covered[start : start + len(weights)] += weights

@@ -191,7 +191,7 @@ def check_bucket_works(flag: str, uri: str) -> None:
     try:
         folder.write(name, content)
         if folder.read(name) != content:
-            raise InputError(f"{folder}/{name}: reads otherwise than it was written")
+            raise InputError(f"{folder}/{name}: its content is not what was written")
         if list(folder.objects()) != [name]:
             raise InputError(f"{folder}: does not list what was written to it")
         above.delete_folder(folder.name)

@@ -22,7 +22,9 @@ from trainables.data.stores.roots import local_root, store_root
 from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
 from trainables.images.names import photograph_of
+from trainables.pretrained.base_model import find_base
 from trainables.settings import TrialSettings, assignments, check_sections, override, reason_unread
+from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 from trainables.settings.sources import check_sources, given_sources
 
@@ -40,6 +42,8 @@ def prepare_command(flags: argparse.Namespace) -> int:
     if flags.address:
         check_address(flags.address)
     _check_gpus(flags)
+    if flags.dry_run and METHODS[settings.method].latents == "kl":  # a dry run downloads nothing
+        find_base(settings.base.weights, settings.base.revision, allow_download=False)
     from trainables.data.estimate import seconds_of
     from trainables.data.prepare import bytes_to_come, make_stores, pairs_of, read_photographs, tested_photographs
     from trainables.data.stages.needed import needed_stages

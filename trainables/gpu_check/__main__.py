@@ -41,12 +41,18 @@ examples:
 def parser() -> Flags:
     flags = command_flags(PROG, "Checks every method on the GPU of this machine, without Ray.", _EPILOG)
     flags.add_argument("--device", default="cuda", metavar="DEVICE", help="such as cuda:1, or cpu (cuda)")
-    flags.add_argument("--methods", type=_names(METHODS), default=tuple(METHODS), metavar="M,M", help="(all)")
-    flags.add_argument("--precisions", type=_names(PRECISIONS), default=PRECISIONS, metavar="P,P", help="(all)")
+    flags.add_argument(
+        "--methods", type=_names(METHODS), default=tuple(METHODS), metavar="M,M", help="methods to check (all)"
+    )
+    flags.add_argument(
+        "--precisions", type=_names(PRECISIONS), default=PRECISIONS, metavar="P,P", help="of fp32, bf16, fp16 (all)"
+    )
     flags.add_argument("--steps", type=whole(2), default=20, metavar="N", help="training steps of a trial (20)")
     flags.add_argument("--no-compile", action="store_true", help="without training.compile")
     flags.add_argument("--no-sharing", action="store_true", help="without two trials on the device at once")
-    flags.add_argument("--preset", choices=("sample", "sample-print"), default="sample", help="(sample)")
+    flags.add_argument(
+        "--preset", choices=("sample", "sample-print"), default="sample", help="preset with the sizes (sample)"
+    )
     flags.add_argument("--jobs", type=whole(1), metavar="N", help="methods at once (a process for two CPUs)")
     flags.add_argument("--table", metavar="FILE", help="also write the results to a file, as Markdown")
     return flags

@@ -87,7 +87,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return tuple(_convert(name, part, element) for part, element in zip(parts, elements, strict=True))
         if origin in (types.UnionType, typing.Union):
             options = [option for option in typing.get_args(kind) if option is not type(None)]
-            return None if value in (None, "none", "") else _convert(name, value, options[0])
+            return (
+                None
+                if value is None or str(value).lower() in ("none", "null", "")
+                else _convert(name, value, options[0])
+            )
         if kind is bool:
             return _as_bool(value)
         if kind is int:

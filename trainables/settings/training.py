@@ -44,7 +44,8 @@ class TrainingSettings:
             runs need a smaller decay. 0 keeps no average: both use the raw weights.
         ema_warmup: let the decay grow from 0.1 to `ema_decay` over the first steps; without it, the decay is constant
             and the initial weights fade slowly.
-        precision: number format of the forward and backward passes; weights are kept in float32.
+        precision: number format of the forward and backward passes; trained weights are kept in float32, frozen layers
+            of a base in this format.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: keep the weights of convolutions in the channels-last memory format.
         compile: compile the networks with torch.compile; the first step then takes minutes.

@@ -118,7 +118,7 @@ def test_settings_name_both_folders(tmp_path: Path) -> None:
         override(preset("sample").trial, {"data.input": "here"})
     with pytest.raises(InputError, match=r"^--data-input .*nowhere: no such folder"):
         open_source(str(tmp_path), str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="is --data-target too"):
+    with pytest.raises(InputError, match="is also given as --data-target"):
         open_source(str(tmp_path), f"{tmp_path}/.")
 
 

@@ -111,7 +111,7 @@ def list_pairs(degraded: str, targets: str) -> Listing:
             raise InputError(f"{flag} {folder}: no such folder: give a folder of images")
     one, other = folders.values()
     if one == other:
-        raise InputError(f"--data-input {one}: is --data-target too: give the folder of the degraded images")
+        raise InputError(f"--data-input {one}: is also given as --data-target: give the folder of the degraded images")
     label = f"{one} and {other}"
     names, sides = match_partners(label, *(images_below(folder) for folder in (one, other)))
     return Listing(label, pa.array(names), sides)
