@@ -98,6 +98,13 @@ def test_scripts_and_dockerfile_are_clean() -> None:
     assert complaints(TOOLS / "hadolint", "--no-color", CLUSTER / "Dockerfile") == ""
 
 
+@pytest.mark.parametrize("flags", [["--results", "/shared"], ["--results=s3://bucket/results"]])
+def test_slurm_job_refuses_results_that_a_requeued_job_would_not_find(flags: list[str]) -> None:
+    job = ["bash", str(CLUSTER / "slurm.sbatch"), "--space", "lora", *flags]
+    ran = subprocess.run(job, capture_output=True, text=True)
+    assert ran.returncode == 2 and "set SWEEP_RESULTS=FOLDER instead" in ran.stderr
+
+
 def test_dockerfile_has_all_code() -> None:
     copied = re.findall(r"^COPY (\S+)", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}

@@ -21,6 +21,7 @@ from sweeps.answering.remarks import (
 )
 from sweeps.formatting import trial_name
 from sweeps.planning.objectives import Constraint
+from sweeps.planning.run_settings import UNCONFIRMED
 from sweeps.trial_config import CONFIRMATION
 
 METRIC = "val/st_lpips"
@@ -118,6 +119,25 @@ def test_recorded_answer_uses_the_objectives_and_constraints_of_the_run() -> Non
     last = sweep.rows[-1]  # not started, because the time was over
     assert last["kind"] == CONFIRMATION
     assert recorded_answer(alone, sweep.rows[:-1], sweep.per_image).unconfirmed == "the confirmation has not finished"
+    whole = {**alone, UNCONFIRMED: ""}  # the sweep has said so: a short time made the confirmation smaller
+    assert not recorded_answer(whole, sweep.rows[:-1], sweep.per_image).unconfirmed
+
+
+def test_only_a_finalist_without_an_interval_meets_a_constraint() -> None:
+    """t001 misses it; t002 meets it, but only one of its seeds finished."""
+    sweep = Sweep([0.02, -0.03]).confirm(1)
+    for status in ("finished", "failed", "failed"):
+        sweep.trial(2, "confirmation", status, seed=20_000 + len(sweep.rows))
+    one, two = (
+        max(
+            row["test/psnr"] for row in sweep.rows if row["kind"] == CONFIRMATION and row["config/sinsr.inversion"] == k
+        )
+        for k in (2.0, 3.0)
+    )
+    found = sweep.ask(constraints=(Constraint("val/psnr", (one + two) / 2, least=True),))
+    assert found.verdict.startswith("Only t002 (inversion 3) meets val/psnr>=")
+    assert "on the test photographs, and it could not be compared. With 12 test photographs" in found.verdict
+    assert found.winner_name == "1:1:1"
 
 
 def test_better_configuration_is_named_in_two_short_sentences() -> None:

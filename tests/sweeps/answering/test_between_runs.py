@@ -95,5 +95,5 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
     assert "expected two or more different runs" in capsys.readouterr().err
     assert main([str(good), str(others["other"]), "--metric", "psnr"]) == 2
     assert "val/ssim was not measured" in " ".join(capsys.readouterr().err.split())
-    assert main([str(good), str(good), "--metric", "beauty"]) == 2
+    assert main([str(good), str(others["pixels"]), "--metric", "beauty"]) == 2
     assert "--metric beauty: expected one of psnr, psnr_y" in capsys.readouterr().err
