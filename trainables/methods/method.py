@@ -161,6 +161,12 @@ class Method(ABC):
         """`networks`, and the frozen networks that the method holds besides."""
         return [part for part in vars(self).values() if isinstance(part, nn.Module)]
 
+    @property
+    def named_parts(self) -> dict[str, nn.Module]:
+        """Name -> each of `networks`, and each network that the method holds besides."""
+        others = {name: part for name, part in vars(self).items() if isinstance(part, nn.Module) and name != "networks"}
+        return {**dict(self.networks.items()), **others}
+
     def updated(self, phase: Phase) -> dict[str, nn.Parameter]:
         """The parameters that a phase updates, by name: all trained ones of its networks; a method may return fewer."""
         return {

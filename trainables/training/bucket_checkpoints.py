@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 
 from trainables.common.buckets import BucketFolder
@@ -25,11 +25,12 @@ from trainables.training.checkpoint_folders import KEPT, CheckpointNotWritten, d
 _NAME = re.compile(r"(checkpoint_(\d+))/.*")
 
 
-def upload_checkpoint(checkpoint: Path, trial: BucketFolder) -> None:
+def upload_checkpoint(checkpoint: Path, trial: BucketFolder, damaged: Collection[str] = ()) -> None:
     """Uploads a checkpoint, then removes all but the newest two from the bucket.
 
     Args:
         checkpoint: a whole one on this machine.
+        damaged: names of those in the bucket that do not count among the newest two.
 
     Raises:
         CheckpointNotWritten: the bucket cannot be written. Existing checkpoints are kept.
@@ -41,7 +42,7 @@ def upload_checkpoint(checkpoint: Path, trial: BucketFolder) -> None:
             if path.name != CHECKSUMS:
                 target.upload(path, path.name)
         target.upload(checkpoint / CHECKSUMS, CHECKSUMS)
-        drop_older_in(trial, KEPT)
+        drop_older_in(trial, KEPT, damaged)
     except (InputError, OSError) as error:
         raise CheckpointNotWritten(one_line(error)) from error
 
@@ -62,7 +63,7 @@ def download_newest(
     damaged: list[str] = []
     into.mkdir(parents=True, exist_ok=True)
     with locked(into.with_name(f".{into.name}.lock")):
-        for name in _whole(trial.objects()):
+        for name in _complete(trial.objects()):
             try:
                 found = _download(trial.join(name), into / name, wanted)
             except OSError as error:
@@ -73,10 +74,16 @@ def download_newest(
     return None, damaged
 
 
-def drop_older_in(trial: BucketFolder, keep: int = 1) -> None:
-    """Removes all checkpoints but the newest ones, and what an interrupted upload left."""
+def drop_older_in(trial: BucketFolder, keep: int = 1, damaged: Collection[str] = ()) -> None:
+    """Removes all checkpoints but the newest ones, and what an interrupted upload left.
+
+    Args:
+        damaged: names of checkpoints that do not count among them.
+    """
     objects = trial.objects()
-    kept = _whole(objects)[:keep]
+    complete = _complete(objects)
+    oldest = [name for name in complete if name not in damaged][:keep][-1:]
+    kept = complete[: complete.index(oldest[0]) + 1] if oldest else complete
     for name in {found[1] for found in map(_NAME.fullmatch, objects) if found} - set(kept):
         remove_from(trial, name)
 
@@ -87,7 +94,7 @@ def remove_from(trial: BucketFolder, name: str) -> None:
     trial.delete_folder(name)
 
 
-def _whole(objects: Iterable[str]) -> list[str]:
+def _complete(objects: Iterable[str]) -> list[str]:
     """The names of the checkpoints whose upload was complete, the newest first."""
     found = {
         match[1]: int(match[2])

@@ -1,6 +1,7 @@
 """A trial's checkpoint: everything needed to continue exactly, and files for people to look at.
 
-state.pt            weights, averages, optimisers, scalers, step, report: plain tensors, numbers and names
+state.pt            weights, averages, optimisers, scalers, step, report: plain tensors, numbers and names. A checkpoint
+                    before the first report has none, and none of the files to look at
 weights.safetensors the averaged weights, with their description; `teacher.weights` accepts it (resshift). With
                     `training.keep=best` these and the files below are those of the best step so far
 settings.json       the trial's settings, by dotted name
@@ -47,20 +48,24 @@ def write_checkpoint(
         "ema": ema.state_dict(),
         "optimisation": optimisation,
         "best": best.state if best else None,
+        "reported": bool(report.metrics),
         "report": {
             "step": report.step,
             "metrics": dict(report.metrics),
             "losses": [[step, dict(terms)] for step, terms in report.losses],
             **_kept(report.validation),
             "test": _kept(report.test) if report.test else None,
-        },
+        }
+        if report.metrics
+        else None,
     }
     torch.save(state, folder / STATE)
     with best.applied(method) if best else ema.applied():
         weights = {name.removeprefix(weights_prefix(method)): tensor for name, tensor in method.result().items()}
         save_weights(folder / WEIGHTS, weights, settings.method, method.architecture(settings), step=str(step))
     (folder / SETTINGS).write_text(json.dumps(flatten(settings), indent=1), encoding="utf-8")
-    validation.write(folder, step)
+    if report.metrics:
+        validation.write(folder, step)
     for split, measured in {"validation": validation, "test": report.test}.items():
         if measured is not None and measured.pictures is not None:
             measured.pictures.write(folder / PICTURES[split])

@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from trainables.common.errors import one_line
@@ -31,12 +31,13 @@ class CheckpointNotWritten(RuntimeError):
     """A checkpoint could not be written. The message names the folder, the reason and the free space."""
 
 
-def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None]) -> Path:
+def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None], damaged: Collection[str] = ()) -> Path:
     """Writes a checkpoint and removes all but the newest two; returns its folder.
 
     Args:
         trial: the trial's folder.
         write: fills an existing folder.
+        damaged: see `drop_older`.
 
     Raises:
         CheckpointNotWritten: for example, because the disk is full. Existing checkpoints are kept.
@@ -57,14 +58,23 @@ def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None]) -> Pa
     except Exception as error:  # torch, safetensors and pyarrow raise their own types when a disk is full
         shutil.rmtree(staged, ignore_errors=True)
         raise CheckpointNotWritten(f"{folder}: cannot be written ({one_line(error)}{_room(trial)})") from error
-    drop_older(trial, KEPT)
+    drop_older(trial, KEPT, damaged)
     return folder
 
 
-def drop_older(trial: Path, keep: int = 1) -> None:
-    """Removes all checkpoints but the newest ones, and what a killed writer left."""
-    for folder in [*sorted_checkpoints(trial)[keep:], *trial.glob(f".checkpoint_*{PARTIAL}")]:
-        shutil.rmtree(folder, ignore_errors=True)
+def drop_older(trial: Path, keep: int = 1, damaged: Collection[str] = ()) -> None:
+    """Removes all checkpoints but the newest ones, and what a killed writer left.
+
+    Args:
+        damaged: names of checkpoints that do not count among them.
+    """
+    whole = 0
+    for folder in sorted_checkpoints(trial):
+        if whole >= keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        whole += folder.name not in damaged
+    for left in trial.glob(f".checkpoint_*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def newest_whole(trial: Path) -> tuple[Path | None, list[str]]:

@@ -26,6 +26,7 @@ class CheckpointPlace:
         self.folder = folder
         self._bucket = BucketFolder(bucket) if bucket else None
         self._between: Path | None = None
+        self._damaged: set[str] = set()
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The checkpoint from which the trial continues, on this node; and a line for each damaged one.
@@ -33,7 +34,9 @@ class CheckpointPlace:
         Raises:
             InputError: the bucket cannot be read.
         """
-        return download_newest(self._bucket, self.folder) if self._bucket else newest_whole(self.folder)
+        found, damaged = download_newest(self._bucket, self.folder) if self._bucket else newest_whole(self.folder)
+        self._damaged = {line.partition(" ")[0] for line in damaged}
+        return found, damaged
 
     def keep(self, step: int, write: Callable[[Path], None], between: bool = False) -> Path:
         """Writes a checkpoint.
@@ -47,9 +50,10 @@ class CheckpointPlace:
         """
         if between and self._between:
             self._remove(self._between)
-        kept = keep_checkpoint(self.folder, step, write)
+        kept = keep_checkpoint(self.folder, step, write, self._damaged)
+        self._damaged.discard(kept.name)
         if self._bucket:
-            upload_checkpoint(kept, self._bucket)
+            upload_checkpoint(kept, self._bucket, self._damaged)
             drop_older(self.folder, 0)
         self._between = kept if between else None
         return kept

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,6 +29,7 @@ from trainables.settings import TrialSettings
 from trainables.training.best_step import BestStep, averaged_weights
 from trainables.training.checkpoint import read_state, report_of, write_checkpoint
 from trainables.training.ema import ExponentialMovingAverage
+from trainables.training.equal_start import check_equal_start
 from trainables.training.loss_log import Logged, LossLog
 from trainables.training.measurements import Objective, Validation
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
@@ -121,10 +123,11 @@ class Trainer:
         ensure_loss_networks(settings)  # the driver has done so on its own machine only
         self.method = build_method(settings, world.device)
         self.method.networks.train()
-        if training.channels_last:
-            self.method.networks.to(memory_format=torch.channels_last)
-        if training.compile:
-            for network in self.method.networks.values():
+        frozen = (part for part in self.method.parts if isinstance(part, UNet2DConditionModel))
+        for network in (*self.method.networks.values(), *frozen):
+            if training.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if training.compile:
                 network.compile()
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
@@ -218,9 +221,10 @@ class Trainer:
         raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
 
     def _write_between(self, report: Reporter) -> None:
-        """Writes a checkpoint between two reports. It repeats the last one, so there is none before the first."""
-        if self._last is not None and self._last.step < self.step:
-            self._send(replace(self._last, reached=self.step, best=self.best), report)
+        """Writes a checkpoint between two reports, or before the first one."""
+        last = self._last or Report(0, {}, [], Validation({}, [], b""))
+        if last.step < self.step:
+            self._send(replace(last, reached=self.step, best=self.best), report)
 
     def _write_if_due(self) -> float:
         """Writes a checkpoint between two reports if the last one is too old; returns the seconds it took.
@@ -377,7 +381,8 @@ class Trainer:
         self.step = state["step"]
         if self._objective is not None and state.get("best"):
             self.best = BestStep.read(folder, state["best"], self.method)
-        self.loaded = replace(report_of(folder, state), best=self.best)
+        if state.get("reported", True):
+            self.loaded = replace(report_of(folder, state), best=self.best)
         self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
         for name, optimiser in self.optimisers.items():
@@ -413,8 +418,13 @@ def train(
 
     Args:
         objective, leaving: see `Trainer`.
+
+    Raises:
+        UnequalStart: the workers of a group have found different checkpoints or weights.
     """
     trainer = Trainer(settings, prepared, metric_names, world, objective, leaving)
     if checkpoint is not None:
         trainer.load(checkpoint)
+    if world.size > 1:
+        check_equal_start(trainer.step, trainer.method.named_parts, world.device)
     trainer.run(report)

@@ -33,7 +33,8 @@ class Report:
         repeated: whether a continued trial sends its checkpoint's report again, because the driver may have ended
             before it received it.
         reached: finished steps, if there are more of them than the trial has reported: it leaves its machine, or its
-            last checkpoint is too old. Only a checkpoint is written, with this report, and nothing is sent.
+            last checkpoint is too old. Only a checkpoint is written, with this report, and nothing is sent. Before the
+            first report, this one is empty.
     """
 
     step: int

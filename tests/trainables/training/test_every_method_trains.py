@@ -22,6 +22,7 @@ from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method, method_class
 from trainables.settings import TrialSettings, override, reason_unread
+from trainables.training.equal_start import UnequalStart, check_equal_start
 from trainables.training.loop import Trainer, World
 
 PreparedFor = Callable[[TrialSettings], Prepared]
@@ -293,8 +294,18 @@ def _worker(rank: int, trials: dict[str, tuple[TrialSettings, Prepared]], folder
                 for phase in trainer.method.phases
             },
         }
-    torch.save(outcomes, folder / f"{rank}.pt")
+    torch.manual_seed(rank)  # as if the nodes had different files of a base
+    parts = {"unet": nn.Linear(3, 3), "vae": nn.Identity()}
+    torch.save(outcomes | {"refused": _refused(7, parts), "apart": _refused(rank, {})}, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def _refused(step: int, parts: dict[str, nn.Module]) -> str:
+    try:
+        check_equal_start(step, parts, CPU)
+    except UnequalStart as error:
+        return str(error)
+    return ""
 
 
 def _count_bytes(sums: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -322,6 +333,13 @@ def test_two_workers_agree(name: str, shared: Shared) -> None:
     first, second = (rank[name] for rank in shared.ranks)
     assert_same(first, second)
     assert len(first["rows"]) == 2
+
+
+@pytest.mark.slow
+def test_workers_that_start_differently_are_refused(shared: Shared) -> None:
+    for rank in shared.ranks:
+        assert rank["refused"].startswith("the workers start from different weights of unet; all nodes must read")
+        assert rank["apart"] == "the workers start from different steps, 0 and 1"
 
 
 @pytest.mark.slow

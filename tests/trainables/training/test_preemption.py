@@ -77,10 +77,11 @@ def test_trial_that_leaves_its_machine_repeats_no_step(
 
 
 def test_checkpoints_between_reports_change_nothing(small: TrialSettings, prepared: Prepared, tmp_path: Path) -> None:
-    """One after each step that follows a report. It trains 6 steps with reports at 3 and 6."""
+    """One after each step without a report. It trains 6 steps with reports at 3 and 6."""
     run(small, prepared, tmp_path / "undisturbed")
     often = override(small, {"training.checkpoint_minutes": 1e-6})
     disturbed = run(often, prepared, tmp_path / "disturbed")
+    assert [(row.step, row.reached) for row in disturbed.starts] == [(0, 1), (0, 2)]
     assert [(row.step, row.reached) for row in disturbed.reports] == [(3, None), (3, 4), (3, 5), (6, None)]
     second = run(often, prepared, tmp_path / "second", tmp_path / "disturbed" / "5")
     assert [(row.step, row.reached, row.repeated) for row in second.reports] == [(3, None, True), (6, None, False)]
@@ -88,7 +89,20 @@ def test_checkpoints_between_reports_change_nothing(small: TrialSettings, prepar
         assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / other / "6"))
 
 
-def test_trial_that_leaves_before_its_first_report_writes_nothing(small: TrialSettings, prepared: Prepared) -> None:
+def test_trial_that_leaves_before_its_first_report_continues(
+    small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """It trains 6 steps with reports at 3 and 6, and leaves after 2."""
+    run(small, prepared, tmp_path / "undisturbed")
+    asked, first = iter(range(100)), Recorder(tmp_path / "left")
+    with pytest.raises(MachineLeaving, match="at step 2"):
+        train(small, prepared, METRICS, World(), first, leaving=lambda: next(asked) >= 2)
+    second = run(small, prepared, tmp_path / "second", tmp_path / "left" / "2")
+    assert [(row.step, row.repeated) for row in second.reports] == [(3, False), (6, False)]
+    assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / "second" / "6"))
+
+
+def test_trial_that_leaves_before_its_first_step_writes_nothing(small: TrialSettings, prepared: Prepared) -> None:
     recorder = Recorder()
     with pytest.raises(MachineLeaving, match="at step 0"):
         train(small, prepared, METRICS, World(), recorder, leaving=lambda: True)
