@@ -11,8 +11,9 @@ from pathlib import Path
 
 from trainables.common.errors import InputError
 
-_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
-"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts."""
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF})
+"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts. NFS also wants to write
+to a file that it locks."""
 
 
 def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
@@ -48,7 +49,10 @@ def locked(path: Path) -> Iterator[bool]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        try:
+            file = os.open(path, os.O_RDONLY)  # of another user: it can be locked, though not written
+        except OSError:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     try:
         yield take(file, wait=True) is True
     finally:

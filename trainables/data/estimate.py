@@ -52,7 +52,11 @@ def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, 
     method = FirstStage(settings, device).method
     denoise = method.guided({"latent_degraded": latent})
     once = _timed(lambda: denoise(latent, full_timestep(0, latent)), device)
-    steps = settings.ccsr.steps if settings.method == "ccsr" else method.settings.diffusion.inference_steps
+    chain = settings.ccsr
+    if settings.method == "ccsr":  # one step from full noise to t_max, then those down to t_min
+        steps = 1 + round(chain.steps * chain.t_max) - round(chain.steps * chain.t_min)
+    else:
+        steps = method.settings.diffusion.inference_steps
     return once * steps * settings.first_stage.draws
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -232,7 +232,8 @@ def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
             folder.local.parent.mkdir(parents=True, exist_ok=True)
             alone = held.enter_context(locked(folder.local.with_name(f".{folder.name}.lock")))
             for left in folder.local.glob(f".*{PARTIAL}") if alone else ():
-                left.unlink(missing_ok=True)
+                with suppress(OSError):  # of another user, or gone
+                    left.unlink()
         yield
 
 

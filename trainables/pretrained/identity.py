@@ -12,10 +12,12 @@ from typing import Any, Literal
 from trainables.pretrained.base_model import PART_WEIGHTS, SHARDS, find_base
 from trainables.pretrained.base_schedule import zero_terminal_snr
 from trainables.pretrained.finished_trial import SETTINGS
-from trainables.pretrained.prompts import load_prompts
+from trainables.pretrained.prompts import is_computed, load_prompts
 from trainables.pretrained.shipped import autoencoder_path
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
+
+_PROMPT, _TEXT_ENCODER = "base's prompt", "base's text encoder"
 
 
 def weights_fingerprint(path: Path) -> str:
@@ -64,7 +66,9 @@ def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
 
 def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """A text of the differences between two identities; empty if there are none."""
-    expected = json.loads(json.dumps(expected))
+    expected, found = json.loads(json.dumps(expected)), dict(found)
+    if _TEXT_ENCODER in expected and _PROMPT in found:  # of an earlier version, with the numbers of its processor
+        del expected[_TEXT_ENCODER], found[_PROMPT]
     parts = [
         f"{name} is {_short(found.get(name))} in the file and {_short(expected.get(name))} in the settings"
         for name in {**expected, **found}
@@ -81,14 +85,27 @@ def _short(value: Any) -> Any:
 def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
     """The parts of the base on which a latent method's weights depend: UNet, autoencoder, schedule and prompt."""
     folder = find_base(settings.base.weights, settings.base.revision)
-    prompt = hashlib.sha256(load_prompts(settings).positive.numpy().tobytes()).hexdigest()
+    if is_computed(settings):  # the numbers depend on the processor, what computes them does not
+        name, prompt = _TEXT_ENCODER, _text_encoder_fingerprint(folder)
+    else:
+        name, prompt = _PROMPT, hashlib.sha256(load_prompts(settings).positive.numpy().tobytes()).hexdigest()
     return {
         "base": base_fingerprint(settings),
         "base's autoencoder": base_fingerprint(settings, "vae"),
         "base's scheduler": base_fingerprint(settings, "scheduler"),
-        "base's prompt": prompt,
+        name: prompt,
         "zero terminal SNR": zero_terminal_snr(folder, settings.diffusion),
     }
+
+
+def _text_encoder_fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    names = ("config.json", "model.safetensors")
+    for file in (*(encoder / name for name in names), *(tokenizer / name for name in ("vocab.json", "merges.txt"))):
+        status = file.stat()
+        digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
 
 
 def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae", "scheduler"] = "unet") -> str:

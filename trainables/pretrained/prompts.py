@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainables.common.errors import InputError, one_line
-from trainables.pretrained.base_model import find_base, read_shape
+from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, read_shape
 from trainables.pretrained.fetched import weights_at
 from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.settings import TrialSettings
@@ -52,6 +52,12 @@ def load_prompts(settings: TrialSettings) -> Prompts:
     base = load_empty_prompt(find_base(settings.base.weights, settings.base.revision))
     empty = given.get(EMPTY, base)
     return Prompts(given.get(POSITIVE, base), given.get(NEGATIVE, empty), empty)
+
+
+def is_computed(settings: TrialSettings) -> bool:
+    """Whether the positive prompt is computed by the base's text encoder, and not read from a file."""
+    folder = find_base(settings.base.weights, settings.base.revision)
+    return POSITIVE not in _read(settings) and not (folder / EMPTY_PROMPT).is_file()
 
 
 def check_prompts(settings: TrialSettings) -> None:

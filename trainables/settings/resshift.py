@@ -132,7 +132,7 @@ class SinSRSettings:
     inversion: float = setting(1.0, within=WEIGHT)
     ground_truth: float = setting(1.0, within=WEIGHT)
     teaching: Literal["prepared", "online"] = setting("prepared", when_restoring="prepared")
-    draws: int = setting(4, within=(1, 1000))
+    draws: int = setting(4, within=(1, 1000), unless=("sinsr.teaching", "online"))
 
     def __post_init__(self) -> None:
         require_within("sinsr", self)

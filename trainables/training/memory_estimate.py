@@ -157,10 +157,20 @@ def training_bytes(method: Method, workers: int = 1) -> int:
         workers: that share a batch.
     """
     training, trained = method.settings.training, 4 * method.parameters[0]
-    copies = (0 if training.optimiser == "adafactor" else 2) + bool(training.ema_decay)
+    state = _adafactor_bytes(method) if training.optimiser == "adafactor" else 2 * trained
+    averages = trained if training.ema_decay else 0
     share = max(1, training.batch_size // workers)
-    part = max(1, share // (training.accumulate * training.updates))
-    return method.resident_bytes + copies * trained + _batch_bytes(method, share) + _step_peak(method, part)
+    rows = max(1, share // (training.accumulate * training.updates))
+    in_steps = method.resident_bytes + state + averages + _batch_bytes(method, share) + _step_peak(method, rows)
+    return max(in_steps, 4 * sum(one.numel() for part in method.parts for one in part.parameters()))  # when it is built
+
+
+def _adafactor_bytes(method: Method) -> int:
+    """PyTorch's Adafactor keeps means over the last and over the last but one dimension; of vectors every value."""
+    sizes = (one.shape for one in method.networks.parameters() if one.requires_grad)
+    return 4 * sum(
+        math.prod(size[:-1]) + math.prod(size[:-2]) * size[-1] if len(size) > 1 else math.prod(size) for size in sizes
+    )
 
 
 def _batch_bytes(method: Method, share: int) -> int:

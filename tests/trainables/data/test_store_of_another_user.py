@@ -15,6 +15,7 @@ from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
 from tests.conftest import TINY
 from trainables.common.errors import InputError
+from trainables.common.locks import locked, take
 from trainables.data.prepare import prepare
 from trainables.data.prepared import Prepared
 from trainables.images.sources.catalogue import look_at
@@ -61,6 +62,16 @@ def test_unfinished_store_is_refused_in_one_line(tiny: TrialSettings, foreign: P
     with pytest.raises(InputError, match="cannot be written") as caught:
         prepare(override(tiny, {"pairs.train_pairs": 9}), foreign, COLUMNS)
     assert "\n" not in str(caught.value)
+
+
+def test_lock_file_of_another_user_can_be_locked(foreign: Path) -> None:
+    """As in a folder of a group, where this user adds a store that needs those of another user."""
+    theirs = next(path for path in foreign.rglob("*") if path.is_file())
+    with locked(theirs) as held:
+        assert held
+        opened = os.open(theirs, os.O_RDONLY)
+        assert take(opened) is False
+        os.close(opened)
 
 
 def test_images_are_checked_without_a_place_for_the_result(foreign: Path) -> None:

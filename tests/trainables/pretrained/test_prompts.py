@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.bases import DIM, save_base, tiny_text_encoder
 from trainables.common.errors import InputError
+from trainables.pretrained.identity import base_identity, unequal
 from trainables.pretrained.prompt_encoder import load_empty_prompt
 from trainables.pretrained.prompts import check_prompts, load_prompts
 from trainables.prompts import main
@@ -84,3 +85,19 @@ def test_unfit_files_are_refused(base: Path, tiny: TrialSettings, tmp_path: Path
     assert "positive has infinite or NaN values; expected finite ones" in refused()
     save_file({"positive": prompt}, file)
     check_prompts(settings)
+
+
+def test_a_computed_prompt_is_identified_by_what_computes_it(text_base: Path, tiny: TrialSettings) -> None:
+    """Its numbers differ between processors, so that a trial would be refused on another machine."""
+    settings = override(tiny, {"method": "latent_diffusion", "base.weights": str(text_base)})
+    found = base_identity(settings)
+    assert "base's text encoder" in found and "base's prompt" not in found
+    earlier = {name: value for name, value in found.items() if name != "base's text encoder"} | {"base's prompt": "0"}
+    assert unequal(earlier, found) == ""
+    encoder = text_base / "text_encoder" / "model.safetensors"
+    weights = load_file(encoder)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, encoder, metadata={"format": "pt"})
+    try:
+        assert "base's text encoder is " in unequal(found, base_identity(settings))
+    finally:
+        save_file(weights, encoder, metadata={"format": "pt"})
