@@ -12,8 +12,8 @@ from pathlib import Path
 from trainables.common.errors import InputError
 
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF})
-"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts. NFS also wants to write
-to a file that it locks."""
+"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts. NFS also wants to
+write to a file that it locks."""
 
 
 def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:

@@ -64,14 +64,22 @@ def test_unfinished_store_is_refused_in_one_line(tiny: TrialSettings, foreign: P
     assert "\n" not in str(caught.value)
 
 
-def test_lock_file_of_another_user_can_be_locked(foreign: Path) -> None:
+def test_lock_file_of_another_user_can_be_locked() -> None:
     """As in a folder of a group, where this user adds a store that needs those of another user."""
-    theirs = next(path for path in foreign.rglob("*") if path.is_file())
-    with locked(theirs) as held:
-        assert held
-        opened = os.open(theirs, os.O_RDONLY)
-        assert take(opened) is False
-        os.close(opened)
+    with tempfile.TemporaryDirectory() as place:
+        theirs = Path(place, ".pairs.lock")
+        theirs.touch()
+        theirs.chmod(0o444)
+        Path(place).chmod(0o755)
+        if os.geteuid() == 0:
+            os.seteuid(NOBODY)
+        try:
+            with locked(theirs) as held:
+                opened = os.open(theirs, os.O_RDONLY)
+                assert held and take(opened) is False
+                os.close(opened)
+        finally:
+            os.seteuid(os.getuid())
 
 
 def test_images_are_checked_without_a_place_for_the_result(foreign: Path) -> None:
