@@ -205,4 +205,5 @@ def test_run_is_resumed_by_the_command_that_started_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["run_sweep.py", "--space", "x"])
     assert resume_line(Path("results/run")).endswith(" run_sweep.py --resume results/run")
     monkeypatch.setattr(sys, "argv", ["study.py"])  # a program that calls `sweeps.run`
+    monkeypatch.chdir(tmp_path)
     assert resume_line(Path("results/run")).endswith("/run_sweep.py --resume results/run")
