@@ -11,9 +11,8 @@ from pathlib import Path
 
 from trainables.common.errors import InputError
 
-_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF})
-"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts. NFS also wants to
-write to a file that it locks."""
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+"""Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts."""
 
 
 def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
@@ -46,14 +45,22 @@ def locked(path: Path) -> Iterator[bool]:
     Raises:
         InputError: the file cannot be created.
     """
+    foreign = False
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         try:
-            file = os.open(path, os.O_RDONLY)  # of another user: it can be locked, though not written
+            file, foreign = os.open(path, os.O_RDONLY), True  # of another user: it can be locked, though not written
         except OSError:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     try:
-        yield take(file, wait=True) is True
+        held = take(file, wait=True) is True
+    except OSError as error:
+        if not foreign or error.errno != errno.EBADF:  # NFS locks only files that can be written
+            os.close(file)
+            raise
+        held = False
+    try:
+        yield held
     finally:
         os.close(file)
