@@ -28,13 +28,11 @@ class Curve:
     settings: of the trial, given a folder for the files of its initial weights.
     batch: of a step, given the method.
     start: sets initial weights that no file holds.
-    double: train in float64. Where a quantiser follows the network, rounding would choose another code.
     """
 
     settings: Callable[[Path], dict[str, Any]]
     batch: Callable[[Method, int], dict[str, Tensor]]
     start: Callable[[Method], None] = lambda method: None
-    double: bool = False
 
 
 TRAINING: dict[str, Any] = {
@@ -327,9 +325,9 @@ CURVES = {
         decoder_batch,
         lambda method: start_by_names(method, "discriminator"),
     ),
-    "pix2pix": Curve(lambda folder: PIX2PIX, pix2pix_batch, start_by_names, double=True),
+    "pix2pix": Curve(lambda folder: PIX2PIX, pix2pix_batch, start_by_names),
     "stablesr": Curve(lambda folder: STABLESR | wide_base(folder), latents, start_by_names),
-    "ccsr-stage1": Curve(lambda folder: CCSR | wide_base(folder), latents, start_by_names, double=True),
+    "ccsr-stage1": Curve(lambda folder: CCSR | wide_base(folder), latents, start_by_names),
     "marigold": Curve(
         lambda folder: MARIGOLD | base(folder, tiny_unet(), prediction_type="v_prediction"), marigold_batch
     ),
@@ -350,7 +348,6 @@ CURVES = {
         ),
         resshift_batch,
         start_swin,
-        double=True,
     ),
     "sinsr": Curve(
         lambda folder: (
