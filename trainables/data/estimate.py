@@ -11,6 +11,7 @@ import torch
 
 from trainables.data.shards import one_thread
 from trainables.data.stages.stage import Stage
+from trainables.diffusion.ccsr import truncated_timesteps
 from trainables.diffusion.gaussian import full_timestep
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import UnusableImage
@@ -53,8 +54,8 @@ def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, 
     denoise = method.guided({"latent_degraded": latent})
     once = _timed(lambda: denoise(latent, full_timestep(0, latent)), device)
     chain = settings.ccsr
-    if settings.method == "ccsr":  # one step from full noise to t_max, then those down to t_min
-        steps = 1 + round(chain.steps * chain.t_max) - round(chain.steps * chain.t_min)
+    if settings.method == "ccsr":  # one step from full noise, then those that are kept
+        steps = 1 + len(truncated_timesteps(method.diffusion, chain.steps, chain.t_max, chain.t_min)[1])
     else:
         steps = method.settings.diffusion.inference_steps
     return once * steps * settings.first_stage.draws

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,12 @@ def weights_fingerprint(path: Path) -> str:
 
     Other files in the folder, such as the same weights in other formats, have no influence.
     """
+    return _fingerprint(_files_read(path) if path.is_dir() else [path])
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in _files_read(path) if path.is_dir() else [path]:
+    for file in files:
         status = file.stat()
         digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
@@ -99,13 +103,9 @@ def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
 
 
 def _text_encoder_fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
     encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
-    names = ("config.json", "model.safetensors")
-    for file in (*(encoder / name for name in names), *(tokenizer / name for name in ("vocab.json", "merges.txt"))):
-        status = file.stat()
-        digest.update(_hash_file(file, status.st_size, status.st_mtime_ns))
-    return digest.hexdigest()
+    files = [encoder / "config.json", encoder / "model.safetensors", tokenizer / "vocab.json", tokenizer / "merges.txt"]
+    return _fingerprint(file for file in files if file.is_file())  # a tokenizer may be in one file of another name
 
 
 def base_fingerprint(settings: TrialSettings, part: Literal["unet", "vae", "scheduler"] = "unet") -> str:

@@ -48,7 +48,6 @@ def write_checkpoint(
         "ema": ema.state_dict(),
         "optimisation": optimisation,
         "best": best.state if best else None,
-        "reported": bool(report.metrics),
         "report": {
             "step": report.step,
             "metrics": dict(report.metrics),

@@ -381,7 +381,7 @@ class Trainer:
         self.step = state["step"]
         if self._objective is not None and state.get("best"):
             self.best = BestStep.read(folder, state["best"], self.method)
-        if state.get("reported", True):
+        if state.get("report", True):  # it is None before the first one; version 0.1 has it in files
             self.loaded = replace(report_of(folder, state), best=self.best)
         self.method.load(state["networks"], self.method.trained_state())
         self.ema.load_state_dict(state["ema"])
