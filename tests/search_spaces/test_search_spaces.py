@@ -179,6 +179,13 @@ def test_range_beyond_accepted_values_is_refused(
     [
         ("lora", {"method": "latent_diffusion", "perceptual.weight": 0, "perceptual.every": 4}, "perceptual.weight=0"),
         ("max_timestep", {"lora.rank": 0, "lora.targets": "to_q"}, "lora.rank=0"),
+        # Several settings, of which each disables it, and several that disable it together.
+        ("conditioning", {"controlnet.condition": "latent", "controlnet.embedding_channels": "8,16,32"}, "=latent"),
+        (
+            "one_step_timestep",
+            {"one_step.distillation": 0, "one_step.classifier_distillation": 0, "one_step.guidance": 2},
+            "one_step.distillation=0.0 and one_step.classifier_distillation=0.0",
+        ),
         ("max_timestep", {"ccsr.t_max": 0.5}, "diffusion.objective=uniform"),
         ("conv_in_freezing", {"diffusion.objective": "ccsr", "ccsr.t_min": 0.1}, "method=latent_diffusion"),
         (

@@ -46,20 +46,20 @@ class DiffusionSettings:
     prediction_type: Literal["base", "epsilon", "sample", "v_prediction"] = "base"
     retarget: bool = False
     max_timestep: int = setting(1000, within=(1, 10_000), trained="at most")
-    start_timestep: int = setting(0, within=(0, 10_000), restores="sampling", unless=("diffusion.objective", "ccsr"))
+    start_timestep: int = setting(0, within=(0, 10_000), restores="sampling", unless={"diffusion.objective": "ccsr"})
     zero_terminal_snr: bool = False
     objective: Literal["uniform", "ccsr"] = setting("uniform", trained="equal")
     multi_resolution: float = setting(0.0, within=SHARE, training_only=True)
-    annealed: bool = setting(True, training_only=True, unless=("diffusion.multi_resolution", 0.0))
+    annealed: bool = setting(True, training_only=True, unless={"diffusion.multi_resolution": 0.0})
     min_snr: float = setting(0.0, within=WEIGHT, training_only=True)
     noise_weight: float = setting(
-        1.0, within=WEIGHT, training_only=True, unless=("diffusion.prediction_type", "sample")
+        1.0, within=WEIGHT, training_only=True, unless={"diffusion.prediction_type": "sample"}
     )
     reconstruction_weight: float = setting(1.0, within=WEIGHT, training_only=True)
-    sampler: Literal["ddim", "ancestral"] = setting("ddim", restores="sampling", unless=("diffusion.objective", "ccsr"))
+    sampler: Literal["ddim", "ancestral"] = setting("ddim", restores="sampling", unless={"diffusion.objective": "ccsr"})
     inference_steps: int = setting(50, restores="sampling")
     spacing: Literal["leading", "trailing", "linspace"] = setting(
-        "trailing", restores="sampling", unless=("diffusion.objective", "ccsr")
+        "trailing", restores="sampling", unless={"diffusion.objective": "ccsr"}
     )
     guidance: float = setting(
         1.0, within=GUIDANCE, restores="sampling", methods=("latent_diffusion", "controlnet_diffusion", "stablesr")
@@ -106,10 +106,10 @@ class LoRASettings:
     """
 
     rank: int = setting(32, within=Limits(0, 4096, "a rank of 1 to 4096, or 0 to train the whole UNet"))
-    scale: float = setting(1.0, within=FACTOR, unless=("lora.rank", 0))
-    targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), unless=("lora.rank", 0))
-    dropout: float = setting(0.0, within=DECAY, training_only=True, unless=("lora.rank", 0))
-    weights: str = setting("", path="weights", unless=("lora.rank", 0))
+    scale: float = setting(1.0, within=FACTOR, unless={"lora.rank": 0})
+    targets: tuple[str, ...] = setting(("to_q", "to_k", "to_v", "to_out.0"), unless={"lora.rank": 0})
+    dropout: float = setting(0.0, within=DECAY, training_only=True, unless={"lora.rank": 0})
+    weights: str = setting("", path="weights", unless=({"lora.rank": 0}, {"checkpoint": GIVEN}))
 
     def __post_init__(self) -> None:
         require_within("lora", self)
@@ -137,7 +137,7 @@ class ControlNetSettings:
     weights: str = setting("", path="weights", hub=True, restores="frozen part")
     revision: str = setting("", restores="frozen part")
     embedding_channels: tuple[int, ...] = setting(
-        (16, 32, 96, 256), within=(1, 4096), unless=("controlnet.weights", GIVEN)
+        (16, 32, 96, 256), within=(1, 4096), unless=({"controlnet.weights": GIVEN}, {"controlnet.condition": "latent"})
     )
     scale: float = setting(1.0, within=FACTOR, restores="sampling")
 

@@ -21,8 +21,8 @@ class PerceptualSettings:
     """
 
     weight: float = setting(0.1, within=WEIGHT, when_restoring=0.0)
-    every: int = setting(1, within=(1, MOST_STEPS), unless=("perceptual.weight", 0))
-    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless=("perceptual.weight", 0))
+    every: int = setting(1, within=(1, MOST_STEPS), unless={"perceptual.weight": 0})
+    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless={"perceptual.weight": 0})
 
     def __post_init__(self) -> None:
         require_within("perceptual", self)
@@ -60,7 +60,7 @@ class Pix2PixSettings:
     ngf: int = setting(64, within=(1, 512))
     downs: int = setting(8, within=(5, 14))
     norm: Literal["batch", "instance", "none"] = "batch"
-    dropout: bool = setting(True, unless=("pix2pix.downs", 5))
+    dropout: bool = setting(True, unless={"pix2pix.downs": 5})
     l1: float = setting(100.0, within=WEIGHT, training_only=True)
     adversarial: float = setting(1.0, within=WEIGHT, training_only=True)
     gan_mode: Literal["vanilla", "lsgan", "hinge"] = setting("vanilla", training_only=True, adversarial=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainables.settings.checks import GUIDANCE, MOST_STEPS, WEIGHT, require_within
 from trainables.settings.setting import Limits, setting
 
+_NO_DISTILLATION = {"one_step.distillation": 0.0, "one_step.classifier_distillation": 0.0}
 _SCALE = Limits(0, 10, "a number from 0 to 10")
 
 
@@ -48,15 +49,15 @@ class OneStepSettings:
     l2: float = setting(1.0, within=WEIGHT, training_only=True)
     distillation: float = setting(0.0, within=WEIGHT, training_only=True)
     classifier_distillation: float = setting(0.0, within=WEIGHT, training_only=True)
-    guidance: float = setting(1.0, within=GUIDANCE, training_only=True)
-    score_rank: int = setting(4, within=(1, 4096), training_only=True, unless=("one_step.distillation", 0.0))
+    guidance: float = setting(1.0, within=GUIDANCE, training_only=True, unless=_NO_DISTILLATION)
+    score_rank: int = setting(4, within=(1, 4096), training_only=True, unless={"one_step.distillation": 0.0})
     adversarial: float = setting(0.0, within=WEIGHT, training_only=True)
     adversarial_start: int = setting(0, within=(0, MOST_STEPS), training_only=True, adversarial=True)
     dual: bool = False
-    pixel_steps: int = setting(4000, within=(1, MOST_STEPS), training_only=True, unless=("one_step.dual", False))
-    semantic_rank: int = setting(4, within=(1, 4096), unless=("one_step.dual", False))
-    pixel_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless=("one_step.dual", False))
-    semantic_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless=("one_step.dual", False))
+    pixel_steps: int = setting(4000, within=(1, MOST_STEPS), training_only=True, unless={"one_step.dual": False})
+    semantic_rank: int = setting(4, within=(1, 4096), unless={"one_step.dual": False})
+    pixel_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless={"one_step.dual": False})
+    semantic_scale: float = setting(1.0, within=_SCALE, restores="sampling", unless={"one_step.dual": False})
 
     def __post_init__(self) -> None:
         require_within("one_step", self)

@@ -67,9 +67,9 @@ class PairSettings:
     colour_swap_prob: float = setting(0.0, training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
     degradation: DegradationSettings = section(
-        DegradationSettings, simulated=True, unless=("pairs.simulator", "print_to_camera")
+        DegradationSettings, simulated=True, unless={"pairs.simulator": "print_to_camera"}
     )
-    print: PrintSettings = section(PrintSettings, simulated=True, unless=("pairs.simulator", "super_resolution"))
+    print: PrintSettings = section(PrintSettings, simulated=True, unless={"pairs.simulator": "super_resolution"})
 
     def __post_init__(self) -> None:
         printed = self.simulator == "print_to_camera"

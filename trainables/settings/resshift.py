@@ -100,7 +100,7 @@ class ResShiftLossSettings:
 
     mse: float = setting(1.0, within=WEIGHT)
     lpips: float = setting(0.0, within=WEIGHT)
-    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless=("resshift_loss.lpips", 0.0))
+    network: Literal["lpips", "lpips_vgg", "st_lpips"] = setting("st_lpips", unless={"resshift_loss.lpips": 0.0})
 
     def __post_init__(self) -> None:
         require_within("resshift_loss", self)
@@ -132,7 +132,7 @@ class SinSRSettings:
     inversion: float = setting(1.0, within=WEIGHT)
     ground_truth: float = setting(1.0, within=WEIGHT)
     teaching: Literal["prepared", "online"] = setting("prepared", when_restoring="prepared")
-    draws: int = setting(4, within=(1, 1000), unless=("sinsr.teaching", "online"))
+    draws: int = setting(4, within=(1, 1000), unless={"sinsr.teaching": "online"})
 
     def __post_init__(self) -> None:
         require_within("sinsr", self)

@@ -39,13 +39,20 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     Args:
         values: dotted name -> value, of all settings.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, roles in ROLES.items():
-        if roles.unless:
-            other, value = roles.unless
-            if values[other] == value or (value == GIVEN and values[other]):
-                found[name] = f"{other}={values[other] if value == GIVEN else value}"
+        for others in roles.disabling:
+            met = [_met(other, value, values[other]) for other, value in others.items()]
+            if all(met):
+                found.setdefault(name, " and ".join(met))
     return found
+
+
+def _met(name: str, disabling: object, value: object) -> str:
+    """A condition of `Roles.unless` in words; empty if `value` does not meet it."""
+    if disabling == GIVEN:
+        return f"{name}={value}" if value else ""
+    return f"{name}={disabling}" if value == disabling else ""
 
 
 def trained_for(values: Mapping[str, Any], comparison: str) -> list[str]:

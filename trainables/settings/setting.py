@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -48,7 +48,8 @@ class Roles:
         training_only: has no effect without training.
         adversarial: has no effect without the method's adversarial term.
         simulated: has no effect on paired photographs.
-        unless: (another setting, its value) that disables this one; `GIVEN` stands for any value that is not empty.
+        unless: values of other settings that disable this one, all of them together: {name: value}. A tuple of such
+            mappings: each of them disables it. `GIVEN` stands for any value that is not empty.
         methods: the methods that read this setting, if not all readers of its section do; empty for all.
         restores: may be changed when a finished trial restores: the place of a frozen part, or a setting of sampling.
         when_restoring: value for restoring without training; `UNCHANGED` keeps the value of training.
@@ -64,12 +65,17 @@ class Roles:
     training_only: bool = False
     adversarial: bool = False
     simulated: bool = False
-    unless: tuple[str, object] | None = None
+    unless: Mapping[str, object] | tuple[Mapping[str, object], ...] = ()
     methods: tuple[str, ...] = ()
     restores: Literal["", "frozen part", "sampling"] = ""
     when_restoring: Any = UNCHANGED
     trained: Literal["", "at most", "equal"] = ""
     within: tuple[float, float] | Limits | None = None
+
+    @property
+    def disabling(self) -> tuple[Mapping[str, object], ...]:
+        """`unless` as a tuple."""
+        return (self.unless,) if isinstance(self.unless, Mapping) else self.unless
 
 
 def setting(default: T, **roles: Any) -> T:

@@ -12,7 +12,7 @@ from trainables.settings.setting import Limits, setting
 # Without an upper limit: a diverging trial is a result.
 _RATE = Limits(0, math.inf, "a number above 0", open_low=True, open_high=True)
 _TO_ONE = Limits(0, 1, "a number in (0, 1]", open_low=True)
-_CONSTANT = ("training.schedule", "constant")
+_CONSTANT = {"training.schedule": "constant"}
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class TrainingSettings:
     optimiser: Literal["adamw", "adam", "adafactor"] = setting("adamw", training_only=True)
     learning_rate: float = setting(5e-5, within=_RATE, training_only=True)
     rate_factor: float = setting(1.0, within=_RATE, training_only=True)
-    beta1: float = setting(0.9, within=DECAY, training_only=True, unless=("training.optimiser", "adafactor"))
-    beta2: float = setting(0.999, within=DECAY, training_only=True, unless=("training.optimiser", "adafactor"))
+    beta1: float = setting(0.9, within=DECAY, training_only=True, unless={"training.optimiser": "adafactor"})
+    beta2: float = setting(0.999, within=DECAY, training_only=True, unless={"training.optimiser": "adafactor"})
     warmup_steps: int = setting(5000, within=(0, MOST_STEPS), training_only=True)
     schedule: Literal["constant", "cosine", "linear", "exponential"] = setting("constant", training_only=True)
     decay_start: float = setting(0.0, within=DECAY, training_only=True, unless=_CONSTANT)
@@ -81,7 +81,7 @@ class TrainingSettings:
     weight_decay: float = setting(0.0, within=(0, 1000), training_only=True)
     clip_gradient: float = setting(0.0, within=(0, 1_000_000), training_only=True)
     ema_decay: float = setting(0.999, within=DECAY, training_only=True)
-    ema_warmup: bool = setting(True, training_only=True, unless=("training.ema_decay", 0.0))
+    ema_warmup: bool = setting(True, training_only=True, unless={"training.ema_decay": 0.0})
     precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", restores="sampling")
     gradient_checkpointing: bool = setting(False, training_only=True)
     channels_last: bool = False

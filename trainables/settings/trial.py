@@ -63,7 +63,7 @@ class TrialSettings:
     pixel: PixelSettings = section(PixelSettings)
     first_stage: FirstStageSettings = section(FirstStageSettings)
     cfw: CFWSettings = section(CFWSettings)
-    ccsr: CCSRSettings = section(CCSRSettings, unless=("diffusion.objective", "uniform"))
+    ccsr: CCSRSettings = section(CCSRSettings, unless={"diffusion.objective": "uniform"})
     pix2pix: Pix2PixSettings = section(Pix2PixSettings)
     discriminator: DiscriminatorSettings = section(DiscriminatorSettings, training_only=True, adversarial=True)
     perceptual: PerceptualSettings = section(PerceptualSettings, training_only=True)

@@ -136,8 +136,7 @@ def test_roles_name_existing_settings_and_values() -> None:
     for name, roles in ROLES.items():
         assert set(roles.methods) <= set(METHODS), name
         assert roles.restores in ("", "frozen part", "sampling") and roles.trained in ("", "at most", "equal"), name
-        if roles.unless:
-            other, value = roles.unless
+        for other, value in [one for others in roles.disabling for one in others.items()]:
             assert other in values and type(values[other]) in (type(value), float), name
     with pytest.raises(TypeError, match="privat"):
         Roles(privat=True)  # type: ignore[call-arg]
@@ -222,8 +221,9 @@ def test_only_restoring_settings_of_a_finished_trial_change(method: str, tmp_pat
 
 def test_every_restoring_setting_is_accepted_for_some_method() -> None:
     for name in RESTORES:
-        read, unless = [method for method in METHODS if is_read(name, (method,))], ROLES[name].unless
-        enabled = {unless[0].replace(".", "__"): True} if unless and unless[1] is False else {}
+        read = [method for method in METHODS if is_read(name, (method,))]
+        off = [other for others in ROLES[name].disabling for other, value in others.items() if value is False]
+        enabled = {other.replace(".", "__"): True for other in off}
         assert any(not reason_unread(name, sample_of(method, checkpoint="x", **enabled)) for method in read), name
 
 
