@@ -19,7 +19,7 @@ from sweeps.answering.remarks import (
     shares_of_the_loss,
     worse_than_the_start,
 )
-from sweeps.formatting import trial_name
+from sweeps.formatting import TrialTexts, trial_name
 from sweeps.planning.objectives import Constraint
 from sweeps.planning.run_settings import UNCONFIRMED
 from sweeps.trial_config import CONFIRMATION
@@ -144,10 +144,10 @@ def test_better_configuration_is_named_in_two_short_sentences() -> None:
     found = Sweep([-0.03, 0.0]).confirm(1, 2).ask()
     said = found.verdict.split(". ")
     assert len(said) == 2 and all(len(sentence) < 130 for sentence in said)
-    assert said[0].startswith("t001 (inversion 2) is better than 1:1:1 by 0.0") and "ST-LPIPS" in said[0]
-    assert said[1].startswith(
-        "With 12 test photographs and 3 seeds such a sweep finds a true difference of 0.0182 ST-LPIPS"
-    )
+    assert said[0].startswith("t001 (inversion 2) is better than 1:1:1 by 0.0") and "ST-LPIPS (97.5 % int" in said[0]
+    assert said[1] == "It was measured on 12 test photographs with 3 seeds."
+    power = "With 12 test photographs and 3 seeds such a sweep finds a true difference of 0.0182 ST-LPIPS"
+    assert sum(power in line for line in found.sentences) == 1
     assert [finding.verdict for finding in found.finalists] == ["better", "not distinguishable"]
     assert found.winner_ids and all(name.startswith("c") for name in found.winner_ids)
     assert sum("t001 (inversion 2): better, +0.0" in line for line in found.sentences) == 1
@@ -281,20 +281,62 @@ def test_controls_are_compared_with_the_winner_on_test_images() -> None:
     levels = sorted(f.interval.level for f in found.controls[METRIC] if f.interval)
     assert levels == pytest.approx([1 - 0.05 / k for k in (1, 2, 3)])  # one finalist, three controls
     assert found.winner_name == "t001"
-    lines = [line for line in found.sentences if "untrained" in line or "Controls" in line]
-    assert lines[0].startswith("t001 is worse than untrained bicubic by 0.0")
+    lines = [line for line in found.sentences if "the input itself" in line or "Controls" in line]
+    assert ". t001 is worse than the input itself (bicubic) by 0.0" in lines[0] == found.verdict
+    assert any(line.startswith("On the validation photographs, t001 is behind the input itself") for line in lines)
     assert any(line.startswith("Controls that are worse than t001 in ST-LPIPS: teacher_1 −0.2") for line in lines)
     assert any("better than t001 in other metrics: bicubic, PSNR by 0.7" in line for line in lines)
     assert not any("autoencoder" in line for line in lines)  # an upper bound
 
 
-def test_leader_behind_untrained_bicubic_is_said() -> None:
+def test_leader_behind_its_input_is_said() -> None:
     sweep = Sweep([-0.03])
     sweep.control("bicubic", -0.1)
-    assert any(line.startswith("Untrained bicubic is ahead of the leader by 0.0") for line in sweep.ask().sentences)
+    said = "On the validation photographs, t001 is behind the input itself (bicubic) by 0.0"
+    assert any(line.startswith(said) for line in sweep.ask().sentences)
     sweep = Sweep([-0.2])
     sweep.control("bicubic", -0.1)
     assert not any("bicubic" in line for line in sweep.ask().sentences)
+
+
+def test_better_than_the_baseline_is_not_better_than_the_input() -> None:
+    sweep = Sweep([-0.03, 0.02]).confirm(1, 2)
+    sweep.control("bicubic", -0.031)
+    assert sweep.ask().verdict.endswith("). t001 is not proven better than the input itself (bicubic).")
+    sweep = Sweep([0.0], seed_sd=0.005, seed=1).confirm(1)
+    sweep.control("bicubic", 0.0)
+    found = sweep.ask()
+    assert "is not distinguishable from 1:1:1. With 12 test" in found.verdict
+    assert found.sentences[2] == "1:1:1 is not proven better than the input itself (bicubic)."
+
+
+def test_other_finalists_are_compared_with_the_winner() -> None:
+    found = Sweep([-0.03, -0.02, 0.0]).confirm(1, 2, 3).ask()
+    (said,) = (line for line in found.sentences if line.startswith("Other finalists against t001, not part of the"))
+    assert "t002 (inversion 3) −0.01" in said and "; t003 (inversion 4) −0.03" in said
+    first = next(finding for finding in found.between if "t002" in finding.configuration)
+    assert first.interval is not None and first.interval.high < 0 and first.interval.level >= 0.95
+    assert not Sweep([0.03, 0.05]).confirm(1, 2).ask().between
+
+
+def test_points_behind_the_leaders_are_named() -> None:
+    sweep = Sweep([-0.03, -0.02, -0.01, 0.1, 0.2])
+    sweep.rows[4]["label"] = "1:1:9"
+    (said,) = (line for line in sweep.ask().sentences if line.startswith("The search tried 6 configurations"))
+    assert "; behind them the other given points: t000 (1:1:1) 0." in said and ", t004 (1:1:9) 0." in said
+    assert "t005" not in said
+
+
+def test_a_proposal_is_named_by_the_point_that_shares_its_choices() -> None:
+    def trial(id: str, label: str, method: str, rank: int, rate: float) -> Row:
+        return {"id": id, "label": label, "config/method": method, "config/rank": rank, "config/rate": rate}
+
+    rows = [trial("t000", "plain", "a", 4, 1.0), trial("t001", "wide", "a", 8, 1.0), trial("t002", "", "a", 8, 2.5)]
+    texts = TrialTexts.of([*rows, trial("t003", "", "b", 8, 0.5)])
+    assert texts.text(rows[1]) == "t001 (wide)" and texts.text(rows[2]) == "t002 (wide with rate 2.5)"
+    assert texts.text(trial("t003", "", "b", 8, 0.5)) == "t003 (method b, rank 8, rate 0.5)"
+    rows[0]["config/rank"] = 8  # two points share them
+    assert TrialTexts.of(rows).text(rows[2]) == "t002 (rate 2.5)"
 
 
 def test_step_time_is_reported_if_it_clearly_differs() -> None:

@@ -137,7 +137,7 @@ def test_page_shows_costs_of_trials_and_controls_ahead_of_the_winner(folder: Pat
     tables.add_per_image([{**row, "id": "bicubic", "step": 0, TEST_METRIC: row[TEST_METRIC] - 0.1} for row in winner])
     tables.flush(force=True)
     text = " ".join(Page(write_report(folder, METRIC, ["t000"]).read_text(encoding="utf-8")).texts)
-    assert "t001 is worse than untrained bicubic by 0.1" in text and "bicubic against t001 +0.1" in text
+    assert "t001 is worse than the input itself (bicubic) by 0.1" in text and "bicubic against t001 +0.1" in text
     assert "A step of t001 takes 2.00 times as long as a step of the baseline (600 and 300 ms;" in text
     assert "ms a step trained" in text and "600 0.600 M" in text
 

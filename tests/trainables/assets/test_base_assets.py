@@ -123,7 +123,7 @@ def test_the_noise_schedule_is_stable_diffusions() -> None:
 def test_the_empty_prompt_is_the_one_of_its_seed(unet: UNet2DConditionModel) -> None:
     prompt = load_empty_prompt(SHIPPED_BASE)
     assert prompt.shape == (1, 2, unet.config.cross_attention_dim)
-    assert torch.equal(prompt, draw_empty_prompt())
+    torch.testing.assert_close(prompt, draw_empty_prompt())  # a processor's logarithms round as it likes
 
 
 def test_autoencoders_keep_held_out_crops(vae: AutoencoderKL, held_out: Tensor, latents: Tensor) -> None:

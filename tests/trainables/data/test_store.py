@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,8 +130,17 @@ def test_columns_are_views_of_the_mapped_file(tmp_path: Path) -> None:
         assert any(low <= start and start + store[name].nbytes <= high for low, high in ranges)
 
 
-def open_below(folder: Path) -> list[Path]:
-    """The files of a folder that this process holds open. Other threads may open others meanwhile."""
+def open_below(folder: Path, expected: list[Path]) -> list[Path]:
+    """The files of a folder that this process holds open, once they are the expected ones, or after ten seconds: a
+    thread of Arrow releases a file a moment after its reader.
+    """
+    deadline = time.monotonic() + 10
+    while (held := _held_below(folder)) != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return held
+
+
+def _held_below(folder: Path) -> list[Path]:
     held = []
     for descriptor in os.scandir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # closed since
@@ -144,9 +154,10 @@ def test_mapped_shards_keep_no_open_files(tmp_path: Path) -> None:
     path, _ = made(tmp_path, *[1] * 7)
     store = Store(path)
     assert store["count"].tolist() == list(range(7))
-    assert open_below(path) == [path / MANIFEST]  # locked
+    locked = [path / MANIFEST]
+    assert open_below(path, locked) == locked
     del store
-    assert open_below(path) == []
+    assert open_below(path, []) == []
 
 
 def test_shard_bytes_depend_on_content_only() -> None:

@@ -185,7 +185,9 @@ def test_channels_last_changes_no_gradient(
     # The distillation of a LoRA near 0 is a difference of nearly equal estimates: only its rounding is left.
     assert laid_out.losses[0] == pytest.approx(plain.losses[0], rel=1e-5, abs=1e-8)
     for phase, gradients in plain.gradients.items():
-        assert difference(laid_out.gradients[phase], gradients) < 1e-3, phase
+        # Rounding moves a logit over the edge of the hinge, where its part of the gradient ends.
+        hinged = phase == "discriminator" and variant != "pix2pix"
+        assert difference(laid_out.gradients[phase], gradients) < (0.05 if hinged else 1e-3), phase
 
 
 def kept_bytes(settings: TrialSettings, prepared: Prepared) -> int:
@@ -364,7 +366,7 @@ def test_two_workers_follow_one(name: str, shared: Shared) -> None:
         before = "l1", "l2", "perceptual", "distillation", "score"
         rows, expected = ([(s, _only(row, *before)) for s, row in some] for some in (rows, expected))
     for (_, found), (_, wanted) in zip(rows, expected, strict=True):
-        assert found == pytest.approx(wanted, rel=1e-4)
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-8)  # see the distillation of a LoRA near 0 above
 
 
 def _raw(row: Mapping[str, float]) -> dict[str, float]:
