@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trainables.metrics.names import METRICS, validation_name
@@ -126,21 +127,52 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def trial_name(row: Row) -> str:
-    """A trial's label or else its id, as in "1:1:1" or "t007". Both if the label is a bare number, "t000 (0.5)"."""
+    """A trial's label or else its id, as in "1:1:1" or "t007". Both if the label is a bare number, "t000 (0.5)".
+    A label with a comma is quoted.
+    """
     label, id = row.get("label"), str(row["id"])
     if not label:
         return id
-    return f"{id} ({label})" if re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?", label) else str(label)
+    if re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?", label):
+        return f"{id} ({label})"
+    return f'"{label}"' if "," in label else str(label)
 
 
-def trial_text(row: Row, varied: Sequence[str]) -> str:
-    """A trial's id with its label or its varied settings, as in "t007 (inversion 0.05, ground_truth 12)"."""
-    if row.get("label"):
-        return f"{row['id']} ({row['label']})"
-    short = short_names(varied)
-    settings = settings_of(row)
-    parts = [f"{short[name]} {setting_text(settings.get(name))}" for name in varied]
-    return f"{row['id']} ({', '.join(parts)})" if parts else str(row["id"])
+@dataclass(frozen=True)
+class TrialTexts:
+    """Trials as readers see them.
+
+    Attributes:
+        varied: dotted names of the settings that differ between the trials.
+        points: (label, its settings) of every point that the space gives.
+    """
+
+    varied: Sequence[str]
+    points: Sequence[tuple[str, Mapping[str, Any]]]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> TrialTexts:
+        """From all rows of a leaderboard."""
+        rows = list(rows)
+        points = {configuration_of(row): (str(row["label"]), settings_of(row)) for row in rows if row.get("label")}
+        return cls(varied_settings(rows), list(points.values()))
+
+    def text(self, row: Row) -> str:
+        """A trial's id with its label or its varied settings, as in "t007 (inversion 0.05, ground_truth 12)".
+
+        If its choices and whole numbers are those of one point, this point stands for them: "t006 (concatenation with
+        rate_factor 2.11)".
+        """
+        if row.get("label"):
+            return f"{row['id']} ({row['label']})"
+        settings, short = settings_of(row), short_names(self.varied)
+        floats = [name for name in self.varied if isinstance(settings.get(name), float)]
+        discrete = [name for name in self.varied if name not in floats]
+        alike = [label for label, point in self.points if all(point.get(n) == settings.get(n) for n in discrete)]
+        named = discrete and floats and len(alike) == 1
+        parts = [f"{short[name]} {setting_text(settings.get(name))}" for name in (floats if named else self.varied)]
+        text = f"{alike[0]} with {' and '.join(parts)}" if named else ", ".join(parts)
+        return f"{row['id']} ({text})" if parts else str(row["id"])
 
 
 def count_text(count: int, singular: str, plural: str | None = None) -> str:

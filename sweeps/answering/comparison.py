@@ -105,7 +105,7 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
     finished = [row for row in rows.values() if row["kind"] == TRIAL and row["status"] == "finished"]
     lengths = [row["steps"] for row in finished if configuration_of(row) == own] or [row["steps"] for row in finished]
     steps = max(lengths, default=0)
-    varied = formatting.varied_settings(list(rows.values()))
+    names = formatting.TrialTexts.of(rows.values())
     larger = result.direction == "max"
     groups: dict[str, list[Row]] = {}
     for row in finished:
@@ -116,7 +116,7 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
     for key, group in groups.items():
         group.sort(key=lambda row: row[result.metric], reverse=larger)
         mean = statistics.fmean(row[result.metric] for row in group)
-        leaders.append(Leader(formatting.trial_text(group[0], varied), tuple(r["id"] for r in group), mean, key == own))
+        leaders.append(Leader(names.text(group[0]), tuple(r["id"] for r in group), mean, key == own))
     leaders.sort(key=lambda leader: leader.mean, reverse=larger)
     accepted = [leader for leader in leaders if all(feasible(constraints, rows[id]) for id in leader.ids)]
     missed = tuple(leader.name for leader in leaders if leader not in accepted)
@@ -197,14 +197,17 @@ def _confirmed(
     accepted = [f for f in found if _on_test(constraints, [rows[id] for id in trials.get(f.configuration, ())])]
     first = (accepted or found)[0]
     winner = first.configuration if accepted and first.interval and first.interval.mean > 0 else own
-    first_trials, varied = _first_trials(rows), formatting.varied_settings(list(rows.values()))
-    names = {key: formatting.trial_text(row, varied) for key, row in first_trials.items()}
+    first_trials, texts = _first_trials(rows), formatting.TrialTexts.of(rows.values())
+    names = {key: texts.text(row) for key, row in first_trials.items()}
+    others = [key for key in finalists if key != winner] if winner != own else []
+    between = confirmed.compare(result.metric, winner, others, larger, len(others)) if others else []
     result = replace(
         result,
         finalists=tuple(replace(finding, configuration=names[finding.configuration]) for finding in found),
         winner_ids=tuple(trials[winner]),
         winner_name=formatting.trial_name(first_trials[winner]),
         missed=tuple(names[finding.configuration] for finding in found if finding not in accepted),
+        between=tuple(replace(one, configuration=names[one.configuration]) for one in between),
         secondary=_secondary(result, confirmed, winner, own),
     )
     return replace(result, controls=_controls(result, confirmed, winner, len(finalists)))

@@ -82,7 +82,7 @@ def means(view: View) -> str:
             css, title = "control", ids[0]
         else:
             css = "winner" if ids[0] in found.winner_ids else ""
-            title = formatting.trial_text({**rows[0], "id": ", ".join(ids)}, view.varied)
+            title = view.texts.text({**rows[0], "id": ", ".join(ids)})
             title += ", baseline" if ids[0] in found.baseline_ids else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
         body.append((css, "", [(title, False), *cells]))

@@ -199,4 +199,6 @@ def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric:
     short = min(steps[:-1], key=lambda step: abs(step - SHORT * last))
     at = {step: sum(run[step] for run in runs) / len(runs) for step in (short, steps[-2], last)}
     values = [f"{metric_text(metric, value)}{metric_unit(metric)} at step {step}" for step, value in at.items()]
-    return [f"The baseline's {metric_title(metric)} during training was {', '.join(values[:-1])} and {values[-1]}."]
+    of = f", mean of {len(runs)} trials," if len(runs) > 1 else ""
+    said = f"The baseline's {metric_title(metric)} on the validation photographs{of} was"
+    return [f"{said} {', '.join(values[:-1])} and {values[-1]}."]

@@ -42,11 +42,11 @@ def of_several(
     if not others:
         return []
     accepted = [row for row in rows if feasible(constraints, row)]
-    front, varied = pareto_front(accepted, objectives), formatting.varied_settings(list(rows))
+    front, names = pareto_front(accepted, objectives), formatting.TrialTexts.of(rows)
     texts = []
     for group in front:
         values = (f"{metric_text(o.metric, _mean(group, o.metric))}{metric_unit(o.metric)}" for o in objectives)
-        texts.append(f"{formatting.trial_text(group[0], varied)} {' and '.join(values)}")
+        texts.append(f"{names.text(group[0])} {' and '.join(values)}")
     if len(front) > 2:
         texts[knee(_gains(front, objectives))] += " (knee)"
     titles = " and ".join(metric_title(one.metric) for one in objectives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -11,6 +12,7 @@ from sweeps.answering.remarks import cost_of_a_step, ends_of_trials
 from sweeps.formatting import Row, count_text, metric_text, metric_title, metric_unit
 
 UNTRAINED = "bicubic"
+THE_INPUT = f"the input itself ({UNTRAINED})"
 CEILING = "autoencoder"  # it reconstructs the target: an upper bound, so its lead is no news
 
 
@@ -44,6 +46,7 @@ class Answer:
         leaders: the configurations of the search that finished, best first.
         unconfirmed: why there are no claims; empty if the confirmation made some.
         finalists: the confirmed configurations against the baseline, best first.
+        between: the other finalists against the winner, if a finalist won; corrected among themselves alone.
         secondary: other metric -> the winner against the baseline, without correction for several.
         controls: metric -> the controls against the winner; positive where the control is better.
         constraints: what a winner must meet, in words.
@@ -63,6 +66,7 @@ class Answer:
     leaders: tuple[Leader, ...] = ()
     unconfirmed: str = ""
     finalists: tuple[Finding, ...] = ()
+    between: tuple[Finding, ...] = ()
     secondary: Mapping[str, Finding] = field(default_factory=dict)
     controls: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     constraints: tuple[str, ...] = ()
@@ -96,14 +100,18 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     numbers = [
         *_about_constraints(answer),
         *_about_controls(answer),
+        *_behind_the_input(answer, rows),
         *_other_metrics(answer),
-        _about_the_search(answer),
+        _about_the_search(answer, rows),
     ]
-    if answer.unconfirmed:
-        numbers = [*_behind_untrained(answer, rows), *numbers]
-    else:
+    if not answer.unconfirmed:
         findings = [finding_text(answer.metric, finding) for finding in answer.finalists]
-        numbers = [*_stays(answer), *findings, _narrower(answer), *numbers]
+        against = _against_the_input(answer)
+        stays = [
+            *_stays(answer),
+            *([against] if against and not _is_better(answer) else []),
+        ]  # else the verdict says it
+        numbers = [*stays, *findings, *_between_finalists(answer), _narrower(answer), *numbers]
     numbers += cost_of_a_step(rows, answer.winner_name, answer.winner_ids, answer.baseline_ids)
     numbers += ends_of_trials(list(rows.values()))
     return (_leading(answer) if answer.unconfirmed else _claim(answer), *numbers)
@@ -124,8 +132,14 @@ def named_finding(answer: Answer) -> Finding:
     return (better or accepted or compared)[0]
 
 
+def _is_better(answer: Answer) -> bool:
+    """Whether the first sentence calls a finalist better."""
+    named = named_finding(answer)
+    return named.verdict == "better" and named.configuration not in answer.missed
+
+
 def _claim(answer: Answer) -> str:
-    """What the intervals say, and what they could have said."""
+    """What the intervals say; then whether the winner is better than its input, or what they could have said."""
     named, base = named_finding(answer), answer.baseline_name
     made = named.interval
     assert made is not None  # else the answer is unconfirmed
@@ -134,15 +148,41 @@ def _claim(answer: Answer) -> str:
         only = [one.configuration for one in answer.finalists if one.configuration not in answer.missed]
         meets = f"meets {' and '.join(answer.constraints)} on the test photographs"
         said = f"No finalist {meets}." if not only else f"Only {only[0]} {meets}, and it could not be compared."
-    elif named.verdict == "better":
-        said = f"{named.configuration} is better than {base} by {amount}."
+    elif _is_better(answer):
+        said = f"{named.configuration} is better than {base} by {amount} ({interval_text(answer.metric, made)})."
+        return f"{said} {_against_the_input(answer) or _measured_on(named)}"
     elif named.verdict == "worse":
         said = f"No finalist is better than {base}; the best one, {named.configuration}, is worse by {amount}."
     else:
         said = f"{named.configuration} is not distinguishable from {base}."
-    photographs, seeds = count_text(named.photographs, "test photograph"), count_text(named.seeds, "seed")
-    least = _amount(answer.metric, made.detectable)
-    return f"{said} With {photographs} and {seeds} such a sweep finds a true difference of {least} four times in five."
+    return f"{said} {_power(answer.metric, named, made)}"
+
+
+def _measured_on(finding: Finding) -> str:
+    return f"It was measured on {_test_photographs(finding)} with {count_text(finding.seeds, 'seed')}."
+
+
+def _power(metric: str, finding: Finding, made: Interval) -> str:
+    with_these = f"With {_test_photographs(finding)} and {count_text(finding.seeds, 'seed')}"
+    return (
+        f"{with_these} such a sweep finds a true difference of {_amount(metric, made.detectable)} four times in five."
+    )
+
+
+def _test_photographs(finding: Finding) -> str:
+    return count_text(finding.photographs, "test photograph")
+
+
+def _against_the_input(answer: Answer) -> str:
+    """A sentence if the winner is not proven better than its input, which no network has changed."""
+    for finding in answer.controls.get(answer.metric, ()):
+        if finding.configuration == UNTRAINED and finding.interval:
+            if finding.verdict == "better":
+                amount = _amount(answer.metric, finding.interval.mean)
+                return f"{answer.winner_name} is worse than {THE_INPUT} by {amount}."
+            if finding.verdict == "not distinguishable":
+                return f"{answer.winner_name} is not proven better than {THE_INPUT}."
+    return ""
 
 
 def _leading(answer: Answer) -> str:
@@ -166,14 +206,15 @@ def _leading(answer: Answer) -> str:
     return f"{said} Nothing is called better: {answer.unconfirmed}."
 
 
-def _behind_untrained(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
-    """A sentence if the leader of the search is behind untrained bicubic on the validation photographs."""
+def _behind_the_input(answer: Answer, rows: Mapping[str, Row]) -> list[str]:
+    """A sentence if the winner is behind its input on the validation photographs."""
     untrained = rows.get(UNTRAINED, {}).get(answer.metric)
-    if untrained is None:
+    values = [value for id in answer.winner_ids if (value := rows[id].get(answer.metric)) is not None]
+    if untrained is None or not values:
         return []
-    lead = (untrained - answer.leaders[0].mean) * (1 if answer.direction == "max" else -1)
-    amount = _amount(answer.metric, abs(lead))
-    return [f"Untrained {UNTRAINED} is ahead of the leader by {amount} there."] if lead > 0 else []
+    lead = (untrained - statistics.fmean(values)) * (1 if answer.direction == "max" else -1)
+    said = f"On the validation photographs, {answer.winner_name} is behind {THE_INPUT}"
+    return [f"{said} by {_amount(answer.metric, lead)}."] if lead > 0 else []
 
 
 def interval_text(metric: str, made: Interval) -> str:
@@ -202,18 +243,38 @@ def _stays(answer: Answer) -> list[str]:
     return [f"Nothing is proven better than {answer.baseline_name}, so it stays the choice."]
 
 
+def _between_finalists(answer: Answer) -> list[str]:
+    """How far the winner is from the other finalists."""
+    apart = [
+        f"{finding.configuration} {_difference(answer.metric, finding.interval)}"
+        for finding in answer.between
+        if finding.interval
+    ]
+    return (
+        [f"Other finalists against {answer.winner_name}, not part of the claim: {'; '.join(apart)}."] if apart else []
+    )
+
+
 def _narrower(answer: Answer) -> str:
-    made = named_finding(answer).interval
-    more = "test photographs" if made is not None and made.photographs_share >= 0.5 else "seeds (--seeds)"
-    return f"Positive differences are better. More {more} would narrow the interval most."
+    named = named_finding(answer)
+    made = named.interval
+    assert made is not None
+    more = "test photographs" if made.photographs_share >= 0.5 else "seeds (--seeds)"
+    power = f" {_power(answer.metric, named, made)}" if _is_better(answer) else ""
+    return f"Positive differences are better.{power} More {more} would narrow the interval most."
+
+
+def _difference(metric: str, made: Interval) -> str:
+    """ "+0.32 dB (95 % interval 0.05..0.47)"."""
+    return f"{metric_text(metric, made.mean, True)}{metric_unit(metric)} ({interval_text(metric, made)})"
 
 
 def _other_metrics(answer: Answer) -> list[str]:
-    changes = []
-    for metric, finding in answer.secondary.items():
-        if finding.interval is not None:
-            text = f"{metric_text(metric, finding.interval.mean, True)}{metric_unit(metric)}"
-            changes.append(f"{metric_title(metric)} {text} ({interval_text(metric, finding.interval)})")
+    changes = [
+        f"{metric_title(metric)} {_difference(metric, finding.interval)}"
+        for metric, finding in answer.secondary.items()
+        if finding.interval
+    ]
     said = f"Other metrics of {answer.winner_name}, positive is better, not part of the claim"
     return [f"{said}: {'; '.join(changes)}."] if changes else []
 
@@ -222,16 +283,10 @@ def _about_controls(answer: Answer) -> list[str]:
     """The winner against the controls: in the objective, then the other metrics in which a control is better."""
     texts: list[str] = []
     of_objective = answer.controls.get(answer.metric, ())
-    for finding in of_objective:
-        if finding.configuration == UNTRAINED and finding.verdict == "better" and finding.interval:
-            amount = _amount(answer.metric, finding.interval.mean)
-            texts.append(f"{answer.winner_name} is worse than untrained {UNTRAINED} by {amount}.")
     groups: dict[Verdict, list[str]] = {word: [] for word in get_args(Verdict)}
     for finding in of_objective:
         if finding.configuration != CEILING and finding.interval:
-            mean = metric_text(answer.metric, finding.interval.mean, sign=True) + metric_unit(answer.metric)
-            interval = interval_text(answer.metric, finding.interval)
-            groups[finding.verdict].append(f"{finding.configuration} {mean} ({interval})")
+            groups[finding.verdict].append(f"{finding.configuration} {_difference(answer.metric, finding.interval)}")
     for word, found in groups.items():
         if found:
             relation = f"{word} {'from' if word == 'not distinguishable' else 'than'} {answer.winner_name}"
@@ -255,9 +310,13 @@ def _about_constraints(answer: Answer) -> list[str]:
     return [f"Not meeting {' and '.join(answer.constraints)} on {where}: {', '.join(answer.missed)}."]
 
 
-def _about_the_search(answer: Answer) -> str:
+def _about_the_search(answer: Answer, rows: Mapping[str, Row]) -> str:
+    """The first leaders of the search, then the other points that the question names."""
     tried = count_text(answer.selected_from, "configuration")
-    ranked = ", ".join(f"{leader.name} {metric_text(answer.metric, leader.mean)}" for leader in answer.leaders[:3])
+    values = {leader: f"{leader.name} {metric_text(answer.metric, leader.mean)}" for leader in answer.leaders}
+    points = [leader for leader in answer.leaders[3:] if rows[leader.ids[0]].get("label")]
     unit, title = metric_unit(answer.metric), metric_title(answer.metric)
     measure = f"{title}{unit and f' in{unit}'}"
-    return f"The search tried {tried}; its leaders on the validation photographs, {measure}: {ranked}."
+    ranked = ", ".join(values[leader] for leader in answer.leaders[:3])
+    others = f"; behind them the other given points: {', '.join(values[leader] for leader in points)}" if points else ""
+    return f"The search tried {tried}; its leaders on the validation photographs, {measure}: {ranked}{others}."

@@ -20,21 +20,26 @@ class View:
     names: id -> the trial as readers see it.
     emphasis: id -> CSS class: trials of the baseline, of the winner's configuration, others; those that did not finish
     are "hollow".
-    varied: dotted names of the hyperparameters that differ.
+    texts: how trials are written.
     """
 
     rows: Sequence[Row]
     found: Answer
     names: Mapping[str, str]
     emphasis: Mapping[str, str]
-    varied: Sequence[str]
+    texts: formatting.TrialTexts
 
     @classmethod
     def of(cls, rows: Sequence[Row], found: Answer) -> View:
-        varied = formatting.varied_settings(rows)
-        names = {row["id"]: formatting.trial_text(row, varied) for row in rows}
+        texts = formatting.TrialTexts.of(rows)
+        names = {row["id"]: texts.text(row) for row in rows}
         winner = next((formatting.settings_of(row) for row in rows if row["id"] in found.winner_ids), None)
-        return cls(rows, found, names, {row["id"]: _emphasis(row, found, winner) for row in rows}, varied)
+        return cls(rows, found, names, {row["id"]: _emphasis(row, found, winner) for row in rows}, texts)
+
+    @property
+    def varied(self) -> Sequence[str]:
+        """Dotted names of the hyperparameters that differ."""
+        return self.texts.varied
 
     @property
     def metric(self) -> str:
