@@ -251,11 +251,12 @@ def _show(plan: Plan, searched: int = 0, confirmed: int = 0) -> int:
     Args:
         searched, confirmed: trials of the search and of the confirmation that have ended.
     """
+    from sweeps.planning.plan_text import plan_text
     from sweeps.running.expectation import expected_time
     from sweeps.running.preparation import estimated_seconds
 
     seconds = estimated_seconds(plan)
-    print(plan.text(seconds))
+    print(plan_text(plan, seconds))
     print(f"{'time':10} {expected_time(plan, seconds, searched, confirmed)}")
     return 0
 

@@ -18,6 +18,7 @@ from ray.tune import TuneError
 from sweeps.answering import finish
 from sweeps.answering.live import LiveReport
 from sweeps.planning.plan import Plan
+from sweeps.planning.plan_text import plan_text
 from sweeps.planning.run_bucket import place_of, trial_folder
 from sweeps.planning.run_files import LOG
 from sweeps.planning.run_folder import RunFolder, create_run
@@ -112,7 +113,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
     recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
     live = LiveReport(plan, folder.path, recorder)
     try:
-        for line in plan.text().splitlines():
+        for line in plan_text(plan).splitlines():
             logger.info("%s", line)
         logger.info("%-10s %s", "results", folder.bucket.run if folder.bucket else folder.path)
         if folder.bucket:

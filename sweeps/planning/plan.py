@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.formatting import count_text
-from sweeps.planning.budget import money
 from sweeps.planning.checks import check_stores, find_bases
 from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
@@ -24,23 +21,20 @@ from sweeps.planning.resources import (
     TRAINING_BYTES_PER_PARAMETER,
     Networks,
     gpu_notes,
-    gpu_text,
-    local_concurrency,
+    local_fits,
     networks_of,
 )
 from sweeps.planning.results_place import check_bucket_results, check_results, check_results_place
-from sweeps.planning.rungs import rung_steps, rungs_text
-from sweeps.planning.sampling import NAMES
+from sweeps.planning.rungs import rung_steps
 from sweeps.planning.settings import BASE_METRICS
 from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from sweeps.planning.trackers import check_tracker
 from trainables.common.buckets import BucketFolder
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
-from trainables.common.locations import shown
 from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
-from trainables.common.units import byte_text, duration
+from trainables.common.units import byte_text
 from trainables.data.stores.roots import local_root, store_root
 from trainables.images.sources.catalogue import LEAST_FOR_TEST
 from trainables.images.sources.source import Source, open_source
@@ -65,7 +59,7 @@ class Plan:
     store: root of the prepared stores, an absolute path or a URI.
     stages_of: method -> the prepared stores that its trials read, existing or missing.
     networks: method -> its size.
-    concurrent: trials at once on this machine; 0 if a cluster decides.
+    fits: trials that this machine can run at once; 0 if a cluster decides.
     data: what the source holds, in words.
     spent: seconds of the time budget that an earlier command has used.
     """
@@ -81,7 +75,7 @@ class Plan:
     store: str
     stages_of: Mapping[str, tuple[Stage, ...]]
     networks: Mapping[str, Networks]
-    concurrent: int
+    fits: int
     data: str
     spent: float = 0.0
 
@@ -104,6 +98,11 @@ class Plan:
     def most_at_once(self) -> int:
         """The most trials that can run at once: those of the search, or those of the confirmation after it."""
         return max(self.question.trials, self.confirmation_trials)
+
+    @property
+    def concurrent(self) -> int:
+        """The trials that run at once on this machine, at most; 0 if a cluster decides."""
+        return min(self.fits, self.most_at_once)
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -208,98 +207,6 @@ class Plan:
         }
         check_room(needed)
 
-    def text(self, preparation_seconds: float = 0.0) -> str:
-        """The plan, one fact per line.
-
-        Args:
-            preparation_seconds: estimated time to make the missing stores; 0 if not estimated.
-        """
-        question, training, settings = self.question, self.question.trial.training, self.question.settings
-        points = question.space.points[: question.trials]
-        proposed = question.trials - len(points)
-        at_once = (
-            f"{min(self.concurrent, question.trials)} at once"
-            if self.concurrent
-            else "as many at once as fit on the cluster"
-        )
-        workers = f"each on {count_text(settings.workers_per_trial, 'worker')} of {settings.cpus_per_worker:g} CPU"
-        workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
-        made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in self.stages if not s.exists]
-        takes = f", in about {duration(preparation_seconds)}" if preparation_seconds else ""
-        facts = {
-            "question": question.space.question,
-            "preset": settings.preset,
-            "data": self.data,
-            "trials": f"{question.trials}: {count_text(len(points), 'given point')}"
-            + (f", then {proposed} proposed by {NAMES[settings.sampler]}" if proposed else "")
-            + f"; {at_once}, {workers}",
-            "points": ", ".join(point.label for point in points),
-            "searches": "; ".join(f"{name}: {p}" for name, p in question.space.parameters.items()),
-            "steps": f"{training.max_steps} per trial, validation every {training.report_every}; "
-            f"{question.trials * training.max_steps} in all if no trial is stopped"
-            + ("; a trial keeps its best one by validation" if training.keeps_best else "")
-            if question.space.trains
-            else f"none: every trial restores with {shown(self.question.trial.checkpoint)}",
-            "pairs": self._repetition_text() if question.space.trains else "none: nothing trains",
-            "rungs": rungs_text(self.rungs, settings.reduction_factor, proposed) if question.space.trains else "none",
-            "confirm": self._confirmation_text(),
-            "objective": ", ".join(
-                f"{o.metric} ({'higher' if o.direction == 'max' else 'lower'})" for o in self.objectives
-            )
-            if self.further
-            else f"{self.objective}, {'higher' if self.direction == 'max' else 'lower'} is better",
-            **({"constraint": ", ".join(map(str, self.constraints))} if self.constraints else {}),
-            **({"budget": self._budget_text()} if math.isfinite(settings.seconds) else {}),
-            "metrics": ", ".join(self.metrics) + self._border_text(),
-            "controls": ", ".join(question.space.controls),
-            "network": "; ".join(
-                f"{method}: {size.text(question.space.trains)}" for method, size in self.networks.items()
-            ),
-            "store": f"{self.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
-            "disk": f"about {byte_text(self.store_bytes + self.results_bytes)} more, with {self._kept_text()}"
-            f"{self._best_text()}; "
-            f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
-            "memory": (f"about {byte_text(self.memory_bytes)} in all" if self.concurrent else "decided by the cluster")
-            + gpu_text(self.networks, training),
-        }
-        lines = [f"{name:10} {fact}" for name, fact in facts.items()]
-        return "\n".join([*lines, *(f"{'note':10} {note}" for note in self.notes)])
-
-    def _kept_text(self) -> str:
-        """The checkpoints on this machine, in words."""
-        if is_uri(self.question.settings.results):
-            return f"three checkpoints of {byte_text(self.checkpoint_bytes)} per trial that runs"
-        return f"one checkpoint of {byte_text(self.checkpoint_bytes)} per trial"
-
-    def _best_text(self) -> str:
-        keeps = self.question.trial.training.keeps_best
-        return ", which holds the weights of its best step in place of those of its last" if keeps else ""
-
-    def _border_text(self) -> str:
-        border = self.question.trial.metrics.border
-        return f"; PSNR and SSIM leave out {count_text(border, 'pixel')} at each edge" if border else ""
-
-    def _budget_text(self) -> str:
-        settings = self.question.settings
-        left = max(0.0, self.seconds_left)
-        text = f"{duration(left)}{money(left, settings.price_per_hour)}"
-        after = ", the confirmation included" if self.confirms else ""
-        return f"{text}{after}; trials that do not fit do not start"
-
-    def _repetition_text(self) -> str:
-        """How often a trial sees each training pair."""
-        training, pairs = self.question.trial.training, self.question.trial.pairs
-        seen = training.max_steps * training.batch_size / pairs.train_pairs
-        text = f"{pairs.train_pairs} training pairs, each seen {seen:.3g} times per trial"
-        if pairs.variants > 1:
-            prepared = "degradations" if pairs.flips == "none" else f"{pairs.flips} variants"
-            text += f", in {pairs.variants} {prepared}, each of them {seen / pairs.variants:.3g} times"
-        elif pairs.flips != "none":
-            text += f", {pairs.flips} at random"
-        if pairs.undamaged:
-            text += f", with the target itself as the input in {100 * pairs.undamaged:.3g} % of the cases"
-        return text
-
     @property
     def no_confirmation(self) -> str:
         """Why the search's leaders are not confirmed, in words; empty if they are."""
@@ -313,22 +220,6 @@ class Plan:
         if not self.test_photographs:
             return f"the source is too small for test photographs; {LEAST_FOR_TEST} usable ones are needed"
         return ""
-
-    def _confirmation_text(self) -> str:
-        """What the confirmation does and costs, or why there is none."""
-        question, trials = self.question, self.confirmation_trials
-        if self.no_confirmation:
-            return f"none: {self.no_confirmation}. The answer names leaders and calls nothing better"
-        if not trials:
-            return "none: one configuration has no other to be compared with"
-        pairs, settings = question.trial.pairs, question.settings
-        chosen = min(question.confirmation.finalists, question.trials - 1)
-        steps, searched = question.confirm_steps, question.trials * question.trial.training.max_steps
-        images = f"{pairs.test_pairs} images of {count_text(self.test_photographs, 'test photograph')}"
-        cost = f", {trials * steps} steps, up to {trials * steps / max(1, searched):.0%} of the search's time again"
-        best = f"{chosen} of the front, its ends and its knee first," if self.further else f"the best {chosen}"
-        who = f"{best} and the baseline with {settings.seeds} fresh seeds each"
-        return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"
 
 
 def make_plan(
@@ -366,12 +257,11 @@ def make_plan(
         temporary_root()
     notes: tuple[str, ...] = ()
     try:
-        most = max(question.trials, question.confirmation.trials(question.trials - 1) if settings.confirm else 0)
-        concurrent = 0 if settings.address else local_concurrency(question, most)
+        fits = 0 if settings.address else local_fits(settings)
     except InputError as error:
         if not only_printed:
             raise
-        concurrent, notes = max(1, settings.max_concurrent), (f"this machine cannot run it: {error}",)
+        fits, notes = max(1, settings.max_concurrent), (f"this machine cannot run it: {error}",)
 
     # These imports take seconds; errors above are reported without them.
     from trainables.data.stages.needed import needed_stages
@@ -425,7 +315,7 @@ def make_plan(
         store,
         stages_of,
         networks,
-        concurrent,
+        fits,
         found.text(),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeps.formatting import parameters_text
-from sweeps.planning.question import Question
+from sweeps.planning.settings import SweepSettings
 from trainables.common.devices import fake_gpus, gpu_count
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
@@ -165,16 +165,12 @@ def gpu_notes(networks: Mapping[str, Networks], share: float) -> tuple[str, ...]
     )
 
 
-def local_concurrency(question: Question, most: int) -> int:
-    """How many trials run at once on this machine.
-
-    Args:
-        most: how many there are at most.
+def local_fits(settings: SweepSettings) -> int:
+    """How many trials this machine can run at once.
 
     Raises:
         InputError: not one fits.
     """
-    settings = question.settings
     cpus = usable_cpus()
     each = settings.workers_per_trial * settings.cpus_per_worker
     if each > cpus:
@@ -192,4 +188,4 @@ def local_concurrency(question: Question, most: int) -> int:
                 f"a trial needs {wanted:g} GPUs, this machine has {gpus}; --gpus-per-worker 0 trains on CPUs"
             )
         fits = min(fits, int(gpus // wanted))
-    return min(fits, settings.max_concurrent or fits, most)
+    return min(fits, settings.max_concurrent or fits)

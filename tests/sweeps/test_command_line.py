@@ -20,6 +20,7 @@ from PIL import Image
 from sweeps.answering.finish import resume_line, tensorboard_line
 from sweeps.command_line import main
 from sweeps.planning.plan import make_plan
+from sweeps.planning.plan_text import plan_text
 from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import RunFolder
 from sweeps.planning.settings import SweepSettings
@@ -211,7 +212,7 @@ def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(tmp_path: Path
         places = {"perceptual": "none", "results": str(tmp_path / "results")}
         settings = SweepSettings(SPACE, set=changes, **places, **flags)
         plan = make_plan(resolve(settings), only_printed=True)
-        return next(line for line in plan.text().splitlines() if line.startswith("confirm "))
+        return next(line for line in plan_text(plan).splitlines() if line.startswith("confirm "))
 
     said = planned(trials=6, confirm=2, seeds=3, max_steps=100)
     assert "the best 2 and the baseline with 3 fresh seeds each: 9 trials, 900 steps, up to 150% of the" in said

@@ -12,6 +12,7 @@ from PIL import Image
 from sweeps.planning import resources
 from sweeps.planning.photographs import Found, check_photographs
 from sweeps.planning.plan import make_plan
+from sweeps.planning.plan_text import plan_text
 from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import create_run, open_run
 from sweeps.planning.settings import SweepSettings
@@ -136,12 +137,12 @@ def test_dry_run_without_the_gpus_prints_the_plan_with_a_note(
     question = resolve(_settings(folders, tmp_path, gpus_per_worker=1.0))
     with pytest.raises(InputError, match=r"a trial needs 1 GPUs, this machine has 0"):
         make_plan(question, download=False)
-    text = make_plan(question, download=False, only_printed=True).text()
+    text = plan_text(make_plan(question, download=False, only_printed=True))
     assert "note       this machine cannot run it: --workers-per-trial 1 x --gpus-per-worker 1: a trial needs 1" in text
     assert "\ndata       12 pairs, 32 -> 128 px; " in text
     monkeypatch.setattr(resources, "usable_cpus", lambda: 0)  # as for a plan with more workers than CPUs
     assert "this machine has 0 CPUs" not in text
-    assert "a trial needs 1 CPUs" in make_plan(question, download=False, only_printed=True).text()
+    assert "a trial needs 1 CPUs" in plan_text(make_plan(question, download=False, only_printed=True))
 
 
 def test_resumed_run_finds_its_folders_from_elsewhere(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.planning.plan import make_plan
+from sweeps.planning.plan_text import plan_text
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
 from tests.conftest import TINY
@@ -103,7 +104,7 @@ def test_plan_asks_for_a_writable_folder_only_if_it_makes_something(
             confirm=0,
             set=(*changes, *more),
         )
-        return make_plan(resolve(told), download=False).text()
+        return plan_text(make_plan(resolve(told), download=False))
 
     assert "all prepared" in plan()
     with pytest.raises(InputError, match=rf"^--store {store_root}: {store_root} is not writable"):
