@@ -74,7 +74,9 @@ class DegradationSettings:
     YAML are accepted for tuples.
 
     Attributes:
-        blur_kernel_size: sides are drawn from the odd numbers 3, 5, ... *below* this one, as published; pixels.
+        smallest_blur_kernel: smallest side of a blur kernel, an odd number from 3, pixels. The second round's is also
+            that of the last sinc filter. 3 in ResShift and SinSR, 7 in StableSR, CCSR, OSEDiff and PiSA-SR.
+        blur_kernel_size: sides are drawn from the odd numbers *below* this one, as ResShift and SinSR read it; pixels.
         kernel_prob: relative weights of `KERNEL_KINDS`.
         sinc_prob: share of sinc (ringing) kernels among the blur kernels; `kernel_prob` draws the others.
         blur_sigma: standard deviation of the blur along each axis, pixels.
@@ -94,6 +96,7 @@ class DegradationSettings:
         InputError: a value outside its range; the message names the field, the value and the accepted values.
     """
 
+    smallest_blur_kernel: int = 3
     blur_kernel_size: int = 21
     kernel_prob: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     sinc_prob: float = 0.1
@@ -110,6 +113,7 @@ class DegradationSettings:
 
     second_order_prob: float = 0.5
     second_blur_prob: float = 0.8
+    smallest_blur_kernel2: int = 3
     blur_kernel_size2: int = 15
     kernel_prob2: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     sinc_prob2: float = 0.1
@@ -139,9 +143,16 @@ class DegradationSettings:
             elif stem == "blur_kernel_size":
                 odd = _is_integer(value) and 5 <= value <= 51 and value % 2
                 _require(odd, name, value, "an odd number, 5 to 51")
+            elif stem == "smallest_blur_kernel":
+                odd = _is_integer(value) and 3 <= value <= 49 and value % 2
+                _require(odd, name, value, "an odd number, 3 to 49")
             else:
                 _require(_is_number(value) and 0 <= value <= 1, name, value, "a probability from 0 to 1")
             object.__setattr__(self, spec.name, value)
+        for end in ("", "2"):
+            smallest, below = (getattr(self, f"{name}{end}") for name in ("smallest_blur_kernel", "blur_kernel_size"))
+            accepted = f"below pairs.degradation.blur_kernel_size{end}={below}"
+            _require(smallest < below, f"pairs.degradation.smallest_blur_kernel{end}", smallest, accepted)
 
 
 # Milder ranges for the laptop sample. Blur, resampling, noise and JPEG still vary, but a tiny network can restore

@@ -135,6 +135,15 @@ MARIGOLD = replace(
     ),
 )
 
+# StableSR, CCSR, OSEDiff and PiSA-SR draw 7, 9, ..., 21 for every kernel; their code does not read the sizes of their
+# configurations.
+_KERNELS_TO_21: dict[str, Any] = {
+    "smallest_blur_kernel": 7,
+    "blur_kernel_size": 23,
+    "smallest_blur_kernel2": 7,
+    "blur_kernel_size2": 23,
+}
+
 # Real-ESRGAN's degradation with the milder ranges of StableSR and CCSR.
 _MILDER = DegradationSettings(
     blur_sigma=(0.2, 1.5),
@@ -146,7 +155,6 @@ _MILDER = DegradationSettings(
     jpeg_range=(60.0, 95.0),
     second_order_prob=1.0,
     second_blur_prob=0.5,
-    blur_kernel_size2=11,
     blur_sigma2=(0.2, 1.0),
     betag_range2=(0.5, 2.0),
     betap_range2=(1.0, 1.5),
@@ -154,6 +162,7 @@ _MILDER = DegradationSettings(
     noise_range2=(1.0, 12.0),
     poisson_scale_range2=(0.05, 1.0),
     jpeg_range2=(60.0, 100.0),
+    **_KERNELS_TO_21,
 )
 
 CCSR_STAGE1 = TrialSettings(
@@ -210,7 +219,7 @@ CCSR_STAGE2 = replace(
 OSEDIFF = TrialSettings(
     method="one_step",
     data=DataSettings(source=""),
-    pairs=replace(CCSR_STAGE1.pairs, degradation=DegradationSettings(second_order_prob=1.0, blur_kernel_size2=21)),
+    pairs=replace(CCSR_STAGE1.pairs, degradation=DegradationSettings(second_order_prob=1.0, **_KERNELS_TO_21)),
     network=CCSR_STAGE1.network,
     base=CCSR_STAGE1.base,
     lora=LoRASettings(
@@ -245,7 +254,6 @@ PISASR = replace(
             blur_sigma=(0.2, 3.0),
             betag_range=(0.5, 4.0),
             betap_range=(1.0, 2.0),
-            blur_kernel_size2=21,
             blur_sigma2=(0.2, 1.5),
             betag_range2=(0.5, 4.0),
             betap_range2=(1.0, 2.0),

@@ -66,6 +66,7 @@ def other_autoencoder(folder: Path) -> str:
         ({"pairs.validation_pairs": 2}, {"validation pairs", "validation latents"}),
         ({"pairs.validation_size": 128}, {"validation pairs", "validation latents"}),
         ({"pairs.degradation.jpeg_range": (50, 60)}, ALL),
+        ({"pairs.degradation.smallest_blur_kernel": 5}, ALL),
     ],
 )
 def test_change_remakes_only_dependent_stages(tiny: TrialSettings, changes: dict[str, Any], remade: set[str]) -> None:

@@ -19,6 +19,7 @@ from trainables.images.degradations import degradation, kernels
 from trainables.images.sources.photographs import load_photographs
 from trainables.settings.degradation import KERNEL_KINDS, MILD, DegradationSettings
 from trainables.settings.pairs import PairSettings
+from trainables.settings.presets import preset
 
 # Kernels from the functions of basicsr/data/degradations.py, and size, sigma_x, sigma_y, theta, beta, cutoff.
 PARITY = np.load(EXPECTED / "parity_kernels.npz")
@@ -44,8 +45,11 @@ def test_kernel_agrees_with_the_reference(name: str) -> None:
     np.testing.assert_allclose(kernel, PARITY[name], rtol=1e-6, atol=1e-15)
 
 
-def test_random_kernels_keep_the_published_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,000 draws: every kind about as often as published, sizes 3 to 19, parameters inside their ranges."""
+@pytest.mark.parametrize(("name", "smallest", "largest"), [("resshift", 3, 19), ("stablesr", 7, 21)])
+def test_random_kernels_keep_the_published_ranges(
+    monkeypatch: pytest.MonkeyPatch, name: str, smallest: int, largest: int
+) -> None:
+    """2,000 draws: every kind about as often as published, all sizes, parameters inside their ranges."""
     drawn: list[tuple[str, tuple[float, ...]]] = []
 
     def spy(kind: str) -> None:
@@ -59,13 +63,22 @@ def test_random_kernels_keep_the_published_ranges(monkeypatch: pytest.MonkeyPatc
 
     for kind in ("generalized_gaussian_kernel", "plateau_kernel", "sinc_kernel"):
         spy(kind)
-    s, rng, count = PUBLISHED, np.random.default_rng(0), 2000
+    s, rng, count = preset(name).trial.pairs.degradation, np.random.default_rng(0), 2000
+    sizes = set()
     for _ in range(count):
         kernel = kernels.random_blur_kernel(
-            rng, s.blur_kernel_size, s.sinc_prob, s.kernel_prob, s.blur_sigma, s.betag_range, s.betap_range
+            rng,
+            s.smallest_blur_kernel,
+            s.blur_kernel_size,
+            s.sinc_prob,
+            s.kernel_prob,
+            s.blur_sigma,
+            s.betag_range,
+            s.betap_range,
         )
         assert kernel.sum() == pytest.approx(1)
-        assert kernel.shape[0] in range(3, 20, 2)
+        sizes.add(kernel.shape[0])
+    assert sizes == set(range(smallest, largest + 1, 2))
 
     def share(kind: str) -> float:
         return sum(name == kind for name, _ in drawn) / count
@@ -76,8 +89,8 @@ def test_random_kernels_keep_the_published_ranges(monkeypatch: pytest.MonkeyPatc
         if name == "sinc_kernel":
             assert (math.pi / 3 if args[0] < 13 else math.pi / 5) <= args[1] <= math.pi
         else:
-            assert all(0.2 <= sigma <= 3.0 for sigma in args[1:3])
-            assert len(args) < 5 or 0.5 <= args[4] <= 4.0
+            assert all(s.blur_sigma[0] <= sigma <= s.blur_sigma[1] for sigma in args[1:3])
+            assert len(args) < 5 or s.betag_range[0] <= args[4] <= s.betag_range[1]
 
 
 def test_blur_is_the_mirrored_correlation(cat: np.ndarray) -> None:
@@ -195,6 +208,8 @@ def test_degrade_refuses_other_shapes(shape: tuple[int, ...]) -> None:
         ({"kernel_prob": (1, 2)}, r"degradation\.kernel_prob=.* for iso, aniso"),
         ({"resize_prob2": (0, 0, 0)}, r"degradation\.resize_prob2=.* for up, down, keep"),
         ({"blur_kernel_size": 20}, r"degradation\.blur_kernel_size=20 .* an odd number"),
+        ({"smallest_blur_kernel": 4}, r"degradation\.smallest_blur_kernel=4 .* an odd number"),
+        ({"smallest_blur_kernel2": 15}, r"degradation\.smallest_blur_kernel2=15 .* below .*blur_kernel_size2=15"),
         ({"blur_sigma2": ("a", 1)}, r"degradation\.blur_sigma2="),
         ({"poisson_scale_range": (0, math.nan)}, r"degradation\.poisson_scale_range="),
     ],

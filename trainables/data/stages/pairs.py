@@ -17,6 +17,7 @@ from trainables.settings import TrialSettings
 from trainables.settings.pairs import PAIRS_VERSION, Split
 
 COLUMNS = ("target", "degraded")
+_KERNELS_BEFORE = {"smallest_blur_kernel": 3, "smallest_blur_kernel2": 3}
 _SHARES_BEFORE = {"validation_share": 0.1, "test_share": 0.0}
 
 
@@ -43,7 +44,9 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
         key |= {"crop": settings.pairs.crop} if settings.pairs.crop != "detailed" else {}
         key |= {"sharpened": True} if settings.pairs.sharpened and split == "train" else {}
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
-        key |= {made_by: pairs[made_by]}
+        # Smallest kernels are left out for those of stores whose keys had none.
+        read = {name: value for name, value in pairs[made_by].items() if value != _KERNELS_BEFORE.get(name)}
+        key |= {made_by: read}
     key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}
     return key | ({"seed": settings.data.seed} if split == "train" else {})
 

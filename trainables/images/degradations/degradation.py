@@ -52,7 +52,14 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
     s = settings
     image = target.astype(np.float32) / 255
     kernel = random_blur_kernel(
-        rng, s.blur_kernel_size, s.sinc_prob, s.kernel_prob, s.blur_sigma, s.betag_range, s.betap_range
+        rng,
+        s.smallest_blur_kernel,
+        s.blur_kernel_size,
+        s.sinc_prob,
+        s.kernel_prob,
+        s.blur_sigma,
+        s.betag_range,
+        s.betap_range,
     )
     image = blur(image, kernel)
     image = resize(image, factor=_random_factor(rng, s.resize_prob, s.resize_range), mode=_random_mode(rng))
@@ -63,6 +70,7 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
         if rng.random() < s.second_blur_prob:
             kernel = random_blur_kernel(
                 rng,
+                s.smallest_blur_kernel2,
                 s.blur_kernel_size2,
                 s.sinc_prob2,
                 s.kernel_prob2,
@@ -84,7 +92,8 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
         image = _random_jpeg(image, rng, s.jpeg_range2)
     image = resize(image, size=(height, width), mode=_random_mode(rng))
     if rng.random() < s.final_sinc_prob:
-        image = blur(image, random_sinc_kernel(rng, random_size(rng, s.blur_kernel_size2)))
+        side = random_size(rng, s.smallest_blur_kernel2, s.blur_kernel_size2)
+        image = blur(image, random_sinc_kernel(rng, side))
     if jpeg_last:
         image = _random_jpeg(image, rng, s.jpeg_range2)
     return _to_bytes(image)

@@ -56,9 +56,9 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def random_size(rng: np.random.Generator, below: int) -> int:
-    """An odd size of at least 3 and less than `below`."""
-    return int(rng.integers(1, below // 2)) * 2 + 1
+def random_size(rng: np.random.Generator, smallest: int, below: int) -> int:
+    """An odd size of at least `smallest` and less than `below`; both are odd."""
+    return int(rng.integers(smallest // 2, below // 2)) * 2 + 1
 
 
 def random_sinc_kernel(rng: np.random.Generator, size: int, lowest_cutoff: float = math.pi / 3) -> np.ndarray:
@@ -68,6 +68,7 @@ def random_sinc_kernel(rng: np.random.Generator, size: int, lowest_cutoff: float
 
 def random_blur_kernel(
     rng: np.random.Generator,
+    smallest: int,
     below: int,
     sinc_prob: float,
     kernel_prob: tuple[float, ...],
@@ -76,7 +77,7 @@ def random_blur_kernel(
     betap_range: Range,
 ) -> np.ndarray:
     """A random blur kernel, drawn as in `RealESRGANDataset`; see `DegradationSettings` for the arguments."""
-    size = random_size(rng, below)
+    size = random_size(rng, smallest, below)
     if rng.random() < sinc_prob:
         return random_sinc_kernel(rng, size, math.pi / 3 if size < 13 else math.pi / 5)
 
