@@ -73,7 +73,8 @@ class Pairs(Sequence[Pair]):
     for each pair. A pair without variants has no other orientation here; `TrainingBatches` turns it when it is read.
 
     With `crop=rescaled`, photographs without a partner are not searched for detail: a square as large as their short
-    side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does.
+    side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does. With `crop=random`,
+    their training crops are neither shrunk nor searched for detail, and have no margin.
 
     Validation and test: fixed crops at full resolution, named like `chelsea@064,128` (top, left) and distributed evenly
     over the photographs. In each photograph, the crops with the most detail are chosen from a grid. `seed` has no
@@ -99,6 +100,7 @@ class Pairs(Sequence[Pair]):
             paired = isinstance(photographs[0], MatchedPhotograph)
         self._step = settings.scale if paired else 1
         self._rescaled = settings.crop == "rescaled" and not paired
+        self._anywhere = settings.crop == "random" and not paired
         if split == "train":
             shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
             shares = np.asarray(shares) * settings.variants
@@ -125,7 +127,7 @@ class Pairs(Sequence[Pair]):
             if self._rescaled:
                 crop = _short_side(photograph, self._settings.image_size, rng)
             else:
-                crop = _random_crop(photograph, self._settings.image_size, self._step, rng)
+                crop = _random_crop(photograph, self._settings.image_size, self._step, rng, chosen=not self._anywhere)
             name = image_name(photograph.name, f"{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}")
             name += f"#{version}" if version else ""
         else:
@@ -187,6 +189,8 @@ class Pairs(Sequence[Pair]):
             sides = [_square(photograph.target, crop), _square(photograph.degraded, crop, settings.scale)]
         elif self._rescaled:
             sides = [_shrunk_square(photograph.pixels, crop)]
+        elif training and self._anywhere:
+            sides = [_square(photograph.pixels, crop)]
         else:
             target, margins = _with_margin(photograph.pixels, crop, settings.scale, rng)
             sides = [target]
@@ -237,15 +241,18 @@ def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Genera
     return degrade(target, settings.degradation, rng, settings.scale)
 
 
-def _random_crop(photograph: Photograph | MatchedPhotograph, size: int, step: int, rng: np.random.Generator) -> _Crop:
+def _random_crop(
+    photograph: Photograph | MatchedPhotograph, size: int, step: int, rng: np.random.Generator, chosen: bool
+) -> _Crop:
+    """A square of a photograph, at a multiple of `step`. `chosen`: shrunk at random, and with detail if possible."""
     height, width = photograph.pixels.shape[:2]
     short = min(height, width)
     if short < size:
         raise InputError(f"{photograph.name}: {width} x {height} is smaller than pairs.image_size={size}: remove it")
     matched = isinstance(photograph, MatchedPhotograph)
-    shrink = 1.0 if matched else rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0)
+    shrink = rng.uniform(max(MIN_DOWNSCALE, size / short), 1.0) if chosen and not matched else 1.0
     best, most = None, -1.0
-    for _ in range(TRIES):
+    for _ in range(TRIES if chosen else 1):
         top, left = (
             step * int(rng.integers(max(0, int(side * shrink) - size) // step + 1)) for side in (height, width)
         )

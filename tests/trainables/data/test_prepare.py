@@ -61,6 +61,7 @@ def other_autoencoder(folder: Path) -> str:
         ({"resshift.kappa": 1.0}, {"train targets"}),
         ({"resshift.bounded": False}, {"train targets"}),
         ({"pairs.sharpened": True}, {"train pairs", "train latents", "train targets"}),
+        ({"pairs.crop": "random"}, {"train pairs", "train latents", "train targets"}),
         ({"data.seed": 1}, {"train pairs", "train latents", "train targets"}),
         ({"pairs.train_pairs": 7}, {"train pairs", "train latents", "train targets"}),
         ({"pairs.validation_pairs": 2}, {"validation pairs", "validation latents"}),

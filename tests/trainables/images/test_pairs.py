@@ -269,6 +269,28 @@ def test_rescaled_crops_are_squares_of_the_short_side() -> None:
         Pairs([photograph], replace(settings, validation_pairs=2), "validation", 0)
 
 
+def test_random_crops_are_pixels_of_the_photograph() -> None:
+    """Anywhere, nearly flat or not, and degraded without their surroundings."""
+    pixels = np.zeros((96, 320, 3), np.uint8)
+    pixels[:, 160:] = _scene(1, 96, 160).pixels
+    photograph = Photograph("half", pixels)
+    settings = replace(SETTINGS, crop="random", train_pairs=60, validation_pairs=1, validation_size=64)
+    lefts = []
+    for pair in Pairs([photograph], settings, "train", 0):
+        top, left = map(int, pair.name.split("@")[1].split("/")[0].split(","))
+        lefts.append(left)
+        expected = pixels[top : top + 64, left : left + 64]
+        assert np.array_equal(pair.target, expected) or np.array_equal(pair.target, expected[:, ::-1])
+        assert pair.degraded.shape == (16, 16, 3)
+    # 97 of 257 places are flat, so 23 of 60 are expected, with a deviation of 3.8.
+    assert 8 <= sum(left <= 96 for left in lefts) <= 38 and max(lefts) <= 256
+    for one, two in zip(
+        *(Pairs([photograph], each, "validation", 0) for each in (settings, replace(settings, crop="detailed"))),
+        strict=True,
+    ):
+        assert one.name == two.name and np.array_equal(one.degraded, two.degraded)
+
+
 def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
     settings = replace(SETTINGS, train_pairs=4)
     plain, varied = (Pairs(train, each, "train", 0) for each in (settings, replace(settings, variants=3)))

@@ -40,8 +40,9 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     shares = {"validation_share": settings.data.validation_share, "test_share": settings.data.test_share}
     key |= {name: share for name, share in shares.items() if share != _SHARES_BEFORE[name]}
     if not source.paired:
-        # Left out for the crops of version 0.1, whose keys had none.
-        key |= {"crop": settings.pairs.crop} if settings.pairs.crop != "detailed" else {}
+        # Left out for the crops of version 0.1, whose keys had none. Random ones are for training alone.
+        before = ("detailed",) if split == "train" else ("detailed", "random")
+        key |= {"crop": settings.pairs.crop} if settings.pairs.crop not in before else {}
         key |= {"sharpened": True} if settings.pairs.sharpened and split == "train" else {}
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         # Smallest kernels are left out for those of stores whose keys had none.
