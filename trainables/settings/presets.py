@@ -296,7 +296,7 @@ PRESETS: dict[str, Preset] = {
         methods={
             "pix2pix": {
                 "pix2pix.norm": _PIX2PIX_NORM,
-                "perceptual.weight": 10.0,
+                "perceptual.weight": 0.0,
                 **_PIX2PIX_TRAINING,
                 "training.updates": 8,
                 "training.learning_rate": 2e-4,
