@@ -1,7 +1,8 @@
-"""Checks of a plan with the actual files: one set of prepared data per method, and the bases."""
+"""Checks of a plan with the actual files: one set of prepared data per method, and the bases; notes on rates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,3 +56,21 @@ def find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
             wanted[trial.controlnet.weights, trial.controlnet.revision] = "controlnet.weights"
     for (weights, revision), setting in wanted.items():
         find_base(weights, revision, download, setting)
+
+
+def rate_notes(trials: Sequence[TrialSettings]) -> tuple[str, ...]:
+    """A note if a trial's learning rate is above the limit of PyTorch's Adafactor, see `make_optimiser`."""
+    capped = [
+        trial.training
+        for trial in trials
+        if trial.training.optimiser == "adafactor"
+        and trial.training.peak_rate > 1 / math.sqrt(max(1, trial.training.max_steps * trial.training.updates))
+    ]
+    if not capped:
+        return ()
+    highest = max(training.peak_rate for training in capped)
+    first = math.floor((1 / highest) ** 2) + 1
+    return (
+        f"training.optimiser=adafactor steps with a rate of at most 1/sqrt(update): a learning rate of {highest:g} "
+        f"is not reached from update {first:,} on",
+    )

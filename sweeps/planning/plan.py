@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.planning.checks import check_stores, find_bases
+from sweeps.planning.checks import check_stores, find_bases, rate_notes
 from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
@@ -286,6 +286,7 @@ def make_plan(
     training = question.trial.training
     if 0 < training.max_steps <= training.warmup_steps:
         notes += (f"training.warmup_steps={training.warmup_steps}: all {training.max_steps} steps are warm-up",)
+    notes += rate_notes(configurations)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective, *further = resolve_objectives(settings, question.space, (*metrics, *stable))
     _check_effects_on_files(question, source)

@@ -352,7 +352,10 @@ def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
 ) -> None:
     line = [*BASE, "--max-steps", "20", "--dry-run", "--results", str(tmp_path / "results")]
     assert main(line) == 0
-    assert "training.warmup_steps=20: all 20 steps are warm-up" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "training.warmup_steps=20: all 20 steps are warm-up" in shown and "adafactor" not in shown
+    assert main([*line, *setting("training.optimiser=adafactor"), *setting("training.learning_rate=0.3")]) == 0
+    assert "a learning rate of 0.3 is not reached from update 12 on" in capsys.readouterr().out
     assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out  # the largest is the point that trains the whole UNet
     assert "latent_diffusion: 2.19 M parameters train" in shown and "one checkpoint of 43.7 MB" in shown

@@ -26,8 +26,9 @@ class TrainingSettings:
         updates: optimiser updates per step: the batch is divided among them, so that a step trains on as many images as
             that of a method with one update. `batch_size` must be a multiple of `updates` times `accumulate`.
         optimiser: "adamw" (decoupled weight decay), "adam" (weight decay added to the gradient; with none it equals
-            AdamW), or "adafactor" (Shazeer and Stern 2018): keeps one number per row and column of a weight in place of
-            two per weight, and a step in proportion to the weight's size.
+            AdamW), or "adafactor" (Shazeer and Stern 2018): keeps one number per row and column of a weight's last two
+            axes in place of two per weight; a step is in proportion to the weight's size, with a rate of at most
+            1/sqrt(update).
         learning_rate: peak learning rate.
         rate_factor: multiplier of `learning_rate`. Spaces search over it, because presets set a learning rate for each
             method and size.

@@ -27,7 +27,11 @@ def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
 
 
 def make_optimiser(settings: TrainingSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of one phase, at the peak learning rate."""
+    """The optimiser of one phase, at the peak learning rate.
+
+    PyTorch's Adafactor steps with min(rate, 1 / sqrt(t)) in update t, whatever the schedule says; its weight decay has
+    the rate itself. It factors the last two axes of a weight only.
+    """
     parameters, rate, decay = list(parameters), settings.peak_rate, settings.weight_decay
     if settings.optimiser == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)

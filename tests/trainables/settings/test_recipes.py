@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 from torch import nn, optim
 
 from tests.helpers.paths import EXPECTED
@@ -78,3 +79,17 @@ def test_adafactor_keeps_rows_and_columns() -> None:
     optimiser.step()
     held = [value.numel() for value in optimiser.state[network.weight].values()]
     assert 0 < sum(held) < 2 * (64 + 32)
+
+
+@pytest.mark.parametrize("rate", [0.5, 50.0])
+def test_adafactor_steps_with_at_most_one_over_the_root_of_the_update(rate: float) -> None:
+    """A constant gradient makes the step the rate times the weights' root mean square, here 1 before the step."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimiser = make_optimiser(TrainingSettings(optimiser="adafactor", learning_rate=rate), [weight])
+    for update in range(1, 10):
+        with torch.no_grad():
+            weight.fill_(1.0)
+        weight.grad = torch.ones_like(weight)
+        optimiser.step()
+        expected = torch.full_like(weight, 1 - min(rate, update**-0.5))
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-5)  # float32 near 1
