@@ -19,6 +19,7 @@ from trainables.images.tensors import upsample
 from trainables.methods.method import Method
 from trainables.pretrained.resshift import build_network
 from trainables.settings import NetworkSettings
+from trainables.settings.presets import preset
 from trainables.settings.published import OSEDIFF as OSEDIFF_PRESET
 
 
@@ -28,11 +29,13 @@ class Curve:
     settings: of the trial, given a folder for the files of its initial weights.
     batch: of a step, given the method.
     start: sets initial weights that no file holds.
+    expected: name of the training in the file of losses, if it is not the curve's.
     """
 
     settings: Callable[[Path], dict[str, Any]]
     batch: Callable[[Method, int], dict[str, Tensor]]
     start: Callable[[Method], None] = lambda method: None
+    expected: str = ""
 
 
 TRAINING: dict[str, Any] = {
@@ -326,6 +329,12 @@ CURVES = {
         lambda method: start_by_names(method, "discriminator"),
     ),
     "pix2pix": Curve(lambda folder: PIX2PIX, pix2pix_batch, start_by_names),
+    "pix2pix, the preset's norm": Curve(
+        lambda folder: PIX2PIX | {"pix2pix.norm": preset("print-to-camera").methods["pix2pix"]["pix2pix.norm"]},
+        pix2pix_batch,
+        start_by_names,
+        expected="pix2pix",
+    ),
     "stablesr": Curve(lambda folder: STABLESR | wide_base(folder), latents, start_by_names),
     "ccsr-stage1": Curve(lambda folder: CCSR | wide_base(folder), latents, start_by_names),
     "marigold": Curve(

@@ -38,6 +38,8 @@ CASES = {
     "unet_256": ((1, 256), {"downs": 8, "ngf": 2}, {"ndf": 2, "layers": 4}),
 }
 
+AFFINE = {"norm": "instance_affine"}
+
 
 def uniform(name: str, *shape: int) -> np.ndarray:
     """Numbers in [-1, 1) that depend on the name alone: raw Philox bits, which are the same in every NumPy version."""
@@ -68,13 +70,23 @@ def official_value(name: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(value).float()
 
 
-def networks(case: str) -> tuple[UNetGenerator, PatchGAN]:
+def networks(case: str, **changes: str) -> tuple[UNetGenerator, PatchGAN]:
     _, generator_arguments, discriminator_arguments = CASES[case]
-    generator = UNetGenerator(dropout=False, **generator_arguments)
-    generator.load_state_dict(convert_official_generator(official_state(case, "generator")))
-    discriminator = PatchGAN(**discriminator_arguments)
-    discriminator.load_state_dict(convert_official_discriminator(official_state(case, "discriminator")))
+    generator = UNetGenerator(dropout=False, **generator_arguments | changes)
+    discriminator = PatchGAN(**discriminator_arguments | changes)
+    states = (
+        convert_official_generator(official_state(case, "generator")),
+        convert_official_discriminator(official_state(case, "discriminator")),
+    )
+    for network, state in zip((generator, discriminator), states, strict=True):
+        own = network.state_dict().keys()
+        network.load_state_dict({name: value for name, value in state.items() if name in own or not is_statistic(name)})
     return generator, discriminator
+
+
+def is_statistic(name: str) -> bool:
+    """Whether it belongs to the running statistics, which only "batch" keeps."""
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
 def pair(case: str) -> tuple[Tensor, Tensor]:
@@ -98,10 +110,23 @@ def test_outputs(case: str, mode: str) -> None:
     assert relative_error(sample(logits, 256), DATA[f"{case}/{mode}/logits"]) < 1e-5
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_training_step(case: str) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_instance_affine_is_the_official_batch_of_one(mode: str) -> None:
+    """The official `test.py` normalises an image as the training does: both are its "train"."""
+    generator, discriminator = (network.train(mode == "train") for network in networks("unet_256", **AFFINE))
+    source, target = pair("unet_256")
+    assert relative_error(sample(generator(source), 512), DATA["unet_256/train/output"]) < 1e-5
+    logits = discriminator(torch.cat([source, target], dim=1))
+    assert relative_error(sample(logits, 256), DATA["unet_256/train/logits"]) < 1e-5
+    several = generator(torch.cat([source, target]))
+    torch.testing.assert_close(several[:1], generator(source), rtol=1e-4, atol=1e-5)  # rounding of other kernels
+
+
+@pytest.mark.parametrize(("case", "norm"), [*((case, {}) for case in CASES), ("unet_256", AFFINE)])
+def test_training_step(case: str, norm: dict[str, str]) -> None:
     """Losses and gradients of one step, in double precision, where rounding does not change the sign before a ReLU."""
-    generator, discriminator = (network.double() for network in networks(case))
+    generator, discriminator = (network.double() for network in networks(case, **norm))
     source, target = (images.double() for images in pair(case))
     fake = generator(source)
     fake_logits = discriminator(torch.cat([source, fake.detach()], dim=1))
@@ -257,12 +282,16 @@ def test_dropout_acts_in_the_middle_levels_while_training() -> None:
 
 
 def test_initial_weights() -> None:
-    for module in (*UNetGenerator(downs=6, ngf=8).modules(), *PatchGAN(ndf=8).modules()):
+    plain = UNetGenerator(downs=6, ngf=8), PatchGAN(ndf=8)
+    affine = UNetGenerator(downs=6, ngf=8, **AFFINE), PatchGAN(ndf=8, **AFFINE)
+    for module in torch.nn.ModuleList([*plain, *affine]).modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and module.weight.numel() > 10_000:
             assert module.weight.detach().std().item() == pytest.approx(0.02, rel=0.05)
             assert module.weight.detach().mean().item() == pytest.approx(0, abs=1e-3)
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d):
             assert module.weight.detach().mean().item() == pytest.approx(1, abs=0.03)
+            if module.num_features >= 64:  # half is five standard deviations for so few
+                assert module.weight.detach().std().item() == pytest.approx(0.02, rel=0.5)
         if getattr(module, "bias", None) is not None:
             assert not module.bias.any()
 

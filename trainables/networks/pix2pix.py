@@ -30,7 +30,9 @@ class UNetGenerator(nn.Module):
         out_channels: channels of the translation.
         downs: levels; 8 is the paper's "U-Net 256", 7 its "U-Net 128".
         ngf: width of level 0; it doubles with every level, up to 8 x `ngf`.
-        norm: "batch", "instance" or "none". Convolutions have biases with "instance" only, as in the official code.
+        norm: "batch", "instance" or "none", as in the official code, where convolutions have biases with "instance"
+            only; or "instance_affine": each image by its own statistics, then the scale and shift that "batch" learns.
+            For a batch of one in training mode, as the official code trains and tests, it is "batch".
         dropout: drop half of the features on the way up, in the levels from 4 to the last but one. In the paper this
             is the generator's source of noise, also at test time; here `eval()` turns it off.
 
@@ -105,7 +107,7 @@ class PatchGAN(nn.Module):
             concatenated along channels.
         ndf: width at half the size; it doubles with every layer, up to 8 x `ndf`.
         layers: strided layers; 3 give patches of 70x70 pixels.
-        norm: "batch", "instance" or "none", as in the generator.
+        norm: "batch", "instance", "instance_affine" or "none", as in the generator.
 
     Raises:
         ValueError: a configuration that cannot be built; the message names the argument.
@@ -152,12 +154,12 @@ def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str = "none", dropout: bo
     match norm:
         case "batch":
             layers["norm"] = nn.BatchNorm2d(conv.out_channels)
-        case "instance":
-            layers["norm"] = nn.InstanceNorm2d(conv.out_channels)
+        case "instance" | "instance_affine":
+            layers["norm"] = nn.InstanceNorm2d(conv.out_channels, affine=norm == "instance_affine")
         case "none":
             pass
         case _:
-            raise ValueError(f"norm is {norm!r}; it must be 'batch', 'instance' or 'none'")
+            raise ValueError(f"norm is {norm!r}; it must be 'batch', 'instance', 'instance_affine' or 'none'")
     if dropout:
         layers["dropout"] = nn.Dropout(0.5)
     return nn.Sequential(layers)
@@ -165,10 +167,11 @@ def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str = "none", dropout: bo
 
 def _initialise(module: nn.Module) -> None:
     """Weights of standard deviation 0.02, as in the paper."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" in own:  # of a convolution, or the scales of a normalisation
+        nn.init.normal_(own["weight"], 0.0 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else 1.0, 0.02)
+    if "bias" in own:
+        nn.init.zeros_(own["bias"])
 
 
 def load_pix2pix(path: str | Path) -> UNetGenerator:

@@ -51,7 +51,8 @@ class Pix2PixSettings:
     Attributes:
         ngf: width of the generator's first layer.
         downs: number of times the generator halves the image; 8 for 256 pixels and multiples of it.
-        norm: normalisation of both networks: over the batch, over each image, or none.
+        norm: normalisation of both networks: "batch", "instance" (over each image, without scale and shift),
+            "instance_affine" (over each image, with a learned scale and shift: "batch" for a batch of one) or "none".
         dropout: use dropout in the generator's innermost levels.
         l1, adversarial: weights of the generator's L1 and adversarial terms.
         gan_mode: adversarial objective.
@@ -59,7 +60,7 @@ class Pix2PixSettings:
 
     ngf: int = setting(64, within=(1, 512))
     downs: int = setting(8, within=(5, 14))
-    norm: Literal["batch", "instance", "none"] = "batch"
+    norm: Literal["batch", "instance", "instance_affine", "none"] = "batch"
     dropout: bool = setting(True, unless={"pix2pix.downs": 5})
     l1: float = setting(100.0, within=WEIGHT, training_only=True)
     adversarial: float = setting(1.0, within=WEIGHT, training_only=True)

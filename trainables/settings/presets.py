@@ -90,9 +90,10 @@ ALL_LAYERS = (
 # For decoders that are trained with a discriminator, as in their official code.
 _ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2": 0.9}
 
-# The published Pix2Pix uses batches of one, in training and in use, so it normalises each image separately. The running
-# statistics of larger batches differ from the statistics under which its deepest layers were trained.
-_PIX2PIX_NORM = "instance"
+# The published Pix2Pix uses batches of one, in training and in use. So its batch normalisation, which learns a scale
+# and shift, normalises each image. The running statistics of larger batches differ from the statistics under
+# which its deepest layers were trained.
+_PIX2PIX_NORM = "instance_affine"
 
 # Values for this size: learning rates found by hand, networks with about the same cost per step.
 _SAMPLE_METHODS: dict[str, dict[str, Any]] = {

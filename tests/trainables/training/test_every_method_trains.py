@@ -257,7 +257,7 @@ WORKERS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
         f"{name}, recomputed": (name, (NO_DROPOUT, LATE, CHECKPOINTED))
         for name in ("controlnet_diffusion", "ccsr", "CCSR's objective")
     },
-    "pix2pix": ("pix2pix", (NO_DROPOUT, {"pix2pix.norm": "instance"})),
+    "pix2pix": ("pix2pix", (NO_DROPOUT, {"pix2pix.norm": "instance_affine"})),
     "pix2pix, as published": ("pix2pix", ()),
     "dropout in LoRA": ("CCSR's objective", ()),
     "two LoRAs": ("one_step", ({"one_step.dual": True, "one_step.pixel_steps": 1},)),
