@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainables.diffusion.noise import step_noise
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
@@ -76,7 +77,15 @@ class ResShift(Method):
 
     def restore(self, batch: Batch) -> Tensor:
         denoiser, degraded = self.networks["denoiser"], batch["degraded"]
-        latent = self.diffusion.sample_ddim(
-            lambda x, t: denoiser(x, t, lq=degraded), batch["latent_degraded"], batch["noise"]
-        )
+        y, noise = batch["latent_degraded"], batch["noise"]
+
+        def predict_x0(x: Tensor, t: Tensor) -> Tensor:
+            estimate: Tensor = denoiser(x, t, lq=degraded)
+            return estimate
+
+        if self.settings.resshift.sampler == "ancestral":
+            fresh = step_noise(batch["noise_key"].tolist(), y)
+            latent = self.diffusion.sample_ancestral(predict_x0, y, noise, fresh)
+        else:
+            latent = self.diffusion.sample_ddim(predict_x0, y, noise)
         return self.autoencoder.decode(latent) * 0.5 + 0.5

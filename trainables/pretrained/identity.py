@@ -58,7 +58,7 @@ def resshift_identity(settings: TrialSettings) -> dict[str, Any]:
     """The identity of weights of ResShift and SinSR: the network's shape, the schedule, and the autoencoder's
     content.
     """
-    schedule = flatten(settings.resshift, "resshift.")
+    schedule = {f"resshift.{name}": value for name, value in settings.resshift.schedule.items()}
     if settings.resshift.bounded:  # files of version 0.1 do not say it
         del schedule["resshift.bounded"]
     return {

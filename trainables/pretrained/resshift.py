@@ -44,7 +44,7 @@ def count_parameters(settings: NetworkSettings) -> int:
 
 
 def build_diffusion(settings: ResShiftSettings) -> ResShiftDiffusion:
-    return ResShiftDiffusion(**dataclasses.asdict(settings))
+    return ResShiftDiffusion(**settings.schedule)
 
 
 def load_teacher(settings: TrialSettings, device: torch.device | str = "cpu") -> SwinUNet:

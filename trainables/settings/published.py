@@ -69,13 +69,14 @@ RESSHIFT = TrialSettings(
     method="resshift",
     data=DataSettings(source=""),
     pairs=_PAIRS_256,
+    resshift=ResShiftSettings(sampler="ancestral"),
     training=TrainingSettings(max_steps=300_000, batch_size=64, accumulate=8, precision="fp16", **_AVERAGED),
     autoencoder=_OFFICIAL_AUTOENCODER,
 )
 
 RESSHIFT_JOURNAL = replace(
     RESSHIFT,
-    resshift=ResShiftSettings(steps=4, min_noise_level=0.2, bounded=False),
+    resshift=ResShiftSettings(steps=4, min_noise_level=0.2, bounded=False, sampler="ancestral"),
     resshift_loss=ResShiftLossSettings(mse=1.0, lpips=1.0, network="lpips_vgg"),
     training=replace(
         RESSHIFT.training, max_steps=400_000, batch_size=96, accumulate=8, schedule="cosine", final_rate=0.4

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from trainables.settings.checks import WEIGHT, require, require_within
 from trainables.settings.setting import Limits, setting
@@ -72,6 +72,8 @@ class ResShiftSettings:
         kappa: noise level relative to the residual.
         etas_end: sqrt(eta_T) of the paper; the name is that of the official configuration.
         bounded: bound sqrt(eta_1) by 0.032 too, as SinSR's code does; the journal version of ResShift does not.
+        sampler: "ancestral" adds fresh noise in every step but the last, as ResShift does; "ddim" is the deterministic
+            sampler with which SinSR's teacher makes its targets.
     """
 
     steps: int = setting(15, within=(2, 1000))
@@ -81,6 +83,12 @@ class ResShiftSettings:
     # At least three times the schedule's first value, for every min_noise_level; without its bound, see below.
     etas_end: float = setting(0.99, within=Limits(0.1, 1, "a number in [0.1, 1)", open_high=True))
     bounded: bool = True
+    sampler: Literal["ddim", "ancestral"] = setting("ddim", methods=("resshift",), restores="sampling")
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The arguments of `ResShiftDiffusion`: all settings but the sampler, which does not change the weights."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "sampler"}
 
     def __post_init__(self) -> None:
         require_within("resshift", self)

@@ -30,7 +30,7 @@ class Targets(StageMaker):
 
     @staticmethod
     def key(settings: TrialSettings) -> dict[str, Any]:
-        schedule = dataclasses.asdict(settings.resshift)
+        schedule = settings.resshift.schedule
         if settings.resshift.bounded:  # left out for the schedules of version 0.1, whose keys had none
             del schedule["bounded"]
         return {
