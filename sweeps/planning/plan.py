@@ -332,7 +332,8 @@ def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_effects_on_files(question: Question, source: Source) -> None:
     """Refuses settings, set or searched, that have no effect with these photographs or this base."""
-    from trainables.pretrained.base_model import find_base, read_shape
+    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, read_shape
+    from trainables.pretrained.prompts import pads_prompt
 
     trial = question.trial
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}
@@ -342,6 +343,11 @@ def _check_effects_on_files(question: Question, source: Source) -> None:
         if is_among(name, SIMULATED) and source.paired and not mirrors:
             raise InputError(
                 f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
+            )
+        if name == "base.padded_prompt" and not pads_prompt(trial):
+            raise InputError(
+                f"{text} has no effect: no empty prompt is computed; expected a base with text_encoder/ and without "
+                f"{EMPTY_PROMPT}, and no base.prompts with positive and empty"
             )
         if name == "conv_in.init":
             shape = read_shape(find_base(trial.base.weights, trial.base.revision))

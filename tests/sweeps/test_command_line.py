@@ -331,6 +331,9 @@ def test_settings_without_effect_on_the_files_are_refused(tmp_path: Path, capsys
     refusal = refused(capsys, tmp_path / "results", "--space", "conv_in_freezing", *line)
     assert refusal.startswith("--space conv_in_freezing: searches conv_in.init, which has no effect: base.weights=")
     assert main(["--space", "max_timestep", *line, "--results", str(tmp_path / "results")]) == 0
+    capsys.readouterr()
+    line = ["--space", "max_timestep", *line, "--set", "base.padded_prompt=true"]
+    assert "--set base.padded_prompt=true has no effect: no empty prompt" in refused(capsys, tmp_path / "new", *line)
 
 
 def test_timesteps_beyond_those_of_training_are_refused(

@@ -93,11 +93,13 @@ def base_identity(settings: TrialSettings) -> dict[str, str | bool]:
         name, prompt = _TEXT_ENCODER, _text_encoder_fingerprint(folder)
     else:
         name, prompt = _PROMPT, hashlib.sha256(load_prompts(settings).positive.numpy().tobytes()).hexdigest()
+    padded = {"base's prompt is padded": True} if name == _TEXT_ENCODER and settings.base.padded_prompt else {}
     return {
         "base": base_fingerprint(settings),
         "base's autoencoder": base_fingerprint(settings, "vae"),
         "base's scheduler": base_fingerprint(settings, "scheduler"),
         name: prompt,
+        **padded,  # left out otherwise, for files of before this setting
         "zero terminal SNR": zero_terminal_snr(folder, settings.diffusion),
     }
 

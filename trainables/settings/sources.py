@@ -10,6 +10,8 @@ from trainables.settings.checks import LARGEST_SEED, SHARE, require, require_wit
 from trainables.settings.setting import Limits, setting
 
 SAMPLE, SHIPPED = "sample", "shipped"
+# A decoder has the prompts of its first stage.
+_PROMPTED = ("latent_diffusion", "controlnet_diffusion", "stablesr", "one_step")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class BaseSettings:
         revision: commit, tag or branch of a hub id; empty for the newest.
         prompts: a .safetensors with the embeddings of a positive and a negative prompt, written by
             `python -m trainables.prompts`; empty for the base's empty prompt alone. See docs/prompts.md.
+        padded_prompt: pad the empty prompt to the tokenizer's length (77 tokens), as StableSR, CCSR, OSEDiff and
+            PiSA-SR do; without it, it has the start and end tokens alone, as in Marigold. For a base whose text
+            encoder computes it; a base's file of it and `base.prompts` stay as they are.
         prompt_dropout: share of training samples, drawn in every step, that get the empty prompt in place of the
             positive one; PiSA-SR: 0.5.
     """
@@ -86,11 +91,12 @@ class BaseSettings:
     weights: str = setting(SHIPPED, path="weights", builtin=(SHIPPED,), hub=True, restores="frozen part")
     revision: str = setting("", restores="frozen part")
     prompts: str = setting("", path="weights", restores="frozen part")
+    padded_prompt: bool = setting(False, methods=_PROMPTED)
     prompt_dropout: float = setting(
         0.0,
         within=SHARE,
         training_only=True,
-        methods=("latent_diffusion", "controlnet_diffusion", "stablesr", "one_step"),
+        methods=_PROMPTED,
     )
 
     def __post_init__(self) -> None:

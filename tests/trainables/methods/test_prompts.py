@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import finish
+from tests.helpers.bases import save_base
 from tests.helpers.loop import CPU, VariantOf, run
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepared import Prepared
 from trainables.data.stages.restored import Restored
 from trainables.methods.build import build_method, method_class
+from trainables.methods.shared.first_stage import FirstStage
+from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.prompts import load_prompts
 from trainables.restore import restoration_settings
 from trainables.settings import TrialSettings, override
@@ -156,6 +160,29 @@ def test_decoder_reads_the_prompts_of_its_first_stage(
     method: Any = build_method(decoder, CPU)
     assert torch.equal(method.first_stage.method.prompts.negative, load_prompts(settings).negative)
     assert "prompts" in Restored.key(decoder) and "prompts" not in Restored.key(plain)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_first_stage_keeps_its_padding(
+    padded: bool, trial_of: TrialOf, prepared_for: PreparedFor, tmp_path: Path
+) -> None:
+    """Whatever the decoder's own preset says, which reads none; and prepared latents are others."""
+    base, stage = save_base(tmp_path / "base", text=True), tmp_path / "first"
+    stage.mkdir()
+    changes = {"training.max_steps": 1, "training.warmup_steps": 0, "base.weights": str(base), "lora.rank": 2}
+    settings = override(trial_of("latent_diffusion"), {**changes, "base.padded_prompt": padded})
+    finish(settings, prepared_for(settings), stage)
+    decoder = override(
+        trial_of("ccsr"),
+        {"base.weights": str(base), "first_stage.weights": str(stage), "base.padded_prompt": not padded},
+    )
+    assert FirstStage(decoder, CPU).method.prompts.positive.shape[1] == (8 if padded else 2)  # type: ignore[attr-defined]
+    before = Restored.key(decoder)
+    finished = json.loads((stage / SETTINGS).read_text())
+    (stage / SETTINGS).write_text(json.dumps(finished | {"base.padded_prompt": not padded}))
+    assert Restored.key(decoder) != before
+    with pytest.raises(InputError, match="base's prompt is padded is"):
+        FirstStage(decoder, CPU)
 
 
 # Distillation of one_step

@@ -12,9 +12,10 @@ from tests.helpers.bases import DIM, save_base, tiny_text_encoder
 from trainables.common.errors import InputError
 from trainables.pretrained.identity import base_identity, unequal
 from trainables.pretrained.prompt_encoder import load_empty_prompt
-from trainables.pretrained.prompts import check_prompts, load_prompts
+from trainables.pretrained.prompts import check_prompts, load_prompts, pads_prompt
 from trainables.prompts import main
 from trainables.settings import TrialSettings, override
+from trainables.settings.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,45 @@ def test_command_writes_what_training_reads(
     torch.testing.assert_close(found.positive, expected[:1], rtol=0, atol=1e-6)
     torch.testing.assert_close(found.empty, expected[1:], rtol=0, atol=1e-6)
     assert found.negative.shape == (1, 8, DIM)
-    assert load_empty_prompt(text_base).shape == (1, 2, DIM)  # that of the base is not padded
+    assert load_empty_prompt(text_base).shape == (1, 2, DIM)
+    assert torch.equal(load_empty_prompt(text_base, padded=True), found.empty)
+
+
+def test_empty_prompt_is_padded_if_asked(text_base: Path, base: Path, tiny: TrialSettings, tmp_path: Path) -> None:
+    """A computed one, and its weights know; that of a file stays as it is."""
+    plain = override(tiny, {"method": "latent_diffusion", "base.weights": str(text_base)})
+    padded = override(plain, {"base.padded_prompt": True})
+    assert load_prompts(plain).positive.shape == (1, 2, DIM)
+    found = load_prompts(padded)
+    assert (
+        found.positive.shape == found.negative.shape == found.empty.shape == (1, 8, DIM)
+    )  # 77 with a public tokenizer
+    assert pads_prompt(padded)
+    difference = unequal(base_identity(plain), base_identity(padded))
+    assert difference == "does not match: base's prompt is padded is None in the file and True in the settings"
+
+    of_file = override(padded, {"base.weights": str(base)})
+    assert load_prompts(of_file).positive.shape == (1, 2, DIM) and not pads_prompt(of_file)
+    assert base_identity(of_file) == base_identity(override(plain, {"base.weights": str(base)}))
+
+    file = tmp_path / "prompts.safetensors"
+    assert main([str(text_base), str(file), "--positive", "a"]) == 0
+    assert not pads_prompt(override(padded, {"base.prompts": str(file)}))
+    file.unlink()
+    assert main([str(text_base), str(file), "--negative", "a"]) == 0
+    negative = override(padded, {"base.prompts": str(file)})
+    assert pads_prompt(negative) and load_prompts(negative).positive.shape == (1, 8, DIM)
+
+
+@pytest.mark.parametrize(
+    ("name", "padded"),
+    [
+        *((name, True) for name in ("stablesr", "ccsr-stage1", "ccsr-stage2", "osediff", "pisasr")),
+        *((name, False) for name in ("marigold", "print-to-camera", "sample", "sample-print")),
+    ],
+)
+def test_presets_pad_as_published(name: str, padded: bool) -> None:
+    assert preset(name).trial.base.padded_prompt is padded
 
 
 def test_command_refuses(text_base: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

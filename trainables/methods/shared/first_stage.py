@@ -106,7 +106,12 @@ def first_stage_settings(settings: TrialSettings) -> TrialSettings:
     read = frozenset(METHODS[method].reads) - {"base"}
     own = {key: value for key, value in found.items() if key.partition(".")[0] in read}
     prompts = settings.base.prompts or found.get("base.prompts", "")
-    changed = {"method": method, "checkpoint": str(folder), "base.prompts": prompts}
+    changed = {
+        "method": method,
+        "checkpoint": str(folder),
+        "base.prompts": prompts,
+        "base.padded_prompt": found.get("base.padded_prompt", False),
+    }
     first = override(settings, own | WHEN_RESTORING | changed)
     if settings.method == "ccsr":
         check_asked(found, flatten(first) | {"ccsr.t_max": settings.ccsr.t_max}, name)
