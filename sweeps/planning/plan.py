@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -300,6 +300,10 @@ def make_plan(
         return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source, tested > 0))
 
     stages_of = {trial.method: stages(trial) for trial in trials}
+    for trial in configurations:  # some read less than others, as SinSR without the terms of its teacher
+        found_stages = stages(trial)
+        if _names(stages_of[trial.method]) < _names(found_stages):
+            stages_of[trial.method] = found_stages
     for trial in configurations:
         check_stores(question, trial, stages_of[trial.method], stages)
     if not is_uri(store) and not all(stage.exists for made in stages_of.values() for stage in made):
@@ -324,6 +328,10 @@ def make_plan(
 def default_store(results: str) -> str:
     """Where the prepared data of runs is kept if `--store` does not say: next to them."""
     return BucketFolder(results).join("store").uri if is_uri(results) else str(Path(results) / "store")
+
+
+def _names(stages: Iterable[Stage]) -> set[str]:
+    return {stage.folder.name for stage in stages}
 
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ def sinsr_terms(
     diffusion: ResShiftDiffusion,
     lq: Tensor,
     x0_gt: Tensor,
-    x_T: Tensor,
-    x0_teacher: Tensor,
+    x_T: Tensor | None,
+    x0_teacher: Tensor | None,
     fused: bool = True,
     terms: Collection[str] = TERMS,
 ) -> dict[str, Tensor]:
@@ -47,29 +47,31 @@ def sinsr_terms(
         lq: conditioning of the network, `(B, ...)`.
         x0_gt: latents of the ground truth, `(B, C, H, W)`.
         x_T: the teacher's starting states, `diffusion.prior_sample(y, noise)`.
-        x0_teacher: the result of the teacher's deterministic sampler from `x_T`.
+        x0_teacher: the result of the teacher's deterministic sampler from `x_T`. Both may be None for `ground_truth`
+            alone.
         fused: run all passes that need gradients as one batch, for speed. The terms equal those of separate passes
             (under dropout, in distribution).
         terms: the terms to compute; passes that none of them needs are skipped.
 
     Raises:
-        ValueError: an unknown or missing term, or latents of different shapes.
+        ValueError: an unknown or missing term, or latents that are missing or of different shapes.
     """
     if not terms or set(terms) - set(TERMS):
         raise ValueError(f"terms is {list(terms)}; it must have at least one of {list(TERMS)} and no other")
     for name, latents in (("x_T", x_T), ("x0_teacher", x0_teacher)):
-        if latents.shape != x0_gt.shape:
+        if latents is not None and latents.shape != x0_gt.shape:
             raise ValueError(f"{name} is {tuple(latents.shape)}; it must be {tuple(x0_gt.shape)} like x0_gt")
 
-    batch, device = x_T.shape[0], x_T.device
+    batch, device = x0_gt.shape[0], x0_gt.device
     denoise = torch.full((batch,), diffusion.last, dtype=torch.int64, device=device)
     invert = torch.zeros_like(denoise)
 
     passes: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # term -> (input, timestep, target)
-    if "distillation" in terms:
-        passes["distillation"] = (x_T, denoise, x0_teacher)
-    if "inversion" in terms:
-        passes["inversion"] = (x0_teacher, invert, x_T)
+    if taught := [term for term in ("distillation", "inversion") if term in terms]:
+        if x_T is None or x0_teacher is None:
+            raise ValueError(f"x_T or x0_teacher is None; {' and '.join(taught)} must have both")
+        both = {"distillation": (x_T, denoise, x0_teacher), "inversion": (x0_teacher, invert, x_T)}
+        passes = {term: both[term] for term in taught}
     if "ground_truth" in terms:
         with torch.no_grad():
             x_T_gt = network(diffusion.scale_input(x0_gt, denoise), invert, lq=lq)

@@ -42,15 +42,16 @@ class SinSR(Method):
         self.autoencoder = load_latents(settings, device)
         self.size_multiple = settings.autoencoder.factor * student.size_multiple
         self.teacher = None
-        if settings.sinsr.teaching == "online":
+        if settings.sinsr.teaching == "online" and settings.sinsr.teaches:
             self.teacher = load_teacher(settings, device)
         self.weights = {name: weight for name, weight in settings.sinsr.weights.items() if weight > 0}
 
     @staticmethod
     def columns(settings: TrialSettings) -> frozenset[str]:
+        teaches = settings.sinsr.teaches
         if settings.sinsr.teaching == "online":
-            return frozenset({"target", "degraded", "fresh_noise"})
-        return frozenset({"degraded", "latent", "latent_degraded", "noise", "taught"})
+            return frozenset({"target", "degraded", *(["fresh_noise"] if teaches else [])})
+        return frozenset({"degraded", "latent", *(["latent_degraded", "noise", "taught"] if teaches else [])})
 
     @staticmethod
     def architecture(settings: TrialSettings) -> dict[str, Any]:
@@ -60,28 +61,31 @@ class SinSR(Method):
         load_official_swin_unet(self.networks["student"], path)  # type: ignore[arg-type]
 
     def losses(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
-        if self.teacher is not None:
-            batch = self._teach(batch)
+        if self.settings.sinsr.teaching == "online":
+            batch = self._online(batch)
+        x_T = None
+        if self.settings.sinsr.teaches:
+            x_T = self.diffusion.prior_sample(batch["latent_degraded"], batch["noise"])
         terms = sinsr_terms(
             self.networks["student"],
             self.diffusion,
             batch["degraded"],
             batch["latent"],
-            self.diffusion.prior_sample(batch["latent_degraded"], batch["noise"]),
-            batch["taught"],
+            x_T,
+            batch.get("taught"),
             terms=self.weights,
         )
         return {name: LossTerm(term.mean(), self.weights[name]) for name, term in terms.items()}
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> Batch:
+    def _online(self, batch: Batch) -> Batch:
         """The columns of this batch that a store would contain, from new noise in every step."""
-        assert self.teacher is not None
-        y = self.autoencoder.encode(upsample(batch["degraded"], self.settings.pairs.scale))
-        teacher, degraded, noise = self.teacher, batch["degraded"], batch["fresh_noise"]
-        return {
-            "degraded": degraded,
-            "latent": self.autoencoder.encode(batch["target"]),
+        teacher, degraded = self.teacher, batch["degraded"]
+        found = {"degraded": degraded, "latent": self.autoencoder.encode(batch["target"])}
+        if teacher is None:
+            return found
+        noise, y = batch["fresh_noise"], self.autoencoder.encode(upsample(degraded, self.settings.pairs.scale))
+        return found | {
             "latent_degraded": y,
             "noise": noise,
             "taught": self.diffusion.sample_ddim(lambda x, t: teacher(x, t, lq=degraded), y, noise),

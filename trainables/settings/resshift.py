@@ -130,7 +130,8 @@ class SinSRSettings:
     """The one-step student (Wang et al. 2024).
 
     Attributes:
-        distillation, inversion, ground_truth: weights of the three terms; 1, 1, 1 in the paper.
+        distillation, inversion, ground_truth: weights of the three terms; 1, 1, 1 in the paper. Without the first two
+            the teacher makes no targets.
         teaching: "prepared" reads the teacher's targets from the store, made once for all trials; "online" runs
             autoencoder and teacher in every step, as the official code does.
         draws: noise draws per pair; prepared targets repeat after this many epochs.
@@ -140,7 +141,11 @@ class SinSRSettings:
     inversion: float = setting(1.0, within=WEIGHT)
     ground_truth: float = setting(1.0, within=WEIGHT)
     teaching: Literal["prepared", "online"] = setting("prepared", when_restoring="prepared")
-    draws: int = setting(4, within=(1, 1000), unless={"sinsr.teaching": "online"})
+    draws: int = setting(
+        4,
+        within=(1, 1000),
+        unless=({"sinsr.teaching": "online"}, {"sinsr.distillation": 0, "sinsr.inversion": 0}),
+    )
 
     def __post_init__(self) -> None:
         require_within("sinsr", self)
@@ -150,6 +155,11 @@ class SinSRSettings:
             ":".join(f"{weight:g}" for weight in self.weights.values()),
             "a ratio with at least one weight above 0",
         )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a term reads the teacher's targets."""
+        return self.distillation + self.inversion > 0
 
     @property
     def weights(self) -> dict[str, float]:

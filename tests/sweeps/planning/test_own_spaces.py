@@ -15,6 +15,8 @@ from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
 from trainables.common.errors import InputError
 
+WITHOUT_TEACHER = ("sinsr.distillation", "0"), ("sinsr.inversion", "0")
+
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
@@ -48,6 +50,18 @@ def test_settings_of_prepared_data_cannot_be_searched(
         InputError, match=f"^--space own: searches {parameter}, but prepared data .*{stage}.* depends on it"
     ):
         planned(method, {"training.learning_rate": Float(1e-5, 1e-4), parameter: among})
+
+
+def test_one_of_the_points_may_read_less_prepared_data(planned: Any) -> None:
+    """The first one needs no targets of the teacher."""
+    plan = planned(
+        "sinsr", {"sinsr.distillation": Choice((0.0, 1.0))}, ("sinsr.inversion", "0"), ("training.max_steps", "8")
+    )
+    assert {stage.name for stage in plan.stages_of["sinsr"]} == {"pairs", "latents", "targets"}
+    plan = planned("sinsr", {"training.learning_rate": Float(1e-5, 1e-4)}, *WITHOUT_TEACHER)
+    assert {stage.name for stage in plan.stages_of["sinsr"]} == {"pairs", "latents"}
+    with pytest.raises(InputError, match=r"draws=2: has no effect with .*distillation=0 and"):
+        planned("sinsr", {"training.learning_rate": Float(1e-5, 1e-4)}, *WITHOUT_TEACHER, ("sinsr.draws", "2"))
 
 
 @pytest.mark.parametrize("parameter", ["training.max_steps", "training.reports", "data.seed"])

@@ -234,5 +234,7 @@ def test_invalid_terms_are_refused(diffusion: ResShiftDiffusion) -> None:
         sinsr_terms(TinyNetwork(), diffusion, **inputs, terms=["perceptual"])
     with pytest.raises(ValueError, match="at least one"):
         sinsr_terms(TinyNetwork(), diffusion, **inputs, terms=[])
+    with pytest.raises(ValueError, match="x_T or x0_teacher is None; inversion must have both"):
+        sinsr_terms(TinyNetwork(), diffusion, **(inputs | {"x0_teacher": None}), terms=["inversion", "ground_truth"])
     with pytest.raises(ValueError, match=r"x0_teacher is \(2,"):
         sinsr_terms(TinyNetwork(), diffusion, **(inputs | {"x0_teacher": inputs["x0_teacher"][:2]}))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches, validation_batches
 from trainables.data.prepared import Prepared
+from trainables.data.stages.needed import needed_stages
 from trainables.diffusion.resshift import per_sample_mse
 from trainables.methods.build import build_method, method_class
 from trainables.methods.method import LossTerm, Method
@@ -31,7 +32,7 @@ from trainables.pretrained.base_model import load_unet
 from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.resshift import build_diffusion, load_teacher
 from trainables.pretrained.weights_file import describe
-from trainables.settings import TrialSettings, override
+from trainables.settings import TrialSettings, override, reason_unread
 from trainables.settings.methods import METHODS
 from trainables.training.loop import World, train
 from trainables.training.reporting import Report
@@ -414,6 +415,23 @@ def test_term_with_zero_weight_is_not_computed(tiny: TrialSettings, prepared: Pr
         assert losses(method, batch) == pytest.approx(expected, rel=1e-5)
     only = SinSR(override(tiny, {"sinsr.distillation": 0, "sinsr.ground_truth": 0}), CPU)
     assert list(losses(only, batch)) == ["inversion"]
+
+
+@pytest.mark.parametrize("teaching", ["prepared", "online"])
+def test_ground_truth_alone_needs_no_teacher(teaching: str, tiny: TrialSettings, prepared: Prepared) -> None:
+    """No targets are prepared and none are made in a step; the term is that of all three."""
+    changes = {"sinsr.distillation": 0, "sinsr.inversion": 0, "sinsr.teaching": teaching}
+    alone = override(tiny, changes)
+    batch = batch_for(alone, prepared)
+    images = {"target"} if teaching == "online" else {"latent"}
+    assert set(batch) == SinSR.columns(alone) == {"degraded", *images}
+    stages = needed_stages(alone, "store", SinSR.columns(alone))
+    assert "targets" not in {stage.name for stage in stages}
+    method = SinSR(alone, CPU)
+    assert method.teacher is None
+    expected = losses(SinSR(tiny, CPU), batch_for(tiny, prepared))["ground_truth"]
+    assert losses(method, batch) == pytest.approx({"ground_truth": expected}, rel=2e-3)  # the store has 16 bits
+    assert reason_unread("sinsr.draws", alone)
 
 
 def test_weights_scale_the_sum_not_the_terms(tiny: TrialSettings, prepared: Prepared) -> None:
