@@ -1,4 +1,6 @@
-"""Checks of a plan with the actual files: one set of prepared data per method, and the bases; notes on rates."""
+"""Checks of a plan with the actual files: one set of prepared data per method, the bases, and settings that these files
+leave without effect; notes on rates.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
-from trainables.settings import flatten, override
+from trainables.images.sources.source import Source
+from trainables.settings import flatten, is_read, override, reason_unread
 from trainables.settings.methods import METHODS
+from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
     from trainables.data.stages.stage import Stage
@@ -74,3 +78,57 @@ def rate_notes(trials: Sequence[TrialSettings]) -> tuple[str, ...]:
         f"training.optimiser=adafactor steps with a rate of at most 1/sqrt(update): a learning rate of {highest:g} "
         f"is not reached from update {first:,} on",
     )
+
+
+def check_effects_on_files(question: Question, source: Source) -> None:
+    """Refuses settings, set or searched, that have no effect with these photographs or this base."""
+    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config, read_shape
+    from trainables.pretrained.prompts import pads_prompt
+
+    def predicting(trial: TrialSettings) -> TrialSettings:
+        """The trial with the prediction type that "base" stands for."""
+        if trial.diffusion.prediction_type != "base" or "diffusion" not in METHODS[trial.method].sections:
+            return trial
+        of_base = "base" in METHODS[trial.method].sections
+        found = read_shape(find_base(trial.base.weights, trial.base.revision)).prediction_type if of_base else ""
+        return override(trial, {"diffusion.prediction_type": found or "v_prediction"})
+
+    def ends_in_noise(trial: TrialSettings) -> bool:
+        """Whether the last timestep of the trial's base is pure noise, whatever `diffusion.zero_terminal_snr` is."""
+        folder = (
+            find_base(trial.base.weights, trial.base.revision) if "base" in METHODS[trial.method].sections else None
+        )
+        return folder is not None and bool(load_scheduler_config(folder).get("rescale_betas_zero_snr"))
+
+    trial, configurations = question.trial, question.outer_configurations()
+    base = f"base.weights={trial.base.weights}"
+    named = {name: f"--set {name}={value}" for name, value in question.settings.set}
+    named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
+    for name, text in named.items():
+        readers = [one for one in configurations if is_read(name, (one.method,))]
+        mirrors = name == "pairs.variants" and trial.pairs.flips != "none"
+        if is_among(name, SIMULATED) and source.paired and not mirrors:
+            raise InputError(
+                f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
+            )
+        if name == "base.padded_prompt" and not pads_prompt(trial):
+            raise InputError(
+                f"{text} has no effect: no empty prompt is computed; expected a base with text_encoder/ and without "
+                f"{EMPTY_PROMPT}, and no base.prompts with positive and empty"
+            )
+        if name == "conv_in.init":
+            shape = read_shape(find_base(trial.base.weights, trial.base.revision))
+            if shape.in_channels > shape.latent_channels:
+                raise InputError(f"{text} has no effect: {base} already takes both latents; expected another base")
+        if name == "diffusion.zero_terminal_snr" and readers and all(map(ends_in_noise, readers)):
+            raise InputError(
+                f"{text} has no effect: the scheduler of {base} has rescale_betas_zero_snr, so that its last timestep "
+                "is pure noise already; expected another base"
+            )
+        if name.startswith("diffusion."):
+            reasons = {reason_unread(name, predicting(one)) for one in readers}
+            if reasons and "" not in reasons:
+                raise InputError(
+                    f"{text} has no effect with {' or '.join(sorted(reasons))}; diffusion.prediction_type=base stands "
+                    "for the type that the base predicts"
+                )

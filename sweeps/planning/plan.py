@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.planning.checks import check_stores, find_bases, rate_notes
+from sweeps.planning.checks import check_effects_on_files, check_stores, find_bases, rate_notes
 from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
@@ -39,7 +39,6 @@ from trainables.data.stores.roots import local_root, store_root
 from trainables.images.sources.catalogue import LEAST_FOR_TEST
 from trainables.images.sources.source import Source, open_source
 from trainables.metrics.names import METRICS, global_std_name
-from trainables.settings.roles import SIMULATED, is_among
 
 if TYPE_CHECKING:
     from trainables.data.stages.stage import Stage
@@ -289,7 +288,7 @@ def make_plan(
     notes += rate_notes(configurations)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective, *further = resolve_objectives(settings, question.space, (*metrics, *stable))
-    _check_effects_on_files(question, source)
+    check_effects_on_files(question, source)
     for trial in configurations:
         method_class(trial.method).check(trial)
     gpu_workers = settings.workers_per_trial if settings.gpus_per_worker else 0
@@ -336,31 +335,3 @@ def _names(stages: Iterable[Stage]) -> set[str]:
 
 def _stability(metrics: tuple[str, ...]) -> tuple[str, ...]:
     return ("val/l_std", *map(global_std_name, metrics))
-
-
-def _check_effects_on_files(question: Question, source: Source) -> None:
-    """Refuses settings, set or searched, that have no effect with these photographs or this base."""
-    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, read_shape
-    from trainables.pretrained.prompts import pads_prompt
-
-    trial = question.trial
-    named = {name: f"--set {name}={value}" for name, value in question.settings.set}
-    named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
-    for name, text in named.items():
-        mirrors = name == "pairs.variants" and trial.pairs.flips != "none"
-        if is_among(name, SIMULATED) and source.paired and not mirrors:
-            raise InputError(
-                f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
-            )
-        if name == "base.padded_prompt" and not pads_prompt(trial):
-            raise InputError(
-                f"{text} has no effect: no empty prompt is computed; expected a base with text_encoder/ and without "
-                f"{EMPTY_PROMPT}, and no base.prompts with positive and empty"
-            )
-        if name == "conv_in.init":
-            shape = read_shape(find_base(trial.base.weights, trial.base.revision))
-            if shape.in_channels > shape.latent_channels:
-                base = trial.base.weights
-                raise InputError(
-                    f"{text} has no effect: base.weights={base} already takes both latents; expected another base"
-                )

@@ -9,6 +9,8 @@ from trainables.settings.checks import DECAY, FACTOR, GUIDANCE, MOST_STEPS, SHAR
 from trainables.settings.setting import GIVEN, Limits, setting
 from trainables.settings.sources import SHIPPED
 
+_REPLACED = {"checkpoint": GIVEN, "training.max_steps": GIVEN}
+
 
 @dataclass(frozen=True)
 class DiffusionSettings:
@@ -51,7 +53,16 @@ class DiffusionSettings:
     objective: Literal["uniform", "ccsr"] = setting("uniform", trained="equal")
     multi_resolution: float = setting(0.0, within=SHARE, training_only=True)
     annealed: bool = setting(True, training_only=True, unless={"diffusion.multi_resolution": 0.0})
-    min_snr: float = setting(0.0, within=WEIGHT, training_only=True)
+    min_snr: float = setting(
+        0.0,
+        within=WEIGHT,
+        training_only=True,
+        unless=(  # the term that it weighs has weight 0; what "base" means, a plan finds in the base
+            {"diffusion.prediction_type": "epsilon", "diffusion.noise_weight": 0},
+            {"diffusion.prediction_type": "v_prediction", "diffusion.noise_weight": 0},
+            {"diffusion.prediction_type": "sample", "diffusion.reconstruction_weight": 0},
+        ),
+    )
     noise_weight: float = setting(
         1.0, within=WEIGHT, training_only=True, unless={"diffusion.prediction_type": "sample"}
     )
@@ -88,7 +99,8 @@ class ConvInSettings:
         frozen: do not train this convolution. With frozen zeros the network never sees the degraded image.
     """
 
-    init: Literal["zeros", "duplicate"] = "duplicate"
+    # A checkpoint has this convolution, unless it is frozen.
+    init: Literal["zeros", "duplicate"] = setting("duplicate", unless={"checkpoint": GIVEN, "conv_in.frozen": False})
     frozen: bool = False
 
 
@@ -134,8 +146,9 @@ class ControlNetSettings:
     """
 
     condition: Literal["image", "latent"] = "image"
-    weights: str = setting("", path="weights", hub=True, restores="frozen part")
-    revision: str = setting("", restores="frozen part")
+    # Training from a checkpoint replaces them; a finished trial that restores may name where they are now.
+    weights: str = setting("", path="weights", hub=True, restores="frozen part", unless=_REPLACED)
+    revision: str = setting("", restores="frozen part", unless=_REPLACED)
     embedding_channels: tuple[int, ...] = setting(
         (16, 32, 96, 256), within=(1, 4096), unless=({"controlnet.weights": GIVEN}, {"controlnet.condition": "latent"})
     )

@@ -13,6 +13,7 @@ from search_spaces.space import Distribution
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import SweepSettings
+from tests.helpers.bases import save_base, scheduler
 from trainables.common.errors import InputError
 
 WITHOUT_TEACHER = ("sinsr.distillation", "0"), ("sinsr.inversion", "0")
@@ -62,6 +63,33 @@ def test_one_of_the_points_may_read_less_prepared_data(planned: Any) -> None:
     assert {stage.name for stage in plan.stages_of["sinsr"]} == {"pairs", "latents"}
     with pytest.raises(InputError, match=r"draws=2: has no effect with .*distillation=0 and"):
         planned("sinsr", {"training.learning_rate": Float(1e-5, 1e-4)}, *WITHOUT_TEACHER, ("sinsr.draws", "2"))
+
+
+def test_settings_that_a_base_leaves_without_effect_are_refused(planned: Any, tmp_path: Path) -> None:
+    """The type that it predicts, and its last timestep, are in its files."""
+    rate: dict[str, Distribution] = {"training.learning_rate": Float(1e-5, 1e-4)}
+    noise, image = save_base(tmp_path / "noise"), save_base(tmp_path / "image")
+    scheduler(prediction_type="sample", rescale_betas_zero_snr=True).save_pretrained(image / "scheduler")
+    kept = ("diffusion.prediction_type", "base")
+    on_noise, on_image = ((("base.weights", str(base)), kept, ("lora.rank", "2")) for base in (noise, image))
+
+    def refused(*flags: tuple[str, str], **searched: Distribution) -> str:
+        with pytest.raises(InputError) as error:
+            planned("latent_diffusion", rate | {f"diffusion.{name}": one for name, one in searched.items()}, *flags)
+        return str(error.value)
+
+    weighted = ("diffusion.noise_weight", "0.5")
+    assert refused(*on_image, weighted).startswith(
+        "--set diffusion.noise_weight=0.5 has no effect with diffusion.prediction_type=sample; "
+    )
+    planned("latent_diffusion", rate, *on_noise, weighted)
+    snr = (("diffusion.min_snr", "5"), ("diffusion.noise_weight", "0"))
+    assert "--set diffusion.min_snr=5 has no effect with diffusion.prediction_type=v_" in refused(*on_noise, *snr)
+    assert "min_snr=5" not in refused(*on_image, *snr)  # there it weighs the reconstruction
+    searched = refused(*on_image, zero_terminal_snr=Choice((False, True)))
+    assert searched.startswith("--space own: searches diffusion.zero_terminal_snr, which has no effect: the scheduler")
+    assert "has rescale_betas_zero_snr" in refused(*on_image, ("diffusion.zero_terminal_snr", "false"))
+    planned("latent_diffusion", rate | {"diffusion.zero_terminal_snr": Choice((False, True))}, *on_noise)
 
 
 @pytest.mark.parametrize("parameter", ["training.max_steps", "training.reports", "data.seed"])

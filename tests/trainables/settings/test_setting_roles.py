@@ -35,7 +35,7 @@ from trainables.settings.roles import (
     is_among,
     names,
 )
-from trainables.settings.setting import Limits, Roles, meanings
+from trainables.settings.setting import GIVEN, Limits, Roles, meanings
 
 SAMPLE = preset("sample").trial
 NAMES = tuple(flatten(SAMPLE))
@@ -137,7 +137,7 @@ def test_roles_name_existing_settings_and_values() -> None:
         assert set(roles.methods) <= set(METHODS), name
         assert roles.restores in ("", "frozen part", "sampling") and roles.trained in ("", "at most", "equal"), name
         for other, value in [one for others in roles.disabling for one in others.items()]:
-            assert other in values and type(values[other]) in (type(value), float), name
+            assert other in values and (value == GIVEN or type(values[other]) in (type(value), float)), name
     with pytest.raises(TypeError, match="privat"):
         Roles(privat=True)  # type: ignore[call-arg]
 
@@ -223,7 +223,7 @@ def test_every_restoring_setting_is_accepted_for_some_method() -> None:
     for name in RESTORES:
         read = [method for method in METHODS if is_read(name, (method,))]
         off = [other for others in ROLES[name].disabling for other, value in others.items() if value is False]
-        enabled = {other.replace(".", "__"): True for other in off}
+        enabled = {other.replace(".", "__"): True for other in off} | {"training__max_steps": 0}
         assert any(not reason_unread(name, sample_of(method, checkpoint="x", **enabled)) for method in read), name
 
 
@@ -255,6 +255,33 @@ def test_simulated_settings_are_read_by_one_simulator() -> None:
         "pairs.variants",
         "pairs.sharpened",
     }
+
+
+def weighing(predicts: str, **weights: float) -> dict[str, Any]:
+    return {"diffusion__prediction_type": predicts, **{f"diffusion__{name}": one for name, one in weights.items()}}
+
+
+SNR = "diffusion.min_snr"
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "changes", "reason"),
+    [
+        ("latent_diffusion", SNR, weighing("epsilon", noise_weight=0), "noise_weight=0"),
+        ("latent_diffusion", SNR, weighing("sample", noise_weight=0), ""),
+        ("latent_diffusion", SNR, weighing("epsilon", reconstruction_weight=0), ""),
+        ("latent_diffusion", SNR, weighing("sample", reconstruction_weight=0), "reconstruction_weight=0"),
+        ("latent_diffusion", "conv_in.init", {"checkpoint": "x"}, "checkpoint=x and conv_in.frozen=False"),
+        ("latent_diffusion", "conv_in.init", {"checkpoint": "x", "conv_in__frozen": True}, ""),
+        ("latent_diffusion", "conv_in.init", {}, ""),
+        ("controlnet_diffusion", "controlnet.weights", {"checkpoint": "x"}, "checkpoint=x and training.max_steps=300"),
+        ("controlnet_diffusion", "controlnet.weights", {"checkpoint": "x", "training__max_steps": 0}, ""),
+        ("controlnet_diffusion", "controlnet.weights", {}, ""),
+    ],
+)
+def test_settings_that_others_replace(method: str, name: str, changes: dict[str, Any], reason: str) -> None:
+    found = reason_unread(name, sample_of(method, **changes))
+    assert found.endswith(reason) and bool(found) == bool(reason)
 
 
 def test_finished_trial_restores_only_within_its_training() -> None:
