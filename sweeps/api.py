@@ -40,7 +40,7 @@ from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri
 from trainables.images.sources.decode import read_pixels
-from trainables.restore import Restorer, picture_key, restoration_settings
+from trainables.restorer import Restorer, picture_key, restoration_settings
 
 
 def run(space: SearchSpace | str | os.PathLike[str], *, set: Mapping[str, Any] | None = None, **settings: Any) -> Run:

@@ -22,7 +22,7 @@ LEVELS = (
     ("trainables.images", "trainables.pretrained"),
     ("trainables.methods",),
     ("trainables.data",),
-    ("trainables.training",),
+    ("trainables.training", "trainables.restorer"),
     ("trainables.restore", "trainables.export", "trainables.prompts"),
     ("trainables.assets", "trainables.gpu_check"),
     ("sweeps.formatting", "sweeps.trial_config"),

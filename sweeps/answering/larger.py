@@ -32,7 +32,7 @@ from trainables.images.pairs import Pair, Pairs
 from trainables.images.tensors import image_tensor, to_pixels, upsample
 from trainables.metrics import build_metrics
 from trainables.metrics.names import test_name
-from trainables.restore import Restorer, picture_key, restoration_settings
+from trainables.restorer import Restorer, picture_key, restoration_settings
 from trainables.settings import override
 from trainables.training.pictures import Pictures
 

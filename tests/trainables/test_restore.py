@@ -23,7 +23,8 @@ from trainables.common.paths import write_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
-from trainables.restore import Restorer, main, picture_key, restoration_settings
+from trainables.restore import main
+from trainables.restorer import Restorer, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS
 

@@ -23,7 +23,7 @@ from trainables.data.stages.kinds import STAGE_OF
 from trainables.gpu_check.trials import Kept, Losses, check_settings, make_trainer
 from trainables.images.tensors import to_pixels
 from trainables.methods.build import method_class
-from trainables.restore import Restorer, picture_key, restoration_settings
+from trainables.restorer import Restorer, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.training.memory import free_memory
 

@@ -20,7 +20,7 @@ from trainables.methods.build import build_method, load_finished, method_class
 from trainables.methods.one_step import PIXEL, SEMANTIC
 from trainables.networks.stable_diffusion import use_second_lora
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
-from trainables.restore import restoration_settings
+from trainables.restorer import restoration_settings
 from trainables.settings import TrialSettings, flatten, override
 
 PreparedFor = Callable[[TrialSettings], Prepared]

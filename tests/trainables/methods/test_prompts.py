@@ -23,7 +23,7 @@ from trainables.methods.build import build_method, method_class
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.finished_trial import SETTINGS
 from trainables.pretrained.prompts import load_prompts
-from trainables.restore import restoration_settings
+from trainables.restorer import restoration_settings
 from trainables.settings import TrialSettings, override
 
 PreparedFor = Callable[[TrialSettings], Prepared]

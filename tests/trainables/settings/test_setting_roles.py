@@ -17,7 +17,7 @@ from sweeps.planning.settings import SweepSettings, field_name
 from trainables.common.errors import InputError
 from trainables.methods.build import method_class
 from trainables.pretrained.finished_trial import SETTINGS, check_asked
-from trainables.restore import restoration_settings
+from trainables.restorer import restoration_settings
 from trainables.settings import TrialSettings, flatten, is_read, override, reason_unread
 from trainables.settings.methods import COMMON, METHODS
 from trainables.settings.presets import preset
