@@ -7,7 +7,9 @@ docs/restore.md.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import posixpath
 import re
 import sys
@@ -25,7 +27,7 @@ from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
-from trainables.common.paths import check_writable, path_of, write_whole
+from trainables.common.paths import check_writable, path_of, replace_whole
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import images_below
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 PROG, DESCRIPTION = "python -m trainables.restore", "Restores pictures with a finished trial of any method."
 _SILENT_FOR = 10.0  # seconds
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # every other picture would fail too, after it was restored
 _EPILOG = f"""\
 examples:
   python -m trainables.restore results/sinsr_loss_ratios/RUN/best photos/ restored/
@@ -80,7 +83,7 @@ def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_e
             raise InputError(f"INPUT {source}: {became[output]} and {name} would both become {output}; rename one")
         became[output] = name
     outputs = list(became)
-    there = {output for output in outputs if output.exists()}
+    there = {output for output in outputs if os.path.exists(output)}  # False for a name that is too long
     inputs = {Path(images.place(row)).resolve() for row in range(len(images))} if there else set()
     if lost := sorted(output for output in there if output.resolve() in inputs):
         raise InputError(f"OUTPUT {folder}: {lost[0]} is one of the pictures to restore; choose another folder")
@@ -107,10 +110,10 @@ def _list_pictures(source: Path) -> FileImages:
 
 
 def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
-    """Restores and writes the missing pictures, one after another. Damaged pictures are named and skipped.
+    """Restores and writes the missing pictures, one after another. Those that cannot be are named and skipped.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: the disk is full.
     """
     for row in work.missing:
         name, started = work.images.file_names[row], time.monotonic()
@@ -148,7 +151,11 @@ class _Tiles:
 
 
 def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int], output: Path, tiles: _Tiles) -> str:
-    """Writes a picture. If memory is not enough, returns a message."""
+    """Writes a picture; returns why that was not possible, or nothing.
+
+    Raises:
+        InputError: the disk is full.
+    """
     content = io.BytesIO()
     try:
         Image.fromarray(restorer(pixels, key, tiles)).save(content, "PNG")
@@ -157,7 +164,12 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
             raise
         smaller = (restorer.tile or 2 * TILE) // 2 // restorer.multiple * restorer.multiple
         return f"not enough memory; try --tile {smaller}"
-    write_whole(output, content.getvalue())
+    try:
+        replace_whole(output, content.getvalue())
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(f"{output}: cannot be written ({error.strerror}); existing files were kept") from None
+        return f"{output} cannot be written: {error.strerror}"
     return ""
 
 

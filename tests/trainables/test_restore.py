@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.conftest import finish
 from tests.helpers.buckets import endpoint, upload
-from trainables.common.paths import write_whole
+from trainables.common.paths import replace_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
@@ -160,6 +160,22 @@ def test_folder_keeps_its_names_and_broken_pictures_are_reported(
     assert capsys.readouterr().out.endswith(f"restored 1 of 1 pictures to {out}; 1 already existed\n")
     assert written["below/b.png"].read_bytes() == b"kept"
     assert main([*arguments, "--skip-existing", "--device", "not used"]) == 0
+
+
+def test_picture_that_cannot_be_written_does_not_stop_the_others(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    longest = 251 * "n"  # with .png as long as a name can be on usual file systems
+    for name in ("blocked/a.png", f"{longest}.png", "z.png"):
+        save(source / name, 4, 4)
+    out.mkdir()
+    (out / "blocked").write_text("a file where a folder is needed")
+    assert main([str(trial), str(source), str(out)]) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f"blocked/a.png: not restored ({out}/blocked/a.png cannot be written: File exists)\n"
+    assert shown.out.endswith(f"restored 2 of 3 pictures to {out}; 1 could not be restored\n")
+    assert sorted(path.name for path in out.iterdir()) == ["blocked", f"{longest}.png", "z.png"]
 
 
 def test_settings_of_restoring_can_be_changed(trial: Path, tmp_path: Path) -> None:
@@ -325,12 +341,12 @@ def test_restoring_resumes_after_ctrl_c(
     source, out = _pictures(tmp_path / "in", *names), tmp_path / "out"
 
     def write_and_press(path: Path, content: bytes) -> None:
-        write_whole(path, content)
+        replace_whole(path, content)
         if path.name == "02.png":
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as while_pressing:
-        while_pressing.setattr("trainables.restore.write_whole", write_and_press)
+        while_pressing.setattr("trainables.restore.replace_whole", write_and_press)
         assert main([str(trial), str(source), str(out)]) == 130
     shown = capsys.readouterr()
     done = shown.out.count("\n")

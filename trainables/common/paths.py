@@ -133,13 +133,24 @@ def write_whole(path: Path, content: bytes | Buffer) -> None:
     Raises:
         InputError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        replace_whole(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); existing files were kept") from None
+
+
+def replace_whole(path: Path, content: bytes | Buffer) -> None:
+    """As `write_whole`.
+
+    Raises:
+        OSError: for example, because the disk is full. An existing file is kept.
+    """
+    # Without the file's own name, which may be as long as a name can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); existing files were kept") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
