@@ -22,6 +22,7 @@ from trainables.common.errors import InputError
 from trainables.common.locations import Location
 from trainables.images.sources import catalogue, parquet_images
 from trainables.images.sources.images import FileImages
+from trainables.images.sources.notices import SourceWarning
 from trainables.images.sources.photographs import MatchedPhotograph, Photographs, load_photographs
 from trainables.images.sources.source import open_source
 from trainables.settings.pairs import Split
@@ -76,6 +77,46 @@ def test_list_of_paths_is_read(tmp_path: Path) -> None:
     assert open_source(str(listing)).fingerprint == before
     _save(paths[2], _picture(99))
     assert open_source(str(listing)).fingerprint != before
+
+
+def test_results_below_a_source_are_no_photographs(tmp_path: Path) -> None:
+    for number in range(4):
+        _save(tmp_path / f"album{number % 2}" / f"{number}.png", _picture(number))
+    before = open_source(str(tmp_path))
+    names = sorted(_shown(tmp_path))
+    run = tmp_path / "results" / "sinsr_loss_ratios" / "2026-01-01_00-00-00"
+    _save(run / "trials" / "t000" / "grid.png", _picture(10))
+    _save(run / "report" / "figures" / "a.png", _picture(11))
+    (run / "settings.yaml").write_text("space: sinsr_loss_ratios")
+    _save(tmp_path / "pairs-train-ce51724c58df.png", _picture(12))  # the sheet of `data inspect`
+    told = r": 3 images that .* in folders of runs \(results/.*2026-01-01_00-00-00/\)$"
+    with pytest.warns(SourceWarning, match=told):
+        after = open_source(str(tmp_path))
+    assert after.fingerprint == before.fingerprint
+    with pytest.warns(SourceWarning, match=told):
+        assert sorted(_shown(tmp_path)) == names
+
+    # A folder that has such a file from another program holds photographs.
+    (tmp_path / "album0" / "settings.yaml").write_text("camera: mine")
+    with pytest.warns(SourceWarning, match=told):
+        assert sorted(_shown(tmp_path)) == names
+
+
+def test_tables_of_a_store_below_tables_are_no_photographs(tmp_path: Path) -> None:
+    content = [_png(tmp_path, number) for number in range(3)]
+    (tmp_path / "one.png").unlink()
+    parquet.write_table(pa.table({"image": content}), tmp_path / "photographs.parquet")
+    store, run = tmp_path / "results" / "store", tmp_path / "results" / "a" / "b"
+    (store / "pairs-train-ce51724c58df").mkdir(parents=True)
+    run.mkdir(parents=True)
+    (run / "settings.yaml").touch()
+    for other in (
+        store / "pairs-train-ce51724c58df" / "rejected.parquet",
+        store / "catalogue-0123456789abcdef.parquet",
+        run / "leaderboard.parquet",
+    ):
+        parquet.write_table(pa.table({"name": ["a"]}), other)
+    assert len(_shown(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from trainables.common.locations import Location, is_uri, locate
 from trainables.images.sources import formats
 from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
+from trainables.images.sources.own_results import RUN_SETTINGS, left_out
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders, subfolders_with_equal_names
 from trainables.images.sources.parquet_images import list_parquet
 from trainables.images.sources.sample import SAMPLE_NAMES, sample_images
@@ -60,8 +61,9 @@ def list_source(source: str) -> Listing:
         source: `"sample"`, see `trainables.images.sources.sample`. Or a local path, or a URI
             (`s3://`, `gs://`, `file://`, see `resolve_uri`), of one of:
 
-            - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files are skipped, linked
-              folders searched once), named by relative path. A `SourceWarning` counts images that are not read;
+            - a folder, searched recursively for images (`SUFFIXES` in any case; hidden files and results of runs are
+              skipped, linked folders searched once), named by relative path. A `SourceWarning` counts images that are
+              not read;
             - a folder with one subfolder of `DEGRADED_FOLDERS` and one of `TARGET_FOLDERS`, such as `input/` and
               `target/`, searched in the same way: partners have the same relative path. The extension is not part of
               their name and may differ, and so may the Unicode form of an accent. A `SourceWarning` reports images
@@ -126,7 +128,7 @@ def _folder(root: Location) -> Listing:
             _warn(f"{root}: {len(loose)} images next to {beside} are not used: {first}")
         names, sides = match_partners(f"{root}", *(images_below(folder) for folder in pair))
         return Listing(f"{root}", pa.array(names), sides)
-    files, stamps = root.files((*FOUND, ".parquet"))
+    files, stamps = _listed(root, (*FOUND, ".parquet"))
     tables = np.array([file.lower().endswith(".parquet") for file in files], bool)
     if tables.all() and files:
         return _parquet(root, files, stamps, f"{root}")
@@ -146,7 +148,20 @@ def images_below(root: Location) -> FileImages:
     Raises:
         InputError: there are none that can be read.
     """
-    return _files(root, *root.files(FOUND))
+    return _files(root, *_listed(root, FOUND))
+
+
+def _listed(root: Location, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """`Location.files` without the results of runs, which a warning names."""
+    files, stamps = root.files((*suffixes, RUN_SETTINGS))
+    ours, runs = left_out(files)
+    pictures = [name for name, own in zip(files, ours, strict=True) if own and name.lower().endswith(FOUND)]
+    if pictures:
+        where = (
+            f"in folders of runs ({runs[0]}{', ...' if len(runs) > 1 else ''})" if runs else f"such as {pictures[0]}"
+        )
+        _warn(f"{root}: {len(pictures)} images that a sweep or preparation wrote are not used, {where}")
+    return [name for name, own in zip(files, ours, strict=True) if not own], stamps[~ours]
 
 
 def _files(root: Location, files: list[str], stamps: np.ndarray) -> FileImages:
