@@ -40,7 +40,7 @@ def parser(prog: str = PROG) -> Flags:
     prepare.add_argument("--data-target", default="", metavar="DIR", help="their targets, under the same file names")
     prepare.add_argument("--store", default="results/store", metavar="DIR", help="a folder or URI (results/store)")
     prepare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
-    prepare.add_argument("--cpus", type=whole(0), default=0, metavar="N", help="number of processes (all cores)")
+    prepare.add_argument("--cpus", type=whole(0), default=0, metavar="N", help="number of processes (all usable CPUs)")
     prepare.add_argument("--gpus", type=whole(0), default=0, metavar="N", help="how many of them use a GPU (0)")
     prepare.add_argument("--address", default="", metavar="ADDRESS", help="a running Ray cluster, such as auto")
     prepare.add_argument("--dry-run", action="store_true", help="print the disk space and time it needs, and stop")

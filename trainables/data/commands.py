@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from trainables.common.cluster import check_address
 from trainables.common.devices import device_for, gpu_count
 from trainables.common.errors import InputError, one_line
+from trainables.common.machine import usable_cpus
 from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
 from trainables.common.units import byte_text, duration
 from trainables.data.contact_sheet import write_contact_sheet
@@ -63,9 +63,10 @@ def prepare_command(flags: argparse.Namespace) -> int:
     if not is_uri(root):
         check_room({"--store": (Path(root), bytes_to_come(missing))})
     if flags.dry_run:
-        processes = flags.gpus or flags.cpus or len(os.sched_getaffinity(0))
-        seconds = seconds_of(settings, missing, pairs, device_for(flags.gpus)) / processes
-        print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}")
+        gpus = min(flags.gpus, gpu_count())  # of a cluster they may be on other machines
+        seconds = seconds_of(settings, missing, pairs, device_for(gpus)) / (gpus or flags.cpus or usable_cpus())
+        where = " on this machine alone" if flags.address else ""
+        print(f"to be made: {byte_text(sum(s.bytes for s in missing))} in about {duration(seconds)}{where}")
         return 0
     if missing:
         from trainables.data.ray_pipeline import STORES, check_shared, connected_for_preparation, on_ray

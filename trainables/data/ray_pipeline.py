@@ -8,7 +8,6 @@ driver nor Ray's object store holds pixels, and memory does not grow with the da
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
 import threading
@@ -28,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.common.cluster import check_address, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
+from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 
@@ -157,7 +157,8 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
     """Connects to a running cluster, or starts a local Ray; disconnects at the end.
 
     Args:
-        cpus, gpus: number of processes, and how many of them have a GPU; 0 CPUs means all cores.
+        cpus, gpus: number of processes, and how many of them have a GPU; 0 CPUs means all that this process may use,
+            see `usable_cpus`.
         store: root of the stores, which is not copied to the nodes with the code.
 
     Raises:
@@ -171,7 +172,7 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
         else:
             ray.init(
                 address="local",
-                num_cpus=cpus or len(os.sched_getaffinity(0)),
+                num_cpus=cpus or usable_cpus(),
                 num_gpus=gpus,
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,

@@ -253,6 +253,13 @@ def test_dry_run_prints_bytes_and_time(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "stores").exists()
 
 
+def test_dry_run_for_a_cluster_estimates_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the head of a cluster, which often has no GPU."""
+    flags = ["--store", str(tmp_path / "stores"), "--dry-run", "--address", "auto", "--gpus", "8"]
+    assert main(["prepare", *flags]) == 0
+    assert capsys.readouterr().out.endswith(" on this machine alone\n")
+
+
 def test_empty_store_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--store", ""]) == 2
     assert "error: --store is empty" in capsys.readouterr().err

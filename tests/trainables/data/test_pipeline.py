@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from tests.helpers.paths import ROOT
+from trainables.common import machine
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
 from trainables.data.stores.shard_format import MANIFEST
@@ -49,6 +51,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
     prepare(settings(), root, method_class("sinsr").columns(settings()))
     return root
+
+
+def test_local_preparation_keeps_to_the_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setattr(machine, "_own_cgroups", lambda: iter([tmp_path]))
+    with connected_for_preparation():
+        assert ray.cluster_resources()["CPU"] == 1
 
 
 def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
