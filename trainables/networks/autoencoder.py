@@ -136,7 +136,13 @@ def load_vq_f4(path: str | Path) -> VQModel:
     if not path.exists():
         raise FileNotFoundError(f"no autoencoder at {path}")
     if path.is_dir():
-        return VQModel.from_pretrained(str(path), use_safetensors=True, low_cpu_mem_usage=False).eval()
+        model, report = VQModel.from_pretrained(
+            str(path), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+        for what in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, report[f"{what}_keys"])):  # diffusers would only warn
+                raise RuntimeError(f"{len(names)} weights {what}: {', '.join(names)}")
+        return model.eval()
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             config = (file.metadata() or {}).get("vq_config")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.bases import tiny_unet
 from trainables.common.errors import InputError
@@ -199,6 +199,26 @@ def test_wrong_autoencoder_is_refused_in_one_line(case: str, small: TrialSetting
         path = path.rename(path.with_suffix(".pth"))
         with pytest.raises(InputError, match=f"autoencoder.weights={path}: not a VQ-f4 autoencoder: "):
             load_autoencoder(str(path))
+
+
+def test_diffusers_autoencoder_is_read_strictly(tmp_path: Path) -> None:
+    whole = load_vq_f4(SHIPPED_AUTOENCODER)
+    whole.save_pretrained(tmp_path)
+    for name, values in load_autoencoder(str(tmp_path)).state_dict().items():
+        assert torch.equal(whole.state_dict()[name], values)
+
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    gone = "encoder.conv_in.weight"
+    for changed, message in (
+        ({name: values for name, values in state.items() if name != gone}, f"1 weights missing: {gone}"),
+        (state | {"extra": torch.zeros(1)}, "1 weights unexpected: extra"),
+        (state | {gone: torch.zeros(1)}, "encoder.conv_in.weight"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(InputError, match=message) as caught:
+            load_autoencoder(str(tmp_path))
+        assert "\n" not in str(caught.value)
 
 
 def test_checkpoint_cannot_run_code(small: TrialSettings, tmp_path: Path) -> None:
