@@ -92,6 +92,16 @@ def test_shares_move_photographs_between_training_and_one_other_split(tmp_path: 
     assert all(halves) and sum(map(len, halves)) == 90
 
 
+@pytest.mark.parametrize("usable", [8, 10])
+def test_no_share_leaves_a_split_empty(tmp_path: Path, usable: int) -> None:
+    """Names whose hashes are all in the upper half, which a test share of 0.5 takes."""
+    upper = [name for number in range(60) if catalogue._place(name := f"{number}.png") >= 0.5][:usable]
+    for number, name in enumerate(upper):
+        _picture(number).save(tmp_path / name)
+    source, shares = open_source(str(tmp_path)), catalogue.Shares(0.1, 0.5)
+    assert [len(source.of_split(split, shares=shares)) for split in SPLITS] == [1, 1, usable - 2]
+
+
 def test_splits_agree_when_they_need_different_sizes(tmp_path: Path) -> None:
     for number in range(6):
         side = 40 if number % 2 else 160

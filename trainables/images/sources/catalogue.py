@@ -255,7 +255,8 @@ def splits(listing: Listing, names: Sequence[str], usable: np.ndarray, shares: S
     The names at the lower end of the hashes are for validation, those at the upper end for test. If the hashes of the
     usable images leave a split too small, the images nearest to its end join it: validation needs one and training one;
     test needs `LEAST_TESTED`, but takes none from a source of fewer than `LEAST_FOR_TEST` usable images, nor with a
-    share of 0. Sizes have no influence, so that the splits of different crops agree.
+    share of 0, and leaves the other splits one each. Sizes have no influence, so that the splits of different crops
+    agree.
     """
     if listing.splits is not None:
         return np.array(listing.splits)
@@ -266,6 +267,7 @@ def splits(listing: Listing, names: Sequence[str], usable: np.ndarray, shares: S
     if shares.test and len(rows) >= LEAST_FOR_TEST:
         tested = place >= 1 - shares.test
         tested[ordered[-LEAST_TESTED:]] = True
+        tested[ordered[:2]] = False
     validating = (place < shares.validation) & ~tested
     rest = ordered[~tested[ordered]]
     validating[rest[0]] = True
@@ -290,7 +292,7 @@ def check_rejected(
     Raises:
         InputError: the number, the first five, and what to do.
     """
-    share = len(rejected) / found
+    share = len(rejected) / found if found else 0.0
     if share <= most:
         return
     kept = ""
