@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from search_spaces import SAMPLERS
@@ -277,7 +276,7 @@ _HERE = "local"  # a value of --address
 
 
 def _name_of(space: str) -> str:
-    return read_space_file(Path(space).expanduser()).name if is_path(space) else space
+    return read_space_file(path_of("--space", space)).name if is_path(space) else space
 
 
 def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:

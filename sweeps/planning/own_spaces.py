@@ -17,6 +17,7 @@ from typing import Any
 import search_spaces
 from search_spaces import Choice, Criterion, Float, Int, Point, SearchSpace, When
 from trainables.common.errors import InputError, one_line
+from trainables.common.paths import path_of
 
 SPACE_FILE = "space.json"
 _KINDS = {kind.__name__: kind for kind in (SearchSpace, Float, Int, Choice, When, Point, Criterion)}
@@ -41,7 +42,7 @@ def register_space(space: SearchSpace | str) -> str:
     if isinstance(space, str):
         if not is_path(space):
             return space
-        space = read_space_file(Path(space).expanduser())
+        space = read_space_file(path_of("--space", space))
     if not _NAME.fullmatch(space.name):
         raise InputError(
             f"space {space.name!r}: expected a name of letters, digits, _ and -; it names the folder of runs"

@@ -236,7 +236,8 @@ def make_plan(
         InputError: weights, data, a metric or resources that are not available.
     """
     settings = question.settings
-    store = store_root(settings.store or default_store(settings.results))
+    results = default_store(settings.results)
+    store = store_root(settings.store) if settings.store else store_root(results, "--results")
     check_tracker(settings.log_to, settings.results)
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results_place(settings.results)

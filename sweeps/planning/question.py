@@ -21,7 +21,7 @@ from sweeps.planning.settings import (
 )
 from trainables.common.errors import InputError
 from trainables.common.locations import shown
-from trainables.common.paths import is_uri
+from trainables.common.paths import is_uri, path_of
 from trainables.metrics.names import METRICS
 from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import check_asked, finished_settings
@@ -290,13 +290,18 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
 
 
 def absolute_paths(values: Mapping[str, object]) -> dict[str, object]:
-    """Absolute paths, because workers and a later `--resume` may run in other folders."""
+    """Absolute paths, because workers and a later `--resume` may run in other folders.
+
+    Raises:
+        InputError: a text that cannot be a path.
+    """
     absolute: dict[str, object] = {}
     for name in PATHS:
         value, roles = str(values.get(name, "")), ROLES[name]
-        path = Path(value).expanduser()
-        is_path = path.is_dir() if roles.hub else value not in roles.builtin
-        if value and is_path and not is_uri(value):
+        if not value or value in roles.builtin or is_uri(value):
+            continue
+        path = path_of(roles.flag or name, value)
+        if not roles.hub or path.is_dir():
             absolute[name] = str(path.absolute())
     return absolute
 

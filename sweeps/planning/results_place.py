@@ -7,7 +7,7 @@ from pathlib import Path
 from sweeps.planning.run_files import RUN_SETTINGS
 from trainables.common.buckets import BucketFolder, check_bucket, check_bucket_works
 from trainables.common.errors import InputError
-from trainables.common.paths import check_writable, is_uri
+from trainables.common.paths import check_writable, is_uri, path_of
 from trainables.data.stores.roots import local_root
 
 
@@ -21,7 +21,7 @@ def check_results_place(results: str) -> None:
         check_bucket("--results", results)
         check_writable("XDG_CACHE_HOME", local_root(results))
     else:
-        check_results("--results", Path(results).expanduser())
+        check_results("--results", path_of("--results", results))
 
 
 def check_bucket_results(uri: str) -> None:

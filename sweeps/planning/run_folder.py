@@ -31,7 +31,7 @@ from sweeps.planning.settings import SweepSettings
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError
 from trainables.common.locks import take
-from trainables.common.paths import HALF_WRITTEN, is_uri
+from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
 from trainables.training.checkpoint_folders import drop_older, newest_whole
 
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
@@ -209,7 +209,7 @@ def _names() -> Iterator[str]:
 
 
 def _new_folder(results: str, space: str) -> RunFolder:
-    root = Path(results).expanduser()
+    root = path_of("--results", results)
     try:
         (root / space).mkdir(parents=True, exist_ok=True)
         for name in _names():

@@ -147,6 +147,29 @@ def test_unusable_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "b.png" in refused(capsys, results, *BASE, "--data", str(one))
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--data", "~no-such-user"], "--data ~no-such-user"),
+        (["--store", "~no-such-user/x"], "--store ~no-such-user/x"),
+        (["--store", 300 * "x"], "--store xxx"),
+        (["--set", "base.weights=~no-such-user/x", "--space", "max_timestep"], "base.weights ~no-such-user/x"),
+        (["--space", "~no-such-user/mine.py"], "--space ~no-such-user/mine.py"),
+    ],
+)
+def test_text_that_cannot_be_a_path_is_refused_in_one_line(
+    flags: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt user, and an error of the system, as for a folder without access."""
+    line = refused(capsys, tmp_path / "results", *BASE, *flags)
+    assert line.startswith(named) and ": not a valid path (" in line
+
+
+def test_results_of_a_misspelt_user_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, Path("~no-such-user/results"), *BASE)
+    assert line.startswith("--results ~no-such-user/") and "not a valid path" in line
+
+
 def test_runs_that_cannot_be_resumed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     run.mkdir()

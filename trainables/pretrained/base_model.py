@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.common.errors import InputError, one_line
+from trainables.common.paths import path_of
 from trainables.settings import SHIPPED
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def find_base(weights: str, revision: str = "", allow_download: bool = True, set
         InputError: no such folder, or a hub id that is not cached and cannot be downloaded; the message has the command
             that downloads it.
     """
-    folder = SHIPPED_BASE if weights == SHIPPED else Path(weights).expanduser()
+    folder = SHIPPED_BASE if weights == SHIPPED else path_of(setting, weights) if weights else Path()
     if weights and folder.is_dir():
         if revision:
             name = setting.replace("weights", "revision")

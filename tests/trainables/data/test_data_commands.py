@@ -208,6 +208,12 @@ def test_every_kind_of_store_is_found() -> None:
         (["prepare", "--set", "nosuch=1"], ["nosuch"]),
         (["prepare", "--set", "pairs.train_pairs"], ["--set pairs.train_pairs", "KEY=VALUE"]),
         (["prepare", "--data", "nosuch"], ["nosuch", "no such folder"]),
+        (["prepare", "--data", "~nosuch"], ["~nosuch", "no such folder"]),
+        (["prepare", "--store", "~nosuch/x"], ["--store ~nosuch/x: not a valid path"]),
+        (
+            ["prepare", "--method", "latent_diffusion", "--set", "base.weights=~nosuch/x", "--dry-run"],
+            ["base.weights ~nosuch/x: not a valid path"],
+        ),
         (["prepare", "--set", "pairs.train_pairs=100000000"], ["--store", "of disk", "are free"]),
         (["inspect", "nosuch"], ["nosuch", "no such folder"]),
         (["verify", "nosuch"], ["nosuch", "no such folder"]),
@@ -236,7 +242,7 @@ def test_invalid_input_is_refused(
     arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--store", str(tmp_path / "stores")] if arguments[:1] == ["prepare"] else []
-    assert main([*arguments, *more]) == 2
+    assert main([*arguments[:1], *more, *arguments[1:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m trainables.data") and ": error: " in error and error.count("\n") == 1
     assert [part for part in named if part not in error] == []

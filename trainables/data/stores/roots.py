@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from trainables.common.paths import cache_of, is_uri
+from trainables.common.paths import cache_of, is_uri, path_of
 
 
-def store_root(text: str) -> str:
-    """A root as an absolute path or a URI, so that it is valid in every process."""
+def store_root(text: str, flag: str = "--store") -> str:
+    """A root that the user gave, as an absolute path or a URI, so that it is valid in every process.
+
+    Args:
+        flag: the flag that gave it, for messages.
+
+    Raises:
+        InputError: a text that cannot be a path.
+    """
     if is_uri(text) and not text.startswith("file://"):
         return text
     path = unquote(urlsplit(text).path) if is_uri(text) else text
-    return str(Path(path).expanduser().resolve())
+    return str(path_of(flag, path).resolve())
 
 
 def local_root(root: str) -> Path:
