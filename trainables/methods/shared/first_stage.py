@@ -41,7 +41,7 @@ class FirstStage:
         self.settings = settings
         name = f"first_stage.weights={settings.first_stage.weights}"
         try:
-            # Its weights stay in float32, because prepared latents are made without autocast.
+            # Its weights stay in float32, because it samples without autocast.
             whole = override(first_stage_settings(settings), {"training.precision": "fp32"})
             method = build_method(whole, device)
         except InputError as error:
@@ -57,7 +57,8 @@ class FirstStage:
 
     @torch.no_grad()
     def __call__(self, y: Tensor, noise: Tensor, keys: NoiseKeys, x0: Tensor | None = None) -> Tensor:
-        """Restored latents.
+        """Restored latents. Float32 also under autocast, as prepared ones are, so that a decoder of any precision is
+        measured on such latents as it was trained on.
 
         Args:
             y: (B, C, h, w) latents of the degraded images.
@@ -66,6 +67,10 @@ class FirstStage:
             x0: the target's latents, in training: CCSR's chain then starts from them under full noise, and jumps with
                 the same noise again, as in its official training of the decoder.
         """
+        with torch.autocast(y.device.type, enabled=False):
+            return self._sample(y.float(), noise.float(), keys, None if x0 is None else x0.float())
+
+    def _sample(self, y: Tensor, noise: Tensor, keys: NoiseKeys, x0: Tensor | None) -> Tensor:
         batch = {"latent_degraded": y, "noise": noise, "noise_key": torch.tensor([list(key) for key in keys])}
         if self.settings.method != "ccsr":
             return self.method.sample(batch)
