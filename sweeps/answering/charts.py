@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from sweeps.answering.labels import Box, Labels, Place
+from sweeps.answering.labels import CHARACTER, Box, Labels, Place, shortened
 
 WIDTH, HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
@@ -220,10 +220,14 @@ def _svg(
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
     ticks = [(float(k), name) for k, name in enumerate(categories)] or [(tick, f"{tick:.4g}") for tick in x.ticks()]
+    room = int((right - _LEFT) / len(ticks) / CHARACTER) if categories else math.inf
     for tick, name in ticks:
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        text = f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 17}">{escape(name)}</text>'
-        parts.append(text)
+        short, whole = (
+            (name, "") if len(name) <= room else (shortened(name, int(room)), f"<title>{escape(name)}</title>")
+        )
+        place = f'text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 17}"'
+        parts.append(f'<text class="tick" {place}>{whole}{escape(short)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     parts += marks
     middle = (_LEFT + right) / 2

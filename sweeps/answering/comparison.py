@@ -203,7 +203,10 @@ def _confirmed(
     between = confirmed.compare(result.metric, winner, others, larger, len(others)) if others else []
     result = replace(
         result,
-        finalists=tuple(replace(finding, configuration=names[finding.configuration]) for finding in found),
+        finalists=tuple(
+            replace(f, configuration=names[f.configuration], trials=tuple(trials.get(f.configuration, ())))
+            for f in found
+        ),
         winner_ids=tuple(trials[winner]),
         winner_name=formatting.trial_name(first_trials[winner]),
         missed=tuple(names[finding.configuration] for finding in found if finding not in accepted),

@@ -19,8 +19,12 @@ from trainables.metrics.names import METRICS, test_name
 _HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "found 4 times in 5")
 
 
-def interval_chart(view: View) -> str:
-    """The finalists against the baseline, and the controls against the winner, on a scale each; empty without any."""
+def interval_chart(view: View, scale: int = 0) -> str:
+    """The finalists against the baseline, and the controls against the winner, on a scale each; empty without any.
+
+    Args:
+        scale: how many times as large as the input the target is; 0 if unknown.
+    """
     found, metric = view.found, view.metric
     unit = metric_unit(metric)
     drawn: list[str] = []
@@ -35,21 +39,28 @@ def interval_chart(view: View) -> str:
                 low, mean, high = made.low, made.mean, made.high
                 text = (
                     f"{metric_text(metric, mean, sign=True)}{unit} "
-                    f"({metric_text(metric, low)} … {metric_text(metric, high)}), {said}"
+                    f"({100 * made.level:.4g} %: {metric_text(metric, low)} … {metric_text(metric, high)}), {said}"
                 )
                 spans.append(Span(finding.configuration, mean, low, high, said, text))
         if spans:
-            levels = sorted({f.interval.level for f in findings if f.interval}, reverse=True)
-            text = " or ".join(f"{100 * level:.4g} %" for level in levels)
-            drawn.append(note(f"{title}: mean difference and {text} interval") + intervals(spans))
-    controls = [f"{row['id']}: {_control_text(row['id'])}" for row in view.controls]
+            several = (
+                "; corrected for several comparisons step by step, so each has a level of its own"
+                if len(findings) > 1
+                else ""
+            )
+            drawn.append(note(f"{title}: mean difference and interval{several}") + intervals(spans))
+    controls = [f"{row['id']}: {_control_text(row['id'], scale)}" for row in view.controls]
     return "".join(drawn) + (note(f"Controls, which are not trained here: {'; '.join(controls)}.") if controls else "")
 
 
-def _control_text(name: str) -> str:
+def _control_text(name: str, scale: int) -> str:
     """What a control restores with."""
+    enlarged = {
+        0: "the input, enlarged by bicubic interpolation if it is smaller than the target",
+        1: "the input itself",
+    }
     known = {
-        UNTRAINED: "the input, enlarged by bicubic interpolation",
+        UNTRAINED: enlarged.get(scale, f"the input, enlarged {scale} times by bicubic interpolation"),
         "input_latent": "the input through the autoencoder, unchanged",
         CEILING: "the target through the autoencoder, an upper bound",
     }
@@ -74,7 +85,10 @@ def means(view: View) -> str:
     names = {metric: test_name(metric) if tested else metric for metric in dict.fromkeys((found.metric, *METRICS))}
     measured = {m: name for m, name in names.items() if any(_mean(rows, name) is not None for rows in groups)}
     arrows = {metric: "↑" if formatting.is_larger_better(metric) else "↓" for metric in measured if metric in METRICS}
-    header = [("", False), *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured)]
+    header = [
+        ("configuration: trials", False),
+        *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured),
+    ]
     body = []
     for rows in groups:
         ids = [row["id"] for row in rows]
@@ -82,12 +96,23 @@ def means(view: View) -> str:
             css, title = "control", ids[0]
         else:
             css = "winner" if ids[0] in found.winner_ids else ""
-            title = view.texts.text({**rows[0], "id": ", ".join(ids)})
-            title += ", baseline" if ids[0] in found.baseline_ids else ""
+            title = _trials_of(view, rows[0], ids)
+            title += " (the baseline)" if ids[0] in found.baseline_ids else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
         body.append((css, "", [(title, False), *cells]))
     split = "test" if tested else "validation"
     return note(f"Means on the {split} photographs") + table(header, body)
+
+
+def _trials_of(view: View, row: Row, ids: Sequence[str]) -> str:
+    """A configuration by its first trial, as everywhere else, and these trials of it: "t004 (...): c002, c005".
+
+    Args:
+        row: of one of its trials.
+    """
+    own = formatting.configuration_of(row)
+    name = view.names[next(other["id"] for other in view.trials if formatting.configuration_of(other) == own)]
+    return f"{name}: {', '.join(ids)}"
 
 
 def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import optuna
@@ -17,6 +18,8 @@ from sweeps.answering.charts import Dot, scatter
 from sweeps.answering.markup import bars, note
 from sweeps.answering.view import View, number
 from sweeps.trial_config import TRIAL
+from trainables.settings import TrialSettings
+from trainables.settings.setting import meanings
 
 LEAST_CONFIGURATIONS = 20  # with fewer, one good one decides: "t_max 95 %" of six in which nothing differed
 _BEST = 4  # configurations that count as good, at least; Optuna's share of 10 % is one of ten
@@ -73,8 +76,8 @@ def importance_bars(found: Mapping[str, float]) -> str:
 
 
 def slices(view: View) -> list[str]:
-    """Charts of the objective over every hyperparameter that varied, with the controls as lines."""
-    charts = []
+    """Charts of the objective over every hyperparameter that varied, with the controls as lines, over its meaning."""
+    charts, told = [], meanings(TrialSettings)
     for name in view.varied:
         values = [row.get(formatting.CONFIG + name) for row in view.trials]
         if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
@@ -88,7 +91,9 @@ def slices(view: View) -> list[str]:
             for row, x in zip(view.trials, xs, strict=True)
         ]
         if len({dot.x for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)}) > 1:
-            charts.append(scatter(dots, name, formatting.metric_title(view.metric), view.guides, categories))
+            chart = scatter(dots, name, formatting.metric_title(view.metric), view.guides, categories)
+            text = told.get(name, "").replace("`", "")
+            charts.append(chart + (f"<figcaption>{escape(text[0].upper() + text[1:])}</figcaption>" if text else ""))
     return charts
 
 

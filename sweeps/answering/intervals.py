@@ -97,6 +97,7 @@ class Finding:
         seeds, reference_seeds: trained networks on either side; 0 for a control.
         photographs, images: what both sides were measured on.
         images_left_out: images that only a part of the trials of either side were measured on.
+        trials: ids of the configuration's trials, the best on validation first; empty if the caller knows none.
     """
 
     configuration: str
@@ -107,6 +108,7 @@ class Finding:
     photographs: int
     images: int
     images_left_out: int
+    trials: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

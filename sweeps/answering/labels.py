@@ -101,3 +101,12 @@ def _along(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         count = max(1, round(max(abs(c - a), abs(d - b)) / 4))
         found += [(a + (c - a) * k / count, b + (d - b) * k / count) for k in range(count + 1)]
     return found
+
+
+def shortened(text: str, size: int) -> str:
+    """A text of at most `size` characters: its beginning and its end, because lists often begin alike.
+
+    >>> shortened("to_q,to_k,to_v,to_out.0", 12)
+    'to_q,t…out.0'
+    """
+    return text if len(text) <= size else f"{text[: size // 2]}…{text[len(text) - (size - 1) // 2 :]}"

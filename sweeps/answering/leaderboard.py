@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps import formatting
+from sweeps.answering.labels import shortened
 from sweeps.formatting import Row
 from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import test_name
@@ -25,10 +26,13 @@ _BEST = "best step"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the leaderboard: its text, and whether it is a number (aligned right)."""
+    """One cell of the leaderboard: its text, and whether it is a number (aligned right); and the `whole` text where a
+    part of it is left out.
+    """
 
     text: str
     number: bool = False
+    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Board:
         header: column titles; ↑ or ↓ after a metric shows the better direction.
         lines: cells of each row.
         ids: id of each row's trial or control.
+        blocks: what each row's block has, and in which order.
         hidden: number of columns that did not fit into the requested width.
     """
 
     header: list[Cell]
     lines: list[list[Cell]]
     ids: list[str]
+    blocks: list[str]
     hidden: int = 0
 
 
@@ -85,7 +91,7 @@ def board(
         found = {
             "": Cell(mark, True),
             "id": Cell(str(row["id"])),
-            "label": Cell(_clip(row.get("label") or "", _MAX_LABEL)),
+            "label": _clipped(row.get("label") or ""),
             "status": Cell(_status(row)),
             "steps": Cell("" if control else str(row.get("steps", "")), True),
         }
@@ -106,7 +112,7 @@ def board(
         settings = formatting.settings_of(row)
         for name, title in formatting.short_names(varied).items():
             title = formatting.CONFIG + name if title in found else title  # e.g. a hyperparameter named "steps"
-            found[title] = Cell(formatting.setting_text(settings.get(name)), True)
+            found[title] = _clipped(formatting.setting_text(settings.get(name)), True)
         for name in others:
             found[_titled(name)] = Cell(formatting.metric_text(name, _number(row.get(name))), True)
         if not any(row.get("label") for row in rows):
@@ -122,7 +128,11 @@ def board(
         place = str(rank) if done else "·" if row.get("kind") == "control" else ""
         lines.append(list(cells(row, ("★" if row["id"] == winner_id else "") + place).values()))
     header = [Cell(title, cell.number) for title, cell in cells({"id": ""}, "").items()]
-    return Board(header, lines, [str(row["id"]) for row in ranked])
+    value = formatting.metric_title(metric)
+    searched = "Search and controls" if any(row.get("kind") == "control" for row in rows) else "Search"
+    blocks = {-1: f"Confirmation, by {formatting.metric_title(test_name(metric))}"}
+    blocks |= {0: f"{searched}, by validation {value}", 1: "Not finished, by steps", 2: "Failed"}
+    return Board(header, lines, [str(r["id"]) for r in ranked], [blocks[_place(r, metric, larger)[0]] for r in ranked])
 
 
 def format_leaderboard(
@@ -142,6 +152,15 @@ def format_leaderboard(
     widths = _widths(table)
     lines = [_line(table.header, widths), "  ".join("-" * size for size in widths)]
     lines += [_line(cells, widths) for cells in table.lines]
+    notes = key(rows, table, baseline_ids, winner_id)
+    if table.hidden:
+        notes.append(f"{formatting.count_text(table.hidden, 'more column')} in leaderboard.csv")
+    lines += textwrap.wrap("; ".join(notes), width)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def key(rows: Sequence[Row], table: Board, baseline_ids: Sequence[str], winner_id: str | None) -> list[str]:
+    """What the marks and columns mean. Arguments are those of `board`, and what it returned."""
     notes = []
     if winner_id in table.ids:
         judged = " on test over all seeds" if any(row.get("kind") == CONFIRMATION for row in rows) else ""
@@ -152,10 +171,7 @@ def format_leaderboard(
         notes.append(f"gain over the mean of {', '.join(baseline_ids)}, positive is better")
     if _BEST in [cell.text for cell in table.header]:
         notes.append(f"{_BEST}: the step of all values and of the kept weights")
-    if table.hidden:
-        notes.append(f"{formatting.count_text(table.hidden, 'more column')} in leaderboard.csv")
-    lines += textwrap.wrap("; ".join(notes), width)
-    return "\n".join(line.rstrip() for line in lines)
+    return notes
 
 
 def to_markdown(
@@ -177,7 +193,7 @@ def to_markdown(
     lines = [line([escaped(cell.text) for cell in table.header])]
     lines.append(line(["---:" if cell.number else "---" for cell in table.header]))
     for name, cells in zip(table.ids, table.lines, strict=True):
-        texts = [escaped(cell.text) for cell in cells]
+        texts = [escaped(cell.whole or cell.text) for cell in cells]
         lines.append(line([f"**{text}**" if text and name == winner_id else text for text in texts]))
     return "\n".join(lines)
 
@@ -225,8 +241,8 @@ def _mean(values: Sequence[object]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _clip(text: str, size: int) -> str:
-    return text if len(text) <= size else text[: size - 1] + "…"
+def _clipped(text: str, number: bool = False) -> Cell:
+    return Cell(text, number) if len(text) <= _MAX_LABEL else Cell(shortened(text, _MAX_LABEL), number, text)
 
 
 def _widths(table: Board) -> list[int]:
@@ -240,7 +256,7 @@ def _fitted(table: Board, width: int) -> Board:
     while count > 5 and sum(sizes[:count]) + 2 * (count - 1) > width:
         count -= 1
     lines = [cells[:count] for cells in table.lines]
-    return Board(table.header[:count], lines, table.ids, hidden=len(sizes) - count)
+    return Board(table.header[:count], lines, table.ids, table.blocks, hidden=len(sizes) - count)
 
 
 def _line(cells: Sequence[Cell], widths: Sequence[int]) -> str:

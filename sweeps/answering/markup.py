@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,8 +13,10 @@ from sweeps.answering.intervals import Verdict
 UPPER_BOUND: Literal["upper bound"] = "upper bound"
 Colour = Verdict | Literal["upper bound"]
 
-Cells = Sequence[tuple[str, bool]]
-"""(text, is a number) of each cell; numbers are aligned right."""
+Cells = Sequence[tuple[str, bool] | tuple[str, bool, str]]
+"""(text, is a number) of each cell, and a tooltip; numbers are aligned right."""
+GROUP = "group"
+"""CSS class of a line whose one cell is the title of the lines under it."""
 
 
 def section(title: str, content: str, anchor: str) -> str:
@@ -25,6 +28,12 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
+def bullets(lines: Sequence[str], css: str = "") -> str:
+    """A list, or nothing without lines."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul{f' class={chr(34)}{escape(css)}{chr(34)}' if css else ''}>{items}</ul>" if items else ""
+
+
 def details(summary: str, content: str) -> str:
     """Content that opens with a click; nothing if there is none."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
@@ -33,14 +42,17 @@ def details(summary: str, content: str) -> str:
 def table(header: Cells, body: Sequence[tuple[str, str, Cells]]) -> str:
     """A table. `body` has the CSS class, the tooltip and the cells of every line."""
 
-    def cells(tag: str, line: Cells) -> str:
+    def cells(tag: str, line: Cells, more: str = "") -> str:
         css = {True: ' class="number"', False: ""}
-        return "".join(f"<{tag}{css[number]}>{escape(text)}</{tag}>" for text, number in line)
+        return "".join(
+            f"<{tag}{css[number]}{more}{_hint(*hint)}>{escape(text)}</{tag}>" for text, number, *hint in line
+        )
 
-    lines = "".join(
-        f'<tr class="{escape(css)}"{f" title={_quoted(hint)}" if hint else ""}>{cells("td", line)}</tr>'
-        for css, hint, line in body
-    )
+    def row(css: str, hint: str, line: Cells) -> str:
+        wide = f' colspan="{len(header)}"' if css == GROUP else ""
+        return f'<tr class="{escape(css)}"{_hint(hint)}>{cells("td", line, wide)}</tr>'
+
+    lines = "".join(row(*line) for line in body)
     head = f"<thead><tr>{cells('th', header)}</tr></thead>"
     return f'<div class="wide" tabindex="0"><table>{head}<tbody>{lines}</tbody></table></div>'
 
@@ -111,12 +123,26 @@ def intervals(spans: Sequence[Span]) -> str:
             f'<span class="track" role="img" aria-label="{escape(f"{span.name}: {span.text}")}">{drawn}</span>'
             f'<span class="value">{escape(span.text)}</span></div>'
         )
+    ticks = "".join(f'<i style="left:{at(tick)}">{_signed(tick)}</i>' for tick in _ticks(low, high))
     ends = "<span>← worse</span><span>better →</span>"
     return (
-        f'<div class="intervals">{"".join(lines)}<div class="interval ends"><span class="name"></span>'
-        f'<span class="track">{ends}</span></div></div>'
+        f'<div class="intervals">{"".join(lines)}'
+        f'<div class="interval ends" aria-hidden="true"><span></span><span class="track">{ticks}</span></div>'
+        f'<div class="interval ends"><span></span><span class="track">{ends}</span></div></div>'
     )
 
 
-def _quoted(text: str) -> str:
-    return f'"{escape(text)}"'
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values from `low` to `high`, about four, among them 0 if it is between them."""
+    size = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = size * next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * size) <= 5)
+    edge = 0.03 * (high - low)  # a number there would not fit
+    return [k * step for k in range(math.ceil((low + edge) / step), math.floor((high - edge) / step) + 1)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}".replace("-", "−") if value else "0"
+
+
+def _hint(text: str = "") -> str:
+    return f' title="{escape(text)}"' if text else ""

@@ -1,4 +1,5 @@
-"""Pictures in the report: which images tell most, and input, bicubic, baseline, winner and target side by side.
+"""Pictures in the report: which images tell most, and input, bicubic, baseline, the best other one and target side by
+side.
 
 The script of the page (`report.js`) makes one large comparison with a slider of them. Without scripts they stay side by
 side.
@@ -19,9 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sweeps.answering.larger import LARGER, larger_pictures, larger_values
+from sweeps.answering.markup import note
 from sweeps.answering.verdict import UNTRAINED, named_finding
 from sweeps.answering.view import View, number
-from sweeps.formatting import Row, metric_text, metric_title, metric_unit
+from sweeps.formatting import Row, configuration_of, metric_text, metric_title, metric_unit
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import test_name
@@ -29,11 +31,13 @@ from trainables.training.checkpoint_folders import sorted_checkpoints
 from trainables.training.pictures import PICTURES, Pictures
 
 SHOWN_SIDE = 256  # pixels; of larger images the centre is shown
-_LEAST_WIDTH = 240  # pixels on the page; in the slider at least twice the image's own
+_LEAST_WIDTH = 190  # pixels on the page: smaller images are enlarged, by a whole factor
 _MOST_TRIED = 20  # trials in which pictures are looked for; runs of version 0.1 have none
 _LEAST_ERROR = 0.05  # of 1; a smaller scale would show rounding as errors
 _ERRORS = ((0, 0, 0), (66, 16, 104), (168, 44, 96), (236, 105, 44), (250, 190, 50), (255, 255, 200))
 PSNR = "val/psnr"
+_ENLARGED = {True: " enlarged", False: ""}  # only these show their pixels; to make others smaller needs smoothing
+_INPUT = "input (untrained)"  # what bicubic restores, where input and target have the same size
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,47 @@ def image_section(folder: Path, view: View, per_image: Sequence[Row], baseline_i
         baseline_ids: the baseline's trials, finished or not.
     """
     values = _values([*per_image, *larger_values(folder)])
-    parts = []
+    parts, shown = [], list[str]()
     titles = {LARGER: "Larger crops of test photographs", TEST: "Test photographs"}
     for split, title in {**titles, VALIDATION: "Validation photographs"}.items():
         sides = _sides(folder, view, values, split, baseline_ids)
         if len(sides) > (UNTRAINED in [side.id for side in sides]):
             cases = "".join(_case(title, case, sides, split, view) for case in _cases(view, sides, values, split))
-            parts.append(f'<h3 class="split">{title}</h3>{cases}')
+            said = note("For the eye only: they are in no mean.") if split == LARGER else ""
+            parts.append(f'<h3 class="split">{title}</h3>{said}{cases}')
+            shown += [side.id for side in sides]
     if not parts:
         return ""
     text = (
-        "Click a picture to compare it in the slider. Error maps show the absolute difference from the target, mean "
-        f"over RGB. Of images larger than {SHOWN_SIDE} pixels the centre is shown."
+        f"{_seeds_shown(view, shown)} Click a picture to compare it in the slider. Error maps show the absolute "
+        f"difference from the target, mean over RGB. Of images larger than {SHOWN_SIDE} pixels the centre is shown."
     )
-    return f'<p class="note">{text}</p><div id="stage" hidden></div>{"".join(parts)}'
+    return f'{note(text)}<div id="stage" hidden></div>{"".join(parts)}'
+
+
+def _seeds_shown(view: View, ids: Sequence[str]) -> str:
+    """Which trials the pictures are of: their values are not those of their configurations.
+
+    Args:
+        ids: of trials, the baseline's first.
+    """
+    trials = [id for id in dict.fromkeys(ids) if id not in {row["id"] for row in view.controls}]
+    if not trials:
+        return ""
+    if view.found.unconfirmed:
+        return f"One trial of each: {' and '.join(trials)}."
+    return (
+        f"One seed of each configuration, the best on the validation photographs: {' and '.join(trials)}. "
+        "The answer rests on all seeds."
+    )
 
 
 def side_by_side(
     folder: Path, view: View, per_image: Sequence[Row], baseline_ids: Sequence[str], enlarged: int = 3
 ) -> Image.Image | None:
-    """Test images in rows; input, bicubic if it is not the input, baseline, winner and target in columns, each
-    restoration above its value of the objective. The images are the larger crops of test photographs, or without them
-    the best, the median and the worst of the winner. None if the trials have kept no pictures.
+    """Test images in rows; input, bicubic if it is not the input, baseline, winner or best finalist, and target in
+    columns, each restoration above its value of the objective. The images are the larger crops of test photographs, or
+    without them the best, the median and the worst of the winner. None if the trials have kept no pictures.
 
     Args:
         enlarged: pixels per pixel, without larger crops.
@@ -94,10 +117,10 @@ def side_by_side(
     for _, image in _cases(view, sides, values, split)[:3]:
         first = sides[-1].pictures
         captions.append({side.role: _numbers(side.values.get(image, {}), [view.metric], split) for side in sides})
-        cells = {"input": _cell(first, image, 0), **{side.role: _cell(side.pictures, image, 1) for side in sides}}
+        degraded = {} if sides[0].role == _INPUT else {"input": _cell(first, image, 0)}
+        cells = {**degraded, **{side.role: _cell(side.pictures, image, 1) for side in sides}}
         rows.append({**cells, "target": _cell(first, image, 2)})
-    heads = {} if named_finding(view.found).verdict == "better" else {"winner": "best finalist"}
-    names = [name for name in rows[0] if name == "input" or any((row[name] != row["input"]).any() for row in rows)]
+    names = list(rows[0])
     height, width, _ = rows[0]["target"].shape
     height, width, gap, line = enlarged * height, enlarged * width, 6, 24
     sheet = Image.new("RGB", (len(names) * (width + gap) - gap, line + len(rows) * (height + line)), (255, 255, 255))
@@ -108,7 +131,7 @@ def side_by_side(
 
     for column, name in enumerate(names):
         left = column * (width + gap)
-        write(heads.get(name, name), left, 0)
+        write(name, left, 0)
         for index, (cells, texts) in enumerate(zip(rows, captions, strict=True)):
             top = line + index * (height + line)
             picture = Image.fromarray(cells[name]).resize((width, height), Image.Resampling.NEAREST)
@@ -126,8 +149,8 @@ def _values(per_image: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 
 
 def columns(view: View, split: str, baselines: Sequence[str]) -> list[tuple[str, list[Row]]]:
-    """(role, rows that may be shown in it, the preferred one first), of bicubic, the baseline and the winner. Where the
-    baseline itself won, or nothing has, the best other trial takes the winner's place.
+    """(role, rows that may be shown in it, the preferred one first), of bicubic, the baseline and one other: the
+    finalist that the answer names, and without a confirmation the leader of the search or the best trial so far.
     """
     sign = 1 if view.larger else -1
     ranked = sorted(
@@ -137,13 +160,20 @@ def columns(view: View, split: str, baselines: Sequence[str]) -> list[tuple[str,
     )
     of_baseline = [row for row in ranked if row["id"] in {*baselines, *view.found.baseline_ids}]
     others = [row for row in ranked if row not in of_baseline]
-    won = [row for row in others if row["id"] == view.found.winner_id]
-    role = view.first if won else "best other" if view.found.winner_id else "best so far"
-    kinds = {row["kind"] for row in won}
+    if view.found.unconfirmed:
+        named = [row for row in others if row["id"] == view.found.winner_id]
+        role = "leader" if named else "best other" if view.found.winner_id else "best so far"
+    else:
+        finding, by_id = named_finding(view.found), {row["id"]: row for row in others}
+        named = [by_id[id] for id in finding.trials if id in by_id]
+        own = {configuration_of(row) for row in named}
+        named += [row for row in others if row not in named and configuration_of(row) in own]
+        role = "winner" if finding.verdict == "better" else "best finalist"
+    kinds = {row["kind"] for row in named}
     found = [
         ("bicubic", [row for row in view.controls if row["id"] == UNTRAINED]),
         ("baseline", sorted(of_baseline, key=lambda row: row["kind"] not in kinds)),
-        (role, [*won, *others]),
+        (role, [*named, *others] if view.found.unconfirmed else named),
     ]
     if split == VALIDATION:
         return found
@@ -154,7 +184,7 @@ def columns(view: View, split: str, baselines: Sequence[str]) -> list[tuple[str,
 def _sides(
     folder: Path, view: View, values: Mapping[tuple[str, str], Mapping[str, Row]], split: str, baselines: Sequence[str]
 ) -> list[Side]:
-    """Bicubic, the baseline and the winner, as far as they have pictures of this split."""
+    """Bicubic, the baseline and the other one of `columns`, as far as they have pictures of this split."""
     if split == LARGER and view.found.unconfirmed:
         return []  # if there are any, they are of an earlier confirmation
     sides = []
@@ -163,11 +193,18 @@ def _sides(
             id = row["id"]
             found = larger_pictures(folder, id) if split == LARGER else kept_pictures(folder / "trials" / id, split)
             if found is not None:
-                sides.append(Side(role, id, found, values.get((id, split), {})))
+                shown = _INPUT if id == UNTRAINED and _restores_nothing(found) else role
+                sides.append(Side(shown, id, found, values.get((id, split), {})))
                 break
             if split == LARGER:
                 return []  # none, or those of an earlier winner
     return sides
+
+
+def _restores_nothing(pictures: Pictures) -> bool:
+    """Whether all outputs are the inputs."""
+    degraded, output, _ = np.split(pictures.rows, 3, axis=2)
+    return bool((degraded == output).all())
 
 
 def kept_pictures(trial: Path, split: str) -> Pictures | None:
@@ -233,7 +270,11 @@ def _case(split_title: str, case: tuple[str, str], sides: Sequence[Side], split:
     degraded, target = _cell(first, image, 0), _cell(first, image, 2)
     errors = {id: np.abs(pixels.astype(float) - target).mean(axis=2) / 255 for id, pixels in restored.items()}
     limit = max(_LEAST_ERROR, *(float(np.percentile(error, 99.5)) for error in errors.values()))
-    figures = [_figure("input", "", degraded, f"input, the degraded {image}")]
+    width = target.shape[1]
+    factor = -(-_LEAST_WIDTH // width)
+    figures = []
+    if sides[0].role != _INPUT:
+        figures.append(_figure("input", "", degraded, f"input, the degraded {image}", factor))
     for side in sides:
         numbers = _numbers(side.values.get(image, {}), (view.metric, PSNR), split)
         name = side.role if side.id == UNTRAINED else f"{side.role} {view.names[side.id]}"
@@ -241,29 +282,30 @@ def _case(split_title: str, case: tuple[str, str], sides: Sequence[Side], split:
         mean = f"{255 * float(errors[side.id].mean()):.1f}"
         map_of = f"error map of {name} on {image}: mean absolute error {mean} of 255, scale to {255 * limit:.0f}"
         error = (
-            f'<img class="error" alt="{escape(map_of)}" src="{_url(_coloured(errors[side.id] / limit))}">'
+            f'<img class="error{_ENLARGED[factor > 1]}" alt="{escape(map_of)}" '
+            f'src="{_url(_coloured(errors[side.id] / limit))}">'
             f"<figcaption>mean error {mean} of 255</figcaption>"
         )
-        figures.append(_figure(side.role, numbers, restored[side.id], alt, error))
+        figures.append(_figure(side.role, numbers, restored[side.id], alt, factor, error))
     scale = (
         f'<div class="scale" aria-hidden="true"><span>error 0</span><i></i><span>{255 * limit:.0f} of 255</span></div>'
     )
-    figures.append(_figure("target", "", target, f"target, the true {image}", scale))
-    width = target.shape[1]
-    shown = max(2, -(-_LEAST_WIDTH // width)) * width
-    sizes = f"--least:{min(max(2 * width, 150), _LEAST_WIDTH)}px;--width:{shown}px"
+    figures.append(_figure("target", "", target, f"target, the true {image}", factor, scale))
+    sizes = f"--width:{factor * width}px;--narrow:{max(1, factor - 1) * width}px"
     heading = f"{split_title}: {title}"
     return (
         f'<article class="case" data-title="{escape(f"{heading}, {image}")}"><h4>{escape(title)} '
-        f'<span class="note">{escape(image)}</span></h4><div class="strip" style="{sizes}">{"".join(figures)}</div>'
-        "</article>"
+        f'<span class="note">{escape(image)}</span></h4>'
+        f'<div class="strip" tabindex="0" style="{sizes}">{"".join(figures)}</div></article>'
     )
 
 
-def _figure(role: str, numbers: str, pixels: np.ndarray, alt: str, under: str = "") -> str:
+def _figure(role: str, numbers: str, pixels: np.ndarray, alt: str, factor: int, under: str = "") -> str:
+    """`factor`: pixels on the page per pixel."""
     caption = f"<b>{escape(role)}</b> {escape(numbers)}"
     image = (
-        f'<img class="picture" data-role="{escape(role)}" alt="{escape(alt)}" src="{_url(Image.fromarray(pixels))}">'
+        f'<img class="picture{_ENLARGED[factor > 1]}" data-role="{escape(role)}" alt="{escape(alt)}" '
+        f'src="{_url(Image.fromarray(pixels))}">'
     )
     return f"<figure>{image}<figcaption>{caption}</figcaption>{under}</figure>"
 

@@ -22,14 +22,19 @@ EDGE = 0.02  # share of a parameter's range, on its own scale, that counts as it
 def cost_of_a_step(
     rows: Mapping[str, Row], winner: str, winner_ids: Sequence[str], baseline_ids: Sequence[str]
 ) -> list[str]:
-    """The step time of the winner, relative to the baseline's.
+    """The step time of the winner, relative to the baseline's: medians of all finished trials of each, of the search
+    and of the confirmation.
 
     Empty if the two are about equal, or if trials of the same settings differ too much: all trials of one side must be
     slower than all trials of the other.
     """
-    if set(winner_ids) & set(baseline_ids):
+    if not winner_ids or set(winner_ids) & set(baseline_ids):
         return []
-    groups = [[formatting.step_seconds(rows[id]) for id in ids] for ids in (winner_ids, baseline_ids)]
+    own = formatting.configuration_of(rows[winner_ids[0]])
+    of_winner = [
+        id for id, row in rows.items() if row["status"] == "finished" and formatting.configuration_of(row) == own
+    ]
+    groups = [[formatting.step_seconds(rows[id]) for id in ids] for ids in (of_winner, baseline_ids)]
     ours, theirs = ([seconds for seconds in group if seconds is not None] for group in groups)
     if not ours or not theirs or (min(ours) <= max(theirs) and min(theirs) <= max(ours)):
         return []
@@ -38,8 +43,8 @@ def cost_of_a_step(
         return []
     return [
         f"A step of {winner} takes {its / base:.2f} times as long as a step of the baseline "
-        f"({formatting.milliseconds_text(its)} and {formatting.milliseconds_text(base)} ms; "
-        "approximate if trials ran in parallel)."
+        f"({formatting.milliseconds_text(its)} and {formatting.milliseconds_text(base)} ms, "
+        f"medians of {len(ours)} and {formatting.count_text(len(theirs), 'trial')})."
     ]
 
 

@@ -10,8 +10,9 @@
   // The comparison: two pictures of one image on top of each other, and a slider that uncovers the upper one.
   const cases = [...document.querySelectorAll(".case")];
   const stage = at("stage");
-  const chosen = { index: 0, left: "baseline", right: "winner", cut: 50 };
-  let show = () => {};
+  // `reference`: what a clicked picture is compared with.
+  const chosen = { index: 0, left: "baseline", right: "", reference: "baseline", cut: 50 };
+  let show = () => {}, shown = {};
   if (stage && cases.length) {
     const pictures = (index) => [...cases[index].querySelectorAll("img.picture")];
     const seen = made("div", {}, stage), controls = made("div", { className: "controls" }, stage);
@@ -30,10 +31,13 @@
 
     show = () => {
       const found = pictures(chosen.index), roles = found.map((each) => each.dataset.role);
-      const other = roles.find((role) => !["input", "bicubic", "baseline", "target"].includes(role)) || "target";
-      const pick = (role) => found[roles.includes(role) ? roles.indexOf(role) : roles.indexOf(other)];
-      const [one, two] = [pick(chosen.left), pick(chosen.right)];
+      // Of an image without the chosen role: the winner, or who has its place, and never the same picture twice.
+      const known = (role) => /^(input|bicubic|baseline|target)/.test(role);
+      const usual = [roles.find((role) => !known(role)), "target", "baseline", roles[0]].filter((role) => roles.includes(role));
+      const pick = (role, taken) => found[roles.indexOf(roles.includes(role) && role !== taken ? role : usual.find((each) => each !== taken))];
+      const one = pick(chosen.left), two = pick(chosen.right, one.dataset.role);
       image.value = chosen.index;
+      shown = { left: one.dataset.role, right: two.dataset.role };
       for (const [box, each] of [[left, one], [right, two]]) {
         box.replaceChildren(...roles.map((role) => made("option", { value: role, textContent: role })));
         box.value = each.dataset.role;
@@ -46,12 +50,14 @@
       frame.style.width = `${width * Math.max(2, Math.floor(640 / width))}px`;
       frame.style.setProperty("--cut", `${chosen.cut}%`);
       slider.value = chosen.cut;
-      names.textContent = `left: ${one.alt} · right: ${two.alt}`;
+      const whole = chosen.cut >= 100 ? one : chosen.cut <= 0 ? two : null;
+      names.textContent = whole ? `shown: ${whole.alt}` : `left: ${one.alt} · right: ${two.alt}`;
     };
     const set = (changes) => { Object.assign(chosen, changes); show(); };
     image.onchange = () => set({ index: Number(image.value) });
-    left.onchange = () => set({ left: left.value });
-    right.onchange = () => set({ right: right.value });
+    // The picture that the other side has: they change places.
+    left.onchange = () => set({ left: left.value, reference: left.value, right: left.value === right.value ? shown.left : right.value });
+    right.onchange = () => set({ right: right.value, left: left.value === right.value ? shown.right : left.value });
     slider.oninput = () => set({ cut: Number(slider.value) });
     flip.onclick = () => set({ cut: chosen.cut > 50 ? 0 : 100 });
     const drag = (event) => {
@@ -62,10 +68,20 @@
     frame.onpointermove = (event) => { if (event.buttons) drag(event); };
     upper.draggable = lower.draggable = false;
     cases.forEach((each, index) => pictures(index).forEach((picture) => {
-      picture.onclick = () => {
+      const open = () => {
         const role = picture.dataset.role;
-        set({ index, right: role, left: role === left.value ? "target" : left.value });
+        const others = [chosen.reference, "baseline", "target"].filter((each) => each !== role);
+        set({ index, right: role, left: others[0] });
         stage.scrollIntoView({ block: "center" });
+      };
+      picture.tabIndex = 0;
+      picture.setAttribute("role", "button");
+      picture.onclick = open;
+      picture.onkeydown = (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        open();
+        slider.focus({ preventScroll: true });
       };
     }));
     stage.hidden = false;

@@ -11,19 +11,21 @@ import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from search_spaces import Distribution
 from sweeps import formatting
-from sweeps.answering.charts import Line, line_chart, stacked_chart
+from sweeps.answering.charts import Line, line_chart
 from sweeps.answering.comparison import answer
 from sweeps.answering.evidence import comparisons, interval_chart, means
 from sweeps.answering.importance import importance_bars, importances, slices
-from sweeps.answering.leaderboard import board
-from sweeps.answering.markup import charts, details, note, section, table
+from sweeps.answering.leaderboard import board, key
+from sweeps.answering.losses import loss_charts
+from sweeps.answering.markup import GROUP, Cells, bullets, charts, details, note, section, table
 from sweeps.answering.pictures import image_section
+from sweeps.answering.setup import Setup, meanings, setup_of
 from sweeps.answering.trade_offs import fronts, quality_and_cost
 from sweeps.answering.verdict import Answer
 from sweeps.answering.view import View, number
@@ -32,8 +34,8 @@ from sweeps.planning.plan import Plan
 from sweeps.recording.tables import RunTables, read_rows
 from sweeps.trial_config import TRIAL
 from trainables.common.paths import replace_file
+from trainables.metrics.names import METRICS
 
-_MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
 _MAX_CURVES = 150
 _PICTURED = 50  # trials of the search, the best ones, among which the image is looked for whose values differ most
 _STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("report.css", "report.js"))
@@ -66,6 +68,7 @@ def write_report(
     status: str = "",
     running: bool = False,
     objectives: Sequence[str] = (),
+    setup: Setup | None = None,
 ) -> Path:
     """Write `report/index.html` of a run folder.
 
@@ -81,6 +84,7 @@ def write_report(
         status: one line about the state of the sweep.
         running: whether a newer page will follow.
         objectives: all objectives, `metric` first; by default `metric` alone.
+        setup: what was done, if known.
 
     Returns:
         The page's path.
@@ -88,20 +92,20 @@ def write_report(
     Raises:
         ValueError: a table cannot be read, or see `sweeps.answering.comparison.answer`.
     """
-    folder = Path(folder)
+    folder, setup = Path(folder), setup or Setup()
     contents = contents or Contents.read(folder)
     if found is None:
         found = answer(contents.rows, contents.per_image, metric, baseline_ids, direction)
     view = View.of(contents.rows, found)
-    objective = formatting.metric_title(metric)
+    objective, reports = formatting.metric_title(metric), _by_trial(contents.history)
     sections = [
-        ("answer", "Answer", _answer(view)),
+        ("answer", "Answer", _answer(view, setup.scale)),
         ("images", "Images", image_section(folder, view, contents.per_image, baseline_ids)),
         ("leaderboard", "Leaderboard", _leaderboard(view)),
         ("trade-offs", "Distortion, perception and cost", _trade_offs(view, objectives or (metric,))),
         ("settings", f"{objective} by hyperparameter", _settings(view, distributions or {})),
-        ("curves", "Learning curves", _curves(contents.history, view)),
-        ("losses", f"Loss terms of {found.baseline_name or 'the baseline'}", _losses(contents.history, view)),
+        ("curves", "Learning curves", _curves(reports, view)),
+        ("losses", f"Loss terms of {found.baseline_name or 'the baseline'}", loss_charts(reports, view)),
         ("files", "Files of this run", _files(folder)),
     ]
     shown = [(anchor, title, content) for anchor, title, content in sections if content]
@@ -118,7 +122,8 @@ def write_report(
         f'<p id="status" class="note" data-version="{state["version"]}" data-running="{int(running)}">'
         f'<span id="news">{escape(status)}</span> '
         '<button id="newer" type="button" hidden>Show the new results</button></p>'
-        f"<nav>{links}</nav>{body}</main><script>{_SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
+        f"{bullets(setup.lines, 'setup')}<nav>{links}</nav>{body}</main>"
+        f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
     )
     path = folder / "report" / PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +151,8 @@ def write_sweep_report(
     space, contents = plan.question.space, Contents(rows, tables.history, tables.images_of(pictured))
     asked = (plan.objective, baseline_ids, plan.direction, space.question)
     objectives = [one.metric for one in plan.objectives]
-    return write_report(folder, *asked, found, contents, space.distributions, status, running, objectives)
+    more = (status, running, objectives, setup_of(plan))
+    return write_report(folder, *asked, found, contents, space.distributions, *more)
 
 
 def _with_pictures(rows: Sequence[Row], metric: str, direction: str, shown: Collection[str]) -> set[str]:
@@ -159,13 +165,14 @@ def _with_pictures(rows: Sequence[Row], metric: str, direction: str, shown: Coll
     return {*shown, *(row["id"] for row in rows if row["kind"] != TRIAL), *(row["id"] for row in best[:_PICTURED])}
 
 
-def _answer(view: View) -> str:
+def _answer(view: View, scale: int) -> str:
     first, *rest = view.found.sentences
-    lines = "".join(f"<li>{escape(line)}</li>" for line in rest)
-    evidence = interval_chart(view) + means(view)
+    evidence = interval_chart(view, scale) + means(view)
+    measured = [name for name in METRICS if any(math.isfinite(number(row, name)) for row in view.rows)]
     return (
-        f'<div class="answer"><p class="verdict">{escape(first)}</p>{evidence}'
-        f"{f'<ul>{lines}</ul>' if lines else ''}{details('Intervals in numbers', comparisons(view.found))}</div>"
+        f'<div class="answer"><p class="verdict">{escape(first)}</p>{evidence}{bullets(rest)}'
+        f"{details('Intervals in numbers', comparisons(view.found))}"
+        f"{details('What the metrics mean', bullets(meanings(measured)))}</div>"
     )
 
 
@@ -176,11 +183,23 @@ def _leaderboard(view: View) -> str:
     laid_out = board(view.rows, found.metric, found.direction, found.baseline_ids, found.winner_id)
     errors = {row["id"]: row.get("error") or "" for row in view.rows}
     kinds = {row["id"]: row.get("status", "") for row in view.rows}
-    body = []
-    for name, cells in zip(laid_out.ids, laid_out.lines, strict=True):
+    body: list[tuple[str, str, Cells]] = []
+    block = ""
+    for name, cells, own in zip(laid_out.ids, laid_out.lines, laid_out.blocks, strict=True):
+        if own != block and len(set(laid_out.blocks)) > 1:
+            body.append((GROUP, "", [(own, False)]))
+        block = own
         css = "winner" if name in found.winner_ids else "baseline" if name in found.baseline_ids else kinds[name]
-        body.append((css, errors[name], [(cell.text, cell.number) for cell in cells]))
-    return table([(cell.text, cell.number) for cell in laid_out.header], body)
+        body.append((css, errors[name], [(cell.text, cell.number, cell.whole) for cell in cells]))
+    objective, titles = formatting.metric_title(found.metric), [cell.text for cell in laid_out.header]
+    tested = any(title.startswith(f"test {objective} ") for title in titles)
+    # Next to a column of test values, the other one says whose values it has.
+    titles = [f"validation {title}" if tested and title.startswith(f"{objective} ") else title for title in titles]
+    notes = ["1, 2, ...: rank in the search", *key(view.rows, laid_out, found.baseline_ids, found.winner_id)]
+    if tested:
+        notes.append('values are of the validation photographs, except those in columns named "test"')
+    header = [(title, cell.number) for title, cell in zip(titles, laid_out.header, strict=True)]
+    return note(f"{'; '.join(notes)}.") + table(header, body)
 
 
 def _trade_offs(view: View, objectives: Sequence[str]) -> str:
@@ -197,11 +216,11 @@ def _settings(view: View, distributions: Mapping[str, Distribution]) -> str:
     return importance_bars(importances(view, distributions)) + charts(slices(view), legend)
 
 
-def _curves(history: Sequence[Row], view: View) -> str:
+def _curves(reports: Mapping[str, Sequence[Row]], view: View) -> str:
     lines = []
-    for name, reports in _by_trial(history).items():
+    for name, rows in reports.items():
         if name in view.names:
-            points = [(row["step"], number(row, view.metric)) for row in reports]
+            points = [(row["step"], number(row, view.metric)) for row in rows]
             lines.append(Line(view.names[name], points, view.emphasis[name]))
     if not any(step for line in lines for step, _ in line.points):  # nothing was trained
         return ""
@@ -213,48 +232,13 @@ def _curves(history: Sequence[Row], view: View) -> str:
     return (note(left_out) if left_out else "") + charts([chart], view.legend)
 
 
-def _losses(history: Sequence[Row], view: View) -> str:
-    """Charts of loss terms on one logarithmic scale, baseline raw and weighted, winner weighted; and the share of each
-    weighted term in their sum.
-    """
-    by_trial = _by_trial(history)
-    baseline = next((reports for name, reports in by_trial.items() if name in view.found.baseline_ids), [])
-    names = dict.fromkeys(name for row in baseline for name in row if row[name] is not None)
-    terms = [name.removeprefix("loss/") for name in names if name.startswith("loss/")]
-
-    def lines(reports: Sequence[Row], prefix: str) -> list[Line]:
-        return [
-            Line(term, [(row["step"], number(row, prefix + term)) for row in reports if row["step"]], _term(index))
-            for index, term in enumerate(terms)
-            if prefix + term in names
-        ]
-
-    shown = {"raw mean": lines(baseline, "loss/"), "weighted mean": lines(baseline, "weighted/")}
-    whole = {"baseline": lines(baseline, "weighted/")}
-    if view.found.winner_id in by_trial and view.found.winner_id not in view.found.baseline_ids:
-        whole[view.found.winner_id] = lines(by_trial[view.found.winner_id], "weighted/")
-        shown[f"weighted mean, {view.found.winner_id}"] = whole[view.found.winner_id]
-    everything = [line for group in shown.values() for line in group]
-    drawn = [line_chart(group, "step", label, log_y=True, y_of=everything) for label, group in shown.items() if group]
-    for name, group in whole.items():
-        if len(group) > 1 and len(group[0].points) > 1:
-            sizes = [replace(line, points=[(step, abs(value)) for step, value in line.points]) for line in group]
-            drawn.append(stacked_chart(sizes, "step", f"share of the total in %, {name}"))
-    legend = {_term(index): term for index, term in enumerate(terms[:_MAX_TERMS])}
-    return charts(drawn, legend | ({"other": "further terms"} if len(terms) > _MAX_TERMS else {}))
-
-
-def _term(index: int) -> str:
-    return f"term{index}" if index < _MAX_TERMS else "other"
-
-
 def _files(folder: Path) -> str:
     """What lies next to the report."""
     files = {
         "leaderboard.csv": "one row per trial and per control",
         "history.parquet": "one row per validation",
         "per_image.parquet": "one row per trial and image",
-        "best/": "the winner: weights, settings, model card",
+        "best/": "the kept weights, their settings, a model card",
         "trials/": "TensorBoard, checkpoints and pictures of every trial",
         "settings.yaml": "every setting, versions, commit",
         "sweep.log": "everything that was printed",

@@ -5,7 +5,7 @@ anew, everything else stays. A paragraph of a section that begins with **Reading
 
 In the folder named like the page:
 
-<space>.jpg     test images: input, bicubic, baseline, winner, target
+<space>.jpg     test images: input, bicubic, baseline, winner or best finalist, target
 <space>.csv     the leaderboard
 """
 
@@ -99,7 +99,7 @@ def _section(name: str, path: Path, run: FinishedRun, folder: Path, readings: Se
     sheet = side_by_side(path, View.of(run.rows, run.found), run.per_image, baseline_trials(run.rows))
     if sheet:
         sheet.save(folder / f"{name}.jpg", quality=90)
-        alt = f"Test images of {name}: {', '.join(('input', 'baseline', 'winner', 'target'))}"
+        alt = f"Test images of {name}: {', '.join(('input', 'baseline', 'winner or best finalist', 'target'))}"
         parts.append(f"![{alt}]({folder.name}/{name}.jpg)")
     parts += [*readings, said.strip(), f"[All trials and controls]({folder.name}/{name}.csv)"]
     return "\n\n".join(parts)

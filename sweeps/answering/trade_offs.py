@@ -64,6 +64,7 @@ def fronts(view: View, objectives: Sequence[str]) -> list[str]:
 
     One of the validation images with all finished trials; one of the test images, if there was a confirmation. If
     controls or a few trials are so far away that the others cannot be told apart, a further chart has only the others.
+    It keeps the whole front and all trials of the confirmation: whoever looks at it alone must see the same winners.
     """
     finished = [row for row in view.trials if row["status"] == "finished"]
     confirmed = [row for row in finished if row["kind"] == CONFIRMATION]
@@ -76,6 +77,7 @@ def fronts(view: View, objectives: Sequence[str]) -> list[str]:
 
 def _front_charts(view: View, trials: Sequence[Row], x: str, y: str) -> list[str]:
     dots = [_dot(view, row, number(row, x), y) for row in trials]
+    at_of = {row["id"]: (dot.x, dot.y) for row, dot in zip(trials, dots, strict=True) if math.isfinite(dot.x + dot.y)}
     references = [Dot(row["id"], number(row, x), number(row, y), "control", row["id"]) for row in view.controls]
     at, around = ([(d.x, d.y) for d in some if math.isfinite(d.x + d.y)] for some in (dots, references))
     if not at:
@@ -89,16 +91,17 @@ def _front_charts(view: View, trials: Sequence[Row], x: str, y: str) -> list[str
     controls = [f"{d.name} {d.y:.4g} at {d.x:.4g}" for d in references if math.isfinite(d.x + d.y)]
     with_controls = f"{alt} Controls: {', '.join(controls)}." if controls else alt
     charts = [scatter([*references, *dots], _axis(x), _axis(y), path=best, alt=with_controls)]
-    near = _near(at)
-    winners = {(dot.x, dot.y) for dot in dots if "winner" in dot.css} & set(at)
-    if len(near) > 2 and winners <= near and _hidden(sorted(near), [*at, *around]):
-        inside = [point for point in at if point in near]
-        far = [formatting.count_text(len(at) - len(inside), "outlying trial")] if len(inside) < len(at) else []
-        without = f"Without {' and '.join([*(['the controls'] if around else []), *far])}."
+    near = _near(at) | {
+        *best,
+        *(at_of[row["id"]] for row in trials if row["kind"] == CONFIRMATION and row["id"] in at_of),
+    }
+    if len(near) > 2 and _hidden(sorted(near), [*at, *around]):
+        far = [id for id, point in at_of.items() if point not in near]
+        named = [f"{'the outlying trial' if len(far) == 1 else 'the outlying trials'} {', '.join(far)}"] if far else []
+        without = f"Without {' and '.join([*(['the controls'] if around else []), *named])}."
         dots = [dot for dot in dots if (dot.x, dot.y) in near]
-        path = [point for point in best if point in near]
         seen = f"{' over '.join(titles)} of {formatting.count_text(len(dots), 'trial')}. {without}"
-        zoomed = scatter(dots, _axis(x), _axis(y), path=path, alt=seen)
+        zoomed = scatter(dots, _axis(x), _axis(y), path=best, alt=seen)
         charts.append(f"{zoomed}<figcaption>{escape(without)}</figcaption>")
     return charts
 

@@ -52,8 +52,13 @@ class View:
 
     @property
     def first(self) -> str:
-        """What the first configuration is called: without a confirmation it only leads."""
-        return "leader" if self.found.unconfirmed else "winner"
+        """What the first configuration is called: without a confirmation it only leads, and without a proof that it is
+        better than the baseline its weights are only those that are kept.
+        """
+        if self.found.unconfirmed:
+            return "leader"
+        proven = [one for one in self.found.finalists if one.verdict == "better" and self.found.winner_id in one.trials]
+        return "winner" if proven else "kept"
 
     @property
     def trials(self) -> list[Row]:

@@ -344,6 +344,11 @@ def test_step_time_is_reported_if_it_clearly_differs() -> None:
     for row in sweep.rows:
         row["step_seconds"] = 0.3 if row["label"] else 0.6
     assert any("takes 2.00 times as long as a step of the baseline (600 and 300 ms" in s for s in sweep.ask().sentences)
+    # The trials of the search count on both sides.
+    next(row for row in sweep.rows if row["id"] == "t001")["step_seconds"] = 0.9
+    others = sum(row["step_seconds"] == 0.6 for row in sweep.rows)
+    said = next(line for line in sweep.ask().sentences if "times as long" in line)
+    assert f"medians of {others + 1} and " in said
     sweep.rows[-1]["step_seconds"] = 0.3
     assert not any("times as long" in line for line in sweep.ask().sentences)
 
