@@ -82,12 +82,13 @@ def usable_on_log_axis(values: Sequence[float]) -> bool:
 
 
 def line_chart(
-    lines: Sequence[Line], x_label: str, y_label: str, log_y: bool = False, y_of: Sequence[Line] = ()
+    lines: Sequence[Line], x_label: str, y_label: str, log_y: bool = False, y_of: Sequence[Line] = (), alt: str = ""
 ) -> str:
     """Lines over a common linear x axis.
 
     Args:
         y_of: further lines to include in the range of the y axis, so that charts side by side share a scale.
+        alt: as in `scatter`.
     """
     shown = [Line(line.name, _clean(line.points, log_y), line.css) for line in lines]
     room = [point for line in y_of for point in _clean(line.points, log_y)]
@@ -104,7 +105,7 @@ def line_chart(
             marks.append(
                 f'<circle class="dot {css}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"><title>{title}</title></circle>'
             )
-    return _svg(x, y, marks, x_label, y_label)
+    return _svg(x, y, marks, x_label, y_label, alt=alt)
 
 
 def scatter(
@@ -178,11 +179,12 @@ def _label(text: str, place: Place, of: tuple[float, float] | None = None) -> st
     return f'<line class="leader" {line}/>{written}'
 
 
-def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str) -> str:
+def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str, alt: str = "") -> str:
     """Parts of a whole as bands on top of each other, the first one at the bottom; y in percent of their sum.
 
     Args:
         parts: lines with the same x; values that are not finite count as 0.
+        alt: as in `scatter`.
     """
     xs = [a for a, _ in parts[0].points] if parts else []
     values = [[b if math.isfinite(b) else 0.0 for _, b in part.points] for part in parts]
@@ -198,7 +200,7 @@ def stacked_chart(parts: Sequence[Line], x_label: str, y_label: str) -> str:
         title = escape(f"{part.name}: {shares[-1]:.1f} % at {x_label} {xs[-1]:g}")
         marks.append(f'<polygon class="band {escape(part.css)}" points="{corners}"><title>{title}</title></polygon>')
         below = above
-    return _svg(x, y, marks, x_label, y_label)
+    return _svg(x, y, marks, x_label, y_label, alt=alt)
 
 
 def _clean(points: Sequence[tuple[float, float]], log_y: bool) -> list[tuple[float, float]]:
@@ -220,7 +222,7 @@ def _svg(
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:.4g}</text>')
     ticks = [(float(k), name) for k, name in enumerate(categories)] or [(tick, f"{tick:.4g}") for tick in x.ticks()]
-    room = int((right - _LEFT) / len(ticks) / CHARACTER) if categories else math.inf
+    room = max(5, int((right - _LEFT) / len(ticks) / CHARACTER) - 2) if categories else math.inf
     for tick, name in ticks:
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         short, whole = (

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 from sweeps.answering.charts import Line, line_chart, stacked_chart
-from sweeps.answering.markup import charts, note
+from sweeps.answering.markup import charts
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
 
@@ -44,26 +45,32 @@ def loss_charts(by_trial: Mapping[str, Sequence[Row]], view: View) -> str:
             if prefix + term in names
         ]
 
-    baseline = next(iter(reports))
     raw, weighted = (lines(first, prefix) for prefix in (_RAW, _WEIGHTED))
-    groups = {f"{name}, weighted loss": lines(trials, _WEIGHTED) for name, trials in reports.items()}
-    if [line.points for line in raw] == [line.points for line in weighted]:
-        del groups[f"{baseline}, weighted loss"]
-        groups = {f"{baseline}, loss (all weights are 1)": raw, **groups}
-    else:
-        groups = {f"{baseline}, raw loss": raw, **groups}
-    everything = [line for group in groups.values() for line in group]
-    drawn = [line_chart(group, "step", label, log_y=True, y_of=everything) for label, group in groups.items() if group]
+    baseline, same = next(iter(reports)), repr(raw) == repr(weighted)
+    groups = [(baseline, "loss (all weights are 1)" if same else "raw loss", raw)]
+    groups += [
+        (name, "weighted loss", lines(trials, _WEIGHTED))
+        for name, trials in reports.items()
+        if name != baseline or not same
+    ]
+    everything = [line for _, _, group in groups for line in group]
+
+    def titled(chart: str, name: str) -> str:
+        of = ", ".join(shown[name])
+        return f"{chart}<figcaption>{escape(f'{name}: mean of {of}')}</figcaption>"
+
+    drawn = []
+    for name, label, group in groups:
+        if group:
+            alt = f"{name}: {label} over step"
+            drawn.append(titled(line_chart(group, "step", label, log_y=True, y_of=everything, alt=alt), name))
     for name, trials in reports.items():
         sizes = lines(trials, _WEIGHTED, abs)
         if len(sizes) > 1 and len(sizes[0].points) > 1:
-            drawn.append(stacked_chart(sizes, "step", f"{name}, share of the weighted loss in %"))
-    if not drawn:
-        return ""
+            label = "share of the weighted loss in %"
+            drawn.append(titled(stacked_chart(sizes, "step", label, alt=f"{name}: {label} over step"), name))
     legend = {_css(index): term for index, term in enumerate(terms[:_MAX_TERMS])}
-    of = "; ".join(f"{name}: {', '.join(ids)}" for name, ids in shown.items())
-    text = note(f"Means over trials. {of}.")
-    return text + charts(drawn, legend | ({"other": "further terms"} if len(terms) > _MAX_TERMS else {}))
+    return charts(drawn, legend | ({"other": "further terms"} if len(terms) > _MAX_TERMS else {}))
 
 
 def _mean(trials: Sequence[Sequence[Row]], name: str, of: Callable[[float], float]) -> list[tuple[float, float]]:

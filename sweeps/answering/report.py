@@ -194,7 +194,8 @@ def _leaderboard(view: View) -> str:
     objective, titles = formatting.metric_title(found.metric), [cell.text for cell in laid_out.header]
     tested = any(title.startswith(f"test {objective} ") for title in titles)
     # Next to a column of test values, the other one says whose values it has.
-    titles = [f"validation {title}" if tested and title.startswith(f"{objective} ") else title for title in titles]
+    titles = [f"validation\n{title}" if tested and title.startswith(f"{objective} ") else title for title in titles]
+    titles = [title.replace("test ", "test\n") if title.startswith("test ") else title for title in titles]
     notes = ["1, 2, ...: rank in the search", *key(view.rows, laid_out, found.baseline_ids, found.winner_id)]
     if tested:
         notes.append('values are of the validation photographs, except those in columns named "test"')

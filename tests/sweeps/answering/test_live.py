@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from search_spaces import Float, Point, SearchSpace
 from sweeps.answering import live
 from sweeps.answering.live import EVERY, SHARE, LiveReport
+from sweeps.planning.plan import make_plan
+from sweeps.planning.question import resolve
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import Progress
 from sweeps.recording.tables import RunTables
-
-SPACE = SearchSpace(
-    "space", "Which?", "pix2pix", {"pix2pix.l1": Float(1, 9)}, (Point("base", {"pix2pix.l1": 1.0}),), "val/psnr"
-)
 
 
 class Clock:
@@ -48,11 +47,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def report(tmp_path: Path) -> LiveReport:
     tables = RunTables(tmp_path)
     tables.upsert_trial({"id": "bicubic", "kind": "control", "status": "control", "val/psnr": 20.0})
-    objective = SimpleNamespace(metric="val/psnr")
-    question = SimpleNamespace(space=SPACE)
-    plan = SimpleNamespace(
-        objective="val/psnr", direction="max", question=question, objectives=[objective], constraints=()
-    )
+    asked = SweepSettings("lora", perceptual="none", results=str(tmp_path), store=str(tmp_path))
+    plan = make_plan(resolve(asked), only_printed=True)
     progress = Progress(3, 1, 100, 1, ("val/psnr",))
     return LiveReport(plan, tmp_path, SimpleNamespace(tables=tables, progress=progress, stopped=""))  # type: ignore[arg-type]
 
@@ -116,7 +112,7 @@ class _Lines(logging.Handler):
 
 
 def test_a_report_that_cannot_be_made_costs_one_line(report: LiveReport, clock: Clock) -> None:
-    report._plan.objective = "val/none"  # type: ignore[misc]
+    report._plan = replace(report._plan, objective="val/none")
     log, kept = logging.getLogger("sweep"), _Lines()
     log.addHandler(kept)
     log.setLevel(logging.INFO)
