@@ -81,12 +81,12 @@ def list_source(source: str) -> Listing:
     if source == SAMPLE:
         return Listing("the sample", pa.array(list(SAMPLE_NAMES)), (sample_images(),), tuple(SAMPLE_NAMES.values()))
     if not source:
-        raise InputError.of("source", source, ACCEPTED_SOURCES)
+        raise InputError.of("--data", source, ACCEPTED_SOURCES)
     place = locate(source)
     try:
         kind = place.kind()
         if kind == "nothing":
-            raise InputError(f"{place}: no such folder or file: give {ACCEPTED_SOURCES}")
+            raise InputError(f"--data {place}: no such folder or file: give {ACCEPTED_SOURCES}")
         if kind == "folder":
             return _folder(place)
         if place.name.lower().endswith(".txt"):
@@ -94,8 +94,8 @@ def list_source(source: str) -> Listing:
         if place.name.lower().endswith(".parquet"):
             return _parquet(place.parent, [place.name], np.array([place.stamp()]), f"{place}")
     except OSError as error:
-        raise InputError(f"{place}: cannot be read ({error.strerror}): give {ACCEPTED_SOURCES}") from error
-    raise InputError(f"{place}: is a file, not a folder: give {ACCEPTED_SOURCES}")
+        raise InputError(f"--data {place}: cannot be read ({error.strerror}): give {ACCEPTED_SOURCES}") from error
+    raise InputError(f"--data {place}: is a file, not a folder: give {ACCEPTED_SOURCES}")
 
 
 def list_pairs(degraded: str, targets: str) -> Listing:
