@@ -33,7 +33,7 @@ from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import images_below
 from trainables.images.sources.notices import shown_plainly
 from trainables.pretrained.fetched import finished_at
-from trainables.restorer import OVERLAP, TILE, WHOLE, Restorer, picture_key, restoration_settings
+from trainables.restorer import OVERLAP, TILE, WHOLE, NotFinite, Restorer, picture_key, restoration_settings
 from trainables.settings import assignments
 
 if TYPE_CHECKING:
@@ -159,6 +159,9 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     content = io.BytesIO()
     try:
         Image.fromarray(restorer(pixels, key, tiles)).save(content, "PNG")
+    except NotFinite:
+        precise = restorer.settings.training.precision == "fp32"
+        return "the network gave NaN or infinite values" + ("" if precise else "; try --set training.precision=fp32")
     except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise

@@ -65,6 +65,10 @@ def picture_key(seed: int, name: str, pixels: np.ndarray) -> tuple[int, ...]:
     return (seed, int.from_bytes(digest[:7]), *pixels.shape[:2])  # 7 bytes, because the method's key is int64
 
 
+class NotFinite(ArithmeticError):
+    """The network gave NaN or infinite values instead of a picture."""
+
+
 class Restorer:
     """A finished trial, ready to restore pictures of any size.
 
@@ -114,6 +118,9 @@ class Restorer:
             pixels: uint8 (H, W, 3), RGB. Padded by reflection to a size that the method accepts.
             key: seed of the noise, see `picture_key`.
             restored_tile: called after each tile with the number of restored tiles, and of all of this picture.
+
+        Raises:
+            NotFinite: it is no picture.
         """
         scale, factor = self.settings.pairs.scale, self.latent.factor
         rows, columns = pixels.shape[:2]
@@ -144,6 +151,9 @@ class Restorer:
             pixels: uint8 (H, W, 3); `multiple` divides the restored sides.
             noise: standard normal, (C, h, w) of the latent, or of the restored picture for methods without latents.
             key: seed of the noise that the sampler adds in its steps.
+
+        Raises:
+            NotFinite: it is no picture.
         """
         import torch
 
@@ -159,7 +169,10 @@ class Restorer:
                 batch["latent_degraded"] = self.encode(upsample(degraded, self.settings.pairs.scale))
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 restored = self.method.restore(batch)
-        return restored[0].float().clamp(0, 1).cpu().numpy()
+        values = restored[0].float()
+        if not values.isfinite().all():
+            raise NotFinite
+        return values.clamp(0, 1).cpu().numpy()
 
     def _tiles(self, length: int, limit: int) -> list[tuple[int, np.ndarray]]:
         """Start and pixel weights of each tile along one side. The weights add up to 1 at every pixel.

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import finish
 from tests.helpers.buckets import endpoint, upload
@@ -176,6 +178,23 @@ def test_picture_that_cannot_be_written_does_not_stop_the_others(
     assert shown.err == f"blocked/a.png: not restored ({out}/blocked/a.png cannot be written: File exists)\n"
     assert shown.out.endswith(f"restored 2 of 3 pictures to {out}; 1 could not be restored\n")
     assert sorted(path.name for path in out.iterdir()) == ["blocked", f"{longest}.png", "z.png"]
+
+
+def test_picture_that_is_not_finite_is_not_written(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, source, out = tmp_path / "broken", save(tmp_path / "a.png", 4, 4), tmp_path / "out"
+    shutil.copytree(trial, broken)
+    with safe_open(broken / WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(broken / WEIGHTS)
+    next(values for values in state.values() if values.is_floating_point()).fill_(torch.nan)
+    save_file(state, broken / WEIGHTS, metadata)
+    for more, advice in ([], ""), (["--set", "training.precision=bf16"], "; try --set training.precision=fp32"):
+        assert main([str(broken), str(source), str(out), *more]) == 1
+        told = f"a.png: not restored (the network gave NaN or infinite values{advice})\n"
+        assert capsys.readouterr().err == told
+    assert not out.exists()
 
 
 def test_settings_of_restoring_can_be_changed(trial: Path, tmp_path: Path) -> None:
