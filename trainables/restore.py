@@ -165,8 +165,7 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        smaller = (restorer.tile or 2 * TILE) // 2 // restorer.multiple * restorer.multiple
-        return f"not enough memory; try --tile {smaller}"
+        return f"not enough memory{less_memory(restorer)}"
     try:
         replace_whole(output, content.getvalue())
     except OSError as error:
@@ -174,6 +173,16 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
             raise InputError(f"{output}: cannot be written ({error.strerror}); existing files were kept") from None
         return f"{output} cannot be written: {error.strerror}"
     return ""
+
+
+def less_memory(restorer: Restorer) -> str:
+    """Flags that restore in less memory, as the end of a message; empty if there are none."""
+    smaller = (restorer.tile or 2 * TILE) // 2 // restorer.multiple * restorer.multiple
+    if smaller >= restorer.overlap + restorer.multiple:
+        return f"; try --tile {smaller}"
+    if smaller:
+        return f"; try --tile {smaller} --overlap 0"
+    return "" if restorer.device.type == "cpu" else "; try --device cpu"
 
 
 def parser(prog: str = PROG) -> Flags:

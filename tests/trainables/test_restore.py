@@ -25,7 +25,7 @@ from trainables.common.paths import replace_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
-from trainables.restore import main
+from trainables.restore import less_memory, main
 from trainables.restorer import Restorer, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
 from trainables.settings.methods import METHODS
@@ -250,6 +250,25 @@ def test_large_pictures_are_restored_in_tiles_unless_asked_otherwise(
     assert capsys.readouterr().out.startswith("large.png: 200 x 2 -> 800 x 8, ")
     made = [pixels(tmp_path / name / "large.png") for name in ("tiles", "whole")]
     assert made[0].shape == made[1].shape and not np.array_equal(*made)
+
+
+def test_advice_for_less_memory_is_accepted(finished: Finished) -> None:
+    """Tiles of the method are multiples of 32 here."""
+    settings = restoration_settings(finished("pix2pix"))
+    assert Restorer(settings, CPU).multiple == 32
+    tried = {
+        (None, 32): "; try --tile 256",
+        (0, 32): "; try --tile 512",
+        (192, 64): "; try --tile 96",
+        (96, 64): "; try --tile 32 --overlap 0",
+        (32, 0): "",
+    }
+    for (tile, overlap), expected in tried.items():
+        advice = less_memory(Restorer(settings, CPU, tile, overlap))
+        assert advice == expected
+        if advice:
+            words = advice.split()
+            Restorer(settings, CPU, int(words[3]), int(words[5]) if len(words) > 4 else overlap)
 
 
 @pytest.mark.parametrize("tile", [64, 100, 512])
