@@ -64,7 +64,7 @@ def load_official_swin_unet(network: SwinUNet, path: Path) -> None:
 
 
 def load_teacher_weights(network: SwinUNet, settings: TrialSettings) -> None:
-    """Loads `teacher.weights`, our safetensors or an official .pth, into `network`.
+    """Loads `teacher.weights`, our safetensors, a finished trial or an official .pth, into `network`.
 
     Raises:
         InputError: no such file, a checkpoint of another method, or weights of another shape, schedule or autoencoder

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainables.common.errors import InputError
 from trainables.pretrained.fetched import weights_at
+from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.settings import SHIPPED
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -21,7 +22,9 @@ def autoencoder_path(weights: str) -> Path:
 
 
 def teacher_path(weights: str) -> Path:
-    return _existing("teacher.weights", weights, SHIPPED_TEACHER)
+    """The file of the ResShift teacher; of a finished trial its weights."""
+    path = _existing("teacher.weights", weights, SHIPPED_TEACHER)
+    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
 
 
 def first_stage_path(weights: str) -> Path:

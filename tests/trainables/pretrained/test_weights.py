@@ -76,6 +76,16 @@ def test_loaded_teacher_is_frozen(small: TrialSettings, tmp_path: Path) -> None:
     assert not autoencoder.training and not any(p.requires_grad for p in autoencoder.parameters())
 
 
+def test_finished_trial_or_run_is_a_teacher(small: TrialSettings, tmp_path: Path) -> None:
+    best = tmp_path / "run" / "best"
+    best.mkdir(parents=True)
+    (best / SETTINGS).write_text("{}")
+    saved(best / WEIGHTS, small)
+    teachers = [load_teacher(taught_by(path, small)).state_dict() for path in (best / WEIGHTS, best, best.parent)]
+    for name, values in teachers[0].items():
+        assert all(torch.equal(other[name], values) for other in teachers[1:])
+
+
 def test_shipped_weights_fit_the_sample_preset(tiny: TrialSettings) -> None:
     kind, shape = describe(SHIPPED_TEACHER)
     assert kind == "resshift"
