@@ -27,7 +27,9 @@ from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
+from trainables.common.machine import available_memory
 from trainables.common.paths import check_writable, path_of, replace_whole
+from trainables.common.units import byte_text
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
 from trainables.images.sources.listing import images_below
@@ -156,6 +158,9 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     Raises:
         InputError: the disk is full.
     """
+    needed, (free, limited_by) = restorer.bytes_for(pixels), available_memory()
+    if needed > free:  # the system would end the process
+        return f"not enough memory: needs at least {byte_text(needed)}; {limited_by} has {byte_text(free)} free"
     content = io.BytesIO()
     try:
         Image.fromarray(restorer(pixels, key, tiles)).save(content, "PNG")

@@ -26,6 +26,7 @@ TILE = 512
 WHOLE = 1.5
 """Pictures of at most so many tiles' sides are restored as a whole."""
 OVERLAP = 32
+_BAND = 64  # rows that become 8-bit at once
 
 
 def restoration_settings(finished: Path, changes: Sequence[tuple[str, Any]] = ()) -> TrialSettings:
@@ -130,7 +131,7 @@ class Restorer:
         shape = self.latent.channels, height // factor, width // factor
         noise = np.random.default_rng([*key, 0]).standard_normal(shape, np.float32)
         restored = np.zeros((3, height, width), np.float32)
-        limit = self.tile if max(height, width) > self.whole else max(height, width)
+        limit = self._limit(height, width)
         tiles = list(itertools.product(*(self._tiles(length, limit) for length in (height, width))))
         for done, ((y, down), (x, across)) in enumerate(tiles, 1):
             place = slice(y, y + len(down)), slice(x, x + len(across))
@@ -139,10 +140,32 @@ class Restorer:
                 noise[:, *(slice(s.start // factor, s.stop // factor) for s in place)],
                 (*key, y, x),
             )
-            restored[:, *place] += down[:, None] * across * piece
+            piece *= down[:, None] * across
+            restored[:, *place] += piece
             restored_tile(done, len(tiles))
-        cropped = restored[:, : rows * scale, : columns * scale]
-        return np.rint(cropped * 255).astype(np.uint8).transpose(1, 2, 0)
+        pixels = np.empty((rows * scale, columns * scale, 3), np.uint8)
+        for top in range(0, len(pixels), _BAND):  # whole copies would take twice the memory of `restored`
+            band = restored[:, top : top + _BAND, : pixels.shape[1]][:, : len(pixels) - top]
+            pixels[top : top + _BAND] = np.rint(band * 255).transpose(1, 2, 0)
+        return pixels
+
+    def bytes_for(self, pixels: np.ndarray) -> int:
+        """Bytes that restoring a picture takes at least, besides the picture itself and what the network computes with.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+        """
+        scale, multiple = self.settings.pairs.scale, self.multiple
+        height, width = (_up(side * scale, multiple) for side in pixels.shape[:2])
+        noise = self.latent.channels * (height // self.latent.factor) * (width // self.latent.factor)
+        limit = self._limit(height, width)
+        tile = min(height, limit) * min(width, limit)
+        # Sums and noise in float32, 8-bit pixels; a tile and its weights in float32.
+        return height * width * (3 * 4 + 3) + 4 * noise + tile * (3 + 1) * 4
+
+    def _limit(self, height: int, width: int) -> int:
+        """The largest side of a tile of a restored picture."""
+        return self.tile if max(height, width) > self.whole else max(height, width)
 
     def restore(self, pixels: np.ndarray, noise: np.ndarray, key: Sequence[int]) -> np.ndarray:
         """float32 (3, H * scale, W * scale) in [0, 1], restored as in validation.

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import finish
 from tests.helpers.buckets import endpoint, upload
+from trainables.common import machine
 from trainables.common.paths import replace_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
@@ -283,6 +284,30 @@ def test_tiles_cover_every_pixel_once(trial: Path, tile: int, overlap: int) -> N
             covered[start : start + len(weights)] += weights
         np.testing.assert_allclose(covered, 1, rtol=1e-6)
         assert len(starts) == max(1, -((overlap - length) // (tile - overlap)))
+
+
+def test_restored_picture_is_the_rounded_output_of_the_network(trial: Path) -> None:
+    restorer, image, key = Restorer(restoration_settings(trial), CPU, 0), picture(5, 70), (0, 1)
+    noise = np.random.default_rng([*key, 0]).standard_normal((3, 280, 20), np.float32)
+    expected = np.rint(restorer.restore(image, noise, (*key, 0, 0)) * 255).transpose(1, 2, 0)
+    assert np.array_equal(restorer(image, key), expected)
+
+
+def test_picture_that_does_not_fit_is_named(
+    trial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "group"
+    group.mkdir()
+    (group / "memory.max").write_text(f"{10**9}\n")
+    (group / "memory.current").write_text(f"{10**9 - 10**6}\n")
+    monkeypatch.setattr(machine, "_own_cgroups", lambda: iter([group]))
+    save(tmp_path / "in" / "large.png", 100, 100)
+    save(tmp_path / "in" / "small.png", 4, 4)
+    assert main([str(trial), str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("large.png: not restored (not enough memory: needs at least ")
+    assert shown.err.endswith(" has 1 MB free)\n")
+    assert shown.out.startswith("small.png: 4 x 4 -> 16 x 16")
 
 
 def _pictures(path: Path, *names: str) -> Path:
