@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,8 +36,11 @@ def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, busy: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Holds the lock file `path`, which is created and kept; waits for it.
+
+    Args:
+        busy: called once if another process holds it, before the wait.
 
     Inside, the value tells whether it is locked. Without locks it is not: use it only where two processes at once are
     wasteful, not wrong.
@@ -54,13 +57,16 @@ def locked(path: Path) -> Iterator[bool]:
         except OSError:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     try:
-        held = take(file, wait=True) is True
+        held = take(file)
+        if held is False:
+            busy()
+            held = take(file, wait=True)
     except OSError as error:
         if not foreign or error.errno != errno.EBADF:  # NFS locks only files that can be written
             os.close(file)
             raise
-        held = False
+        held = None
     try:
-        yield held
+        yield held is True
     finally:
         os.close(file)

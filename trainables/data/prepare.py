@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -67,7 +69,7 @@ def prepare(
         test: whether to prepare test pairs too.
         source: `settings.data.source` if it is already open.
 
-    Two callers on one machine do not make the same store twice: the second waits for the first. If a preparation is
+    Two callers on one machine do not make the same store twice: the second says so and waits for the first. If a preparation is
     interrupted, finished shards are kept, and the next call resumes from them.
 
     Raises:
@@ -221,6 +223,10 @@ def _rejected_table(rejected: Mapping[str, str]) -> pa.Buffer:
     return sink.getvalue()
 
 
+def _say_waiting(folder: StoreFolder) -> None:
+    print(f"another process prepares {folder.local}; waiting for it", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
     """Holds this machine's locks of these stores, always taken in the same order, so that two callers cannot deadlock.
@@ -230,7 +236,8 @@ def _locks(folders: Sequence[StoreFolder]) -> Iterator[None]:
     with ExitStack() as held:
         for folder in sorted(folders, key=lambda folder: folder.name):
             folder.local.parent.mkdir(parents=True, exist_ok=True)
-            alone = held.enter_context(locked(folder.local.with_name(f".{folder.name}.lock")))
+            lock = folder.local.with_name(f".{folder.name}.lock")
+            alone = held.enter_context(locked(lock, partial(_say_waiting, folder)))
             for left in folder.local.glob(f".*{PARTIAL}") if alone else ():
                 with suppress(OSError):  # of another user, or gone
                     left.unlink()

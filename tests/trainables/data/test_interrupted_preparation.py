@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from PIL import Image
 
 from tests.helpers.preparation import made_by
 from trainables.common.errors import InputError
+from trainables.common.locks import locked
 from trainables.data.prepare import REJECTED, bytes_to_come, prepare
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages.needed import needed_stages
@@ -100,6 +102,24 @@ def test_later_stages_are_made_again_with_the_pairs(tiny: TrialSettings, tmp_pat
 
     prepare(settings, tmp_path, PAIRS_AND_LATENTS, run=run)
     assert kept == {0: ("pairs", "latents"), 1: (), 2: ("pairs", "latents")}
+
+
+def test_preparation_that_waits_for_another_one_says_so(
+    tiny: TrialSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, columns = override(tiny, {"method": "pix2pix"}), frozenset({"target"})
+    folder = needed_stages(settings, tmp_path, columns)[0].folder.local
+    second = threading.Thread(target=prepare, args=(settings, tmp_path, columns))
+    said = ""
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        second.start()
+        while "\n" not in said and second.is_alive():
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+        assert second.is_alive() and not folder.exists()
+    second.join()
+    assert said + capsys.readouterr().err == f"another process prepares {folder}; waiting for it\n"
+    assert len(Store(folder))
 
 
 def test_shards_do_not_depend_on_their_order(tiny: TrialSettings, tmp_path: Path) -> None:
