@@ -173,7 +173,11 @@ def verify_command(flags: argparse.Namespace) -> int:
     damaged = 0
     for given in flags.paths:
         path = path_of("STORE", given)
-        found = [path] if (path / MANIFEST).exists() else [s.path for s in stores_below(path) if s.complete]
+        found = (
+            [path]
+            if (path / MANIFEST).exists()
+            else [s.path for s in stores_below(path) if s.complete or (s.damaged and not s.window)]
+        )
         if not found:
             raise InputError(f"{path}: no complete store found")
         for store in found:

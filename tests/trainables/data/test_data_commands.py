@@ -69,6 +69,17 @@ def test_inspect_lists_a_root_with_unfinished_stores(root: Path, capsys: pytest.
     assert "8 rows" in lines[the(root, "pairs-train").name] and "used" in lines[the(root, "pairs-train").name]
 
 
+def test_store_with_a_damaged_manifest_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = the(root, "latents-train") / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert main(["verify", str(root)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(": intact") == 4 and f"{manifest.parent}: damaged store" in shown
+    assert main(["inspect", str(root)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert " damaged " in lines[manifest.parent.name]
+
+
 def test_verify_names_the_damaged_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(root)]) == 0
     assert capsys.readouterr().out.count(": intact") == 5

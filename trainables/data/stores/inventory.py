@@ -31,7 +31,7 @@ class Shelved:
 
     Attributes:
         rows: from its manifest; 0 without one.
-        complete: whether all shards are here.
+        complete: whether all shards are here. damaged: whether it has a manifest that cannot be read.
         window: whether it keeps some shards of a store in a bucket for a while.
         bytes: on the disk.
         used: POSIX time.
@@ -40,6 +40,7 @@ class Shelved:
     path: Path
     rows: int
     complete: bool
+    damaged: bool
     window: bool
     bytes: int
     used: float
@@ -53,7 +54,7 @@ class Shelved:
     def state(self) -> str:
         if self.window:
             return f"some of {self.rows} rows"
-        return f"{self.rows} rows" if self.complete else "interrupted"
+        return f"{self.rows} rows" if self.complete else "damaged" if self.damaged else "interrupted"
 
     @property
     def days(self) -> float:
@@ -87,7 +88,8 @@ def _look(path: Path, window: bool) -> Shelved:
         with suppress(OSError):  # a temporary file was renamed, or a shard was deleted to make room
             stats.append(file.stat())
     used = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
-    return Shelved(path, rows, whole and not window, window, sum(stat.st_size for stat in stats), used)
+    damaged = not whole and (path / MANIFEST).exists()
+    return Shelved(path, rows, whole and not window, damaged, window, sum(stat.st_size for stat in stats), used)
 
 
 def mark_used(path: Path) -> None:
