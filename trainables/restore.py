@@ -32,7 +32,7 @@ from trainables.common.paths import check_writable, path_of, replace_whole
 from trainables.common.units import byte_text
 from trainables.images.sources.decode import reason
 from trainables.images.sources.images import FileImages, names_column
-from trainables.images.sources.listing import images_below
+from trainables.images.sources.listing import FOUND, images_below
 from trainables.images.sources.notices import shown_plainly
 from trainables.pretrained.fetched import finished_at
 from trainables.restorer import OVERLAP, TILE, WHOLE, NotFinite, Restorer, picture_key, restoration_settings
@@ -76,6 +76,11 @@ def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_e
     """
     images = _list_pictures(source)
     check_writable("OUTPUT", folder)
+    if folder.suffix.lower() in FOUND and not folder.exists():
+        raise InputError(
+            f"OUTPUT {folder}: named like a picture; expected a folder, such as {folder.with_suffix('')}, in which every "
+            "picture keeps its name"
+        )
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise InputError(f"OUTPUT {folder}: is inside INPUT {source}; choose a folder outside it")
     became: dict[Path, str] = {}

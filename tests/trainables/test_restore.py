@@ -325,6 +325,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "equal": (["{trial}", "{in}", "{in}/../in", "--overwrite"], "OUTPUT .*: is inside INPUT"),
     "itself": (["{trial}", "{in}/a.png", "{in}", "--overwrite"], "OUTPUT .*a.png is one of the pictures to restore"),
     "a file": (["{trial}", "{in}", "{in}/a.png"], "OUTPUT .*a.png is a file"),
+    "a picture's name": (
+        ["{trial}", "{in}/a.png", "{out}/restored.PNG"],
+        "OUTPUT .*restored.PNG: named like a picture; expected a folder, such as .*out/restored, in which",
+    ),
     "there": (["{trial}", "{in}", "{made}"], r"OUTPUT .*: 1 of 2 files already exist, such as .*a\.png; choose"),
     "same name": (["{trial}", "{twice}", "{out}"], r"INPUT .*: c\.jpg and c\.png would both become .*c\.png; rename"),
     "no finished named": (["", "{in}", "{out}"], "FINISHED is empty; expected a path"),
