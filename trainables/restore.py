@@ -78,8 +78,8 @@ def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_e
     check_writable("OUTPUT", folder)
     if folder.suffix.lower() in FOUND and not folder.exists():
         raise InputError(
-            f"OUTPUT {folder}: named like a picture; expected a folder, such as {folder.with_suffix('')}, in which every "
-            "picture keeps its name"
+            f"OUTPUT {folder}: named like a picture; expected a folder, such as {folder.with_suffix('')}, in which "
+            "every picture keeps its name"
         )
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise InputError(f"OUTPUT {folder}: is inside INPUT {source}; choose a folder outside it")

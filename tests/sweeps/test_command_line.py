@@ -465,10 +465,12 @@ def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_resume_is_refused(tmp_path: Path) -> None:
-    """For example from an unset shell variable."""
+@pytest.mark.parametrize("given", [["--resume", ""], ["--data="], ["--set", "training.seed=1", "--address", ""]])
+def test_empty_value_of_a_flag_is_refused(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For example from an unset shell variable: the default would be used without a word."""
     before = sorted(tmp_path.iterdir())
-    assert main(["--space", SPACE, "--resume", ""]) == 2
+    assert main(["--space", SPACE, *given]) == 2
+    assert f"error: {given[-2] if len(given) > 1 else '--data'}: the value is empty; " in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -6,15 +6,27 @@ import argparse
 import difflib
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainables.common.errors import UsageError
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting."""
+    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting. It takes no empty text,
+    such as a shell's variable that is not set: the default would be used without a word.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        for before, text in zip(["", *given], given, strict=False):
+            flag = before if not text else text[:-1] if re.fullmatch(r"--[a-z-]+=", text) else None
+            if flag is not None:
+                place = flag if flag.startswith("--") else "an argument"
+                raise UsageError(f"{place}: the value is empty; expected one, or no such flag", self.prog)
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         of_a_type = re.match(r"argument (\S+): (.*: expected .*)", message)

@@ -69,7 +69,7 @@ def prepare(
         test: whether to prepare test pairs too.
         source: `settings.data.source` if it is already open.
 
-    Two callers on one machine do not make the same store twice: the second says so and waits for the first. If a preparation is
+    Two callers on one machine do not make the same store twice: the second says so and waits. If a preparation is
     interrupted, finished shards are kept, and the next call resumes from them.
 
     Raises:

@@ -279,7 +279,7 @@ def test_dry_run_for_a_cluster_estimates_this_machine(tmp_path: Path, capsys: py
 
 def test_empty_store_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--store", ""]) == 2
-    assert "error: --store is empty" in capsys.readouterr().err
+    assert "error: --store: the value is empty" in capsys.readouterr().err
 
 
 def test_inspect_refuses_unwritable_sheet_and_damaged_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
