@@ -253,6 +253,21 @@ def test_content_tells_the_format_whatever_its_suffix(content: bytes, expected: 
     assert reason(caught.value) == expected
 
 
+def test_linked_photographs_are_used_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere.png"
+    for path in (root / "own" / "0.png", root / "own" / "1.png", elsewhere):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (root / "favourites").mkdir()
+    (root / "favourites" / "0.png").symlink_to("../own/0.png")  # before the file's own name in the order
+    (root / "favourites" / "2.png").symlink_to(elsewhere)
+    (root / "later.png").symlink_to(elsewhere)
+    (root / "broken.png").symlink_to("nowhere")
+    with pytest.warns(SourceWarning, match=r": 2 links to photographs .* not used, such as favourites/0\.png$"):
+        names = list_source(str(root)).names.to_pylist()
+    assert names == ["broken.png", "favourites/2.png", "own/0.png", "own/1.png"]
+
+
 def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     for folder in (root / "z_own", elsewhere / "deep"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,7 +134,8 @@ def _folder(root: Location) -> Listing:
     tables = np.array([file.lower().endswith(".parquet") for file in files], bool)
     if tables.all() and files:
         return _parquet(root, files, stamps, f"{root}")
-    images = _files(root, [file for file, table in zip(files, tables, strict=True) if not table], stamps[~tables])
+    once = ~tables & ~_named_twice(root, files)
+    images = _files(root, [file for file, use in zip(files, once, strict=True) if use], stamps[once])
     if twins := subfolders_with_equal_names(images.file_names):
         one, other = (f"{name}/" for name in twins)
         _warn(
@@ -140,6 +143,26 @@ def _folder(root: Location) -> Listing:
             "photographs; if they are pairs, give --data-input and --data-target"
         )
     return Listing(f"{root}", images.names, (images,))
+
+
+def _named_twice(root: Location, files: list[str]) -> np.ndarray:
+    """Which files are links to a file that has another name in the source, bool (N,): by both names, one photograph
+    could be in two splits. The file's own name counts, or else the first link's.
+    """
+    twice = np.zeros(len(files), bool)
+    linked = np.array([not root.store and os.path.islink(f"{root.path}/{file}") for file in files], bool)
+    if not linked.any():
+        return twice
+    seen = set[tuple[int, int]]()
+    for row in (*np.flatnonzero(~linked).tolist(), *np.flatnonzero(linked).tolist()):
+        with suppress(OSError):  # a broken link, which is rejected by name
+            status = os.stat(f"{root.path}/{files[row]}")
+            twice[row] = linked[row] and (status.st_dev, status.st_ino) in seen
+            seen.add((status.st_dev, status.st_ino))
+    if twice.any():
+        first = files[int(twice.argmax())]
+        _warn(f"{root}: {twice.sum()} links to photographs with another name are not used, such as {first}")
+    return twice
 
 
 def images_below(root: Location) -> FileImages:
