@@ -189,6 +189,7 @@ class FinishedTrial:
 
         Raises:
             InputError: weights that are missing, or a tile size that the method cannot restore.
+            NotFinite: an ArithmeticError; the network gave NaN or infinite values.
             OSError: a file that is no picture.
         """
         if isinstance(picture, str | os.PathLike):

@@ -194,7 +194,7 @@ class Restorer:
                 restored = self.method.restore(batch)
         values = restored[0].float()
         if not values.isfinite().all():
-            raise NotFinite
+            raise NotFinite("the network gave NaN or infinite values; try training.precision=fp32")
         return values.clamp(0, 1).cpu().numpy()
 
     def _tiles(self, length: int, limit: int) -> list[tuple[int, np.ndarray]]:

@@ -116,7 +116,8 @@ def _leaders(result: Answer, rows: Mapping[str, Row], own: str, constraints: Seq
     for key, group in groups.items():
         group.sort(key=lambda row: row[result.metric], reverse=larger)
         mean = statistics.fmean(row[result.metric] for row in group)
-        leaders.append(Leader(names.text(group[0]), tuple(r["id"] for r in group), mean, key == own))
+        named = next((row for row in group if row.get("label")), group[0])
+        leaders.append(Leader(names.text(named), tuple(r["id"] for r in group), mean, key == own))
     leaders.sort(key=lambda leader: leader.mean, reverse=larger)
     accepted = [leader for leader in leaders if all(feasible(constraints, rows[id]) for id in leader.ids)]
     missed = tuple(leader.name for leader in leaders if leader not in accepted)

@@ -32,7 +32,7 @@ from trainables.images.pairs import Pair, Pairs
 from trainables.images.tensors import image_tensor, to_pixels, upsample
 from trainables.metrics import build_metrics
 from trainables.metrics.names import test_name
-from trainables.restorer import Restorer, picture_key, restoration_settings
+from trainables.restorer import NotFinite, Restorer, picture_key, restoration_settings
 from trainables.settings import override
 from trainables.training.pictures import Pictures
 
@@ -121,7 +121,10 @@ def _restore(
         for crop, key in zip(crops, keys, strict=True):
             if restored[id] and time.monotonic() - began > LONGEST:
                 break
-            restored[id].append(restorer(crop.degraded, key))
+            try:
+                restored[id].append(restorer(crop.degraded, key))
+            except NotFinite as error:
+                raise ValueError(f"{id}: {error}") from error
     count = min(len(of_one) for of_one in restored.values())
     measure = build_metrics(plan.metrics, device, trial.metrics.border)
     working = kept.with_name(f".{kept.name}")

@@ -31,7 +31,7 @@ def setup_of(plan: Plan) -> Setup:
         "super_resolution": "simulated blur, resizing, noise and JPEG",
         "print_to_camera": "simulated print and camera",
     }
-    degradation = "given pairs" if trial.data.input else simulated[trial.pairs.simulator]
+    degradation = "given pairs" if plan.source.paired else simulated[trial.pairs.simulator]
     lines = (f"Task: {task}; {degradation}.", f"Data: {plan.data}.", _training(plan))
     return Setup((*lines, f"Objective {meaning(plan.objective)}"), scale)
 

@@ -107,10 +107,7 @@ def sentences(answer: Answer, rows: Mapping[str, Row]) -> tuple[str, ...]:
     if not answer.unconfirmed:
         findings = [finding_text(answer.metric, finding) for finding in answer.finalists]
         against = _against_the_input(answer)
-        stays = [
-            *_stays(answer),
-            *([against] if against and not _is_better(answer) else []),
-        ]  # else the verdict says it
+        stays = [*_stays(answer), *([against] if against and not _names_the_winner(answer) else [])]
         numbers = [*stays, *findings, *_between_finalists(answer), _narrower(answer), *numbers]
     numbers += cost_of_a_step(rows, answer.winner_name, answer.winner_ids, answer.baseline_ids)
     numbers += ends_of_trials(list(rows.values()))
@@ -138,6 +135,11 @@ def _is_better(answer: Answer) -> bool:
     return named.verdict == "better" and named.configuration not in answer.missed
 
 
+def _names_the_winner(answer: Answer) -> bool:
+    """Whether the first sentence calls the winner better: another finalist may have a better, less certain mean."""
+    return _is_better(answer) and set(named_finding(answer).trials) == set(answer.winner_ids)
+
+
 def _claim(answer: Answer) -> str:
     """What the intervals say; then whether the winner is better than its input, or what they could have said."""
     named, base = named_finding(answer), answer.baseline_name
@@ -150,7 +152,8 @@ def _claim(answer: Answer) -> str:
         said = f"No finalist {meets}." if not only else f"Only {only[0]} {meets}, and it could not be compared."
     elif _is_better(answer):
         said = f"{named.configuration} is better than {base} by {amount} ({interval_text(answer.metric, made)})."
-        return f"{said} {_against_the_input(answer) or _measured_on(named)}"
+        against = _against_the_input(answer) if _names_the_winner(answer) else ""
+        return f"{said} {against or _measured_on(named)}"
     elif named.verdict == "worse":
         said = f"No finalist is better than {base}; the best one, {named.configuration}, is worse by {amount}."
     else:
@@ -175,13 +178,14 @@ def _test_photographs(finding: Finding) -> str:
 
 def _against_the_input(answer: Answer) -> str:
     """A sentence if the winner is not proven better than its input, which no network has changed."""
+    kept = ", whose weights are kept," if not _names_the_winner(answer) else ""
     for finding in answer.controls.get(answer.metric, ()):
         if finding.configuration == UNTRAINED and finding.interval:
             if finding.verdict == "better":
                 amount = _amount(answer.metric, finding.interval.mean)
-                return f"{answer.winner_name} is worse than {THE_INPUT} by {amount}."
+                return f"{answer.winner_name}{kept} is worse than {THE_INPUT} by {amount}."
             if finding.verdict == "not distinguishable":
-                return f"{answer.winner_name} is not proven better than {THE_INPUT}."
+                return f"{answer.winner_name}{kept} is not proven better than {THE_INPUT}."
     return ""
 
 
@@ -314,7 +318,7 @@ def _about_the_search(answer: Answer, rows: Mapping[str, Row]) -> str:
     """The first leaders of the search, then the other points that the question names."""
     tried = count_text(answer.selected_from, "configuration")
     values = {leader: f"{leader.name} {metric_text(answer.metric, leader.mean)}" for leader in answer.leaders}
-    points = [leader for leader in answer.leaders[3:] if rows[leader.ids[0]].get("label")]
+    points = [leader for leader in answer.leaders[3:] if any(rows[id].get("label") for id in leader.ids)]
     unit, title = metric_unit(answer.metric), metric_title(answer.metric)
     measure = f"{title}{unit and f' in{unit}'}"
     ranked = ", ".join(values[leader] for leader in answer.leaders[:3])

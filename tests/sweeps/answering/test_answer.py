@@ -307,7 +307,23 @@ def test_better_than_the_baseline_is_not_better_than_the_input() -> None:
     sweep.control("bicubic", 0.0)
     found = sweep.ask()
     assert "is not distinguishable from 1:1:1. With 12 test" in found.verdict
-    assert found.sentences[2] == "1:1:1 is not proven better than the input itself (bicubic)."
+    assert found.sentences[2] == "1:1:1, whose weights are kept, is not proven better than the input itself (bicubic)."
+
+
+def test_a_better_finalist_is_not_taken_for_a_winner_with_a_less_certain_mean() -> None:
+    """t001 has the better mean, which photographs disagree on; t002 is better with certainty."""
+    sweep = Sweep([-0.05, -0.03]).confirm(1, 2)
+    sweep.control("bicubic", -0.05)
+    own = {row["id"] for row in sweep.rows if row["kind"] == CONFIRMATION and row["config/sinsr.inversion"] == 2.0}
+    for row in sweep.per_image:
+        if row["id"] in own and row["split"] == "test":
+            number = int(row["image"].split()[1].split("@")[0])
+            row["test/st_lpips"] += 0.2 if number % 2 else -0.2
+    found = sweep.ask()
+    assert found.winner_name == "t001"
+    assert found.verdict.startswith("t002 (inversion 3) is better than 1:1:1")
+    assert found.verdict.endswith("). It was measured on 12 test photographs with 3 seeds.")
+    assert found.sentences[1].startswith("t001, whose weights are kept, is not proven better than the input itself")
 
 
 def test_other_finalists_are_compared_with_the_winner() -> None:

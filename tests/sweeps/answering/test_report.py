@@ -8,6 +8,7 @@ import itertools
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -481,6 +482,14 @@ def test_page_says_what_was_done(folder: Path, tmp_path: Path) -> None:
     assert setup.scale == 1 and "input and target of the same size; simulated print and camera" in setup.lines[0]
     assert "300 steps of 4 pairs each; latent_diffusion trains at most 2.19 M parameters" in setup.lines[2]
     assert setup.lines[3].startswith("Objective PSNR") and setup.lines[3].endswith("larger is better.")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 100, 100, 3), dtype=np.uint8)
+    for number, side in itertools.product(range(12), ("input", "target")):
+        (tmp_path / "prints" / side).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[2 * number + (side == "target")]).save(tmp_path / "prints" / side / f"{number}.png")
+    few = ("pairs.validation_pairs", "2"), ("pairs.test_pairs", "6")
+    given = replace(asked, data=str(tmp_path / "prints"), set=few)
+    paired = setup_of(make_plan(resolve(given), only_printed=True))
+    assert paired.lines[0].endswith("input and target of the same size; given pairs.")
     page = Page(write_report(folder, METRIC, ["t000"], setup=setup).read_text(encoding="utf-8"))
     assert set(setup.lines) <= set(page.texts)
     assert any("bicubic: the input itself" in text for text in page.texts)
