@@ -80,8 +80,12 @@ def rate_notes(trials: Sequence[TrialSettings]) -> tuple[str, ...]:
     )
 
 
-def check_effects_on_files(question: Question, source: Source) -> None:
-    """Refuses settings, set or searched, that have no effect with these photographs or this base."""
+def check_effects_on_files(question: Question, source: Source) -> tuple[str, ...]:
+    """Refuses settings, set or searched, that have no effect with these photographs or this base.
+
+    Returns:
+        Notes about settings that a space searches without effect beside others that have one.
+    """
     from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config, read_shape
     from trainables.pretrained.prompts import pads_prompt
 
@@ -101,30 +105,35 @@ def check_effects_on_files(question: Question, source: Source) -> None:
         return folder is not None and bool(load_scheduler_config(folder).get("rescale_betas_zero_snr"))
 
     trial, configurations = question.trial, question.outer_configurations()
-    base = f"base.weights={trial.base.weights}"
+    notes: list[str] = []
     named = {name: f"--set {name}={value}" for name, value in question.settings.set}
     named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
     for name, text in named.items():
         readers = [one for one in configurations if is_read(name, (one.method,))]
+        based = [one for one in readers if "base" in METHODS[one.method].sections]
+        base = " or ".join(dict.fromkeys(f"base.weights={one.base.weights}" for one in based))
         mirrors = name == "pairs.variants" and trial.pairs.flips != "none"
         if is_among(name, SIMULATED) and source.paired and not mirrors:
             raise InputError(
                 f"{text} has no effect: --data {trial.data.source} holds pairs; expected photographs without partners"
             )
-        if name == "base.padded_prompt" and not pads_prompt(trial):
+        if name == "base.padded_prompt" and not any(map(pads_prompt, based)):
             raise InputError(
                 f"{text} has no effect: no empty prompt is computed; expected a base with text_encoder/ and without "
                 f"{EMPTY_PROMPT}, and no base.prompts with positive and empty"
             )
         if name == "conv_in.init":
-            shape = read_shape(find_base(trial.base.weights, trial.base.revision))
-            if shape.in_channels > shape.latent_channels:
+            shapes = [read_shape(find_base(one.base.weights, one.base.revision)) for one in based]
+            if shapes and all(shape.in_channels > shape.latent_channels for shape in shapes):
                 raise InputError(f"{text} has no effect: {base} already takes both latents; expected another base")
         if name == "diffusion.zero_terminal_snr" and readers and all(map(ends_in_noise, readers)):
-            raise InputError(
+            why = (
                 f"{text} has no effect: the scheduler of {base} has rescale_betas_zero_snr, so that its last timestep "
-                "is pure noise already; expected another base"
             )
+            why += "is pure noise already"
+            if name not in question.space.parameters:
+                raise InputError(f"{why}; expected another base")
+            notes.append(why)
         if name.startswith("diffusion."):
             reasons = {reason_unread(name, predicting(one)) for one in readers}
             if reasons and "" not in reasons:
@@ -132,3 +141,4 @@ def check_effects_on_files(question: Question, source: Source) -> None:
                     f"{text} has no effect with {' or '.join(sorted(reasons))}; diffusion.prediction_type=base stands "
                     "for the type that the base predicts"
                 )
+    return tuple(notes)

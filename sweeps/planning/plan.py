@@ -289,7 +289,7 @@ def make_plan(
     notes += rate_notes(configurations)
     stable = _stability(metrics) if question.trial.training.stability_draws > 1 else ()
     objective, *further = resolve_objectives(settings, question.space, (*metrics, *stable))
-    check_effects_on_files(question, source)
+    notes += check_effects_on_files(question, source)
     for trial in configurations:
         method_class(trial.method).check(trial)
     gpu_workers = settings.workers_per_trial if settings.gpus_per_worker else 0

@@ -279,6 +279,22 @@ def test_evaluation_only_space_uses_settings_of_its_checkpoint(
     )
 
 
+def test_finished_trial_of_an_earlier_version_has_defaults_for_later_settings(
+    first_stage: Path, tmp_path: Path
+) -> None:
+    """And not the values of a preset, with which it was not made."""
+    older = tmp_path / "older"
+    shutil.copytree(first_stage, older)
+    found = json.loads((older / "settings.json").read_text())
+    later = "base.padded_prompt", "pairs.degradation.smallest_blur_kernel"
+    (older / "settings.json").write_text(json.dumps({name: found[name] for name in found if name not in later}))
+    made_by = tuple((name, str(found[name])) for name in ("pairs.scale", "pairs.image_size"))
+    trial = flatten(
+        resolve(SweepSettings("fidelity_weight", preset="stablesr", checkpoint=str(older), set=made_by)).trial
+    )
+    assert [trial[name] for name in later] == [False, 3]
+
+
 def test_every_method_of_a_question_is_planned(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan builds each method, so that mismatches are refused at the start, and lists the stores of all."""
     line = ["--space", "beat_pix2pix", "--perceptual", "none", "--store", str(tmp_path / "store")]

@@ -21,7 +21,7 @@ from trainables.settings.diffusion import (
 from trainables.settings.effects import check_sections, is_read, reason_unread
 from trainables.settings.gan import DiscriminatorSettings, PerceptualSettings, Pix2PixSettings
 from trainables.settings.one_step import OneStepSettings
-from trainables.settings.override import assignments, flatten, override
+from trainables.settings.override import assignments, flatten, override, section_defaults
 from trainables.settings.resshift import (
     NetworkSettings,
     ResShiftLossSettings,
@@ -65,4 +65,5 @@ __all__ = [
     "is_read",
     "override",
     "reason_unread",
+    "section_defaults",
 ]

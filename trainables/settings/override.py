@@ -30,6 +30,13 @@ def _leaves(settings: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{item.name}", value
 
 
+def section_defaults(kind: Any) -> dict[str, Any]:
+    """Dotted name -> default of every setting in a section of a settings dataclass. Sections need not fit together."""
+    sections = {item.name: item.default_factory for item in dataclasses.fields(kind)}
+    made = {name: section() for name, section in sections.items() if section is not dataclasses.MISSING}
+    return {name: value for section, values in made.items() for name, value in _leaves(values, f"{section}.")}
+
+
 def override(settings: T, changes: Mapping[str, Any]) -> T:
     """A copy of `settings` with new values for dotted names. Strings are converted to the field's type.
 

@@ -28,7 +28,7 @@ def left_out(files: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     Returns:
         Whether each file is one of them, or a `RUN_SETTINGS`, bool (N,); and the folders of the runs.
     """
-    ours = np.array([name.endswith(RUN_SETTINGS) or bool(_STORE_OR_SHEET.search(name)) for name in files], bool)
+    ours = np.array([name.lower().endswith(RUN_SETTINGS) or bool(_STORE_OR_SHEET.search(name)) for name in files], bool)
     runs = []
     for name in files:
         if name.endswith(f"/{RUN_SETTINGS}"):
