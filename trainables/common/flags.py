@@ -15,17 +15,16 @@ from trainables.common.errors import UsageError
 
 
 class Flags(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting. It takes no empty text,
-    such as a shell's variable that is not set: the default would be used without a word.
+    """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting. It takes no flag
+    with an empty value, such as a shell's variable that is not set: the default would be used without a word.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         given = sys.argv[1:] if args is None else list(args)
         for before, text in zip(["", *given], given, strict=False):
-            flag = before if not text else text[:-1] if re.fullmatch(r"--[a-z-]+=", text) else None
-            if flag is not None:
-                place = flag if flag.startswith("--") else "an argument"
-                raise UsageError(f"{place}: the value is empty; expected one, or no such flag", self.prog)
+            flag = before if not text else text[:-1] if text.endswith("=") else ""
+            if re.fullmatch("--[a-z-]+", flag):
+                raise UsageError(f"{flag}: the value is empty; expected one, or no such flag", self.prog)
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
