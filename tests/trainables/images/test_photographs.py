@@ -225,11 +225,11 @@ def test_errors_name_the_path_and_what_is_accepted(tmp_path: Path) -> None:
     text.mkdir()
     (text / "a.png").write_text("a")
     for source, message in [
-        (str(tmp_path / "nowhere"), r"nowhere: no such folder or file: give \"sample\", a folder of images"),
+        (str(tmp_path / "nowhere"), r"--data /.*/nowhere: no such folder or file: give \"sample\", a folder of images"),
         (str(file), r"one\.png: is a file, not a folder"),
         (str(empty), r"empty: no images in it: give a folder with \.jpg"),
         (str(text), r"none of its 1 images can be read: a\.png"),
-        ("", r"source='' is not accepted"),
+        ("", r"--data='' is not accepted"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             load_photographs(source, "train")
