@@ -161,7 +161,8 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     assert {before, after} == servers.keys()
     last = nodes.seen[-2][1]
     assert again == last  # the last report, sent once more
-    assert last < int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2]) < last + settings.training.report_every
+    kept = int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2])
+    assert last <= kept < last + settings.training.report_every  # the notice may come with a report
     text = (folder / "log.txt").read_text(encoding="utf-8")
     assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
 
