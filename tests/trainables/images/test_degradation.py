@@ -66,16 +66,7 @@ def test_random_kernels_keep_the_published_ranges(
     s, rng, count = preset(name).trial.pairs.degradation, np.random.default_rng(0), 2000
     sizes = set()
     for _ in range(count):
-        kernel = kernels.random_blur_kernel(
-            rng,
-            s.smallest_blur_kernel,
-            s.blur_kernel_size,
-            s.sinc_prob,
-            s.kernel_prob,
-            s.blur_sigma,
-            s.betag_range,
-            s.betap_range,
-        )
+        kernel = degradation.blur_kernel(rng, s)
         assert kernel.sum() == pytest.approx(1)
         sizes.add(kernel.shape[0])
     assert sizes == set(range(smallest, largest + 1, 2))

@@ -15,6 +15,7 @@ Targets are not sharpened here, see `sharpening.py`: SinSR's published settings 
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,34 +52,14 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
 
     s = settings
     image = target.astype(np.float32) / 255
-    kernel = random_blur_kernel(
-        rng,
-        s.smallest_blur_kernel,
-        s.blur_kernel_size,
-        s.sinc_prob,
-        s.kernel_prob,
-        s.blur_sigma,
-        s.betag_range,
-        s.betap_range,
-    )
-    image = blur(image, kernel)
+    image = blur(image, blur_kernel(rng, s))
     image = resize(image, factor=_random_factor(rng, s.resize_prob, s.resize_range), mode=_random_mode(rng))
     image = _add_noise(image, rng, s.gaussian_noise_prob, s.noise_range, s.poisson_scale_range, s.gray_noise_prob)
     image = _random_jpeg(image, rng, s.jpeg_range)
 
     if rng.random() < s.second_order_prob:
         if rng.random() < s.second_blur_prob:
-            kernel = random_blur_kernel(
-                rng,
-                s.smallest_blur_kernel2,
-                s.blur_kernel_size2,
-                s.sinc_prob2,
-                s.kernel_prob2,
-                s.blur_sigma2,
-                s.betag_range2,
-                s.betap_range2,
-            )
-            image = blur(image, kernel)
+            image = blur(image, blur_kernel(rng, s, "2"))
         factor = _random_factor(rng, s.resize_prob2, s.resize_range2)
         size = max(1, int(height * factor)), max(1, int(width * factor))
         image = resize(image, size=size, mode=_random_mode(rng))
@@ -97,6 +78,22 @@ def degrade(target: np.ndarray, settings: DegradationSettings, rng: np.random.Ge
     if jpeg_last:
         image = _random_jpeg(image, rng, s.jpeg_range2)
     return _to_bytes(image)
+
+
+_OF_A_KERNEL = (
+    "smallest_blur_kernel",
+    "blur_kernel_size",
+    "sinc_prob",
+    "kernel_prob",
+    "blur_sigma",
+    "betag_range",
+    "betap_range",
+)
+
+
+def blur_kernel(rng: np.random.Generator, settings: DegradationSettings, end: Literal["", "2"] = "") -> np.ndarray:
+    """A random kernel of the first round, or with "2", which ends the names of its settings, of the second."""
+    return random_blur_kernel(rng, *(getattr(settings, name + end) for name in _OF_A_KERNEL))
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
