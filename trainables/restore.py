@@ -169,9 +169,8 @@ def _restore_picture(restorer: Restorer, pixels: np.ndarray, key: Sequence[int],
     content = io.BytesIO()
     try:
         Image.fromarray(restorer(pixels, key, tiles)).save(content, "PNG")
-    except NotFinite:
-        precise = restorer.settings.training.precision == "fp32"
-        return "the network gave NaN or infinite values" + ("" if precise else "; try --set training.precision=fp32")
+    except NotFinite as error:
+        return str(error)
     except (RuntimeError, MemoryError) as error:  # the CPU allocator raises a plain RuntimeError
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise

@@ -143,11 +143,11 @@ class Restorer:
             piece *= down[:, None] * across
             restored[:, *place] += piece
             restored_tile(done, len(tiles))
-        pixels = np.empty((rows * scale, columns * scale, 3), np.uint8)
-        for top in range(0, len(pixels), _BAND):  # whole copies would take twice the memory of `restored`
-            band = restored[:, top : top + _BAND, : pixels.shape[1]][:, : len(pixels) - top]
-            pixels[top : top + _BAND] = np.rint(band * 255).transpose(1, 2, 0)
-        return pixels
+        picture = np.empty((rows * scale, columns * scale, 3), np.uint8)
+        for top in range(0, len(picture), _BAND):  # whole copies would take twice the memory of `restored`
+            band = restored[:, top : top + _BAND, : picture.shape[1]][:, : len(picture) - top]
+            picture[top : top + _BAND] = np.rint(band * 255).transpose(1, 2, 0)
+        return picture
 
     def bytes_for(self, pixels: np.ndarray) -> int:
         """Bytes that restoring a picture takes at least, besides the picture itself and what the network computes with.
@@ -194,7 +194,8 @@ class Restorer:
                 restored = self.method.restore(batch)
         values = restored[0].float()
         if not values.isfinite().all():
-            raise NotFinite("the network gave NaN or infinite values; try training.precision=fp32")
+            advice = "" if self.settings.training.precision == "fp32" else "; try --set training.precision=fp32"
+            raise NotFinite(f"the network gave NaN or infinite values{advice}")
         return values.clamp(0, 1).cpu().numpy()
 
     def _tiles(self, length: int, limit: int) -> list[tuple[int, np.ndarray]]:
