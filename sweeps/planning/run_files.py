@@ -1,5 +1,9 @@
 """Names of the files of a run that more than one module needs."""
 
-RUN_SETTINGS, LOG = "settings.yaml", "sweep.log"
+from trainables.common.paths import RUN_SETTINGS
+
+__all__ = ["EVENTS", "LOG", "RUN_SETTINGS"]
+
+LOG = "sweep.log"
 EVENTS = "events.jsonl"
 """The record of a run: see `sweeps.recording.events`."""

@@ -123,6 +123,8 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.absolute().parent)
 
 
+RUN_SETTINGS = "settings.yaml"
+"""File of every run's folder; by it, a source knows the results below it."""
 PARTIAL = ".partial"
 """Suffix of a file that is being written. A killed writer leaves such files; the next writer removes them."""
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from trainables.common.errors import InputError
 from trainables.common.locations import Location, is_uri, locate
+from trainables.common.paths import RUN_SETTINGS
 from trainables.images.sources import formats
 from trainables.images.sources.images import FileImages, Images, names_column
 from trainables.images.sources.notices import SourceWarning
-from trainables.images.sources.own_results import RUN_SETTINGS, left_out
+from trainables.images.sources.own_results import left_out
 from trainables.images.sources.paired_folders import match_partners, paired_subfolders, subfolders_with_equal_names
 from trainables.images.sources.parquet_images import list_parquet
 from trainables.images.sources.sample import SAMPLE_NAMES, sample_images

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-RUN_SETTINGS = "settings.yaml"
-"""File of every run's folder, as `sweeps.planning.run_files` names it."""
+from trainables.common.paths import RUN_SETTINGS
+
 _OF_A_RUN = ("trials/", "report/", "best/", "leaderboard.parquet")  # a settings.yaml alone may be another program's
 _STORE_OR_SHEET = re.compile(
     r"(?:^|/)(?:(?:pairs|latents|targets|restored)-(?:train|validation|test)-[0-9a-f]{12}(?:/|\.png$)"
