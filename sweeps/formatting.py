@@ -113,6 +113,11 @@ def configuration_of(row: Row) -> str:
     return repr(sorted(settings_of(row).items()))
 
 
+def finished_like(rows: Iterable[Row], configuration: str) -> list[str]:
+    """The ids of the finished trials of a configuration (`configuration_of`), of the search and of the confirmation."""
+    return [row["id"] for row in rows if row["status"] == "finished" and configuration_of(row) == configuration]
+
+
 def varied_settings(rows: Sequence[Row]) -> list[str]:
     """The dotted names of the hyperparameters that differ between trials."""
     trials = [settings_of(row) for row in rows if row.get("kind") != "control"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sweeps import formatting
@@ -24,7 +24,7 @@ from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.images.names import photograph_of
 from trainables.metrics.names import METRICS, test_name
 
-__all__ = ["Answer", "answer", "baseline_trials"]
+__all__ = ["Answer", "answer", "baseline_trials", "first_trials"]
 
 
 def baseline_trials(rows: Sequence[Row]) -> list[str]:
@@ -83,9 +83,7 @@ def answer(
     result = Answer(
         metric,
         direction,
-        baseline_ids=tuple(
-            n for n, row in rows.items() if row["status"] == "finished" and configuration_of(row) == own
-        ),
+        baseline_ids=tuple(formatting.finished_like(rows.values(), own)),
         baseline_name=formatting.trial_name(baseline) if baseline else "the baseline",
         selected_from=len({configuration_of(r) for r in rows.values() if r["kind"] == TRIAL and r["status"] in _RACED}),
         unconfirmed=unconfirmed,
@@ -198,8 +196,8 @@ def _confirmed(
     accepted = [f for f in found if _on_test(constraints, [rows[id] for id in trials.get(f.configuration, ())])]
     first = (accepted or found)[0]
     winner = first.configuration if accepted and first.interval and first.interval.mean > 0 else own
-    first_trials, texts = _first_trials(rows), formatting.TrialTexts.of(rows.values())
-    names = {key: texts.text(row) for key, row in first_trials.items()}
+    firsts, texts = first_trials(rows.values()), formatting.TrialTexts.of(rows.values())
+    names = {key: texts.text(row) for key, row in firsts.items()}
     others = [key for key in finalists if key != winner] if winner != own else []
     between = confirmed.compare(result.metric, winner, others, larger, len(others)) if others else []
     result = replace(
@@ -209,7 +207,7 @@ def _confirmed(
             for f in found
         ),
         winner_ids=tuple(trials[winner]),
-        winner_name=formatting.trial_name(first_trials[winner]),
+        winner_name=formatting.trial_name(firsts[winner]),
         missed=tuple(names[finding.configuration] for finding in found if finding not in accepted),
         between=tuple(replace(one, configuration=names[one.configuration]) for one in between),
         secondary=_secondary(result, confirmed, winner, own),
@@ -260,9 +258,9 @@ def _others(result: Answer, confirmed: _Confirmed) -> list[str]:
     return [metric for metric in METRICS if metric != result.metric and test_name(metric) in measured]
 
 
-def _first_trials(rows: Mapping[str, Row]) -> dict[str, Row]:
+def first_trials(rows: Iterable[Row]) -> dict[str, Row]:
     """Configuration -> its first trial, which the search ran: readers know the configuration by its name."""
     found: dict[str, Row] = {}
-    for row in sorted(rows.values(), key=lambda row: row["kind"] != TRIAL):
+    for row in sorted(rows, key=lambda row: row["kind"] != TRIAL):
         found.setdefault(configuration_of(row), row)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sweeps import formatting
+from sweeps.answering.comparison import first_trials
 from sweeps.answering.intervals import Finding
 from sweeps.answering.markup import UPPER_BOUND, Colour, Span, intervals, note, table
 from sweeps.answering.verdict import CEILING, UNTRAINED, Answer
@@ -89,30 +90,19 @@ def means(view: View) -> str:
         ("configuration: trials", False),
         *((f"{metric_title(metric)} {arrows.get(metric, '')}", True) for metric in measured),
     ]
-    body = []
+    body, firsts = [], first_trials(view.trials)  # a configuration has the name of its first trial everywhere
     for rows in groups:
         ids = [row["id"] for row in rows]
         if rows[0]["kind"] == "control":
             css, title = "control", ids[0]
         else:
             css = "winner" if ids[0] in found.winner_ids else ""
-            title = _trials_of(view, rows[0], ids)
+            title = f"{view.names[firsts[formatting.configuration_of(rows[0])]['id']]}: {', '.join(ids)}"
             title += " (the baseline)" if ids[0] in found.baseline_ids else ""
         cells = [(metric_text(metric, _mean(rows, name)), True) for metric, name in measured.items()]
         body.append((css, "", [(title, False), *cells]))
     split = "test" if tested else "validation"
     return note(f"Means on the {split} photographs") + table(header, body)
-
-
-def _trials_of(view: View, row: Row, ids: Sequence[str]) -> str:
-    """A configuration by its first trial, as everywhere else, and these trials of it: "t004 (...): c002, c005".
-
-    Args:
-        row: of one of its trials.
-    """
-    own = formatting.configuration_of(row)
-    name = view.names[next(other["id"] for other in view.trials if formatting.configuration_of(other) == own)]
-    return f"{name}: {', '.join(ids)}"
 
 
 def _configurations(view: View, ids: Collection[str]) -> list[list[Row]]:

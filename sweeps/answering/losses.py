@@ -14,9 +14,9 @@ from sweeps.answering.charts import Line, line_chart, stacked_chart
 from sweeps.answering.markup import charts
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
+from sweeps.recording.columns import RAW, WEIGHTED
 
 _MAX_TERMS = 6  # as many loss terms as there are colours in the style sheet; the rest is one more
-_RAW, _WEIGHTED = "loss/", "weighted/"
 
 
 def loss_charts(by_trial: Mapping[str, Sequence[Row]], view: View) -> str:
@@ -36,7 +36,7 @@ def loss_charts(by_trial: Mapping[str, Sequence[Row]], view: View) -> str:
         return ""
     first = next(iter(reports.values()))
     names = dict.fromkeys(name for trial in first for row in trial for name in row if row[name] is not None)
-    terms = [name.removeprefix(_RAW) for name in names if name.startswith(_RAW)]
+    terms = [name.removeprefix(RAW) for name in names if name.startswith(RAW)]
 
     def lines(trials: Sequence[Sequence[Row]], prefix: str, of: Callable[[float], float] = float) -> list[Line]:
         return [
@@ -45,11 +45,11 @@ def loss_charts(by_trial: Mapping[str, Sequence[Row]], view: View) -> str:
             if prefix + term in names
         ]
 
-    raw, weighted = (lines(first, prefix) for prefix in (_RAW, _WEIGHTED))
+    raw, weighted = (lines(first, prefix) for prefix in (RAW, WEIGHTED))
     baseline, same = next(iter(reports)), repr(raw) == repr(weighted)
     groups = [(baseline, "loss (all weights are 1)" if same else "raw loss", raw)]
     groups += [
-        (name, "weighted loss", lines(trials, _WEIGHTED))
+        (name, "weighted loss", lines(trials, WEIGHTED))
         for name, trials in reports.items()
         if name != baseline or not same
     ]
@@ -65,7 +65,7 @@ def loss_charts(by_trial: Mapping[str, Sequence[Row]], view: View) -> str:
             alt = f"{name}: {label} over step"
             drawn.append(titled(line_chart(group, "step", label, log_y=True, y_of=everything, alt=alt), name))
     for name, trials in reports.items():
-        sizes = lines(trials, _WEIGHTED, abs)
+        sizes = lines(trials, WEIGHTED, abs)
         if len(sizes) > 1 and len(sizes[0].points) > 1:
             label = "share of the weighted loss in %"
             drawn.append(titled(stacked_chart(sizes, "step", label, alt=f"{name}: {label} over step"), name))

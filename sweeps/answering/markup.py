@@ -31,7 +31,8 @@ def note(text: str) -> str:
 def bullets(lines: Sequence[str], css: str = "") -> str:
     """A list, or nothing without lines."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<ul{f' class={chr(34)}{escape(css)}{chr(34)}' if css else ''}>{items}</ul>" if items else ""
+    named = f' class="{escape(css)}"' if css else ""
+    return f"<ul{named}>{items}</ul>" if items else ""
 
 
 def details(summary: str, content: str) -> str:

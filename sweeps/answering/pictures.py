@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from sweeps.answering.larger import LARGER, larger_pictures, larger_values
 from sweeps.answering.markup import note
-from sweeps.answering.verdict import UNTRAINED, named_finding
+from sweeps.answering.verdict import UNTRAINED, calls_better, named_finding
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row, configuration_of, metric_text, metric_title, metric_unit
 from sweeps.recording.image_values import TEST, VALIDATION
@@ -168,7 +168,7 @@ def columns(view: View, split: str, baselines: Sequence[str]) -> list[tuple[str,
         named = [by_id[id] for id in finding.trials if id in by_id]
         own = {configuration_of(row) for row in named}
         named += [row for row in others if row not in named and configuration_of(row) in own]
-        role = "winner" if finding.verdict == "better" else "best finalist"
+        role = "winner" if calls_better(view.found) else "best finalist"
     kinds = {row["kind"] for row in named}
     found = [
         ("bicubic", [row for row in view.controls if row["id"] == UNTRAINED]),

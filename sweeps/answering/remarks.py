@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from search_spaces import Criterion, Distribution, Float, Int
 from sweeps import formatting
 from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, metric_unit, setting_text
+from sweeps.recording.columns import WEIGHTED
 from sweeps.recording.tables import OUT_OF_TIME
 from sweeps.trial_config import CONFIRMATION
 from trainables.settings.roles import ROLES
 
 SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
 SHORT = 0.2  # share of the steps to compare with the end, e.g. 5,000 steps of 25,000
-_WEIGHTED = "weighted/"
 EDGE = 0.02  # share of a parameter's range, on its own scale, that counts as its edge
 
 
@@ -30,10 +30,7 @@ def cost_of_a_step(
     """
     if not winner_ids or set(winner_ids) & set(baseline_ids):
         return []
-    own = formatting.configuration_of(rows[winner_ids[0]])
-    of_winner = [
-        id for id, row in rows.items() if row["status"] == "finished" and formatting.configuration_of(row) == own
-    ]
+    of_winner = formatting.finished_like(rows.values(), formatting.configuration_of(rows[winner_ids[0]]))
     groups = [[formatting.step_seconds(rows[id]) for id in ids] for ids in (of_winner, baseline_ids)]
     ours, theirs = ([seconds for seconds in group if seconds is not None] for group in groups)
     if not ours or not theirs or (min(ours) <= max(theirs) and min(theirs) <= max(ours)):
@@ -174,9 +171,9 @@ def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name
     sums: dict[str, float] = {}
     for row in last.values():
         for term, value in row.items():
-            if term.startswith(_WEIGHTED) and value is not None and math.isfinite(value):
+            if term.startswith(WEIGHTED) and value is not None and math.isfinite(value):
                 sums[term] = sums.get(term, 0.0) + abs(value)
-    terms = {term.removeprefix(_WEIGHTED): value for term, value in sums.items()}
+    terms = {term.removeprefix(WEIGHTED): value for term, value in sums.items()}
     whole = sum(terms.values())
     if len(terms) < 2 or not whole or {"discriminator", "score"} & terms.keys():
         return []

@@ -129,7 +129,7 @@ def named_finding(answer: Answer) -> Finding:
     return (better or accepted or compared)[0]
 
 
-def _is_better(answer: Answer) -> bool:
+def calls_better(answer: Answer) -> bool:
     """Whether the first sentence calls a finalist better."""
     named = named_finding(answer)
     return named.verdict == "better" and named.configuration not in answer.missed
@@ -137,7 +137,7 @@ def _is_better(answer: Answer) -> bool:
 
 def _names_the_winner(answer: Answer) -> bool:
     """Whether the first sentence calls the winner better: another finalist may have a better, less certain mean."""
-    return _is_better(answer) and set(named_finding(answer).trials) == set(answer.winner_ids)
+    return calls_better(answer) and set(named_finding(answer).trials) == set(answer.winner_ids)
 
 
 def _claim(answer: Answer) -> str:
@@ -150,7 +150,7 @@ def _claim(answer: Answer) -> str:
         only = [one.configuration for one in answer.finalists if one.configuration not in answer.missed]
         meets = f"meets {' and '.join(answer.constraints)} on the test photographs"
         said = f"No finalist {meets}." if not only else f"Only {only[0]} {meets}, and it could not be compared."
-    elif _is_better(answer):
+    elif calls_better(answer):
         said = f"{named.configuration} is better than {base} by {amount} ({interval_text(answer.metric, made)})."
         against = _against_the_input(answer) if _names_the_winner(answer) else ""
         return f"{said} {against or _measured_on(named)}"
@@ -264,7 +264,7 @@ def _narrower(answer: Answer) -> str:
     made = named.interval
     assert made is not None
     more = "test photographs" if made.photographs_share >= 0.5 else "seeds (--seeds)"
-    power = f" {_power(answer.metric, named, made)}" if _is_better(answer) else ""
+    power = f" {_power(answer.metric, named, made)}" if calls_better(answer) else ""
     return f"Positive differences are better.{power} More {more} would narrow the interval most."
 
 

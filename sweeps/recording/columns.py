@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-TERMS = ("loss/", "weighted/")
+RAW, WEIGHTED = TERMS = ("loss/", "weighted/")
 TABLED = ("val/", "test/", "train/", *TERMS, "speed/", "memory/", "gpu/")
 """Prefixes of the numbers of a report: columns of the history."""
 
