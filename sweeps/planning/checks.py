@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.planning.question import Question
@@ -89,19 +90,21 @@ def check_effects_on_files(question: Question, source: Source) -> tuple[str, ...
     from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config, read_shape
     from trainables.pretrained.prompts import pads_prompt
 
+    def base_of(trial: TrialSettings) -> Path | None:
+        """The folder of the trial's base; None for a method without one."""
+        return find_base(trial.base.weights, trial.base.revision) if is_read("base.weights", (trial.method,)) else None
+
     def predicting(trial: TrialSettings) -> TrialSettings:
         """The trial with the prediction type that "base" stands for."""
-        if trial.diffusion.prediction_type != "base" or "diffusion" not in METHODS[trial.method].sections:
+        if trial.diffusion.prediction_type != "base" or not is_read("diffusion.prediction_type", (trial.method,)):
             return trial
-        of_base = "base" in METHODS[trial.method].sections
-        found = read_shape(find_base(trial.base.weights, trial.base.revision)).prediction_type if of_base else ""
+        folder = base_of(trial)
+        found = read_shape(folder).prediction_type if folder else ""
         return override(trial, {"diffusion.prediction_type": found or "v_prediction"})
 
     def ends_in_noise(trial: TrialSettings) -> bool:
         """Whether the last timestep of the trial's base is pure noise, whatever `diffusion.zero_terminal_snr` is."""
-        folder = (
-            find_base(trial.base.weights, trial.base.revision) if "base" in METHODS[trial.method].sections else None
-        )
+        folder = base_of(trial)
         return folder is not None and bool(load_scheduler_config(folder).get("rescale_betas_zero_snr"))
 
     trial, configurations = question.trial, question.outer_configurations()
@@ -110,7 +113,7 @@ def check_effects_on_files(question: Question, source: Source) -> tuple[str, ...
     named |= {name: f"--space {question.space.name}: searches {name}, which" for name in question.space.parameters}
     for name, text in named.items():
         readers = [one for one in configurations if is_read(name, (one.method,))]
-        based = [one for one in readers if "base" in METHODS[one.method].sections]
+        based = [one for one in readers if is_read("base.weights", (one.method,))]
         base = " or ".join(dict.fromkeys(f"base.weights={one.base.weights}" for one in based))
         mirrors = name == "pairs.variants" and trial.pairs.flips != "none"
         if is_among(name, SIMULATED) and source.paired and not mirrors:
@@ -127,10 +130,8 @@ def check_effects_on_files(question: Question, source: Source) -> tuple[str, ...
             if shapes and all(shape.in_channels > shape.latent_channels for shape in shapes):
                 raise InputError(f"{text} has no effect: {base} already takes both latents; expected another base")
         if name == "diffusion.zero_terminal_snr" and readers and all(map(ends_in_noise, readers)):
-            why = (
-                f"{text} has no effect: the scheduler of {base} has rescale_betas_zero_snr, so that its last timestep "
-            )
-            why += "is pure noise already"
+            noise = "has rescale_betas_zero_snr, so that its last timestep is pure noise already"
+            why = f"{text} has no effect: the scheduler of {base} {noise}"
             if name not in question.space.parameters:
                 raise InputError(f"{why}; expected another base")
             notes.append(why)

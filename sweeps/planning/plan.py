@@ -236,8 +236,7 @@ def make_plan(
         InputError: weights, data, a metric or resources that are not available.
     """
     settings = question.settings
-    results = default_store(settings.results)
-    store = store_root(settings.store) if settings.store else store_root(results, "--results")
+    store = store_root(settings.store or default_store(settings.results), "--store" if settings.store else "--results")
     check_tracker(settings.log_to, settings.results)
     if not metrics:  # the folder of a run to resume is checked when it is locked
         check_results_place(settings.results)
@@ -299,11 +298,11 @@ def make_plan(
     def stages(trial: TrialSettings) -> tuple[Stage, ...]:
         return tuple(needed_stages(trial, store, method_class(trial.method).columns(trial), source, tested > 0))
 
-    stages_of = {trial.method: stages(trial) for trial in trials}
-    for trial in configurations:  # some read less than others, as SinSR without the terms of its teacher
-        found_stages = stages(trial)
-        if _names(stages_of[trial.method]) < _names(found_stages):
-            stages_of[trial.method] = found_stages
+    stages_of: dict[str, tuple[Stage, ...]] = {}
+    for trial in (*trials, *configurations):  # some read less than others, as SinSR without the terms of its teacher
+        needed = stages(trial)
+        if trial.method not in stages_of or _names(stages_of[trial.method]) < _names(needed):
+            stages_of[trial.method] = needed
     for trial in configurations:
         check_stores(question, trial, stages_of[trial.method], stages)
     if not is_uri(store) and not all(stage.exists for made in stages_of.values() for stage in made):
