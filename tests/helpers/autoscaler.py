@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,12 +38,16 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
+    # Ray's sockets need a short path.
+    temporary = Path("/tmp") / f"grow-{port}"
+    temporary.mkdir()
     config = folder / "autoscaler.json"
-    config.write_text(json.dumps(_config(address, workers)), encoding="utf-8")
+    config.write_text(json.dumps(_config(address, workers, temporary)), encoding="utf-8")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = {
         **os.environ,
         **token,
+        "PYTHONPATH": str(Path(__file__).parent / "node_provider"),
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -50,8 +55,6 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
         "RAY_CLOUD_INSTANCE_ID": _HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD,
     }
-    # Ray's sockets need a short path.
-    temporary = Path("/tmp") / f"grow-{port}"
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--block"),
         *("--num-cpus=0", "--num-gpus=0", "--object-store-memory=100000000", "--include-dashboard=false"),
@@ -80,9 +83,10 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
             with suppress(psutil.Error):  # it has ended meanwhile
                 process.kill()
         psutil.wait_procs(started, timeout=30)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _config(address: str, workers: int) -> dict[str, object]:
+def _config(address: str, workers: int, disks: Path) -> dict[str, object]:
     return {
         "cluster_name": "growing",
         "max_workers": workers,
@@ -90,7 +94,8 @@ def _config(address: str, workers: int) -> dict[str, object]:
         "idle_timeout_minutes": 5,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "own_disk.OwnDisk",
+            "disks": str(disks),
             "launch_multiple": True,
             "head_node_id": _HEAD,
             "gcs_address": address,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,11 +36,19 @@ REASON = "no weights on this machine"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def disks() -> Iterator[Path]:
+    """The folder in which each node but the head has one of its own, as it would on its own machine. In a shared one,
+    each node would replace the running job's code below the others."""
+    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as folder:  # Ray's sockets need a short path
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(disks: Path) -> Iterator[Cluster]:
     """A head and a broken worker, with one CPU each."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"})
+        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"}, temp_dir=str(disks / "broken"))
         made.wait_for_nodes()
         yield made
     finally:
@@ -124,7 +133,7 @@ class Reclaimed(FailingNodes):
 
 
 def test_trial_leaves_a_machine_that_will_be_taken_back(
-    cluster: Cluster, small: TrialSettings, store_root: Path, tmp_path: Path
+    cluster: Cluster, disks: Path, small: TrialSettings, store_root: Path, tmp_path: Path
 ) -> None:
     """Both other nodes ask a metadata server. The one on which the trial reports first gets a notice."""
     settings = override(small, {"training.max_steps": 100_000, "training.reports": 4_000})
@@ -135,8 +144,10 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     file = log_to(tmp_path / "sweep.log")
     with metadata_server() as first, metadata_server() as second:
         servers = {
-            cluster.add_node(num_cpus=1, resources={"spot": 1}, env_vars=server.variables).node_id: server
-            for server in (first, second)
+            cluster.add_node(
+                num_cpus=1, resources={"spot": 1}, env_vars=server.variables, temp_dir=str(disks / name)
+            ).node_id: server
+            for name, server in (("first", first), ("second", second))
         }
         connection = SweepSettings(
             "x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address
@@ -168,10 +179,10 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
 
 
 def test_messages_of_ray_are_in_the_log_only(
-    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cluster: Cluster, disks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The machine of a node is lost; another process on it sends the last lines of its log."""
-    node = cluster.add_node(num_cpus=0)
+    node = cluster.add_node(num_cpus=0, temp_dir=str(disks / "lost"))
     file = log_to(tmp_path / "sweep.log")
     try:
         with connected(settings_of(cluster), 1):
