@@ -17,6 +17,7 @@ from tests.helpers.paths import EXPECTED
 from trainables.diffusion.noise import coarse_levels
 from trainables.images.tensors import upsample
 from trainables.methods.method import Method
+from trainables.pretrained.base_model import read_shape
 from trainables.pretrained.resshift import build_network
 from trainables.settings import NetworkSettings
 from trainables.settings.presets import preset
@@ -297,6 +298,16 @@ PISASR: dict[str, Any] = {
 }
 
 
+def prompted(folder: Path) -> dict[str, Any]:
+    """PiSA-SR with score distillation between two prompts."""
+    found = osediff(folder)
+    dim = read_shape(folder).cross_attention_dim
+    prompts = {name: normal(name, 0, 1, 3, dim) for name in ("positive", "negative")}
+    save_file(prompts | {"empty": torch.zeros(1, 3, dim)}, folder / "prompts.safetensors")
+    distilled = {"one_step.classifier_distillation": 1.0, "one_step.guidance": 7.5}
+    return found | PISASR | distilled | {"base.prompts": str(folder / "prompts.safetensors")}
+
+
 def start_lora(method: Method) -> None:
     for name, network in method.networks.items():
         trained = {key: value for key, value in network.named_parameters() if value.requires_grad}
@@ -318,6 +329,7 @@ def osediff_batch(method: Any, step: int) -> dict[str, Tensor]:
 CURVES = {
     "osediff": Curve(osediff, osediff_batch, start_lora),
     "pisasr": Curve(lambda folder: osediff(folder) | PISASR, osediff_batch, start_lora),
+    "pisasr-csd": Curve(prompted, osediff_batch, start_lora),
     "stablesr_cfw": Curve(
         lambda folder: DECODER | decoder_base(folder) | {"method": "stablesr_cfw", "cfw.adversarial_start": 0},
         decoder_batch,
