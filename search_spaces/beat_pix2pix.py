@@ -22,6 +22,7 @@ def _diffusion(label: str, method: str, **more: Value) -> Point:
         "training.rate_factor": 1.0,
         "perceptual.weight": 0.1,
         "diffusion.max_timestep": 500,
+        "diffusion.start_timestep": 500,
         "perceptual.every": 1,
     }
     return Point(label, values | {name.replace("__", "."): value for name, value in more.items()})
@@ -36,7 +37,8 @@ SPACE = SearchSpace(
         "method": Choice(("pix2pix", *GAUSSIAN, "one_step")),
         "training.rate_factor": Float(0.1, 10.0, log=True),
         "perceptual.weight": Choice((0.0, 0.1, 1.0, 10.0)),
-        "diffusion.max_timestep": When(DIFFUSION, Int(50, 1000)),
+        "diffusion.max_timestep": When(DIFFUSION, Choice((1000, 750, 500))),
+        "diffusion.start_timestep": When(DIFFUSION, Int(50, 500)),
         "perceptual.every": When(DIFFUSION, Int(1, 4)),
         "diffusion.prediction_type": When(LATENT, Choice(("epsilon", "sample", "v_prediction"))),
         "diffusion.zero_terminal_snr": When(

@@ -2,8 +2,8 @@
 
 Restoration is a small change, so timesteps near pure noise may waste capacity (`diffusion.max_timestep`). Apart from
 that, sampling may start at any trained timestep, from the degraded image's latent with its noise
-(`diffusion.start_timestep`), or at the last one, from pure noise. The points separate the two: trained on all timesteps
-or on the lower ones, and started at the same place.
+(`diffusion.start_timestep`), or at the last one, from pure noise. The points cross the two: trained on all timesteps or
+on the lower ones, and started at the same places.
 
 The network predicts the same as its base. For a base that predicts the noise, the estimate of x_0 is worst at the
 highest timesteps. `--set diffusion.prediction_type=sample` asks the same question for x_0.
@@ -11,12 +11,17 @@ highest timesteps. `--set diffusion.prediction_type=sample` asks the same questi
 
 from __future__ import annotations
 
-from search_spaces.space import Choice, Int, Point, SearchSpace, Value, When
+from search_spaces.space import Choice, Point, SearchSpace, Value, When
+
+LAST = 0
+"""Of `diffusion.start_timestep`: the last timestep that was trained."""
 
 
-def _range(label: str, trained: int, start: int = 0) -> Point:
+def _range(trained: int, start: int) -> Point:
     values: dict[str, Value] = {"diffusion.max_timestep": trained}
-    return Point(label, values | ({"diffusion.start_timestep": start} if start else {}))
+    if trained > 250:
+        values["diffusion.start_timestep"] = LAST if start == trained > 500 else start
+    return Point(f"{trained} from {start}", values)
 
 
 SPACE = SearchSpace(
@@ -26,17 +31,21 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={
         "diffusion.max_timestep": Choice((1000, 750, 500, 250)),
-        # Trained on fewer timesteps, it starts at the last of them.
-        "diffusion.start_timestep": When({"diffusion.max_timestep": (1000,)}, Int(50, 1000)),
+        # Trained on the fewest timesteps, it starts at the last of them.
+        "diffusion.start_timestep": When({"diffusion.max_timestep": (1000, 750, 500)}, Choice((LAST, 500, 250, 150))),
     },
     points=(
-        _range("1000, from 1000", 1000, 1000),
-        _range("1000, from 500", 1000, 500),
-        _range("500, from 500", 500),
-        _range("1000, from 250", 1000, 250),
-        _range("250, from 250", 250),
+        _range(1000, 1000),
+        _range(750, 750),
+        _range(1000, 500),
+        _range(500, 500),
+        _range(1000, 250),
+        _range(500, 250),
+        _range(250, 250),
+        _range(1000, 150),
+        _range(500, 150),
     ),
-    proposals=5,
+    proposals=0,
     fixed={"diffusion.prediction_type": "base"},
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),

@@ -3,8 +3,8 @@
 The base predicts noise; fine-tuning can change that. With `sample` the loss is only the L1 distance of the output to
 x_0 and the perceptual term: a noise term would repeat that distance. With `epsilon` the L1 distance is the noise's
 error times up to fifteen at the highest noise, and sampling starts where the schedule still has a little signal. Points
-without that term, below half of the timesteps and with zero terminal SNR separate these effects from the prediction
-type.
+without that term, started at half of the timesteps, trained below and with zero terminal SNR separate these effects
+from the prediction type.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from search_spaces.space import Choice, Point, SearchSpace, Value, When
 
 PREDICTION, MAX_TIMESTEP = "diffusion.prediction_type", "diffusion.max_timestep"
 RECONSTRUCTION, ZERO_SNR = "diffusion.reconstruction_weight", "diffusion.zero_terminal_snr"
+START = "diffusion.start_timestep"
 
 
 def _predicting(
@@ -20,6 +21,7 @@ def _predicting(
     prediction: str,
     *,
     max_timestep: int = 1000,
+    start: int = 0,
     reconstruction: float = 1.0,
     zero_snr: bool = False,
 ) -> Point:
@@ -28,6 +30,8 @@ def _predicting(
         values[RECONSTRUCTION] = reconstruction
     if prediction != "epsilon":
         values[ZERO_SNR] = zero_snr
+    if max_timestep == 1000:
+        values[START] = start
     return Point(label, values)
 
 
@@ -39,6 +43,7 @@ SPACE = SearchSpace(
     parameters={
         PREDICTION: Choice(("epsilon", "sample", "v_prediction")),
         MAX_TIMESTEP: Choice((1000, 500)),
+        START: When({MAX_TIMESTEP: (1000,)}, Choice((0, 500))),  # 0: the last trained timestep
         RECONSTRUCTION: When({PREDICTION: ("epsilon", "v_prediction")}, Choice((1.0, 0.0))),
         ZERO_SNR: When({PREDICTION: ("sample", "v_prediction")}, Choice((False, True))),
     },
@@ -47,7 +52,9 @@ SPACE = SearchSpace(
         _predicting("sample", "sample"),
         _predicting("v_prediction", "v_prediction"),
         _predicting("epsilon without L1 on x_0", "epsilon", reconstruction=0.0),
+        _predicting("epsilon from 500", "epsilon", start=500),
         _predicting("epsilon below 500", "epsilon", max_timestep=500),
+        _predicting("sample from 500", "sample", start=500),
         _predicting("sample below 500", "sample", max_timestep=500),
         _predicting("sample with zero terminal SNR", "sample", zero_snr=True),
         _predicting("v_prediction with zero terminal SNR", "v_prediction", zero_snr=True),

@@ -2,7 +2,8 @@
 
 Parts, in order: photographs, autoencoder, teacher, base-autoencoder, base-unet, finished, measure. Each takes what the
 earlier ones left in the work folder. A stopped part continues from its last checkpoint when the same command runs
-again; a finished part is skipped. `ship` copies the results into `trainables/assets/`, and runs only when named.
+again; a finished part is skipped. Two more run only when named: `ship` copies the results into `trainables/assets/`,
+and `winner` measures any finished trial on whole photographs (`--finished`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from trainables.assets.stable_diffusion import (
 )
 from trainables.assets.teacher import TeacherRecipe, teacher_settings, train_teacher
 from trainables.assets.trials import RECIPES, train_finished
+from trainables.assets.winner import measure_winner
 from trainables.assets.work import WorkFolder
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.base_model import load_vae
@@ -48,11 +50,12 @@ Recipe = TypeVar("Recipe", AutoencoderRecipe, TeacherRecipe, BaseAutoencoderReci
 
 @dataclass(frozen=True)
 class Build:
-    """One run of this command. `steps`: overrides those of the parts' recipes."""
+    """One run of this command. `steps`: overrides those of the parts' recipes. `trial`: what `winner` measures."""
 
     work: WorkFolder
     cache: Path
     steps: int | None
+    trial: Path | None
 
     def photographs(self) -> None:
         fetch(self.cache, _say)
@@ -101,6 +104,10 @@ class Build:
     def measure(self) -> None:
         measure(self.work, _say)
 
+    def winner(self) -> None:
+        assert self.trial  # checked with the flags
+        measure_winner(self.trial, _say)
+
     def ship(self) -> None:
         """Copies what is in the work folder over what ships."""
         for source in (self.work.autoencoder, self.work.teacher, self.work.base, *map(self.work.finished, RECIPES)):
@@ -128,24 +135,30 @@ PARTS: dict[str, Callable[[Build], None]] = {
     "base-unet": Build.base_unet,
     "finished": Build.finished,
     "measure": Build.measure,
+    "winner": Build.winner,
     "ship": Build.ship,
 }
+ONLY_NAMED = ("winner", "ship")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all but ship by default: {', '.join(PARTS)}")
+    unless_named = f"all but {' and '.join(ONLY_NAMED)} by default"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{unless_named}: {', '.join(PARTS)}")
     parser.add_argument("--work", type=Path, default=default_cache().parent / "build", help="checkpoints and results")
     parser.add_argument("--photographs", type=Path, default=default_cache(), help="where photographs are cached")
+    parser.add_argument("--finished", type=Path, help="the trial that winner measures, such as the best/ of a run")
     parser.add_argument("--steps", type=int, help="steps of the one part named, instead of its recipe's")
     arguments = parser.parse_args()
-    names = arguments.parts or [name for name in PARTS if name != "ship"]
+    names = arguments.parts or [name for name in PARTS if name not in ONLY_NAMED]
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}: the parts are {', '.join(PARTS)}")
     if arguments.steps is not None and len(names) != 1:
         parser.error("--steps needs exactly one PART")
+    if ("winner" in names) != (arguments.finished is not None):
+        parser.error("winner needs --finished, and nothing else takes it")
     torch.set_num_threads(1)
-    build = Build(WorkFolder(arguments.work), arguments.photographs, arguments.steps)
+    build = Build(WorkFolder(arguments.work), arguments.photographs, arguments.steps, arguments.finished)
     build.work.root.mkdir(parents=True, exist_ok=True)
     for name in names:
         result = build.work.result(name)

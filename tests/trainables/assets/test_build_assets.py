@@ -19,8 +19,11 @@ from trainables.assets.held_out import held_out_crops, held_out_photographs, mea
 from trainables.assets.linear_start import block_components, start_linear
 from trainables.assets.resumable import DECAY_FROM, Resumable, learning_rate_factor
 from trainables.assets.stable_diffusion import new_autoencoder
+from trainables.assets.winner import measure_winner
+from trainables.common.errors import InputError
 from trainables.images.sources.sample import SAMPLE_FILES, SAMPLE_NAMES
 from trainables.networks.autoencoder import build_vq_f4
+from trainables.pretrained.shipped import ASSETS
 
 CREATIVE_COMMONS = ("CC0", "CC-BY-3", "CC-BY-4", "CC-BY-SA-")
 FREE = (*CREATIVE_COMMONS, "BSD-2-clause", "GFDL", "GPL-2", "LGPL-2.1", "LGPL-3", "MIT", "public domain")
@@ -161,3 +164,8 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
     assert [row["step"] for row in curve if "measured" in row] == [8, 12]
     stable = torch.load(tmp_path / "parts" / "tiny.stable.pt", weights_only=True)
     assert stable["step"] == int(np.ceil(DECAY_FROM * 12))
+
+
+def test_winner_is_measured_where_the_photographs_are_degraded_alike() -> None:
+    with pytest.raises(InputError, match="restores with pairs.scale=1; expected a trial of the preset sample, with 4"):
+        measure_winner(ASSETS / "latent_diffusion_sample")
