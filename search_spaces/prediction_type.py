@@ -26,12 +26,12 @@ def _predicting(
     zero_snr: bool = False,
 ) -> Point:
     values: dict[str, Value] = {PREDICTION: prediction, MAX_TIMESTEP: max_timestep}
+    if max_timestep == 1000:
+        values[START] = start
     if prediction != "sample":
         values[RECONSTRUCTION] = reconstruction
     if prediction != "epsilon":
         values[ZERO_SNR] = zero_snr
-    if max_timestep == 1000:
-        values[START] = start
     return Point(label, values)
 
 

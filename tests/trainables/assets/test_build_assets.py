@@ -167,5 +167,5 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
 
 
 def test_winner_is_measured_where_the_photographs_are_degraded_alike() -> None:
-    with pytest.raises(InputError, match="restores with pairs.scale=1; expected a trial of the preset sample, with 4"):
+    with pytest.raises(InputError, match=r"pairs\.scale=1; expected a trial of the preset sample, with 4"):
         measure_winner(ASSETS / "latent_diffusion_sample")
