@@ -94,6 +94,16 @@ _ADVERSARIAL_BETAS: dict[str, object] = {"training.beta1": 0.5, "training.beta2"
 # and shift, normalises each image. The running statistics of larger batches differ from the statistics under
 # which its deepest layers were trained.
 _PIX2PIX_NORM = "instance_affine"
+# Pix2Pix as published: batches of one, with the images per step of the other methods; linear decay over the second
+# half; raw weights.
+_PIX2PIX_TRAINING: dict[str, Any] = {
+    "training.optimiser": "adam",
+    "training.beta1": 0.5,
+    "training.warmup_steps": 0,
+    "training.schedule": "linear",
+    "training.decay_start": 0.5,
+    "training.ema_decay": 0.0,
+}
 
 # Values for this size: learning rates found by hand, networks with about the same cost per step.
 _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
@@ -107,8 +117,9 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "discriminator.ndf": 16,
         "discriminator.layers": 2,
         "perceptual.weight": 0.0,
-        "training.beta1": 0.5,
-        "training.learning_rate": 1e-3,
+        **_PIX2PIX_TRAINING,
+        "training.updates": 4,
+        "training.learning_rate": 5e-4,
     },
     "latent_diffusion": {
         "lora.rank": 16,
@@ -185,17 +196,6 @@ _SAMPLE_METHODS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 2e-4,
         **_ADVERSARIAL_BETAS,
     },
-}
-
-# Pix2Pix as published: batches of one, with the images per step of the other methods; linear decay over the second
-# half; raw weights.
-_PIX2PIX_TRAINING: dict[str, Any] = {
-    "training.optimiser": "adam",
-    "training.beta1": 0.5,
-    "training.warmup_steps": 0,
-    "training.schedule": "linear",
-    "training.decay_start": 0.5,
-    "training.ema_decay": 0.0,
 }
 
 
