@@ -175,7 +175,8 @@ class TrialTexts:
         discrete = [name for name in self.varied if name not in floats]
         alike = [label for label, point in self.points if all(point.get(n) == settings.get(n) for n in discrete)]
         named = discrete and floats and len(alike) == 1
-        parts = [f"{short[name]} {setting_text(settings.get(name))}" for name in (floats if named else self.varied)]
+        own = [name for name in (floats if named else self.varied) if setting_text(settings.get(name))]  # of its method
+        parts = [f"{short[name]} {setting_text(settings[name])}" for name in own]
         text = f"{alike[0]} with {' and '.join(parts)}" if named else ", ".join(parts)
         return f"{row['id']} ({text})" if parts else str(row["id"])
 

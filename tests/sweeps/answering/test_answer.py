@@ -344,13 +344,14 @@ def test_points_behind_the_leaders_are_named() -> None:
 
 
 def test_a_proposal_is_named_by_the_point_that_shares_its_choices() -> None:
-    def trial(id: str, label: str, method: str, rank: int, rate: float) -> Row:
+    def trial(id: str, label: str, method: str, rank: int | None, rate: float) -> Row:
         return {"id": id, "label": label, "config/method": method, "config/rank": rank, "config/rate": rate}
 
     rows = [trial("t000", "plain", "a", 4, 1.0), trial("t001", "wide", "a", 8, 1.0), trial("t002", "", "a", 8, 2.5)]
     texts = TrialTexts.of([*rows, trial("t003", "", "b", 8, 0.5)])
     assert texts.text(rows[1]) == "t001 (wide)" and texts.text(rows[2]) == "t002 (wide with rate 2.5)"
     assert texts.text(trial("t003", "", "b", 8, 0.5)) == "t003 (method b, rank 8, rate 0.5)"
+    assert texts.text(trial("t004", "", "b", None, 0.5)) == "t004 (method b, rate 0.5)"  # not a setting of its method
     rows[0]["config/rank"] = 8  # two points share them
     assert TrialTexts.of(rows).text(rows[2]) == "t002 (rate 2.5)"
 
