@@ -83,7 +83,8 @@ def finish(
         verdict, *numbers = result.sentences
         numbers = [*of_several(plan.objectives, plan.constraints, rows, others), *numbers]
         result = replace(result, sentences=(verdict, *_warnings(plan, tables, result), *numbers))
-        remarks = longer_training(tables.history, result.baseline_ids, plan.objective)
+        training = plan.question.trial.training
+        remarks = longer_training(tables.history, result.baseline_ids, plan.objective, training)
         remarks += seeds_without_effect(rows, test_name(plan.objective))
         remarks += shares_of_the_loss(tables.history, result.baseline_ids, result.baseline_name)
         criteria = plan.question.space.criteria

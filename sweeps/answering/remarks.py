@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from search_spaces import Criterion, Distribution, Float, Int
 from sweeps import formatting
@@ -12,6 +13,7 @@ from sweeps.formatting import Row, is_larger_better, metric_text, metric_title, 
 from sweeps.recording.columns import WEIGHTED
 from sweeps.recording.tables import OUT_OF_TIME
 from sweeps.trial_config import CONFIRMATION
+from trainables.settings import TrainingSettings
 from trainables.settings.roles import ROLES
 
 SAME_COST = (0.9, 1.1)  # ratios of step times in this range are not reported
@@ -183,11 +185,17 @@ def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name
     return [f"Shares of {name}'s loss at the end, weights included: {', '.join(texts)}."]
 
 
-def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric: str) -> list[str]:
-    """A sentence with the baseline's objective at a fifth of its steps, one report before the end, and at the end.
+def longer_training(
+    history: Sequence[Row], baseline_ids: Sequence[str], metric: str, training: TrainingSettings
+) -> list[str]:
+    """A sentence with the baseline's objective at a fifth of its steps, one report before the end, and at the end; and
+    one that says what a decay of its learning rate means for them.
 
-    The values come from the same runs, not from shorter ones: a learning rate that decays over the whole run favours
-    its end. Empty if there are fewer than two reports.
+    The values come from the same runs, not from shorter ones. A shorter run with a decay would have ended it by then;
+    only with a constant rate is the start of a long run a short run. Empty if there are fewer than two reports.
+
+    Args:
+        training: of the baseline; its shares of the steps count from the last step of these runs.
     """
     runs = [
         {row["step"]: row[metric] for row in history if row["id"] == id and row.get(metric) is not None}
@@ -203,4 +211,20 @@ def longer_training(history: Sequence[Row], baseline_ids: Sequence[str], metric:
     values = [f"{metric_text(metric, value)}{metric_unit(metric)} at step {step}" for step, value in at.items()]
     of = f", mean of {len(runs)} trials," if len(runs) > 1 else ""
     said = f"The baseline's {metric_title(metric)} on the validation photographs{of} was"
-    return [f"{said} {', '.join(values[:-1])} and {values[-1]}."]
+    begins = replace(training, max_steps=last).decay_begins
+    return [f"{said} {', '.join(values[:-1])} and {values[-1]}.", *_decay(begins, short, last)]
+
+
+def _decay(begins: float, short: int, last: int) -> list[str]:
+    """What a decay means for a comparison of lengths. begins: its first step, `last` or more if there is none."""
+    if begins >= last:
+        return []
+    if begins < short:
+        return [
+            f"Its learning rate decays from step {begins:.0f} on, so a run of only {short} steps would be "
+            f"another training: the value at step {short} is not its result."
+        ]
+    return [
+        f"Its learning rate is constant until step {begins:.0f}, so a run of only {short} steps would be the same "
+        f"training with an earlier decay, which the value at step {short} does not have."
+    ]

@@ -118,6 +118,13 @@ class TrainingSettings:
         return self.learning_rate * self.rate_factor
 
     @property
+    def decay_begins(self) -> float:
+        """The step after which the learning rate decays; `max_steps` if it is constant."""
+        if self.schedule == "constant":
+            return self.max_steps
+        return max(self.warmup_steps, self.decay_start * self.max_steps)
+
+    @property
     def keeps_best(self) -> bool:
         """Whether a trial keeps the best of its steps; without training there is only one."""
         return self.keep == "best" and self.max_steps > 0

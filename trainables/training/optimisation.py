@@ -15,7 +15,7 @@ def learning_rate_factor(settings: TrainingSettings, step: int) -> float:
     """The factor of the peak learning rate at optimiser step `step` (from 0)."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    begin = max(settings.warmup_steps, settings.decay_start * settings.max_steps)
+    begin = settings.decay_begins
     if settings.schedule == "constant" or step < begin:
         return 1.0
     end, floor = settings.decay_end * settings.max_steps, settings.final_rate

@@ -23,6 +23,7 @@ from sweeps.formatting import TrialTexts, trial_name
 from sweeps.planning.objectives import Constraint
 from sweeps.planning.run_settings import UNCONFIRMED
 from sweeps.trial_config import CONFIRMATION
+from trainables.settings import TrainingSettings
 
 METRIC = "val/st_lpips"
 UNMET = Constraint("val/psnr", 90, least=True)
@@ -420,8 +421,25 @@ def test_shares_of_the_loss_are_those_of_the_last_reports() -> None:
 
 
 def test_start_is_no_part_of_the_training_history() -> None:
-    (said,) = longer_training(_curve("t000", 1.0, 21.0, 22.0, 23.0), ["t000"], "val/psnr")
+    (said,) = longer_training(_curve("t000", 1.0, 21.0, 22.0, 23.0), ["t000"], "val/psnr", TrainingSettings())
     assert said.endswith("was 21.00 dB at step 100, 22.00 dB at step 200 and 23.00 dB at step 300.")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "said"),
+    [
+        ("cosine", 0.0, "decays from step 20 on, so a run of only 100 steps would be another training"),
+        ("linear", 0.15, "decays from step 75 on, so a run of only 100 steps would be another training"),
+        ("linear", 0.9, "is constant until step 450, so a run of only 100 steps would be the same training with an"),
+        ("constant", 0.0, ""),
+    ],
+)
+def test_decay_is_no_shorter_training(schedule: Any, start: float, said: str) -> None:
+    """The settings' own number of steps is not that of trials of a longer confirmation."""
+    training = TrainingSettings(max_steps=300, warmup_steps=20, schedule=schedule, decay_start=start)
+    history = _curve("c000", *range(6))
+    _, *caveats = longer_training(history, ["c000"], "val/psnr", training)
+    assert len(caveats) == bool(said) and said in "".join(caveats)
 
 
 @pytest.mark.parametrize(
