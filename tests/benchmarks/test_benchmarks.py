@@ -151,10 +151,10 @@ def test_latent_step_makes_base_of_official_shape(
     assert re.search(r"^  64 px, reconstruction( +[\d.]+){3}", shown, re.M)
 
 
-def test_latent_step_trains_equally_in_both_modes(tmp_path: Path) -> None:
-    trainers = latent_step.make_trainers(
-        latent_step.benchmark_settings("shipped", 2, 32, perceptual=True), tmp_path, torch.device("cpu")
-    )
+@pytest.mark.parametrize("method", latent_step.METHODS)
+def test_latent_step_trains_equally_in_both_modes(method: str, tmp_path: Path) -> None:
+    settings = latent_step.benchmark_settings(method, "shipped", 2, 32, perceptual=True)
+    trainers = latent_step.make_trainers(settings, tmp_path, torch.device("cpu"))
     for trainer in trainers.values():
         trainer.train_until(1)
     online, prepared = (trainers[mode].log.means() for mode in ("online", "prepared"))
