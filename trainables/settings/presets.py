@@ -17,11 +17,13 @@ from trainables.settings import (
     SinSRSettings,
     TrainingSettings,
     TrialSettings,
+    flatten,
     published,
 )
 from trainables.settings.degradation import MILD
 from trainables.settings.pairs import PairSettings
 from trainables.settings.print_to_camera import MILD_PRINT
+from trainables.settings.roles import is_among
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,11 @@ def _on_gpus(purpose: str, trial: TrialSettings, images: str, **more: Any) -> Pr
     return Preset(purpose, trial, trials=20, needs=(("data.source", f"--data FOLDER with {images}"),), gpus=1.0, **more)
 
 
+def _as_published(trial: TrialSettings, *names: str) -> dict[str, Any]:
+    """Values of a published trial: of settings, or of all settings of a section ("training.")."""
+    return {name: value for name, value in flatten(trial).items() if is_among(name, names)}
+
+
 _PAIRED = "pairs (input/ and target/), or with photographs for simulated pairs"
 
 PRESETS: dict[str, Preset] = {
@@ -310,6 +317,7 @@ PRESETS: dict[str, Preset] = {
                 "cfw.colour": "none",
                 "perceptual.weight": 1.0,
                 "perceptual.network": "lpips_vgg",
+                "training.optimiser": "adam",
                 "training.learning_rate": 5e-5,
                 **_ADVERSARIAL_BETAS,
                 "training.warmup_steps": 0,
@@ -317,7 +325,15 @@ PRESETS: dict[str, Preset] = {
                 "training.ema_decay": 0.0,
                 "training.precision": "fp32",
             },
-            "ccsr": {"training.learning_rate": 5e-6, "perceptual.weight": 1.0, **_ADVERSARIAL_BETAS},
+            # 60 updates of 512 images: the steps of a decoder that starts from the base's, not those of a denoiser.
+            "ccsr": _as_published(published.CCSR_STAGE2, "perceptual.", "training."),
+            # With the steps and images per step of the methods that it is compared with.
+            "one_step": _as_published(
+                published.OSEDIFF,
+                *("lora.", "one_step.", "perceptual."),
+                *("training.learning_rate", "training.weight_decay", "training.warmup_steps"),
+                *("training.clip_gradient", "training.ema_decay", "training.precision"),
+            ),
         },
     ),
 }
