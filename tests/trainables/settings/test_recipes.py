@@ -9,24 +9,86 @@ import torch
 from torch import nn, optim
 
 from tests.helpers.paths import EXPECTED
-from trainables.settings import TrainingSettings, flatten, override
-from trainables.settings.presets import preset
+from trainables.settings import TrainingSettings, TrialSettings, flatten, override
+from trainables.settings.effects import is_read, reason_unread
+from trainables.settings.presets import PRESETS, preset
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
 
 with (EXPECTED / "recipes.csv").open(newline="") as file:
     ROWS = list(csv.DictReader(file))
 DOCS = EXPECTED.parents[1] / "docs" / "recipes.md"
+PUBLISHED = [name for name in PRESETS if name not in ("sample", "sample-print", "print-to-camera")]
+NUMBERS = (
+    *("max_steps", "batch_size", "optimiser", "learning_rate", "schedule", "warmup_steps", "weight_decay"),
+    *("clip_gradient", "ema_decay", "precision"),
+)
+NOT_PUBLISHED = {("sinsr-stage1", "training.warmup_steps")}  # the reproduction names none for its short training
+DECIDE = (
+    *("base.weights", "base.padded_prompt"),
+    *("diffusion.prediction_type", "perceptual.weight", "lora.rank", "one_step.timestep"),
+    *("resshift.steps", "resshift.power", "resshift.kappa", "resshift.min_noise_level", "resshift.etas_end"),
+    *("resshift_loss.mse", "resshift_loss.lpips", "sinsr.ground_truth", "ccsr.t_max", "stablesr.modulation"),
+)
+"""What decides what is trained, besides the optimiser, where the method reads it."""
+OF_DEGRADATIONS = (
+    *("pairs.image_size", "pairs.scale", "pairs.crop"),
+    *(
+        f"pairs.degradation.{name}{order}"
+        for order in ("", "2")
+        for name in (
+            *("kernel_prob", "sinc_prob", "blur_sigma", "betag_range", "betap_range", "resize_prob", "resize_range"),
+            *("gaussian_noise_prob", "noise_range", "poisson_scale_range", "gray_noise_prob", "jpeg_range"),
+            *("smallest_blur_kernel", "blur_kernel_size"),
+        )
+    ),
+    *(f"pairs.degradation.{name}" for name in ("second_order_prob", "second_blur_prob", "final_sinc_prob")),
+)
+
+
+def trial_of(name: str, method: str = "") -> TrialSettings:
+    chosen = preset(name)
+    method = method or chosen.trial.method
+    return override(chosen.trial, {"method": method, **chosen.methods.get(method, {})})
 
 
 @pytest.mark.parametrize("name", sorted({(row["preset"], row["method"]) for row in ROWS}))
 def test_preset_has_the_published_numbers(name: tuple[str, str]) -> None:
     """The file with the numbers says where each was read."""
-    chosen, method = preset(name[0]), name[1]
-    trial = override(chosen.trial, {"method": method, **chosen.methods.get(method, {})})
+    trial = trial_of(*name)
     for row in ROWS:
         if (row["preset"], row["method"]) == name:
+            if row["setting"] == "workers":  # processes per trial: a default of the preset, not a setting of its trial
+                assert preset(name[0]).workers == int(row["value"])
+                continue
             as_published = override(trial, {row["setting"]: row["value"]})
             assert flatten(as_published)[row["setting"]] == flatten(trial)[row["setting"]], row
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_number_of_a_published_training_is_left_out(name: str) -> None:
+    """Every preset that follows a paper has a row for each of these settings that its method reads."""
+    trial = trial_of(name)
+    needed = [*DECIDE, *(f"training.{number}" for number in NUMBERS)]
+    if trial.pairs.simulator == "super_resolution":
+        needed += OF_DEGRADATIONS
+    listed = {row["setting"] for row in ROWS if (row["preset"], row["method"]) == (name, trial.method)}
+    read = {
+        setting
+        for setting in needed
+        if is_read(setting, (trial.method,))
+        and not reason_unread(setting, trial)
+        and (name, setting) not in NOT_PUBLISHED
+    }
+    assert not sorted(read - listed)
+
+
+@pytest.mark.parametrize("method", ["pix2pix", "stablesr_cfw", "ccsr", "one_step"])
+def test_no_optimiser_of_print_to_camera_is_left_out(method: str) -> None:
+    """For methods that train as published there; the others only take their learning rate from a paper."""
+    listed = {row["setting"] for row in ROWS if (row["preset"], row["method"]) == ("print-to-camera", method)}
+    lengths = () if method == "ccsr" else ("max_steps", "batch_size")  # those of the preset
+    needed = {f"training.{number}" for number in NUMBERS if number not in lengths} | {"perceptual.weight"}
+    assert not sorted(needed - listed)
 
 
 def test_every_source_is_in_the_table_of_recipes() -> None:
