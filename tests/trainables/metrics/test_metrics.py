@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from tests.helpers.paths import EXPECTED
 from trainables.common.errors import InputError
+from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.metrics import (
     DISTS,
     LPIPS,
@@ -41,6 +43,7 @@ from trainables.metrics import (
 )
 from trainables.metrics.lpips import _download, backbone_path, ensure_backbone
 from trainables.metrics.names import OF_PIXELS
+from trainables.settings import PerceptualSettings
 
 # Crops of three photographs, a blurred and noisy version of each, and their values from SinSR's batch_PSNR.
 SINSR = load_file(EXPECTED / "parity_sinsr_psnr_y.safetensors")
@@ -244,27 +247,49 @@ def random_alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_hub(tmp_path_factory.mktemp("torch"), alexnet, backbone_path().name)
 
 
+@pytest.fixture(scope="module")
+def random_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torch hub cache with a file like VGG-16's, but with random weights."""
+    from torchvision.models import vgg16
+
+    return random_hub(tmp_path_factory.mktemp("torch"), vgg16, backbone_path("vgg").name)
+
+
+@pytest.mark.parametrize("name", ["lpips", "lpips_vgg"])
 @pytest.mark.parametrize("weights", ["random", "trained"])
 def test_lpips_equals_the_package_loading_the_same_file(
-    weights: str, pair: tuple[Tensor, Tensor], random_alexnet: Path, monkeypatch: pytest.MonkeyPatch
+    name: Literal["lpips", "lpips_vgg"],
+    weights: str,
+    pair: tuple[Tensor, Tensor],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As the metric, and as the term of a loss, whose images are in [-1, 1]."""
+    net: Literal["alex", "vgg"] = "alex" if name == "lpips" else "vgg"
     if weights == "random":
-        monkeypatch.setenv("TORCH_HOME", str(random_alexnet))
-    elif not backbone_path().is_file():
-        pytest.skip(f"AlexNet's weights are not at {backbone_path()}")
+        fixture = "random_alexnet" if net == "alex" else "random_vgg"
+        monkeypatch.setenv("TORCH_HOME", str(request.getfixturevalue(fixture)))
+    elif not backbone_path(net).is_file():
+        pytest.skip(f"its weights are not at {backbone_path(net)}")
     import lpips
 
-    state = torch.get_rng_state()
-    ours = build_metrics(["val/lpips"])
+    metric, state = f"val/{name}", torch.get_rng_state()
+    ours = build_metrics([metric])
+    term = PerceptualLoss(PerceptualSettings(weight=2.0, network=name), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
-    assert resolve_perceptual("auto", allow_download=False).names == ("val/lpips",)
+    if net == "alex":
+        assert resolve_perceptual("auto", allow_download=False).names == (metric,)
+    assert resolve_perceptual(name, allow_download=False).names == (metric,)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        package = lpips.LPIPS(net="alex", verbose=False)
+        package = lpips.LPIPS(net=net, verbose=False)
     restored, target = pair
-    expected = package(restored, target, normalize=True).detach().flatten()
+    expected = package(restored.clamp(0, 1), target, normalize=True).detach().flatten()
     assert (expected > 0).all()
-    torch.testing.assert_close(ours(restored, target)["val/lpips"], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours(restored, target)[metric], expected, rtol=1e-5, atol=0)
+    loss = term(restored.clamp(0, 1) * 2 - 1, target * 2 - 1)
+    assert loss.weight == 2.0
+    torch.testing.assert_close(loss.value, expected.mean(), rtol=1e-5, atol=0)
 
 
 def test_lpips_min_side_is_as_documented(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,14 +306,6 @@ def test_damaged_backbone_is_named(empty_hub: Path) -> None:
     empty_hub.write_bytes(b"half a file")
     with pytest.raises(MetricUnavailableError, match=f"{empty_hub} cannot be read"):
         LPIPS()
-
-
-@pytest.fixture(scope="module")
-def random_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torch hub cache with a file like VGG-16's, but with random weights."""
-    from torchvision.models import vgg16
-
-    return random_hub(tmp_path_factory.mktemp("torch"), vgg16, backbone_path("vgg").name)
 
 
 def dists_of_the_paper(restored: Tensor, target: Tensor, home: Path) -> Tensor:
