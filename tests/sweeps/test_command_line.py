@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from search_spaces import load
 from sweeps.answering.finish import resume_line, tensorboard_line
 from sweeps.command_line import main
 from sweeps.planning.plan import make_plan
@@ -396,8 +397,14 @@ def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
     assert main(line) == 0
     shown = capsys.readouterr().out
     assert "training.warmup_steps=20: all 20 steps are warm-up" in shown and "adafactor" not in shown
-    assert main([*line, *setting("training.optimiser=adafactor"), *setting("training.learning_rate=0.3")]) == 0
-    assert "a learning rate of 0.3 is not reached from update 12 on" in capsys.readouterr().out
+    # 20 steps of 4 pairs.
+    assert "384 training pairs, each seen 0.208 times per trial" in shown
+    more = ["--trials", str(len(load(SPACE).points) + 12), *setting("pairs.train_pairs=40")]
+    assert main([*line, *more, *setting("training.optimiser=adafactor"), *setting("training.learning_rate=0.3")]) == 0
+    shown = capsys.readouterr().out
+    assert "a learning rate of 0.3 is not reached from update 12 on" in shown
+    assert "40 training pairs, each seen 2 times per trial" in shown
+    assert "keeps the best 1/3 at step 10; about 4 of 12 proposals should finish" in shown
     assert main(["--space", "lora", "--perceptual", "none", "--dry-run", "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out  # the largest is the point that trains the whole UNet
     assert "latent_diffusion: 2.19 M parameters train" in shown and "one checkpoint of 43.7 MB" in shown
