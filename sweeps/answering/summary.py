@@ -21,7 +21,7 @@ import search_spaces
 from sweeps.answering.between_runs import FinishedRun, read_finished
 from sweeps.answering.comparison import baseline_trials
 from sweeps.answering.pictures import side_by_side
-from sweeps.answering.verdict import named_finding
+from sweeps.answering.verdict import Answer, finding_of_the_input, named_finding
 from sweeps.answering.view import View
 from sweeps.formatting import metric_text, metric_title, metric_unit
 from trainables.common.errors import InputError
@@ -30,9 +30,11 @@ from trainables.common.paths import replace_file
 ANSWER = Path("report") / "answer.md"
 _READING = "**Reading.**"
 _HEADER = (
-    "| space | best finalist | against | difference, positive is better | interval | verdict | minutes |\n"
-    "|---|---|---|---|---|---|---|"
+    "| space and question | answer | difference, positive is better | interval | verdict | winner against its input "
+    "| minutes |\n|---|---|---|---|---|---|---|"
 )
+_AGAINST_INPUT = {"better": "worse", "worse": "proven better", "not distinguishable": "not proven"}
+"""Verdict about the input against the winner -> the winner against the input."""
 
 
 def newest_runs(results: Path) -> dict[str, Path]:
@@ -61,8 +63,10 @@ def updated(page: str, results: Path, folder: Path) -> str:
             print(f"left out: {error}", file=sys.stderr)
             continue
         readings = [text for text in sections.get(name, "").split("\n\n") if text.startswith(_READING)]
-        rows[name] = _line(name, run)
-        sections[name] = _section(name, path, run, folder, readings)
+        title, _, text = (path / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
+        question = title.removeprefix("# ")
+        rows[name] = table_row(name, question, run)
+        sections[name] = _section(name, question, text, path, run, folder, readings)
     before, _, after = head.partition(_HEADER)
     others = [line for line in after.strip().splitlines() if not line.startswith("| [`")]
     asked = [sections.pop(name) for name in search_spaces.names() if name in sections]
@@ -77,7 +81,12 @@ def _without(answered: Container[str], section: str) -> str:
     return "\n".join(line for line in lines if not (line.startswith("- `") and line.split("`")[1] in answered))
 
 
-def _line(name: str, run: FinishedRun) -> str:
+def table_row(name: str, question: str, run: FinishedRun) -> str:
+    """A space's row of the table.
+
+    Args:
+        question: of the space, in words.
+    """
     found = run.found
     finding, metric = named_finding(found), found.metric
     busy = sum(row["busy_seconds"] or 0 for row in run.rows if row["kind"] != "control") / 60
@@ -87,15 +96,36 @@ def _line(name: str, run: FinishedRun) -> str:
         mean, low, high = (metric_text(metric, v, sign=True) for v in (interval.mean, interval.low, interval.high))
         difference = f"{mean}{metric_unit(metric)} {metric_title(metric)}"
         span = f"{low} to {high} ({100 * interval.level:.3g} %)"
-    cells = (f"[`{name}`](#{name})", finding.configuration, found.baseline_name, difference, span, finding.verdict)
-    return f"| {' | '.join(cells)} | {busy:.0f} |"
+    cells = (f"[`{name}`](#{name}): {question}", _short_answer(found), difference, span, finding.verdict)
+    return f"| {' | '.join(cells)} | {_against_input(found)} | {busy:.0f} |"
 
 
-def _section(name: str, path: Path, run: FinishedRun, folder: Path, readings: Sequence[str]) -> str:
+def _short_answer(found: Answer) -> str:
+    """The first sentence of the answer without its numbers."""
+    finding = named_finding(found)
+    named, base = finding.configuration, found.baseline_name
+    if named in found.missed:
+        return f"no finalist that was compared meets {' and '.join(found.constraints)}"
+    if finding.verdict == "better":
+        return f"{named} is better than {base}"
+    if finding.verdict == "worse":
+        return f"no finalist is better than {base}; the best one is {named}"
+    return f"{named} is not distinguishable from {base}, which stays the choice"
+
+
+def _against_input(found: Answer) -> str:
+    """Whether the winner, whose weights are kept, is better than its input, which no network has changed."""
+    finding = finding_of_the_input(found)
+    return f"{found.winner_name}: {_AGAINST_INPUT[finding.verdict]}" if finding else "–"
+
+
+def _section(
+    name: str, question: str, text: str, path: Path, run: FinishedRun, folder: Path, readings: Sequence[str]
+) -> str:
+    """The section of a space: question, pictures, readings, and the answer's text without its table."""
     shutil.copyfile(path / "leaderboard.csv", folder / f"{name}.csv")
-    title, _, text = (path / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
-    said = text[: text.index("\n|")] if "\n|" in text else text  # without the table
-    parts = [name, f"**{title.removeprefix('# ')}**"]
+    said = text[: text.index("\n|")] if "\n|" in text else text
+    parts = [name, f"**{question}**"]
     sheet = side_by_side(path, View.of(run.rows, run.found), run.per_image, baseline_trials(run.rows))
     if sheet:
         sheet.save(folder / f"{name}.jpg", quality=90)

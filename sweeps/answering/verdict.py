@@ -129,6 +129,12 @@ def named_finding(answer: Answer) -> Finding:
     return (better or accepted or compared)[0]
 
 
+def finding_of_the_input(answer: Answer) -> Finding | None:
+    """The input, which no network has changed, against the winner, in the objective; None without an interval."""
+    found = (one for one in answer.controls.get(answer.metric, ()) if one.configuration == UNTRAINED and one.interval)
+    return next(found, None)
+
+
 def calls_better(answer: Answer) -> bool:
     """Whether the first sentence calls a finalist better."""
     named = named_finding(answer)
@@ -179,13 +185,12 @@ def _test_photographs(finding: Finding) -> str:
 def _against_the_input(answer: Answer) -> str:
     """A sentence if the winner is not proven better than its input, which no network has changed."""
     kept = ", whose weights are kept," if not _names_the_winner(answer) else ""
-    for finding in answer.controls.get(answer.metric, ()):
-        if finding.configuration == UNTRAINED and finding.interval:
-            if finding.verdict == "better":
-                amount = _amount(answer.metric, finding.interval.mean)
-                return f"{answer.winner_name}{kept} is worse than {THE_INPUT} by {amount}."
-            if finding.verdict == "not distinguishable":
-                return f"{answer.winner_name}{kept} is not proven better than {THE_INPUT}."
+    finding = finding_of_the_input(answer)
+    if finding and finding.interval and finding.verdict == "better":
+        amount = _amount(answer.metric, finding.interval.mean)
+        return f"{answer.winner_name}{kept} is worse than {THE_INPUT} by {amount}."
+    if finding and finding.verdict == "not distinguishable":
+        return f"{answer.winner_name}{kept} is not proven better than {THE_INPUT}."
     return ""
 
 

@@ -132,13 +132,14 @@ class TestWholeSweep:
     def test_page_of_answers(self, swept: tuple[Path, str], tmp_path: Path) -> None:
         run, _ = swept
         text = updated("", run.parents[1], tmp_path / "answers")
-        assert text.count(f"| [`{SPACE}`](#{SPACE}) | t00") == 1 and f"answers/{SPACE}.jpg" in text
+        row = f"| [`{SPACE}`](#{SPACE}): {search_spaces.load(SPACE).question} | "
+        assert text.count(row) == 1 and f"answers/{SPACE}.jpg" in text
         assert (tmp_path / "answers" / f"{SPACE}.csv").read_text() == (run / "leaderboard.csv").read_text()
         with Image.open(tmp_path / "answers" / f"{SPACE}.jpg") as sheet:  # two larger pieces, five columns
             assert sheet.size == (5 * 256 + 4 * 6, 24 + 2 * (256 + 24))
         # A page is brought up to date: what a person wrote stays, and so do spaces without a run.
-        old = text.replace(" | t00", " | t99").replace(f"## {SPACE}\n\n", f"## {SPACE}\n\n**Reading.** Little.\n\n")
-        other = "| [`lora`](#lora) | a | b | c | d | e | 1 |\n"
+        old = text.replace(row, f"{row}t99 ").replace(f"## {SPACE}\n\n", f"## {SPACE}\n\n**Reading.** Little.\n\n")
+        other = "| [`lora`](#lora): Which? | a | b | c | d | e | 1 |\n"
         old = f"# Answers\n\n{old}\n\n## Open\n\n- `{SPACE}`: why?\n- `conditioning`: which?\n"
         old = old.replace(f"| [`{SPACE}`]", f"{other}| [`{SPACE}`]")
         new = updated(old, run.parents[1], tmp_path / "answers")
