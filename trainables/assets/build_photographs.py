@@ -1,8 +1,9 @@
 """The photographs that the shipped networks are trained on: from Debian packages, listed in `photographs.csv`.
 
 `fetch` downloads the packages with apt, unpacks them without installing, reduces each photograph and keeps it as PNG in
-a cache folder. Reduction by at least two averages away camera noise and JPEG artefacts, which a restoration network
-must not learn to produce. No photograph of the sample is in the list: all of the sample is unseen by what ships.
+a cache folder. Reduction averages away camera noise and JPEG artefacts, which a restoration network must not learn to
+produce: by at least two, of cut-outs, which are smaller, by at least 1.5. No photograph of the sample is in the list:
+all of the sample is unseen by what ships.
 
 A cut-out is a photographed object with a transparent background.
 """
@@ -27,27 +28,19 @@ LIST = Path(__file__).parent / "photographs.csv"
 LONGEST_SIDE = {"photograph": 1024, "cut-out": 512}  # pixels, of what is kept
 LEAST_REDUCTION = {"photograph": 2.0, "cut-out": 1.5}
 
-# The versions that the list was made from. Another release's package may lack a file; `fetch` says so.
-VERSIONS = {
-    "gnome-control-center-data": "1:43.6-2~deb12u1",
-    "libelementary-data": "1.26.3-1",
-    "libjs-jquery-colorbox": "1.6.4-1.1",
-    "lomiri-wallpapers-16.04": "20.04.0-2",
-    "lomiri-wallpapers-20.04": "20.04.0-2",
-    "lxqt-themes": "1.2.0-1",
-    "mate-backgrounds": "1.26.0-1",
-    "palapeli-data": "4:22.12.3-1",
-    "plasma-workspace-wallpapers": "4:5.27.5-2",
-    "tuxpaint-data": "1:0.9.28-sdl2-1",
-    "tuxpaint-stamps-default": "2022.06.04-1",
-}
-
 
 @dataclass(frozen=True)
 class Listed:
-    """One row of `photographs.csv`. `path`: inside the package. `licence`: as the package states it."""
+    """One row of `photographs.csv`.
+
+    Attributes:
+        version: of the package that the list was made from. Another release may lack the file; `fetch` says so.
+        path: inside the package.
+        licence: as the package states it.
+    """
 
     package: str
+    version: str
     kind: Literal["photograph", "cut-out"]
     path: str
     author: str
@@ -131,7 +124,7 @@ def _keep(row: Listed, root: Path, target: Path) -> None:
     source = root / row.path
     if not source.is_file():
         raise InputError(
-            f"{row.package} has no {row.path}; the list was made from version {VERSIONS[row.package]}. Use that "
+            f"{row.package} has no {row.path}; the list was made from version {row.version}. Use that "
             "release, or remove the line from photographs.csv"
         )
     with Image.open(source) as image:
