@@ -139,8 +139,8 @@ def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
         work.done += 1
         (height, width), scale = pixels.shape[:2], restorer.settings.pairs.scale
         size = f"{width} x {height} -> {width * scale} x {height * scale}"
-        many = f" in {tiles.count} tiles" if tiles.count > 1 else ""
-        print(f"{name}: {size}{many}, {time.monotonic() - started:.1f} s", flush=True)
+        how = f"in {tiles.count} tiles" if tiles.count > 1 else "as a whole"
+        print(f"{name}: {size} {how}, {time.monotonic() - started:.1f} s", flush=True)
 
 
 class _Tiles:

@@ -246,9 +246,9 @@ def test_large_pictures_are_restored_in_tiles_unless_asked_otherwise(
     assert main([str(trial), str(tmp_path / "in"), str(tmp_path / "tiles")]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("large.png: 200 x 2 -> 800 x 8 in 2 tiles, ")
-    assert shown[1].startswith("medium.png: 192 x 2 -> 768 x 8, ")
+    assert shown[1].startswith("medium.png: 192 x 2 -> 768 x 8 as a whole, ")
     assert main([str(trial), str(large), str(tmp_path / "whole"), "--tile", "0"]) == 0
-    assert capsys.readouterr().out.startswith("large.png: 200 x 2 -> 800 x 8, ")
+    assert capsys.readouterr().out.startswith("large.png: 200 x 2 -> 800 x 8 as a whole, ")
     made = [pixels(tmp_path / name / "large.png") for name in ("tiles", "whole")]
     assert made[0].shape == made[1].shape and not np.array_equal(*made)
 
