@@ -82,6 +82,35 @@ def test_space_is_complete(name: str) -> None:
     assert {key.partition(".")[0] for key in {**space.parameters, **space.fixed}} <= read | {"method"}
 
 
+PRINT_SPACES = (  # the questions about printed and photographed pictures
+    "beat_pix2pix",
+    "conditioning",
+    "conv_in_freezing",
+    "fidelity_weight",
+    "inference_steps",
+    "latent_or_pixel",
+    "lora",
+    "max_timestep",
+    "perceptual_frequency",
+    "prediction_type",
+)
+SUPER_RESOLUTION_SPACES = ("resshift_schedule", "sinsr_loss_ratios")
+
+
+def test_each_question_has_the_preset_on_which_it_can_be_answered() -> None:
+    assert {search_spaces.load(name).preset for name in PRINT_SPACES} == {"sample-print"}
+    assert {search_spaces.load(name).preset for name in SUPER_RESOLUTION_SPACES} == {"sample"}
+
+
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_spaces_with_latents_have_the_input_and_its_decoded_latent_as_controls(name: str) -> None:
+    question = ask(name, search_spaces.load(name).preset)
+    controls = question.space.controls
+    assert "bicubic" in controls
+    if any(METHODS[method].latents for method in question.space.methods):
+        assert "input_latent" in controls
+
+
 @pytest.mark.parametrize("preset_name", PRESETS)
 @pytest.mark.parametrize("name", TRAINING)
 def test_proposals_and_points_are_valid_for_every_preset(name: str, preset_name: str) -> None:
