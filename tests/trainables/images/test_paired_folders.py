@@ -16,6 +16,7 @@ from trainables.common.errors import InputError
 from trainables.images.pairs import FLAT, Pair, Pairs
 from trainables.images.sources import catalogue
 from trainables.images.sources.notices import SourceWarning
+from trainables.images.sources.paired_folders import subfolders_with_equal_names
 from trainables.images.sources.photographs import Photographs, load_photographs
 from trainables.images.sources.source import open_source
 from trainables.settings.pairs import PairSettings, Split
@@ -90,6 +91,20 @@ def test_two_folders_with_equal_names_are_photographs_with_a_warning(tmp_path: P
     with pytest.warns(SourceWarning, match=f"{sides[0]}/ and {sides[1]}/ hold images of the same names"):
         source = open_source(str(root))
     assert not source.paired
+
+
+def test_folders_that_share_most_names_are_told_with_a_third_folder_and_without_a_partner(tmp_path: Path) -> None:
+    root = _folder(tmp_path, range(6), sides=("sharp-ones", "soft-ones"))
+    next((root / "soft-ones").rglob("*.png")).unlink()
+    _save(root / "masks" / "unlike.png", _picture(9))
+    with pytest.warns(SourceWarning, match="sharp-ones/ and soft-ones/ hold images of the same names; all 12 images"):
+        open_source(str(root))
+
+
+def test_folders_that_share_few_names_are_photographs_without_a_warning() -> None:
+    files = [f"{folder}/{number}.jpg" for folder, first in (("a", 0), ("b", 3)) for number in range(first, first + 6)]
+    assert subfolders_with_equal_names(files) is None
+    assert subfolders_with_equal_names([f"{folder:03d}/{n}.jpg" for folder in range(40) for n in range(3)]) is None
 
 
 @pytest.mark.parametrize(

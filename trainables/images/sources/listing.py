@@ -140,7 +140,7 @@ def _folder(root: Location) -> Listing:
     if twins := subfolders_with_equal_names(images.file_names):
         one, other = (f"{name}/" for name in twins)
         _warn(
-            f"{root}: {one} and {other} hold images of the same names and are used as {len(images)} separate "
+            f"{root}: {one} and {other} hold images of the same names; all {len(images)} images are used as separate "
             "photographs; if they are pairs, give --data-input and --data-target"
         )
     return Listing(f"{root}", images.names, (images,))

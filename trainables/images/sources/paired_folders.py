@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
 
@@ -17,6 +18,7 @@ TARGET_FOLDERS = ("target", "original", "gt", "hq", "hr", "high", "clean", "shar
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 # A folder with one of these names alone lacks its partner. The other names are usual without pairs, too.
 _NEVER_ALONE = frozenset({"input", "captured", "lq", "lr", "target", "gt", "hq", "hr"})
+_MOST_SIDES = 16
 
 
 def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
@@ -45,16 +47,22 @@ def paired_subfolders(root: Location) -> tuple[Location, Location] | None:
 
 
 def subfolders_with_equal_names(files: list[str]) -> tuple[str, str] | None:
-    """The two subfolders of relative paths, if there are two and they hold the same names, whatever the extensions."""
+    """The two subfolders of relative paths that share most names, whatever the extensions, or None: pairs are meant,
+    even if a partner is missing or a third folder is there. More than `_MOST_SIDES` subfolders are albums or classes.
+    """
     names: dict[str, set[str]] = {}
     for file in files:
         folder, below, name = file.partition("/")
         if below:
             names.setdefault(folder, set()).add(os.path.splitext(name)[0])
-    if len(names) != 2:
+    if len(names) > _MOST_SIDES:
         return None
-    (one, inside), (other, also) = names.items()
-    return (one, other) if inside == also else None
+    shares = {
+        (one, other): len(names[one] & names[other]) / max(len(names[one]), len(names[other]))
+        for one, other in itertools.combinations(names, 2)
+    }
+    nearest = max(shares, key=lambda pair: shares[pair], default=None)
+    return nearest if nearest and shares[nearest] > 0.5 else None
 
 
 def match_partners(
