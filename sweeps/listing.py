@@ -11,13 +11,19 @@ from typing import Any, Literal
 import search_spaces
 from trainables.common.errors import InputError
 from trainables.common.flags import hanging
-from trainables.settings import TrialSettings, flatten, is_read
+from trainables.settings import TrialSettings, degradation, flatten, is_read, pairs, print_to_camera
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS, preset
 from trainables.settings.roles import ROLES
 from trainables.settings.setting import meanings
 
 _WIDTH = 80
+_OWN_TEXTS = {
+    "pairs": pairs.accepted_text,
+    "pairs.degradation": degradation.accepted_text,
+    "pairs.print": print_to_camera.accepted_text,
+}
+"""Sections with checks of their own."""
 
 
 def spaces_and_presets() -> str:
@@ -79,6 +85,9 @@ def _kinds(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _accepted(name: str, kind: Any) -> str:
     """The accepted values, where they are limited."""
+    section, _, field = name.rpartition(".")
+    if section in _OWN_TEXTS and (text := _OWN_TEXTS[section](field)):
+        return text.replace("(low, high)", "low,high")  # as `--set` takes it
     within = ROLES[name].within
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))

@@ -35,6 +35,7 @@ from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten, is_read, override
 from trainables.settings.presets import preset
+from trainables.settings.roles import PATHS
 
 BASE = ["--space", SPACE, "--perceptual", "none"]
 UNTRAINED = ["--space", "fidelity_weight", "--perceptual", "none"]
@@ -416,6 +417,15 @@ def test_plan_counts_frozen_networks_and_warns_of_only_warm_up(
     assert method.resident_bytes >= 4 * (trained + unet + autoencoder)
 
 
+def test_listed_settings_have_their_range(capsys: pytest.CaptureFixture[str]) -> None:
+    """All but names, paths and tuples of names or resolutions, which are checked elsewhere."""
+    assert main(["--list-settings"]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    without = {line.partition(" = ")[0] for line in listed if not line.endswith(")")}
+    free = {"method", "base.revision", "controlnet.revision", "lora.targets"}
+    assert without - set(PATHS) == free | {"network.attention_resolutions"}
+
+
 def test_help_and_list_import_nothing_heavy() -> None:
     """They answer at once: PyTorch and Ray take seconds to import."""
     for flag, shown in (
@@ -437,6 +447,7 @@ def test_listed_settings_are_those_that_the_method_reads(capsys: pytest.CaptureF
     assert names == [name for name in flatten(preset("sample").trial) if is_read(name, ("pix2pix",))]
     assert "training.batch_size = 4   (1 to 65536)\n    pairs" in listed  # the preset's value for this method
     assert all(len(line) <= 80 for line in listed.splitlines() if line.startswith(" "))
+    assert "pairs.degradation.noise_range = 5.0,20.0   (low,high with 0 <= low <= high <= 255)\n" in listed
     assert main(["--list-settings", "pix3pix"]) == 2
     assert "--list-settings pix3pix: no such method; expected one of" in capsys.readouterr().err
 

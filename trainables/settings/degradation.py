@@ -26,6 +26,9 @@ _RANGE_LIMITS: dict[str, Range] = {
     "jpeg_range": (1.0, 100.0),
 }
 _AROUND_ONE = ("betag_range", "betap_range", "resize_range")
+_AND_ONE = " and low <= 1 <= high"
+_WEIGHTS = {"kernel_prob": KERNEL_KINDS, "resize_prob": ("up", "down", "keep")}
+_ODD = {"blur_kernel_size": (5, 51), "smallest_blur_kernel": (3, 49)}
 
 
 def _require(accepted: object, name: str, value: object, expected: str) -> None:
@@ -47,11 +50,26 @@ def _numbers(value: object, count: int) -> tuple[float, ...] | None:
     return None
 
 
+def range_text(limits: Range, around_one: bool = False) -> str:
+    """What a (low, high) field accepts."""
+    return f"(low, high) with {limits[0]:g} <= low <= high <= {limits[1]:g}{_AND_ONE if around_one else ''}"
+
+
+def accepted_text(field: str) -> str:
+    """What a field of `DegradationSettings` accepts, for messages and lists of settings."""
+    stem = field.removesuffix("2")
+    if stem in _RANGE_LIMITS:
+        return range_text(_RANGE_LIMITS[stem], stem in _AROUND_ONE)
+    if stem in _WEIGHTS:
+        return f"weights, not negative and not all 0, for {', '.join(_WEIGHTS[stem])}"
+    if stem in _ODD:
+        return f"an odd number, {_ODD[stem][0]} to {_ODD[stem][1]}"
+    return "a probability from 0 to 1"
+
+
 def _checked_range(name: str, value: object, limits: Range, around_one: bool) -> Range:
     pair = _numbers(value, 2)
-    expected = f"(low, high) with {limits[0]:g} <= low <= high <= {limits[1]:g}"
-    if around_one:
-        expected += " and low <= 1 <= high"
+    expected = range_text(limits, around_one)
     if pair is None or not limits[0] <= pair[0] <= pair[1] <= limits[1]:
         raise InputError.of(name, value, expected)
     if around_one and not pair[0] <= 1 <= pair[1]:
@@ -59,10 +77,10 @@ def _checked_range(name: str, value: object, limits: Range, around_one: bool) ->
     return pair[0], pair[1]
 
 
-def _checked_weights(name: str, value: object, kinds: tuple[str, ...]) -> tuple[float, ...]:
+def _checked_weights(name: str, value: object, kinds: tuple[str, ...], expected: str) -> tuple[float, ...]:
     weights = _numbers(value, len(kinds))
     if weights is None or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise InputError.of(name, value, f"weights, not negative and not all 0, for {', '.join(kinds)}")
+        raise InputError.of(name, value, expected)
     return weights
 
 
@@ -133,21 +151,16 @@ class DegradationSettings:
     def __post_init__(self) -> None:
         for spec in fields(self):
             name, stem = f"pairs.degradation.{spec.name}", spec.name.removesuffix("2")
-            value = getattr(self, spec.name)
+            value, expected = getattr(self, spec.name), accepted_text(spec.name)
             if stem in _RANGE_LIMITS:
                 value = _checked_range(name, value, _RANGE_LIMITS[stem], around_one=stem in _AROUND_ONE)
-            elif stem == "kernel_prob":
-                value = _checked_weights(name, value, KERNEL_KINDS)
-            elif stem == "resize_prob":
-                value = _checked_weights(name, value, ("up", "down", "keep"))
-            elif stem == "blur_kernel_size":
-                odd = _is_integer(value) and 5 <= value <= 51 and value % 2
-                _require(odd, name, value, "an odd number, 5 to 51")
-            elif stem == "smallest_blur_kernel":
-                odd = _is_integer(value) and 3 <= value <= 49 and value % 2
-                _require(odd, name, value, "an odd number, 3 to 49")
+            elif stem in _WEIGHTS:
+                value = _checked_weights(name, value, _WEIGHTS[stem], expected)
+            elif stem in _ODD:
+                least, most = _ODD[stem]
+                _require(_is_integer(value) and least <= value <= most and value % 2, name, value, expected)
             else:
-                _require(_is_number(value) and 0 <= value <= 1, name, value, "a probability from 0 to 1")
+                _require(_is_number(value) and 0 <= value <= 1, name, value, expected)
             object.__setattr__(self, spec.name, value)
         for end in ("", "2"):
             smallest, below = (getattr(self, f"{name}{end}") for name in ("smallest_blur_kernel", "blur_kernel_size"))

@@ -68,7 +68,7 @@ class DiffusionSettings:
     )
     reconstruction_weight: float = setting(1.0, within=WEIGHT, training_only=True)
     sampler: Literal["ddim", "ancestral"] = setting("ddim", restores="sampling", unless={"diffusion.objective": "ccsr"})
-    inference_steps: int = setting(50, restores="sampling")
+    inference_steps: int = setting(50, within=Limits(1, 10_000, "1 to diffusion.max_timestep"), restores="sampling")
     spacing: Literal["leading", "trailing", "linspace"] = setting(
         "trailing", restores="sampling", unless={"diffusion.objective": "ccsr"}
     )
@@ -183,8 +183,8 @@ class PixelSettings:
 
     channels: tuple[int, ...] = setting((128, 128, 256, 256, 512, 512), within=(8, 2048))
     layers: int = setting(2, within=(1, 16))
-    attention_levels: int = 2
-    norm_groups: int = 32
+    attention_levels: int = setting(2, within=Limits(0, 10, "0 to the number of pixel.channels"))
+    norm_groups: int = setting(32, within=Limits(1, 2048, "a divisor of every width of pixel.channels"))
     train_timesteps: int = setting(1000, within=(2, 5000))
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
 
@@ -280,7 +280,9 @@ class CCSRSettings:
     t_max: float = setting(
         0.6667, within=Limits(0, 1, "a number in (0, 1]", open_low=True), restores="sampling", trained="at most"
     )
-    t_min: float = setting(0.3333, methods=("ccsr",), restores="sampling")
+    t_min: float = setting(
+        0.3333, within=Limits(0, 1, "0 to below ccsr.t_max", open_high=True), methods=("ccsr",), restores="sampling"
+    )
     adversarial: float = setting(0.5, within=WEIGHT, methods=("ccsr",), training_only=True)
     adversarial_start: int = setting(1, within=(0, MOST_STEPS), methods=("ccsr",), training_only=True, adversarial=True)
 

@@ -8,7 +8,7 @@ from typing import Literal
 from trainables.settings.checks import DECAY, require_all
 from trainables.settings.degradation import DegradationSettings
 from trainables.settings.print_to_camera import PrintSettings
-from trainables.settings.setting import section, setting
+from trainables.settings.setting import Limits, section, setting
 
 PAIRS_VERSION = 3  # part of the key of prepared pairs: raise it when the same settings give other pixels
 
@@ -18,6 +18,12 @@ Split = Literal["train", "validation", "test"]
 SMALLEST_PRINT = 16  # smallest side for the print simulator, pixels; its own constant is behind a slow import
 LARGEST_SIDE = 16_384
 MOST_PAIRS = 100_000_000
+_SIDE = f"a multiple of pairs.scale, from 4 times it to {LARGEST_SIDE}"
+
+
+def accepted_text(field: str) -> str:
+    """What a size of `PairSettings` accepts, for lists of settings: it depends on the scale. Empty for other fields."""
+    return {"image_size": _SIDE, "validation_size": _SIDE, "test_size": f"0, or {_SIDE}"}.get(field, "")
 
 
 @dataclass(frozen=True)
@@ -55,18 +61,18 @@ class PairSettings:
     """
 
     image_size: int = 64
-    scale: int = 4
-    train_pairs: int = setting(512, training_only=True)
+    scale: int = setting(4, within=Limits(1, 16, "a whole number, 1 to 16"))
+    train_pairs: int = setting(512, within=(1, MOST_PAIRS), training_only=True)
     variants: int = setting(1, within=(1, 1000), training_only=True, simulated=True)
     flips: Literal["none", "mirrored", "turned"] = setting("none", training_only=True)
     undamaged: float = setting(0.0, within=DECAY, training_only=True)
-    validation_pairs: int = 24
+    validation_pairs: int = setting(24, within=(1, MOST_PAIRS))
     validation_size: int = 128
-    test_pairs: int = 24
+    test_pairs: int = setting(24, within=(0, MOST_PAIRS))
     test_size: int = 0
     crop: Literal["detailed", "rescaled", "random"] = setting("detailed", simulated=True)
     sharpened: bool = setting(False, training_only=True, simulated=True)
-    colour_swap_prob: float = setting(0.0, training_only=True)
+    colour_swap_prob: float = setting(0.0, within=Limits(0, 1, "a share from 0 to 1"), training_only=True)
     simulator: Literal["super_resolution", "print_to_camera"] = setting("super_resolution", simulated=True)
     degradation: DegradationSettings = section(
         DegradationSettings, simulated=True, unless={"pairs.simulator": "print_to_camera"}

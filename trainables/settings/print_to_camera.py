@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from trainables.settings.degradation import Range, _checked_range
+from trainables.settings.degradation import Range, _checked_range, range_text
 
 # Accepted limits of every (low, high) field, both ends included.
 _LIMITS: dict[str, Range] = {
@@ -36,6 +36,11 @@ _LIMITS: dict[str, Range] = {
     "sharpening": (0.0, 4.0),
     "jpeg_quality": (1.0, 100.0),
 }
+
+
+def accepted_text(field: str) -> str:
+    """What a field of `PrintSettings` accepts, for lists of settings."""
+    return f"{range_text(_LIMITS[field])}{', or none' if field == 'jpeg_quality' else ''}"
 
 
 @dataclass(frozen=True)
