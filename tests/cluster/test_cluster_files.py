@@ -1,4 +1,7 @@
-"""The files for clusters other than AWS, by their readers: Ray's launcher, Kubernetes' schema, shellcheck, hadolint."""
+"""The files for clusters other than AWS, by their readers or the schemas that these publish.
+
+Ray's launcher, Compute Engine, Kubernetes, KubeRay, shellcheck, hadolint.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
 from tests.helpers.paths import ROOT
+from tests.helpers.schemas import compute_complaints
 
 CLUSTER = ROOT / "cluster"
 TOOLS = Path(sys.executable).parent
@@ -41,6 +45,33 @@ def test_ray_accepts_the_file(name: str) -> None:
     validate_config(prepared)
     with pytest.raises(Exception, match="idle_timeout_minute"):
         validate_config({**prepared, "idle_timeout_minute": 5})
+
+
+def test_compute_engine_accepts_the_machines() -> None:
+    nodes = {name: node["node_config"] for name, node in loaded("gcp.yaml")["available_node_types"].items()}
+    assert {name: compute_complaints(node) for name, node in nodes.items()} == {"head": [], "gpu_worker": []}
+    head, worker = nodes["head"], nodes["gpu_worker"]
+    assert "scheduling" not in head, "a reclaimed head takes the driver with it"
+    assert worker["scheduling"]["provisioningModel"] == "SPOT"
+    # `ray down` asks for running machines only: one that is merely stopped keeps its disk, and is forgotten.
+    assert worker["scheduling"]["instanceTerminationAction"] == "DELETE"
+    assert all(disk["autoDelete"] for node in nodes.values() for disk in node["disks"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machinetype": "g2-standard-4"},
+        {"scheduling": [{"onHostMaintenance": "TERMINATE"}]},
+        {"scheduling": {"provisioningModel": "spot"}},
+        {"disks": [{"initializeParams": {"diskSize": 60}}]},
+        {"disks": {"boot": True}},
+    ],
+    ids=["field", "list-for-object", "value", "field-of-a-disk", "object-for-list"],
+)
+def test_compute_engine_would_refuse_other_machines(change: dict[str, Any]) -> None:
+    node = loaded("gcp.yaml")["available_node_types"]["gpu_worker"]["node_config"]
+    assert len(compute_complaints({**node, **change})) == 1
 
 
 @pytest.mark.parametrize("name", ["onprem.yaml", "gcp.yaml", "gpu.yaml"])
