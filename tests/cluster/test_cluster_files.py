@@ -22,8 +22,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from sweeps.command_line import parser
 from tests.helpers.paths import ROOT
-from tests.helpers.schemas import compute_complaints
+from tests.helpers.schemas import compute_complaints, rayjob_complaints
 
 CLUSTER = ROOT / "cluster"
 TOOLS = Path(sys.executable).parent
@@ -121,7 +122,56 @@ def test_kubernetes_accepts_the_pods() -> None:
         pod["spec"]["containers"][0]["resource"] = {}
         with pytest.raises(kubernetes_validate.ValidationError):
             kubernetes_validate.validate(pod, "1.33", strict=True)
-    assert complaints("sh", "-n", "-c", job["spec"]["entrypoint"]) == ""
+
+
+def test_kuberay_accepts_the_job() -> None:
+    job = loaded("kuberay.yaml")
+    assert rayjob_complaints(job) == []
+    for misspelt, of in [("minReplica", ("workerGroupSpecs", 0)), ("idleTimeoutSecond", ("autoscalerOptions",))]:
+        broken = copy.deepcopy(job)
+        part = broken["spec"]["rayClusterSpec"]
+        for key in of:
+            part = part[key]
+        part[misspelt] = part.pop(f"{misspelt}s")
+        assert any(f"'{misspelt}' was unexpected" in complaint for complaint in rayjob_complaints(broken))
+    broken = copy.deepcopy(job)
+    broken["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    (complaint,) = rayjob_complaints(broken)
+    assert complaint.endswith("0 is not of type 'string'")
+
+
+def test_kubernetes_job_starts_a_run_and_continues_its_newest_one(tmp_path: Path) -> None:
+    """Its entrypoint, with a `python` that writes down how it is called."""
+    entrypoint = loaded("kuberay.yaml")["spec"]["entrypoint"]
+    for folder in ("/mnt/sweeps", "/home/sweeps/restoration-sweeps"):
+        assert folder in entrypoint
+        entrypoint = entrypoint.replace(folder, str(tmp_path / Path(folder).name))
+    shell, option, script = shlex.split(entrypoint)
+    assert (shell, option) == ("sh", "-c")
+    (tmp_path / "shellcheck.sh").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    # Names of runs are times: `ls` sorts them well.
+    assert complaints(TOOLS / "shellcheck", "--exclude=SC2012", tmp_path / "shellcheck.sh") == ""
+
+    (tmp_path / "restoration-sweeps").mkdir()
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$(basename "$PWD") $*"\n', encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+
+    def called() -> list[str]:
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        ran = subprocess.run([shell, option, script], env=environment, capture_output=True, text=True, check=True)
+        assert ran.stderr == ""
+        return ran.stdout.split()
+
+    first = called()
+    assert first[:4] == ["restoration-sweeps", "run_sweep.py", "--address", "auto"]
+    flags = parser().parse_args(first[2:])
+    results = tmp_path / "sweeps" / "results"
+    assert (flags.space, flags.preset, flags.results) == ("sinsr_loss_ratios", "sinsr-stage1", str(results))
+    runs = results / flags.space
+    for name in ("20261126-162232", "20261127-080000"):
+        (runs / name).mkdir(parents=True)
+    (runs / "report").mkdir()
+    assert called() == [*first[:4], "--resume", str(runs / "20261127-080000")]
 
 
 def test_scripts_and_dockerfile_are_clean() -> None:

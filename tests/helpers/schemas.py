@@ -14,13 +14,18 @@ from jsonschema import Draft202012Validator
 
 from tests.helpers.paths import ROOT
 
-__all__ = ["compute_complaints"]
+__all__ = ["compute_complaints", "rayjob_complaints"]
 
 
 def compute_complaints(node_config: Mapping[str, Any]) -> list[str]:
     """What Compute Engine would refuse in the body of `instances.insert`: unknown fields, wrong types and values."""
     schemas = {name: _closed(schema) for name, schema in _read("compute_instance.json.gz").items()}
     return _complaints({"$ref": "#/schemas/Instance", "schemas": schemas}, node_config)
+
+
+def rayjob_complaints(job: Mapping[str, Any]) -> list[str]:
+    """What Kubernetes with the KubeRay operator would refuse in a RayJob. Pods are not looked into."""
+    return _complaints(_closed(_read("rayjob.json.gz")), job)
 
 
 def _read(name: str) -> dict[str, Any]:
