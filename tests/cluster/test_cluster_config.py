@@ -1,4 +1,4 @@
-"""cluster/gpu.yaml against its readers: Ray's launcher, EC2's request model, bash, `ray start`.
+"""cluster/gpu.yaml and gpu-groups.yaml against their readers: Ray's launcher, EC2's request model, bash, `ray start`.
 
 Needs no network and no account: Ray validates the file alone, botocore contains the model of every request.
 """
@@ -28,11 +28,12 @@ from ray.scripts.scripts import start
 from cluster import aws_account
 from tests.helpers.buckets import endpoint
 from tests.helpers.paths import ROOT
+from trainables.settings.presets import PRESETS
 
 __all__ = ["endpoint"]
 Config = dict[str, Any]  # the parsed YAML file
 
-NODE_TYPES = ("head", "gpu_worker", "gpu_worker_g5", "gpu4_worker")
+NODE_TYPES = ("head", "gpu_worker", "gpu_worker_g5")
 
 REPO = ROOT
 REMOTE = "/home/ubuntu/restoration-sweeps"
@@ -139,10 +140,27 @@ def test_trials_train_on_the_workers_only(config: Config) -> None:
     assert "InstanceMarketOptions" not in nodes["head"]["node_config"], "a reclaimed head takes the driver with it"
     for name in NODE_TYPES[1:]:
         assert nodes[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-        assert nodes[name]["resources"]["GPU"] >= 1
-    assert nodes["gpu4_worker"]["resources"]["GPU"] == 4 and nodes["gpu4_worker"]["max_workers"] == 0
+        assert nodes[name]["resources"]["GPU"] == 1, "a trial with one worker would pay for GPUs that idle"
     types = [nodes[name]["node_config"]["InstanceType"] for name in NODE_TYPES]
     assert len(set(types)) == len(types)
+
+
+def test_file_for_groups_has_other_machines_in_one_zone_and_nothing_else(config: Config) -> None:
+    groups = yaml.safe_load((REPO / "cluster" / "gpu-groups.yaml").read_text())
+    prepared = validated(groups)
+    assert prepared["available_node_types"]["head"]["max_workers"] == 0
+    other = {name for name in config | groups if config.get(name) != groups.get(name)}
+    assert other == {"cluster_name", "max_workers", "provider", "available_node_types"}
+    region = config["provider"]["region"]
+    assert groups["provider"] == {**config["provider"], "availability_zone": f"{region}a"}
+    nodes, single = groups["available_node_types"], config["available_node_types"]
+    assert nodes.pop("head") == single["head"]
+    for node in nodes.values():
+        assert node["resources"]["GPU"] >= max(preset.workers for preset in PRESETS.values())
+        assert node["max_workers"] <= groups["max_workers"]
+        machine = {**node["node_config"], "InstanceType": single["gpu_worker"]["node_config"]["InstanceType"]}
+        assert machine == single["gpu_worker"]["node_config"] and ec2_complaints(node["node_config"]) == ""
+        assert node["node_config"]["InstanceType"].endswith("12xlarge")  # four GPUs and 48 CPUs
 
 
 def test_head_that_shuts_down_costs_nothing(config: Config) -> None:
