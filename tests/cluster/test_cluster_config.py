@@ -212,8 +212,10 @@ def test_account_is_prepared_and_prepared_again(
     assert capsys.readouterr().err.startswith("aws_account.py: error: Could not connect")
 
 
-def test_nodes_install_the_pinned_requirements_once(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["gpu.yaml", "gcp.yaml"])
+def test_nodes_install_the_pinned_requirements_once(file: str, tmp_path: Path) -> None:
     """The command itself, with a Python that only writes down what is asked of it."""
+    config = yaml.safe_load((REPO / "cluster" / file).read_text())
     mounts = config["file_mounts"]
     assert (REPO / mounts[f"{REMOTE}/requirements.txt"]).samefile(REPO / "requirements.txt")
     (install,) = [command for command in config["setup_commands"] if "pip install" in command]
