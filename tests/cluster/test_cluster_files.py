@@ -269,3 +269,15 @@ def test_slurm_job_is_put_back_before_its_time_limit_and_resumes(tmp_path: Path)
         parsed = start.make_context("start", words).params  # parses, does not start
         assert (parsed["num_cpus"], parsed["num_gpus"], parsed["block"]) == (8, 4, True)
         assert (parsed["min_worker_port"], parsed["max_worker_port"]) == (0, 0)
+
+
+def test_page_says_for_each_kind_of_cluster_what_it_costs_and_how_that_ends() -> None:
+    page = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    table = page.partition("On all of them:")[0]
+    sections = {title: text for title, _, text in (part.partition("\n") for part in page.split("\n## ")[1:])}
+    linked = {name.replace("-", " ") for name in re.findall(r"\[below\]\(#(.+?)\)", table)}
+    assert {title.lower() for title in sections} | {"trials with several workers"} == linked
+    for title, text in sections.items():
+        assert text.count("**Costs.**") == 1 and text.count("**Stop paying.**") == 1, title
+    assert "gcloud filestore instances delete" in sections["Google Cloud"]  # it outlives `ray down`
+    assert "kubectl delete pvc" in sections["Kubernetes"] and "--min-nodes 0" in sections["Kubernetes"]
