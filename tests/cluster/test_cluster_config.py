@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,13 @@ def test_installed_ray_is_the_pinned_one() -> None:
     pin = re.search(r"^ray\[data,default,train,tune\]==(\S+)$", (REPO / "requirements.txt").read_text(), re.MULTILINE)
     assert pin is not None
     assert pin[1] == ray.__version__
+
+
+def test_nodes_have_what_torch_asks_for_a_gpus_utilisation() -> None:
+    """`torch.cuda.utilization` imports pynvml, which torch does not require; without it the column stays empty."""
+    assert re.search(r"^nvidia-ml-py==\S+$", (REPO / "requirements.txt").read_text(), re.MULTILINE)
+    dependencies = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert any(name.startswith("nvidia-ml-py") for name in dependencies)
 
 
 def test_all_code_is_mounted_on_the_nodes(config: Config) -> None:
