@@ -8,7 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.larger import LARGER, restore_larger
@@ -193,8 +195,20 @@ def _for_the_shell(path: Path) -> Path:
 
 
 def tensorboard_line(folder: Path) -> str:
-    """The command that shows the run's curves."""
-    return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
+    """The command that shows the run's curves.
+
+    Those in an S3 bucket are read there, so that it works on every machine. TensorBoard needs boto3 for that. It would
+    need other packages for gs://, so there the copy on this machine is named.
+    """
+    place = urlsplit(place_of(folder))
+    if place.scheme != "s3":
+        return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
+    options = dict(parse_qsl(place.query))
+    server = options.get("endpoint_override", "")
+    url = server if not server or "://" in server else f"{options.get('scheme', 'https')}://{server}"
+    command = ["tensorboard", "--logdir", f"s3://{place.netloc}{unquote(place.path)}/trials"]
+    line = shlex.join([*([f"S3_ENDPOINT={url}"] if url else []), *command])
+    return line if find_spec("boto3") else f"{line}  (after: pip install boto3)"
 
 
 def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Answer | None) -> None:

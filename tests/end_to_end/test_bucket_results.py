@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.run_folder import open_run as open_to_resume
 from sweeps.recording.tables import RunTables
 from tests.helpers.buckets import bucket_uri, endpoint
+from tests.helpers.paths import ROOT
 from tests.helpers.sweep import gone, steps, sweeps, trials
 from trainables.common.buckets import BucketFolder
 from trainables.common.devices import FAKE
@@ -128,3 +133,15 @@ def test_killed_sweep_goes_on_from_the_bucket(
     command = json.dumps(open_run(run.uri).settings["command"])
     assert "endpoint_override" in command and "AWS" not in command
     assert open_run(run.uri).trial("t001").folder.name == "checkpoint_000120"
+
+    # The printed command reads the bucket. TensorBoard's reader takes the server's address when it is imported.
+    (line,) = (line for line in third.lines if "tensorboard --logdir" in line)
+    _, server, *command, place = shlex.split(line)
+    assert (server, command) == (f"S3_ENDPOINT=http://{endpoint}", ["tensorboard", "--logdir"])
+    code = (
+        "import sys; from tests.helpers.tensorboard import Page; page = Page(sys.argv[1]); "
+        "print(*(f'{name} {page.status(name)}' for name in rows), sep='\\n')"
+    ).replace("rows", repr(sorted(rows)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict([server.split("=", 1)])}
+    read = subprocess.run([sys.executable, "-c", code, place], env=environment, capture_output=True, text=True)
+    assert read.stdout.splitlines() == [f"{name} STATUS_SUCCESS" for name in sorted(rows)], read.stderr

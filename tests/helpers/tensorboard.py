@@ -25,9 +25,9 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 class Page:
-    """The HParams page's own backend on a folder."""
+    """The HParams page's own backend on a folder, or on a URI that TensorBoard takes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self._folder, self._multiplexer = folder, plugin_event_multiplexer.EventMultiplexer()
         self.reload()
 

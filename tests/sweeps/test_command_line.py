@@ -548,6 +548,22 @@ def test_damaged_run_is_refused_in_one_line(damage: str, tmp_path: Path, capsys:
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
 
 
+def test_tensorboard_reads_the_bucket_of_a_run(tmp_path: Path) -> None:
+    command = ["tensorboard", "--logdir"]
+    in_bucket = {  # what a working copy says about its run
+        "s3://name/a%20b/run": [*command, "s3://name/a b/run/trials"],
+        "s3://name/run?endpoint_override=host:9000&scheme=http": [
+            "S3_ENDPOINT=http://host:9000",
+            *command,
+            "s3://name/run/trials",
+        ],
+        "gs://name/run": [*command, str(tmp_path / "trials")],
+    }
+    for uri, line in in_bucket.items():
+        (tmp_path / ".bucket").write_text(uri)
+        assert shlex.split(tensorboard_line(tmp_path)) == line
+
+
 def test_printed_commands_quote_paths_with_spaces() -> None:
     folder = Path("my results") / "run"
     assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
