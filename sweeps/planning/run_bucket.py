@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sweeps.planning.lease import LEASE, Lease
-from sweeps.planning.run_files import EVENTS, RUN_SETTINGS
+from sweeps.planning.run_files import EVENTS, RUN_SETTINGS, refuse_links
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import is_uri, path_of
@@ -59,10 +59,12 @@ def run_to_read(name: str, text: str) -> Path:
         name: of the flag or argument, for messages.
 
     Raises:
-        InputError: not a path, or a bucket that cannot be read or has no run there.
+        InputError: not a path, a run with links in it, or a bucket that cannot be read or has no run there.
     """
     if not is_uri(text):
-        return path_of(name, text)
+        path = path_of(name, text)
+        refuse_links(f"{name} {path}", path)
+        return path
     check_bucket(name, text)
     run = BucketFolder(text, patient=False)
     copy = working_copy(run)

@@ -17,7 +17,7 @@ import psutil
 from sweeps.planning.own_spaces import keep_space
 from sweeps.planning.question import Question
 from sweeps.planning.run_bucket import RunBucket, place_of
-from sweeps.planning.run_files import RUN_SETTINGS
+from sweeps.planning.run_files import RUN_SETTINGS, refuse_links
 from sweeps.planning.run_settings import (
     UNCONFIRMED,
     located,
@@ -54,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: Path, bucket: RunBucket | None = None) -> None:
         self.path, self.bucket = path, bucket
-        self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         taken, owner = take(self._lock), os.read(self._lock, 200).decode(errors="replace").strip()
         unknown = taken is None and _may_run(owner)
         if taken is False or unknown:
@@ -259,6 +259,7 @@ def open_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]
         InputError: not a run, damaged, not writable, or held by a running sweep.
     """
     if isinstance(run, Path):
+        refuse_links(f"--resume {run}", run)
         if (place := place_of(run)) != str(run):
             raise InputError(f"--resume {run}: this is the working copy of a run in a bucket; expected {place}")
         return _opened(run)

@@ -48,7 +48,7 @@ class EventLog:
             OSError: for example, because the disk is full. A part of a line may be written; `read` drops it.
         """
         text = b"".join(map(_line, events))
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             # A killed driver may have left half a line; the next one must not be joined to it.

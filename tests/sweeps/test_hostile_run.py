@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -17,13 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import sweeps
 from search_spaces import Float
+from sweeps.planning.run_bucket import run_to_read
+from sweeps.planning.run_folder import open_run
 from sweeps.recording.events import EventLog
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, read_rows
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
+from trainables.pretrained.finished_trial import finished_settings
 from trainables.settings import TrialSettings
 from trainables.training.checkpoint import read_state
 from trainables.training.checkpoint_folders import newest_whole
@@ -81,6 +86,71 @@ def test_record_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
     recorder.open()
     assert [row["id"] for row in recorder.tables.leaderboard] == ["t000"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+FOREIGN = (
+    ".lock",
+    "events.jsonl",
+    "sweep.log",
+    "settings.yaml",
+    ".bucket",
+    "trials",
+    "trials/t000",
+    "trials/t000/params.json",
+    "trials/t000/checkpoint_000010",
+    "trials/t000/checkpoint_000010/state.pt",
+    "report",
+    "report/answer.md",
+    "best",
+    ".best",
+    ".ray",
+    "unknown_trials",
+    "wandb",
+)
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_run_with_links_or_pipes_is_refused_before_anything_is_opened(tmp_path: Path, name: str, kind: str) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    (run / name).parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(outside if kind == "link" else tmp_path / "nowhere")
+    for open_it in (open_run, lambda path: run_to_read("RUN", str(path)), sweeps.open_run):
+        with pytest.raises(InputError, match=f"{name} is (a link to|no regular file)"):
+            open_it(run)
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert not (tmp_path / "nowhere").exists()
+    assert not (run / ".lock").is_file()
+
+
+def test_link_to_a_run_and_links_of_others_are_accepted(tmp_path: Path) -> None:
+    """Weights & Biases links to its newest log, and a killed driver leaves Optuna's lock, which is a link."""
+    run = tmp_path / "run"
+    (run / "wandb").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    (run / "optuna.journal.lock").symlink_to("optuna.journal")
+    (tmp_path / "link").symlink_to(run)
+    assert run_to_read("RUN", str(tmp_path / "link")) == tmp_path / "link"
+
+
+def test_record_is_not_appended_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.jsonl").symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match="symbolic links"):
+        record(tmp_path / "run", {"table": "trials", "row": {"id": "t000"}})
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "weights.safetensors"])
+def test_finished_trial_with_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is no regular file"):
+        finished_settings(tmp_path, "", "FINISHED")
 
 
 def compressed(values: bytes) -> dict[str, str]:

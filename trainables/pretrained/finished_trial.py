@@ -28,6 +28,10 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
         InputError: not a finished trial, one of another method, or invalid values.
     """
     expected = f"expected a finished trial{f' of {method}' if method else ''}, such as the best/ of a run"
+    # Of somebody else it may hold a pipe or a device, which would be read forever.
+    for path in (folder / SETTINGS, folder / WEIGHTS):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name}: its {path.name} is no regular file; {expected}")
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
