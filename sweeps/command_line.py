@@ -6,6 +6,7 @@ Heavy packages are imported only after the flags have been checked.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from sweeps.planning.settings import (
 from sweeps.planning.trackers import TRACKERS
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import command_flags, exit_statuses, run_command
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags, number, whole
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri, path_of
@@ -275,6 +276,22 @@ def _settings(flags: argparse.Namespace) -> SweepSettings:
 _HERE = "local"  # a value of --address
 
 
+def _address(flags: argparse.Namespace, settings: SweepSettings) -> str:
+    """Where a run goes on; empty for this machine alone. A run may come from somebody else, so the address in it is not
+    used: joining their cluster would give them this process and its token.
+
+    Raises:
+        InputError: the run was on a cluster, and --address does not say where it goes on.
+    """
+    if settings.address and not flags.address:
+        recorded = one_line(settings.address)
+        raise InputError(
+            f"--resume {flags.resume}: it ran on the Ray cluster at {recorded}; give --address {shlex.quote(recorded)} "
+            f"to join it again, if the run is yours, or --address {_HERE} for this machine alone"
+        )
+    return "" if flags.address == _HERE else str(flags.address)
+
+
 def _name_of(space: str) -> str:
     return read_space_file(path_of("--space", space)).name if is_path(space) else space
 
@@ -297,8 +314,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        address = flags.address or settings.address
-        settings = replace(settings, address="" if address == _HERE else address)
+        settings = replace(settings, address=_address(flags, settings))
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 

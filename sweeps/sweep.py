@@ -53,10 +53,13 @@ class _Lost:
 
     folder: Path | None = None
 
+    def __init__(self, address: str) -> None:
+        self._address = address
+
     def __call__(self, reason: str) -> None:
         logger.error("stopped: %s", reason)
         if self.folder:
-            logger.error("continue with: %s", finish.resume_line(self.folder))
+            logger.error("continue with: %s", finish.resume_line(self.folder, self._address))
 
 
 def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], None] = lambda folder: None) -> int:
@@ -66,7 +69,7 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
         warm: trials of another run, which only the sampler sees.
         opened: called with the folder of the run, once it exists.
     """
-    lost, began = _Lost(), time.monotonic()
+    lost, began = _Lost(plan.question.settings.address), time.monotonic()
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, plan.question.settings.results)
         folder = create_run(
@@ -86,7 +89,7 @@ def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
 
     If its limit of time or money is used up, nothing starts, not even Ray: the run answers from the trials it has.
     """
-    lost, began = _Lost(), time.monotonic()
+    lost, began = _Lost(plan.question.settings.address), time.monotonic()
     lost.folder = folder.path
     if not _has_time(plan):
         return _run(plan, folder, 0, warm, began)
@@ -107,7 +110,7 @@ def _has_time(plan: Plan) -> bool:
 
 
 def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier], began: float) -> int:
-    started, has_time = time.monotonic(), _has_time(plan)
+    started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
     recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
@@ -132,7 +135,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
             search = _tune(plan, folder, concurrent, recorder, live, warm, began)
         held.clear()
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped, live)
+            return _stopped(folder, recorder.stopped, live, address)
         if search.closed:
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
         folder.sync()  # before the report: the pictures of trials come from the bucket
@@ -149,13 +152,13 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         return status
     except KeyboardInterrupt:
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped, live)
-        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path, deadline.over))
+            return _stopped(folder, recorder.stopped, live, address)
+        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path, address, deadline.over))
         return ExitStatus.INTERRUPTED
     except (OSError, RayError, TuneError) as error:
         # Tune's own error is a traceback as text; its last line is the cause.
         file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
-        return _stopped(folder, _last_line(error), live)
+        return _stopped(folder, _last_line(error), live, address)
     finally:
         recorder.close()
         folder.clear_scratch()
@@ -167,11 +170,12 @@ def _upload_line(line: str) -> None:
     logger.info("upload     %s", line)
 
 
-def _stopped(folder: RunFolder, reason: str, live: LiveReport) -> int:
+def _stopped(folder: RunFolder, reason: str, live: LiveReport, address: str) -> int:
     """The sweep cannot go on, for a reason outside of its trials."""
-    live.stopped(f"Stopped: {reason}. Continue with: {finish.resume_line(folder.path)}")
+    line = finish.resume_line(folder.path, address)
+    live.stopped(f"Stopped: {reason}. Continue with: {line}")
     logger.error("stopped: %s", reason)
-    logger.error("continue with: %s", finish.resume_line(folder.path))
+    logger.error("continue with: %s", line)
     return ExitStatus.FAILED
 
 

@@ -98,7 +98,11 @@ def finish(
     winner = next((row for row in rows if answers_now and result and row["id"] == result.winner_id), None)
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
     why = "The time budget is over" if over else "Interrupted"
-    status = ended if whole else f"{why}: {ended}. Continue with: {resume_line(folder, over)}"
+    status = (
+        ended
+        if whole
+        else f"{why}: {ended}. Continue with: {resume_line(folder, plan.question.settings.address, over)}"
+    )
     if kept and result is not None:
         shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
         steps = {row["id"]: row["steps"] for row in shown if row["kind"] != "control"}
@@ -108,7 +112,7 @@ def finish(
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("%s with %s", why.lower(), ended)
-        logger.info("continue with: %s", resume_line(folder, over))
+        logger.info("continue with: %s", resume_line(folder, plan.question.settings.address, over))
     if not answers_now:
         return ExitStatus.INTERRUPTED
     if result is None or winner is None:
@@ -171,14 +175,16 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     return found + at_the_edge(plan.question.space.distributions, winner, result.winner_name)
 
 
-def resume_line(folder: Path, over: bool = False) -> str:
+def resume_line(folder: Path, address: str, over: bool = False) -> str:
     """The command that continues the run, for the current folder.
 
     Args:
         folder: of the run, or the working copy of one in a bucket.
+        address: of its Ray cluster, which is never taken from a run's folder; empty for this machine alone.
         over: whether its time budget is used up, so that it needs more.
     """
-    place = (place_of(folder), *(("--time-budget", MORE_TIME) if over else ()))
+    cluster = ("--address", address) if address else ()
+    place = (place_of(folder), *cluster, *(("--time-budget", MORE_TIME) if over else ()))
     script = Path(sys.argv[0])
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)

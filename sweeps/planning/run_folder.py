@@ -34,7 +34,7 @@ from trainables.common.locks import take
 from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
 from trainables.training.checkpoint_folders import drop_older, newest_whole
 
-GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
+GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address")
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
 

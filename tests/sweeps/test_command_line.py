@@ -567,4 +567,21 @@ def test_tensorboard_reads_the_bucket_of_a_run(tmp_path: Path) -> None:
 def test_printed_commands_quote_paths_with_spaces() -> None:
     folder = Path("my results") / "run"
     assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
-    assert shlex.split(resume_line(folder))[-2:] == ["--resume", str(folder)]
+    assert shlex.split(resume_line(folder, ""))[-2:] == ["--resume", str(folder)]
+    assert shlex.split(resume_line(folder, "a b:1"))[-3:] == [str(folder), "--address", "a b:1"]
+
+
+def test_recorded_address_of_a_cluster_is_not_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may come from somebody else."""
+    content = {
+        "command": {"space": SPACE, "set": [], "address": "ray://evil:10001"},
+        "metrics": ["val/psnr"],
+        "stores": {"train pairs": "pairs-0"},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
+    assert main(["--resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "ran on the Ray cluster at ray://evil:10001; give --address ray://evil:10001" in error
+    assert "--address local" in error and error.count("\n") == 1
+    assert main(["--resume", str(tmp_path), "--address", "local", "--dry-run"]) == 2
+    assert "have changed since the run started" in capsys.readouterr().err  # the address was no hindrance

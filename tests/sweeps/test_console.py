@@ -199,11 +199,11 @@ def test_run_is_resumed_by_the_command_that_started_it(monkeypatch: pytest.Monke
     script = tmp_path / PROJECT
     script.touch(0o755)
     monkeypatch.setattr(sys, "argv", [str(script), "run", "--space", "x"])
-    assert resume_line(Path("results/run")) == f"{script} run --resume results/run"
+    assert resume_line(Path("results/run"), "") == f"{script} run --resume results/run"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert resume_line(Path("results/run")) == f"{PROJECT} run --resume results/run"
+    assert resume_line(Path("results/run"), "") == f"{PROJECT} run --resume results/run"
     monkeypatch.setattr(sys, "argv", ["run_sweep.py", "--space", "x"])
-    assert resume_line(Path("results/run")).endswith(" run_sweep.py --resume results/run")
+    assert resume_line(Path("results/run"), "").endswith(" run_sweep.py --resume results/run")
     monkeypatch.setattr(sys, "argv", ["study.py"])  # a program that calls `sweeps.run`
     monkeypatch.chdir(tmp_path)
-    assert resume_line(Path("results/run")).endswith("/run_sweep.py --resume results/run")
+    assert resume_line(Path("results/run"), "").endswith("/run_sweep.py --resume results/run")
