@@ -26,6 +26,8 @@ from trainables.settings import flatten, override
 UNCONFIRMED = "unconfirmed"
 """Key of why nothing may be called better, written when a sweep ends; empty if its confirmation is whole."""
 _PYIQA = "pyiqa"
+_MOST_BYTES, _MOST_CHARACTERS = 1_000_000, 50_000
+"""Of a settings.yaml, which has about 10 kB; of one value in it."""
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
@@ -71,7 +73,7 @@ def read_record(run: Path, named: str = "") -> dict[str, Any]:
     """
     named = named or str(run)
     try:
-        record = _mapping("its content", yaml.safe_load((run / RUN_SETTINGS).read_bytes()))
+        record = _mapping("its content", _parsed(run / RUN_SETTINGS))
         register_recorded(record)
     except OSError as error:
         raise InputError(
@@ -80,6 +82,32 @@ def read_record(run: Path, named: str = "") -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's dates and numbers raise ValueError
         raise InputError(f"{named}/{RUN_SETTINGS}: {one_line(error)}") from None
     return record
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what makes a short text a large value: aliases, and numbers with thousands of digits."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}; expected none")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MOST_CHARACTERS:
+            raise ValueError(f"line {event.start_mark.line + 1} has a value of {len(event.value)} characters")
+        return super().compose_node(parent, index)
+
+
+def _parsed(path: Path) -> Any:
+    """The content of a YAML file, which may come from somebody else.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError, YAMLError: it is no YAML, or too large.
+    """
+    with open(path, "rb") as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"larger than {_MOST_BYTES / 1e6:g} MB")
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:

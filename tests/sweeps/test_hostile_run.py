@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import time
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,21 +21,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sweeps
 from search_spaces import Float
 from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.run_folder import open_run
+from sweeps.planning.run_settings import read_record
 from sweeps.recording.events import EventLog
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, read_rows
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 from trainables.common.paths import refuse_secrets
+from trainables.networks.checkpoint_files import read_checkpoint
 from trainables.pretrained.finished_trial import finished_settings
 from trainables.settings import TrialSettings
 from trainables.training.checkpoint import read_state
 from trainables.training.checkpoint_folders import newest_whole
+from trainables.training.pictures import Pictures
 
 
 class Planted:
@@ -205,6 +214,83 @@ def test_table_that_expands_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": nested}), tmp_path / "history.parquet")
     with pytest.raises(InputError, match="column id is nested"):
         read_rows(tmp_path / "history.parquet")
+
+
+def packed_again(path: Path) -> None:
+    """The same archive, compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def overlapping(path: Path) -> None:
+    """The same archive, whose directory names its largest member a hundred times."""
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        for k in range(100):
+            twin = copy.copy(largest)
+            twin.filename = f"{largest.filename}{k}"
+            archive.filelist.append(twin)
+        archive.writestr("more", b"")  # writes the directory
+
+
+@pytest.mark.parametrize("bomb", ["compressed", "overlapping", "repeated", "sparse"])
+def test_checkpoint_that_expands_is_refused(tmp_path: Path, bomb: str) -> None:
+    folder = tmp_path / "t000" / "checkpoint_000010"
+    folder.mkdir(parents=True)
+    state, file = {"method": "pixel_diffusion", "step": 10, "networks": torch.zeros(10**6)}, folder / "state.pt"
+    torch.save(state, file)
+    assert read_state(folder, TrialSettings(method="pixel_diffusion"))["step"] == 10
+    assert newest_whole(folder.parent)[0] == folder
+    if bomb == "compressed":
+        packed_again(file)
+        assert file.stat().st_size < 20_000
+    elif bomb == "overlapping":
+        overlapping(file)
+    else:
+        one = torch.zeros(1)
+        huge = one.expand(10**10) if bomb == "repeated" else torch.sparse_coo_tensor(size=(10**10,))
+        torch.save({**state, "networks": [{"a": huge}]}, file)
+        assert file.stat().st_size < 20_000
+    with pytest.raises(InputError, match="not a checkpoint of a trial"):
+        read_state(folder, TrialSettings(method="pixel_diffusion"))
+    with pytest.raises(ValueError, match=r"compressed|overlap|take more than 64|sparse"):
+        read_checkpoint(file)
+    if bomb in ("compressed", "overlapping"):
+        assert newest_whole(folder.parent)[0] is None
+
+
+def test_pictures_that_expand_are_refused(tmp_path: Path) -> None:
+    names = PngInfo()
+    names.add_itxt("images", '["a"]')
+    for mode, size in {"RGB": (20_000, 20_000), "RGBA": (3, 1)}.items():
+        Image.new(mode, (3, 1)).save(tmp_path / "validation.png", pnginfo=names)
+        content = bytearray((tmp_path / "validation.png").read_bytes())
+        header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
+        content[12:33] = header + struct.pack(">I", zlib.crc32(header))
+        (tmp_path / "validation.png").write_bytes(content)
+        with pytest.raises(ValueError, match="no pictures of a trial"):
+            Pictures.read(tmp_path / "validation.png")
+
+
+SETTINGS_BOMBS = {
+    "aliases": b"a: &a [x,x]\n" + b"".join(b"%c: &%c [*%c,*%c]\n" % (k, k, k - 1, k - 1) for k in range(98, 123)),
+    "a long number": b"a: " + b":".join([b"59"] * 100_000),
+    "a long file": b"a: " + b"\n  ".join([b"x" * 100] * 20_000),
+    "deep": b"[" * 5_000,
+}
+
+
+@pytest.mark.parametrize("bomb", SETTINGS_BOMBS)
+def test_settings_that_expand_are_refused(tmp_path: Path, bomb: str) -> None:
+    (tmp_path / "settings.yaml").write_bytes(SETTINGS_BOMBS[bomb])
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"settings\.yaml: ") as error:
+        read_record(tmp_path)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+    assert time.monotonic() - began < 20  # the number alone would take minutes
 
 
 @pytest.mark.parametrize(

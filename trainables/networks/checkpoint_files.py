@@ -17,6 +17,8 @@ import torch
 from numpy._core import multiarray
 from torch import Tensor, nn
 
+from trainables.networks.plain_files import load_plain
+
 # Where trainers keep the weights of one network, the averaged ones first.
 _WRAPPERS = ("params_ema", "state_dict_ema", "params", "state_dict", "model_state_dict", "model", "network", "net")
 _NUMPY_TYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type(np.dtype))]
@@ -46,7 +48,7 @@ def read_checkpoint(path: Path) -> Any:
     stand_ins += _NUMPY_TYPES
     with torch.serialization.safe_globals(stand_ins):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load_plain(path)
         except FileNotFoundError:
             raise
         except Exception as error:  # from the reader, zip archives or the file system

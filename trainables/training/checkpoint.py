@@ -22,6 +22,7 @@ import torch
 from trainables.common.errors import InputError
 from trainables.methods.build import weights_prefix
 from trainables.methods.method import Method
+from trainables.networks.plain_files import load_plain
 from trainables.pretrained.finished_trial import SETTINGS, STATE, WEIGHTS
 from trainables.pretrained.weights_file import save_weights
 from trainables.settings import TrialSettings, flatten
@@ -107,7 +108,7 @@ def read_state(folder: Path, settings: TrialSettings) -> dict[str, Any]:
         InputError: not a checkpoint, or one of another method.
     """
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = load_plain(folder / STATE)
         method = state["method"]
     except Exception as error:
         raise InputError(f"{folder}: not a checkpoint of a trial ({type(error).__name__})") from None

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from trainables.common.archives import refuse_packed
 from trainables.common.errors import one_line
 from trainables.common.paths import PARTIAL
 from trainables.common.units import byte_text
@@ -103,6 +104,7 @@ def damage(folder: Path) -> str:
         if not _is_own_file(folder, CHECKSUMS):
             if not _is_own_file(folder, STATE):
                 return f"{STATE} is missing"
+            refuse_packed(folder / STATE)
             with zipfile.ZipFile(folder / STATE) as archive:
                 return f"{STATE} is damaged at {wrong}" if (wrong := archive.testzip()) else ""
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]

@@ -16,6 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 PICTURES = {"validation": "validation.png", "test": "test.png"}
 """Split -> name of its file, in the folder of a checkpoint or of a control."""
 MOST_IMAGES, MOST_PIXELS = 64, 2**21  # of targets: 64 images of 181 pixels, or 8 of 512
+MOST_DECODED = 250_000_000
+"""Pixels of a file that is read: four rows of 4,096 pixels square have 201 million. Decoded they take 750 MB."""
 _NAMES = "images"
 _FAST = 3  # compression, as fast as 1; the default takes half as long again and saves 6 %
 
@@ -42,12 +44,14 @@ class Pictures:
         """What `write` wrote.
 
         Raises:
-            OSError, ValueError: a damaged file, or one of another program.
+            OSError, ValueError: a damaged file, one of another program, or one with too many pixels.
         """
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.mode != "RGB" or picture.width * picture.height > MOST_DECODED:
+                raise ValueError(f"{path}: {picture.mode}, {picture.width} x {picture.height}; no pictures of a trial")
+            pixels = np.asarray(picture)
             names = json.loads(getattr(picture, "text", {}).get(_NAMES, "[]"))
-        if not names or len(pixels) % len(names):
+        if not isinstance(names, list) or not names or len(pixels) % len(names):
             raise ValueError(f"{path}: no pictures of a trial")
         return cls(names, pixels.reshape(len(names), -1, *pixels.shape[1:]))
 
