@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +38,7 @@ from sweeps.running.expectation import check_budget
 from sweeps.running.warm_start import warm_start_of
 from sweeps.sweep import start
 from trainables.common.devices import own_device
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import is_uri
 from trainables.images.sources.decode import read_pixels
 from trainables.restorer import Restorer, picture_key, restoration_settings
@@ -158,6 +159,12 @@ class Run:
             known = ", ".join(name for name, row in rows.items() if row["checkpoint"])
             raise InputError(f"{self.folder}: trial {id!r} has no checkpoint; those with one are {known or 'none'}")
         checkpoint, place = rows[id]["checkpoint"], place_of(self.folder)
+        # The table may come from somebody else; version 0.1 kept the checkpoints of groups in a folder below.
+        if not re.fullmatch(rf"trials/{re.escape(id)}/(group/)?checkpoint_\w+", checkpoint) or id in (".", ".."):
+            raise InputError(
+                f"{self.folder}: the checkpoint of trial {id!r} is {one_line(repr(checkpoint))}; expected a folder of "
+                "that trial"
+            )
         return FinishedTrial(fetch_trial(place, checkpoint) if is_uri(place) else self.folder / checkpoint)
 
     def _frame(self, name: str) -> pd.DataFrame:

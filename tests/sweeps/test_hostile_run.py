@@ -162,6 +162,19 @@ def test_finished_trial_with_a_pipe_is_refused(tmp_path: Path, name: str) -> Non
         finished_settings(tmp_path, "", "FINISHED")
 
 
+@pytest.mark.parametrize(
+    "checkpoint", ["../../outside/checkpoint_1", "trials/t001/checkpoint_1", "/etc", "trials/t000/.."]
+)
+def test_checkpoint_in_the_leaderboard_cannot_lead_out_of_its_trial(tmp_path: Path, checkpoint: str) -> None:
+    (tmp_path / "settings.yaml").write_text("{}")
+    table = pa.table({"id": ["t000", "t002"], "checkpoint": [checkpoint, "trials/t002/checkpoint_000010"]})
+    pq.write_table(table, tmp_path / "leaderboard.parquet")
+    run = sweeps.open_run(tmp_path)
+    with pytest.raises(InputError, match="expected a folder of that trial"):
+        run.trial("t000")
+    assert run.trial("t002").folder == tmp_path / "trials" / "t002" / "checkpoint_000010"
+
+
 def compressed(values: bytes) -> dict[str, str]:
     return {"zlib": base64.b64encode(zlib.compress(values)).decode()}
 
