@@ -130,7 +130,7 @@ inside() {
     python cluster/try_onprem.py config "$work/onprem.yaml" $(for name in "${hosts[@]}"; do address "$name"; done)
     say "ray up"
     ray up -y --no-config-cache "$work/onprem.yaml" >"$work/up.log" 2>&1 || stuck "ray up failed" up.log
-    on_head "python cluster/wait_for_nodes.py auto ${#hosts[@]}" >"$work/nodes.log" 2>&1 ||
+    on_head "python -m cluster.wait_for_nodes auto ${#hosts[@]}" >"$work/nodes.log" 2>&1 ||
         stuck "a worker did not start" monitor.log
     disturbed_sweep
     python cluster/try_onprem.py check "$work"/results/*/20* || stuck "the answer is wrong" sweep.log

@@ -1,36 +1,43 @@
-"""Waits until a Ray cluster has all of its nodes: `python cluster/wait_for_nodes.py HOST:PORT NODES [SECONDS]`.
+"""Waits until a Ray cluster has all of its nodes: `python -m cluster.wait_for_nodes HOST:PORT NODES [SECONDS]`.
 
 A sweep on a cluster that does not grow counts the places for trials once, at its start.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 
-import ray
+from trainables.common.cluster import NoCluster, answering_nodes
+from trainables.common.command import ExitStatus
+from trainables.common.errors import InputError
 
 
 def wait(address: str, nodes: int, seconds: float) -> int:
-    """Returns the exit status: 1 if they have not come in that time."""
+    """Returns the exit status: 1 if they have not come in that time.
+
+    Raises:
+        InputError: the cluster's token is missing or wrong here.
+    """
     deadline = time.monotonic() + seconds
-    alive = 0
     while True:
+        alive, why = 0, ""
         try:
-            if not ray.is_initialized():
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            alive = sum(node["Alive"] for node in ray.nodes())
-        except (ConnectionError, RuntimeError):  # its head is starting
-            pass
+            alive = len(answering_nodes(address))
+        except NoCluster as error:  # its head is starting
+            why = f"; {error}"
         if alive >= nodes:
-            return 0
+            return ExitStatus.DONE
         if time.monotonic() > deadline:
-            print(f"{address}: {alive} of {nodes} nodes after {seconds:.0f} s", file=sys.stderr)
-            return 1
+            print(f"{address}: {alive} of {nodes} nodes after {seconds:.0f} s{why}", file=sys.stderr)
+            return ExitStatus.FAILED
         time.sleep(1)
 
 
 if __name__ == "__main__":
     _, place, count, *rest = sys.argv
-    raise SystemExit(wait(place, int(count), float(rest[0]) if rest else 300.0))
+    try:
+        raise SystemExit(wait(place, int(count), float(rest[0]) if rest else 300.0))
+    except InputError as error:
+        print(f"wait_for_nodes: error: {error}", file=sys.stderr)
+        raise SystemExit(ExitStatus.INVALID_INPUT) from None

@@ -36,7 +36,12 @@ LEVELS = (
     ("run_sweep",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-MAY_IMPORT_RAY = ("sweeps", "trainables.training.launch", "trainables.data.ray_pipeline")
+MAY_IMPORT_RAY = (
+    "sweeps",
+    "trainables.training.launch",
+    "trainables.data.ray_pipeline",
+    "trainables.common.cluster",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -23,10 +23,10 @@ from sweeps.recording.progress import FOR_FILE, logger
 from sweeps.running.capacity import trials_at_once
 from sweeps.running.cluster_watch import ClusterWatch
 from sweeps.running.ray_watch import RayWatch, end_children
-from trainables.common.cluster import shipped_code
+from trainables.common.cluster import join, shipped_code
 from trainables.common.command import end_on_sigterm
 from trainables.common.devices import FAKE, fake_gpus
-from trainables.common.errors import CannotRun, InputError, one_line
+from trainables.common.errors import CannotRun, one_line
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import ROOT
 from trainables.training.job import Workers
@@ -157,19 +157,7 @@ def _head(address: str) -> str:
 @contextmanager
 def _joined(settings: SweepSettings, environment: Mapping[str, str]) -> Iterator[None]:
     """A running cluster. Its processes get this environment."""
-    try:
-        ray.init(
-            address=settings.address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={
-                **shipped_code(settings.results, settings.store),
-                "env_vars": dict(environment),
-            },
-        )
-    except ConnectionError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--address {settings.address}: no Ray cluster to connect to ({reason})") from None
+    join(settings.address, {**shipped_code(settings.results, settings.store), "env_vars": dict(environment)})
     try:
         end_on_sigterm()  # Ray has replaced the handler
         yield

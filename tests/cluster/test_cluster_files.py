@@ -255,7 +255,7 @@ def test_slurm_job_is_put_back_before_its_time_limit_and_resumes(tmp_path: Path)
     assert (tmp_path / "scontrol").read_text().count("requeue") == 1
 
     results, address = tmp_path / "results", "10.0.0.5:20007"
-    waited = f"cluster/wait_for_nodes.py {address} 2"
+    waited = f"-m cluster.wait_for_nodes {address} 2"
     assert (tmp_path / "python").read_text().splitlines() == [
         waited,
         f"run_sweep.py --address {address} --results {results} --space space --data with a space",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
+from tests.helpers.paths import ROOT
 from tests.helpers.sweep import SPACE, only_run, run_sweep, sets, store, trials
 from trainables.common.errors import InputError
 
@@ -44,18 +47,36 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
     assert not ray.is_initialized()
 
 
+def assert_token_refused(run: subprocess.CompletedProcess[str], expected: str) -> None:
+    assert run.returncode == 2, run.stdout + run.stderr
+    *earlier, line = run.stderr.splitlines()
+    assert earlier in ([], [f"connecting to Ray at {line.split()[3].rstrip(':')}"])  # no line of Ray's C++ log
+    assert "the cluster's token is missing or wrong here" in line
+    assert expected in line and "RAY_AUTH_TOKEN" in line and "~/.ray/auth_token" in line
+
+
 def test_a_sweep_makes_a_cluster_without_workers_grow(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results"
     with growing_cluster(tmp_path, workers=2) as (address, token):
-        for name, value in token.items():
-            monkeypatch.setenv(name, value)
         flags = [
             *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
             *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
             *("--confirm", "0"),
         ]
+        with monkeypatch.context() as without:
+            without.setenv("HOME", str(tmp_path))  # Ray looks there for a token
+            for name in token:
+                without.delenv(name, raising=False)
+            assert_token_refused(run_sweep(*flags), "RAY_AUTH_MODE=token (it is not set)")
+        for name, value in token.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        wrong = [sys.executable, "-m", "cluster.wait_for_nodes", address, "1"]
+        waited = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert_token_refused(waited, "RAY_AUTH_MODE=token (it is 'token')")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
         too_large = run_sweep(*flags, "--cpus-per-worker", "2")
         assert too_large.returncode == 2, too_large.stdout + too_large.stderr
         assert "workers of 2 CPUs each do not fit at its largest size" in too_large.stderr

@@ -1,20 +1,32 @@
-"""Connecting to a running Ray cluster: checking its address, and sending this project's code to its nodes."""
+"""Joining a running Ray cluster: its address and token, and the code and environment that its nodes get.
+
+Ray is imported where a function needs it, because the command line checks addresses before that.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.paths import ROOT, is_checkout, is_uri
+
+if TYPE_CHECKING:
+    import grpc
 
 _CONNECT_SECONDS = 5.0
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a job
 _PACKAGES = ("cluster", "search_spaces", "sweeps", "trainables")
 _NOT_SENT = [".venv", ".git", "weights", "tests", "docs", "benchmarks", "**/__pycache__"]
+
+
+class NoCluster(InputError):
+    """No Ray cluster answers at an address, or not yet."""
 
 
 def check_address(address: str) -> None:
@@ -31,7 +43,90 @@ def check_address(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: no Ray cluster to connect to ({error})") from None
+        raise _no_cluster(address, error) from None
+
+
+def join(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
+    """Connects this process to a running cluster, until `ray.shutdown`.
+
+    Args:
+        runtime_env: Ray's, such as `shipped_code`.
+
+    Raises:
+        NoCluster: nothing answers, this machine is no node of the cluster, or the versions of Ray differ.
+        InputError: its token is missing or wrong here.
+    """
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    answering_nodes(address)
+    joined = ray.is_initialized()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=dict(runtime_env or {}))
+    except AuthenticationError:
+        raise _wrong_token(address) from None
+    except (OSError, RuntimeError, RayError) as error:
+        if joined:  # by somebody else, who keeps the connection
+            raise
+        ray.shutdown()
+        why = f"{one_line(error)}: {one_line(error.__cause__)}" if error.__cause__ else one_line(error)
+        raise NoCluster(f"--address {address}: cannot join the Ray cluster ({why})") from None
+
+
+def answering_nodes(address: str, seconds: float = _CONNECT_SECONDS) -> list[str]:
+    """The addresses of the nodes that run now, as the head answers within this time.
+
+    Ray itself would try a wrong token for 20 seconds, with lines of its C++ log, and then find no cluster.
+
+    Raises:
+        NoCluster: no answer. InputError: the token is missing or wrong.
+    """
+    import grpc
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+    from ray.exceptions import AuthenticationError
+
+    try:
+        head = canonicalize_bootstrap_address(address)
+    except (ConnectionError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+    if not head:
+        raise _no_cluster(address, "none runs on this machine")
+    if address == "auto":  # as ray.init does
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    with init_grpc_channel(head, [("grpc.enable_http_proxy", 0)]) as channel:
+        service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            reply = service.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=seconds)
+        except AuthenticationError:  # there is none
+            raise _wrong_token(address) from None
+        except grpc.RpcError as error:
+            raise _refused(address, error) from None
+    alive = gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # generated
+    return [node.node_manager_address for node in reply.node_info_list if node.state == alive]
+
+
+def _refused(address: str, error: grpc.Call) -> InputError:
+    import grpc
+
+    if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+        return _wrong_token(address)
+    return _no_cluster(address, f"{error.code().name}: {error.details()}")
+
+
+def _no_cluster(address: str, why: object) -> NoCluster:
+    return NoCluster(f"--address {address}: no Ray cluster to connect to ({one_line(why)})")
+
+
+def _wrong_token(address: str) -> InputError:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    return InputError(
+        f"--address {address}: the cluster's token is missing or wrong here; expected RAY_AUTH_MODE=token "
+        f"({f'it is {mode!r}' if mode else 'it is not set'}), and the token with which the cluster was started in "
+        "RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+    )
 
 
 def shipped_code(*kept: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Preparation on all cores, or all machines of a cluster, as a Ray Data pipeline.
 
-In `trainables`, only this module and `trainables.training.launch` import Ray. The pipeline passes only the numbers of
-shards. The rows go from stage to stage through the stores, where the next stage maps them into memory. So neither the
-driver nor Ray's object store holds pixels, and memory does not grow with the data set.
+The pipeline passes only the numbers of shards. The rows go from stage to stage through the stores, where the next stage
+maps them into memory. So neither the driver nor Ray's object store holds pixels, and memory does not grow with the data
+set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import ray.data
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.common.cluster import check_address, shipped_code
+from trainables.common.cluster import check_address, join, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
 from trainables.common.machine import usable_cpus
@@ -162,25 +162,21 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
         store: root of the stores, which is not copied to the nodes with the code.
 
     Raises:
-        InputError: no cluster at the address.
+        InputError: see `join`.
     """
     if address:
         check_address(address)
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped_code(store))
-        else:
-            ray.init(
-                address="local",
-                num_cpus=cpus or usable_cpus(),
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except ConnectionError as error:
-        raise InputError(f"--address {address}: no Ray cluster ({str(error).splitlines()[0]})") from None
+        join(address, shipped_code(store))
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cpus or usable_cpus(),
+            num_gpus=gpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """Runs one trial under Ray: in the trial's own process, or in a group of workers.
 
-In `trainables`, only this module and `trainables.data.ray_pipeline` import Ray. A trial with one worker runs through
-`TorchTrainer`'s local mode inside the (reused) trial actor, which costs milliseconds. Two or more workers run as a
-Train worker group with DistributedDataParallel, which costs the start of its processes. The loop is the same.
+A trial with one worker runs through `TorchTrainer`'s local mode inside the (reused) trial actor, which costs
+milliseconds. Two or more workers run as a Train worker group with DistributedDataParallel, which costs the start of its
+processes. The loop is the same.
 
 Networks and metrics are imported where a worker runs. The two further processes of a group, Tune's and Train's, train
 nothing, and would spend six to eight CPU seconds each on these imports.
