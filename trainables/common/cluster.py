@@ -9,12 +9,14 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import ROOT, is_checkout, is_uri
+from trainables.common.units import byte_text
 
 if TYPE_CHECKING:
     import grpc
@@ -54,12 +56,13 @@ def join(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
 
     Raises:
         NoCluster: nothing answers, this machine is no node of the cluster, or the versions of Ray differ.
-        InputError: its token is missing or wrong here.
+        InputError: its token is missing or wrong here, or the code is larger than what Ray sends.
     """
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
     answering_nodes(address)
+    check_size(address, runtime_env or {})
     joined = ray.is_initialized()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=dict(runtime_env or {}))
@@ -143,6 +146,50 @@ def shipped_code(*kept: str) -> dict[str, Any]:
     folders = (Path(folder).expanduser().absolute() for folder in ("results", *kept) if folder and not is_uri(folder))
     own = [str(folder.relative_to(ROOT)) for folder in folders if ROOT in folder.parents]
     return {"working_dir": str(ROOT), "excludes": [*_NOT_SENT, *own]}
+
+
+def check_size(address: str, runtime_env: Mapping[str, Any]) -> None:
+    """Refuses code that Ray would refuse to send to the nodes, after it has packed it.
+
+    Raises:
+        InputError: names the folder or file that is large.
+    """
+    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
+
+    if not (folder := runtime_env.get("working_dir")):
+        return
+    root, sizes = Path(folder), sent_bytes(runtime_env)
+    if sizes[root] < GCS_STORAGE_MAX_SIZE:
+        return
+    large = root
+    while below := {path: size for path, size in sizes.items() if path.parent == large}:
+        largest = max(below, key=lambda path: below[path])
+        if large != root and 2 * below[largest] < sizes[root]:
+            break
+        large = largest
+    raise InputError(
+        f"--address {address}: {root} has {byte_text(sizes[root])}, and Ray sends at most "
+        f"{byte_text(GCS_STORAGE_MAX_SIZE)} to the nodes; {byte_text(sizes[large])} are in {large}: move it out of the "
+        "repository, or name it in .gitignore"
+    )
+
+
+def sent_bytes(runtime_env: Mapping[str, Any]) -> Counter[Path]:
+    """The files and folders of a `runtime_env` that Ray packs, without compression -> the bytes that they have."""
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    root, sizes = Path(runtime_env["working_dir"]), Counter[Path]()
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            size = path.stat().st_size
+            sizes.update({place: size for place in (path, *path.parents) if place == root or root in place.parents})
+
+    excluded = _get_excludes(root, [*get_runtime_env_default_excludes(), *runtime_env["excludes"]])
+    quiet = logging.getLogger(__name__)  # Ray's own would say on the terminal which files it leaves out
+    _dir_travel(root, [excluded], add, os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1", quiet)
+    return sizes
 
 
 def job_folder() -> Path | None:
