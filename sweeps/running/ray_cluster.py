@@ -22,7 +22,7 @@ from sweeps.planning.temporary import session_folder
 from sweeps.recording.progress import FOR_FILE, logger
 from sweeps.running.capacity import trials_at_once
 from sweeps.running.cluster_watch import ClusterWatch
-from sweeps.running.ray_watch import RayWatch, end_children
+from sweeps.running.ray_watch import HeadWatch, RayWatch, end_children
 from trainables.common.cluster import join, shipped_code
 from trainables.common.command import end_on_sigterm
 from trainables.common.devices import FAKE, fake_gpus
@@ -85,7 +85,7 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
 
     Args:
         trials: how many there are.
-        lost: called with the reason before this process ends because a local Ray has ended.
+        lost: called with the reason before this process ends because a local Ray or the head of a cluster has ended.
 
     Raises:
         InputError: no cluster at the address, or a cluster too small for one trial.
@@ -99,7 +99,7 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
     with (
         _messages_in_log(),
-        _joined(settings, theirs) if anywhere else _started(groups, lost),
+        _joined(settings, theirs, lost) if anywhere else _started(groups, lost),
     ):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
@@ -155,13 +155,16 @@ def _head(address: str) -> str:
 
 
 @contextmanager
-def _joined(settings: SweepSettings, environment: Mapping[str, str]) -> Iterator[None]:
+def _joined(settings: SweepSettings, environment: Mapping[str, str], lost: Callable[[str], None]) -> Iterator[None]:
     """A running cluster. Its processes get this environment."""
     join(settings.address, {**shipped_code(settings.results, settings.store), "env_vars": dict(environment)})
+    raylet = ray_worker.global_worker.node.raylet_socket_name
+    watch = HeadWatch(lost, ray.get_runtime_context().gcs_address, raylet)
     try:
         end_on_sigterm()  # Ray has replaced the handler
         yield
     finally:
+        watch.close()
         ray.shutdown()
 
 

@@ -1,4 +1,5 @@
-"""Watches the processes of a local Ray: if one of them ends, the driver would wait for it forever or be aborted."""
+"""Watches the processes of a local Ray, or the head of a cluster: if one of them ends, the driver would wait for it
+forever or be aborted by Ray's library."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from trainables.common.cluster import answering_nodes
 from trainables.common.command import ExitStatus
+from trainables.common.errors import InputError
 from trainables.common.output import flush_output
 
 _CORE = ("gcs_server", "raylet")
@@ -20,21 +23,27 @@ _EVERY = 0.25  # seconds; the driver's own library aborts it some seconds after 
 _CHILDREN_EVERY = 2.0
 
 
-class RayWatch:
-    """A thread that ends this process with status 1, and all that Ray started, when one of Ray's core processes ends.
+_ANSWER_SECONDS = 5.0
+_ABORT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Ray's own setting: after so many seconds without the head, 60 by default, its library aborts the driver. The head
+counts as lost after a third of them."""
 
-    Attributes:
+
+class _Watch:
+    """A thread that ends this process with status 1, and what it started.
+
+    Args:
         report: called with the reason before the end, such as to say how to continue.
-        folder: Ray's temporary folder, to be removed.
     """
 
-    def __init__(self, report: Callable[[str], None], folder: Path) -> None:
-        self.report, self.folder = report, folder
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
         self._done = threading.Event()
         self._started: set[psutil.Process] = set()
-        self._core = [child for child in self._children() if child.name() in _CORE]
-        self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
-        self._thread.start()
+
+    def _start(self, *work: Callable[[], None]) -> None:
+        for one in work:
+            threading.Thread(target=one, name=type(self).__name__, daemon=True).start()
 
     def close(self) -> None:
         """Stops watching: Ray is about to be shut down."""
@@ -45,25 +54,80 @@ class RayWatch:
             self._started.update(psutil.Process().children(recursive=True))
         return list(self._started)
 
+    def _end(self, reason: str) -> None:
+        if self._done.wait(0.2):  # a shutdown that had just begun
+            return
+        try:
+            self.report(reason)
+            flush_output()
+        finally:
+            end_children(self._children())
+            self._clear()
+            os._exit(ExitStatus.FAILED)  # the main thread may wait inside Ray's library, where no exception reaches it
+
+    def _clear(self) -> None:
+        pass
+
+
+class RayWatch(_Watch):
+    """Waits for the end of a core process of a local Ray.
+
+    Attributes:
+        folder: Ray's temporary folder, to be removed.
+    """
+
+    def __init__(self, report: Callable[[str], None], folder: Path) -> None:
+        super().__init__(report)
+        self.folder = folder
+        self._core = [child for child in self._children() if child.name() in _CORE]
+        self._start(self._watch)
+
     def _watch(self) -> None:
         last = time.monotonic()
         while not self._done.wait(_EVERY):
             if ended := [process.name() for process in self._core if not _lives(process)]:
-                self._end(ended[0])
+                self._end(f"Ray's process {ended[0]} ended; it was killed, or there was too little memory")
             if time.monotonic() - last > _CHILDREN_EVERY:
                 self._children()
                 last = time.monotonic()
 
-    def _end(self, name: str) -> None:
-        if self._done.wait(0.2):  # a shutdown that had just begun
-            return
-        try:
-            self.report(f"Ray's process {name} ended; it was killed, or there was too little memory")
-            flush_output()
-        finally:
-            end_children(self._children())
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os._exit(ExitStatus.FAILED)  # the main thread may wait inside Ray's library, where no exception reaches it
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class HeadWatch(_Watch):
+    """Asks the head of a cluster whether it lives, and waits for the end of this machine's own raylet.
+
+    Args:
+        head: HOST:PORT.
+        raylet: socket of this machine's raylet.
+    """
+
+    def __init__(self, report: Callable[[str], None], head: str, raylet: str) -> None:
+        super().__init__(report)
+        self._head = head
+        self._patience = float(os.environ.get(_ABORT) or 60.0) / 3
+        self._heard = time.monotonic()
+        self._own = [
+            process
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"] == "raylet" and any(raylet in part for part in process.info["cmdline"] or ())
+        ]
+        self._start(self._watch, self._ask)
+
+    def _ask(self) -> None:
+        while not self._done.wait(self._patience / 10):
+            with suppress(InputError):
+                answering_nodes(self._head, min(_ANSWER_SECONDS, self._patience))
+                self._heard = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_EVERY):
+            if not all(map(_lives, self._own)):
+                self._end("the raylet of this machine ended; it was killed, or the cluster was stopped")
+            silent = time.monotonic() - self._heard
+            if silent > self._patience:
+                self._end(f"the cluster's head {self._head} has not answered for {silent:.0f} s")
 
 
 def end_children(started: Sequence[psutil.Process] = ()) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import SPACE, only_run, run_sweep, sets, store, trials
+from tests.helpers.sweep import SPACE, RunningSweep, only_run, run_sweep, sets, store, trials
 from trainables.common.errors import InputError
 
 __all__ = ["store"]
@@ -89,3 +91,29 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
     assert log.count("joined; 2 nodes") == 1 and log.count("joined; 3 nodes") == 1
+
+
+def test_a_sweep_whose_head_is_lost_says_how_to_continue(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "12")  # a fifth of Ray's own
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        sweep = RunningSweep(
+            *("--space", SPACE, "--results", str(tmp_path), "--store", str(store), "--perceptual", "none"),
+            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", cluster.address),
+            *("--confirm", "0"),
+        )
+        sweep.wait_for("prepare    pairs")  # the run exists, and the driver waits for Ray
+        before = len(sweep.lines)
+        (head,) = cluster.head_node.all_processes["gcs_server"]
+        head.process.kill()
+        began = time.monotonic()
+        assert sweep.wait() == 1, sweep.text
+        assert time.monotonic() - began < 12, "Ray's library would have ended it"
+    finally:
+        cluster.shutdown()
+    after = [line for line in sweep.lines[before:] if not re.search(r"  (prepare|controls?) +", line)]
+    assert len(after) == 2, sweep.text
+    assert f"stopped: the cluster's head {cluster.address} has not answered for " in after[0]
+    assert " continue with: " in after[1] and f" --resume {only_run(tmp_path)}" in after[1]

@@ -102,7 +102,8 @@ def answering_nodes(address: str, seconds: float = _CONNECT_SECONDS) -> list[str
     with init_grpc_channel(head, [("grpc.enable_http_proxy", 0)]) as channel:
         service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         try:
-            reply = service.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=seconds)
+            request = gcs_service_pb2.GetAllNodeInfoRequest()  # type: ignore[attr-defined]  # generated
+            reply = service.GetAllNodeInfo(request, timeout=seconds)
         except AuthenticationError:  # there is none
             raise _wrong_token(address) from None
         except grpc.RpcError as error:
