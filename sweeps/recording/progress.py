@@ -75,6 +75,7 @@ class _Trial:
     reports: int = 0
     value: float | None = None
     whole: int = 0  # steps of a whole trial; 0 for those of the search
+    waiting: bool = False  # for a place, after a failure
 
 
 class Progress:
@@ -128,6 +129,12 @@ class Progress:
         now = time.monotonic()
         self._put(id, _Trial(name, given, 0, "running", now, now, whole=whole))
         logger.info("%s %s %s", id, "starts again:" if again else "starts", name, extra=_SHOWN)
+
+    def waits(self, id: str, why: str) -> None:
+        """A trial whose try has ended will be tried again."""
+        trial = replace(self._trials[id], waiting=True)
+        self._put(id, trial)
+        logger.info("%s %s after step %d; waits for a place", id, why, trial.step)
 
     def continued(self, id: str, step: int) -> None:
         """A trial that was started again continues at `step`; without a checkpoint it starts over at step 0."""
@@ -190,13 +197,16 @@ class Progress:
     def line(self) -> str:
         """The state of the whole sweep: trials that ended, trials that run, time left."""
         counts = self._counts
-        running = ", ".join(f"{id} {trial.step}/{trial.whole or self.max_steps}" for id, trial in self._running.items())
+        going = {id: trial for id, trial in self._running.items() if not trial.waiting}
+        running = ", ".join(f"{id} {trial.step}/{trial.whole or self.max_steps}" for id, trial in going.items())
+        waiting = ", ".join(id for id in self._running if id not in going)
         parts = [
             f"{len(self._trials) - counts['running']} of {self.trials} trials ended",
             f"{counts['stopped']} of them stopped early by ASHA",
             *([f"{counts[TIMED_OUT]} {TIMED_OUT}"] if counts[TIMED_OUT] else []),
             *([f"{counts['failed']} failed"] if counts["failed"] else []),
             f"running: {running or 'none'}",
+            *([f"waiting: {waiting}"] if waiting else []),
         ]
         left = self.seconds_left()
         if left is not None:

@@ -49,6 +49,10 @@ MAX_FAILURES = 2
 """Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""
 
 
+_MACHINE_LOST = ("node has died", "MachineLeaving", "machine will be taken away")
+"""In the error of a trial: Ray's words for a node that is gone, and ours for one that leaves."""
+
+
 @dataclass(frozen=True)
 class RecorderSettings:
     """Settings of a run's recorder. Plain values, so that Tune can pickle them with the run.
@@ -304,6 +308,13 @@ class Recorder(Callback):
             self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")
 
     @_stopping
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        text = _last_error(trial)
+        lost = any(sign in text for sign in _MACHINE_LOST)
+        why = one_line(text.strip().rpartition("\n")[2])
+        self.progress.waits(trial.config[ID], "lost its machine" if lost else f"failed ({why})")
+
+    @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", reason_of(trial))
 
@@ -367,6 +378,13 @@ def _count(reports: list[dict[str, Any]]) -> int | None:
     """The number of trained parameters. A report that version 0.1 kept in a checkpoint does not have it."""
     counts = [int(row["train/parameters"]) for row in reports if row.get("train/parameters") is not None]
     return counts[-1] if counts else None
+
+
+def _last_error(trial: Any) -> str:
+    """The text of a trial's latest error. Tune moves the file, with all errors of the trial, to its storage later."""
+    with suppress(OSError, TypeError):
+        return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
+    return "no reason known"
 
 
 def reason_of(trial: Any) -> str:

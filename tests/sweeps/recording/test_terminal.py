@@ -70,6 +70,16 @@ def test_trials_that_were_not_foreseen_are_counted(progress: Progress) -> None:
     assert progress.line().startswith("5 of 7 trials ended")
 
 
+def test_a_trial_that_waits_for_a_place_is_not_running(progress: Progress) -> None:
+    left = progress.seconds_left()
+    progress.waits("t003", "lost its machine")
+    line = progress.line()
+    assert line.startswith("3 of 6 trials ended") and "; running: t004 0/300; waiting: t003;" in line
+    assert progress.seconds_left() == left
+    progress.started("t003", "weight 200", False, again=True)
+    assert "waiting" not in progress.line() and "t003 0/300" in progress.line()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
