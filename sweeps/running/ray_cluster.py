@@ -187,7 +187,6 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
                     raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
         watch = RayWatch(lost, folder.parent)
         try:
-            end_on_sigterm()  # Ray has replaced the handler
             yield
         finally:
             watch.close()
@@ -216,6 +215,8 @@ def _start(groups: bool, folder: Path) -> None:
             _temp_dir=str(folder),
         )
     finally:
+        # Ray has replaced the handler: a signal that came meanwhile would end this process without a word.
+        end_on_sigterm()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name, value in earlier.items():
             if value is None:

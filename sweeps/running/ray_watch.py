@@ -79,13 +79,14 @@ class RayWatch(_Watch):
     def __init__(self, report: Callable[[str], None], folder: Path) -> None:
         super().__init__(report)
         self.folder = folder
-        self._core = [child for child in self._children() if child.name() in _CORE]
+        self._core = {_name(child): child for child in self._children()}
         self._start(self._watch)
 
     def _watch(self) -> None:
         last = time.monotonic()
         while not self._done.wait(_EVERY):
-            if ended := [process.name() for process in self._core if not _lives(process)]:
+            # One that is missing ended before it could be listed.
+            if ended := [name for name in _CORE if name not in self._core or not _lives(self._core[name])]:
                 self._end(f"Ray's process {ended[0]} ended; it was killed, or there was too little memory")
             if time.monotonic() - last > _CHILDREN_EVERY:
                 self._children()
@@ -135,6 +136,13 @@ def end_children(started: Sequence[psutil.Process] = ()) -> None:
     for process in {*started, *psutil.Process().children(recursive=True)}:
         with suppress(psutil.Error):
             process.kill()
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def _lives(process: psutil.Process) -> bool:

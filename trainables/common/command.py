@@ -70,16 +70,21 @@ def starting() -> Iterator[None]:
 
 
 def end_on_sigterm() -> None:
-    """Makes SIGTERM do what Ctrl-C does, once. Only the main thread can set handlers; elsewhere nothing changes."""
+    """Makes SIGTERM do what Ctrl-C does, once; and SIGHUP, which a closed terminal or ssh sends, unless it is
+    ignored, as under `nohup`. Only the main thread can set handlers; elsewhere nothing changes.
+    """
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is under way
+        for one in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, signal.SIG_IGN)  # the end is under way
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, interrupt)
 
 
 def run_command(
