@@ -89,10 +89,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
+        place = f"line {event.start_mark.line + 1}" if event.start_mark else "it"
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}; expected none")
+            raise ValueError(f"{place} has the alias *{event.anchor}; expected none")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MOST_CHARACTERS:
-            raise ValueError(f"line {event.start_mark.line + 1} has a value of {len(event.value)} characters")
+            raise ValueError(f"{place} has a value of {len(event.value)} characters")
         return super().compose_node(parent, index)
 
 

@@ -158,8 +158,9 @@ def _head(address: str) -> str:
 def _joined(settings: SweepSettings, environment: Mapping[str, str], lost: Callable[[str], None]) -> Iterator[None]:
     """A running cluster. Its processes get this environment."""
     join(settings.address, {**shipped_code(settings.results, settings.store), "env_vars": dict(environment)})
-    raylet = ray_worker.global_worker.node.raylet_socket_name
-    watch = HeadWatch(lost, ray.get_runtime_context().gcs_address, raylet)
+    node = ray_worker.global_worker.node
+    assert node  # this process has just joined
+    watch = HeadWatch(lost, ray.get_runtime_context().gcs_address, node.raylet_socket_name)
     try:
         end_on_sigterm()  # Ray has replaced the handler
         yield
