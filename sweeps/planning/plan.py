@@ -61,6 +61,7 @@ class Plan:
     fits: trials that this machine can run at once; 0 if a cluster decides.
     data: what the source holds, in words.
     spent: seconds of the time budget that an earlier command has used.
+    degrading: seconds of one core per training pair that trials degrade themselves; 0 if pairs are prepared.
     """
 
     question: Question
@@ -77,6 +78,7 @@ class Plan:
     fits: int
     data: str
     spent: float = 0.0
+    degrading: float = 0.0
 
     @property
     def seconds_left(self) -> float:
@@ -263,6 +265,7 @@ def make_plan(
         fits, notes = max(1, settings.max_concurrent), (f"this machine cannot run it: {error}",)
 
     # These imports take seconds; errors above are reported without them.
+    from trainables.data.estimate import degrading_seconds
     from trainables.data.stages.needed import needed_stages
     from trainables.methods.build import method_class
     from trainables.methods.shared.perceptual_loss import ensure_loss_networks
@@ -321,6 +324,7 @@ def make_plan(
         networks,
         fits,
         found.text(),
+        degrading=degrading_seconds(question.trial),
     )
 
 

@@ -14,6 +14,7 @@ from sweeps.planning.temporary import SESSION_BYTES
 from trainables.common.locations import shown
 from trainables.common.paths import is_uri
 from trainables.common.units import byte_text, duration
+from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
@@ -103,10 +104,16 @@ def _repetition_text(plan: Plan) -> str:
     training, pairs = plan.question.trial.training, plan.question.trial.pairs
     seen = training.max_steps * training.batch_size / pairs.train_pairs
     text = f"{pairs.train_pairs} training pairs, each seen {seen:.3g} times per trial"
-    if pairs.variants > 1:
+    if plan.degrading:
+        seconds = training.max_steps * training.batch_size * plan.degrading
+        text += f", degraded anew each time: about {1 / plan.degrading:.2g} per second of one core, "
+        text += f"{duration(seconds)} per trial"
+        if any(METHODS[trial.method].latents for trial in plan.question.every_method):
+            text += ", and encoded in the step"
+    elif pairs.variants > 1:
         prepared = "degradations" if pairs.flips == "none" else f"{pairs.flips} variants"
         text += f", in {pairs.variants} {prepared}, each of them {seen / pairs.variants:.3g} times"
-    elif pairs.flips != "none":
+    if pairs.flips != "none" and pairs.variants == 1:
         text += f", {pairs.flips} at random"
     if pairs.undamaged:
         text += f", with the target itself as the input in {100 * pairs.undamaged:.3g} % of the cases"

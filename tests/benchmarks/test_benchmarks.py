@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     data_loading,
+    fresh_pairs,
     latent_step,
     many_trials,
     preparation,
@@ -206,3 +207,9 @@ def test_preparation_measures_cores_and_memory(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert re.search(r"^ +400 +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
     assert re.search(r"^largest peak / smallest: 1\.00$", shown, re.M)
+
+
+def test_fresh_pairs_compares_modes(capsys: pytest.CaptureFixture[str]) -> None:
+    fresh_pairs.main(["--methods", "pix2pix", "--size", "64", "--batch", "1", "--turns", "1", "--steps", "1"])
+    shown = capsys.readouterr().out
+    assert re.search(r"^pix2pix +[\d.]+ +[\d.]+ +[\d.]+ +[+-][\d.]+% +\S+ to \S+ +[+-][\d.]+%$", shown, re.M)

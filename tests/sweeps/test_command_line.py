@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -482,6 +483,12 @@ def test_plan_says_how_pairs_change(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--space", str(space), *line[2:], *changed]) == 0
     shown = capsys.readouterr().out
     assert ", turned at random, with the target itself as the input in 5 % of the cases" in shown
+    assert main(["--space", str(space), *line[2:], *setting("pairs.degraded=online")]) == 0
+    assert re.search(
+        r"^pairs .* degraded anew each time: about [\d.e+]+ per second of one core, .* per trial$",
+        capsys.readouterr().out,
+        re.M,
+    )
 
 
 def test_dry_run_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from trainables.common.errors import InputError
 from trainables.data.stages.kinds import DRAWN, STAGE_OF
 from trainables.images.orientation import ORIENTATIONS, orient
+from trainables.methods.shared.encoding import batch_columns
 from trainables.settings import TrialSettings
 
 _FLIPS, _UNDAMAGED = 31, 37  # random streams of the data seed, different from those of pairs, noise and batches
@@ -29,7 +30,8 @@ def check_augmentation(settings: TrialSettings, columns: Collection[str]) -> Non
     if not settings.training.max_steps:
         return
     pairs, method = settings.pairs, settings.method
-    prepared = sorted(column for column in columns if STAGE_OF.get(column, "pairs") != "pairs")
+    read = batch_columns(settings, columns)
+    prepared = sorted(column for column in read if STAGE_OF.get(column, "pairs") != "pairs")
     if pairs.flips != "none" and pairs.variants == 1 and prepared:
         raise InputError(
             f"pairs.flips={pairs.flips}: expected none, or pairs.variants of 2 or more, which are prepared in several "
@@ -66,17 +68,23 @@ class Augmentation:
         return set(columns) | (targets if settings.pairs.undamaged else set())
 
     def __call__(self, values: dict[str, np.ndarray], epochs: np.ndarray, rows: np.ndarray) -> None:
-        """Changes `values`, stored columns of these rows in these epochs, in place."""
+        """Changes `values`, columns of these rows in these epochs, in place. Degraded images of another size than their
+        targets stay; see `undamaged`.
+        """
         pairs = self.settings.pairs
         if pairs.undamaged:
-            clean = np.flatnonzero(self._of(_UNDAMAGED, epochs, rows) < pairs.undamaged)
+            clean = np.flatnonzero(self.undamaged(epochs, rows))
             for degraded, target in _TARGET_OF.items():
-                if degraded in values and len(clean):
+                if degraded in values and len(clean) and values[degraded].shape == values[target].shape:
                     values[degraded][clean] = values[target][clean]
         if pairs.flips != "none" and pairs.variants == 1:
             orientations = (self._of(_FLIPS, epochs, rows) * ORIENTATIONS[pairs.flips]).astype(np.uint8)
             for images in values.values():
                 orient(images, orientations)
+
+    def undamaged(self, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Whether the input of these rows in these epochs is their target, bool."""
+        return self._of(_UNDAMAGED, epochs, rows) < self.settings.pairs.undamaged
 
     def _of(self, stream: int, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Numbers in [0, 1) of these rows in these epochs, float32."""

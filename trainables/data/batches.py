@@ -13,6 +13,9 @@ Columns of a training batch, each (B, ...) float32:
 | `coarse_noise` | normal noise of coarser grids, enlarged, (levels, C, h, w); see `trainables.diffusion.noise` |
 | `uniform`, `second_uniform` | two independent numbers in [0, 1), new every step |
 | `prompt_uniform` | a third one, for dropping prompts |
+
+With `pairs.degraded=online` a batch has images in place of latents that are encoded in the step, and `degraded` is made
+when it is read.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ from torch import Tensor
 
 from trainables.common.errors import InputError
 from trainables.data.augmentation import Augmentation
+from trainables.data.fresh_pairs import STEPS_AHEAD, degrade_all
 from trainables.data.prepared import Prepared, validation_noise
 from trainables.data.stages.kinds import DRAWN, STAGE_OF
+from trainables.data.stages.pairs import pairs_columns
 from trainables.data.stores.shard_format import Column
 from trainables.diffusion.noise import coarse_levels
 from trainables.images.tensors import to_float, to_tensor
+from trainables.methods.shared.encoding import UNDAMAGED, batch_columns, degrades_online
 from trainables.settings import TrialSettings
 
 _ORDER, _SHARDS = 11, 12  # random streams of the seed, different from those of the pairs
@@ -44,9 +50,10 @@ _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20  # at most, of a chunk that has se
 Chunk = dict[str, Tensor]
 
 
-def chunk_steps(batch_bytes: int, max_steps: int) -> int:
+def chunk_steps(batch_bytes: int, settings: TrialSettings) -> int:
     """How many steps are read at once, if the stored columns of one worker's batch have so many bytes."""
-    return max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // max(1, batch_bytes), max_steps))
+    most = STEPS_AHEAD if degrades_online(settings) else _CHUNK_STEPS
+    return max(1, min(most, _CHUNK_BYTES // max(1, batch_bytes), settings.training.max_steps))
 
 
 def of_one_draw(columns: Mapping[str, Column]) -> dict[str, Column]:
@@ -65,7 +72,7 @@ class TrainingBatches:
     other columns are drawn. A CPU and a GPU draw different numbers.
 
     Args:
-        columns: the columns of a batch, from the table above.
+        columns: the columns that the method reads, from the table above.
         rank, world: this worker's share. The rows of a batch and their order do not depend on `world`.
 
     Raises:
@@ -90,8 +97,10 @@ class TrainingBatches:
             )
         self._prepared, self._training, self._device = prepared, settings.training, device
         self._window, self._variants = settings.data.window_shards, settings.pairs.variants
-        self._settings, self._columns_read = settings, frozenset(columns)
-        self._stored = sorted(STAGE_OF.keys() & Augmentation.columns(settings, columns))
+        self._settings, self._columns_read = settings, batch_columns(settings, columns)
+        held = STAGE_OF.keys() & Augmentation.columns(settings, self._columns_read)
+        self._online = degrades_online(settings) and "degraded" in held
+        self._stored = sorted(held - {"degraded"} | {"target"} if self._online else held)
         self._drawn = sorted(_STREAM_OF.keys() & columns)
         self._share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._orders: dict[int, np.ndarray] = {}
@@ -115,13 +124,16 @@ class TrainingBatches:
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        """The stored columns of a batch."""
-        return of_one_draw({name: self._prepared.train(name).columns[name] for name in self._stored})
+        """The columns of a batch that are stored, or made from stored ones."""
+        found = of_one_draw({name: self._prepared.train(name).columns[name] for name in self._stored})
+        if self._online:
+            found["degraded"] = pairs_columns(self._settings, self._settings.pairs.image_size)["degraded"]
+        return found
 
     @cached_property
     def _chunk_steps(self) -> int:
         row = sum(column.bytes_per_row for column in self._columns.values())
-        return chunk_steps(row * (self._share.stop - self._share.start), self._training.max_steps)
+        return chunk_steps(row * (self._share.stop - self._share.start), self._settings)
 
     @cached_property
     def _buffers(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -146,13 +158,17 @@ class TrainingBatches:
         seen, first = np.unique(epochs, return_index=True)
         parts = np.split(places, first[1:])
         rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
-        values, chunk = {}, {}
-        for name, buffer in self._buffers[number % 2].items():
+        values, chunk = dict(self._buffers[number % 2]), {}
+        for name in self._stored:
             store = self._prepared.train(name)
             # Each epoch uses another draw of a pair, and neighbouring pairs use different draws.
             draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
-            values[name] = store.rows(name, rows, draws, buffer)
+            store.rows(name, rows, draws, values[name])
+        if self._online:
+            degrade_all(values["target"], self._settings, epochs, rows, values["degraded"])
         self._augmentation(values, epochs, rows)
+        if UNDAMAGED in self._columns_read:
+            values[UNDAMAGED] = self._augmentation.undamaged(epochs, rows).astype(np.float16)
         with torch.cuda.device(self._device) if cuda else nullcontext():
             for name in [name for name in values if name in self._columns_read]:
                 tensor = torch.from_numpy(values[name])

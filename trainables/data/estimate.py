@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+import numpy as np
 import torch
 
 from trainables.data.shards import one_thread
@@ -14,7 +15,9 @@ from trainables.data.stages.stage import Stage
 from trainables.diffusion.ccsr import truncated_timesteps
 from trainables.diffusion.gaussian import full_timestep
 from trainables.images.pairs import Pairs
+from trainables.images.simulation import degraded_anew
 from trainables.images.sources.photographs import UnusableImage
+from trainables.methods.shared.encoding import degrades_online
 from trainables.methods.shared.first_stage import FirstStage
 from trainables.pretrained.autoencoders import latent_shape, load_latents
 from trainables.pretrained.resshift import load_teacher
@@ -23,6 +26,7 @@ from trainables.settings.pairs import Split
 
 _PAIRS, _TRIES = 3, 100  # pairs to time, since they differ; attempts to get that many
 _ROWS = 2  # timed per network
+_DEGRADED = 8  # timed degradations, since they differ
 
 
 @torch.no_grad()
@@ -37,13 +41,31 @@ def seconds_of(
     return sum(stage.rows * _seconds_a_row(settings, stage, pairs, torch.device(device)) for stage in stages)
 
 
+def degrading_seconds(settings: TrialSettings) -> float:
+    """Seconds of one core that it takes to degrade a training target when it is read; 0.0 if pairs are prepared.
+
+    Timed on targets of random blocks; those of photographs differ by less than a factor of two.
+    """
+    pairs = settings.pairs
+    if not degrades_online(settings):
+        return 0.0
+    blocks = np.random.default_rng(0).integers(256, size=(-(-pairs.image_size // 8),) * 2 + (3,), dtype=np.uint8)
+    target = blocks.repeat(8, 0).repeat(8, 1)[: pairs.image_size, : pairs.image_size]
+    degraded_anew(target, pairs, 0, 0, 0)  # the first one imports
+    with one_thread():
+        started = time.monotonic()
+        for row in range(_DEGRADED):
+            degraded_anew(target, pairs, 0, 0, row)
+        return (time.monotonic() - started) / _DEGRADED
+
+
 def _seconds_a_row(settings: TrialSettings, stage: Stage, pairs: Mapping[Split, Pairs], device: torch.device) -> float:
     if stage.name == "pairs":
         return _seconds_a_pair(pairs[stage.split], stage.rows)
     size = settings.pairs.size_of(stage.split)
     if stage.name == "latents":
         autoencoder, images = load_latents(settings, device), torch.zeros(_ROWS, 3, size, size, device=device)
-        return 2 * _timed(lambda: autoencoder.encode(images), device)
+        return len(stage.columns) * _timed(lambda: autoencoder.encode(images), device)
     latent = torch.zeros(_ROWS, *latent_shape(settings).of(size), device=device)
     if stage.name == "targets":
         teacher, small = load_teacher(settings, device), size // settings.pairs.scale

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from trainables.common.errors import InputError
-from trainables.images.degradations.degradation import degrade
 from trainables.images.degradations.sharpening import sharpened
 from trainables.images.names import image_name
 from trainables.images.orientation import MIRROR, ORIENTATIONS, Margins, oriented, oriented_margins
+from trainables.images.simulation import simulated
 from trainables.images.sources.photographs import MatchedPhotograph, Photograph, Photographs
 from trainables.settings.pairs import PairSettings, Split
 
@@ -28,13 +28,16 @@ FLAT = 6.0  # a crop is nearly flat if the standard deviation of its green chann
 TRIES = 4  # crop positions to try while crops are nearly flat; the most detailed crop is kept
 MIN_DOWNSCALE = 0.5
 _TURNS = 1001  # random stream of the orders of orientations; smaller ones are those of variants
+_NONE = np.empty((0, 0, 3), np.uint8)
 
 PhotographSequence = Sequence[Photograph | MatchedPhotograph]
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3). `name` names photograph and crop."""
+    """`target`: uint8 (S, S, 3). `degraded`: uint8 (S / scale, S / scale, 3), or (0, 0, 3) where it is made later, see
+    `degraded_anew`. `name` names photograph and crop.
+    """
 
     photograph: str
     name: str
@@ -71,6 +74,9 @@ class Pairs(Sequence[Pair]):
     variants. With `settings.flips` too, the target of a variant is in another orientation than those before it, until
     there are no others: with "mirrored" every second one is mirrored, with "turned" the order of orientations is drawn
     for each pair. A pair without variants has no other orientation here; `TrainingBatches` turns it when it is read.
+
+    With `settings.degraded=online`, training pairs of photographs without a partner have the same targets, and no
+    degraded version; `TrainingBatches` makes it.
 
     With `crop=rescaled`, photographs without a partner are not searched for detail: a square as large as their short
     side is shrunk to the target's size, without a margin, as `rescale_gt` of the reference does. With `crop=random`,
@@ -204,7 +210,8 @@ class Pairs(Sequence[Pair]):
         if len(sides) == 1 and training and settings.sharpened:
             sides = [sharpened(sides[0])]
         if len(sides) == 1:
-            sides.append(_simulated(sides[0], settings, degrading))
+            later = training and settings.degraded == "online"
+            sides.append(_NONE if later else simulated(sides[0], settings, degrading))
         target, degraded = sides
         return _cut(target, *margins, settings.scale), _cut(degraded, *margins)
 
@@ -230,15 +237,6 @@ def _training_shares(names: Sequence[str], count: int) -> np.ndarray:
     if more:
         shares[np.argsort(np.array([_hash(name) for name in names], np.uint64), kind="stable")[:more]] += 1
     return shares
-
-
-def _simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
-    """`target`, degraded by `settings.simulator`: uint8, `settings.scale` times smaller."""
-    if settings.simulator == "print_to_camera":
-        from trainables.images.degradations.print_to_camera import print_to_camera
-
-        return print_to_camera(target, settings.print, rng)
-    return degrade(target, settings.degradation, rng, settings.scale)
 
 
 def _random_crop(

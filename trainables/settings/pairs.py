@@ -36,6 +36,11 @@ class PairSettings:
         train_pairs, validation_pairs: number of training and of validation pairs.
         variants: prepared degradations of each training pair. An epoch uses one of them, the next epoch the next; all
             trials of a sweep see the same ones. Preparation, store and latents grow by this factor.
+        degraded: when training targets are degraded. "prepared": once, before the trials, see `variants`. "online": in
+            every epoch anew, while the step before runs; the store holds the targets alone. The degradation depends on
+            the data's seed, the epoch and the pair, so all trials of a sweep see the same ones. Methods on latents
+            encode in the step. Refused for methods that train on what a teacher or first stage made from prepared
+            images. Validation and test pairs are always prepared.
         flips: orientations of the training pairs: "none" more than the prepared one, "mirrored" left and right, or
             "turned" into any of eight, at random in every epoch, in the same way for all trials of a sweep. With
             `variants` above 1, the variants of a pair are prepared in different orientations; methods that train on
@@ -64,6 +69,7 @@ class PairSettings:
     scale: int = setting(4, within=Limits(1, 16, "a whole number, 1 to 16"))
     train_pairs: int = setting(512, within=(1, MOST_PAIRS), training_only=True)
     variants: int = setting(1, within=(1, 1000), training_only=True, simulated=True)
+    degraded: Literal["prepared", "online"] = setting("prepared", training_only=True, simulated=True)
     flips: Literal["none", "mirrored", "turned"] = setting("none", training_only=True)
     undamaged: float = setting(0.0, within=DECAY, training_only=True)
     validation_pairs: int = setting(24, within=(1, MOST_PAIRS))
@@ -107,6 +113,9 @@ class PairSettings:
             checks.append((fits, f"pairs.{name}", value, f"{fewest} to {MOST_PAIRS}"))
         whole = type(self.variants) is int and 1 <= self.variants <= 1000
         checks.append((whole, "pairs.variants", self.variants, "1 to 1000"))
+        alone = self.degraded == "prepared" or self.variants == 1
+        accepted = "1 with pairs.degraded=online, which has another degradation in every epoch"
+        checks.append((alone, "pairs.variants", self.variants, accepted))
         require_all(*checks)
 
     def size_of(self, split: Split) -> int:

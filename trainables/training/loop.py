@@ -22,6 +22,7 @@ from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.shared.encoding import Encoding
 from trainables.methods.shared.perceptual_loss import ensure_loss_networks
 from trainables.methods.shared.precision import AUTOCAST
 from trainables.metrics import build_metrics
@@ -132,6 +133,7 @@ class Trainer:
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
+        self.encoding = Encoding(self.method)
         self.metrics = build_metrics(metric_names, world.device, settings.metrics.border)
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
@@ -250,7 +252,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = self.settings.training.cudnn_benchmark
         while self.step < step and not self._leaving():
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
-            batch = self.batches(self.step)
+            batch = self.encoding(self.batches(self.step))
             factor = learning_rate_factor(self.settings.training, self.step)
             for part, _ in _parts(batch, self.settings.training.updates):
                 terms: dict[str, Logged] = {}

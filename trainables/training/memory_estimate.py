@@ -27,6 +27,7 @@ from trainables.data.stages.pairs import pairs_columns
 from trainables.data.stores.shard_format import Column
 from trainables.diffusion.noise import coarse_levels
 from trainables.methods.method import Batch, Method, Phase
+from trainables.methods.shared.encoding import UNDAMAGED, Encoding, batch_columns
 from trainables.methods.shared.precision import AUTOCAST
 from trainables.pretrained.autoencoders import latent_shape
 from trainables.settings import TrialSettings
@@ -161,7 +162,8 @@ def training_bytes(method: Method, workers: int = 1) -> int:
     averages = trained if training.ema_decay else 0
     share = max(1, training.batch_size // workers)
     rows = max(1, share // (training.accumulate * training.updates))
-    in_steps = method.resident_bytes + state + averages + _batch_bytes(method, share) + _step_peak(method, rows)
+    peak = max(_step_peak(method, rows), _encoding_peak(method, share))
+    in_steps = method.resident_bytes + state + averages + _batch_bytes(method, share) + peak
     return max(in_steps, 4 * sum(one.numel() for part in method.parts for one in part.parameters()))  # when it is built
 
 
@@ -175,10 +177,19 @@ def _adafactor_bytes(method: Method) -> int:
 
 def _batch_bytes(method: Method, share: int) -> int:
     """Of the chunks that `TrainingBatches` has on the device, and of a batch."""
-    stored = [column for name, column in _stored(method).items() if name in method.columns(method.settings)]
+    stored = [column for name, column in _stored(method).items() if name in _read(method)]
     row = share * sum(column.bytes_per_row for column in stored)
-    steps = chunk_steps(row, method.settings.training.max_steps)
+    steps = chunk_steps(row, method.settings)
     return _CHUNKS * steps * row + 4 * share * sum(math.prod(shape) for shape in _shapes(method).values())
+
+
+def _encoding_peak(method: Method, share: int) -> int:
+    """The most bytes alive while a worker's share is encoded in the step; 0 if latents are prepared."""
+    batch = {name: torch.zeros(share, *shape, device=method.device) for name, shape in _shapes(method).items()}
+    held = nn.ModuleList(method.parts)
+    with LiveBytes(itertools.chain(held.parameters(), held.buffers(), batch.values())) as live:
+        Encoding(method)(batch)
+    return live.peak
 
 
 def _step_peak(method: Method, rows: int) -> int:
@@ -212,21 +223,25 @@ def _full_step(settings: TrialSettings) -> int:
 
 
 def _shapes(method: Method) -> dict[str, tuple[int, ...]]:
-    """Column of a training batch -> its shape without the rows."""
+    """Column of a training batch, and of the latents made from it -> its shape without the rows."""
     stored, latent = _stored(method), latent_shape(method.settings).of(method.settings.pairs.image_size)
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in method.columns(method.settings):
+    for name in method.columns(method.settings) | _read(method):
         if name in stored:
             shapes[name] = stored[name].shape
         elif name == "coarse_noise":
             shapes[name] = tuple(coarse_levels((1, *latent), torch.Generator().manual_seed(0)).shape[1:])
         else:
-            shapes[name] = () if name in UNIFORM else latent
+            shapes[name] = () if name in UNIFORM or name == UNDAMAGED else latent
     return shapes
 
 
+def _read(method: Method) -> frozenset[str]:
+    return batch_columns(method.settings, method.columns(method.settings))
+
+
 def _stored(method: Method) -> dict[str, Column]:
-    """The stored columns of a training batch, of one noise draw."""
+    """The columns of a training batch that are stored or made from stored ones, of one noise draw."""
     settings, columns = method.settings, pairs_columns(method.settings, method.settings.pairs.image_size)
     for stage in {STAGE_OF[name] for name in method.columns(settings) if name in STAGE_OF} & MAKERS.keys():
         columns |= MAKERS[stage].columns(settings, settings.pairs.image_size)

@@ -253,6 +253,7 @@ def test_simulated_settings_are_read_by_one_simulator() -> None:
         "pairs.simulator",
         "pairs.crop",
         "pairs.variants",
+        "pairs.degraded",
         "pairs.sharpened",
     }
 

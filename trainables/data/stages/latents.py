@@ -18,7 +18,7 @@ LATENTS_VERSION = 3
 
 
 class Latents(StageMaker):
-    """Encodes each image once, in float16."""
+    """Encodes each image once, in float16; only targets where pairs are degraded when they are read."""
 
     COLUMNS = ("latent", "latent_degraded")
 
@@ -35,8 +35,8 @@ class Latents(StageMaker):
         return dict.fromkeys(cls.COLUMNS, Column("float16", latent_shape(settings).of(size)))
 
     def __call__(self, before: Values, rows: range) -> Values:
-        degraded = upsample(to_tensor(before["degraded"], self._device), self._scale)
-        return {
-            "latent": self._autoencoder.encode(to_tensor(before["target"], self._device)).cpu().numpy(),
-            "latent_degraded": self._autoencoder.encode(degraded).cpu().numpy(),
-        }
+        found = {"latent": self._autoencoder.encode(to_tensor(before["target"], self._device)).cpu().numpy()}
+        if "degraded" in before:
+            degraded = upsample(to_tensor(before["degraded"], self._device), self._scale)
+            found["latent_degraded"] = self._autoencoder.encode(degraded).cpu().numpy()
+        return found

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.augmentation import check_augmentation
+from trainables.data.fresh_pairs import check_online
 from trainables.data.stages.kinds import MAKERS, STAGE_OF
-from trainables.data.stages.pairs import pairs_columns, pairs_key
+from trainables.data.stages.pairs import online, pairs_key, stored_columns
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import rows_per_shard, store_name
 from trainables.images.sources.source import Source, open_source
+from trainables.methods.shared.encoding import batch_columns
 from trainables.settings import TrialSettings
 from trainables.settings.methods import METHODS
 from trainables.settings.pairs import Split
@@ -38,11 +40,13 @@ def needed_stages(
         test: whether trials are measured on the test pairs too.
 
     Raises:
-        InputError: weights or photographs cannot be read, or a batch of `columns` cannot be augmented as the settings
-            say.
+        InputError: weights or photographs cannot be read, or a batch of `columns` cannot be degraded or augmented as
+            the settings say.
     """
-    check_augmentation(settings, columns)
     source = source or open_source(settings.data.source, settings.data.input)
+    check_online(settings, columns, source)
+    check_augmentation(settings, columns)
+    columns = batch_columns(settings, columns)
     # Trials without training steps read no training batch.
     trained: tuple[Split, ...] = ("train",) if settings.training.max_steps else ()
     splits: tuple[Split, ...] = (*trained, "validation", *(("test",) if test else ()))
@@ -60,11 +64,13 @@ def _stages_of(
     if METHODS[settings.method].latents and wanted:
         keys["latents"] = keys["pairs"] | MAKERS["latents"].key(settings)
     keys |= {name: keys["latents"] | MAKERS[name].key(settings) for name in MAKERS if name in wanted - {"latents"}}
-    of_pairs = pairs_columns(settings, size)
+    of_pairs = stored_columns(settings, split)
     shard_rows = rows_per_shard(rows, sum(column.bytes_per_row for column in of_pairs.values()))
     stages = []
     for name, key in keys.items():
         folder = StoreFolder(root, store_name(f"{name}-{split}", key))
         held = of_pairs if name == "pairs" else MAKERS[name].columns(settings, size)
+        if name == "latents" and online(settings, split):
+            held = {"latent": held["latent"]}
         stages.append(Stage(name, split, key, folder, rows, shard_rows, held))
     return stages

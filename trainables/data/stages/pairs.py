@@ -44,6 +44,9 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
         before = ("detailed",) if split == "train" else ("detailed", "random")
         key |= {"crop": settings.pairs.crop} if settings.pairs.crop not in before else {}
         key |= {"sharpened": True} if settings.pairs.sharpened and split == "train" else {}
+    if online(settings, split):
+        key |= {"degraded": "online"}
+    elif not source.paired:
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
         # Smallest kernels are left out for those of stores whose keys had none.
         read = {name: value for name, value in pairs[made_by].items() if value != _KERNELS_BEFORE.get(name)}
@@ -52,10 +55,21 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
     return key | ({"seed": settings.data.seed} if split == "train" else {})
 
 
+def online(settings: TrialSettings, split: Split) -> bool:
+    """Whether pairs of a split are degraded when they are read, so that their store holds targets alone."""
+    return split == "train" and settings.pairs.degraded == "online"
+
+
 def pairs_columns(settings: TrialSettings, size: int) -> dict[str, Column]:
     """uint8 images (3, H, W) of `size` pixels a side, and degraded ones `pairs.scale` times smaller."""
     degraded = size // settings.pairs.scale
     return {"target": Column("uint8", (3, size, size)), "degraded": Column("uint8", (3, degraded, degraded))}
+
+
+def stored_columns(settings: TrialSettings, split: Split) -> dict[str, Column]:
+    """The columns of a split's store of pairs."""
+    columns = pairs_columns(settings, settings.pairs.size_of(split))
+    return {"target": columns["target"]} if online(settings, split) else columns
 
 
 def encode_pairs(stage: Stage, number: int, pairs: Pairs) -> pa.Buffer:
