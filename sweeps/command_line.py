@@ -314,7 +314,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        settings = replace(settings, address=_address(flags, settings))
+        if not flags.dry_run:  # which joins no cluster
+            settings = replace(settings, address=_address(flags, settings))
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 

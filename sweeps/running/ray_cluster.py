@@ -195,8 +195,9 @@ def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
 
 
 def _start(groups: bool, folder: Path) -> None:
-    # SIGTERM often goes to all processes of a job. Ray's inherit this, so that the driver can end them in order.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # SIGTERM often goes to all processes of a job, SIGHUP to all of a closed terminal. Ray's inherit this, so that the
+    # driver can end them in order.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     # Workers import this project, also if it is not installed and the driver runs in another folder.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     own = {"PYTHONPATH": path, **(_chosen_address() if groups else {})}

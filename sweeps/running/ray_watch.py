@@ -13,20 +13,18 @@ from pathlib import Path
 
 import psutil
 
-from trainables.common.cluster import answering_nodes
+from trainables.common.cluster import NoCluster, answering_nodes
 from trainables.common.command import ExitStatus
-from trainables.common.errors import InputError
 from trainables.common.output import flush_output
 
 _CORE = ("gcs_server", "raylet")
 _EVERY = 0.25  # seconds; the driver's own library aborts it some seconds after the end of a raylet
 _CHILDREN_EVERY = 2.0
-
-
-_ANSWER_SECONDS = 5.0
 _ABORT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Ray's own setting: after so many seconds without the head, 60 by default, its library aborts the driver. The head
-counts as lost after a third of them."""
+counts as lost after two thirds of them."""
+_TRIES = 3
+"""The head is asked at least so often before it counts as lost."""
 
 
 class _Watch:
@@ -79,7 +77,7 @@ class RayWatch(_Watch):
     def __init__(self, report: Callable[[str], None], folder: Path) -> None:
         super().__init__(report)
         self.folder = folder
-        self._core = {_name(child): child for child in self._children()}
+        self._core = {_name(child): child for child in self._children() if _lives(child)}  # not of a failed start
         self._start(self._watch)
 
     def _watch(self) -> None:
@@ -107,28 +105,35 @@ class HeadWatch(_Watch):
     def __init__(self, report: Callable[[str], None], head: str, raylet: str) -> None:
         super().__init__(report)
         self._head = head
-        self._patience = float(os.environ.get(_ABORT) or 60.0) / 3
-        self._heard = time.monotonic()
+        self._patience = float(os.environ.get(_ABORT) or 60.0) * 2 / 3
         self._own = [
             process
             for process in psutil.process_iter(["name", "cmdline"])
-            if process.info["name"] == "raylet" and any(raylet in part for part in process.info["cmdline"] or ())
+            if process.info["name"] == "raylet" and f"--raylet_socket_name={raylet}" in (process.info["cmdline"] or ())
         ]
         self._start(self._watch, self._ask)
 
     def _ask(self) -> None:
-        while not self._done.wait(self._patience / 10):
-            with suppress(InputError):
-                answering_nodes(self._head, min(_ANSWER_SECONDS, self._patience))
-                self._heard = time.monotonic()
+        every, limit = self._patience / 20, self._patience / (_TRIES + 1)
+        silent = 0.0
+        while not self._done.wait(every):
+            began = time.monotonic()
+            try:
+                answering_nodes(self._head, limit)
+            except NoCluster:
+                # If this process was stopped meanwhile, the head was not silent for as long.
+                silent += every + min(time.monotonic() - began, limit)
+            except Exception:  # of this process, such as too many open files: says nothing about the head
+                continue
+            else:
+                silent = 0.0
+            if silent >= self._patience:
+                self._end(f"the cluster's head {self._head} has not answered for {silent:.0f} s")
 
     def _watch(self) -> None:
         while not self._done.wait(_EVERY):
             if not all(map(_lives, self._own)):
                 self._end("the raylet of this machine ended; it was killed, or the cluster was stopped")
-            silent = time.monotonic() - self._heard
-            if silent > self._patience:
-                self._end(f"the cluster's head {self._head} has not answered for {silent:.0f} s")
 
 
 def end_children(started: Sequence[psutil.Process] = ()) -> None:

@@ -192,6 +192,7 @@ LIVE: dict[str, tuple[LiveFault, tuple[int, ...], float]] = {
     "running: Ctrl-C": (_to_group(signal.SIGINT), (130,), 30),
     "running: SIGTERM": (_to_driver(signal.SIGTERM), (130,), 30),
     "running: SIGTERM to the group": (_to_group(signal.SIGTERM), (130,), 30),
+    "running: SIGHUP to the group": (_to_group(signal.SIGHUP), (130,), 30),
     "running: driver paused": (_pause, (0,), 600),
 }
 """Faults of a running sweep: what happens, the accepted exit statuses, and within how many seconds it must end."""

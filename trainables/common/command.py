@@ -27,7 +27,8 @@ class ExitStatus(IntEnum):
     """Part of the work failed, or the output could not be written."""
     INVALID_INPUT = 2
     INTERRUPTED = 130
-    """Ctrl-C, with the number that shells use; also SIGTERM, as from SLURM, systemd, `docker stop` and `timeout`."""
+    """Ctrl-C, with the number that shells use; also SIGTERM, as from SLURM, systemd, `docker stop` and `timeout`, and
+    SIGHUP, as from a closed terminal."""
 
 
 def exit_statuses(failed: str = "") -> str:

@@ -33,6 +33,12 @@ def test_trial_that_waits_for_a_place_says_why_at_once(tmp_path: Path, caplog: p
     logger.addHandler(caplog.handler)
     logger.setLevel(logging.INFO)
     try:
+        starting = Tried({ID: "t002"}, str(tmp_path / "lost.txt"))  # its process had not started: no callback before
+        Path(starting.error_file).write_text(
+            f"Failure # 1 (occurred at 2026-11-27_10-00-00)\n{NODE}\n", encoding="utf-8"
+        )
+        recorder.on_trial_recover(1, [starting], starting)
+        assert caplog.messages[-1] == "t002 lost its machine before it started; waits for a place"
         recorder.progress.started("t003", "rate 0.001", False)
         recorder.progress.reported("t003", 40, {"val/psnr": 20.0})
         for number, error, expected in (
