@@ -144,9 +144,10 @@ def _criterion(
     met = value >= criterion.target if larger else value <= criterion.target
     baseline = [values[id] for id in baseline_ids if id in values]
     compared = baseline and winner_id not in baseline_ids
-    here = f" and the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit}" if compared else ""
-    verdict = "met" if met else "not met"
-    return f"Target {target}: {verdict}. {winner} has {metric_text(metric, value)}{unit}{here}; {reference}."
+    here = f", the baseline {metric_text(metric, sum(baseline) / len(baseline))}{unit} in the mean" if compared else ""
+    verdict, shown = "met" if met else "not met", f"{metric_text(metric, value)}{unit}"
+    kept = f"On the validation photographs the kept trial of {winner} has {shown}{here}"
+    return f"Target {target}: {verdict}. {kept}; {reference}."
 
 
 def seeds_without_effect(rows: Sequence[Row], metric: str) -> list[str]:
