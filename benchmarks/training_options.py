@@ -53,7 +53,6 @@ def benchmark_settings(method: str, batch: int, size: int, perceptual: float | N
         "pairs.validation_pairs": 1,
         "perceptual.every": 1,  # equal steps can be compared
         "training.batch_size": batch,
-        "training.updates": 1,
         **({} if perceptual is None else {"perceptual.weight": perceptual}),
     }
     return override(sample.trial, changes)
