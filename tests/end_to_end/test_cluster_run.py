@@ -98,10 +98,11 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(
 ) -> None:
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "12")  # a fifth of Ray's own
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    address = cluster.address  # None after the shutdown
     try:
         sweep = RunningSweep(
             *("--space", SPACE, "--results", str(tmp_path), "--store", str(store), "--perceptual", "none"),
-            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", cluster.address),
+            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
             *("--confirm", "0"),
         )
         sweep.wait_for("prepare    pairs")  # the run exists, and the driver waits for Ray
@@ -115,5 +116,5 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(
         cluster.shutdown()
     after = [line for line in sweep.lines[before:] if not re.search(r"  (prepare|controls?) +", line)]
     assert len(after) == 2, sweep.text
-    assert f"stopped: the cluster's head {cluster.address} has not answered for " in after[0]
+    assert f"stopped: the cluster's head {address} has not answered for " in after[0]
     assert " continue with: " in after[1] and f" --resume {only_run(tmp_path)}" in after[1]
