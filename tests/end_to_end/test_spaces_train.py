@@ -30,6 +30,7 @@ FEW: dict[str, Any] = {
 SHORTER: dict[str, dict[str, Any]] = {
     "sinsr": {"sinsr.draws": 1},
     "resshift": {"resshift.steps": 4},
+    "pix2pix": {"training.updates": 2},
     "latent_diffusion": {"diffusion.inference_steps": 2},
     "controlnet_diffusion": {"diffusion.inference_steps": 2},
     "stablesr": {"diffusion.inference_steps": 2},
