@@ -314,8 +314,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        if not flags.dry_run:  # which joins no cluster
-            settings = replace(settings, address=_address(flags, settings))
+        shown = flags.dry_run and not flags.address  # a plan joins no cluster
+        settings = replace(settings, address="" if shown else _address(flags, settings))
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 

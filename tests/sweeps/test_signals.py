@@ -13,8 +13,7 @@ from tests.helpers.paths import ROOT
 _COMMAND = """
 import signal, sys
 from trainables.common.command import end_on_sigterm
-if sys.argv[2] == "ignored":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)  # the tests may ignore it
 end_on_sigterm()
 try:
     signal.raise_signal(int(sys.argv[1]))
