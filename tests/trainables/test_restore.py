@@ -134,7 +134,7 @@ def test_folder_keeps_its_names_and_broken_pictures_are_reported(
     assert main(arguments) == 1
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
-    assert lines[0].startswith("a.v2.jpg: 17 x 9 -> 68 x 36, ") and lines[0].endswith(" s")
+    assert lines[0].startswith("a.v2.jpg: 17 x 9 -> 68 x 36 as a whole, ") and lines[0].endswith(" s")
     assert lines[1].startswith("below/b.PNG: 8 x 20 -> 32 x 80, ")
     assert lines[2:] == [f"restored 2 of 4 pictures to {out}; 2 could not be restored"]
     assert [line.partition(" (")[0] for line in shown.err.splitlines()] == [
@@ -447,7 +447,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "checkpoint=.*: does not match: pixel.layers is 1",
     ),
     "no weights": (lambda at: (at / WEIGHTS).unlink(), "checkpoint=.*: has no weights.safetensors"),
-    "a folder": (lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()), "checkpoint=.*: has no weights.safe"),
+    "a folder": (
+        lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()),
+        "FINISHED .*: its weights.safetensors is no regular file",
+    ),
     "rubbish": (lambda at: (at / WEIGHTS).write_text("rubbish"), "checkpoint=.*: not readable"),
     "cut": (lambda at: (at / WEIGHTS).write_bytes((at / WEIGHTS).read_bytes()[:-100]), "checkpoint=.*: not readable"),
 }
