@@ -135,7 +135,7 @@ def test_folder_keeps_its_names_and_broken_pictures_are_reported(
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0].startswith("a.v2.jpg: 17 x 9 -> 68 x 36 as a whole, ") and lines[0].endswith(" s")
-    assert lines[1].startswith("below/b.PNG: 8 x 20 -> 32 x 80, ")
+    assert lines[1].startswith("below/b.PNG: 8 x 20 -> 32 x 80 as a whole, ")
     assert lines[2:] == [f"restored 2 of 4 pictures to {out}; 2 could not be restored"]
     assert [line.partition(" (")[0] for line in shown.err.splitlines()] == [
         "broken.png: not restored",
