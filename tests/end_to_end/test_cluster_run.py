@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
@@ -105,8 +104,7 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(
             *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
             *("--confirm", "0"),
         )
-        sweep.wait_for("prepare    pairs")  # the run exists, and the driver waits for Ray
-        before = len(sweep.lines)
+        sweep.wait_for("controls   loading")  # the run exists, and the driver waits for Ray
         (head,) = cluster.head_node.all_processes["gcs_server"]
         head.process.kill()
         began = time.monotonic()
@@ -114,7 +112,7 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(
         assert time.monotonic() - began < 12, "Ray's library would have ended it"
     finally:
         cluster.shutdown()
-    after = [line for line in sweep.lines[before:] if not re.search(r"  (prepare|controls?) +", line)]
+    after = sweep.lines[next(number for number, line in enumerate(sweep.lines) if "stopped:" in line) :]
     assert len(after) == 2, sweep.text
     assert f"stopped: the cluster's head {address} has not answered for " in after[0]
     assert " continue with: " in after[1] and f" --resume {only_run(tmp_path)}" in after[1]
