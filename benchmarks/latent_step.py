@@ -36,6 +36,7 @@ from trainables.methods.build import method_class
 from trainables.methods.latent_diffusion import LatentDiffusion
 from trainables.methods.method import Batch, LossTerm, Phase, trainable_parameters
 from trainables.methods.one_step import OneStep
+from trainables.methods.shared.encoding import IMAGE_OF
 from trainables.pretrained.base_model import find_base, load_unet, load_vae
 from trainables.settings import SHIPPED, PerceptualSettings, TrialSettings, override
 from trainables.settings.presets import preset
@@ -52,7 +53,6 @@ _SD_VAE = {
 _SD_SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 METHODS = ("latent_diffusion", "one_step")
-IMAGE_OF = {"latent": "target", "latent_degraded": "degraded"}
 TERMS = ("latent", "perceptual")
 
 

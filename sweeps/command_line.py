@@ -283,6 +283,8 @@ def _address(flags: argparse.Namespace, settings: SweepSettings) -> str:
     Raises:
         InputError: the run was on a cluster, and --address does not say where it goes on.
     """
+    if flags.dry_run and not flags.address:  # a plan joins no cluster
+        return ""
     if settings.address and not flags.address:
         recorded = one_line(settings.address)
         raise InputError(
@@ -314,8 +316,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        shown = flags.dry_run and not flags.address  # a plan joins no cluster
-        settings = replace(settings, address="" if shown else _address(flags, settings))
+        settings = replace(settings, address=_address(flags, settings))
         from sweeps.planning.plan import make_plan
         from sweeps.recording.tables import RunTables, has_ended
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sweeps.answering.comparison import Answer, answer, baseline_trials
 from sweeps.answering.larger import LARGER, restore_larger
@@ -36,7 +36,7 @@ from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
-from trainables.common.locations import shown
+from trainables.common.locations import locate, shown
 from trainables.common.paths import ROOT
 from trainables.common.version import PROJECT
 from trainables.metrics.names import test_name
@@ -98,11 +98,8 @@ def finish(
     winner = next((row for row in rows if answers_now and result and row["id"] == result.winner_id), None)
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result)
     why = "The time budget is over" if over else "Interrupted"
-    status = (
-        ended
-        if whole
-        else f"{why}: {ended}. Continue with: {resume_line(folder, plan.question.settings.address, over)}"
-    )
+    going_on = resume_line(folder, plan.question.settings.address, over)
+    status = ended if whole else f"{why}: {ended}. Continue with: {going_on}"
     if kept and result is not None:
         shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
         steps = {row["id"]: row["steps"] for row in shown if row["kind"] != "control"}
@@ -112,7 +109,7 @@ def finish(
     page = write_sweep_report(plan, folder, tables, baseline_ids, result, status)
     if not whole:
         logger.info("%s with %s", why.lower(), ended)
-        logger.info("continue with: %s", resume_line(folder, plan.question.settings.address, over))
+        logger.info("continue with: %s", going_on)
     if not answers_now:
         return ExitStatus.INTERRUPTED
     if result is None or winner is None:
@@ -206,13 +203,14 @@ def tensorboard_line(folder: Path) -> str:
     Those in an S3 bucket are read there, so that it works on every machine. TensorBoard needs boto3 for that. It would
     need other packages for gs://, so there the copy on this machine is named.
     """
-    place = urlsplit(place_of(folder))
-    if place.scheme != "s3":
+    place = locate(place_of(folder))
+    store = urlsplit(place.store)
+    if store.scheme != "s3":
         return shlex.join(["tensorboard", "--logdir", str(folder / "trials")])
-    options = dict(parse_qsl(place.query))
+    options = dict(parse_qsl(store.query))
     server = options.get("endpoint_override", "")
     url = server if not server or "://" in server else f"{options.get('scheme', 'https')}://{server}"
-    command = ["tensorboard", "--logdir", f"s3://{place.netloc}{unquote(place.path)}/trials"]
+    command = ["tensorboard", "--logdir", f"{place}/trials"]
     line = shlex.join([*([f"S3_ENDPOINT={url}"] if url else []), *command])
     return line if find_spec("boto3") else f"{line}  (after: pip install boto3)"
 

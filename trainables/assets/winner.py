@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from trainables.assets.crops import to_images
+from trainables.assets.crops import to_images, to_pixels
 from trainables.assets.held_out import colour_error, mean_psnr
 from trainables.assets.teacher import held_out_inputs
 from trainables.common.errors import InputError
@@ -51,7 +49,7 @@ def measure_winner(finished: Path, log: Callable[[str], None] = print) -> None:
         height, width = (side // unit * unit for side in photograph.pixels.shape[:2])
         target = to_images([photograph.pixels[:height, :width]])
         degraded = held_out_inputs(target, degraded_as)
-        pixels = _pixels(degraded)
+        (pixels,) = to_pixels(degraded)
         restored = to_images([restorer(pixels, picture_key(_SEED, photograph.name, pixels))])
         measured = (upsample(degraded, unit), restored)
         psnrs = [mean_psnr(image, target) for image in measured]
@@ -61,11 +59,6 @@ def measure_winner(finished: Path, log: Callable[[str], None] = print) -> None:
     log(_line("mean", [fmean(column) for column in zip(*rows, strict=True)]))
     nearer = sum(restored < given for _, given, _, restored, _ in rows)
     log(f"\nBetter than bicubic in ST-LPIPS: {nearer} of {len(rows)}")
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    """(1, 3, H, W) in [-1, 1] -> uint8 (H, W, 3)."""
-    return ((image[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
 
 def _line(name: str, row: Sequence[float]) -> str:

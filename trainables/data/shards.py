@@ -20,10 +20,11 @@ from trainables.data.stages.pairs import encode_pairs
 from trainables.data.stages.stage import Stage, StageMaker, Values
 from trainables.data.stores.shard_format import Shard, decode_shard, describe_shard, encode_shard, shard_name
 from trainables.images.pairs import Pairs
+from trainables.images.tensors import rows_at_once
 from trainables.settings import TrialSettings
 from trainables.settings.pairs import Split
 
-_ROWS_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**21  # of a network's batch: 8 images of 512 px, whose activations take gigabytes
+_ROWS_AT_ONCE = 32  # of a network's batch, at most
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class ShardMaker:
         if stage.name != "latents":
             before |= self._shard(stage.split, "latents", number, made)
         make = self._maker(stage.name)
-        at_once = max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE // (before["target"].shape[-1] ** 2)))
+        at_once = min(_ROWS_AT_ONCE, rows_at_once(before["target"].shape[-1]))
         parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows, at_once)]
         values = (
             {name: np.concatenate([part[name] for part in parts]) for name in stage.columns}

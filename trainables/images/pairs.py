@@ -210,7 +210,7 @@ class Pairs(Sequence[Pair]):
         if len(sides) == 1 and training and settings.sharpened:
             sides = [sharpened(sides[0])]
         if len(sides) == 1:
-            later = training and settings.degraded == "online"
+            later = settings.degrades_online(self._split)
             sides.append(_NONE if later else simulated(sides[0], settings, degrading))
         target, degraded = sides
         return _cut(target, *margins, settings.scale), _cut(degraded, *margins)

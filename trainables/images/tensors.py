@@ -33,6 +33,14 @@ def to_float(values: Tensor) -> Tensor:
     return copy.div_(127.5).sub_(1) if values.dtype == torch.uint8 else copy
 
 
+_PIXELS_AT_ONCE = 2**21  # 8 images of 512 px, whose activations in an autoencoder take gigabytes
+
+
+def rows_at_once(size: int) -> int:
+    """How many images of `size` pixels a side a frozen network takes at once."""
+    return max(1, _PIXELS_AT_ONCE // size**2)
+
+
 def upsample(images: Tensor, scale: int) -> Tensor:
     """Bicubic, not clamped, as ResShift encodes the degraded image: (B, 3, h, w) -> (B, 3, h * s, w * s)."""
     return F.interpolate(images, scale_factor=scale, mode="bicubic")

@@ -118,6 +118,10 @@ class PairSettings:
         checks.append((alone, "pairs.variants", self.variants, accepted))
         require_all(*checks)
 
+    def degrades_online(self, split: Split) -> bool:
+        """Whether the pairs of a split are degraded when they are read, so that their store holds targets alone."""
+        return split == "train" and self.degraded == "online"
+
     def size_of(self, split: Split) -> int:
         """Side of the square targets of a split, pixels."""
         return {

@@ -12,7 +12,7 @@ from typing import Any
 from trainables.data.augmentation import check_augmentation
 from trainables.data.fresh_pairs import check_online
 from trainables.data.stages.kinds import MAKERS, STAGE_OF
-from trainables.data.stages.pairs import online, pairs_key, stored_columns
+from trainables.data.stages.pairs import pairs_key, stored_columns
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.folder import StoreFolder
 from trainables.data.stores.shard_format import rows_per_shard, store_name
@@ -70,7 +70,7 @@ def _stages_of(
     for name, key in keys.items():
         folder = StoreFolder(root, store_name(f"{name}-{split}", key))
         held = of_pairs if name == "pairs" else MAKERS[name].columns(settings, size)
-        if name == "latents" and online(settings, split):
+        if name == "latents" and settings.pairs.degrades_online(split):
             held = {"latent": held["latent"]}
         stages.append(Stage(name, split, key, folder, rows, shard_rows, held))
     return stages

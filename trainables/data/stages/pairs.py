@@ -44,7 +44,7 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
         before = ("detailed",) if split == "train" else ("detailed", "random")
         key |= {"crop": settings.pairs.crop} if settings.pairs.crop not in before else {}
         key |= {"sharpened": True} if settings.pairs.sharpened and split == "train" else {}
-    if online(settings, split):
+    if settings.pairs.degrades_online(split):
         key |= {"degraded": "online"}
     elif not source.paired:
         made_by = "print" if settings.pairs.simulator == "print_to_camera" else "degradation"
@@ -53,11 +53,6 @@ def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str
         key |= {made_by: read}
     key |= {"version": PAIRS_VERSION, "source": source.fingerprint, "split": split}
     return key | ({"seed": settings.data.seed} if split == "train" else {})
-
-
-def online(settings: TrialSettings, split: Split) -> bool:
-    """Whether pairs of a split are degraded when they are read, so that their store holds targets alone."""
-    return split == "train" and settings.pairs.degraded == "online"
 
 
 def pairs_columns(settings: TrialSettings, size: int) -> dict[str, Column]:
@@ -69,7 +64,7 @@ def pairs_columns(settings: TrialSettings, size: int) -> dict[str, Column]:
 def stored_columns(settings: TrialSettings, split: Split) -> dict[str, Column]:
     """The columns of a split's store of pairs."""
     columns = pairs_columns(settings, settings.pairs.size_of(split))
-    return {"target": columns["target"]} if online(settings, split) else columns
+    return {"target": columns["target"]} if settings.pairs.degrades_online(split) else columns
 
 
 def encode_pairs(stage: Stage, number: int, pairs: Pairs) -> pa.Buffer:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from trainables.images.tensors import upsample
+from trainables.images.tensors import rows_at_once, upsample
 from trainables.methods.method import Batch, Method
 from trainables.pretrained.autoencoders import Autoencoder
 from trainables.settings import TrialSettings
@@ -17,12 +17,11 @@ IMAGE_OF = {"latent": "target", "latent_degraded": "degraded"}
 """Column of latents -> the images that it is encoded from."""
 UNDAMAGED = "undamaged"
 """Column: 1 for a pair whose input is its target, which the degraded image, of another size, cannot say."""
-_PIXELS_AT_ONCE = 2**21  # as in preparation: 8 images of 512 px, whose activations take gigabytes
 
 
 def degrades_online(settings: TrialSettings) -> bool:
     """Whether the pairs of a training batch are degraded when it is read."""
-    return settings.pairs.degraded == "online" and settings.training.max_steps > 0
+    return settings.pairs.degrades_online("train") and settings.training.max_steps > 0
 
 
 def encoded_columns(settings: TrialSettings, columns: Collection[str]) -> frozenset[str]:
@@ -73,6 +72,6 @@ class Encoding:
         return {**batch, **latents} if latents else batch
 
     def _encoded(self, images: Tensor, scale: int) -> Tensor:
-        at_once = max(1, _PIXELS_AT_ONCE // (images.shape[-1] * scale) ** 2)
+        at_once = rows_at_once(images.shape[-1] * scale)
         parts = (part if scale == 1 else upsample(part, scale) for part in images.split(at_once))
         return torch.cat([self._autoencoder.encode(part) for part in parts])
