@@ -39,6 +39,7 @@ from trainables.assets.teacher import TeacherRecipe, teacher_settings, train_tea
 from trainables.assets.trials import RECIPES, train_finished
 from trainables.assets.winner import measure_winner
 from trainables.assets.work import WorkFolder
+from trainables.common.errors import InputError
 from trainables.networks.autoencoder import load_vq_f4, save_vq_f4
 from trainables.pretrained.base_model import load_vae
 from trainables.pretrained.identity import resshift_identity
@@ -160,12 +161,15 @@ def main() -> None:
     torch.set_num_threads(1)
     build = Build(WorkFolder(arguments.work), arguments.photographs, arguments.steps, arguments.finished)
     build.work.root.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        result = build.work.result(name)
-        if result is not None and result.exists():
-            _say(f"{name}: done, {result} exists")
-        else:
-            PARTS[name](build)
+    try:
+        for name in names:
+            result = build.work.result(name)
+            if result is not None and result.exists():
+                _say(f"{name}: done, {result} exists")
+            else:
+                PARTS[name](build)
+    except InputError as error:
+        parser.error(str(error))
 
 
 def _save_half(model: ModelMixin, folder: Path) -> None:
