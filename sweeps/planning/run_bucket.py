@@ -190,6 +190,7 @@ class RunBucket:
             self._upload_record()
             now = _stamps(self.copy)
             changed = [name for name, stamp in now.items() if name != EVENTS and self._uploaded.get(name) != stamp]
+            changed.sort(key=lambda name: now[name][1])  # what was written last says that the rest is there
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda name: self._upload(name, now[name]), changed))
             for name in self._uploaded.keys() - now.keys():

@@ -13,10 +13,12 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -62,6 +64,27 @@ def _newest_name(folder: Path) -> Path:
     taken = max((int(match[1]) * 1_000_000 + int(match[2] or 999_999) for match in found if match), default=0)
     seconds, micros = divmod(max(time.time_ns() // 1000, taken + 1), 1_000_000)
     return folder / f"events.out.tfevents.{seconds:010d}.{micros:06d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def read_events(path: Path, most_bytes: int = 2**16) -> Iterator[Event]:
+    """The events of a file up to a record that was not written whole, without those that are larger, such as pictures.
+
+    Checksums are not tested: TensorBoard tests them.
+    """
+    with path.open("rb") as file:
+        while len(header := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", header[:8])
+            if length > most_bytes:
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            content = file.read(length + 4)
+            try:
+                event = Event.FromString(content[:length])
+            except DecodeError:
+                return
+            if len(content) < length + 4:
+                return
+            yield event
 
 
 def write_record(file: BinaryIO, content: bytes) -> None:

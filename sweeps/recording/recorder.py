@@ -24,7 +24,7 @@ from sweeps.formatting import setting_text
 from sweeps.recording.columns import TABLED, TERMS
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import TIMED_OUT, Progress, logger
-from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
+from sweeps.recording.tables import OUT_OF_TIME, RunTables, TableRow, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
@@ -157,6 +157,7 @@ class Recorder(Callback):
         )
         confirmed = confirming(self.tables.leaderboard)
         for row in self.tables.leaderboard:
+            self._catch_up(row)
             if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
             elif row["kind"] != "control" and has_ended(row, confirmed, settings.confirm_steps):
@@ -166,6 +167,24 @@ class Recorder(Callback):
         self._set_aside_unknown()
         self.tables.flush(force=True)
         self._ready = True
+
+    def _catch_up(self, row: TableRow) -> None:
+        """Writes what a trial's or control's other files lack: its driver may have been killed right after it wrote the
+        record, or before it uploaded the rest.
+        """
+        id, kind = row["id"], row["kind"]
+        if kind == "control":
+            hparams: dict[str, Any] = {KIND: kind}
+            reports = [{name: value for name, value in row.items() if name.startswith(("val/", "test/"))}]
+        else:
+            settings = {
+                name.removeprefix("config/"): value for name, value in row.items() if name.startswith("config/")
+            }
+            hparams = {**settings, "seed": row["seed"], KIND: kind}
+            reports = self.tables.reports_of(id)
+            self._write_params(id, row["label"], hparams, replace=False)
+        scalars = [(int(report.get("step") or 0), _scalars(report)) for report in reports]
+        self.board.catch_up(id, hparams, scalars, self._shown_metrics(row), row["status"])
 
     def _set_aside_unknown(self) -> None:
         """Moves the folders of trials that are in no record out of the way: a trial of the same id may have other
@@ -235,10 +254,13 @@ class Recorder(Callback):
                 **{f"config/{name}": value for name, value in config[PARAMETERS].items()},
             }
         )
-        folder = Path(self.settings.folder) / "trials" / id
-        folder.mkdir(parents=True, exist_ok=True)
-        params = {"id": id, "label": config[LABEL], **self._hparams(config)}
-        (folder / "params.json").write_text(json.dumps(params, indent=1), encoding="utf-8")
+        self._write_params(id, config[LABEL], self._hparams(config))
+
+    def _write_params(self, id: str, label: str, hparams: Mapping[str, Any], replace: bool = True) -> None:
+        path = Path(self.settings.folder) / "trials" / id / "params.json"
+        if replace or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"id": id, "label": label, **hparams}, indent=1), encoding="utf-8")
 
     @_stopping
     def on_trial_result(
@@ -286,8 +308,7 @@ class Recorder(Callback):
         if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
             trial.max_failures = trial.num_failures + MAX_FAILURES
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
-        scalars = {name: value for name, value in values.items() if not name.startswith(TERMS)}
-        self.board.report(id, result["step"], scalars)
+        self.board.report(id, result["step"], _scalars(values))
         self._images(id, kept, validation, "input | output | target")
         self._test_images(id, kept, test)
         self.progress.reported(id, result["step"], values)
@@ -343,12 +364,15 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": id, "status": status, "error": why, **cause})
         if status in ("finished", "stopped"):
             self._drop_older(id)
-        row = self.tables.trial(id)
-        shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
-        metrics = {name: row[name] for name in shown if row.get(name) is not None}
+        metrics = self._shown_metrics(self.tables.trial(id))
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
         self.progress.ended(id, TIMED_OUT if timed_out else status, why)
+
+    def _shown_metrics(self, row: TableRow) -> dict[str, float]:
+        """Metric -> value, for the HParams page."""
+        shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
+        return {name: row[name] for name in shown if row.get(name) is not None}
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""
@@ -372,6 +396,15 @@ class Recorder(Callback):
             values = {test_name(name): of_images for name, of_images in test.per_image.items()}
             self.tables.add_images(id, TEST, step, test.images, values)
             self.board.images(id, step, "test: input | output | target", test.grid)
+
+
+def _scalars(report: Mapping[str, Any]) -> dict[str, float]:
+    """What of a report's values TensorBoard shows: the terms of the loss come from the losses of each step."""
+    return {
+        name: value
+        for name, value in report.items()
+        if name.startswith(TABLED) and not name.startswith(TERMS) and isinstance(value, int | float)
+    }
 
 
 def _count(reports: list[dict[str, Any]]) -> int | None:

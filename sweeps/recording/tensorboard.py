@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from search_spaces import Choice, Distribution
-from sweeps.recording.event_files import EventFile, write_record
+from sweeps.recording.event_files import EventFile, read_events, write_record
 from sweeps.recording.tables import STATUSES, plain_value
 from trainables.common.paths import HALF_WRITTEN
 from trainables.metrics.names import METRICS
@@ -158,6 +159,50 @@ class TensorBoardTrials:
             self._open(trial).add(_summary(message))
         self._close(trial)
         _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", [start, end])
+
+    def catch_up(
+        self,
+        trial: str,
+        config: Mapping[str, Any],
+        reports: Sequence[tuple[int, Mapping[str, float | None]]],
+        metrics: Mapping[str, float],
+        status: str,
+    ) -> None:
+        """Write what the files of a trial or control lack: they may be older than the run's record, or removed.
+
+        Losses between two reports, and pictures, are in no record and stay lost.
+
+        Args:
+            config, metrics, status: as for `hparams`.
+            reports: (step, scalars) of all reports, by step.
+        """
+        if status in _END and self._recorded_status(trial) == status:
+            return
+        seen = {
+            (value.tag, event.step)
+            for path in sorted((self.folder / trial).glob("events.out.tfevents.*"))
+            for event in read_events(path)
+            for value in event.summary.value
+        }
+        last = self._last_step.setdefault(trial, {})
+        for step, scalars in reports:
+            missing = {tag: value for tag, value in scalars.items() if (tag, step) not in seen}
+            if missing:
+                self.report(trial, step, missing)
+            last.update(dict.fromkeys(scalars, step))
+        self.hparams(trial, config, metrics, status)
+        self._close(trial)
+
+    def _recorded_status(self, trial: str) -> str:
+        """The status that a TensorBoard that starts now would show; empty if there is none yet."""
+        path = self.folder / trial / f"{_FIRST_NAME}.hparams"
+        with suppress(FileNotFoundError):
+            for event in read_events(path):
+                for value in event.summary.value:
+                    if value.tag == metadata.SESSION_START_INFO_TAG:
+                        content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                        return str(content.session_start_info.hparams["status"].string_value)
+        return ""
 
     def close(self) -> None:
         """Close all files. A later write opens its file again."""
