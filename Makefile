@@ -67,6 +67,7 @@ clean:
 	rm -rf $(VENV) $(BEGUN) $(LOCK) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# `--no-compile`: Python compiles the modules that it imports, once; to compile all of them takes half of an install.
 # One shell from lock to stamp. A second `make` waits for the lock instead of deleting the first one's files.
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -75,10 +76,10 @@ $(STAMP): requirements.txt
 	@set -e; exec 9>$(LOCK); if command -v flock >/dev/null; then flock 9; fi; \
 	if [ $@ -nt requirements.txt ]; then exit 0; fi; \
 	if [ -e $(BEGUN) ]; then echo "The last install into $(VENV) was interrupted; installing again."; rm -rf $(VENV); fi; \
-	echo "Installing the pinned packages into $(VENV): the first install takes two to five minutes and 7 GB."; \
+	echo "Installing the pinned packages into $(VENV): the first install takes two to four minutes and 7 GB."; \
 	touch $(BEGUN); rm -f $@; \
 	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt; \
 	$(BIN)/python -m pip check --disable-pip-version-check; \
 	rm $(BEGUN); \
 	touch $@

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sweeps.command_line import main
 from sweeps.recording.tables import read_rows
-from tests.helpers.sweep import SPACE, gone, only_run, run_sweep, sets, steps, store, sweeps, trials
+from tests.helpers.sweep import SPACE, gone, only_run, sets, steps, store, sweeps, trials
 from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["store", "sweeps"]
@@ -18,9 +19,11 @@ LOGGED = sorted({*range(2, 21, 2), *STEPS[1:]})  # every second step, and with e
 
 
 @pytest.mark.slow
-def test_sweep_survives_killed_processes_and_ctrl_c(tmp_path: Path, store: Path, sweeps: Any) -> None:
-    """One run: a second driver is refused; then the driver is killed, a trial's process, and Ctrl-C in the
-    confirmation.
+def test_sweep_survives_killed_processes_and_ctrl_c(
+    tmp_path: Path, store: Path, sweeps: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run: a second driver is refused; then the driver is killed and a checkpoint damaged, a trial's process is
+    killed, and Ctrl-C comes in the confirmation.
     """
     results = tmp_path / "results"
     first = sweeps(
@@ -30,10 +33,11 @@ def test_sweep_survives_killed_processes_and_ctrl_c(tmp_path: Path, store: Path,
     first.wait_for("step 5/20", 2)
     run = only_run(results)
 
-    refused = run_sweep("--resume", str(run))
-    assert refused.returncode == 2
-    assert f"{run}: in use by a running sweep (process {first.process.pid} on " in refused.stderr
-    assert refused.stdout == "" and refused.stderr.count("\n") == 1
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 2
+    said = capsys.readouterr()
+    assert f"{run}: in use by a running sweep (process {first.process.pid} on " in said.err
+    assert said.out == "" and said.err.count("\n") == 1
 
     first.wait_for("step 10/20")
     # Ray's two agents wait another minute for the killed head. They hold no resources.
@@ -42,10 +46,16 @@ def test_sweep_survives_killed_processes_and_ctrl_c(tmp_path: Path, store: Path,
     first.wait()
     assert gone(processes, 20) == []
     assert not trials(run).keys() & Page(run / "trials").groups.keys()  # none has ended
+    newest = max((run / "trials").glob("t00[01]/checkpoint_*"), key=lambda folder: int(folder.name[-6:]))
+    earlier, damaged = int(newest.name[-6:]) - 5, newest.parent.name
+    with (newest / "state.pt").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damaged")
 
     second = sweeps("--resume", str(run), "--space", SPACE)
-    second.wait_for("t000 continues at step (5|10|15)")
-    second.wait_for("t001 continues at step (5|10|15)")
+    for id in ("t000", "t001"):
+        second.wait_for(f"{id} continues at step {earlier if id == damaged else '(5|10|15)'}(?!\\d)")
+    assert second.seen(f"{damaged} {newest.name} is damaged") == 1
     victims = [process for process in second.descendants() if process.name().startswith("ray::ImplicitFunc")]
     assert victims
     victims[0].kill()

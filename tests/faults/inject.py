@@ -15,6 +15,8 @@ from pathlib import Path
 from tests.faults.kinds import FOLDER, LIVE, MOMENTS, planted_mark
 from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
 
+KILLED = (("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))
+"""When the driver was killed, a line and its count: in the middle of the first trial, or of the second one."""
 _OUTSIDE = Path("/")
 _SECOND_INTERVAL = ("checkpoint:",)  # the newest checkpoint is lost
 _STARTS_OVER = ("events: deleted",)
@@ -66,8 +68,9 @@ class Bench:
 
     def copy(self, random: random.Random) -> Path:
         """A fresh copy of a killed run, in a results folder of its own."""
-        # In the middle of the first trial, or of the second one.
-        results = self.killed(*random.choice((("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))))
+        return self.copy_of(self.killed(*random.choice(KILLED)))
+
+    def copy_of(self, results: Path) -> Path:
         self._number += 1
         own = self.work / f"run-{os.getpid()}-{self._number}"
         shutil.rmtree(own, ignore_errors=True)

@@ -145,7 +145,7 @@ def problems(run: Path, expected: Results, before: Results, output: str, status:
         different = [key for key in ours.keys() & theirs.keys() if not _same(ours[key], theirs[key])]
         if different:
             found.append(f"{name} have other numbers: {sorted(different)}")
-    found += [f"half-written: {path.relative_to(run)}" for path in run.rglob("*") if _half_written(path)]
+    found += [f"half-written: {path.relative_to(run)}" for path in run.rglob("*") if half_written(path)]
     return found + messy(output)
 
 
@@ -156,7 +156,7 @@ def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     )
 
 
-def _half_written(path: Path) -> bool:
+def half_written(path: Path) -> bool:
     return path.name.endswith((".tmp", ".partial")) or path.name == ".ray"
 
 

@@ -1,18 +1,20 @@
-"""A sample of the fault injector: a fault of a file and of a place. Faults of running sweeps are tried in end_to_end/.
+"""All faults of a run's folder, without a trial that trains; those of running sweeps are tried in end_to_end/.
 
-`python -m tests.faults` tries all of them.
+`python -m tests.faults` tries all faults in whole sweeps.
 """
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
+from tests.faults import reading
 from tests.faults.__main__ import table
-from tests.faults.inject import Bench, Outcome, all_faults
+from tests.faults.inject import KILLED, Bench, Outcome, all_faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a sweep with many processes, also on busy machines
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +22,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("faults"), seed=0)
 
 
-@pytest.mark.parametrize("fault", ["checkpoint: state garbled", "run copied"])
-def test_sweep_survives(bench: Bench, fault: str) -> None:
-    assert bench.run(fault, random.Random(0)).problems == []
+@pytest.mark.parametrize("fault", reading.ALL)
+def test_run_is_read_after(bench: Bench, fault: str, tmp_path: Path) -> None:
+    run = bench.copy_of(bench.killed(*KILLED[-1]))  # one trial has ended
+    assert reading.read_after(fault, run, random.Random(0)) == []
 
 
 def test_table_counts_what_was_tried() -> None:

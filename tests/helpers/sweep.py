@@ -150,8 +150,9 @@ def sweeps() -> Any:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of prepared data of all tiny sweeps; the first sweep makes it."""
-    folder = tmp_path_factory.getbasetemp() / "sweep-store"  # one for all test files that import this fixture
+    """The folder of prepared data of all tiny sweeps, one for all test processes; the first sweep makes it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sweep-store"
     folder.mkdir(exist_ok=True)
     return folder
 

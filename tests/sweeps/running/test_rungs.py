@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from sweeps.planning.objectives import Objective
 from sweeps.planning.pareto import epsilon_net, fronts
-from sweeps.running.rungs import scores
+from sweeps.running.rungs import percentile, scores
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, PARAMETERS
 from trainables.training.results import BEST
@@ -126,7 +126,14 @@ def test_epsilon_net_spreads_over_the_front() -> None:
 def test_scores_rank_fronts_first() -> None:
     gains = np.array([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0]])
     assert scores(gains).tolist() == [-2.0, 0.0, -1.0]
-    assert scores(np.array([[1.0], [3.0]])).tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 999])
+@pytest.mark.parametrize("factor", [1.5, 2.0, 3.0, 4.0])
+def test_percentile_is_numpys(count: int, factor: float) -> None:
+    values = np.random.default_rng(count).normal(25.0, 3.0, count)
+    percent = (1 - 1 / factor) * 100
+    assert percentile(sorted(values.tolist()), percent) == np.percentile(values, percent)
 
 
 def test_dominated_trials_stop_and_both_ends_of_the_front_go_on() -> None:

@@ -1,0 +1,112 @@
+"""Faults of a run's folder without a trial that trains.
+
+The time budget of the run is used up. A resumed driver then starts nothing, not even Ray: it opens the run, its tables,
+TensorBoard's files and Optuna's journal, and answers from the trials that have ended. This takes a second where a whole
+sweep takes a minute.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import yaml
+
+from sweeps.command_line import main
+from sweeps.planning.run_files import RUN_SETTINGS
+from tests.faults.kinds import FOLDER, planted_mark
+from tests.faults.runs import ENDED, Results, half_written, messy, tree
+from tests.helpers.tensorboard import Page
+from trainables.training.checkpoint_folders import damage, newest_whole
+
+_TABLES_ONLY = ("events: deleted",)
+"""Only the tables are left. They may lack the last report."""
+
+
+def _moved(run: Path) -> Path:
+    new = run.parents[1] / "elsewhere" / "another name"
+    new.parent.mkdir()
+    return run.rename(new)
+
+
+def _copied(run: Path) -> Path:
+    return Path(shutil.copytree(run, run.parents[1] / "copy", symlinks=True))
+
+
+def _linked(run: Path) -> Path:
+    link = run.parents[1] / "link"
+    link.symlink_to(run)
+    return link
+
+
+PLACES: dict[str, Callable[[Path], Path]] = {
+    "run moved": _moved,
+    "run copied": _copied,
+    "resumed through a link": _linked,
+    "resumed from another working directory": lambda run: run,
+}
+ALL = (*FOLDER, *PLACES)
+
+
+def read_after(name: str, run: Path, random: random.Random) -> list[str]:
+    """What is wrong with a killed run that is resumed after the fault, without time for a trial; empty if nothing."""
+    _use_up_time(run)
+    before, original = Results.of(run), run
+    if name in FOLDER:
+        FOLDER[name](run, random)
+    else:
+        run = PLACES[name](run)
+    copied = tree(original) if name == "run copied" else {}
+    with chdir(Path("/") if name == "resumed from another working directory" else Path.cwd()):
+        status, output = _resume(run)
+    found = messy(output)
+    if status != 1 or "the time budget is over with" not in output:
+        found.append(f"exit status {status}, {output.splitlines()[-1:]}")
+    if copied and copied != tree(original):
+        found.append("the original was changed")
+    if name == "run moved" and original.exists():
+        found.append(f"written at the old place: {original}")
+    if planted_mark(run).exists():
+        found.append("a planted pickle was loaded")
+    return found + _lost(run, before, name)
+
+
+def _use_up_time(run: Path) -> None:
+    file = run / RUN_SETTINGS
+    record = yaml.safe_load(file.read_text(encoding="utf-8"))
+    record["settings"]["time_budget"] = 1.0
+    file.write_text(yaml.safe_dump(record), encoding="utf-8")
+
+
+def _resume(run: Path) -> tuple[int, str]:
+    """Exit status and output of the command, in this process."""
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        status = main(["--resume", str(run)])
+    return status, output.getvalue()
+
+
+def _lost(run: Path, before: Results, name: str) -> list[str]:
+    """What a run has lost of its results, and what is left where nothing should be."""
+    now, found = Results.of(run), []
+    for id, row in before.trials.items():
+        kept = ("status", "steps", *(key for key in row if key.startswith("val/")))
+        if row["status"] in ENDED and any(now.trials.get(id, {}).get(key) != row[key] for key in kept):
+            found.append(f"{id} had ended and changed")
+    lost = {key for key, values in before.reports.items() if now.reports.get(key) != values}
+    if lost and name not in _TABLES_ONLY:
+        found.append(f"lost reports: {sorted(lost)}")
+    listed = Page(run / "trials").groups
+    unlisted = [id for id, row in now.trials.items() if row["status"] in ENDED and id not in listed]
+    found += [f"TensorBoard does not list {id}" for id in unlisted]
+    for folder in (run / "trials").glob("t*/"):
+        whole, _ = newest_whole(folder)
+        if whole is not None and damage(whole):
+            found.append(f"{whole} is damaged and would be used")
+    if not (run / "report" / "answer.md").exists():
+        found.append("no answer")
+    return found + [f"half-written: {path.relative_to(run)}" for path in run.rglob("*") if half_written(path)]
