@@ -81,7 +81,7 @@ def make_sampler(
         name: a name of `search_spaces.SAMPLERS`, except "grid".
         seed: of the sweep. number: of the trial.
         modelled: whether enough configurations are known for a model, see `least_known`.
-        before: of the trial before. CMA-ES goes on with it, which only saves time.
+        before: of the trial before. CMA-ES and TPE go on with what it knows, which only saves time.
     """
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     if name == "random" or not modelled:
@@ -96,6 +96,7 @@ def make_sampler(
         if name == "gp":
             return optuna.samplers.GPSampler(seed=own, n_startup_trials=1, warn_independent_sampling=False)
         return RecentTPE(
+            before,
             seed=own,
             n_startup_trials=1,
             multivariate=True,

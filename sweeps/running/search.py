@@ -22,7 +22,7 @@ from sweeps.planning.objectives import Constraint, Objective
 from sweeps.recording.tables import TableRow, confirming, has_ended
 from sweeps.running.clock import Clock
 from sweeps.running.confirming import Begun, Configuration, confirmations, finalists
-from sweeps.running.optuna_study import Journal
+from sweeps.running.optuna_study import Journal, new_trial
 from sweeps.running.past_trials import STOPPED, PastTrials, metrics_of
 from sweeps.running.samplers import (
     draw,
@@ -274,7 +274,7 @@ class SweepSearch(Searcher):
             self._study.sampler = make_sampler(
                 self._sampler, self._space, self._seed, number, self._modelled, self._study.sampler
             )
-            trial = self._study.ask()
+            trial = new_trial(self._study)
             parameters = draw(self._space, trial)
             # TPE also notes what it drew for parameters that do not exist here, and would take that into account: then
             # a resumed sweep, which knows only the existing ones, would propose other values.

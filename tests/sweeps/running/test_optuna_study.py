@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -11,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sweeps.running import optuna_study
-from sweeps.running.optuna_study import Journal, RecentTPE
+from sweeps.running.optuna_study import Journal, RecentTPE, new_trial
 
 RANGE = optuna.distributions.FloatDistribution(0.0, 1.0)
 
@@ -47,10 +48,33 @@ def test_the_best_and_the_newest_are_looked_at(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(optuna_study, "_BEST", 3)
     study = study_of(VALUES, RecentTPE(seed=3, multivariate=True))
     running = study.ask({"x": RANGE})
-    seen = optuna_study._Part(study)._get_trials()
+    seen = study.sampler._part._get_trials()
     best = sorted(range(0, 40, 2), key=lambda number: -VALUES[number])[:3]
     rest = [number for number in range(40) if number not in best][-7:]
     assert [trial.number for trial in seen] == sorted([*best, *rest, running.number])
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_sampler_that_goes_on_looks_at_what_a_new_one_would(monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+    """Trials end in another order than they began; some fail, and values are equal."""
+    monkeypatch.setattr(optuna_study, "LOOKED_AT", 12)
+    monkeypatch.setattr(optuna_study, "_BEST", 4)
+    study, draw = optuna.create_study(direction=direction), np.random.default_rng(5)
+    sampler, running = RecentTPE(seed=0, multivariate=True), []
+    for number in range(60):
+        study.sampler = sampler = RecentTPE(sampler, seed=number, multivariate=True)
+        running.append(new_trial(study))
+        running[-1].suggest_float("x", 0, 1)
+        seen = [trial.number for trial in sampler._part._get_trials()]
+        study.sampler = other = RecentTPE(seed=number, multivariate=True)
+        new_trial(study).suggest_float("x", 0, 1)
+        assert seen == [trial.number for trial in other._part._get_trials()][:-1]
+        study.tell(2 * number + 1, state=TrialState.FAIL)
+        if len(running) == 4:
+            one = running.pop(int(draw.integers(4)))
+            one.report(float(draw.integers(5)), 1)
+            state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 7 % 3]
+            study.tell(one, float(draw.integers(5)) if state == TrialState.COMPLETE else None, state=state)
 
 
 def test_optuna_reads_the_journal(tmp_path: Path) -> None:
