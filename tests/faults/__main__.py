@@ -3,6 +3,8 @@
 Each run has one fault, drawn with the seed. It is a real sweep from the real command line; afterwards it is resumed
 and compared with an undisturbed one. With `--work DIR` the outcomes are kept in DIR, and another call goes on from
 them: the faults with the fewest runs come first, and the table counts all.
+
+`--reading` leaves out the training: see `tests.faults.reading`. It tries faults of a run's folder in a second each.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.faults import reading
 from tests.faults.inject import Bench, Outcome, all_faults
 
 
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--runs", type=int, default=len(all_faults()), help="number of faults (each kind once)")
+    flags.add_argument("--reading", action="store_true", help="no trial trains: a resumed driver only reads the run")
     flags.add_argument("--seed", type=int, default=0, help="of the faults, their places and moments (0)")
     flags.add_argument("--only", default="", metavar="A,B", help="only faults whose names contain one of these texts")
     flags.add_argument("--work", type=Path, default=None, metavar="DIR", help="keep all runs in this folder")
     flags.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many minutes")
     flags.add_argument("--table", type=Path, default=None, metavar="FILE", help="write the table of outcomes here")
     given = flags.parse_args()
-    names = [name for name in all_faults() if any(text in name for text in given.only.split(","))]
+    every = reading.ALL if given.reading else all_faults()
+    names = [name for name in every if any(text in name for text in given.only.split(","))]
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,8 @@ def main() -> int:
             least = min(tried[name] for name in names)
             name = random.Random(f"{given.seed} {least}").choice([name for name in names if tried[name] == least])
             began = time.monotonic()
-            outcome = bench.run(name, random.Random(f"{given.seed} {name} {tried[name]}"))
+            draw = random.Random(f"{given.seed} {name} {tried[name]}")
+            outcome = bench.read(name, draw) if given.reading else bench.run(name, draw)
             tried[name] += 1
             outcomes.append(outcome)
             with record.open("a") as file:

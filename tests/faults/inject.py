@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.kinds import FOLDER, LIVE, MOMENTS, planted_mark
+from tests.faults.reading import read_after
 from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
 
 KILLED = (("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))
@@ -91,6 +92,14 @@ class Bench:
             found = self._live(name, random)
         else:
             found = PLACES[name](self, random) if name in PLACES else MACHINES[name](self, random)
+        if not found:
+            shutil.rmtree(self.work / f"run-{os.getpid()}-{self._number}", ignore_errors=True)
+        return Outcome(name, found)
+
+    def read(self, name: str, random: random.Random) -> Outcome:
+        """As `run`, but no trial trains."""
+        run = self.copy_of(self.killed(*KILLED[-1]))  # one trial has ended: there is an answer
+        found = read_after(name, run, random)
         if not found:
             shutil.rmtree(self.work / f"run-{os.getpid()}-{self._number}", ignore_errors=True)
         return Outcome(name, found)
