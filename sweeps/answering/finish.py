@@ -232,7 +232,7 @@ def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, resul
     target = folder / "best"
     if source is None:
         reason = "; ".join(found) or "it has no checkpoint any more"
-        logger.error("winner's weights  lost: %s %s; best/ was not written", winner["id"], reason)
+        logger.error("winner's weights  lost: %s: %s; best/ was not written", winner["id"], reason)
         return False
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)

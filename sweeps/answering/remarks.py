@@ -222,10 +222,10 @@ def _decay(begins: float, short: int, last: int) -> list[str]:
         return []
     if begins < short:
         return [
-            f"Its learning rate decays from step {begins:.0f} on, so a run of only {short} steps would be "
+            f"Its learning rate decays from step {begins:.0f} on, so a run that ends at step {short} would be "
             f"another training: the value at step {short} is not its result."
         ]
     return [
-        f"Its learning rate is constant until step {begins:.0f}, so a run of only {short} steps would be the same "
+        f"Its learning rate is constant until step {begins:.0f}, so a run that ends at step {short} would be the same "
         f"training with an earlier decay, which the value at step {short} does not have."
     ]

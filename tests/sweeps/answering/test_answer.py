@@ -428,9 +428,9 @@ def test_start_is_no_part_of_the_training_history() -> None:
 @pytest.mark.parametrize(
     ("schedule", "start", "said"),
     [
-        ("cosine", 0.0, "decays from step 20 on, so a run of only 100 steps would be another training"),
-        ("linear", 0.15, "decays from step 75 on, so a run of only 100 steps would be another training"),
-        ("linear", 0.9, "is constant until step 450, so a run of only 100 steps would be the same training with an"),
+        ("cosine", 0.0, "decays from step 20 on, so a run that ends at step 100 would be another training"),
+        ("linear", 0.15, "decays from step 75 on, so a run that ends at step 100 would be another training"),
+        ("linear", 0.9, "is constant until step 450, so a run that ends at step 100 would be the same training with an"),
         ("constant", 0.0, ""),
     ],
 )
