@@ -18,6 +18,10 @@ import pytest
 
 from sweeps.recording.tables import read_rows
 from tests.helpers.paths import ROOT
+from trainables.data.prepare import prepare
+from trainables.methods.build import method_class
+from trainables.settings import override
+from trainables.settings.presets import preset
 
 SPACE = "sinsr_loss_ratios"
 TINY = {
@@ -150,10 +154,13 @@ def sweeps() -> Any:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of prepared data of all tiny sweeps, one for all test processes; the first sweep makes it."""
+    """The folder of prepared data of all tiny sweeps, one for all test processes. It has the data of SPACE: to prepare
+    them in a sweep takes processes of its own.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sweep-store"
-    folder.mkdir(exist_ok=True)
+    settings = override(preset("sample").trial, TINY)
+    prepare(settings, folder, method_class(settings.method).columns(settings), test=True)
     return folder
 
 
