@@ -41,6 +41,7 @@ MAY_IMPORT_RAY = (
     "trainables.training.launch",
     "trainables.data.ray_pipeline",
     "trainables.common.cluster",
+    "trainables.common.local_ray",
 )
 
 

@@ -27,13 +27,13 @@ from sweeps.planning.resources import (
 from sweeps.planning.results_place import check_bucket_results, check_results, check_results_place
 from sweeps.planning.rungs import rung_steps
 from sweeps.planning.settings import BASE_METRICS
-from sweeps.planning.temporary import SESSION_BYTES, temporary_root
 from sweeps.planning.trackers import check_tracker
 from trainables.common.buckets import BucketFolder
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
+from trainables.common.temporary import SESSION_BYTES, temporary_root
 from trainables.common.units import byte_text
 from trainables.data.stores.roots import local_root, store_root
 from trainables.images.sources.catalogue import LEAST_FOR_TEST

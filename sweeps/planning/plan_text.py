@@ -10,9 +10,9 @@ from sweeps.planning.budget import money
 from sweeps.planning.resources import gpu_text
 from sweeps.planning.rungs import rungs_text
 from sweeps.planning.sampling import NAMES
-from sweeps.planning.temporary import SESSION_BYTES
 from trainables.common.locations import shown
 from trainables.common.paths import is_uri
+from trainables.common.temporary import SESSION_BYTES
 from trainables.common.units import byte_text, duration
 from trainables.settings.methods import METHODS
 

@@ -44,7 +44,7 @@ class RecentTPE(TPESampler):
 
     def __init__(self, before: BaseSampler | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._known = before._known if isinstance(before, RecentTPE) else _Known()
+        self._known: _Known = before._known if isinstance(before, RecentTPE) else _Known()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         self._part = _Part(study, self._known.looked_at(study))  # a proposal begins here

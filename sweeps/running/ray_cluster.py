@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
 from ray._private.services import canonicalize_bootstrap_address
 
 from sweeps.planning.settings import SweepSettings
-from sweeps.planning.temporary import session_folder
 from sweeps.recording.progress import FOR_FILE, logger
 from sweeps.running.capacity import trials_at_once
 from sweeps.running.cluster_watch import ClusterWatch
-from sweeps.running.ray_watch import HeadWatch, RayWatch, end_children
 from trainables.common.cluster import join, shipped_code
 from trainables.common.command import end_on_sigterm
 from trainables.common.devices import FAKE, fake_gpus
-from trainables.common.errors import CannotRun, one_line
+from trainables.common.local_ray import local_ray, messages_to
 from trainables.common.machine import usable_cpus
-from trainables.common.paths import ROOT
+from trainables.common.ray_watch import HeadWatch
 from trainables.training.job import Workers
 
 _ENVIRONMENT = {
@@ -52,8 +46,6 @@ _ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_ATTEMPTS = 4
-_OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store is almost empty
 
 
 def workers(settings: SweepSettings) -> Workers:
@@ -98,8 +90,8 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
     theirs = _ENVIRONMENT | direct | ({FAKE: os.environ[FAKE]} if FAKE in os.environ else {})
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
     with (
-        _messages_in_log(),
-        _joined(settings, theirs, lost) if anywhere else _started(groups, lost),
+        messages_to(_keep_message),
+        _joined(settings, theirs, lost) if anywhere else local_ray(usable_cpus(), fake_gpus(), lost, groups),
     ):
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
@@ -113,22 +105,8 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
                 watch.close()
 
 
-@contextmanager
-def _messages_in_log() -> Iterator[None]:
-    """Writes what Ray's nodes tell the driver into the sweep's log only. When a process of Ray ends, that is dozens of
-    lines of its C++ log, which Ray prints on the terminal, in the middle of the progress.
-    """
-    printed = ray_worker.print_to_stdstream
-
-    def keep(data: Any, ignore_prefix: bool) -> None:
-        for line in "\n".join(data["lines"]).splitlines():
-            logger.info("ray        %s", line.rstrip(), extra=FOR_FILE)
-
-    ray_worker.print_to_stdstream = keep
-    try:
-        yield
-    finally:
-        ray_worker.print_to_stdstream = printed
+def _keep_message(line: str) -> None:
+    logger.info("ray        %s", line, extra=FOR_FILE)
 
 
 def without_proxy(*hosts: str) -> dict[str, str]:
@@ -167,73 +145,3 @@ def _joined(settings: SweepSettings, environment: Mapping[str, str], lost: Calla
     finally:
         watch.close()
         ray.shutdown()
-
-
-@contextmanager
-def _started(groups: bool, lost: Callable[[str], None]) -> Iterator[None]:
-    """A local Ray. Its processes inherit this process's environment."""
-    # Ray would write a token into HOME, where others may read it, and fail if that cannot be written. It reads the
-    # variable once per process, so it stays as it is.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with session_folder() as folder:
-        for attempt in range(_ATTEMPTS):
-            try:
-                _start(groups, folder)
-                break
-            except Exception as error:  # Ray raises plain ones too
-                ray.shutdown()
-                end_children()
-                # Its own limit of 30 s is too short on a busy machine.
-                if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
-                    raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
-        watch = RayWatch(lost, folder.parent)
-        try:
-            yield
-        finally:
-            watch.close()
-            ray.shutdown()
-
-
-def _start(groups: bool, folder: Path) -> None:
-    # SIGTERM often goes to all processes of a job, SIGHUP to all of a closed terminal. Ray's inherit this, so that the
-    # driver can end them in order.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    # Workers import this project, also if it is not installed and the driver runs in another folder.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    own = {"PYTHONPATH": path, **(_chosen_address() if groups else {})}
-    earlier = {name: os.environ.get(name) for name in own}
-    try:
-        os.environ.update(own)
-        ray.init(
-            address="local",
-            num_cpus=usable_cpus(),
-            num_gpus=fake_gpus(),  # None: Ray counts the real ones
-            # Train frees the resources of a stopped worker group through the dashboard's state API.
-            include_dashboard=groups,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
-    finally:
-        # Ray has replaced the handler: a signal that came meanwhile would end this process without a word.
-        end_on_sigterm()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for name, value in earlier.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _chosen_address() -> dict[str, str]:
-    """The environment variables that set the address of our Ray and pass it to its processes.
-
-    To free the CPUs of a stopped group, Train looks for the Ray of this machine. If several run, it fails silently and
-    the next group waits forever, unless RAY_ADDRESS names one.
-    """
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.common.cluster import check_address, join, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
+from trainables.common.local_ray import local_ray, messages_to
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 
 # Tasks per CPU, each of some shards. More tasks wait for Ray more often; fewer tasks end less evenly.
 _TASKS_A_CPU, _MOST_TASKS = 48, 1000
-_OBJECT_STORE_BYTES = 100 * 2**20
 STORES = "one that all share, or a bucket such as s3://NAME/stores"
 """What `--store` accepts on a cluster."""
 _FEW = 4  # this many shards are finished before other processes would have started
@@ -162,25 +163,22 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
         store: root of the stores, which is not copied to the nodes with the code.
 
     Raises:
-        InputError: see `join`.
+        InputError: see `join` and `local_ray`. CannotRun: a local Ray does not start.
     """
     if address:
         check_address(address)
         join(address, shipped_code(store))
+        try:
+            yield
+        finally:
+            ray.shutdown()
     else:
-        ray.init(
-            address="local",
-            num_cpus=cpus or usable_cpus(),
-            num_gpus=gpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        with messages_to(lambda line: None), local_ray(cpus or usable_cpus(), gpus, _lost):
+            yield
+
+
+def _lost(reason: str) -> None:
+    print(f"stopped: {reason}; what is prepared is kept: give the same command again", file=sys.stderr)
 
 
 def check_shared(folder: str, flag: str, accepted: str) -> None:

@@ -430,7 +430,11 @@ def test_start_is_no_part_of_the_training_history() -> None:
     [
         ("cosine", 0.0, "decays from step 20 on, so a run that ends at step 100 would be another training"),
         ("linear", 0.15, "decays from step 75 on, so a run that ends at step 100 would be another training"),
-        ("linear", 0.9, "is constant until step 450, so a run that ends at step 100 would be the same training with an"),
+        (
+            "linear",
+            0.9,
+            "is constant until step 450, so a run that ends at step 100 would be the same training",
+        ),
         ("constant", 0.0, ""),
     ],
 )

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 _WATCHED = """
 import shutil, subprocess, sys, time
 from pathlib import Path
-from sweeps.running.ray_watch import RayWatch
+from trainables.common.ray_watch import RayWatch
 
 folder, names, ends = Path({folder!r}), {names!r}, {ends!r}
 started = dict()

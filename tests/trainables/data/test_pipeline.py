@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.helpers.paths import ROOT
 from trainables.common import machine
+from trainables.common.errors import InputError
 from trainables.data.prepare import prepare
 from trainables.data.ray_pipeline import connected_for_preparation, on_ray
 from trainables.data.stores.shard_format import MANIFEST
@@ -58,6 +59,12 @@ def test_local_preparation_keeps_to_the_quota_of_a_container(tmp_path: Path, mon
     monkeypatch.setattr(machine, "_own_cgroups", lambda: iter([tmp_path]))
     with connected_for_preparation():
         assert ray.cluster_resources()["CPU"] == 1
+
+
+def test_folder_that_cannot_hold_rays_sockets_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    with pytest.raises(InputError, match=r"TMPDIR /proc/nowhere: not a writable folder"), connected_for_preparation():
+        pass
 
 
 def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from sweeps.planning.run_folder import RunFolder
-from sweeps.planning.temporary import session_folder
 from trainables.common.errors import InputError
 from trainables.common.locks import locked, take
+from trainables.common.temporary import session_folder
 from trainables.data.prepare import prepare
 from trainables.data.stores.inventory import remove, stores_below
 from trainables.data.stores.shard_format import MANIFEST
