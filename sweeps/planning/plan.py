@@ -33,7 +33,7 @@ from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
 from trainables.common.machine import address_space, available_memory
 from trainables.common.paths import check_room, is_uri
-from trainables.common.temporary import SESSION_BYTES, temporary_root
+from trainables.common.session_folder import SESSION_BYTES, temporary_root
 from trainables.common.units import byte_text
 from trainables.data.stores.roots import local_root, store_root
 from trainables.images.sources.catalogue import LEAST_FOR_TEST

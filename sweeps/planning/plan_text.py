@@ -12,7 +12,7 @@ from sweeps.planning.rungs import rungs_text
 from sweeps.planning.sampling import NAMES
 from trainables.common.locations import shown
 from trainables.common.paths import is_uri
-from trainables.common.temporary import SESSION_BYTES
+from trainables.common.session_folder import SESSION_BYTES
 from trainables.common.units import byte_text, duration
 from trainables.settings.methods import METHODS
 

@@ -19,7 +19,7 @@ from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, one_line
 from trainables.common.paths import ROOT
 from trainables.common.ray_watch import RayWatch, end_children
-from trainables.common.temporary import session_folder
+from trainables.common.session_folder import session_folder
 
 _ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 100 * 2**20  # results are small and data is memory-mapped: the object store is almost empty

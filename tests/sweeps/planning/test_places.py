@@ -17,7 +17,7 @@ from sweeps.planning.settings import SweepSettings
 from tests.helpers.paths import ROOT
 from trainables.common import machine
 from trainables.common.errors import InputError
-from trainables.common.temporary import session_folder, temporary_root
+from trainables.common.session_folder import session_folder, temporary_root
 
 
 def place(run: Path, store: Path) -> Path:
@@ -89,7 +89,7 @@ def test_an_unusable_temporary_folder_is_named(tmp_path: Path, kind: str, monkey
 def test_folders_of_killed_drivers_are_removed_and_those_of_others_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainables.common.temporary.temporary_root", lambda: tmp_path)
+    monkeypatch.setattr("trainables.common.session_folder.temporary_root", lambda: tmp_path)
     left = tmp_path / f"sweep-{os.getuid()}-left"
     left.mkdir()
     (left / "lock").write_text("")
@@ -152,7 +152,7 @@ def test_sigterm_does_what_ctrl_c_does(in_script: bool) -> None:
 
 def test_nobody_else_can_enter_the_folder_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray lets everybody write into the folder that it is given."""
-    monkeypatch.setattr("trainables.common.temporary.temporary_root", lambda: tmp_path)
+    monkeypatch.setattr("trainables.common.session_folder.temporary_root", lambda: tmp_path)
     with session_folder() as folder:
         assert folder.is_dir() and folder.parent.parent == tmp_path
         assert folder.parent.stat().st_mode & 0o777 == 0o700

@@ -15,7 +15,7 @@ import pytest
 from sweeps.planning.run_folder import RunFolder
 from trainables.common.errors import InputError
 from trainables.common.locks import locked, take
-from trainables.common.temporary import session_folder
+from trainables.common.session_folder import session_folder
 from trainables.data.prepare import prepare
 from trainables.data.stores.inventory import remove, stores_below
 from trainables.data.stores.shard_format import MANIFEST
