@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 
@@ -17,7 +15,8 @@ from sweeps.planning.budget import expectation
 from sweeps.planning.plan import Plan
 from sweeps.running.ray_cluster import workers
 from trainables.common.devices import device_for, gpu_count
-from trainables.common.errors import InputError
+from trainables.common.errors import CannotRun, InputError
+from trainables.common.temporary import temporary_folder
 from trainables.common.units import duration
 from trainables.data.prepare import prepare
 from trainables.images.sources.source import Source
@@ -39,7 +38,10 @@ def expected_time(plan: Plan, preparation: float, searched: int = 0, confirmed: 
     reason = _unmeasurable(plan)
     if reason:
         return f"not known: {reason}"
-    seconds = trial_seconds(plan)
+    try:
+        seconds = trial_seconds(plan)
+    except CannotRun as error:
+        return f"not known: {error}"  # the rest of the plan is
     question, at_once = plan.question, max(1, plan.concurrent)
     longer = max(1, question.confirm_steps) / max(1, question.trial.training.max_steps)
     trials = max(0, question.trials - searched)
@@ -53,6 +55,7 @@ def check_budget(plan: Plan) -> None:
 
     Raises:
         InputError: the time that is left is shorter than a trial.
+        CannotRun: `TMPDIR` is full.
     """
     settings, left = plan.question.settings, plan.seconds_left
     if math.isinf(left) or _unmeasurable(plan):
@@ -102,8 +105,8 @@ def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> floa
         "training.keep": "last",
     }
     small = override(trial, few)
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(small, Path(folder), method_class(small.method).columns(small), device, source=source)
+    with temporary_folder() as folder:
+        prepared = prepare(small, folder, method_class(small.method).columns(small), device, source=source)
         trainer = Trainer(small, prepared, ("val/psnr",), World(device=device))
         step = 0.0
         if training.max_steps:

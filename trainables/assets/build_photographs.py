@@ -14,7 +14,6 @@ import csv
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Literal
 from PIL import Image
 
 from trainables.common.errors import InputError
+from trainables.common.temporary import temporary_folder
 
 LIST = Path(__file__).parent / "photographs.csv"
 LONGEST_SIDE = {"photograph": 1024, "cut-out": 512}  # pixels, of what is kept
@@ -78,8 +78,8 @@ def fetch(cache: Path, log: Callable[[str], None] = print) -> None:
             raise InputError(f"make assets needs {tool} to fetch Debian packages; run it on Debian or Ubuntu")
     for package in sorted({row.package for row in missing}):
         log(f"fetching {package}")
-        with tempfile.TemporaryDirectory() as folder:
-            root = _unpack(package, Path(folder))
+        with temporary_folder() as folder:
+            root = _unpack(package, folder)
             for row in missing:
                 if row.package == package:
                     _keep(row, root, cache / row.cached_name)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from trainables.common.errors import CannotRun, InputError, UsageError
 from trainables.common.flags import Flags, Layout
 from trainables.common.output import flush_output, keep_output_open
+from trainables.common.temporary import full_temporary_named
 from trainables.common.version import PROJECT, VERSION
 
 
@@ -110,7 +111,8 @@ def run_command(
     try:
         flags = parser.parse_args(arguments)
         prog = " ".join([prog, *filter(None, [getattr(flags, "command", "")])])
-        status = work(flags)
+        with full_temporary_named():
+            status = work(flags)
     except SystemExit as ended:  # --help and --version
         if ended.code:
             raise

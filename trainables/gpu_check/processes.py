@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainables.common.temporary import temporary_folder
 from trainables.gpu_check.checks import Row, Setting, check_method, check_shared, checked
 
 PATIENCE = 600.0
@@ -89,13 +88,13 @@ def _child(
     more: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
 
-        def all_rows() -> None:
-            for row in checks(*given, Path(folder), *more):
+    def all_rows() -> None:
+        with temporary_folder() as folder:
+            for row in checks(*given, folder, *more):
                 pipe.send(row)
 
-        row = checked(name, "preparation", all_rows)  # what no single check has caught
-        if row.failure:
-            pipe.send(row)
+    row = checked(name, "preparation", all_rows)  # what no single check has caught
+    if row.failure:
+        pipe.send(row)
     pipe.send(None)

@@ -5,15 +5,15 @@ It continues the log that is there: the trial may have run on another node befor
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from trainables.common.buckets import BucketFolder
-from trainables.common.errors import InputError
+from trainables.common.errors import CannotRun, InputError
+from trainables.common.temporary import temporary_folder
 from trainables.training.trial_log import LIMIT, kept_output, log_name
 
 FIRST, EVERY = 0.5, 5.0
@@ -24,26 +24,27 @@ FIRST, EVERY = 0.5, 5.0
 def shipped_output(trial: BucketFolder, rank: int = 0) -> Iterator[None]:
     """As `kept_output`, with the file in a trial's folder in a bucket.
 
-    A bucket that does not answer costs lines of the log only. If the log that is there cannot be read, it stays as it
-    is, and this process's is not kept.
+    A bucket that does not answer, or a full `TMPDIR`, costs lines of the log only. If the log that is there cannot be
+    read, it stays as it is, and this process's is not kept.
 
     Args:
         trial: the trial's folder.
         rank: of this process among the workers of the trial.
     """
     name, bucket = log_name(rank), replace(trial, patient=False)
-    with tempfile.TemporaryDirectory(prefix="trial-log-") as folder:
-        path = Path(folder, name)
+    with ExitStack() as stack:
         try:
+            folder = stack.enter_context(temporary_folder())
+            path = folder / name
             there = bucket.objects().get(name)
             if there and there.bytes <= LIMIT:  # else it is none of ours
                 path.write_bytes(bucket.read(name) or b"")
-        except (InputError, OSError):
+        except (CannotRun, InputError, OSError):
             yield
             return
         shipping = _Shipping(path, bucket)
         try:
-            with kept_output(Path(folder), rank):
+            with kept_output(folder, rank):
                 yield
         finally:
             shipping.close()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Collection
@@ -32,11 +31,12 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainables.common.devices import device_for
+from trainables.common.errors import CannotRun
 from trainables.settings import TrialSettings
 from trainables.training.job import Job, Workers
 from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
-from trainables.training.reporting import MachineLeaving, ResultsNotShared, TrialDiverged
+from trainables.training.reporting import MachineLeaving, TrialDiverged
 from trainables.training.results import DIVERGED, FAILED, NOT_WRITTEN, PID
 
 NODES, _NODE = "nodes", "node"
@@ -77,7 +77,7 @@ def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = Fal
     """
     causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
     for cause in causes:
-        if isinstance(cause, ResultsNotShared) and not elsewhere:
+        if isinstance(cause, CannotRun) and not elsewhere:
             return {NOT_WRITTEN: str(cause)}
         if isinstance(cause, TrialDiverged):
             return {FAILED: str(cause), DIVERGED: True}
@@ -104,13 +104,12 @@ def _in_this_process(job: Job) -> None:
         watch = machine_watch() if job.on_cluster else None
         train_job(job, World(device=device), tune.report, watch.leaving if watch else lambda: False)
 
-    with tempfile.TemporaryDirectory() as own:
-        TorchTrainer(
-            train_function,
-            scaling_config=ray_train.ScalingConfig(num_workers=0),
-            # The default is under HOME. With a bucket, `scratch` is on the head alone.
-            run_config=ray_train.RunConfig(storage_path=own if job.bucket else job.scratch),
-        ).fit()
+    TorchTrainer(
+        train_function,
+        scaling_config=ray_train.ScalingConfig(num_workers=0),
+        # The default is under HOME. With a bucket, `scratch` is on the head alone.
+        run_config=ray_train.RunConfig(storage_path=str(job.own_folder) if job.bucket else job.scratch),
+    ).fit()
 
 
 def _in_worker_group(job: Job) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainables.common.errors import CannotRun
 from trainables.training.measurements import Validation
 
 if TYPE_CHECKING:  # it imports the networks, and this module is read where none is needed
@@ -61,7 +62,7 @@ class TrialDiverged(RuntimeError):
     """A loss term became NaN or infinite. The message names the step and the term."""
 
 
-class ResultsNotShared(RuntimeError):
+class ResultsNotShared(CannotRun):
     """A node does not see the run's folder, or cannot read its bucket.
 
     Its trials could neither continue nor keep checkpoints.

@@ -12,6 +12,7 @@ import torch
 
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
+from trainables.common.temporary import full_temporary_named
 from trainables.data.prepared import open_stores
 from trainables.settings import override
 from trainables.training.bucket_log import shipped_output
@@ -24,6 +25,7 @@ from trainables.training.results import NOT_WRITTEN, PID, payload
 from trainables.training.trial_log import kept_output
 
 
+@full_temporary_named()
 def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
     """Trains a trial, from its newest checkpoint if it has one, to its end.
 
@@ -34,6 +36,7 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
 
     Raises:
         ResultsNotShared: this node cannot keep the trial's checkpoints.
+        CannotRun: its `TMPDIR` is full.
         TrialDiverged, MachineLeaving: as `train`.
     """
     run = Path(job.folder).parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -72,3 +73,11 @@ def test_bucket_that_does_not_answer_costs_the_log_only(endpoint: str, host: str
     with shipped_output(nowhere):
         goes_on = True
     assert goes_on
+
+
+def test_no_temporary_folder_costs_the_log_only(trial: BucketFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    goes_on = []
+    with shipped_output(trial):
+        goes_on.append(True)
+    assert goes_on and not trial.objects()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from trainables.common.errors import CannotRun
 from trainables.settings import TrialSettings, override
 from trainables.training.launch import last_report, out_of_memory
 from trainables.training.memory import free_memory
@@ -24,6 +25,7 @@ def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool
         TrialDiverged("step 3: loss/x is nan"): {FAILED: "step 3: loss/x is nan", DIVERGED: True},
         torch.OutOfMemoryError("CUDA out of memory"): {FAILED: out_of_memory(tiny)},
         ResultsNotShared("--results: node a"): {NOT_WRITTEN: "--results: node a"},
+        CannotRun("TMPDIR /tmp: cannot be written"): {NOT_WRITTEN: "TMPDIR /tmp: cannot be written"},
         RuntimeError("a lost connection"): None,
     }
     for error, expected in errors.items():

@@ -1,0 +1,79 @@
+"""Folders in `TMPDIR` for what is needed for a moment only. If that disk is full, the message names it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.common.errors import CannotRun, InputError, one_line
+
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+_NO_ROOM = 2**20  # bytes: less is left where a file of some size did not fit
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder, removed at the end.
+
+    Raises:
+        CannotRun: `TMPDIR` cannot be written, or is full; also if the work inside finds it full.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _unusable(one_line(error.strerror or error)) from None
+    with made as folder, full_temporary_named(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def full_temporary_named(folder: Path | None = None) -> Iterator[None]:
+    """Turns an error of the work inside that comes from a full `TMPDIR` into one that says so. Compilers, torch and
+    pyarrow keep files there too, and raise their own types. Messages for the user stay, unless they name `folder`.
+
+    Args:
+        folder: one in `TMPDIR`: an error that names it is about `TMPDIR`, also where a quota, not the disk, is full.
+
+    Raises:
+        CannotRun: `TMPDIR` is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = isinstance(error, InputError | CannotRun)
+        for text in _texts(error):
+            reason = next((full for full in _FULL if full in text), "")
+            if reason and ((folder and str(folder) in text) or (not said and _is_full())):
+                raise _unusable(reason) from error
+        raise
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """The text of an error, and of those that it comes from."""
+    while error:
+        yield f"{error} {os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ''}"
+        error = error.__cause__ or error.__context__
+
+
+def _is_full() -> bool:
+    try:
+        return shutil.disk_usage(_root()).free < _NO_ROOM
+    except OSError:
+        return False
+
+
+def _root() -> str:
+    """The folder that Python uses: where `TMPDIR` cannot be written, it takes another one."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # none can be written
+        return os.environ.get("TMPDIR") or "/tmp"
+
+
+def _unusable(reason: str) -> CannotRun:
+    return CannotRun(f"TMPDIR {_root()}: cannot be written ({reason}); expected a writable folder with free space")
