@@ -17,7 +17,7 @@ from typing import Any
 import search_spaces
 from search_spaces import Choice, Criterion, Float, Int, Point, SearchSpace, When
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import path_of
+from trainables.common.paths import path_of, write_durably
 
 SPACE_FILE = "space.json"
 _KINDS = {kind.__name__: kind for kind in (SearchSpace, Float, Int, Choice, When, Point, Criterion)}
@@ -85,7 +85,7 @@ def read_space_file(path: Path) -> SearchSpace:
 def keep_space(run: Path, space: SearchSpace) -> None:
     """Writes a space that is not part of the package into the folder of its run."""
     if space.name not in search_spaces.names():
-        (run / SPACE_FILE).write_text(json.dumps(_encoded(space), indent=1), encoding="utf-8")
+        write_durably(run / SPACE_FILE, json.dumps(_encoded(space), indent=1))
 
 
 def register_kept_space(run: Path) -> None:
@@ -102,7 +102,10 @@ def register_kept_space(run: Path) -> None:
         if not isinstance(space, SearchSpace):
             raise ValueError("it is no space")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: damaged, or of another version ({one_line(error)})") from None
+        raise InputError(
+            f"{path}: damaged, or of another version ({one_line(error)}); put back a copy of this file, or start a new "
+            "run of the space"
+        ) from None
     register_space(space)
 
 

@@ -21,7 +21,7 @@ from sweeps.planning.lease import LEASE, Lease
 from sweeps.planning.run_files import EVENTS, RUN_SETTINGS, refuse_links
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import is_uri, path_of
+from trainables.common.paths import is_uri, path_of, write_durably
 from trainables.data.stores.roots import local_root
 from trainables.training.bucket_checkpoints import download_newest, drop_older_in
 from trainables.training.pictures import PICTURES
@@ -128,7 +128,7 @@ class RunBucket:
     def _mark(self) -> None:
         try:
             self.copy.mkdir(parents=True, exist_ok=True)
-            (self.copy / _PLACE).write_text(self.run.uri, encoding="utf-8")
+            write_durably(self.copy / _PLACE, self.run.uri)
         except OSError as error:
             raise InputError(
                 f"{self.copy}: cannot be written ({error.strerror}); expected a cache folder for the working copy of "

@@ -18,7 +18,7 @@ from sweeps.planning.run_files import RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import ROOT, is_checkout, is_uri, replace_file
+from trainables.common.paths import ROOT, is_checkout, is_uri, write_durably
 from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
@@ -28,6 +28,7 @@ UNCONFIRMED = "unconfirmed"
 _PYIQA = "pyiqa"
 _MOST_BYTES, _MOST_CHARACTERS = 1_000_000, 50_000
 """Of a settings.yaml, which has about 10 kB; of one value in it."""
+_REMEDY = "put back a copy of this file, or start a new run; its checkpoints in trials/ can still restore pictures"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 
@@ -58,8 +59,7 @@ def new_record(
 
 def write_record(run: Path, record: Mapping[str, Any]) -> None:
     """Writes a run's settings.yaml, or replaces it."""
-    text = yaml.safe_dump(_plain(record), sort_keys=False)
-    replace_file(run / RUN_SETTINGS, lambda new: new.write_text(text, encoding="utf-8"))
+    write_durably(run / RUN_SETTINGS, yaml.safe_dump(_plain(record), sort_keys=False))
 
 
 def read_record(run: Path, named: str = "") -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_record(run: Path, named: str = "") -> dict[str, Any]:
             f"{named}: not the folder of a run ({error.strerror}); expected one with a {RUN_SETTINGS}"
         ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's dates and numbers raise ValueError
-        raise InputError(f"{named}/{RUN_SETTINGS}: {one_line(error)}") from None
+        raise InputError(f"{named}/{RUN_SETTINGS}: {one_line(error)}; {_REMEDY}") from None
     return record
 
 
@@ -108,6 +108,8 @@ def _parsed(path: Path) -> Any:
         text = file.read(_MOST_BYTES + 1)
     if len(text) > _MOST_BYTES:
         raise ValueError(f"larger than {_MOST_BYTES / 1e6:g} MB")
+    if not text.strip(b"\0 \n"):
+        raise ValueError("empty")  # as a power loss leaves a file of version 0.1
     return yaml.load(text, _Loader)  # a SafeLoader
 
 

@@ -28,6 +28,7 @@ from sweeps.recording.tables import OUT_OF_TIME, RunTables, TableRow, confirming
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
+from trainables.common.paths import write_durably
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
 from trainables.training.measurements import Validation
@@ -258,9 +259,9 @@ class Recorder(Callback):
 
     def _write_params(self, id: str, label: str, hparams: Mapping[str, Any], replace: bool = True) -> None:
         path = Path(self.settings.folder) / "trials" / id / "params.json"
-        if replace or not path.exists():
+        if replace or not (path.exists() and path.stat().st_size):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"id": id, "label": label, **hparams}, indent=1), encoding="utf-8")
+            write_durably(path, json.dumps({"id": id, "label": label, **hparams}, indent=1))
 
     @_stopping
     def on_trial_result(

@@ -21,6 +21,7 @@ from sweeps.recording.tables import LEADERBOARD, TableRow, read_rows
 from sweeps.running.samplers import stored_value
 from sweeps.trial_config import TRIAL
 from trainables.common.errors import InputError, one_line
+from trainables.common.paths import write_durably
 from trainables.settings import flatten
 
 WARM_START = "warm_start.json"
@@ -138,7 +139,7 @@ def _parameters(
 def write_trials(folder: Path, trials: Sequence[Earlier]) -> None:
     """Keeps them in the run's folder."""
     if trials:
-        (folder / WARM_START).write_text(json.dumps([asdict(one) for one in trials], indent=1), encoding="utf-8")
+        write_durably(folder / WARM_START, json.dumps([asdict(one) for one in trials], indent=1))
 
 
 def kept_trials(folder: Path) -> list[Earlier]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -171,8 +172,43 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         OSError: for example, because the disk is full. An existing file is kept.
     """
     temporary = path.with_name(f".{path.name}{HALF_WRITTEN}")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a text file of which there is no other copy: also after a power loss, it is the old one or the new one.
+
+    Raises:
+        OSError: as `replace_file`.
+    """
+
+    def write(new: Path) -> None:
+        new.write_text(text, encoding="utf-8")
+        sync(new)
+
+    replace_file(path, write)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: for example, because the disk is full.
+    """
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:  # some network file systems cannot do it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(opened)
 
 
 def path_of(name: str, text: str) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 import zipfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from trainables.common.archives import refuse_packed
 from trainables.common.errors import one_line
-from trainables.common.paths import PARTIAL
+from trainables.common.paths import PARTIAL, sync
 from trainables.common.units import byte_text
 from trainables.pretrained.finished_trial import CHECKSUMS, STATE
 
@@ -51,11 +50,11 @@ def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None], damag
         sums = {path.name: _sha256(path) for path in sorted(staged.iterdir())}
         (staged / CHECKSUMS).write_text(json.dumps({"step": step, "sha256": sums}, indent=1), encoding="utf-8")
         for path in (*staged.iterdir(), staged):
-            _sync(path)
+            sync(path)
         if folder.exists():  # of an earlier attempt, or damaged
             shutil.rmtree(folder)
         staged.rename(folder)
-        _sync(trial)
+        sync(trial)
     except Exception as error:  # torch, safetensors and pyarrow raise their own types when a disk is full
         shutil.rmtree(staged, ignore_errors=True)
         raise CheckpointNotWritten(f"{folder}: cannot be written ({one_line(error)}{_room(trial)})") from error
@@ -134,14 +133,6 @@ def _is_own_file(folder: Path, name: str) -> bool:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _room(folder: Path) -> str:

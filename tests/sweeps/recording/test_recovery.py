@@ -84,6 +84,7 @@ def test_files_older_than_the_record_are_completed(tmp_path: Path) -> None:
     tables.flush(force=True)
     board.close()
     shutil.rmtree(tmp_path / "trials" / "t001")
+    (tmp_path / "trials" / "t002" / "params.json").touch()  # as a power loss left it
 
     recorder = Recorder(settings)
     recorder.open()
@@ -98,8 +99,9 @@ def test_files_older_than_the_record_are_completed(tmp_path: Path) -> None:
         assert scalars(tmp_path / "trials" / id, "val/psnr") == [(0, 20.0), (30, 50.0), (60, 80.0)]
     assert page.metrics("input") == {"val/psnr": (0, 17.0)} and page.metrics("t000") == {"val/psnr": (60, 80.0)}
     assert [step for step, _ in scalars(tmp_path / "trials" / "t000", "loss/l1")] == [10, 20, 30]
-    params = json.loads((tmp_path / "trials" / "t001" / "params.json").read_text(encoding="utf-8"))
-    assert params == {"id": "t001", "label": "", **expected}
+    for id in ("t001", "t002"):
+        params = json.loads((tmp_path / "trials" / id / "params.json").read_text(encoding="utf-8"))
+        assert params == {"id": id, "label": "", **expected}
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").rglob("*") if path.is_file()}
     again = Recorder(settings)
