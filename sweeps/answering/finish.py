@@ -37,7 +37,7 @@ from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.locations import locate, shown
-from trainables.common.paths import ROOT
+from trainables.common.paths import ROOT, replace_folder
 from trainables.common.version import PROJECT
 from trainables.metrics.names import test_name
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
@@ -229,19 +229,20 @@ def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, resul
         Whether it could be written: the winner's checkpoint may have been deleted or damaged since the trial ended.
     """
     source, found = newest(winner["id"], (WEIGHTS, SETTINGS))
-    target = folder / "best"
     if source is None:
         reason = "; ".join(found) or "it has no checkpoint any more"
         logger.error("winner's weights  lost: %s: %s; best/ was not written", winner["id"], reason)
         return False
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)
-    working.mkdir()
-    for name in (WEIGHTS, SETTINGS):
-        shutil.copy2(source / name, working / name)
-    (working / "README.md").write_text(_card(winner, plan, result), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    working.rename(target)
+    try:
+        working.mkdir()
+        for name in (WEIGHTS, SETTINGS):
+            shutil.copy2(source / name, working / name)
+        (working / "README.md").write_text(_card(winner, plan, result), encoding="utf-8")
+        replace_folder(working, folder / "best")
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
     return True
 
 

@@ -27,6 +27,7 @@ from sweeps.planning.plan import Plan
 from sweeps.recording.progress import logger
 from trainables.common.devices import own_device
 from trainables.common.errors import one_line
+from trainables.common.paths import replace_folder
 from trainables.data.stores.roots import local_root
 from trainables.images.pairs import Pair, Pairs
 from trainables.images.tensors import image_tensor, to_pixels, upsample
@@ -142,5 +143,4 @@ def _restore(
             values.append({"id": id, "image": crop.name, **found})
         Pictures([crop.name for crop in crops[:count]], np.stack(rows)).write(working / f"{id}.png")
     (working / _VALUES).write_text(json.dumps({"steps": steps, "values": values}), encoding="utf-8")
-    shutil.rmtree(kept, ignore_errors=True)
-    working.rename(kept)
+    replace_folder(working, kept)

@@ -21,7 +21,7 @@ from sweeps.planning.lease import LEASE, Lease
 from sweeps.planning.run_files import EVENTS, RUN_SETTINGS, refuse_links
 from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
-from trainables.common.paths import is_uri, path_of, write_durably
+from trainables.common.paths import is_uri, path_of, replace_folder, write_durably
 from trainables.data.stores.roots import local_root
 from trainables.training.bucket_checkpoints import download_newest, drop_older_in
 from trainables.training.pictures import PICTURES
@@ -76,8 +76,7 @@ def run_to_read(name: str, text: str) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     _download(run, new, objects)
     (new / _PLACE).write_text(text, encoding="utf-8")
-    shutil.rmtree(copy, ignore_errors=True)
-    new.rename(copy)
+    replace_folder(new, copy)
     return copy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -209,6 +210,44 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a complete folder `new` in the place of `folder`, which may not exist, and removes the old one.
+
+    Both must have the same parent. The two are swapped in one step where the file system can do it, so that a killed
+    process leaves the old or the new folder. NFS cannot: there, a process that is killed between two renames leaves
+    the old folder under a hidden name.
+
+    Raises:
+        OSError: the folder cannot be written. An existing folder is kept.
+    """
+    for path in (*new.iterdir(), new):
+        sync(path)
+    if not folder.exists():
+        new.rename(folder)
+    elif _swapped(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = folder.with_name(f".{folder.name}.old{PARTIAL}")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    sync(folder.parent)
+
+
+_IN_WORKING_DIRECTORY, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Swaps two folders in one step; False where the C library or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return bool(rename(_IN_WORKING_DIRECTORY, paths[0], _IN_WORKING_DIRECTORY, paths[1], _EXCHANGE) == 0)
 
 
 def path_of(name: str, text: str) -> Path:

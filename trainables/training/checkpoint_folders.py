@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainables.common.archives import refuse_packed
 from trainables.common.errors import one_line
-from trainables.common.paths import PARTIAL, sync
+from trainables.common.paths import PARTIAL, replace_folder
 from trainables.common.units import byte_text
 from trainables.pretrained.finished_trial import CHECKSUMS, STATE
 
@@ -49,12 +49,7 @@ def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None], damag
         write(staged)
         sums = {path.name: _sha256(path) for path in sorted(staged.iterdir())}
         (staged / CHECKSUMS).write_text(json.dumps({"step": step, "sha256": sums}, indent=1), encoding="utf-8")
-        for path in (*staged.iterdir(), staged):
-            sync(path)
-        if folder.exists():  # of an earlier attempt, or damaged
-            shutil.rmtree(folder)
-        staged.rename(folder)
-        sync(trial)
+        replace_folder(staged, folder)  # one of an earlier attempt, or damaged
     except Exception as error:  # torch, safetensors and pyarrow raise their own types when a disk is full
         shutil.rmtree(staged, ignore_errors=True)
         raise CheckpointNotWritten(f"{folder}: cannot be written ({one_line(error)}{_room(trial)})") from error
