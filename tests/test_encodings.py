@@ -18,7 +18,7 @@ def _modules() -> list[Path]:
 
 
 def _without_encoding(source: str) -> list[int]:
-    """The lines of calls that open a file as text in the locale's encoding."""
+    """The lines of calls that open a file, or read a process, as text in the locale's encoding."""
     lines = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         if any(keyword.arg in ("encoding", None) for keyword in call.keywords):
@@ -30,7 +30,9 @@ def _without_encoding(source: str) -> list[int]:
         mode = mode or (call.args[place] if name in ("open", "fdopen") and len(call.args) > place else None)
         text = isinstance(mode, ast.Constant) and isinstance(mode.value, str) and "b" not in mode.value
         text |= mode is None and isinstance(call.func, ast.Name)
-        if name in ("read_text", "write_text") or (name in ("open", "fdopen") and text):
+        of_process = any(word.arg == "text" for word in call.keywords) and name in ("run", "Popen", "check_output")
+        always = name in ("read_text", "write_text", "FileHandler")
+        if always or of_process or (name in ("open", "fdopen") and text):
             lines.append(call.lineno)
     return lines
 
@@ -44,6 +46,9 @@ def _without_encoding(source: str) -> list[int]:
         ("open(p, 'rb')", False),
         ("open(p, 'w')", True),
         ("p.open('a')", True),
+        ("logging.FileHandler(p)", True),
+        ("subprocess.run(a, text=True)", True),
+        ("subprocess.run(a, encoding='utf-8')", False),
         ("place.open()", False),
         ("os.open(p, os.O_RDWR)", False),
     ],

@@ -258,7 +258,7 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.seed >= 2**63:
         raise InputError(f"--seed {flags.seed}: expected 0 to {2**63 - 1}")
     tile, overlap = _tiling(flags)
-    source, folder = (path_of(name, getattr(flags, name.lower())) for name in ("INPUT", "OUTPUT"))
+    source, folder = (path_of(name, getattr(flags, name.lower()), any_bytes=True) for name in ("INPUT", "OUTPUT"))
     finished = finished_at("FINISHED", flags.finished)
     settings = restoration_settings(finished.absolute(), assignments(flags.set, "diffusion.inference_steps=20"))
     work = plan_restoration(source, folder, flags.overwrite, flags.skip_existing)

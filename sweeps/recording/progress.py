@@ -57,7 +57,7 @@ def log_to(path: Path) -> logging.Handler:
         terminal.setFormatter(form)
         terminal.addFilter(for_terminal)
         logger.addHandler(terminal)
-    file = logging.FileHandler(path)
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk costs the line, not a traceback
     file.setFormatter(form)
     logger.addHandler(file)

@@ -110,7 +110,14 @@ def load(cache: Path, kind: str) -> list[Image.Image]:
 def _unpack(package: str, folder: Path) -> Path:
     """Downloads and unpacks; returns the root of the package's files."""
     try:
-        subprocess.run(["apt-get", "download", package], cwd=folder, check=True, capture_output=True, text=True)
+        subprocess.run(
+            ["apt-get", "download", package],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"apt-get download {package} failed ({last}); try apt-get update first") from None

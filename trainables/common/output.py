@@ -39,6 +39,9 @@ def keep_output_open() -> None:
     the start, its output is discarded from the beginning; otherwise the next opened file would get its descriptor, and
     libraries would print into that file.
 
+    A character that the encoding of the output does not have, such as one of a file's name on a terminal for ASCII, is
+    written as `\\xe9`.
+
     Replaced streams, as in pytest, are not changed.
     """
     for number in range(3):
@@ -74,7 +77,7 @@ def _keep(name: Name, number: int) -> None:
         kept = io.TextIOWrapper(
             raw if stream.write_through else io.BufferedWriter(raw),  # write_through: as Python does for `python -u`
             stream.encoding,
-            stream.errors,
+            "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )

@@ -250,21 +250,35 @@ def _swapped(one: Path, other: Path) -> bool:
     return bool(rename(_IN_WORKING_DIRECTORY, paths[0], _IN_WORKING_DIRECTORY, paths[1], _EXCHANGE) == 0)
 
 
-def path_of(name: str, text: str) -> Path:
+def is_utf8(path: Path) -> bool:
+    """Whether the bytes of a path are UTF-8. pyarrow and safetensors open no others, and no text file holds them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def path_of(name: str, text: str, any_bytes: bool = False) -> Path:
     """A local path that the user gave, with `~` expanded.
 
     Args:
         name: of the flag or argument, for messages.
+        any_bytes: whether it need not be UTF-8.
 
     Raises:
-        InputError: it is empty, which Python would take for the working directory, or it is no valid path.
+        InputError: it is empty, which Python would take for the working directory, it is no valid path, or it is not
+            UTF-8, with the working directory.
     """
     if not text:
         raise InputError(f"{name} is empty; expected a path")
     try:
         path = Path(text).expanduser()
         path.exists()
+        whole = path.absolute()
     except (OSError, RuntimeError) as error:  # a name that is too long; an unknown user after ~
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{name} {text}: not a valid path ({reason})") from None
+    if not any_bytes and not is_utf8(whole):
+        raise InputError(f"{name} {text}: {whole} is not UTF-8; rename it, or choose another place")
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainables.common.errors import InputError
 from trainables.common.locks import take
+from trainables.common.paths import is_utf8
 
 SESSION_BYTES = 100e6
 """Room for Ray's logs, and for objects where /dev/shm is small."""
@@ -34,6 +35,8 @@ def temporary_root() -> Path:
     root = Path(given or "/tmp").absolute()
     if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
         raise InputError(f"TMPDIR {root}: not a writable folder; Ray keeps its sockets and logs there")
+    if not is_utf8(root):
+        raise InputError(f"TMPDIR {root}: not UTF-8; rename it, or choose another folder")
     for folder in (root, *map(Path, _SHORTER)):
         length = len(os.fsencode(folder)) + len(f"/{_PREFIX}") + 8
         if length <= _LONGEST and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.common.errors import CannotRun, InputError, one_line
+from trainables.common.paths import is_utf8
 
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 _NO_ROOM = 2**20  # bytes: less is left where a file of some size did not fit
@@ -21,12 +22,15 @@ def temporary_folder() -> Iterator[Path]:
     """A new folder, removed at the end.
 
     Raises:
-        CannotRun: `TMPDIR` cannot be written, or is full; also if the work inside finds it full.
+        CannotRun: `TMPDIR` cannot be written, is full, or is not UTF-8; also if the work inside finds it full.
     """
     try:
         made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     except OSError as error:
         raise _unusable(one_line(error.strerror or error)) from None
+    if not is_utf8(Path(made.name)):
+        made.cleanup()
+        raise CannotRun(f"TMPDIR {_root()}: not UTF-8; rename it, or choose another folder")
     with made as folder, full_temporary_named(Path(folder)):
         yield Path(folder)
 
