@@ -39,6 +39,7 @@ from sweeps.running.warm_start import warm_start_of
 from sweeps.sweep import start
 from trainables.common.devices import own_device
 from trainables.common.errors import InputError, one_line
+from trainables.common.machine import limit_threads
 from trainables.common.paths import is_uri
 from trainables.images.sources.decode import read_pixels
 from trainables.restorer import Restorer, picture_key, restoration_settings
@@ -204,6 +205,7 @@ class FinishedTrial:
         pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f"picture: {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)")
+        limit_threads()
         if tile not in self._restorers:
             device = torch.device(own_device())
             self._restorers[tile] = Restorer(restoration_settings(self.folder), device, tile)

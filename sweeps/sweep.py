@@ -37,6 +37,7 @@ from sweeps.trial_config import AVOIDED, CONFIRMATION, ID, KIND, PARAMETERS, SEE
 from trainables.common.command import ExitStatus
 from trainables.common.devices import device_for
 from trainables.common.errors import one_line
+from trainables.common.machine import limit_threads
 from trainables.common.paths import is_uri
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
@@ -113,6 +114,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
     started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
+    limit_threads()  # controls and the report's pictures are computed here
     recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
     live = LiveReport(plan, folder.path, recorder)
     try:

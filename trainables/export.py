@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags
+from trainables.common.machine import limit_threads
 from trainables.common.paths import check_writable, path_of
 from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import finished_settings
@@ -53,6 +54,7 @@ def export(finished: Path, folder: Path) -> None:
 
     from trainables.methods.build import build_method
 
+    limit_threads()
     method: LatentDiffusion = build_method(settings, torch.device("cpu"))  # type: ignore[assignment]  # settings say so
     written = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(written, ignore_errors=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags
+from trainables.common.machine import limit_threads
 from trainables.common.paths import check_writable, path_of
 from trainables.pretrained.base_model import find_base, has_text_encoder
 from trainables.pretrained.prompts import EMPTY, NEGATIVE, POSITIVE
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             raise InputError("--positive TEXT or --negative TEXT: none given; expected at least one prompt")
         file = path_of("FILE", flags.file)
         base = find_base(flags.base, flags.revision, setting="BASE")
+        limit_threads()
         for name, (tokens, cut) in write_prompts(base, file, texts).items():
             print(f"{name:10} {tokens} tokens{', cut: the text has more' if cut else ''}")
         print(f"written to {file}; use it with --set base.prompts={file}")

@@ -27,7 +27,7 @@ from trainables.common.devices import own_device
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
-from trainables.common.machine import available_memory
+from trainables.common.machine import available_memory, limit_threads
 from trainables.common.paths import check_writable, path_of, replace_whole
 from trainables.common.units import byte_text
 from trainables.images.sources.decode import reason
@@ -264,6 +264,7 @@ def _run(flags: argparse.Namespace) -> int:
     work = plan_restoration(source, folder, flags.overwrite, flags.skip_existing)
     try:
         if work.missing:
+            limit_threads()
             restore_pictures(Restorer(settings, _device(flags.device), tile, overlap), work, flags.seed)
     except KeyboardInterrupt:
         again = "to start again" if flags.overwrite else "with --skip-existing to resume"

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import InputError
@@ -33,6 +33,31 @@ def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
             return None
         raise
     return True
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a shared lock on a folder in `TMPDIR`: systemd-tmpfiles deletes what is old there after days, but nothing
+    in a locked folder.
+    """
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            take(file, shared=True)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder: see `held`."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        return take(file) is False
+    except OSError:  # NFS locks only what can be written
+        return False
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -30,6 +30,15 @@ def usable_cpus() -> int:
     return cpus
 
 
+def limit_threads() -> None:
+    """Keeps torch in this process within `usable_cpus`. By itself it starts a thread for each core of the machine, and
+    those beyond the quota of a container make it slower. Trials have a number of their own.
+    """
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+
+
 def available_memory() -> tuple[float, str]:
     """Bytes of memory that are free for this process, and what limits them: "this machine" or the container."""
     free, limited_by = float(psutil.virtual_memory().available), "this machine"

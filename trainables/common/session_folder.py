@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import InputError
-from trainables.common.locks import take
+from trainables.common.locks import held, is_held, take
 from trainables.common.paths import is_utf8
 
 SESSION_BYTES = 100e6
@@ -48,7 +48,8 @@ def temporary_root() -> Path:
 def session_folder() -> Iterator[Path]:
     """An empty folder for one Ray, removed at the end. Also removes those that killed drivers left.
 
-    Ray lets everybody write into its folder, so it is inside one that only this user can enter.
+    Ray lets everybody write into its folder, so it is inside one that only this user can enter. The lock that tells
+    whether it is in use is in the folder itself, so it is seen by whoever sees the folder, whatever its `TMPDIR`.
 
     Raises:
         InputError: see `temporary_root`; or the folder cannot be made.
@@ -64,7 +65,8 @@ def session_folder() -> Iterator[Path]:
         raise InputError(f"TMPDIR {root}: cannot be written ({error.strerror})") from None
     take(lock)  # without locks, what a killed driver leaves here stays
     try:
-        yield folder / _RAYS
+        with held(folder):
+            yield folder / _RAYS
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -76,6 +78,8 @@ def _remove_unused(folder: Path) -> None:
     A folder without a lock is being made, or is what Ray's dying processes wrote after it had been removed.
     """
     with suppress(OSError):
+        if is_held(folder):
+            return
         if not (folder / _LOCK).exists():
             if time.time() - folder.stat().st_mtime > _MAKING_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.common.errors import CannotRun, InputError, one_line
+from trainables.common.locks import held
 from trainables.common.paths import is_utf8
 
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
@@ -31,7 +32,7 @@ def temporary_folder() -> Iterator[Path]:
     if not is_utf8(Path(made.name)):
         made.cleanup()
         raise CannotRun(f"TMPDIR {_root()}: not UTF-8; rename it, or choose another folder")
-    with made as folder, full_temporary_named(Path(folder)):
+    with made as folder, held(Path(folder)), full_temporary_named(Path(folder)):
         yield Path(folder)
 
 

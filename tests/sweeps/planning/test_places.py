@@ -17,6 +17,7 @@ from sweeps.planning.settings import SweepSettings
 from tests.helpers.paths import ROOT
 from trainables.common import machine
 from trainables.common.errors import InputError
+from trainables.common.locks import is_held
 from trainables.common.session_folder import session_folder, temporary_root
 
 
@@ -101,6 +102,12 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_others_kept(
         assert not left.exists()
         with session_folder() as second:
             assert first.exists() and second != first
+            # What deletes old files in TMPDIR may take the lock's file; an old folder that is in use is still kept.
+            (second.parent / "lock").unlink()
+            os.utime(second.parent, (1e9, 1e9))
+            assert is_held(second.parent) and not is_held(new)
+            with session_folder():
+                assert second.exists()
     assert list(tmp_path.iterdir()) == [new]
 
 
