@@ -20,6 +20,8 @@ from torch import Tensor
 
 from trainables.networks.checkpoint_files import load_strictly, read_weights
 
+LDM_NAMES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+"""Starts of the names of an autoencoder in latent-diffusion's layout."""
 _DISTANCES_AT_ONCE = 2**24  # (latent, code) pairs per search of the nearest codes: 64 MiB of float32
 
 
@@ -151,7 +153,7 @@ def load_vq_f4(path: str | Path) -> VQModel:
             raise ValueError(f"{path} has no vq_config in its metadata; it must be a file written by save_vq_f4")
         model = VQModel.from_config(json.loads(config))
     elif path.suffix in {".pth", ".pt", ".ckpt"}:
-        state = read_weights(path, without=("loss.",))  # of its adversarial training
+        state = read_weights(path, without=("loss.",), own=LDM_NAMES)  # the loss is of its adversarial training
         model = _build_for_ldm(state)
         weights = convert_ldm_state_dict(state)
     else:

@@ -21,7 +21,7 @@ from diffusers.models import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from trainables.networks.autoencoder import convert_ldm_state_dict, downsampling, ldm_architecture
+from trainables.networks.autoencoder import LDM_NAMES, convert_ldm_state_dict, downsampling, ldm_architecture
 from trainables.networks.checkpoint_files import load_strictly, read_weights
 
 
@@ -219,7 +219,7 @@ def load_official_cfw(path: str | Path) -> tuple[AutoencoderKL, ControllableFeat
         ValueError: weights without fusion modules.
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
-    state = read_weights(Path(path), without=("loss.",))
+    state = read_weights(Path(path), without=("loss.",), own=LDM_NAMES)
     vae_weights, cfw_weights = convert_official_cfw(state)
     widths, layers = ldm_architecture(state)
     vae = AutoencoderKL(

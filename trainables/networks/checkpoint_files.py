@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from trainables.networks.plain_files import load_plain
 
-# Where trainers keep the weights of one network, the averaged ones first.
-_WRAPPERS = ("params_ema", "state_dict_ema", "params", "state_dict", "model_state_dict", "model", "network", "net")
+# Where trainers keep the weights of one network, the averaged ones, and what they call it before its names.
+_AVERAGED = ("params_ema", "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "g_ema", "ema")
+_PLAIN = ("params", "state_dict", "model_state_dict", "model", "module", "network", "net", "generator")
+_NETWORKS = (*_AVERAGED, "model", "module", "network", "net", "net_g", "netG", "generator")
+_DEPTH = 5  # of dictionaries in each other
 _NUMPY_TYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type(np.dtype))]
 _SHOWN = 3  # names per kind in a message
 
@@ -74,29 +77,76 @@ def _cause(error: Exception) -> str:
     return f"it holds more than weights ({cause}); save its state_dict alone"
 
 
-def weights_in(content: Any, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def weights_in(content: Any, without: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The weights of one network in a checkpoint's content, by the network's own names.
 
     Args:
-        content: the weights themselves, or a dictionary that holds them under one of the usual names. The prefixes
-            `module.` of distributed training and `_orig_mod.` of `torch.compile` are removed, in any order.
+        content: the weights themselves, or a dictionary that holds them under one of the usual names; averaged weights
+            are preferred. The prefixes `module.` of distributed training and `_orig_mod.` of `torch.compile` are
+            removed, in any order.
         without: first parts of names to leave out, such as "loss.".
+        own: starts of the network's own names. With them, what a trainer calls the network, such as `model.` in
+            Lightning's files, is removed too, and what belongs to other networks is left out.
 
     Raises:
-        ValueError: no weights, or two with the same name.
+        ValueError: no weights, two networks that fit, or two weights with the same name.
     """
-    weights: Any = content
-    while isinstance(weights, Mapping):
-        inner = next((weights[name] for name in _WRAPPERS if isinstance(weights.get(name), Mapping)), None)
-        if inner is None:
-            break
-        weights = inner
-    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"no weights in it; expected names with tensors, also below one of {', '.join(_WRAPPERS)}")
+    found = _networks(content)
+    if not found:
+        raise ValueError(
+            "no weights in it; expected names with tensors, also below state_dict, params_ema and the like"
+        )
+    fitting = [(place, prefix, one) for place, one in found for prefix in _prefixes(one, own)]
+    averaged = [one for one in fitting if set(f"{one[0]}{one[1]}".split(".")) & set(_AVERAGED)]
+    chosen = averaged or fitting or [("", "", found[0][1])]  # weights that do not fit are named by the load
+    if len(chosen) > 1:
+        both = " and ".join(f"{place}{prefix}".rstrip(".") or "its top level" for place, prefix, _ in chosen[:2])
+        raise ValueError(f"two networks in it fit, {both}; save the one that is meant alone")
+    _, prefix, weights = chosen[0]
+    return _own_weights(weights, prefix, without)
+
+
+def _networks(content: Any, place: str = "", depth: int = 0) -> list[tuple[str, Mapping[str, Tensor]]]:
+    """(its place, such as "model.params_ema.", its weights) of each network in a checkpoint; of averaged weights
+    alone, if there are some."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return []
+    for names in (_AVERAGED, _PLAIN):
+        found: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
+        for name in names:
+            for inner, weights in _networks(content.get(name), f"{place}{name}.", depth + 1):
+                found.setdefault(id(weights), (inner, weights))
+        if found:
+            return list(found.values())
+    return [(place, content)] if any(isinstance(value, Tensor) for value in content.values()) else []
+
+
+def _prefixes(weights: Mapping[str, Tensor], own: tuple[str, ...]) -> list[str]:
+    """What stands before the network's own names, such as "" or "model."; several, if several networks fit."""
+    found = {}
+    for name in (name for name, value in weights.items() if isinstance(value, Tensor)):
+        prefix, rest = "", _plain(name)
+        while own and not rest.startswith(own):
+            part, dot, rest = rest.partition(".")
+            if not dot or part not in _NETWORKS:
+                break
+            prefix += f"{part}."
+        else:
+            found[prefix] = True
+    return list(found)
+
+
+def _plain(name: object) -> str:
+    """A name without what distributed training and `torch.compile` add."""
+    return re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod(?=\.)", "", str(name)).lstrip("."))
+
+
+def _own_weights(weights: Mapping[str, Tensor], prefix: str, without: tuple[str, ...]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in weights.items():
-        own = re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod(?=\.)", "", str(name)).lstrip("."))
-        if not isinstance(value, Tensor) or (without and own.startswith(without)):
+        plain = _plain(name)
+        own = plain.removeprefix(prefix)
+        if not isinstance(value, Tensor) or not plain.startswith(prefix) or (without and own.startswith(without)):
             continue
         if own in found:
             raise ValueError(f"{own} is in it twice, once as {name}")
@@ -104,9 +154,9 @@ def weights_in(content: Any, without: tuple[str, ...] = ()) -> dict[str, Tensor]
     return found
 
 
-def read_weights(path: Path, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def read_weights(path: Path, without: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """`weights_in` the content of a file."""
-    return weights_in(read_checkpoint(path), without)
+    return weights_in(read_checkpoint(path), without, own)
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -186,7 +186,7 @@ def load_pix2pix(path: str | Path) -> UNetGenerator:
         RuntimeError: weights missing, unexpected or of other shapes; the message names them.
     """
     try:
-        weights = convert_official_generator(read_weights(Path(path)))
+        weights = convert_official_generator(read_weights(Path(path), own=("model.model.0.", "model.model.1.")))
     except ValueError as error:
         raise ValueError(f"{path} is not a Pix2Pix generator: {error}") from None
     if not {"down.0.conv.weight", "up.0.conv.weight"} <= weights.keys():

@@ -255,8 +255,9 @@ class SwinUNet(nn.Module):
             RuntimeError: parameters missing, unexpected or of other shapes; the message names them.
         """
         derived = (".relative_position_index", ".attn_mask")
-        weights = {name: value for name, value in weights_in(state).items() if not name.endswith(derived)}
         own = self.state_dict()
+        starts = tuple({f"{name.partition('.')[0]}." for name in own})
+        weights = {n: value for n, value in weights_in(state, own=starts).items() if not n.endswith(derived)}
         for name in (name for name in weights if name.endswith(".relative_position_bias_table") and name in own):
             weights[name] = _inner_offsets(weights[name], len(own[name]))
         load_strictly(self, weights)

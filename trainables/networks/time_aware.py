@@ -232,7 +232,7 @@ def read_official_stablesr(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: `path` does not exist.
         ValueError: a file without them.
     """
-    state = {k: v for k, v in read_weights(path).items() if k.startswith((_UNET, _ENCODER))}
+    state = {k: v for k, v in read_weights(path, own=(_UNET, _ENCODER)).items() if k.startswith((_UNET, _ENCODER))}
     if not any(".spade." in key for key in state) or not any(key.startswith(_ENCODER) for key in state):
         raise ValueError(f"no {_ENCODER}* and {_UNET}*.spade.* in it; these are not weights of StableSR's first stage")
     return state

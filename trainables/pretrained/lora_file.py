@@ -17,6 +17,16 @@ from trainables.pretrained.weights_file import read_safetensors
 
 DIFFUSERS, PEFT, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 _KOHYA = "lora_unet_"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_EXPECTED = (
+    "expected a LoRA of a UNet in safetensors, with the names of diffusers (unet.*), peft or kohya (lora_unet_*)"
+)
+_FOREIGN = {
+    "^(lora_transformer_|transformer\\.)": "it updates a transformer, such as Flux's or Stable Diffusion 3's",
+    "^diffusion_model\\.": "these are ComfyUI's names",
+    "hada_|lokr_": "it is a LoHa or LoKr of LyCORIS",
+}
+"""What names tell about files that are not read."""
 _TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2.")
 
 
@@ -28,9 +38,12 @@ def read_lora(path: Path, unet: UNet2DConditionModel) -> tuple[dict[str, Tensor]
         unet: after `add_lora`; kohya's names can only be read with its layers.
 
     Raises:
-        ValueError: no such file, updates of the text encoder, DoRA, or layers with several ranks or scales.
+        ValueError: no such file, one of `torch.save` or with other names, updates of the text encoder, DoRA, or layers
+            with several ranks or scales.
     """
     file = _file_of(path)
+    if file.suffix in _PICKLED:
+        raise ValueError(f"{file.name} is a file of torch.save; {_EXPECTED}")
     state = read_safetensors(file)
     with safe_open(file, "pt") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
@@ -41,6 +54,9 @@ def read_lora(path: Path, unet: UNet2DConditionModel) -> tuple[dict[str, Tensor]
         )
     if others := [name for name in state if "dora_scale" in name or "magnitude_vector" in name]:
         raise ValueError(f"{others[0]}: it is a DoRA; expected a LoRA")
+    for start, what in _FOREIGN.items():
+        if others := [name for name in state if re.search(start, name)]:
+            raise ValueError(f"{others[0]}: {what}; {_EXPECTED}")
     if any(name.startswith(_KOHYA) for name in state):
         state = _from_kohya(state, unet)
     alphas = {name: float(value) for name, value in state.items() if name.endswith(".alpha")}
@@ -57,6 +73,8 @@ def _file_of(path: Path) -> Path:
         return path
     usual = [path / name for name in (DIFFUSERS, PEFT) if (path / name).is_file()]
     found = usual or sorted(path.glob("*.safetensors"))
+    if not found and (pickled := [file for file in sorted(path.iterdir()) if file.suffix in _PICKLED]):
+        return pickled[0]
     if len(found) != 1:
         raise ValueError(f"a folder with {len(found)} LoRA files; expected one {DIFFUSERS} or {PEFT}, or name the file")
     return found[0]

@@ -45,12 +45,66 @@ def _prefixed(*prefixes: str) -> dict[str, Tensor]:
         {"a._orig_mod.weight": torch.ones(2), "module_list.0.bias": torch.zeros(1)},
         {**_prefixed("module."), "loss.discriminator.weight": torch.ones(1)},
         {"state_dict": {**_prefixed("module._orig_mod."), "module._orig_mod.loss.logvar": torch.ones(())}},
+        *({"model": _prefixed("b."), name: WEIGHTS} for name in ("ema", "ema_state_dict", "model_ema", "g_ema")),
+        {"module": WEIGHTS, "optimizer": {"state": {}}, "global_steps": 3},
+        {"ema": {"shadow_params": [torch.ones(2)], "decay": 0.99}, "model": WEIGHTS},
+        {"model": WEIGHTS, "state_dict": WEIGHTS},
     ],
-    ids=range(14),
+    ids=range(21),
 )
 def test_weights_are_found(content: Any) -> None:
     found = weights_in(content, without=("loss.",))
     assert found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": _prefixed("model.") | {"criterion.weight": torch.ones(1)}},
+        {"state_dict": _prefixed("model.module._orig_mod."), "epoch": 3},
+        {"state_dict": _prefixed("net_g.") | {"net_d.c.weight": torch.ones(1)}},
+        {"state_dict": _prefixed("model.") | {f"ema_{n}": v + 1 for n, v in _prefixed("model.").items()}},
+        {"module": _prefixed("module.model."), "ds_version": "0.17"},
+        {"model": WEIGHTS, "network": {"another.weight": torch.ones(1)}},
+    ],
+    ids=["lightning", "distributed inside", "two of a GAN", "averaged", "deepspeed", "another network"],
+)
+def test_names_of_the_network_tell_what_is_before_them(content: Any) -> None:
+    found = weights_in(content, own=("a.", "module_list."))
+    averaged = any(name.startswith("ema_") for name in content.get("state_dict", ()))
+    assert found.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found[name], WEIGHTS[name] + averaged) for name in WEIGHTS)
+
+
+def test_names_that_begin_like_a_wrapper_stay() -> None:
+    """As those of Pix2Pix's official generator."""
+    official = _prefixed("model.")
+    assert weights_in({"state_dict": official}, own=("model.a.",)).keys() == official.keys()
+    assert weights_in({"state_dict": _prefixed("model.model.")}, own=("model.a.", "model.module_")).keys() == (
+        official.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "both"),
+    [
+        ({"ema": WEIGHTS, "g_ema": _prefixed("")}, "g_ema and ema"),
+        ({"model": WEIGHTS, "network": _prefixed("")}, "model and network"),
+        ({"state_dict": _prefixed("model.") | _prefixed("net_g.")}, "state_dict.model and state_dict.net_g"),
+        (WEIGHTS | _prefixed("net_g."), "its top level and net_g"),
+    ],
+    ids=range(4),
+)
+def test_two_networks_that_fit_are_refused(content: Any, both: str) -> None:
+    with pytest.raises(ValueError, match=f"^two networks in it fit, {both}; save the one that is meant alone$"):
+        weights_in(content, own=("a.", "module_list."))
+
+
+def test_dictionaries_in_themselves_are_refused() -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    with pytest.raises(ValueError, match="no weights in it"):
+        weights_in(content)
 
 
 @pytest.mark.parametrize("content", [3, {}, [1], {"state_dict": {"epoch": 3}}, {"weights": WEIGHTS}, "text"])

@@ -128,6 +128,15 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
         lambda state: {n: v[:1] if i == 0 and ".down." in n else v for i, (n, v) in enumerate(state.items())},
         "layers of ranks 1, 3; expected one rank",
     ),
+    "ComfyUI": (
+        lambda state: {n.replace("unet.", "diffusion_model.input_blocks."): v for n, v in state.items()},
+        r"^diffusion_model.*: these are ComfyUI's names; expected a LoRA of a UNet in safetensors, with the names of",
+    ),
+    "a transformer": (
+        lambda state: {n.replace("unet.", "transformer."): v for n, v in state.items()},
+        "it updates a transformer, such as Flux's or Stable Diffusion 3's; expected a LoRA of a UNet",
+    ),
+    "LyCORIS": (lambda state: {"lora_unet_x.hada_w1_a": torch.ones(1)}, "it is a LoHa or LoKr of LyCORIS; expected"),
     "no LoRA": (lambda state: {"conv.weight": torch.ones(1)}, "without LoRA weights"),
 }
 
@@ -138,6 +147,15 @@ def test_what_is_unclear_is_refused(case: str, unet: UNet2DConditionModel, tmp_p
     save_file({n: v.contiguous() for n, v in change(lora_state_dict(unet)).items()}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=message):
         read_lora(tmp_path / "a.safetensors", unet)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_pickled_file_is_named(folder: bool, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    torch.save(lora_state_dict(unet), tmp_path / "adapter_model.bin")
+    with pytest.raises(
+        ValueError, match=r"^adapter_model\.bin is a file of torch\.save; expected .* in safetensors, with"
+    ):
+        read_lora(tmp_path if folder else tmp_path / "adapter_model.bin", unet)
 
 
 @pytest.mark.parametrize("names", [(), ("a.safetensors", "b.safetensors")], ids=["none", "two"])
