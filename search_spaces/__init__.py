@@ -61,11 +61,15 @@ def load(name: str) -> SearchSpace:
         nearest = difflib.get_close_matches(name, names(), n=1)
         meant = f", nearest: {nearest[0]}" if nearest else ""
         raise KeyError(f"there is no space {name!r}{meant}; the spaces are: {', '.join(names())}")
-    file = next(path for folder in __path__ if (path := Path(folder) / f"{name}.py").is_file())
+    file = next((path for folder in __path__ if (path := Path(folder) / f"{name}.py").is_file()), None)
+    if file is None:
+        raise SpaceError(f"search_spaces/{name}: not a Python file; expected search_spaces/{name}.py with a SPACE")
     where = f"search_spaces/{file.name}"
     try:
         space = getattr(importlib.import_module(f"search_spaces.{name}"), "SPACE", None)
-    except Exception as error:  # whatever a module can raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module can raise, also SystemExit
         raise SpaceError(f"{where}{_line_of(error, file)}: {_text_of(error)}") from None
     if space is None:
         raise SpaceError(f"{where}: defines no SPACE; expected SPACE = SearchSpace(name={name!r}, ...)")
@@ -79,14 +83,14 @@ def load(name: str) -> SearchSpace:
     return space
 
 
-def _line_of(error: Exception, file: Path) -> str:
+def _line_of(error: BaseException, file: Path) -> str:
     """The last line of `file` that an error comes from, as ", line 12"."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
-        return f", line {error.lineno}"
+        return f", line {error.lineno}" if error.lineno else ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _text_of(error: Exception) -> str:
+def _text_of(error: BaseException) -> str:
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -70,11 +70,14 @@ def read_space_file(path: Path) -> SearchSpace:
     try:
         exec(compile(source, str(path), "exec"), defined)
     except SyntaxError as error:
-        raise InputError(f"{name}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # of the user's code
+        raise InputError(f"{name}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the user's code, also SystemExit
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
-        raise InputError(f"{name}{where}: {type(error).__name__}: {one_line(error)}") from None
+        kind, text = type(error).__name__, one_line(error)
+        raise InputError(f"{name}{where}: {kind if text == kind else f'{kind}: {text}'}") from None
     space = defined.get("SPACE")
     if not isinstance(space, SearchSpace):
         found = "nothing" if space is None else f"a {type(space).__name__}"

@@ -37,6 +37,10 @@ BAD = {
     "syntax": (IMPORTS + SPACE.rstrip(")\n"), r"own\.py, line 3: SyntaxError: '\(' was never closed"),
     "import": ("import a_package_of_nobody\n", r"own\.py, line 1: ModuleNotFoundError: No module named 'a_package"),
     "misspelt": ((IMPORTS + SPACE).replace("Float(", "Flot("), r"own\.py, line 7: NameError: name 'Flot' is not def"),
+    "exit": (IMPORTS + "import sys\nsys.exit('no licence')\n", r"own\.py, line 3: SystemExit: no licence"),
+    "silent exit": (IMPORTS + "raise SystemExit", r"own\.py, line 2: SystemExit$"),
+    "cancelled": ("import asyncio\nraise asyncio.CancelledError", r"own\.py, line 2: CancelledError$"),
+    "null byte": (IMPORTS + "\0", r"own\.py: SyntaxError: source code .* null bytes"),
     "argument": ((IMPORTS + SPACE).replace("objective=", "metric="), r"own\.py, line 3: TypeError: .* 'metric'"),
 }
 
@@ -64,6 +68,17 @@ def test_bad_file_is_named_with_its_line(case: str, added: Callable[[str], None]
     listed = " ".join(spaces_and_presets().split())
     assert "own cannot be used: search_spaces/own.py" in listed
     assert search_spaces.load("max_timestep").question in listed
+
+
+def test_folder_is_no_question(added: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "__init__.py").touch()
+    added(IMPORTS + SPACE)
+    expected = "search_spaces/helpers: not a Python file; expected search_spaces/helpers.py with a SPACE"
+    with pytest.raises(InputError, match=f"^--space helpers: {expected}$"):
+        resolve(SweepSettings("helpers"))
+    assert f"helpers cannot be used: {expected}" in " ".join(spaces_and_presets().split())
+    assert resolve(SweepSettings("own")).space.question == "Is it?"
 
 
 def test_good_file_is_listed(added: Callable[[str], None]) -> None:
