@@ -75,12 +75,14 @@ def test_a_killed_process_leaves_the_old_or_the_new_folder(tmp_path: Path) -> No
     with subprocess.Popen(
         [sys.executable, "-c", REPLACES_FOREVER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "started\n"
-        end, seen = time.monotonic() + 0.5, 0
-        while time.monotonic() < end:
-            assert (tmp_path / "best").is_dir()  # a kill at any time finds it there
-            seen += 1
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "started\n"
+            end, seen = time.monotonic() + 0.5, 0
+            while time.monotonic() < end:
+                assert (tmp_path / "best").is_dir()  # a kill at any time finds it there
+                seen += 1
+        finally:
+            process.send_signal(signal.SIGKILL)
     assert seen > 100
     weights, settings = ((tmp_path / "best" / name).read_text(encoding="utf-8") for name in ("weights", "settings"))
     assert weights == settings and int(weights) >= 20
