@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.planning.temporary import temporary_root
 from sweeps.recording.progress import log_to, logger
 from tests.helpers.paths import ROOT
 from trainables.common.errors import CannotRun, InputError
 from trainables.common.paths import path_of
+from trainables.common.session_folder import temporary_root
 from trainables.common.temporary import temporary_folder
 
 NAME = os.fsdecode("日é".encode() + b"\xff")
