@@ -28,7 +28,7 @@ from sweeps.recording.tables import OUT_OF_TIME, RunTables, TableRow, confirming
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
-from trainables.common.paths import write_durably
+from trainables.common.paths import replace_file
 from trainables.metrics.names import test_name
 from trainables.training.checkpoint_folders import drop_older
 from trainables.training.measurements import Validation
@@ -261,7 +261,8 @@ class Recorder(Callback):
         path = Path(self.settings.folder) / "trials" / id / "params.json"
         if replace or not (path.exists() and path.stat().st_size):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, json.dumps({"id": id, "label": label, **hparams}, indent=1))
+            text = json.dumps({"id": id, "label": label, **hparams}, indent=1)
+            replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))  # made again from the record if lost
 
     @_stopping
     def on_trial_result(
