@@ -52,12 +52,18 @@ def test_one_step_of_the_teacher_is_better_than_bicubic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("latent_diffusion_sample", [("diffusion.inference_steps", 4)]), ("one_step_sample", [])]
+    ("name", "changes"),
+    [
+        ("latent_diffusion_sample", [("diffusion.inference_steps", 4)]),
+        ("one_step_sample", []),
+        ("stablesr_cfw_sample", []),
+        ("ccsr_sample", []),
+    ],
 )
 def test_finished_trials_are_better_than_their_input(name: str, changes: list[tuple[str, Any]]) -> None:
-    """0.42 and 0.27 of the input's distance on 48 crops; 0.8 leaves room for every sixth of them."""
+    """0.42, 0.27, 0.29 and 0.31 of the input's distance on 48 crops; 0.8 leaves room for every twelfth of them."""
     settings = preset("sample-print").trial.pairs
-    pairs = Pairs(load_photographs(SAMPLE, "validation"), settings, "validation", 0)[::6]
+    pairs = Pairs(load_photographs(SAMPLE, "validation"), settings, "validation", 0)[::12]
     restorer = Restorer(restoration_settings(ASSETS / name, changes), torch.device("cpu"))
     restored = _images([restorer(pair.degraded, (0, number)) for number, pair in enumerate(pairs)])
     targets, inputs = _images([pair.target for pair in pairs]), _images([pair.degraded for pair in pairs])
