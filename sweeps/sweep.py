@@ -73,13 +73,14 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
     lost, began = _Lost(plan.question.settings.address), time.monotonic()
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, plan.question.settings.results)
+        objectives = [one.metric for one in plan.objectives]
         folder = create_run(
-            plan.question, plan.metrics, [one.metric for one in plan.objectives], plan.stores, plan.store
+            *(plan.question, plan.metrics, objectives, plan.stores, plan.store),
+            keep=lambda folder: write_trials(folder, warm),
         )
         lost.folder = folder.path
         opened(folder.path)
         try:
-            write_trials(folder.path, warm)
             return _run(plan, folder, concurrent, warm, began)
         finally:
             folder.close()

@@ -189,9 +189,11 @@ class RunBucket:
             self._upload_record()
             now = _stamps(self.copy)
             changed = [name for name, stamp in now.items() if name != EVENTS and self._uploaded.get(name) != stamp]
-            changed.sort(key=lambda name: now[name][1])  # what was written last says that the rest is there
+            # A trial's end in TensorBoard says that the rest of its files is there.
+            ends = [name for name in changed if name.endswith(".hparams")]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(lambda name: self._upload(name, now[name]), changed))
+                for names in ([name for name in changed if name not in ends], ends):
+                    list(pool.map(lambda name: self._upload(name, now[name]), names))
             for name in self._uploaded.keys() - now.keys():
                 self.run.delete([name])
                 del self._uploaded[name]

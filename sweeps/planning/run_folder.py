@@ -176,12 +176,18 @@ def _may_run(owner: str) -> bool:
 
 
 def create_run(
-    question: Question, metrics: tuple[str, ...], objectives: Sequence[str], stores: Mapping[str, str], store: str = ""
+    question: Question,
+    metrics: tuple[str, ...],
+    objectives: Sequence[str],
+    stores: Mapping[str, str],
+    store: str = "",
+    keep: Callable[[Path], None] = lambda folder: None,
 ) -> RunFolder:
     """A new folder results/<space>/<time>/, locked, with its settings.yaml. In a bucket, it is there when this returns.
 
     Args:
         objectives, stores, store: see `new_record`.
+        keep: called with the folder, to write what else the run needs before settings.yaml makes it a run.
 
     Raises:
         InputError: the results folder or bucket cannot be written.
@@ -189,8 +195,9 @@ def create_run(
     results = question.settings.results
     folder = (_new_in_bucket if is_uri(results) else _new_folder)(results, question.space.name)
     try:
-        write_record(folder.path, new_record(question, metrics, objectives, stores, store))
         keep_space(folder.path, question.space)
+        keep(folder.path)
+        write_record(folder.path, new_record(question, metrics, objectives, stores, store))
         if folder.bucket:
             folder.bucket.sync()
     except InputError:

@@ -28,7 +28,7 @@ UNCONFIRMED = "unconfirmed"
 _PYIQA = "pyiqa"
 _MOST_BYTES, _MOST_CHARACTERS = 1_000_000, 50_000
 """Of a settings.yaml, which has about 10 kB; of one value in it."""
-_REMEDY = "put back a copy of this file, or start a new run; its checkpoints in trials/ can still restore pictures"
+_REMEDY = "put back a copy of this file, or start a new run; this run's checkpoints can still restore pictures"
 _VERSIONS = ("torch", "ray", "optuna", "diffusers", "torchmetrics", "pyarrow")
 
 

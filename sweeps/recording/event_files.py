@@ -67,22 +67,25 @@ def _newest_name(folder: Path) -> Path:
 
 
 def read_events(path: Path, most_bytes: int = 2**16) -> Iterator[Event]:
-    """The events of a file up to a record that was not written whole, without those that are larger, such as pictures.
-
-    Checksums are not tested: TensorBoard tests them.
+    """The events of a file up to a record that is damaged or was not written whole, without those that are larger, such
+    as pictures.
     """
     with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size
         while len(header := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", header[:8])
+            length, crc = struct.unpack("<QI", header)
+            left -= length + 16
+            if left < 0 or crc != _masked(crc32c(header[:8])):
+                return
             if length > most_bytes:
                 file.seek(length + 4, os.SEEK_CUR)
                 continue
             content = file.read(length + 4)
+            if content[length:] != struct.pack("<I", _masked(crc32c(content[:length]))):
+                return
             try:
                 event = Event.FromString(content[:length])
             except DecodeError:
-                return
-            if len(content) < length + 4:
                 return
             yield event
 

@@ -179,11 +179,14 @@ class Recorder(Callback):
             reports = [{name: value for name, value in row.items() if name.startswith(("val/", "test/"))}]
         else:
             settings = {
-                name.removeprefix("config/"): value for name, value in row.items() if name.startswith("config/")
+                name.removeprefix("config/"): value
+                for name, value in row.items()
+                if name.startswith("config/") and value is not None  # a column of a condition that does not hold here
             }
             hparams = {**settings, "seed": row["seed"], KIND: kind}
             reports = self.tables.reports_of(id)
-            self._write_params(id, row["label"], hparams, replace=False)
+            if not _is_json(Path(self.settings.folder) / "trials" / id / "params.json"):
+                self._write_params(id, row["label"], hparams)
         scalars = [(int(report.get("step") or 0), _scalars(report)) for report in reports]
         self.board.catch_up(id, hparams, scalars, self._shown_metrics(row), row["status"])
 
@@ -257,12 +260,11 @@ class Recorder(Callback):
         )
         self._write_params(id, config[LABEL], self._hparams(config))
 
-    def _write_params(self, id: str, label: str, hparams: Mapping[str, Any], replace: bool = True) -> None:
+    def _write_params(self, id: str, label: str, hparams: Mapping[str, Any]) -> None:
         path = Path(self.settings.folder) / "trials" / id / "params.json"
-        if replace or not (path.exists() and path.stat().st_size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"id": id, "label": label, **hparams}, indent=1)
-            replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))  # made again from the record if lost
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"id": id, "label": label, **hparams}, indent=1)
+        replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))  # made again from the record if lost
 
     @_stopping
     def on_trial_result(
@@ -398,6 +400,14 @@ class Recorder(Callback):
             values = {test_name(name): of_images for name, of_images in test.per_image.items()}
             self.tables.add_images(id, TEST, step, test.images, values)
             self.board.images(id, step, "test: input | output | target", test.grid)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _scalars(report: Mapping[str, Any]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -176,14 +177,14 @@ class TensorBoardTrials:
             config, metrics, status: as for `hparams`.
             reports: (step, scalars) of all reports, by step.
         """
-        if status in _END and self._recorded_status(trial) == status:
+        files = sorted((self.folder / trial).glob("events.out.tfevents.*"))
+        if status in _END and len(files) > 1 and self._recorded_status(trial) == status:
             return
-        seen = {
-            (value.tag, event.step)
-            for path in sorted((self.folder / trial).glob("events.out.tfevents.*"))
-            for event in read_events(path)
-            for value in event.summary.value
-        }
+        seen: set[tuple[str, int]] = set()
+        for event in (event for path in files for event in read_events(path)):
+            if event.session_log.status == SessionLog.START:  # TensorBoard drops what came before: see `restart`
+                seen = {(tag, step) for tag, step in seen if step < event.step}
+            seen.update((value.tag, event.step) for value in event.summary.value)
         last = self._last_step.setdefault(trial, {})
         for step, scalars in reports:
             missing = {tag: value for tag, value in scalars.items() if (tag, step) not in seen}
@@ -196,7 +197,7 @@ class TensorBoardTrials:
     def _recorded_status(self, trial: str) -> str:
         """The status that a TensorBoard that starts now would show; empty if there is none yet."""
         path = self.folder / trial / f"{_FIRST_NAME}.hparams"
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, DecodeError):
             for event in read_events(path):
                 for value in event.summary.value:
                     if value.tag == metadata.SESSION_START_INFO_TAG:

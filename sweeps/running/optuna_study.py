@@ -124,4 +124,5 @@ class _Part(Study):
 
 def new_trial(study: Study) -> Trial:
     """`study.ask`, without its look at all trials for one that waits: there is none."""
+    study._thread_local.cached_all_trials = None
     return Trial(study, study._storage.create_new_trial(study._study_id))

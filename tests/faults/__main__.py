@@ -35,10 +35,12 @@ def main() -> int:
     given = flags.parse_args()
     every = reading.ALL if given.reading else all_faults()
     names = [name for name in every if any(text in name for text in given.only.split(","))]
+    if not names:
+        flags.error(f"--only {given.only}: no such fault; there are {', '.join(every)}")
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        bench, record = Bench(work, given.seed), work / "outcomes.jsonl"
+        bench, record = Bench(work, given.seed), work / f"{'reading' if given.reading else 'outcomes'}.jsonl"
         outcomes = [Outcome(**json.loads(line)) for line in record.open()] if record.exists() else []
         tried = Counter(outcome.fault for outcome in outcomes)
         started = time.monotonic()

@@ -145,6 +145,9 @@ FOLDER: dict[str, FolderFault] = {
     "checkpoint: newest deleted": _on_newest(_delete),
     "folder of a finished trial deleted": _delete_finished_trial,
     "TensorBoard's files deleted": lambda run, random: [p.unlink() for p in run.glob("trials/**/events.out*")] and None,
+    "TensorBoard's files garbled": lambda run, random: (
+        [_garble(p, random) for p in sorted(run.glob("trials/**/events.out*"))] and None
+    ),
     "clock: all times changed": _other_times,
     "left by killed writers": _killed_writers,
     "pickles planted": _plant_pickles,

@@ -19,9 +19,9 @@ import yaml
 from sweeps.command_line import main
 from sweeps.planning.run_files import RUN_SETTINGS
 from tests.faults.kinds import FOLDER, planted_mark
-from tests.faults.runs import ENDED, Results, half_written, messy, tree
+from tests.faults.runs import ENDED, INTERVAL, Results, half_written, messy, tree
 from tests.helpers.tensorboard import Page
-from trainables.training.checkpoint_folders import damage, newest_whole
+from trainables.training.checkpoint_folders import newest_whole
 
 _TABLES_ONLY = ("events: deleted",)
 """Only the tables are left. They may lack the last report."""
@@ -57,7 +57,7 @@ ALL = (*FOLDER, *PLACES)
 def read_after(name: str, run: Path, random: random.Random) -> list[str]:
     """What is wrong with a killed run that is resumed after the fault, without time for a trial; empty if nothing."""
     _use_up_time(run)
-    before, original = Results.of(run), run
+    before, original, newest = Results.of(run), run, _newest(run)
     if name in FOLDER:
         FOLDER[name](run, random)
     else:
@@ -74,7 +74,20 @@ def read_after(name: str, run: Path, random: random.Random) -> list[str]:
         found.append(f"written at the old place: {original}")
     if planted_mark(run).exists():
         found.append("a planted pickle was loaded")
+    for id, folder in newest.items():
+        expected = folder.with_name(f"checkpoint_{int(folder.name[-6:]) - INTERVAL:06d}")
+        expected = expected if name.startswith("checkpoint:") else folder
+        chosen = _newest(run).get(id)
+        if chosen is None or chosen.name != expected.name:
+            found.append(f"{id} would continue from {chosen}")
     return found + _lost(run, before, name)
+
+
+def _newest(run: Path) -> dict[str, Path]:
+    """Trial that has not ended -> the checkpoint from which it would continue."""
+    ids = [id for id, row in Results.of(run).trials.items() if row["status"] not in ENDED]
+    found = {id: newest_whole(run / "trials" / id)[0] for id in ids}
+    return {id: folder for id, folder in found.items() if folder is not None}
 
 
 def _use_up_time(run: Path) -> None:
@@ -105,10 +118,6 @@ def _lost(run: Path, before: Results, name: str) -> list[str]:
     listed = Page(run / "trials").groups
     unlisted = [id for id, row in now.trials.items() if row["status"] in ENDED and id not in listed]
     found += [f"TensorBoard does not list {id}" for id in unlisted]
-    for folder in (run / "trials").glob("t*/"):
-        whole, _ = newest_whole(folder)
-        if whole is not None and damage(whole):
-            found.append(f"{whole} is damaged and would be used")
     if not (run / "report" / "answer.md").exists():
         found.append("no answer")
     files = (path.relative_to(run) for path in run.rglob("*") if half_written(path))

@@ -519,7 +519,7 @@ DAMAGED: dict[str, tuple[object, str]] = {
     "no text": (b"\xff\xfe\x80\x01\x00", ""),
     "no YAML": (b"command: {space: [", "while parsing"),
     "an invalid date": (b"command: {seed: 2026-99-99}", "month must be in 1..12"),
-    "empty": (b"", "empty; put back a copy of this file, or start a new run; its checkpoints in trials/"),
+    "empty": (b"", "empty; put back a copy of this file, or start a new run; this run's checkpoints"),
     "as a power loss leaves it": (bytes(4096), "empty; put back a copy"),
     "nothing": (b"# a comment", "its content is missing; expected names with their values; put back a copy"),
     "a list": ([1, 2], "its content is [1, 2]; expected names with their values"),

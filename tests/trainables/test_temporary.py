@@ -92,3 +92,14 @@ def test_errors_of_compilers_are_understood(monkeypatch: pytest.MonkeyPatch) -> 
         compile_nothing()
     with pytest.raises(CannotRun, match="No space left on device"), full_temporary_named():
         raise RuntimeError("CppCompileError: fatal error: error writing to /tmp/x.s: No space left on device")
+
+
+def test_an_error_that_is_its_own_cause_is_passed_on() -> None:
+    """Ray raises such errors."""
+
+    def fail() -> None:
+        error = RuntimeError("the dashboard does not start")
+        raise error from error
+
+    with pytest.raises(RuntimeError, match="the dashboard"), full_temporary_named():
+        fail()

@@ -93,6 +93,7 @@ def test_an_old_folder_is_replaced_as_a_whole(tmp_path: Path, swaps: bool, monke
     """Also on a file system that cannot swap two folders."""
     if not swaps:
         monkeypatch.setattr(paths, "_swapped", lambda one, other: False)
+    (tmp_path / f".best.old.killed{paths.PARTIAL}").mkdir()
     for content in ("old", "new"):
         (tmp_path / ".best").mkdir()
         (tmp_path / ".best" / content).touch()

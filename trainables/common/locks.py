@@ -15,6 +15,9 @@ _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 """Errors of file systems without locks: NFS without its lock daemon, some FUSE and Lustre mounts."""
 
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW  # somebody else may have put a pipe there
+
+
 def take(file: int, shared: bool = False, wait: bool = False) -> bool | None:
     """Locks an open file until it is closed.
 
@@ -40,10 +43,10 @@ def held(folder: Path) -> Iterator[None]:
     """Holds a shared lock on a folder in `TMPDIR`: systemd-tmpfiles deletes what is old there after days, but nothing
     in a locked folder.
     """
-    file = os.open(folder, os.O_RDONLY)
+    file = os.open(folder, _FOLDER)
     try:
         with suppress(OSError):
-            take(file, shared=True)
+            take(file, shared=True, wait=True)  # for one that asks `is_held` at this moment
         yield
     finally:
         os.close(file)
@@ -51,7 +54,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process holds the folder: see `held`."""
-    file = os.open(folder, os.O_RDONLY)
+    file = os.open(folder, _FOLDER)
     try:
         return take(file) is False
     except OSError:  # NFS locks only what can be written

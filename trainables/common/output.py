@@ -71,7 +71,7 @@ def _keep(name: Name, number: int) -> None:
     if stream is not getattr(sys, f"__{name}__") or isinstance(_raw(stream), _Output):
         return
     if stream is None:  # it was closed at the start, and another file may have its descriptor now
-        kept = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        kept = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     else:
         raw = _Output(number, "w", closefd=False)
         kept = io.TextIOWrapper(

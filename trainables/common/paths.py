@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -217,23 +218,28 @@ def replace_folder(new: Path, folder: Path) -> None:
 
     Both must have the same parent. The two are swapped in one step where the file system can do it, so that a killed
     process leaves the old or the new folder. NFS cannot: there, a process that is killed between two renames leaves
-    the old folder under a hidden name.
+    the old folder under a hidden name, until the next call.
 
     Raises:
         OSError: the folder cannot be written. An existing folder is kept.
     """
     for path in (*new.iterdir(), new):
         sync(path)
+    aside = f".{folder.name}.old"
     if not folder.exists():
         new.rename(folder)
     elif _swapped(new, folder):
         shutil.rmtree(new, ignore_errors=True)
     else:
-        old = folder.with_name(f".{folder.name}.old{PARTIAL}")
-        shutil.rmtree(old, ignore_errors=True)
+        old = folder.with_name(f"{aside}.{uuid.uuid4().hex}{PARTIAL}")
         folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+    for left in folder.parent.glob(f"{glob.escape(aside)}.*{PARTIAL}"):  # also of a killed process
+        shutil.rmtree(left, ignore_errors=True)
     sync(folder.parent)
 
 

@@ -1,4 +1,4 @@
-"""The folder in which a local Ray keeps its sockets and logs while a sweep runs."""
+"""The folder in which a local Ray keeps its sockets and logs."""
 
 from __future__ import annotations
 
@@ -60,16 +60,20 @@ def session_folder() -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
         (folder / _RAYS).mkdir()
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"TMPDIR {root}: cannot be written ({error.strerror})") from None
-    take(lock)  # without locks, what a killed driver leaves here stays
-    try:
-        with held(folder):
+    with held(folder):  # before the lock file is there, which another driver could take
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(f"TMPDIR {root}: cannot be written ({error.strerror})") from None
+        take(lock)  # without locks, what a killed driver leaves here stays
+        try:
             yield folder / _RAYS
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _remove_unused(folder: Path) -> None:

@@ -59,10 +59,12 @@ def full_temporary_named(folder: Path | None = None) -> Iterator[None]:
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:
-    """The text of an error, and of those that it comes from."""
-    while error:
+    """The text of an error, and of those that it comes from. An error may be its own cause."""
+    seen: list[BaseException] = []
+    while error and error not in seen:
         yield f"{error} {os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ''}"
-        error = error.__cause__ or error.__context__
+        seen.append(error)
+        error = error.__cause__ or error.__context__  # torch hides a compiler's by `from None`
 
 
 def _is_full() -> bool:
@@ -73,11 +75,14 @@ def _is_full() -> bool:
 
 
 def _root() -> str:
-    """The folder that Python uses: where `TMPDIR` cannot be written, it takes another one."""
+    """The folder that is meant. Python takes another one where `TMPDIR` was full when it first looked."""
+    given = os.environ.get("TMPDIR", "")
+    if given and os.path.isdir(given):
+        return given
     try:
         return tempfile.gettempdir()
     except OSError:  # none can be written
-        return os.environ.get("TMPDIR") or "/tmp"
+        return given or "/tmp"
 
 
 def _unusable(reason: str) -> CannotRun:

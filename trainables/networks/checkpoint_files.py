@@ -86,7 +86,7 @@ def weights_in(content: Any, without: tuple[str, ...] = (), own: tuple[str, ...]
             removed, in any order.
         without: first parts of names to leave out, such as "loss.".
         own: starts of the network's own names. With them, what a trainer calls the network, such as `model.` in
-            Lightning's files, is removed too, and what belongs to other networks is left out.
+            Lightning's files, is removed too, and what stands beside it under other names is left out.
 
     Raises:
         ValueError: no weights, two networks that fit, or two weights with the same name.
@@ -97,6 +97,9 @@ def weights_in(content: Any, without: tuple[str, ...] = (), own: tuple[str, ...]
             "no weights in it; expected names with tensors, also below state_dict, params_ema and the like"
         )
     fitting = [(place, prefix, one) for place, one in found for prefix in _prefixes(one, own)]
+    # An average's own counters (`decay`, `num_updates`) are no network.
+    least = max((len(one) for _, _, one in fitting), default=0) / 2
+    fitting = [one for one in fitting if len(one[2]) > least]
     averaged = [one for one in fitting if set(f"{one[0]}{one[1]}".split(".")) & set(_AVERAGED)]
     chosen = averaged or fitting or [("", "", found[0][1])]  # weights that do not fit are named by the load
     if len(chosen) > 1:
@@ -107,17 +110,15 @@ def weights_in(content: Any, without: tuple[str, ...] = (), own: tuple[str, ...]
 
 
 def _networks(content: Any, place: str = "", depth: int = 0) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """(its place, such as "model.params_ema.", its weights) of each network in a checkpoint; of averaged weights
-    alone, if there are some."""
+    """(its place, such as "model.params_ema.", its weights) of each network in a checkpoint."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return []
-    for names in (_AVERAGED, _PLAIN):
-        found: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
-        for name in names:
-            for inner, weights in _networks(content.get(name), f"{place}{name}.", depth + 1):
-                found.setdefault(id(weights), (inner, weights))
-        if found:
-            return list(found.values())
+    found: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
+    for name in (*_AVERAGED, *_PLAIN):
+        for inner, weights in _networks(content.get(name), f"{place}{name}.", depth + 1):
+            found.setdefault(id(weights), (inner, weights))
+    if found:
+        return list(found.values())
     return [(place, content)] if any(isinstance(value, Tensor) for value in content.values()) else []
 
 

@@ -18,6 +18,7 @@ from trainables.pretrained.weights_file import read_safetensors
 DIFFUSERS, PEFT, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 _KOHYA = "lora_unet_"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED_NAMES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # of diffusers and peft
 _EXPECTED = (
     "expected a LoRA of a UNet in safetensors, with the names of diffusers (unet.*), peft or kohya (lora_unet_*)"
 )
@@ -73,7 +74,7 @@ def _file_of(path: Path) -> Path:
         return path
     usual = [path / name for name in (DIFFUSERS, PEFT) if (path / name).is_file()]
     found = usual or sorted(path.glob("*.safetensors"))
-    if not found and (pickled := [file for file in sorted(path.iterdir()) if file.suffix in _PICKLED]):
+    if not found and (pickled := [path / name for name in _PICKLED_NAMES if (path / name).is_file()]):
         return pickled[0]
     if len(found) != 1:
         raise ValueError(f"a folder with {len(found)} LoRA files; expected one {DIFFUSERS} or {PEFT}, or name the file")

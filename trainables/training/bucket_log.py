@@ -33,13 +33,17 @@ def shipped_output(trial: BucketFolder, rank: int = 0) -> Iterator[None]:
     """
     name, bucket = log_name(rank), replace(trial, patient=False)
     with ExitStack() as stack:
+        kept = False
         try:
             folder = stack.enter_context(temporary_folder())
             path = folder / name
             there = bucket.objects().get(name)
             if there and there.bytes <= LIMIT:  # else it is none of ours
                 path.write_bytes(bucket.read(name) or b"")
+            kept = True
         except (CannotRun, InputError, OSError):
+            pass  # not inside: errors of the trial would come from this one
+        if not kept:
             yield
             return
         shipping = _Shipping(path, bucket)

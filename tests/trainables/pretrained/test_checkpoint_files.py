@@ -49,8 +49,9 @@ def _prefixed(*prefixes: str) -> dict[str, Tensor]:
         {"module": WEIGHTS, "optimizer": {"state": {}}, "global_steps": 3},
         {"ema": {"shadow_params": [torch.ones(2)], "decay": 0.99}, "model": WEIGHTS},
         {"model": WEIGHTS, "state_dict": WEIGHTS},
+        {"state_dict": WEIGHTS, "ema": {"decay": torch.tensor(0.99)}},
     ],
-    ids=range(21),
+    ids=range(22),
 )
 def test_weights_are_found(content: Any) -> None:
     found = weights_in(content, without=("loss.",))

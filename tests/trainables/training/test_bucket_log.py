@@ -81,3 +81,6 @@ def test_no_temporary_folder_costs_the_log_only(trial: BucketFolder, monkeypatch
     with shipped_output(trial):
         goes_on.append(True)
     assert goes_on and not trial.objects()
+    with pytest.raises(ValueError, match="of the trial") as raised, shipped_output(trial):
+        raise ValueError("of the trial")
+    assert raised.value.__context__ is None  # else a full TMPDIR would seem to be its cause
