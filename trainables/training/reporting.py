@@ -61,8 +61,7 @@ class TrialDiverged(RuntimeError):
     """A loss term became NaN or infinite. The message names the step and the term."""
 
 
-class ResultsNotShared(RuntimeError):
-    """A node does not see the run's folder, or cannot read its bucket.
-
-    Its trials could neither continue nor keep checkpoints.
+class NodeUnfit(RuntimeError):
+    """A node can train no trial of this sweep, and others may: it does not see the run's folder or the prepared data,
+    or cannot read them from their bucket. The message names the node, the folder and what is expected.
     """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ from trainables.training.results import REPEATED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
 WORKERS = Workers(count=1)
 REASON = "no weights on this machine"
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +48,28 @@ def disks() -> Iterator[Path]:
         yield Path(folder)
 
 
+def hide(folder: Path) -> None:
+    """Hides a folder from this thread and the processes that it starts, as on a machine that lacks a shared folder."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
+
+
 @pytest.fixture(scope="module")
 def cluster(disks: Path) -> Iterator[Cluster]:
-    """A head and a broken worker, with one CPU each."""
+    """A head and a broken worker, with one CPU each. The worker does not see the folder `hidden` of the disks."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    (disks / "hidden").mkdir()
+
+    def add_broken() -> None:
+        if os.geteuid() == 0:  # nobody else may mount
+            hide(disks / "hidden")
+        made.add_node(num_cpus=1, resources={"broken": 1}, env_vars={"BROKEN": "1"}, temp_dir=str(disks / "broken"))
+
     try:
-        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"}, temp_dir=str(disks / "broken"))
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(add_broken).result()
         made.wait_for_nodes()
         yield made
     finally:
@@ -113,6 +134,38 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
     assert stops == [
         f"trials failed on every node, and all are left out; the last one said: FileNotFoundError: {REASON}"
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide a folder from some processes")
+def test_node_that_does_not_see_the_results_is_left_out(
+    cluster: Cluster, disks: Path, small: TrialSettings, store_root: Path, tmp_path: Path
+) -> None:
+    """It joins after the start of the sweep, where `check_shared` finds those that are there."""
+    stages = tuple(needed_stages(small, store_root, method_class(small.method).columns(small)))
+    make_stores(small, stages)
+    run = disks / "hidden" / "run"
+    folder = run / "trials" / "t000"
+    folder.mkdir(parents=True)
+    job = Job(small, stages, ("val/psnr",), WORKERS, str(folder), str(run / ".ray"), on_cluster=True)
+    file, stops = log_to(tmp_path / "sweep.log"), list[str]()
+    nodes = FailingNodes(WORKERS, stops.append)
+    try:
+        with connected(settings_of(cluster), 1):
+            on_broken = tune.PlacementGroupFactory([{"CPU": 1, "broken": 1}])  # the first try
+            (result,) = tune.Tuner(
+                tune.with_resources(lambda config: launch(job), on_broken),
+                param_space={ID: "t000", GIVEN: True},
+                tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes)),
+                run_config=tune.RunConfig(name="tune", storage_path=str(run / ".ray"), callbacks=[nodes], verbose=0),
+            ).fit()
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    assert result.error is None and result.metrics["step"] == small.training.max_steps  # although none may fail
+    assert list(folder.glob("checkpoint_*")) and not stops
+    log = (tmp_path / "sweep.log").read_text(encoding="utf-8")
+    said = f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it"
+    assert log.count(f"{cluster.head_node.node_ip_address} is left out: {said}") == 1
 
 
 class Reclaimed(FailingNodes):

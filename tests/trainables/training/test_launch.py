@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import socket
+from pathlib import Path
+
 import pytest
 import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from trainables.data.stages.needed import needed_stages
+from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.training.launch import last_report, out_of_memory
+from trainables.training.job import Job, Workers
+from trainables.training.launch import last_report, out_of_memory, unfit_cause
+from trainables.training.loop import World
 from trainables.training.memory import free_memory
-from trainables.training.reporting import ResultsNotShared, TrialDiverged
-from trainables.training.results import DIVERGED, FAILED, NOT_WRITTEN
+from trainables.training.reporting import NodeUnfit, TrialDiverged
+from trainables.training.results import DIVERGED, FAILED
+from trainables.training.trial_process import train_job
 
 
 def of_a_worker(error: Exception) -> WorkerGroupError:
@@ -23,16 +32,26 @@ def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool
     errors = {
         TrialDiverged("step 3: loss/x is nan"): {FAILED: "step 3: loss/x is nan", DIVERGED: True},
         torch.OutOfMemoryError("CUDA out of memory"): {FAILED: out_of_memory(tiny)},
-        ResultsNotShared("--results: node a"): {NOT_WRITTEN: "--results: node a"},
         RuntimeError("a lost connection"): None,
     }
     for error, expected in errors.items():
         assert last_report(of_a_worker(error) if wrapped else error, tiny) == expected
 
 
-def test_node_without_the_results_fails_if_the_next_try_is_elsewhere(tiny: TrialSettings) -> None:
-    assert last_report(ResultsNotShared("--results: node a"), tiny, elsewhere=True) is None
-    assert last_report(TrialDiverged("step 3: loss/x is nan"), tiny, elsewhere=True) is not None
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_fault_of_a_node_is_told_from_that_of_a_trial(wrapped: bool) -> None:
+    for error, unfit in {NodeUnfit("--results: node a"): True, RuntimeError("a lost connection"): False}.items():
+        assert unfit_cause(of_a_worker(error) if wrapped else error) is (error if unfit else None)
+
+
+def test_node_without_the_prepared_data_is_unfit(small: TrialSettings, tmp_path: Path) -> None:
+    stages = tuple(needed_stages(small, tmp_path / "hidden", method_class(small.method).columns(small)))
+    folder = tmp_path / "run" / "trials" / "t000"
+    folder.mkdir(parents=True)
+    job = Job(small, stages, ("val/psnr",), Workers(), str(folder), str(tmp_path), on_cluster=True)
+    expected = f"--store: node {socket.gethostname()} does not see {stages[0].folder.local}; all nodes must share it"
+    with pytest.raises(NodeUnfit, match=f"^{re.escape(expected)}$"):
+        train_job(job, World(device=torch.device("cpu")), lambda result: None)
 
 
 def test_out_of_memory_names_the_settings_that_help(tiny: TrialSettings) -> None:
