@@ -10,6 +10,7 @@ nothing, and would spend six to eight CPU seconds each on these imports.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -32,6 +33,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainables.common.devices import device_for
+from trainables.common.errors import one_line
 from trainables.settings import TrialSettings
 from trainables.training.job import Job, Workers
 from trainables.training.memory import free_memory
@@ -75,10 +77,10 @@ def launch(job: Job) -> None:
     except Exception as error:
         if isinstance(error, MachineLeaving):
             raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
-        if (unfit := unfit_cause(error)) and job.on_cluster:
+        if (unfit := unfit_cause(error, own_disk=bool(job.bucket))) and job.on_cluster:
             node, _ = getattr(unfit, FAILED_AT, (ray.get_runtime_context().get_node_id(), 0.0))
-            raise OnUnfitNode(node, str(unfit)) from None
-        end = {NOT_WRITTEN: str(unfit)} if unfit else last_report(error, job.settings)
+            raise OnUnfitNode(node, one_line(unfit)) from None
+        end = {NOT_WRITTEN: one_line(unfit)} if unfit else last_report(error, job.settings)
         if end is None:
             raise
         tune.report({**end, PID: os.getpid()})
@@ -86,9 +88,17 @@ def launch(job: Job) -> None:
         free_memory()
 
 
-def unfit_cause(error: Exception) -> Exception | None:
-    """The error that says that its node can train no trial; None if there is none. On one machine it ends the sweep."""
-    return next((cause for cause in _causes(error) if isinstance(cause, NodeUnfit)), None)
+def unfit_cause(error: Exception, own_disk: bool = False) -> Exception | None:
+    """The error that says that its node can train no trial; None if there is none. On one machine it ends the sweep.
+
+    Args:
+        own_disk: whether trials write to no disk but that of their node, so that a full one is the node's fault.
+    """
+    for cause in _causes(error):
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(cause, NodeUnfit) or (full and own_disk):
+            return cause
+    return None
 
 
 def last_report(error: Exception, settings: TrialSettings) -> dict[str, Any] | None:

@@ -63,5 +63,6 @@ class TrialDiverged(RuntimeError):
 
 class NodeUnfit(RuntimeError):
     """A node can train no trial of this sweep, and others may: it does not see the run's folder or the prepared data,
-    or cannot read them from their bucket. The message names the node, the folder and what is expected.
+    or cannot read them from their bucket, or its own disk is full. The message names the node, the folder and what is
+    wrong.
     """

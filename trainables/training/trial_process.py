@@ -83,7 +83,7 @@ def _reporter(
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
         if row.reached is not None:  # of the first worker only
-            with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
+            with suppress(CheckpointNotWritten, NodeUnfit):  # then the trial continues from the one before it
                 place.keep(row.reached, write, between=True)
             return
         kept = start if row.repeated else None

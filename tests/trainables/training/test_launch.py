@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import socket
 from pathlib import Path
@@ -42,6 +44,10 @@ def test_errors_that_come_again_end_the_trial(tiny: TrialSettings, wrapped: bool
 def test_fault_of_a_node_is_told_from_that_of_a_trial(wrapped: bool) -> None:
     for error, unfit in {NodeUnfit("--results: node a"): True, RuntimeError("a lost connection"): False}.items():
         assert unfit_cause(of_a_worker(error) if wrapped else error) is (error if unfit else None)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+    assert unfit_cause(of_a_worker(full) if wrapped else full, own_disk=True) is full
+    assert unfit_cause(full) is None
+    assert unfit_cause(FileNotFoundError(errno.ENOENT, "no weights"), own_disk=True) is None
 
 
 def test_node_without_the_prepared_data_is_unfit(small: TrialSettings, tmp_path: Path) -> None:
