@@ -113,7 +113,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
     started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
-    recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
+    recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended, folder.newest_name)
     live = LiveReport(plan, folder.path, recorder)
     try:
         for line in plan_text(plan).splitlines():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,18 +22,21 @@ from ray.cluster_utils import Cluster
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import log_to, logger
+from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
-from sweeps.trial_config import GIVEN, ID
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.helpers.metadata import Metadata, metadata_server
+from tests.sweeps.recording.test_tables import measured
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.training.job import Job, Workers
 from trainables.training.launch import launch, trial_resources
-from trainables.training.results import REPEATED
+from trainables.training.results import CHECKPOINT, REPEATED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
 WORKERS = Workers(count=1)
@@ -229,6 +233,42 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     assert last <= kept < last + settings.training.report_every  # the notice may come with a report
     text = (folder / "log.txt").read_text(encoding="utf-8")
     assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
+
+
+def test_trial_that_is_killed_after_each_checkpoint_finishes(cluster: Cluster, tmp_path: Path) -> None:
+    """It dies more often than a trial may without progress, before its first report."""
+    reports = {step: measured(step, 0.3) | {CHECKPOINT: f"checkpoint_{step:06d}"} for step in (80, 90)}
+    folder = tmp_path / "trials" / "t000"
+
+    def trial(config: dict[str, Any]) -> None:
+        done = max((int(path.name.rpartition("_")[2]) for path in folder.glob("checkpoint_*")), default=0)
+        for step in range(done + 20, 80, 20):
+            (folder / f"checkpoint_{step:06d}").mkdir()
+            (folder / f"checkpoint_{step:06d}" / "checksums.json").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        for result in reports.values():
+            tune.report(result)
+
+    recorder = Recorder(RecorderSettings(str(tmp_path), ("val/psnr",), {}, 90, 1, 1, 1, seed=0, shown=("val/psnr",)))
+    config = {ID: "t000", GIVEN: True, LABEL: "", SEED: 0, PARAMETERS: {}}
+    with connected(settings_of(cluster), 1):
+        (result,) = tune.Tuner(
+            tune.with_resources(trial, trial_resources(WORKERS)),
+            param_space=config,
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(tmp_path / ".ray"),
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        ).fit()
+    assert result.error is None
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert (row["status"], row["steps"]) == ("finished", 90)
+    errors = (Path(result.path) / "error.txt").read_text(encoding="utf-8")
+    assert errors.count("Failure # ") == MAX_FAILURES + 1
 
 
 def test_messages_of_ray_are_in_the_log_only(
