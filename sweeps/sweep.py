@@ -26,6 +26,7 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.recording.trackers import make_tracker
+from sweeps.running.capacity import may_grow
 from sweeps.running.clock import Clock, Deadline, for_trials
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.preparation import prepare_stores
@@ -260,6 +261,11 @@ def _tune(
     question, training = plan.question, plan.question.trial.training
     rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
     reused, seconds = question.settings.workers_per_trial == 1, question.settings.seconds
+    each, most = workers(question.settings), concurrent
+    nodes = FailingNodes(each, recorder.stop) if question.settings.address and concurrent else None
+    fixed = nodes is not None and not may_grow()  # its nodes may become more or fewer all the same
+    if fixed:
+        most = min(plan.most_at_once, question.settings.max_concurrent or plan.most_at_once)
     clock = Clock(seconds, concurrent, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
     search = SweepSearch(
         question.space,
@@ -279,11 +285,10 @@ def _tune(
         warm,
         question.confirm_steps,
         clock,
+        nodes.room if nodes and fixed else None,
     )
     if not search.left or not _has_time(plan):
         return search
-    each = workers(question.settings)
-    nodes = FailingNodes(each, recorder.stop) if question.settings.address else None
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -306,7 +311,7 @@ def _tune(
             search_alg=search,
             scheduler=scheduler,
             num_samples=search.left,
-            max_concurrent_trials=min(concurrent, search.left),
+            max_concurrent_trials=min(most, search.left),
             reuse_actors=reused,
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,

@@ -30,6 +30,7 @@ from trainables.training.launch import NODES, OnUnfitNode, trial_resources
 
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""
+_LOOK_AGAIN = 2.0  # seconds until the nodes are counted anew
 _WORKER = "RayTrainWorker"  # Train's class of the workers of a group
 
 
@@ -58,6 +59,7 @@ class FailingNodes(Callback):
         self._reported: set[str] = set()  # nodes
         self._failures: dict[str, dict[str, str]] = {}  # node -> trial -> what it said last
         self._left_out: dict[str, str] = {}  # node -> its address
+        self._room, self._counted = 1, float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -142,6 +144,13 @@ class FailingNodes(Callback):
             resources = trial_resources(self._workers, avoided)
             if resources != trial.placement_group_factory:  # Tune has filed a trial that waits under those it has
                 trial.update_resources(resources)
+
+    def room(self) -> int:
+        """How many trials fit on the nodes there are now, without those that are left out; 1 or more."""
+        if time.monotonic() - self._counted > _LOOK_AGAIN:
+            self._room = max(1, self._places(self._left_out) // self._workers.count)
+            self._counted = time.monotonic()
+        return self._room
 
     def _avoided(self, id: str) -> frozenset[str]:
         own = {node for node, failed in self._failures.items() if id in failed and node not in self._reported}
