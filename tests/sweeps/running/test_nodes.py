@@ -62,14 +62,22 @@ def hide(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(disks: Path) -> Iterator[Cluster]:
-    """A head and a broken worker, with one CPU each. The worker does not see the folder `hidden` of the disks."""
+    """A head and a broken worker, with one CPU each. The worker does not see the folder `hidden` of the disks, and its
+    environment names a proxy, through which Ray must not connect.
+    """
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     (disks / "hidden").mkdir()
 
     def add_broken() -> None:
         if os.geteuid() == 0:  # nobody else may mount
             hide(disks / "hidden")
-        made.add_node(num_cpus=1, resources={"broken": 1}, env_vars={"BROKEN": "1"}, temp_dir=str(disks / "broken"))
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")  # nothing answers
+        made.add_node(
+            num_cpus=1,
+            resources={"broken": 1},
+            env_vars={"BROKEN": "1", **proxies},
+            temp_dir=str(disks / "broken"),
+        )
 
     try:
         with ThreadPoolExecutor(1) as thread:
