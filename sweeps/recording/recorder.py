@@ -51,6 +51,7 @@ MAX_FAILURES = 2
 
 _MACHINE_LOST = ("node has died", "MachineLeaving", "machine will be taken away")
 """In the error of a trial: Ray's words for a node that is gone, and ours for one that leaves."""
+_UNFIT = "OnUnfitNode: "  # before the reason, in the error of a trial
 
 
 @dataclass(frozen=True)
@@ -346,9 +347,14 @@ class Recorder(Callback):
     @_stopping
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = _last_error(trial)
-        lost = any(sign in text for sign in _MACHINE_LOST)
         why = one_line(text.strip().rpartition("\n")[2])
-        self.progress.waits(trial.config[ID], "lost its machine" if lost else f"failed ({why})")
+        if _UNFIT in text:
+            ended = f"cannot train on its node ({why.rpartition(_UNFIT)[2]})"
+        elif any(sign in text for sign in _MACHINE_LOST):
+            ended = "lost its machine"
+        else:
+            ended = f"failed ({why})"
+        self.progress.waits(trial.config[ID], ended)
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -35,7 +35,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from trainables.common.devices import device_for
 from trainables.common.errors import one_line
 from trainables.settings import TrialSettings
-from trainables.training.job import Job, Workers
+from trainables.training.job import Job, Workers, check_folders
 from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, NodeUnfit, TrialDiverged
@@ -128,6 +128,8 @@ def out_of_memory(settings: TrialSettings) -> str:
 
 
 def _in_this_process(job: Job) -> None:
+    check_folders(job)
+
     def train_function() -> None:
         from trainables.training.loop import World
         from trainables.training.trial_process import train_job
@@ -161,6 +163,7 @@ def _in_worker_group(job: Job) -> None:
         if job.on_cluster:
             machine_watch()  # Train itself starts the group again elsewhere
         try:
+            check_folders(job)
             train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}))
         except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), DIVERGED: True, PID: os.getpid()})

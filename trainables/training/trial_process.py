@@ -33,12 +33,9 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
         leaving: whether this machine is about to be taken away.
 
     Raises:
-        NodeUnfit: this node does not have what a trial needs.
+        NodeUnfit: this node cannot read data or checkpoints from their bucket, or its own disk is full.
         TrialDiverged, MachineLeaving: as `train`.
     """
-    run = Path(job.folder).parents[1]
-    if not job.bucket and not run.is_dir():
-        raise NodeUnfit(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     rank = world.rank
     with shipped_output(BucketFolder(job.bucket), rank) if job.bucket else kept_output(Path(job.folder), rank):
         torch.set_num_threads(job.workers.threads)
@@ -57,15 +54,11 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
 
 def _prepared(job: Job) -> Prepared:
     """Opens the prepared data. The driver has compared the contents; here only sizes and schemas are checked."""
-    node, folders = socket.gethostname(), [stage.folder for stage in job.stages]
-    hidden = [folder.local for folder in folders if not folder.remote and not folder.complete]
-    if job.on_cluster and hidden:
-        raise NodeUnfit(f"--store: node {node} does not see {hidden[0]}; all nodes must share it")
     try:
         return open_stores(override(job.settings, {"data.verify": False}), job.stages)
     except InputError as error:
-        if any(folder.remote for folder in folders):  # the copy failed: no access, or too small a disk
-            raise NodeUnfit(f"--store: node {node}: {error}") from None
+        if any(stage.folder.remote for stage in job.stages):  # the copy failed: no access, or too small a disk
+            raise NodeUnfit(f"--store: node {socket.gethostname()}: {error}") from None
         raise
 
 

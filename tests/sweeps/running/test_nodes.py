@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -53,7 +54,7 @@ def disks() -> Iterator[Path]:
 
 
 def hide(folder: Path) -> None:
-    """Hides a folder from this thread and the processes that it starts, as on a machine that lacks a shared folder."""
+    """Hides what is in a folder from this thread and the processes that it starts. Only root may do so."""
     if ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -66,26 +67,22 @@ def cluster(disks: Path) -> Iterator[Cluster]:
     environment names a proxy, through which Ray must not connect.
     """
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    broken = {"BROKEN": "1"} | dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     (disks / "hidden").mkdir()
 
     def add_broken() -> None:
-        if os.geteuid() == 0:  # nobody else may mount
+        if os.geteuid() == 0:
             hide(disks / "hidden")
-        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")  # nothing answers
-        made.add_node(
-            num_cpus=1,
-            resources={"broken": 1},
-            env_vars={"BROKEN": "1", **proxies},
-            temp_dir=str(disks / "broken"),
-        )
+        made.add_node(num_cpus=1, resources={"broken": 1}, env_vars=broken, temp_dir=str(disks / "broken"))
 
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(add_broken).result()
-        made.wait_for_nodes()
-        yield made
-    finally:
-        made.shutdown()
+    with ThreadPoolExecutor(1) as thread:  # the node ends with the thread that has started it
+        try:
+            with patch("ray._private.utils.set_sigterm_handler"):  # for main threads only
+                thread.submit(add_broken).result()
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
 
 
 def settings_of(cluster: Cluster) -> SweepSettings:
@@ -150,34 +147,38 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide a folder from some processes")
 def test_node_that_does_not_see_the_results_is_left_out(
-    cluster: Cluster, disks: Path, small: TrialSettings, store_root: Path, tmp_path: Path
+    cluster: Cluster, disks: Path, small: TrialSettings, tmp_path: Path
 ) -> None:
     """It joins after the start of the sweep, where `check_shared` finds those that are there."""
-    stages = tuple(needed_stages(small, store_root, method_class(small.method).columns(small)))
-    make_stores(small, stages)
     run = disks / "hidden" / "run"
-    folder = run / "trials" / "t000"
-    folder.mkdir(parents=True)
-    job = Job(small, stages, ("val/psnr",), WORKERS, str(folder), str(run / ".ray"), on_cluster=True)
+    (run / "trials").mkdir(parents=True)
+    job = Job(small, (), (), WORKERS, str(run / "trials" / "t000"), str(run / ".ray"), on_cluster=True)
+
+    def trial(config: dict[str, Any]) -> None:
+        if "BROKEN" in os.environ:
+            launch(job)
+        tune.report({"step": 9, "val/psnr": 1.0, "where": ray.get_runtime_context().get_node_id()})
+
     file, stops = log_to(tmp_path / "sweep.log"), list[str]()
     nodes = FailingNodes(WORKERS, stops.append)
     try:
         with connected(settings_of(cluster), 1):
             on_broken = tune.PlacementGroupFactory([{"CPU": 1, "broken": 1}])  # the first try
             (result,) = tune.Tuner(
-                tune.with_resources(lambda config: launch(job), on_broken),
+                tune.with_resources(trial, on_broken),
                 param_space={ID: "t000", GIVEN: True},
                 tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes)),
-                run_config=tune.RunConfig(name="tune", storage_path=str(run / ".ray"), callbacks=[nodes], verbose=0),
+                run_config=tune.RunConfig(name="tune", storage_path=job.scratch, callbacks=[nodes], verbose=0),
             ).fit()
     finally:
         logger.removeHandler(file)
         file.close()
-    assert result.error is None and result.metrics["step"] == small.training.max_steps  # although none may fail
-    assert list(folder.glob("checkpoint_*")) and not stops
+    assert result.error is None and result.metrics["where"] == cluster.head_node.node_id  # although none may fail
+    assert not stops
     log = (tmp_path / "sweep.log").read_text(encoding="utf-8")
     said = f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it"
     assert log.count(f"{cluster.head_node.node_ip_address} is left out: {said}") == 1
+    assert (Path(result.path) / "error.txt").read_text(encoding="utf-8").rstrip().endswith(f"OnUnfitNode: {said}")
 
 
 class Reclaimed(FailingNodes):

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,11 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
-from trainables.training.job import Job, Workers
+from trainables.training.job import Job, Workers, check_folders
 from trainables.training.launch import last_report, out_of_memory, unfit_cause
-from trainables.training.loop import World
 from trainables.training.memory import free_memory
 from trainables.training.reporting import NodeUnfit, TrialDiverged
 from trainables.training.results import DIVERGED, FAILED
-from trainables.training.trial_process import train_job
 
 
 def of_a_worker(error: Exception) -> WorkerGroupError:
@@ -50,14 +49,18 @@ def test_fault_of_a_node_is_told_from_that_of_a_trial(wrapped: bool) -> None:
     assert unfit_cause(FileNotFoundError(errno.ENOENT, "no weights"), own_disk=True) is None
 
 
-def test_node_without_the_prepared_data_is_unfit(small: TrialSettings, tmp_path: Path) -> None:
+def test_node_that_does_not_see_a_folder_is_unfit(small: TrialSettings, tmp_path: Path) -> None:
     stages = tuple(needed_stages(small, tmp_path / "hidden", method_class(small.method).columns(small)))
     folder = tmp_path / "run" / "trials" / "t000"
     folder.mkdir(parents=True)
     job = Job(small, stages, ("val/psnr",), Workers(), str(folder), str(tmp_path), on_cluster=True)
     expected = f"--store: node {socket.gethostname()} does not see {stages[0].folder.local}; all nodes must share it"
     with pytest.raises(NodeUnfit, match=f"^{re.escape(expected)}$"):
-        train_job(job, World(device=torch.device("cpu")), lambda result: None)
+        check_folders(job)
+    check_folders(replace(job, stages=()))
+    expected = f"--results: node {socket.gethostname()} does not see {tmp_path / 'else'}; all nodes must share it"
+    with pytest.raises(NodeUnfit, match=f"^{re.escape(expected)}$"):
+        check_folders(replace(job, folder=str(tmp_path / "else" / "trials" / "t000")))
 
 
 def test_out_of_memory_names_the_settings_that_help(tiny: TrialSettings) -> None:
