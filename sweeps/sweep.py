@@ -263,10 +263,14 @@ def _tune(
     reused, seconds = question.settings.workers_per_trial == 1, question.settings.seconds
     each, most = workers(question.settings), concurrent
     nodes = FailingNodes(each, recorder.stop) if question.settings.address and concurrent else None
-    fixed = nodes is not None and not may_grow()  # its nodes may become more or fewer all the same
-    if fixed:
+    room = nodes.room if nodes and not may_grow() else None  # on a cluster of fixed size, whose nodes may change
+    if room:
         most = min(plan.most_at_once, question.settings.max_concurrent or plan.most_at_once)
-    clock = Clock(seconds, concurrent, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
+
+    def at_once() -> int:
+        return min(most, room()) if room else concurrent
+
+    clock = Clock(seconds, at_once, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
     search = SweepSearch(
         question.space,
         plan.objective,
@@ -285,7 +289,7 @@ def _tune(
         warm,
         question.confirm_steps,
         clock,
-        nodes.room if nodes and fixed else None,
+        room,
     )
     if not search.left or not _has_time(plan):
         return search
