@@ -26,6 +26,7 @@ from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
 from sweeps.recording.trackers import make_tracker
+from sweeps.running.capacity import may_grow
 from sweeps.running.clock import Clock, Deadline, for_trials
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.preparation import prepare_stores
@@ -116,7 +117,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
     limit_threads()  # controls and the report's pictures are computed here
-    recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended)
+    recorder = Recorder(_recorder_settings(plan, folder, concurrent), folder.trial_ended, folder.newest_name)
     live = LiveReport(plan, folder.path, recorder)
     try:
         for line in plan_text(plan).splitlines():
@@ -263,7 +264,16 @@ def _tune(
     question, training = plan.question, plan.question.trial.training
     rows = [row for row in recorder.tables.leaderboard if row["kind"] != "control"]
     reused, seconds = question.settings.workers_per_trial == 1, question.settings.seconds
-    clock = Clock(seconds, concurrent, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
+    each, most = workers(question.settings), concurrent
+    nodes = FailingNodes(each, recorder.stop) if question.settings.address and concurrent else None
+    room = nodes.room if nodes and not may_grow() else None  # on a cluster of fixed size, whose nodes may change
+    if room:
+        most = min(plan.most_at_once, question.settings.max_concurrent or plan.most_at_once)
+
+    def at_once() -> int:
+        return min(most, room()) if room else concurrent
+
+    clock = Clock(seconds, at_once, training.max_steps, question.confirm_steps, began - plan.spent, reused=reused)
     search = SweepSearch(
         question.space,
         plan.objective,
@@ -282,11 +292,10 @@ def _tune(
         warm,
         question.confirm_steps,
         clock,
+        room,
     )
     if not search.left or not _has_time(plan):
         return search
-    each = workers(question.settings)
-    nodes = FailingNodes(each, recorder.stop) if question.settings.address else None
     scheduler = SweepScheduler(
         plan.objective,
         plan.direction,
@@ -309,7 +318,7 @@ def _tune(
             search_alg=search,
             scheduler=scheduler,
             num_samples=search.left,
-            max_concurrent_trials=min(concurrent, search.left),
+            max_concurrent_trials=min(most, search.left),
             reuse_actors=reused,
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,

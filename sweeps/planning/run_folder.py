@@ -32,7 +32,8 @@ from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError
 from trainables.common.locks import take
 from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
-from trainables.training.checkpoint_folders import drop_older, newest_whole
+from trainables.training.bucket_checkpoints import newest_name
+from trainables.training.checkpoint_folders import drop_older, newest_whole, sorted_checkpoints
 
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address")
 """Settings that a resumed run may change."""
@@ -145,6 +146,15 @@ class RunFolder:
             self.bucket.trial_ended(id)
         else:
             drop_older(self.trials / id)
+
+    def newest_name(self, id: str) -> str:
+        """The name of a trial's newest checkpoint, whose content is not looked at; empty if there is none, or if the
+        bucket does not answer."""
+        if self.bucket:
+            with suppress(InputError):
+                return newest_name(self.bucket.trial(id))
+            return ""
+        return next((folder.name for folder in sorted_checkpoints(self.trials / id)), "")
 
     def newest(self, id: str, wanted: tuple[str, ...]) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint of a trial, with these files at least; and a line for each damaged one."""

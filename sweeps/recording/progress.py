@@ -229,5 +229,6 @@ class Progress:
             beyond = trial.given or trial.step >= expected  # a trial longer than the mean may run all steps
             steps += ((trial.whole or self.max_steps) if beyond else expected) - trial.step
         longest = max(((trial.whole or self.max_steps) - trial.step for trial in running if trial.given), default=0)
+        at_once = max(self.concurrent, len(running))  # a cluster may have got more nodes
         # Rates are measured per process while all run; the last trial is assumed to be no faster alone.
-        return statistics.fmean(self._rates) * max(steps / self.concurrent, longest)
+        return statistics.fmean(self._rates) * max(steps / at_once, longest)

@@ -30,7 +30,7 @@ from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS
 from trainables.common.errors import one_line
 from trainables.common.paths import replace_file
 from trainables.metrics.names import test_name
-from trainables.training.checkpoint_folders import drop_older
+from trainables.training.checkpoint_folders import drop_older, sorted_checkpoints
 from trainables.training.measurements import Validation
 from trainables.training.pictures import PICTURES
 from trainables.training.results import (
@@ -52,6 +52,7 @@ MAX_FAILURES = 2
 
 _MACHINE_LOST = ("node has died", "MachineLeaving", "machine will be taken away")
 """In the error of a trial: Ray's words for a node that is gone, and ours for one that leaves."""
+_UNFIT = "OnUnfitNode: "  # before the reason, in the error of a trial
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,21 @@ class Recorder(Callback):
     Args:
         ended: called with the id of a trial that has finished or was stopped, of which only the newest checkpoint is
             needed; by default it removes the others from the run's folder.
+        newest: trial id -> name of its newest checkpoint, or an empty text; by default that in the run's folder.
 
     Attributes:
         stopped: the reason why the sweep must end before its trials have; empty if there is none.
     """
 
-    def __init__(self, settings: RecorderSettings, ended: Callable[[str], None] | None = None) -> None:
-        self.settings = settings
-        self._drop_older = ended or (lambda id: drop_older(Path(settings.folder) / "trials" / id))
+    def __init__(
+        self,
+        settings: RecorderSettings,
+        ended: Callable[[str], None] | None = None,
+        newest: Callable[[str], str] | None = None,
+    ) -> None:
+        self.settings, trials = settings, Path(settings.folder) / "trials"
+        self._drop_older = ended or (lambda id: drop_older(trials / id))
+        self._newest = newest or (lambda id: next((one.name for one in sorted_checkpoints(trials / id)), ""))
         self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
@@ -147,6 +155,8 @@ class Recorder(Callback):
         """Trials that were started again and have not reported since; the step at which they continue is unknown."""
         self._earlier: dict[str, float] = {}
         """Seconds that a trial had taken before it was started again."""
+        self._checkpoints: dict[str, str] = {}
+        """Trial -> its newest checkpoint, from which on its failures count."""
         self.tables = RunTables(settings.folder).load()
         if began is not None:
             self.tables.drivers.begin(began, spent)
@@ -230,6 +240,7 @@ class Recorder(Callback):
         self._introduce(trial)
         if known:
             self._silent.add(id)
+            self._progressed(trial, self._newest(id))  # written between two reports, or before the first one
             self._earlier[id] = max((row.get("wall_seconds") or 0.0 for row in self.tables.reports_of(id)), default=0.0)
         self.board.hparams(id, self._hparams(config), {}, "running")
         name = config[LABEL] or ", ".join(
@@ -242,6 +253,12 @@ class Recorder(Callback):
         self._live[id] = trial
         self.progress.started(id, name, config[GIVEN], again=known, whole=self._whole(config))
         self.tables.flush()
+
+    def _progressed(self, trial: Any, checkpoint: str) -> None:
+        """Failures count from the last checkpoint on, however long the trial."""
+        if checkpoint and checkpoint != self._checkpoints.get(trial.config[ID]):
+            self._checkpoints[trial.config[ID]] = checkpoint
+            trial.max_failures = trial.num_failures + MAX_FAILURES
 
     def _introduce(self, trial: Any) -> None:
         """Records a trial's settings: its row, and its params.json."""
@@ -309,8 +326,7 @@ class Recorder(Callback):
                 **{name: value for name, value in kept_values(result).items() if name.startswith(("val/", "test/"))},
             }
         )
-        if result[CHECKPOINT]:  # failures count from the last checkpoint on, however long the trial
-            trial.max_failures = trial.num_failures + MAX_FAILURES
+        self._progressed(trial, result[CHECKPOINT])
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
         self.board.report(id, result["step"], _scalars(values))
         self._images(id, kept, validation, "input | output | target")
@@ -335,9 +351,14 @@ class Recorder(Callback):
     @_stopping
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = _last_error(trial)
-        lost = any(sign in text for sign in _MACHINE_LOST)
         why = one_line(text.strip().rpartition("\n")[2])
-        self.progress.waits(trial.config[ID], "lost its machine" if lost else f"failed ({why})")
+        if _UNFIT in text:
+            ended = f"cannot train on its node ({why.rpartition(_UNFIT)[2]})"
+        elif any(sign in text for sign in _MACHINE_LOST):
+            ended = "lost its machine"
+        else:
+            ended = f"failed ({why})"
+        self.progress.waits(trial.config[ID], ended)
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -61,7 +61,7 @@ class Clock:
 
     Args:
         seconds: the budget; infinite without one.
-        concurrent: trials that run at once.
+        concurrent: trials that run at once, or what tells their number now.
         max_steps: training steps of a trial of the search; 0 if nothing trains.
         confirmation_steps: of the confirmation.
         started: when the budget began, in the time of `now`.
@@ -72,7 +72,7 @@ class Clock:
     def __init__(
         self,
         seconds: float,
-        concurrent: int,
+        concurrent: int | Callable[[], int],
         max_steps: int,
         confirmation_steps: int,
         started: float | None = None,
@@ -80,7 +80,7 @@ class Clock:
         reused: bool = False,
     ) -> None:
         self.reused = reused
-        self._now, self._concurrent = now, max(1, concurrent)
+        self._now, self._concurrent = now, concurrent
         self._max_steps, self._longer = max_steps, max(1, confirmation_steps) / max(1, max_steps)
         self._deadline = (now() if started is None else started) + for_trials(seconds)
         self._full: dict[str, float] = {}
@@ -145,4 +145,5 @@ class Clock:
 
     def _together(self, each: Sequence[float]) -> float:
         """An upper bound of the seconds of several trials (Graham, 1966)."""
-        return sum(each) / self._concurrent + max(each, default=0.0) * (1 - 1 / self._concurrent)
+        at_once = max(1, self._concurrent() if callable(self._concurrent) else self._concurrent)
+        return sum(each) / at_once + max(each, default=0.0) * (1 - 1 / at_once)

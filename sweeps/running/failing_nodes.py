@@ -3,6 +3,9 @@
 A node may lack a folder, a driver or memory. Each of its failures takes seconds, so that it would draw one trial after
 the other and use up their tries. Trials are kept away by a label that Ray gives each node, its id. The node itself
 stays free, and an autoscaler can remove it. Of a worker group, only the node of the worker that failed first is blamed.
+
+A node that a trial has found to be unfit (`reporting.NodeUnfit`), such as one that does not see the results, is left
+out at once, and the trial has not failed.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ from ray.tune import Callback
 from sweeps.recording.progress import logger
 from sweeps.recording.recorder import reason_of
 from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places
-from sweeps.running.group_failures import culprit_of, node_of_actor
+from sweeps.running.group_failures import error_of, first_to_fail, node_of_actor
 from sweeps.trial_config import AVOIDED, ID
 from trainables.common.errors import one_line
 from trainables.training.job import Workers
-from trainables.training.launch import NODES, trial_resources
+from trainables.training.launch import NODES, OnUnfitNode, trial_resources
 
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""
+_LOOK_AGAIN = 2.0  # seconds until the nodes are counted anew
 _WORKER = "RayTrainWorker"  # Train's class of the workers of a group
 
 
@@ -38,6 +42,8 @@ class FailingNodes(Callback):
     there are any. If it also failed on one that has reported, its failures say nothing about nodes.
 
     A worker group fails on one node, that of `group_failures.first_to_fail`, and reports from all of its nodes.
+
+    An unfit node is left out whatever was reported from it.
 
     Args:
         workers: of a trial.
@@ -53,6 +59,7 @@ class FailingNodes(Callback):
         self._reported: set[str] = set()  # nodes
         self._failures: dict[str, dict[str, str]] = {}  # node -> trial -> what it said last
         self._left_out: dict[str, str] = {}  # node -> its address
+        self._room, self._counted = 1, float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -78,16 +85,20 @@ class FailingNodes(Callback):
         """Call it when a try of a trial has failed, before it is placed again."""
         id = trial.config[ID]
         node, began = self._running.pop(id, ("", 0.0))
+        names = {one["NodeID"]: node_name(one) for one in alive_nodes()}
+        if isinstance(error := error_of(trial), OnUnfitNode):
+            if error.node in names.keys() - self._left_out.keys():
+                self._leave_out(error.node, names[error.node], error.error_msg, error.error_msg)
+            return
         said = ""
         if self._group:
-            node, said = culprit_of(trial) or ("", "")
+            node, said = first_to_fail(error) or ("", "")
             if node in self._left_out:  # Train had its place there before
                 trial.max_failures += 1
         if not node or node in self._reported or node in draining_nodes():
             return
         self._failures.setdefault(node, {})[id] = said or _said(trial)
         self._slowest[node] = max(self._slowest.get(node, 0.0), time.monotonic() - began)
-        names = {one["NodeID"]: node_name(one) for one in alive_nodes()}
         for other in self._failures.keys() & names.keys() - self._left_out.keys():
             self._judge(other, names[other])
 
@@ -96,9 +107,18 @@ class FailingNodes(Callback):
         said = {id: text for id, text in self._failures[node].items() if id not in at_fault}
         if len(said) < self._limit or node in self._reported or self._runs(node, self._slowest[node]):
             return
-        self._left_out[node] = name
         text = list(said.values())[-1]
-        logger.info("cluster    %s is left out: %s failed on it, the last one with: %s", name, " and ".join(said), text)
+        self._leave_out(node, name, f"{' and '.join(said)} failed on it, the last one with: {text}", text)
+
+    def _leave_out(self, node: str, name: str, why: str, text: str) -> None:
+        """Keeps trials away from a node from now on; ends the sweep if there is no place left.
+
+        Args:
+            why: for the line about the node.
+            text: what a trial has said on it last, for the line about the end.
+        """
+        self._left_out[node] = name
+        logger.info("cluster    %s is left out: %s", name, why)
         rest = self._places(self._left_out)
         if rest >= self._workers.count or (rest and may_grow()):
             return
@@ -124,6 +144,13 @@ class FailingNodes(Callback):
             resources = trial_resources(self._workers, avoided)
             if resources != trial.placement_group_factory:  # Tune has filed a trial that waits under those it has
                 trial.update_resources(resources)
+
+    def room(self) -> int:
+        """How many trials fit on the nodes there are now, without those that are left out; 1 or more."""
+        if time.monotonic() - self._counted > _LOOK_AGAIN:
+            self._room = max(1, self._places(self._left_out) // self._workers.count)
+            self._counted = time.monotonic()
+        return self._room
 
     def _avoided(self, id: str) -> frozenset[str]:
         own = {node for node, failed in self._failures.items() if id in failed and node not in self._reported}

@@ -32,14 +32,14 @@ class Culprit(NamedTuple):
     said: str
 
 
-def culprit_of(trial: Any) -> Culprit | None:
-    """The first worker to fail in a try of a trial that has just failed; None if it is not known."""
+def error_of(trial: Any) -> BaseException | None:
+    """What was raised in a try of a trial that has just failed; None if it is not known."""
     try:
         # Written by Tune in this process a moment ago, from the error that Ray gave it.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:  # no file; an error of a class that cannot be made again
         return None
-    return first_to_fail(error.cause if isinstance(error, RayTaskError) else error)
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def node_of_actor(id: str) -> str:
@@ -47,7 +47,7 @@ def node_of_actor(id: str) -> str:
     return str(actors(id).get("Address", {}).get("NodeID", ""))
 
 
-def first_to_fail(error: BaseException, node_of: Callable[[str], str] = node_of_actor) -> Culprit | None:
+def first_to_fail(error: BaseException | None, node_of: Callable[[str], str] = node_of_actor) -> Culprit | None:
     """The worker whose failure was no consequence of another one's; None if it is not known.
 
     Args:

@@ -87,7 +87,7 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
         os.environ.setdefault(name, value)
     direct = without_proxy(_head(settings.address))
     os.environ |= direct
-    theirs = _ENVIRONMENT | direct | ({FAKE: os.environ[FAKE]} if FAKE in os.environ else {})
+    theirs = _ENVIRONMENT | added_on_nodes(direct) | ({FAKE: os.environ[FAKE]} if FAKE in os.environ else {})
     groups, anywhere = settings.workers_per_trial > 1, bool(settings.address)
     with (
         messages_to(_keep_message),
@@ -122,6 +122,14 @@ def without_proxy(*hosts: str) -> dict[str, str]:
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     direct = ",".join(dict.fromkeys([*filter(None, known.split(",")), "127.0.0.1", "localhost", *filter(None, hosts)]))
     return {"no_proxy": direct, "NO_PROXY": direct}
+
+
+def added_on_nodes(direct: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `without_proxy` as Ray sets them on a node: added to the node's own NO_PROXY, which Ray inserts.
+
+    Trials on a node with another proxy, such as Google's client for buckets, keep its exceptions.
+    """
+    return {name: f"${{NO_PROXY}},{hosts}" for name, hosts in direct.items()}
 
 
 def _head(address: str) -> str:

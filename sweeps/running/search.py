@@ -72,6 +72,7 @@ class SweepSearch(Searcher):
         warm: trials of another run, which only the sampler sees.
         confirmation_steps: training steps of the confirmation; 0 for `max_steps`.
         clock: the time budget; None for no limit.
+        room: how many trials may run at once now; None for as many as Tune starts.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SweepSearch(Searcher):
         warm: Sequence[Earlier] = (),
         confirmation_steps: int = 0,
         clock: Clock | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space, self._seed, self._max_steps, self._first_seed = space, seed, max_steps, first_seed
@@ -117,6 +119,9 @@ class SweepSearch(Searcher):
         self.handed_out: list[str] = []
         """Ids of the trials that `suggest` has returned. Tune may be interrupted before it starts them."""
         self._running: dict[int, optuna.Trial] = {}
+        self._room = room
+        self._live: set[str] = set()
+        """Tune's ids of the trials that were handed out and have not ended."""
         self._waiting: list[dict[str, Any]] = []
         self._to_confirm: list[dict[str, Any]] | None = None
         """The trials of the confirmation that have not started; None while the search has not ended."""
@@ -231,9 +236,11 @@ class SweepSearch(Searcher):
         return [config[ID] for config in (*self._waiting, *(self._to_confirm or ()))]
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials;
-        FINISHED if there is none.
+        """The next trial's Tune config; its keys are in `sweeps.trial_config`. None if it depends on running trials, or
+        if there is no room for it yet; FINISHED if there is none.
         """
+        if self._room and len(self._live) >= self._room():
+            return None
         number = len(self._tried)
         self._close_if_late()
         if self._waiting:
@@ -248,6 +255,7 @@ class SweepSearch(Searcher):
             return self.FINISHED
         self._numbers[trial_id] = trial_number(config[ID])
         self.handed_out.append(config[ID])
+        self._live.add(trial_id)
         self._clock.begins(trial_id)
         return config
 
@@ -351,6 +359,7 @@ class SweepSearch(Searcher):
             trial.report(result[self.metric], result["step"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
         number = self._numbers[trial_id]
         trial = self._running.pop(number, None)
         if trial is None:

@@ -14,11 +14,14 @@ from ray.cluster_utils import Cluster
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import read_rows
+from sweeps.running.capacity import may_grow
+from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.paths import ROOT
 from tests.helpers.sweep import SPACE, RunningSweep, only_run, run_sweep, sets, store, trials
 from trainables.common.errors import InputError
+from trainables.training.job import Workers
 
 __all__ = ["store"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
@@ -41,9 +44,16 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
         return SweepSettings("x", workers_per_trial=1, cpus_per_worker=cpus, gpus_per_worker=0, address=fixed.address)
 
     with connected(settings(1), 9) as at_once:
-        assert at_once == 2
-    message = "workers of 2 CPUs each do not fit; the 2 nodes have 2 CPUs together"
-    with pytest.raises(InputError, match=message), connected(settings(2), 9):
+        assert at_once == 2 and not may_grow()
+        alone, groups = (FailingNodes(Workers(count), lambda reason: None) for count in (1, 2))
+        assert (alone.room(), groups.room()) == (2, 1)
+        fixed.add_node(num_cpus=2)
+        deadline = time.monotonic() + 60
+        while (alone.room(), groups.room()) != (4, 2):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    message = "workers of 3 CPUs each do not fit; the 3 nodes have 4 CPUs together"
+    with pytest.raises(InputError, match=message), connected(settings(3), 9):
         pass
     assert not ray.is_initialized()
 

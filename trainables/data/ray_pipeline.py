@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import pickle
 import signal
+import socket
 import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -42,31 +44,53 @@ _FEW = 4  # this many shards are finished before other processes would have star
 Columns = dict[str, np.ndarray]
 
 
-_jobs: dict[ray.ObjectRef, tuple[ShardMaker, Sequence[Task]]] = {}
-"""The last maker of this process, with the networks that it has loaded."""
+class Work(NamedTuple):
+    """What a process needs.
+
+    Attributes:
+        sign: a file that the driver keeps in a local root of the stores while it prepares; None for a bucket.
+    """
+
+    maker: ShardMaker
+    tasks: Sequence[Task]
+    sign: Path | None
 
 
-def _job(reference: ray.ObjectRef, device: str) -> tuple[ShardMaker, Sequence[Task]]:
+_jobs: dict[ray.ObjectRef, Work] = {}
+"""The last work of this process, with the networks that its maker has loaded."""
+
+
+def _job(reference: ray.ObjectRef, device: str) -> Work:
     if reference not in _jobs:
         _jobs.clear()
-        maker, tasks = ray.get(reference)
-        maker.device = torch.device(device)
-        _jobs[reference] = maker, tasks
+        work: Work = ray.get(reference)
+        work.maker.device = torch.device(device)
+        _jobs[reference] = work
     return _jobs[reference]
 
 
+def do_task(work: Work, before: Made, stages: frozenset[str]) -> Made:
+    """Does the stages `stages` of a task, and adds the result to that of earlier stages.
+
+    A node that joins later may not see the root of the stores. Its shards would be nowhere.
+    """
+    if before.error:
+        return before
+    if work.sign and not work.sign.exists():
+        node, root = socket.gethostname(), work.sign.parent
+        return replace(before, error=f"--store {root}: node {node} does not see it; give {STORES}")
+    own = replace(before.task, stages=tuple(name for name in before.task.stages if name in stages))
+    made = work.maker(own, before.made_again)
+    return Made(before.task, {**before.shards, **made.shards}, (*before.kept, *made.kept), made.error)
+
+
 def _work(batch: Columns, held: list[ray.ObjectRef], stages: frozenset[str], device: str) -> Columns:
-    """Does the stages `stages` of the tasks in `batch`, and adds the result to that of earlier stages."""
-    maker, tasks = _job(held[0], device)
+    """`do_task` for the tasks in `batch`."""
+    work = _job(held[0], device)
     all_made = []
     for place, number in enumerate(batch["number"]):
-        task = tasks[number]
-        before: Made = pickle.loads(batch["made"][place]) if "made" in batch else Made(task)
-        if not before.error:
-            own = replace(task, stages=tuple(name for name in task.stages if name in stages))
-            made = maker(own, before.made_again)
-            before = Made(task, {**before.shards, **made.shards}, (*before.kept, *made.kept), made.error)
-        all_made.append(pickle.dumps(before))
+        before: Made = pickle.loads(batch["made"][place]) if "made" in batch else Made(work.tasks[number])
+        all_made.append(pickle.dumps(do_task(work, before, stages)))
     return {"number": batch["number"], "made": np.array(all_made, dtype=object)}
 
 
@@ -94,42 +118,48 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runne
         if not gpu_processes and sum(not task.left for task in tasks) <= _FEW:
             yield from run_here(maker, tasks)
             return
-        stages = frozenset(name for task in tasks for name in task.stages)
-        quiet = ray.data.DataContext.get_current()
-        quiet.enable_progress_bars = False
-        quiet.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        held = [ray.put((maker, tasks))]  # in a list, because Ray would unpack a bare reference for every task
-        most = min(_MOST_TASKS, _TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1))))
-        numbers = ray.data.from_items(
-            [{"number": number} for number in range(len(tasks))], override_num_blocks=min(len(tasks), most)
-        )
-        on_gpus = stages - {"pairs"} if gpu_processes else frozenset[str]()
-        made: ray.data.Dataset = numbers
-        # A task reuses the networks that the previous task loaded in its process.
-        if stages - on_gpus:
-            made = made.map_batches(
-                _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
-                fn_args=(held, stages - on_gpus, "cpu"),
-                batch_size=1,
-                num_cpus=1,
-            )
-        if on_gpus:
-            made = made.map_batches(
-                _Worker,  # type: ignore[arg-type]
-                fn_args=(held, on_gpus, device or device_for(gpus)),
-                batch_size=1,
-                num_cpus=0,
-                num_gpus=gpus,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpu_processes),
-            )
-        with _noting_interrupts() as interrupted:
-            for row in made.iter_rows():
-                if interrupted:
-                    raise KeyboardInterrupt
-                yield pickle.loads(row["made"])
+        remote = is_uri(maker.root)
+        with nullcontext() if remote else _sign(Path(maker.root)) as sign:
+            yield from _made_on_ray(Work(maker, tasks, sign), gpu_processes, gpus, device)
 
     return run
+
+
+def _made_on_ray(work: Work, gpu_processes: int, gpus: float, device: str) -> Iterator[Made]:
+    stages = frozenset(name for task in work.tasks for name in task.stages)
+    quiet = ray.data.DataContext.get_current()
+    quiet.enable_progress_bars = False
+    quiet.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    held = [ray.put(work)]  # in a list, because Ray would unpack a bare reference for every task
+    most = min(_MOST_TASKS, _TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1))))
+    numbers = ray.data.from_items(
+        [{"number": number} for number in range(len(work.tasks))], override_num_blocks=min(len(work.tasks), most)
+    )
+    on_gpus = stages - {"pairs"} if gpu_processes else frozenset[str]()
+    made: ray.data.Dataset = numbers
+    # A task reuses the networks that the previous task loaded in its process.
+    if stages - on_gpus:
+        made = made.map_batches(
+            _work,  # type: ignore[arg-type]  # annotated for functions of the batch alone
+            fn_args=(held, stages - on_gpus, "cpu"),
+            batch_size=1,
+            num_cpus=1,
+        )
+    if on_gpus:
+        made = made.map_batches(
+            _Worker,  # type: ignore[arg-type]
+            fn_args=(held, on_gpus, device or device_for(gpus)),
+            batch_size=1,
+            num_cpus=0,
+            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpu_processes),
+        )
+    with _noting_interrupts() as interrupted:
+        for row in made.iter_rows():
+            if interrupted:
+                raise KeyboardInterrupt
+            yield pickle.loads(row["made"])
 
 
 @contextmanager
@@ -181,6 +211,18 @@ def _lost(reason: str) -> None:
     print(f"stopped: {reason}; what is prepared is kept: give the same command again", file=sys.stderr)
 
 
+@contextmanager
+def _sign(folder: Path) -> Iterator[Path]:
+    """A file in a folder that other nodes look for; the folder is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sign = folder / f".seen-{uuid.uuid4().hex}"
+    sign.touch()
+    try:
+        yield sign
+    finally:
+        sign.unlink(missing_ok=True)
+
+
 def check_shared(folder: str, flag: str, accepted: str) -> None:
     """Refuses a local folder that some node of the cluster does not see.
 
@@ -193,15 +235,10 @@ def check_shared(folder: str, flag: str, accepted: str) -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if is_uri(folder) or len(nodes) == 1:
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    token = Path(folder) / f".seen-{uuid.uuid4().hex}"
-    token.touch()
-    try:
-        see = ray.remote(num_cpus=0)(lambda: token.exists())
+    with _sign(Path(folder)) as sign:
+        see = ray.remote(num_cpus=0)(lambda: sign.exists())
         here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         seen = ray.get([see.options(scheduling_strategy=where).remote() for where in here])
-    finally:
-        token.unlink(missing_ok=True)
     if blind := [address for address, sees in zip(nodes.values(), seen, strict=True) if not sees]:
         raise InputError(
             f"{flag} {folder}: {len(blind)} of the cluster's {len(nodes)} nodes do not see it, such as {blind[0]}; "

@@ -83,6 +83,11 @@ class ShardMaker:
         self._stages = {(stage.split, stage.name): stage for stage in stages}
         self._makers: dict[str, StageMaker] = {}
 
+    @property
+    def root(self) -> str:
+        """Of the stores, which is the same for all stages: a local path, or a URI."""
+        return next(iter(self._stages.values())).folder.root
+
     def __call__(self, task: Task, made_again: bool = False) -> Made:
         """Does a task; an `InputError` is returned in the result, so that it reaches the other processes.
 

@@ -74,6 +74,11 @@ def download_newest(
     return None, damaged
 
 
+def newest_name(trial: BucketFolder) -> str:
+    """The name of the newest checkpoint in the bucket, whose content is not looked at; empty if there is none."""
+    return next(iter(_complete(trial.objects())), "")
+
+
 def drop_older_in(trial: BucketFolder, keep: int = 1, damaged: Collection[str] = ()) -> None:
     """Removes all checkpoints but the newest ones, and what an interrupted upload left.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
 from trainables.training.bucket_checkpoints import download_newest, remove_from, upload_checkpoint
-from trainables.training.checkpoint_folders import drop_older, keep_checkpoint, newest_whole
+from trainables.training.checkpoint_folders import CheckpointNotWritten, drop_older, keep_checkpoint, newest_whole
+from trainables.training.reporting import NodeUnfit
 
 
 class CheckpointPlace:
@@ -46,11 +48,18 @@ class CheckpointPlace:
             between: whether it is one between two reports.
 
         Raises:
-            CheckpointNotWritten: existing checkpoints are kept, but for an earlier one between two reports.
+            CheckpointNotWritten: to the shared folder, or to the bucket: nowhere else either. Existing checkpoints are
+                kept, but for an earlier one between two reports.
+            NodeUnfit: the same, to the disk of this node, on its way to a bucket.
         """
         if between and self._between:
             self._remove(self._between)
-        kept = keep_checkpoint(self.folder, step, write, self._damaged)
+        try:
+            kept = keep_checkpoint(self.folder, step, write, self._damaged)
+        except CheckpointNotWritten as error:
+            if not self._bucket:
+                raise
+            raise NodeUnfit(f"--results: node {socket.gethostname()}: {error}") from error
         self._damaged.discard(kept.name)
         if self._bucket:
             upload_checkpoint(kept, self._bucket, self._damaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from trainables.data.stages.stage import Stage
 from trainables.data.stores.roots import local_root
 from trainables.settings import TrialSettings
 from trainables.training.measurements import Objective
+from trainables.training.reporting import NodeUnfit
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,17 @@ class Job:
         """The trial's folder on this node: in shared results, or with a bucket in the node's cache, for checkpoints on
         their way."""
         return local_root(self.bucket) if self.bucket else Path(self.folder)
+
+
+def check_folders(job: Job) -> None:
+    """Refuses a node that does not see the folders of a trial.
+
+    Raises:
+        NodeUnfit: names the node and the folder.
+    """
+    node, run = socket.gethostname(), Path(job.folder).parents[1]
+    if not job.bucket and not run.is_dir():
+        raise NodeUnfit(f"--results: node {node} does not see {run}; all nodes must share it")
+    for folder in (stage.folder for stage in job.stages):
+        if job.on_cluster and not folder.remote and not folder.complete:
+            raise NodeUnfit(f"--store: node {node} does not see {folder.local}; all nodes must share it")

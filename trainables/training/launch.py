@@ -10,6 +10,7 @@ nothing, and would spend six to eight CPU seconds each on these imports.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -31,9 +32,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainables.common.devices import device_for
-from trainables.common.errors import CannotRun
+from trainables.common.errors import CannotRun, one_line
 from trainables.settings import TrialSettings
-from trainables.training.job import Job, Workers
+from trainables.training.job import Job, Workers, check_folders
 from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, TrialDiverged
@@ -43,6 +44,20 @@ NODES, _NODE = "nodes", "node"
 """Keys of a result of a worker group on a cluster: ids of its workers' nodes, by rank; id of one worker's node."""
 FAILED_AT = "failed_at"
 """Attribute of an error that a worker of a group raised: (id of its node, time in seconds)."""
+
+
+class OnUnfitNode(RayActorError):
+    """A try of a trial ended because a node can train none: see `NodeUnfit`. Tune does not count it as a failure.
+
+    Args:
+        node: its id.
+        said: what is wrong with it.
+    """
+
+    def __init__(self, node: str, said: str) -> None:
+        super().__init__(error_msg=said, preempted=True)
+        self.node = node
+
 
 NODE_LABEL, HEAD = "ray.io/node-id", "node:__internal_head__"
 """Ray's label with a node's id; its resource that only the head has."""
@@ -61,29 +76,45 @@ def launch(job: Job) -> None:
     except Exception as error:
         if isinstance(error, MachineLeaving):
             raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
-        if (end := last_report(error, job.settings, elsewhere=job.on_cluster)) is None:
+        if (unfit := unfit_cause(error, own_disk=bool(job.bucket))) and job.on_cluster:
+            node, _ = getattr(unfit, FAILED_AT, (ray.get_runtime_context().get_node_id(), 0.0))
+            raise OnUnfitNode(node, one_line(unfit)) from None
+        end = {NOT_WRITTEN: one_line(unfit)} if unfit else last_report(error, job.settings)
+        if end is None:
             raise
         tune.report({**end, PID: os.getpid()})
     finally:
         free_memory()
 
 
-def last_report(error: Exception, settings: TrialSettings, elsewhere: bool = False) -> dict[str, Any] | None:
-    """The last report of a trial that another try now would not help; None if it may help. A later one, on a larger or
-    emptier GPU, may help a trial that ran out of memory, but none that diverged.
+def unfit_cause(error: Exception, own_disk: bool = False) -> Exception | None:
+    """The error that says that its node can train no trial; None if there is none. On one machine it ends the sweep.
 
     Args:
-        elsewhere: whether the next try is on another node.
+        own_disk: whether trials write to no disk but that of their node, so that a full one is the node's fault.
     """
-    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
-    for cause in causes:
-        if isinstance(cause, CannotRun) and not elsewhere:
-            return {NOT_WRITTEN: str(cause)}
+    for cause in _causes(error):
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(cause, CannotRun) or (full and own_disk):
+            return cause
+    return None
+
+
+def last_report(error: Exception, settings: TrialSettings) -> dict[str, Any] | None:
+    """The last report of a trial that another try now would not help; None if it may help. A later one, on a larger or
+    emptier GPU, may help a trial that ran out of memory, but none that diverged.
+    """
+    for cause in _causes(error):
         if isinstance(cause, TrialDiverged):
             return {FAILED: str(cause), DIVERGED: True}
         if isinstance(cause, torch.OutOfMemoryError):
             return {FAILED: out_of_memory(settings)}
     return None
+
+
+def _causes(error: Exception) -> list[Exception]:
+    """The errors of the workers of a group, or the error itself."""
+    return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
 
 
 def out_of_memory(settings: TrialSettings) -> str:
@@ -96,6 +127,8 @@ def out_of_memory(settings: TrialSettings) -> str:
 
 
 def _in_this_process(job: Job) -> None:
+    check_folders(job)
+
     def train_function() -> None:
         from trainables.training.loop import World
         from trainables.training.trial_process import train_job
@@ -128,6 +161,7 @@ def _in_worker_group(job: Job) -> None:
         if job.on_cluster:
             machine_watch()  # Train itself starts the group again elsewhere
         try:
+            check_folders(job)
             train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}))
         except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), DIVERGED: True, PID: os.getpid()})

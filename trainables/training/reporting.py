@@ -62,8 +62,8 @@ class TrialDiverged(RuntimeError):
     """A loss term became NaN or infinite. The message names the step and the term."""
 
 
-class ResultsNotShared(CannotRun):
-    """A node does not see the run's folder, or cannot read its bucket.
-
-    Its trials could neither continue nor keep checkpoints.
+class NodeUnfit(CannotRun):
+    """A node can train no trial of this sweep, and others may: it does not see the run's folder or the prepared data,
+    or cannot read them from their bucket, or its own disk is full. The message names the node, the folder and what is
+    wrong.
     """

@@ -13,14 +13,14 @@ import torch
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
 from trainables.common.temporary import full_temporary_named
-from trainables.data.prepared import open_stores
+from trainables.data.prepared import Prepared, open_stores
 from trainables.settings import override
 from trainables.training.bucket_log import shipped_output
 from trainables.training.checkpoint_folders import CheckpointNotWritten
 from trainables.training.checkpoint_place import CheckpointPlace
 from trainables.training.job import Job
 from trainables.training.loop import World, train
-from trainables.training.reporting import Report, Reporter, ResultsNotShared
+from trainables.training.reporting import NodeUnfit, Report, Reporter
 from trainables.training.results import NOT_WRITTEN, PID, payload
 from trainables.training.trial_log import kept_output
 
@@ -35,28 +35,34 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
         leaving: whether this machine is about to be taken away.
 
     Raises:
-        ResultsNotShared: this node cannot keep the trial's checkpoints.
+        NodeUnfit: this node cannot read data or checkpoints from their bucket, or its own disk is full.
         CannotRun: its `TMPDIR` is full.
         TrialDiverged, MachineLeaving: as `train`.
     """
-    run = Path(job.folder).parents[1]
-    if not job.bucket and not run.is_dir():
-        raise ResultsNotShared(f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it")
     rank = world.rank
     with shipped_output(BucketFolder(job.bucket), rank) if job.bucket else kept_output(Path(job.folder), rank):
         torch.set_num_threads(job.workers.threads)
-        # The driver has compared the contents; here only sizes and schemas are checked.
-        prepared = open_stores(override(job.settings, {"data.verify": False}), job.stages)
+        prepared = _prepared(job)
         place = CheckpointPlace(job.own_folder, job.bucket)
         try:
             try:
                 start, damaged = place.newest()
             except InputError as error:
-                raise ResultsNotShared(f"--results: node {socket.gethostname()}: {error}") from None
+                raise NodeUnfit(f"--results: node {socket.gethostname()}: {error}") from None
             reporter = _reporter(place, world, send, start, damaged)
             train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
         finally:
             place.clear()
+
+
+def _prepared(job: Job) -> Prepared:
+    """Opens the prepared data. The driver has compared the contents; here only sizes and schemas are checked."""
+    try:
+        return open_stores(override(job.settings, {"data.verify": False}), job.stages)
+    except InputError as error:
+        if any(stage.folder.remote for stage in job.stages):  # the copy failed: no access, or too small a disk
+            raise NodeUnfit(f"--store: node {socket.gethostname()}: {error}") from None
+        raise
 
 
 def _reporter(
@@ -73,7 +79,7 @@ def _reporter(
     def report(row: Report, write: Callable[[Path], None]) -> None:
         nonlocal damaged
         if row.reached is not None:  # of the first worker only
-            with suppress(CheckpointNotWritten):  # then the trial continues from the one before it
+            with suppress(CheckpointNotWritten, NodeUnfit):  # then the trial continues from the one before it
                 place.keep(row.reached, write, between=True)
             return
         kept = start if row.repeated else None

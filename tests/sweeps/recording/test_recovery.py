@@ -20,6 +20,7 @@ from tests.helpers.tensorboard import Page, scalars
 
 NODE = "The actor died because its node has died. Node Id: 0123"
 CUDA = "Traceback (most recent call last):\nRuntimeError: CUDA error"
+UNFIT = "Traceback (most recent call last):\ntrainables.training.launch.OnUnfitNode: --results: node a does not see /b"
 
 
 class Tried(NamedTuple):
@@ -52,6 +53,11 @@ def test_trial_that_waits_for_a_place_says_why_at_once(tmp_path: Path, caplog: p
                 2,
                 CUDA,
                 "t003 failed (RuntimeError: CUDA error) after step 40; waits for a place",
+            ),
+            (
+                3,
+                UNFIT,
+                "t003 cannot train on its node (--results: node a does not see /b) after step 40; waits for a place",
             ),
         ):
             with errors.open("a", encoding="utf-8") as file:  # as Tune's Trial.handle_error

@@ -21,6 +21,7 @@ from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables, plain_value, read_rows
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEED, TRIAL
 from tests.helpers.tensorboard import scalars
+from trainables.pretrained.finished_trial import CHECKSUMS
 from trainables.training.measurements import Validation, encode_png
 from trainables.training.reporting import Report
 from trainables.training.results import BEST, CHECKPOINT, NOT_WRITTEN, TEST, VALIDATION, payload
@@ -486,7 +487,16 @@ def test_failures_count_from_the_last_checkpoint_on(tmp_path: Path) -> None:
         trial.run_metadata.num_failures += MAX_FAILURES  # as Tune counts when a trial's process dies
         assert trial.should_recover()
         recorder.on_trial_result(0, [trial], trial, measured(step, 0.3) | {CHECKPOINT: f"checkpoint_{step:06d}"})
-    trial.run_metadata.num_failures += MAX_FAILURES + 1
+    for step in (70, 80):  # written between two reports
+        trial.run_metadata.num_failures += MAX_FAILURES
+        assert trial.should_recover()
+        (tmp_path / "trials" / "t000" / f"checkpoint_{step:06d}").mkdir()
+        (tmp_path / "trials" / "t000" / f"checkpoint_{step:06d}" / CHECKSUMS).touch()
+        recorder.on_trial_start(0, [trial], trial)
+    trial.run_metadata.num_failures += 1
+    assert trial.should_recover()
+    recorder.on_trial_start(0, [trial], trial)
+    trial.run_metadata.num_failures += MAX_FAILURES
     assert not trial.should_recover()
 
 

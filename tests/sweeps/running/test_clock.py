@@ -137,6 +137,15 @@ def test_nothing_starts_when_the_time_is_used_up(tmp_path: Path) -> None:
     assert again.run() == [] and again.search.left == 0
 
 
+def test_time_that_trials_take_follows_the_nodes_of_a_cluster() -> None:
+    room = 4
+    clock = Clock(100.0, lambda: room, 8, 8, now=lambda: 0.0)
+    clock.knows("a", 10.0, 8)
+    assert clock.fits(["a"] * 16)
+    room = 1
+    assert not clock.fits(["a"] * 16)
+
+
 def test_deadline_interrupts() -> None:
     with pytest.raises(KeyboardInterrupt), Deadline(0.05, time.monotonic()):
         time.sleep(30)

@@ -78,6 +78,24 @@ def test_trials_that_were_handed_out_are_known(tmp_path: Path) -> None:
     assert search.suggest("second") is not None and (search.handed_out, search.left) == (["t000", "t001"], 0)
 
 
+def test_no_trial_is_handed_out_without_room(tmp_path: Path) -> None:
+    """A cluster of fixed size gets another node, then loses two."""
+    room = 1
+    search = SweepSearch(SPACE, "val/psnr", "max", 0, 4, 8, tmp_path / "journal", CONFIRM, room=lambda: room)
+    assert search.suggest("0") is not None and search.suggest("1") is None
+    room = 3
+    assert search.suggest("1") is not None and search.suggest("2") is not None and search.suggest("3") is None
+    room = 1
+    end(search, "0", 21.0)
+    end(search, "1", 0.0, error=True)
+    assert search.suggest("3") is None
+    end(search, "2", 22.0)
+    assert search.suggest("3") is not None
+    end(search, "3", 23.0)
+    confirming = search.suggest("4")
+    assert confirming and confirming[KIND] == CONFIRMATION and search.suggest("5") is None
+
+
 def test_best_configurations_and_the_baseline_take_turns_with_fresh_seeds(tmp_path: Path) -> None:
     search = searching(tmp_path / "journal")
     tried = [search.suggest(name) for name in "abcd"]

@@ -22,7 +22,7 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.group_failures import Culprit, first_to_fail
 from sweeps.trial_config import AVOIDED, ID
 from trainables.training.job import Workers
-from trainables.training.launch import FAILED_AT, NODES
+from trainables.training.launch import FAILED_AT, NODES, OnUnfitNode
 
 GOOD, BAD, SPARE = "9bc9daad", "c05b511b", "76c934e0"
 CLOSED = (
@@ -189,6 +189,19 @@ def test_sweep_stops_if_no_group_fits_on_the_other_nodes(
         "no group fits on the other nodes; the last one said: worker 1: FileNotFoundError: no weights on this machine"
     )
     assert nodes.stops == ([] if grows else [said])
+
+
+def test_unfit_node_is_left_out_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also after reports from it: its disk may have become full."""
+    nodes = Nodes(monkeypatch, GOOD, BAD, SPARE)
+    nodes.report("t000", GOOD, BAD)
+    said = "--results: node b does not see /shared/run; all nodes must share it"
+    assert nodes.fail("t001", OnUnfitNode(BAD, said), tmp_path) == [BAD]
+    assert not nodes.stops
+    assert nodes.fail("t002", OnUnfitNode(BAD, said), tmp_path) == [BAD]  # Train had its place there before
+    assert not nodes.stops
+    nodes.fail("t002", OnUnfitNode(GOOD, said), tmp_path)
+    assert nodes.stops == [f"no group fits on the other nodes; the last one said: {said}"]
 
 
 def test_failure_of_an_unknown_worker_blames_no_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -17,22 +23,26 @@ from ray.cluster_utils import Cluster
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import log_to, logger
+from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
+from sweeps.recording.tables import RunTables
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
-from sweeps.trial_config import GIVEN, ID
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.helpers.metadata import Metadata, metadata_server
+from tests.sweeps.recording.test_tables import measured
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.training.job import Job, Workers
 from trainables.training.launch import launch, trial_resources
-from trainables.training.results import REPEATED
+from trainables.training.results import CHECKPOINT, REPEATED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
 WORKERS = Workers(count=1)
 REASON = "no weights on this machine"
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +53,36 @@ def disks() -> Iterator[Path]:
         yield Path(folder)
 
 
+def hide(folder: Path) -> None:
+    """Hides what is in a folder from this thread and the processes that it starts. Only root may do so."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
+
+
 @pytest.fixture(scope="module")
 def cluster(disks: Path) -> Iterator[Cluster]:
-    """A head and a broken worker, with one CPU each."""
+    """A head and a broken worker, with one CPU each. The worker does not see the folder `hidden` of the disks, and its
+    environment names a proxy, through which Ray must not connect.
+    """
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        made.add_node(num_cpus=1, env_vars={"BROKEN": "1"}, temp_dir=str(disks / "broken"))
-        made.wait_for_nodes()
-        yield made
-    finally:
-        made.shutdown()
+    broken = {"BROKEN": "1"} | dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    (disks / "hidden").mkdir()
+
+    def add_broken() -> None:
+        if os.geteuid() == 0:
+            hide(disks / "hidden")
+        made.add_node(num_cpus=1, resources={"broken": 1}, env_vars=broken, temp_dir=str(disks / "broken"))
+
+    with ThreadPoolExecutor(1) as thread:  # the node ends with the thread that has started it
+        try:
+            with patch("ray._private.utils.set_sigterm_handler"):  # for main threads only
+                thread.submit(add_broken).result()
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
 
 
 def settings_of(cluster: Cluster) -> SweepSettings:
@@ -113,6 +143,42 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
     assert stops == [
         f"trials failed on every node, and all are left out; the last one said: FileNotFoundError: {REASON}"
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide a folder from some processes")
+def test_node_that_does_not_see_the_results_is_left_out(
+    cluster: Cluster, disks: Path, small: TrialSettings, tmp_path: Path
+) -> None:
+    """It joins after the start of the sweep, where `check_shared` finds those that are there."""
+    run = disks / "hidden" / "run"
+    (run / "trials").mkdir(parents=True)
+    job = Job(small, (), (), WORKERS, str(run / "trials" / "t000"), str(run / ".ray"), on_cluster=True)
+
+    def trial(config: dict[str, Any]) -> None:
+        if "BROKEN" in os.environ:
+            launch(job)
+        tune.report({"step": 9, "val/psnr": 1.0, "where": ray.get_runtime_context().get_node_id()})
+
+    file, stops = log_to(tmp_path / "sweep.log"), list[str]()
+    nodes = FailingNodes(WORKERS, stops.append)
+    try:
+        with connected(settings_of(cluster), 1):
+            on_broken = tune.PlacementGroupFactory([{"CPU": 1, "broken": 1}])  # the first try
+            (result,) = tune.Tuner(
+                tune.with_resources(trial, on_broken),
+                param_space={ID: "t000", GIVEN: True},
+                tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes)),
+                run_config=tune.RunConfig(name="tune", storage_path=job.scratch, callbacks=[nodes], verbose=0),
+            ).fit()
+    finally:
+        logger.removeHandler(file)
+        file.close()
+    assert result.error is None and result.metrics["where"] == cluster.head_node.node_id  # although none may fail
+    assert not stops
+    log = (tmp_path / "sweep.log").read_text(encoding="utf-8")
+    said = f"--results: node {socket.gethostname()} does not see {run}; all nodes must share it"
+    assert log.count(f"{cluster.head_node.node_ip_address} is left out: {said}") == 1
+    assert (Path(result.path) / "error.txt").read_text(encoding="utf-8").rstrip().endswith(f"OnUnfitNode: {said}")
 
 
 class Reclaimed(FailingNodes):
@@ -176,6 +242,42 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     assert last <= kept < last + settings.training.report_every  # the notice may come with a report
     text = (folder / "log.txt").read_text(encoding="utf-8")
     assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
+
+
+def test_trial_that_is_killed_after_each_checkpoint_finishes(cluster: Cluster, tmp_path: Path) -> None:
+    """It dies more often than a trial may without progress, before its first report."""
+    reports = {step: measured(step, 0.3) | {CHECKPOINT: f"checkpoint_{step:06d}"} for step in (80, 90)}
+    folder = tmp_path / "trials" / "t000"
+
+    def trial(config: dict[str, Any]) -> None:
+        done = max((int(path.name.rpartition("_")[2]) for path in folder.glob("checkpoint_*")), default=0)
+        for step in range(done + 20, 80, 20):
+            (folder / f"checkpoint_{step:06d}").mkdir()
+            (folder / f"checkpoint_{step:06d}" / "checksums.json").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        for result in reports.values():
+            tune.report(result)
+
+    recorder = Recorder(RecorderSettings(str(tmp_path), ("val/psnr",), {}, 90, 1, 1, 1, seed=0, shown=("val/psnr",)))
+    config = {ID: "t000", GIVEN: True, LABEL: "", SEED: 0, PARAMETERS: {}}
+    with connected(settings_of(cluster), 1):
+        (result,) = tune.Tuner(
+            tune.with_resources(trial, trial_resources(WORKERS)),
+            param_space=config,
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(tmp_path / ".ray"),
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        ).fit()
+    assert result.error is None
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert (row["status"], row["steps"]) == ("finished", 90)
+    errors = (Path(result.path) / "error.txt").read_text(encoding="utf-8")
+    assert errors.count("Failure # ") == MAX_FAILURES + 1
 
 
 def test_messages_of_ray_are_in_the_log_only(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from tests.helpers.paths import ROOT
 from trainables.common import machine
 from trainables.common.errors import InputError
 from trainables.data.prepare import prepare
-from trainables.data.ray_pipeline import connected_for_preparation, on_ray
+from trainables.data.ray_pipeline import Work, connected_for_preparation, do_task, on_ray
+from trainables.data.shards import Made, ShardMaker, Task
 from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
 from trainables.images.sources.photographs import load_photographs
@@ -65,6 +67,20 @@ def test_folder_that_cannot_hold_rays_sockets_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("TMPDIR", "/proc/nowhere")
     with pytest.raises(InputError, match=r"TMPDIR /proc/nowhere: not a writable folder"), connected_for_preparation():
         pass
+
+
+def test_node_that_does_not_see_the_stores_makes_nothing(tiny: TrialSettings, tmp_path: Path) -> None:
+    """It joined after the start. Its shards would be on its own disk, and the driver would find none."""
+    store = tmp_path / "store"
+
+    def elsewhere(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        work = Work(maker, tasks, store / ".seen-0123")
+        return (do_task(work, Made(task), frozenset(task.stages)) for task in tasks)
+
+    expected = rf"^--store {store}: node {socket.gethostname()} does not see it; give one that all share"
+    with pytest.raises(InputError, match=expected):
+        prepare(tiny, store, {"target"}, run=elsewhere)
+    assert not list(store.glob("*/shard-*"))
 
 
 def test_separate_network_processes_make_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.trainables.training.test_checkpoint_folders import writer
 from trainables.common.buckets import BucketFolder
+from trainables.training.checkpoint_folders import CheckpointNotWritten
 from trainables.training.checkpoint_place import CheckpointPlace
+from trainables.training.reporting import NodeUnfit
 
 __all__ = ["endpoint"]
 
@@ -39,3 +44,20 @@ def test_last_reported_checkpoint_stays(endpoint: str, tmp_path: Path, in_bucket
     assert there() == [22, 24]
     again.clear()
     assert (tmp_path / "t000").exists() != in_bucket
+
+
+@pytest.mark.parametrize("in_bucket", [False, True])
+def test_full_disk_is_a_fault_of_its_node_if_checkpoints_are_in_a_bucket(tmp_path: Path, in_bucket: bool) -> None:
+    """A shared folder that is full is full for all nodes."""
+
+    def write(folder: Path) -> None:
+        torch.save(torch.zeros(10_000), "/dev/full")
+
+    place = CheckpointPlace(tmp_path / "t000", "s3://bucket/run/trials/t000" if in_bucket else "")
+    expected = r"checkpoint_000010: cannot be written \("
+    error, prefix = (
+        (NodeUnfit, f"--results: node {socket.gethostname()}: ") if in_bucket else (CheckpointNotWritten, "")
+    )
+    with pytest.raises(error, match=rf"^{re.escape(prefix)}{re.escape(str(tmp_path))}/t000/{expected}"):
+        place.keep(10, write)
+    assert list((tmp_path / "t000").iterdir()) == []
