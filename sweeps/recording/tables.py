@@ -227,8 +227,16 @@ class RunTables:
         merged: dict[str, TableRow] = {}
         for row in self._rows_of_file(LEADERBOARD, required):
             known = self._trials.get(row["id"], {})
-            newer = row["status"] in ended and known.get("status") not in ended
-            merged[row["id"]] = {**known, **row} if newer else {**row, **known}
+            # The lost line may have had the end, or the last report before it.
+            newer = known.get("status") not in ended or (row["steps"] or 0) > (known.get("steps") or 0)
+            if row["status"] in ended and newer:
+                merged[row["id"]] = {
+                    **row,
+                    **known,
+                    **{name: value for name, value in row.items() if value is not None},
+                }
+            else:
+                merged[row["id"]] = {**row, **known}
         self._trials = {**merged, **{id: row for id, row in self._trials.items() if id not in merged}}
         for row in self._rows_of_file(HISTORY, required):
             self._reports.setdefault(row["id"], {}).setdefault(row["step"], row)

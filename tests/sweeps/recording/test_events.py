@@ -123,6 +123,23 @@ def test_a_damaged_record_is_completed_from_the_tables(tmp_path: Path, seed: int
     assert RunTables(tmp_path).load().notes == []
 
 
+def test_a_lost_report_of_a_trial_that_ended_comes_from_the_tables(tmp_path: Path) -> None:
+    """The line with its end is there: it has no metrics."""
+    tables = RunTables(tmp_path)
+    for step in (1, 2):
+        tables.upsert_trial({"id": "t000", "status": "running", "steps": step, "val/psnr": 20.0 + step})
+        tables.add_report({"id": "t000", "step": step, "val/psnr": 20.0 + step})
+        tables.commit()
+    tables.upsert_trial({"id": "t000", "status": "finished"})
+    tables.flush(force=True)
+    expected = contents(RunTables(tmp_path).load())
+    lines = (tmp_path / EVENTS).read_bytes().splitlines(keepends=True)
+    for number in range(len(lines)):
+        damaged = [b"damaged\n" if k == number else line for k, line in enumerate(lines)]
+        (tmp_path / EVENTS).write_bytes(b"".join(damaged))
+        assert contents(RunTables(tmp_path).load()) == expected, number
+
+
 @pytest.mark.parametrize(
     "event",
     [
