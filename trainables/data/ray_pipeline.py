@@ -7,6 +7,7 @@ set.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import signal
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import ray
@@ -27,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.common.cluster import check_address, join, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
-from trainables.common.machine import usable_cpus
+from trainables.common.machine import take_spare_cpu, usable_cpus
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 
@@ -36,6 +38,7 @@ _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 _OBJECT_STORE_BYTES = 100 * 2**20
 STORES = "one that all share, or a bucket such as s3://NAME/stores"
 """What `--store` accepts on a cluster."""
+_RESTARTS = 3  # of a background process
 _FEW = 4  # this many shards are finished before other processes would have started
 
 Columns = dict[str, np.ndarray]
@@ -129,6 +132,49 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runne
                 yield pickle.loads(row["made"])
 
     return run
+
+
+class _BackgroundWorker:
+    """Makes shards on CPU time that is left, in a process of its own."""
+
+    def __init__(self) -> None:
+        take_spare_cpu()
+
+    def make(self, held: list[ray.ObjectRef], number: int) -> Made:
+        maker, tasks = _job(held[0], "cpu")
+        return maker(tasks[number])
+
+
+class BackgroundWorkers:
+    """A `Runner` beside trials on the connected Ray: processes that take only CPU time that is left.
+
+    They ask Ray for no CPU, because trials may have all of them, and would then wait for these processes. A process
+    that dies is started again, up to three times, and makes the shard again that it was making.
+
+    Args:
+        processes: how many.
+
+    When called, raises RayActorError: a process died too often, or `close` was called meanwhile.
+    """
+
+    def __init__(self, processes: int) -> None:
+        worker = ray.remote(
+            num_cpus=0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD"
+        )(_BackgroundWorker)
+        self._workers: list[Any] = [worker.remote() for _ in range(processes)]
+
+    def __call__(self, maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        held = [ray.put((maker, tasks))]
+        turns = zip(itertools.cycle(self._workers), range(len(tasks)), strict=False)
+        waiting = [worker.make.remote(held, number) for worker, number in turns]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+
+    def close(self) -> None:
+        """Ends the processes. Finished shards are kept."""
+        for worker in self._workers:
+            ray.kill(worker)
 
 
 @contextmanager
