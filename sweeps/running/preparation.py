@@ -1,7 +1,7 @@
 """The prepared data of a sweep: estimates the time, and makes the stores.
 
 All resources of the sweep make what the first trials need, before they start. Later variants of the training pairs are
-made while trials train, on the CPU time that is left.
+made while trials train, by processes of the lowest priority.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import math
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,16 +45,6 @@ def available_memory() -> tuple[float, str]:
                 if left < free:
                     free, limited_by = max(0.0, left), f"the memory limit of its control group ({folder / limit_name})"
     return free, limited_by
-
-
-def take_spare_cpu() -> None:
-    """Gives this thread, and those that it starts, only the CPU time that other processes leave; for good.
-
-    Niceness alone is not enough: Ray's workers have 15, and 19 would still get a quarter of a core that both want.
-    """
-    os.nice(19)
-    with suppress(OSError):  # a sandbox may refuse it
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def address_space() -> float:

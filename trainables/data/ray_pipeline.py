@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import pickle
 import signal
 import threading
@@ -29,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.common.cluster import check_address, join, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
-from trainables.common.machine import take_spare_cpu, usable_cpus
+from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri
 from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 
@@ -135,10 +136,12 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runne
 
 
 class _BackgroundWorker:
-    """Makes shards on CPU time that is left, in a process of its own."""
+    """Makes shards in a process of its own, of the lowest priority."""
 
     def __init__(self) -> None:
-        take_spare_cpu()
+        # Trials come first: Ray gives their processes a niceness of 15. The scheduler's class for idle processes would
+        # be too low: on a busy machine, a trial that waits for a variant would then wait for all other processes.
+        os.nice(19)
 
     def make(self, held: list[ray.ObjectRef], number: int) -> Made:
         maker, tasks = _job(held[0], "cpu")
@@ -146,7 +149,7 @@ class _BackgroundWorker:
 
 
 class BackgroundWorkers:
-    """A `Runner` beside trials on the connected Ray: processes that take only CPU time that is left.
+    """A `Runner` beside trials on the connected Ray: processes of the lowest priority.
 
     They ask Ray for no CPU, because trials may have all of them, and would then wait for these processes. A process
     that dies is started again, up to three times, and makes the shard again that it was making.
