@@ -7,6 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sweeps.recording.trackers import make_tracker
 from sweeps.running.capacity import may_grow
 from sweeps.running.clock import Clock, Deadline, for_trials
 from sweeps.running.failing_nodes import FailingNodes
-from sweeps.running.preparation import prepare_stores
+from sweeps.running.preparation import prepare_stores, preparing_beside
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
@@ -134,9 +135,11 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
             held = []
             if has_time:
                 held = prepare_stores(plan, concurrent)
-                _measure_controls(plan, recorder)
-                live.update()
-            search = _tune(plan, folder, concurrent, recorder, live, warm, began)
+            with preparing_beside(plan, concurrent, held, recorder.stop) if has_time else nullcontext():
+                if has_time:
+                    _measure_controls(plan, recorder)
+                    live.update()
+                search = _tune(plan, folder, concurrent, recorder, live, warm, began)
         held.clear()
         if recorder.stopped:
             return _stopped(folder, recorder.stopped, live, address)

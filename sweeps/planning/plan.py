@@ -120,6 +120,16 @@ class Plan:
         return list({stage.folder.name: stage for stages in self.stages_of.values() for stage in stages}.values())
 
     @property
+    def beside(self) -> list[Stage]:
+        """The stores that are made while trials train: later variants of the training pairs.
+
+        With GPUs, only pairs alone: the trials have the GPUs, and CPUs would compute other latents.
+        """
+        later = [stage for stage in self.stages if stage.variant]
+        on_gpus = self.question.settings.gpus_per_worker and any(stage.name != "pairs" for stage in later)
+        return [] if on_gpus else later
+
+    @property
     def rungs(self) -> list[int]:
         """Steps at which ASHA may stop a proposed trial, see `sweeps.planning.rungs`."""
         training, reduction = self.question.trial.training, self.question.settings.reduction_factor
@@ -139,8 +149,8 @@ class Plan:
 
     @property
     def stores(self) -> dict[str, str]:
-        """The prepared data of the trials: "train pairs" -> name of its store."""
-        return {f"{stage.split} {stage.name}": stage.folder.name for stage in self.stages}
+        """The prepared data of the trials, see `Stage.label`: "train pairs" -> name of its store."""
+        return {stage.label: stage.folder.name for stage in self.stages}
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -169,7 +179,8 @@ class Plan:
         best = BEST_STEP_BYTES_PER_PARAMETER if self.question.trial.training.keeps_best else 0
         each = TRAINING_BYTES_PER_PARAMETER + best
         training = max(size.resident_bytes + size.trained * each for size in self.networks.values())
-        return DRIVER_BYTES + RAY_BYTES + processes * (PROCESS_BYTES + training)
+        preparing = PROCESS_BYTES if any(not stage.exists for stage in self.beside) else 0.0
+        return DRIVER_BYTES + RAY_BYTES + preparing + processes * (PROCESS_BYTES + training)
 
     def check(self) -> None:
         """Finds errors that would otherwise appear only after the sweep has started.

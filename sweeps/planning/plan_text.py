@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sweeps.formatting import count_text
@@ -18,6 +19,7 @@ from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
+    from trainables.data.stages.stage import Stage
 
 
 def plan_text(plan: Plan, preparation_seconds: float = 0.0) -> str:
@@ -36,8 +38,9 @@ def plan_text(plan: Plan, preparation_seconds: float = 0.0) -> str:
     )
     workers = f"each on {count_text(settings.workers_per_trial, 'worker')} of {settings.cpus_per_worker:g} CPU"
     workers += f" and {settings.gpus_per_worker:g} GPU" if settings.gpus_per_worker else ""
-    made = [f"{s.split} {s.name}: {s.rows} rows, {byte_text(s.bytes)}" for s in plan.stages if not s.exists]
+    made = _stages_text([stage for stage in plan.stages if not stage.exists])
     takes = f", in about {duration(preparation_seconds)}" if preparation_seconds else ""
+    takes += " before the trials" if takes and plan.beside else ""
     facts = {
         "question": question.space.question,
         "preset": settings.preset,
@@ -63,7 +66,7 @@ def plan_text(plan: Plan, preparation_seconds: float = 0.0) -> str:
         "metrics": ", ".join(plan.metrics) + _border_text(plan),
         "controls": ", ".join(question.space.controls),
         "network": "; ".join(f"{method}: {size.text(question.space.trains)}" for method, size in plan.networks.items()),
-        "store": f"{plan.store}: {'; '.join(made) + ' to be made' + takes if made else 'all prepared'}",
+        "store": f"{plan.store}: {made + ' to be made' + takes if made else 'all prepared'}",
         "disk": f"about {byte_text(plan.store_bytes + plan.results_bytes)} more, with {_kept_text(plan)}"
         f"{_best_text(plan)}; "
         f"{byte_text(SESSION_BYTES)} in TMPDIR for Ray",
@@ -72,6 +75,18 @@ def plan_text(plan: Plan, preparation_seconds: float = 0.0) -> str:
     }
     lines = [f"{name:10} {fact}" for name, fact in facts.items()]
     return "\n".join([*lines, *(f"{'note':10} {note}" for note in plan.notes)])
+
+
+def _stages_text(stages: Sequence[Stage]) -> str:
+    """The rows and bytes of stores; those of the variants of one stage together."""
+    alike: dict[str, list[Stage]] = {}
+    for stage in stages:
+        alike.setdefault(f"{stage.split} {stage.name}", []).append(stage)
+    parts = []
+    for name, found in alike.items():
+        rows = (f"{len(found)} x " if len(found) > 1 else "") + f"{found[0].rows} rows"
+        parts.append(f"{name}: {rows}, {byte_text(sum(stage.bytes for stage in found))}")
+    return "; ".join(parts)
 
 
 def _kept_text(plan: Plan) -> str:
@@ -112,7 +127,11 @@ def _repetition_text(plan: Plan) -> str:
             text += ", and encoded in the step"
     elif pairs.variants > 1:
         prepared = "degradations" if pairs.flips == "none" else f"{pairs.flips} variants"
-        text += f", in {pairs.variants} {prepared}, each of them {seen / pairs.variants:.3g} times"
+        text += f", in {pairs.variants} {prepared}, each of them {seen / pairs.variants:.3g} times; "
+        later = pairs.variants - 1
+        text += (
+            f"1 is prepared before the trials and {later} beside them" if plan.beside else "prepared before the trials"
+        )
     if pairs.flips != "none" and pairs.variants == 1:
         text += f", {pairs.flips} at random"
     if pairs.undamaged:

@@ -139,10 +139,11 @@ def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> Sw
     beside = str(results / "store")
     at_start = str(record.get("store") or Path(settings.results) / "store")
     places = [settings.store] if settings.store else [beside, at_start]
+    first = [name for label, name in record["stores"].items() if "#" not in label]  # others are made during training
     complete = (
         place
         for place in (*places, beside, at_start)
-        if not is_uri(place) and all((Path(place) / name).is_dir() for name in record["stores"].values())
+        if not is_uri(place) and all((Path(place) / name).is_dir() for name in first)
     )
     store = settings.store if is_uri(settings.store) else next(complete, places[0])
     return replace(settings, results=str(results), store=store)

@@ -97,6 +97,7 @@ def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> floa
     training = trial.training
     few = {
         "pairs.train_pairs": max(2, training.batch_size),
+        "pairs.variants": min(2, trial.pairs.variants),
         "pairs.validation_pairs": 1,
         "pairs.test_pairs": 0,
         "sinsr.draws": 1,

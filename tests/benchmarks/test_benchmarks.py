@@ -213,3 +213,10 @@ def test_fresh_pairs_compares_modes(capsys: pytest.CaptureFixture[str]) -> None:
     fresh_pairs.main(["--methods", "pix2pix", "--size", "64", "--batch", "1", "--turns", "1", "--steps", "1"])
     shown = capsys.readouterr().out
     assert re.search(r"^pix2pix +[\d.]+ +[\d.]+ +[\d.]+ +[+-][\d.]+% +\S+ to \S+ +[+-][\d.]+%$", shown, re.M)
+
+
+@pytest.mark.slow  # processes of Ray
+def test_fresh_pairs_measures_trials_beside_a_preparation(capsys: pytest.CaptureFixture[str]) -> None:
+    fresh_pairs.main(["--beside", "2", "--methods", "pix2pix", "--pairs", "8", "--max-steps", "4", "--turns", "1"])
+    shown = capsys.readouterr().out
+    assert re.search(r"^pix2pix +[\d.]+ +[\d.]+ +[+-][\d.]+% +\S+ to \S+ +[\d.]+$", shown, re.M)

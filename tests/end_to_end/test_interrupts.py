@@ -23,12 +23,22 @@ def test_sweep_survives_killed_processes_and_ctrl_c(
     tmp_path: Path, store: Path, sweeps: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One run: a second driver is refused; then the driver is killed and a checkpoint damaged, a trial's process is
-    killed, and Ctrl-C comes in the confirmation.
+    killed, and Ctrl-C comes in the confirmation. Variants of the training pairs are prepared beside the trials.
     """
     results = tmp_path / "results"
     first = sweeps(
         *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-        *("--trials", "3", "--confirm", "1", "--seeds", "2", "--max-steps", "20", *sets(training__reports=4)),
+        *(
+            "--trials",
+            "3",
+            "--confirm",
+            "1",
+            "--seeds",
+            "2",
+            "--max-steps",
+            "20",
+            *sets(training__reports=4, pairs__variants=2),
+        ),
     )
     first.wait_for("step 5/20", 2)
     run = only_run(results)
@@ -39,7 +49,8 @@ def test_sweep_survives_killed_processes_and_ctrl_c(
     assert f"{run}: in use by a running sweep (process {first.process.pid} on " in said.err
     assert said.out == "" and said.err.count("\n") == 1
 
-    first.wait_for("step 10/20")
+    first.wait_for("step 10/20")  # epoch 1 began at step 8
+    assert first.seen("prepare +variant 1 of the training pairs, beside the trials") == 1
     # Ray's two agents wait another minute for the killed head. They hold no resources.
     processes = [process for process in first.descendants() if "Agent" not in process.name()]
     first.kill()

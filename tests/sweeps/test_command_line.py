@@ -363,7 +363,9 @@ def test_settings_without_effect_on_the_files_are_refused(tmp_path: Path, capsys
     # Unless the second one is the mirrored pair.
     mirrored = [*line, *pairs, *two, *setting("pairs.flips=mirrored")]
     assert main([*mirrored, "--results", str(tmp_path / "results")]) == 0
-    assert "in 2 mirrored variants, each of them" in capsys.readouterr().out
+    plan = capsys.readouterr().out
+    assert "in 2 mirrored variants, each of them" in plan
+    assert "1 is prepared before the trials and 1 beside them" in plan and "train pairs: 2 x " in plan
 
     from tests.helpers.bases import save_base, tiny_unet
 

@@ -20,16 +20,19 @@ when it is read.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
+from itertools import pairwise, product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainables.common.errors import InputError
+from trainables.common.units import duration
 from trainables.data.augmentation import Augmentation
 from trainables.data.fresh_pairs import STEPS_AHEAD, degrade_all
 from trainables.data.prepared import Prepared, validation_noise
@@ -46,6 +49,8 @@ UNIFORM = {"uniform": 19, "second_uniform": 29, "prompt_uniform": 41}
 """Columns of uniform numbers, and the random stream of each."""
 _STREAM_OF = UNIFORM | {"fresh_noise": 13, "jump_noise": 17, "coarse_noise": 23}
 _CHUNK_STEPS, _CHUNK_BYTES = 1024, 32 * 2**20  # at most, of a chunk that has several steps
+_CHUNKS_AN_EPOCH = 8  # at least, with several variants of the pairs
+_WAIT_SECONDS = 0.5  # between two looks for a variant that is being prepared
 
 Chunk = dict[str, Tensor]
 
@@ -53,6 +58,9 @@ Chunk = dict[str, Tensor]
 def chunk_steps(batch_bytes: int, settings: TrialSettings) -> int:
     """How many steps are read at once, if the stored columns of one worker's batch have so many bytes."""
     most = STEPS_AHEAD if degrades_online(settings) else _CHUNK_STEPS
+    pairs = settings.pairs
+    if pairs.variants > 1:  # a chunk in two epochs waits for the second one's variant, which may not be prepared yet
+        most = max(1, pairs.train_pairs // settings.training.batch_size // _CHUNKS_AN_EPOCH)
     return max(1, min(most, _CHUNK_BYTES // max(1, batch_bytes), settings.training.max_steps))
 
 
@@ -67,6 +75,9 @@ class TrainingBatches:
     Rows are read in chunks of many steps, in the order in which they are stored on disk, so that many rows share
     Python's cost of opening a shard. A thread reads the next chunk while the present one is used; it ends with this
     object.
+
+    Epoch e reads variant e mod `pairs.variants` of the training pairs. If it is not prepared yet, the trial waits for
+    it and says so; it never reads another one.
 
     Columns that are not stored are drawn on the device for the whole batch of all workers, and do not depend on which
     other columns are drawn. A CPU and a GPU draw different numbers.
@@ -106,6 +117,7 @@ class TrainingBatches:
         self._orders: dict[int, np.ndarray] = {}
         self._thread = ThreadPoolExecutor(1, "batches")
         self._chunks: dict[int, Future[Chunk]] = {}
+        self._current = -1
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """This worker's part of the batch of optimiser step `step` (from 0)."""
@@ -116,11 +128,40 @@ class TrainingBatches:
         return batch | {name: self._draw(name, step) for name in self._drawn}
 
     def _chunk(self, number: int) -> Chunk:
-        more = (number + 1) * self._chunk_steps < self._training.max_steps
-        wanted = (number, number + 1) if more else (number,)
-        if any(n not in self._chunks for n in wanted):
+        if number != self._current:
+            self._await(number)
+            more = (number + 1) * self._chunk_steps < self._training.max_steps
+            wanted = (number, number + 1) if more and not self._missing(number + 1) else (number,)
             self._chunks = {n: self._chunks.get(n) or self._thread.submit(self._load, n) for n in wanted}
+            self._current = number
         return self._chunks[number].result()
+
+    def _missing(self, number: int) -> list[int]:
+        """The variants that a chunk reads and that are not prepared yet."""
+        if self._variants == 1:
+            return []
+        steps = self._steps(number)
+        first, last = steps[0] * self._training.batch_size, (steps[-1] + 1) * self._training.batch_size - 1
+        epochs = range(first // self._prepared.train_rows, last // self._prepared.train_rows + 1)
+        return [v for v in dict.fromkeys(map(self._variant, epochs)) if not self._prepared.is_prepared(v)]
+
+    def _await(self, number: int) -> None:
+        """Waits until all variants of a chunk are prepared. Whoever prepares them ends the trial if that fails."""
+        if number in self._chunks or not (missing := self._missing(number)):
+            return
+        step, began = number * self._chunk_steps, time.monotonic()
+        print(f"step {step}: waiting for variant {missing[0]} of the training pairs, being prepared", flush=True)
+        while self._missing(number):
+            time.sleep(_WAIT_SECONDS)
+        print(f"step {step}: waited {duration(time.monotonic() - began)}", flush=True)
+
+    def _steps(self, number: int) -> range:
+        """The steps of a chunk. The last one ends with the training, whose end may need fewer variants."""
+        first, end = number * self._chunk_steps, (number + 1) * self._chunk_steps
+        return range(first, min(end, self._training.max_steps) if self._variants > 1 else end)
+
+    def _variant(self, epoch: int) -> int:
+        return epoch % self._variants
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
@@ -152,18 +193,22 @@ class TrainingBatches:
         A copy to a GPU is queued, not waited for.
         """
         batch_size, cuda = self._training.batch_size, self._device.type == "cuda"
-        steps = np.arange(number * self._chunk_steps, (number + 1) * self._chunk_steps)
+        steps = np.array(self._steps(number))
         positions = (steps[:, None] * batch_size + np.arange(batch_size)[self._share]).reshape(-1)
-        epochs, places = np.divmod(positions, self._epoch_rows)
+        epochs, places = np.divmod(positions, self._prepared.train_rows)
         seen, first = np.unique(epochs, return_index=True)
         parts = np.split(places, first[1:])
         rows = np.concatenate([self._order(int(epoch))[part] for epoch, part in zip(seen, parts, strict=True)])
-        values, chunk = dict(self._buffers[number % 2]), {}
-        for name in self._stored:
-            store = self._prepared.train(name)
-            # Each epoch uses another draw of a pair, and neighbouring pairs use different draws.
-            draws = (epochs + rows) % store.columns[name].shape[0] if name in DRAWN else None
-            store.rows(name, rows, draws, values[name])
+        values: dict[str, np.ndarray] = {name: held[: len(rows)] for name, held in self._buffers[number % 2].items()}
+        chunk: Chunk = {}
+        # Rows of one store, read at once.
+        spans = [slice(*span) for span in pairwise([*first, len(rows)])] if self._variants > 1 else [slice(None)]
+        for name, span in product(self._stored, spans):
+            store = self._prepared.train(name, self._variant(int(epochs[span][0])))
+            # Each pass over the variants uses another draw of a pair, and neighbouring pairs use different draws.
+            passed = epochs[span] // self._variants
+            draws = (passed + rows[span]) % store.columns[name].shape[0] if name in DRAWN else None
+            store.rows(name, rows[span], draws, values[name][span])
         if self._online:
             degrade_all(values["target"], self._settings, epochs, rows, values["degraded"])
         self._augmentation(values, epochs, rows)
@@ -181,13 +226,8 @@ class TrainingBatches:
     def _augmentation(self) -> Augmentation:
         return Augmentation(self._settings, self._prepared.train_rows)
 
-    @property
-    def _epoch_rows(self) -> int:
-        """Rows of an epoch: one variant of each pair."""
-        return max(1, self._prepared.train_rows // self._variants)
-
     def _order(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch in their order: all, or one variant of each pair."""
+        """The rows of an epoch in their order."""
         if epoch not in self._orders:
             rng = np.random.default_rng([self._training.seed, _ORDER, epoch])
             if self._window:
@@ -197,14 +237,12 @@ class TrainingBatches:
                 order = np.concatenate([rng.permutation(span) for span in spans])
             else:
                 order = rng.permutation(self._prepared.train_rows)
-            if self._variants > 1:  # neighbouring pairs use different variants
-                order = order[order % self._variants == (epoch + order // self._variants) % self._variants]
             self._orders = {e: kept for e, kept in self._orders.items() if e >= epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
     @property
     def _starts(self) -> np.ndarray:
-        """The first row of each shard; all stages have the same."""
+        """The first row of each shard; all stages and variants have the same."""
         return self._prepared.train("target").starts
 
     def _shards(self, epoch: int) -> np.ndarray:
@@ -215,14 +253,19 @@ class TrainingBatches:
     def _fetch_ahead(self, position: int) -> None:
         """Fetches the window of a position, and as many shards of the next window as training has finished in this one.
 
-        So shards arrive as fast as they are needed, and at most two windows are in use.
+        So shards arrive as fast as they are needed, and at most two windows of a variant are in use. Those of a variant
+        that is not prepared yet are not fetched ahead.
         """
-        epoch, place = divmod(position, self._epoch_rows)
+        epoch, place = divmod(position, self._prepared.train_rows)
         shards = self._shards(epoch)
-        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place * self._variants, side="right"))
-        coming = np.concatenate([shards, self._shards(epoch + 1)])
-        for store in {self._prepared.train(name) for name in self._stored}:
-            store.fetch(coming[now - now % self._window : now + self._window + 1])
+        now = int(np.searchsorted(np.cumsum(np.diff(self._starts)[shards]), place, side="right"))
+        start, stop = now - now % self._window, now + self._window + 1
+        coming = {epoch: shards[start:stop], epoch + 1: self._shards(epoch + 1)[: max(0, stop - len(shards))]}
+        for of_epoch, numbers in coming.items():
+            variant = self._variant(of_epoch)
+            if len(numbers) and self._prepared.is_prepared(variant):
+                for store in {self._prepared.train(name, variant) for name in self._stored}:
+                    store.fetch(numbers)
 
     def _draw(self, name: str, step: int) -> Tensor:
         seed = np.random.SeedSequence([self._training.seed, _STREAM_OF[name], step]).generate_state(1, np.uint64)

@@ -90,11 +90,23 @@ def make_stores(
     run: Runner = run_here,
     source: Source | None = None,
 ) -> None:
-    """Makes the stores of `stages` that are missing; see `prepare`.
+    """Makes the stores of `stages` that are missing, one variant of the training pairs after another; see `prepare`.
 
     Args:
         source: `settings.data.source` if it is already open.
     """
+    for variant in sorted({stage.variant for stage in stages}):
+        _make_stores(settings, [s for s in stages if s.variant == variant], device, progress, run, source)
+
+
+def _make_stores(
+    settings: TrialSettings,
+    stages: Sequence[Stage],
+    device: torch.device | str,
+    progress: ProgressCallback,
+    run: Runner,
+    source: Source | None,
+) -> None:
     if all(stage.exists for stage in stages):
         return
     with _locks([stage.folder for stage in stages]):
@@ -134,17 +146,18 @@ def tested_photographs(settings: TrialSettings, source: Source, cache: Path) -> 
     return len(source.of_trial(settings, "test", cache)) if settings.pairs.test_pairs else 0
 
 
-def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs]) -> dict[Split, Pairs]:
+def pairs_of(settings: TrialSettings, photographs: Mapping[Split, Photographs], variant: int = 0) -> dict[Split, Pairs]:
     """The pairs of these photographs under a trial's settings.
 
     Raises:
         InputError: see `Pairs`.
     """
-    return {split: Pairs(those, settings.pairs, split, settings.data.seed) for split, those in photographs.items()}
+    seed = settings.data.seed
+    return {split: Pairs(those, settings.pairs, split, seed, variant) for split, those in photographs.items()}
 
 
 class _Preparation:
-    """A preparation in progress."""
+    """A preparation in progress, of stages of one variant."""
 
     def __init__(
         self,
@@ -161,7 +174,7 @@ class _Preparation:
         self._photographs = read_photographs(settings, missing, self._cache, source)
         self._rejected = {split: dict(those.rejected) for split, those in self._photographs.items()}
         self._shards: dict[StoreFolder, dict[int, Shard]] = {stage.folder: {} for stage in missing}
-        self._maker = ShardMaker(settings, stages, pairs_of(settings, self._photographs), device)
+        self._maker = ShardMaker(settings, stages, pairs_of(settings, self._photographs, stages[0].variant), device)
 
     def run(self, run: Runner) -> None:
         stages = {(stage.split, stage.name): stage for stage in self._missing}

@@ -40,11 +40,13 @@ class Prepared:
     """The stores that a trial reads. Opened on first use; pickled as paths.
 
     Attributes:
-        train_stores, validation_stores, test_stores: stage -> folder. A trial of the search has no test stores.
+        train_stores, validation_stores, test_stores: stage -> folder; those of the first variant of the training pairs.
+            A trial of the search has no test stores.
         train_noise, validation_noise, test_noise: (C, H, W) of the noise of one pair: the shape of a latent, or of an
             image.
         sources: folder -> where its shards are fetched from, for stores that are not completely on this machine.
         keep: how many shards of such a store are kept here at a time.
+        later: variant of the training pairs -> its stages, for all but the first one. Their stores may be unfinished.
     """
 
     train_stores: Mapping[str, str]
@@ -55,13 +57,24 @@ class Prepared:
     keep: int = 0
     test_stores: Mapping[str, str] = field(default_factory=dict)
     test_noise: tuple[int, int, int] = (0, 0, 0)
+    later: Mapping[int, Sequence[Stage]] = field(default_factory=dict)
     _open: dict[str, Store] = field(default_factory=dict, repr=False)
+    _opened: dict[int, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_opened": {}}
 
-    def train(self, column: str) -> Store:
-        return self._store(self.train_stores[STAGE_OF[column]])
+    def train(self, column: str, variant: int = 0) -> Store:
+        """The store with a column of a variant of the training pairs.
+
+        Raises:
+            InputError: that of a later variant is unfinished, damaged, or has other pairs than the first variant.
+        """
+        return self._store(self._stores_of(variant)[STAGE_OF[column]])
+
+    def is_prepared(self, variant: int) -> bool:
+        """Whether a variant of the training pairs is finished."""
+        return variant in self._opened or all(stage.exists for stage in self.later.get(variant, ()))
 
     def validation(self, column: str) -> Store:
         return self._store(self.validation_stores[STAGE_OF[column]])
@@ -85,6 +98,21 @@ class Prepared:
             return None
         return replace(self, validation_stores=self.test_stores, validation_noise=self.test_noise, test_stores={})
 
+    def _stores_of(self, variant: int) -> Mapping[str, str]:
+        if not variant:
+            return self.train_stores
+        if variant not in self._opened:
+            paths, sources = _places(self.later[variant], self.keep // 2, verify=False)
+            self.sources = {**self.sources, **sources}
+            found = {name: path for (_, name), path in paths.items()}
+            if (rows := len(self._store(found["pairs"]))) != self.train_rows:
+                raise InputError(
+                    f"{found['pairs']}: has {rows} of {self.train_rows} training pairs, because photographs could not "
+                    "be read when it was prepared; delete it to prepare it again"
+                )
+            self._opened[variant] = found
+        return self._opened[variant]
+
     def _store(self, path: str) -> Store:
         if path not in self._open:
             self._open[path] = Store(path, source=self.sources.get(path), keep=self.keep)
@@ -94,24 +122,17 @@ class Prepared:
 def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
     """Opens finished stores on this machine. Stores of a bucket are copied here first, once.
 
+    Those of later variants of the training pairs are opened when they are read: they may be unfinished.
+
     Raises:
         InputError: one is missing, is damaged or does not fit on the disk, or they do not belong together.
     """
     window = settings.data.window_shards
-    paths: dict[tuple[Split, str], str] = {}
-    sources = {}
+    paths, sources = _places([stage for stage in stages if not stage.variant], window, settings.data.verify)
+    later: dict[int, list[Stage]] = {}
     for stage in stages:
-        folder, place = stage.folder, stage.folder.local
-        if folder.remote and window and stage.split == "train" and not (place / MANIFEST).exists():
-            place = window_of(folder)
-            sources[str(place)] = folder
-        else:
-            if folder.remote:
-                mirror(folder)
-            Store(place, verify=settings.data.verify and stage.bytes <= VERIFIED_AT_START)
-        mark_used(place)
-        paths[stage.split, stage.name] = str(place)
-        _check_pairs(Path(paths[stage.split, "pairs"]), place)
+        if stage.variant:
+            later.setdefault(stage.variant, []).append(stage)
     shape = latent_shape(settings)
     return Prepared(
         {name: path for (split, name), path in paths.items() if split == "train"},
@@ -122,7 +143,34 @@ def open_stores(settings: TrialSettings, stages: Sequence[Stage]) -> Prepared:
         2 * window,  # the present window and the next
         {name: path for (split, name), path in paths.items() if split == "test"},
         shape.of(settings.pairs.size_of("test")),
+        later,
     )
+
+
+def _places(
+    stages: Sequence[Stage], window: int, verify: bool
+) -> tuple[dict[tuple[Split, str], str], dict[str, StoreFolder]]:
+    """Where the finished stores of these stages are on this machine, and where those in parts are fetched from.
+
+    Args:
+        window: see `data.window_shards`.
+        verify: see `data.verify`.
+    """
+    paths: dict[tuple[Split, str], str] = {}
+    sources = {}
+    for stage in stages:
+        folder, place = stage.folder, stage.folder.local
+        if folder.remote and window and stage.split == "train" and not (place / MANIFEST).exists():
+            place = window_of(folder)
+            sources[str(place)] = folder
+        else:
+            if folder.remote:
+                mirror(folder)
+            Store(place, verify=verify and stage.bytes <= VERIFIED_AT_START)
+        mark_used(place)
+        paths[stage.split, stage.name] = str(place)
+        _check_pairs(Path(paths[stage.split, "pairs"]), place)
+    return paths, sources
 
 
 def _check_pairs(pairs: Path, place: Path) -> None:

@@ -7,7 +7,9 @@ set.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -19,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -39,6 +41,7 @@ from trainables.data.shards import Made, Runner, ShardMaker, Task, run_here
 _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 STORES = "one that all share, or a bucket such as s3://NAME/stores"
 """What `--store` accepts on a cluster."""
+_RESTARTS = 3  # of a background process
 _FEW = 4  # this many shards are finished before other processes would have started
 
 Columns = dict[str, np.ndarray]
@@ -118,11 +121,17 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runne
         if not gpu_processes and sum(not task.left for task in tasks) <= _FEW:
             yield from run_here(maker, tasks)
             return
-        remote = is_uri(maker.root)
-        with nullcontext() if remote else _sign(Path(maker.root)) as sign:
-            yield from _made_on_ray(Work(maker, tasks, sign), gpu_processes, gpus, device)
+        with _signed(maker, tasks) as work:
+            yield from _made_on_ray(work, gpu_processes, gpus, device)
 
     return run
+
+
+@contextmanager
+def _signed(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Work]:
+    """Work for the processes of all nodes."""
+    with nullcontext() if is_uri(maker.root) else _sign(Path(maker.root)) as sign:
+        yield Work(maker, tasks, sign)
 
 
 def _made_on_ray(work: Work, gpu_processes: int, gpus: float, device: str) -> Iterator[Made]:
@@ -160,6 +169,53 @@ def _made_on_ray(work: Work, gpu_processes: int, gpus: float, device: str) -> It
             if interrupted:
                 raise KeyboardInterrupt
             yield pickle.loads(row["made"])
+
+
+class _BackgroundWorker:
+    """Makes shards in a process of its own, of the lowest priority."""
+
+    def __init__(self) -> None:
+        # Trials come first: Ray gives their processes a niceness of 15. The scheduler's class for idle processes would
+        # be too low: on a busy machine, a trial that waits for a variant would then wait for all other processes.
+        os.nice(19)
+
+    def make(self, held: list[ray.ObjectRef], number: int) -> Made:
+        work = _job(held[0], "cpu")
+        task = work.tasks[number]
+        return do_task(work, Made(task), frozenset(task.stages))
+
+
+class BackgroundWorkers:
+    """A `Runner` beside trials on the connected Ray: processes of the lowest priority.
+
+    They ask Ray for no CPU, because trials may have all of them, and would then wait for these processes. A process
+    that dies is started again, up to three times, and makes the shard again that it was making.
+
+    Args:
+        processes: how many.
+
+    When called, raises RayActorError: a process died too often, or `close` was called meanwhile.
+    """
+
+    def __init__(self, processes: int) -> None:
+        worker = ray.remote(
+            num_cpus=0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, scheduling_strategy="SPREAD"
+        )(_BackgroundWorker)
+        self._workers: list[Any] = [worker.remote() for _ in range(processes)]
+
+    def __call__(self, maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
+        with _signed(maker, tasks) as work:
+            held = [ray.put(work)]
+            turns = zip(itertools.cycle(self._workers), range(len(tasks)), strict=False)
+            waiting = [worker.make.remote(held, number) for worker, number in turns]
+            while waiting:
+                done, waiting = ray.wait(waiting)
+                yield from ray.get(done)
+
+    def close(self) -> None:
+        """Ends the processes. Finished shards are kept."""
+        for worker in self._workers:
+            ray.kill(worker)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class ShardMaker:
     """Makes shards and writes them to their stores. Loads each network at its first use, and keeps it.
 
     Args:
-        stages: of all splits of the tasks.
+        stages: of all splits of the tasks, of one variant.
         pairs: split -> its pairs, for tasks that make pairs.
     """
 
@@ -135,7 +135,8 @@ class ShardMaker:
             before |= self._shard(stage.split, "latents", number, made)
         make = self._maker(stage.name)
         at_once = min(_ROWS_AT_ONCE, rows_at_once(before["target"].shape[-1]))
-        parts = [make(part, rows) for part, rows in _parts(before, number * stage.shard_rows, at_once)]
+        first = stage.variant * stage.rows + number * stage.shard_rows
+        parts = [make(part, rows) for part, rows in _parts(before, first, at_once)]
         values = (
             {name: np.concatenate([part[name] for part in parts]) for name in stage.columns}
             if parts

@@ -58,20 +58,20 @@ class _Crop:
 class Pairs(Sequence[Pair]):
     """All pairs of a split, made on access. A pair does not depend on which pairs were made before, nor on the process.
 
-    Training: every photograph gives the same number of pairs, called its variants. If they cannot be divided evenly,
-    the photographs with the lowest name hashes give one more. A variant depends only on its photograph and its number,
-    so adding photographs does not change the pairs of the others. The photograph is shrunk by a factor from [0.5, 1],
-    so that small crops have more content. The crop is placed at random, with up to four tries while it is nearly flat;
-    half of the crops are mirrored. The crop is degraded with a margin of random width, so that JPEG blocks fall
-    differently, and the margin is cut off afterwards. Colour channels are swapped in a share of the targets.
+    Training: every photograph gives the same number of pairs. If they cannot be divided evenly, the photographs with
+    the lowest name hashes give one more. A pair depends only on its photograph and its number among that photograph's
+    pairs, so adding photographs does not change the pairs of the others. The photograph is shrunk by a factor from
+    [0.5, 1], so that small crops have more content. The crop is placed at random, with up to four tries while it is
+    nearly flat; half of the crops are mirrored. The crop is degraded with a margin of random width, so that JPEG blocks
+    fall differently, and the margin is cut off afterwards. Colour channels are swapped in a share of the targets.
 
     Paired photographs are cropped, mirrored and their colours swapped in the same way on both sides, at whole pixels of
     the degraded one. They are not degraded, so they need no margin. They are not shrunk either: shrinking averages
     noise, sharpens blur and moves a halftone's frequency, so the network would learn another degradation than that of
     its validation pairs and of real input.
 
-    With `settings.variants` of K, rows K i to K i + K - 1 are degradations of one target; the first is the pair without
-    variants. With `settings.flips` too, the target of a variant is in another orientation than those before it, until
+    Row i of every variant is a degradation of one target; `settings.variants` says how many variants there are. With
+    `settings.flips` too, the target of a variant is in another orientation than those of the variants before it, until
     there are no others: with "mirrored" every second one is mirrored, with "turned" the order of orientations is drawn
     for each pair. A pair without variants has no other orientation here; `TrainingBatches` turns it when it is read.
 
@@ -89,16 +89,20 @@ class Pairs(Sequence[Pair]):
     Args:
         photographs: those of `split`; sizes must reach `settings.size_of(split)`.
         seed: of the training pairs, not negative.
+        variant: which variant of the training pairs, from 0. The first one is that of settings with one variant.
 
     Raises:
         InputError: no photographs, or those of validation or test have too few different crops; on access of a pair, a
             photograph that is too small or cannot be read.
     """
 
-    def __init__(self, photographs: PhotographSequence, settings: PairSettings, split: Split, seed: int) -> None:
+    def __init__(
+        self, photographs: PhotographSequence, settings: PairSettings, split: Split, seed: int, variant: int = 0
+    ) -> None:
         if not photographs:
             raise InputError(f"{split} pairs need photographs: none were given")
         self._photographs, self._settings, self._split, self._seed = photographs, settings, split, seed
+        self._variant = variant
         # Crops of paired photographs start at a whole pixel on both sides.
         if isinstance(photographs, Photographs):
             paired = photographs.paired
@@ -109,7 +113,6 @@ class Pairs(Sequence[Pair]):
         self._anywhere = settings.crop == "random" and not paired
         if split == "train":
             shares: Sequence[int] | np.ndarray = _training_shares(_names(photographs), settings.train_pairs)
-            shares = np.asarray(shares) * settings.variants
         else:
             shares, self._overlap = _fixed_shares(_sizes(photographs), settings, split, self._step, self._rescaled)
         self._starts = np.concatenate([[0], np.cumsum(shares)])
@@ -125,24 +128,23 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, row: int | slice) -> Pair | list[Pair]:
         if isinstance(row, slice):
             return [self[each] for each in range(len(self))[row]]
-        which, variant = self._place(row)
+        which, number = self._place(row)
         photograph = self._photographs[which]
         if self._split == "train":
-            variant, version = divmod(variant, self._settings.variants)
-            rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), variant])
+            rng = np.random.default_rng([self._seed, 0, _hash(photograph.name), number])
             if self._rescaled:
                 crop = _short_side(photograph, self._settings.image_size, rng)
             else:
                 crop = _random_crop(photograph, self._settings.image_size, self._step, rng, chosen=not self._anywhere)
             name = image_name(photograph.name, f"{crop.top:03d},{crop.left:03d}/{crop.shrink:.2f}")
-            name += f"#{version}" if version else ""
+            name += f"#{self._variant}" if self._variant else ""
         else:
-            crop = self._fixed_crop(which, photograph, variant)
+            crop = self._fixed_crop(which, photograph, number)
             name = image_name(photograph.name, f"{crop.top:03d},{crop.left:03d}")
             rng = np.random.default_rng([VALIDATION_SEED, zlib.crc32(name.encode())])
-        if self._split == "train" and version:  # the same target, with a degradation of its own
-            own = np.random.default_rng([self._seed, version, _hash(photograph.name), variant])
-            target, degraded = self._make(photograph, crop, rng, own, self._orientation(photograph, variant, version))
+        if self._split == "train" and self._variant:  # the same target, with a degradation of its own
+            own = np.random.default_rng([self._seed, self._variant, _hash(photograph.name), number])
+            target, degraded = self._make(photograph, crop, rng, own, self._orientation(photograph, number))
         else:
             target, degraded = self._make(photograph, crop, rng, rng)
         return Pair(photograph.name, name, target, degraded)
@@ -161,14 +163,14 @@ class Pairs(Sequence[Pair]):
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         return which, row - int(self._starts[which])
 
-    def _orientation(self, photograph: Photograph | MatchedPhotograph, variant: int, version: int) -> int:
+    def _orientation(self, photograph: Photograph | MatchedPhotograph, number: int) -> int:
         count = ORIENTATIONS[self._settings.flips]
         if count <= 2:
-            return version % count
-        order = np.random.default_rng([self._seed, _TURNS, _hash(photograph.name), variant]).permutation(count - 1)
-        return int(order[version % count - 1]) + 1 if version % count else 0
+            return self._variant % count
+        order = np.random.default_rng([self._seed, _TURNS, _hash(photograph.name), number]).permutation(count - 1)
+        return int(order[self._variant % count - 1]) + 1 if self._variant % count else 0
 
-    def _fixed_crop(self, which: int, photograph: Photograph | MatchedPhotograph, variant: int) -> _Crop:
+    def _fixed_crop(self, which: int, photograph: Photograph | MatchedPhotograph, number: int) -> _Crop:
         """One of the crops with the most detail, chosen once per photograph, ordered from top left to bottom right."""
         if self._rescaled:
             return _short_side(photograph, self._settings.size_of(self._split))
@@ -179,7 +181,7 @@ class Pairs(Sequence[Pair]):
             count = int(self._starts[which + 1] - self._starts[which])
             taken = sorted(sorted(range(len(grid)), key=lambda cell: -detail[cell])[:count])
             self._grid = which, [grid[cell] for cell in taken]
-        return self._grid[1][variant]
+        return self._grid[1][number]
 
     def _make(
         self,

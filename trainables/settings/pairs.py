@@ -35,7 +35,8 @@ class PairSettings:
         scale: target side / degraded side, 1 to 16.
         train_pairs, validation_pairs: number of training and of validation pairs.
         variants: prepared degradations of each training pair. An epoch uses one of them, the next epoch the next; all
-            trials of a sweep see the same ones. Preparation, store and latents grow by this factor.
+            trials of a sweep see the same ones. Preparation and stores grow by this factor. The first one is prepared
+            before the trials, the others while they train; a trial waits for the one that its epoch needs.
         degraded: when training targets are degraded. "prepared": once, before the trials, see `variants`. "online": in
             every epoch anew, while the step before runs; the store holds the targets alone. The degradation depends on
             the data's seed, the epoch and the pair, so all trials of a sweep see the same ones. Methods on latents
@@ -131,9 +132,9 @@ class PairSettings:
         }[split]
 
     def count_of(self, split: Split) -> int:
-        """Number of prepared pairs of a split: in training, of all variants together."""
+        """Number of prepared pairs of a split: in training, of each variant."""
         return {
-            "train": self.train_pairs * self.variants,
+            "train": self.train_pairs,
             "validation": self.validation_pairs,
             "test": self.test_pairs,
         }[split]

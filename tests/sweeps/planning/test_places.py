@@ -42,7 +42,8 @@ def test_what_a_killed_driver_was_writing_is_removed(tmp_path: Path) -> None:
 def test_a_moved_run_uses_the_data_next_to_it_then_the_data_of_its_start(tmp_path: Path) -> None:
     old = place(tmp_path / "results" / "x" / "run", tmp_path / "results" / "store")
     settings = SweepSettings("x", results="results")
-    record = {"stores": {"train pairs": "pairs-1"}, "store": str(tmp_path / "results" / "store")}
+    stores = {"train pairs": "pairs-1", "train pairs #1": "pairs-2"}  # the second one is made while trials train
+    record = {"stores": stores, "store": str(tmp_path / "results" / "store")}
     assert located(old, settings, record).store == record["store"]
 
     new = place(tmp_path / "new" / "x" / "run", tmp_path / "new" / "store")

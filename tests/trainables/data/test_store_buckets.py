@@ -18,9 +18,10 @@ from tests.helpers.buckets import endpoint
 from trainables.common.errors import InputError
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepare import make_stores, prepare
-from trainables.data.prepared import Prepared
+from trainables.data.prepared import Prepared, open_stores
 from trainables.data.shards import Made, ShardMaker, Task, run_here
 from trainables.data.stages.needed import needed_stages
+from trainables.data.stores.inventory import WINDOWS
 from trainables.data.stores.roots import local_root
 from trainables.data.stores.shard_format import MANIFEST, shard_name
 from trainables.methods.build import method_class
@@ -150,6 +151,23 @@ def test_only_two_windows_are_on_disk(settings: TrialSettings, root: str) -> Non
     order = [int(np.abs(whole - row.numpy()).sum((1, 2, 3)).argmin()) for row in torch.cat(seen)]
     assert sorted(order) == list(range(40)) and order != sorted(order)
     assert np.count_nonzero(np.diff(np.array(order) // 16)) == 2  # shard after shard
+
+
+def test_variant_that_arrives_late_is_read_in_windows(settings: TrialSettings, root: str, tmp_path: Path) -> None:
+    """The same batches as from stores on this disk; at most two windows of each variant are here."""
+    changes = {"data.window_shards": 1, "pairs.variants": 2, "training.batch_size": 4, "training.max_steps": 25}
+    windowed, images = override(settings, changes), {"degraded"}
+    here = TrainingBatches(prepare(windowed, tmp_path, images), windowed, images, torch.device("cpu"))
+    stages = needed_stages(windowed, root, images)
+    make_stores(windowed, [stage for stage in stages if not stage.variant])
+    there = TrainingBatches(open_stores(windowed, stages), windowed, images, torch.device("cpu"))
+    for step in range(25):
+        if step == 10:  # the second epoch
+            make_stores(windowed, stages)
+        assert torch.equal(there(step)["degraded"], here(step)["degraded"])
+        for folder in (local_root(root) / WINDOWS).glob("pairs-train-*"):
+            assert len(list(folder.glob("shard-*"))) <= 2
+    assert len(list((local_root(root) / WINDOWS).glob("pairs-train-*"))) == 2
 
 
 def test_trial_reads_from_a_bucket(

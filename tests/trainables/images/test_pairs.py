@@ -293,10 +293,9 @@ def test_random_crops_are_pixels_of_the_photograph() -> None:
 
 def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
     settings = replace(SETTINGS, train_pairs=4)
-    plain, varied = (Pairs(train, each, "train", 0) for each in (settings, replace(settings, variants=3)))
-    assert len(varied) == 3 * len(plain) == 12
-    for row, pair in enumerate(plain):
-        first, *others = (varied[3 * row + version] for version in range(3))
+    varied = [Pairs(train, replace(settings, variants=3), "train", 0, variant) for variant in range(3)]
+    for row, pair in enumerate(Pairs(train, settings, "train", 0)):
+        first, *others = (variant[row] for variant in varied)
         assert first.name == pair.name and np.array_equal(first.degraded, pair.degraded)
         for other in others:
             assert np.array_equal(other.target, pair.target)
@@ -307,10 +306,10 @@ def test_variants_are_degradations_of_one_target(train: Photographs) -> None:
 def test_variants_are_prepared_in_all_orientations(train: Photographs, flips: Flips, count: int) -> None:
     """Each target is turned before it is degraded; after all orientations they begin again."""
     settings = replace(SETTINGS, train_pairs=3, variants=count + 1, flips=flips)
-    plain, varied = (Pairs(train, each, "train", 0) for each in (replace(settings, variants=1, flips="none"), settings))
+    varied = [Pairs(train, settings, "train", 0, variant) for variant in range(count + 1)]
     orders = set()
-    for row, pair in enumerate(plain):
-        first, *others = (varied[row * (count + 1) + version] for version in range(count + 1))
+    for row, pair in enumerate(Pairs(train, replace(settings, variants=1, flips="none"), "train", 0)):
+        first, *others = (variant[row] for variant in varied)
         assert first.name == pair.name and np.array_equal(first.degraded, pair.degraded)
         found = []
         for other in (first, *others):
@@ -328,7 +327,7 @@ def test_pairs_of_a_folder_are_turned_on_both_sides() -> None:
     degraded = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     photograph = MatchedPhotograph("a", degraded, degraded.repeat(4, axis=0).repeat(4, axis=1))
     settings = replace(SETTINGS, train_pairs=1, variants=8, flips="turned", image_size=32, scale=4)
-    pairs = Pairs([photograph], settings, "train", 0)
+    pairs = [Pairs([photograph], settings, "train", 0, variant)[0] for variant in range(8)]
     assert all(np.array_equal(pair.target[::4, ::4], pair.degraded) for pair in pairs)
     assert len({pair.target.tobytes() for pair in pairs}) == 8
 

@@ -32,6 +32,8 @@ def needed_stages(
 ) -> list[Stage]:
     """The stages that a batch of `columns` and the validation need, in order.
 
+    The first variant of the training pairs and the other splits come before the other variants.
+
     Reads weights and photographs only to fingerprint them; makes nothing.
 
     Args:
@@ -50,17 +52,20 @@ def needed_stages(
     # Trials without training steps read no training batch.
     trained: tuple[Split, ...] = ("train",) if settings.training.max_steps else ()
     splits: tuple[Split, ...] = (*trained, "validation", *(("test",) if test else ()))
-    return [stage for split in splits for stage in _stages_of(split, settings, str(root), columns, source)]
+    places: list[tuple[Split, int]] = [(split, 0) for split in splits]
+    if trained:  # every other variant is a data set of its own, which is needed later
+        places += [("train", variant) for variant in range(1, settings.pairs.variants)]
+    return [stage for place in places for stage in _stages_of(*place, settings, str(root), columns, source)]
 
 
 def _stages_of(
-    split: Split, settings: TrialSettings, root: str, columns: Collection[str], source: Source
+    split: Split, variant: int, settings: TrialSettings, root: str, columns: Collection[str], source: Source
 ) -> list[Stage]:
     pairs = settings.pairs
     training = split == "train"
     rows, size = pairs.count_of(split), pairs.size_of(split)
     wanted = {STAGE_OF[column] for column in columns if column in STAGE_OF} & MAKERS.keys() if training else {"latents"}
-    keys: dict[str, dict[str, Any]] = {"pairs": pairs_key(settings, split, source)}
+    keys: dict[str, dict[str, Any]] = {"pairs": pairs_key(settings, split, source, variant)}
     if METHODS[settings.method].latents and wanted:
         keys["latents"] = keys["pairs"] | MAKERS["latents"].key(settings)
     keys |= {name: keys["latents"] | MAKERS[name].key(settings) for name in MAKERS if name in wanted - {"latents"}}
@@ -72,5 +77,5 @@ def _stages_of(
         held = of_pairs if name == "pairs" else MAKERS[name].columns(settings, size)
         if name == "latents" and settings.pairs.degrades_online(split):
             held = {"latent": held["latent"]}
-        stages.append(Stage(name, split, key, folder, rows, shard_rows, held))
+        stages.append(Stage(name, split, key, folder, rows, shard_rows, held, variant))
     return stages

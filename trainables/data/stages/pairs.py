@@ -21,18 +21,21 @@ _KERNELS_BEFORE = {"smallest_blur_kernel": 3, "smallest_blur_kernel2": 3}
 _SHARES_BEFORE = {"validation_share": 0.1, "test_share": 0.0}
 
 
-def pairs_key(settings: TrialSettings, split: Split, source: Source) -> dict[str, Any]:
+def pairs_key(settings: TrialSettings, split: Split, source: Source, variant: int = 0) -> dict[str, Any]:
     """The key of pairs: training pairs depend on their size, number and seed, others on size and number.
+
+    The key of a variant does not depend on how many there are, and that of the first one says nothing of variants.
 
     Args:
         source: the photographs, opened.
+        variant: of the training pairs, from 0.
     """
     pairs = dataclasses.asdict(settings.pairs)
     key: dict[str, Any] = {"scale": settings.pairs.scale}
     if split == "train":
         key |= {name: pairs[name] for name in ("image_size", "train_pairs", "colour_swap_prob")}
-        if settings.pairs.variants > 1:
-            key |= {"variants": settings.pairs.variants}
+        if variant:
+            key |= {"variant": variant}
             key |= {"flips": settings.pairs.flips} if settings.pairs.flips != "none" else {}
     else:
         key |= {f"{split}_size": settings.pairs.size_of(split), f"{split}_pairs": settings.pairs.count_of(split)}

@@ -34,6 +34,7 @@ class Stage:
     Attributes:
         rows: as planned; a photograph that is found broken leaves its rows out.
         shard_rows: rows of every shard but the last.
+        variant: of the training pairs, from 0; epoch e of a trial reads variant e mod `pairs.variants`.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Stage:
     rows: int
     shard_rows: int
     columns: Mapping[str, Column]
+    variant: int = 0
+
+    @property
+    def label(self) -> str:
+        """Split, name and variant: "train latents", "train latents #1"."""
+        return f"{self.split} {self.name}" + (f" #{self.variant}" if self.variant else "")
 
     @property
     def exists(self) -> bool:
@@ -95,7 +102,7 @@ class StageMaker(ABC):
 
         Args:
             before: columns of the earlier stages, for these rows.
-            rows: their numbers in the split.
+            rows: their numbers in the split. Those of a later variant continue those of the one before.
         """
 
 
