@@ -70,7 +70,7 @@ def load(name: str) -> SearchSpace:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a module can raise, also SystemExit
-        raise SpaceError(f"{where}{_line_of(error, file)}: {_text_of(error)}") from None
+        raise SpaceError(f"{where}{line_of(error, file)}: {_text_of(error)}") from None
     if space is None:
         raise SpaceError(f"{where}: defines no SPACE; expected SPACE = SearchSpace(name={name!r}, ...)")
     if not isinstance(space, SearchSpace):
@@ -83,7 +83,7 @@ def load(name: str) -> SearchSpace:
     return space
 
 
-def _line_of(error: BaseException, file: Path) -> str:
+def line_of(error: BaseException, file: Path) -> str:
     """The last line of `file` that an error comes from, as ", line 12"."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f", line {error.lineno}" if error.lineno else ""

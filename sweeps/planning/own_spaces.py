@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import re
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,15 +68,12 @@ def read_space_file(path: Path) -> SearchSpace:
     defined: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(source, str(path), "exec"), defined)
-    except SyntaxError as error:
-        raise InputError(f"{name}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}") from None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # of the user's code, also SystemExit
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f", line {lines[-1]}" if lines else ""
-        kind, text = type(error).__name__, one_line(error)
-        raise InputError(f"{name}{where}: {kind if text == kind else f'{kind}: {text}'}") from None
+        kind, text = type(error).__name__, one_line(error.msg if isinstance(error, SyntaxError) else error)
+        told = text if isinstance(error, SyntaxError) or text == kind else f"{kind}: {text}"
+        raise InputError(f"{name}{search_spaces.line_of(error, path)}: {told}") from None
     space = defined.get("SPACE")
     if not isinstance(space, SearchSpace):
         found = "nothing" if space is None else f"a {type(space).__name__}"

@@ -190,9 +190,9 @@ class RunBucket:
             now = _stamps(self.copy)
             changed = [name for name, stamp in now.items() if name != EVENTS and self._uploaded.get(name) != stamp]
             # A trial's end in TensorBoard says that the rest of its files is there.
-            ends = [name for name in changed if name.endswith(".hparams")]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                for names in ([name for name in changed if name not in ends], ends):
+                for ends in (False, True):
+                    names = [name for name in changed if name.endswith(".hparams") == ends]
                     list(pool.map(lambda name: self._upload(name, now[name]), names))
             for name in self._uploaded.keys() - now.keys():
                 self.run.delete([name])

@@ -32,8 +32,8 @@ from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError
 from trainables.common.locks import take
 from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
-from trainables.training.bucket_checkpoints import newest_name
-from trainables.training.checkpoint_folders import drop_older, newest_whole, sorted_checkpoints
+from trainables.training import bucket_checkpoints, checkpoint_folders
+from trainables.training.checkpoint_folders import drop_older, newest_whole
 
 GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address")
 """Settings that a resumed run may change."""
@@ -152,9 +152,9 @@ class RunFolder:
         bucket does not answer."""
         if self.bucket:
             with suppress(InputError):
-                return newest_name(self.bucket.trial(id))
+                return bucket_checkpoints.newest_name(self.bucket.trial(id))
             return ""
-        return next((folder.name for folder in sorted_checkpoints(self.trials / id)), "")
+        return checkpoint_folders.newest_name(self.trials / id)
 
     def newest(self, id: str, wanted: tuple[str, ...]) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint of a trial, with these files at least; and a line for each damaged one."""

@@ -6,7 +6,6 @@ If the run's files cannot be written, the recorder ends the sweep: see `Recorder
 from __future__ import annotations
 
 import functools
-import json
 import math
 import shutil
 import signal
@@ -21,16 +20,16 @@ from ray.tune import Callback
 
 from search_spaces import Distribution
 from sweeps.formatting import setting_text
-from sweeps.recording.columns import TABLED, TERMS
+from sweeps.recording.columns import TABLED
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import TIMED_OUT, Progress, logger
-from sweeps.recording.tables import OUT_OF_TIME, RunTables, TableRow, confirming, has_ended
+from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
+from sweeps.recording.trial_files import catch_up, shown_metrics, shown_scalars, write_params
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
-from trainables.common.paths import replace_file
 from trainables.metrics.names import test_name
-from trainables.training.checkpoint_folders import drop_older, sorted_checkpoints
+from trainables.training.checkpoint_folders import drop_older, newest_name
 from trainables.training.measurements import Validation
 from trainables.training.pictures import PICTURES
 from trainables.training.results import (
@@ -117,9 +116,9 @@ class Recorder(Callback):
         ended: Callable[[str], None] | None = None,
         newest: Callable[[str], str] | None = None,
     ) -> None:
-        self.settings, trials = settings, Path(settings.folder) / "trials"
-        self._drop_older = ended or (lambda id: drop_older(trials / id))
-        self._newest = newest or (lambda id: next((one.name for one in sorted_checkpoints(trials / id)), ""))
+        self.settings, self._trials = settings, Path(settings.folder) / "trials"
+        self._drop_older = ended or (lambda id: drop_older(self._trials / id))
+        self._newest = newest or (lambda id: newest_name(self._trials / id))
         self.stopped = ""
         self._ready = False
         self._live: dict[str, Any] = {}
@@ -162,13 +161,13 @@ class Recorder(Callback):
             self.tables.drivers.begin(began, spent)
         for note in self.tables.notes:
             logger.info("note       %s", note)
-        self.board = TensorBoardTrials(Path(settings.folder) / "trials", settings.parameters, settings.metrics)
+        self.board = TensorBoardTrials(self._trials, settings.parameters, settings.metrics)
         self.progress = Progress(
             settings.trials, settings.given, settings.max_steps, settings.concurrent, settings.shown
         )
         confirmed = confirming(self.tables.leaderboard)
         for row in self.tables.leaderboard:
-            self._catch_up(row)
+            catch_up(self._trials, self.board, row, self.tables.reports_of, settings.metrics)
             if row["status"] == "running":  # the driver that wrote this was killed
                 self.tables.upsert_trial({"id": row["id"], "status": "interrupted"})
             elif row["kind"] != "control" and has_ended(row, confirmed, settings.confirm_steps):
@@ -179,35 +178,13 @@ class Recorder(Callback):
         self.tables.flush(force=True)
         self._ready = True
 
-    def _catch_up(self, row: TableRow) -> None:
-        """Writes what a trial's or control's other files lack: its driver may have been killed right after it wrote the
-        record, or before it uploaded the rest.
-        """
-        id, kind = row["id"], row["kind"]
-        if kind == "control":
-            hparams: dict[str, Any] = {KIND: kind}
-            reports = [{name: value for name, value in row.items() if name.startswith(("val/", "test/"))}]
-        else:
-            settings = {
-                name.removeprefix("config/"): value
-                for name, value in row.items()
-                if name.startswith("config/") and value is not None  # a column of a condition that does not hold here
-            }
-            hparams = {**settings, "seed": row["seed"], KIND: kind}
-            reports = self.tables.reports_of(id)
-            if not _is_json(Path(self.settings.folder) / "trials" / id / "params.json"):
-                self._write_params(id, row["label"], hparams)
-        scalars = [(int(report.get("step") or 0), _scalars(report)) for report in reports]
-        self.board.catch_up(id, hparams, scalars, self._shown_metrics(row), row["status"])
-
     def _set_aside_unknown(self) -> None:
         """Moves the folders of trials that are in no record out of the way: a trial of the same id may have other
         parameters, and must not continue from their checkpoints.
         """
-        trials = Path(self.settings.folder) / "trials"
-        for folder in sorted(trials.glob("*/")):
+        for folder in sorted(self._trials.glob("*/")):
             if not self.tables.has_trial(folder.name) and list(folder.glob("**/checkpoint_*")):
-                aside = trials.with_name("unknown_trials") / folder.name
+                aside = self._trials.with_name("unknown_trials") / folder.name
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
@@ -225,7 +202,7 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
         self._images(name, 0, validation, "restored")
         self._test_images(name, 0, test)
-        folder = Path(self.settings.folder) / "trials" / name
+        folder = self._trials / name
         folder.mkdir(parents=True, exist_ok=True)
         for split, measured in {VALIDATION: validation, TEST: test}.items():
             if measured is not None and measured.pictures is not None:
@@ -275,13 +252,7 @@ class Recorder(Callback):
                 **{f"config/{name}": value for name, value in config[PARAMETERS].items()},
             }
         )
-        self._write_params(id, config[LABEL], self._hparams(config))
-
-    def _write_params(self, id: str, label: str, hparams: Mapping[str, Any]) -> None:
-        path = Path(self.settings.folder) / "trials" / id / "params.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"id": id, "label": label, **hparams}, indent=1)
-        replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))  # made again from the record if lost
+        write_params(self._trials / id, config[LABEL], self._hparams(config))
 
     @_stopping
     def on_trial_result(
@@ -328,7 +299,7 @@ class Recorder(Callback):
         )
         self._progressed(trial, result[CHECKPOINT])
         self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
-        self.board.report(id, result["step"], _scalars(values))
+        self.board.report(id, result["step"], shown_scalars(values))
         self._images(id, kept, validation, "input | output | target")
         self._test_images(id, kept, test)
         self.progress.reported(id, result["step"], values)
@@ -389,15 +360,10 @@ class Recorder(Callback):
         self.tables.upsert_trial({"id": id, "status": status, "error": why, **cause})
         if status in ("finished", "stopped"):
             self._drop_older(id)
-        metrics = self._shown_metrics(self.tables.trial(id))
+        metrics = shown_metrics(self.tables.trial(id), self.settings.metrics)
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
         self.progress.ended(id, TIMED_OUT if timed_out else status, why)
-
-    def _shown_metrics(self, row: TableRow) -> dict[str, float]:
-        """Metric -> value, for the HParams page."""
-        shown = (*self.settings.metrics, *map(test_name, self.settings.metrics))
-        return {name: row[name] for name in shown if row.get(name) is not None}
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""
@@ -421,23 +387,6 @@ class Recorder(Callback):
             values = {test_name(name): of_images for name, of_images in test.per_image.items()}
             self.tables.add_images(id, TEST, step, test.images, values)
             self.board.images(id, step, "test: input | output | target", test.grid)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _scalars(report: Mapping[str, Any]) -> dict[str, float]:
-    """What of a report's values TensorBoard shows: the terms of the loss come from the losses of each step."""
-    return {
-        name: value
-        for name, value in report.items()
-        if name.startswith(TABLED) and not name.startswith(TERMS) and isinstance(value, int | float)
-    }
 
 
 def _count(reports: list[dict[str, Any]]) -> int | None:

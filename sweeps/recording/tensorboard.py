@@ -161,6 +161,11 @@ class TensorBoardTrials:
         self._close(trial)
         _replace(self.folder / trial / f"{_FIRST_NAME}.hparams", [start, end])
 
+    def shows_end(self, trial: str, status: str) -> bool:
+        """Whether the files of a trial or control show that it has ended with this status, which is written last."""
+        files = self.folder.glob(f"{trial}/events.out.tfevents.*")
+        return status in _END and len(list(files)) > 1 and self._recorded_status(trial) == status
+
     def catch_up(
         self,
         trial: str,
@@ -178,8 +183,6 @@ class TensorBoardTrials:
             reports: (step, scalars) of all reports, by step.
         """
         files = sorted((self.folder / trial).glob("events.out.tfevents.*"))
-        if status in _END and len(files) > 1 and self._recorded_status(trial) == status:
-            return
         seen: set[tuple[str, int]] = set()
         for event in (event for path in files for event in read_events(path)):
             if event.session_log.status == SessionLog.START:  # TensorBoard drops what came before: see `restart`

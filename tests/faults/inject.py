@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.kinds import FOLDER, LIVE, MOMENTS, planted_mark
-from tests.faults.reading import read_after
+from tests.faults.reading import ELSEWHERE, OUTSIDE, PLACED, left_behind, read_after
 from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
 
 KILLED = (("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))
 """When the driver was killed, a line and its count: in the middle of the first trial, or of the second one."""
-_OUTSIDE = Path("/")
 _SECOND_INTERVAL = ("checkpoint:",)  # the newest checkpoint is lost
 _STARTS_OVER = ("events: deleted",)
 
@@ -148,36 +147,17 @@ class Bench:
         return found + self.checked(run, before)
 
 
-def _moved(bench: Bench, random: random.Random) -> list[str]:
-    run = bench.copy(random)
-    before = Results.of(run)
-    new = run.parents[1] / "elsewhere" / "another name"
-    new.parent.mkdir()
-    run.rename(new)
-    shutil.rmtree(run.parent)
-    found = bench.checked(new, before)
-    return found + ([f"written at the old place: {run.parent}"] if run.parent.exists() else [])
+def _placed(name: str) -> Callable[[Bench, random.Random], list[str]]:
+    """A run in another place, or seen from another one."""
 
+    def fault(bench: Bench, random: random.Random) -> list[str]:
+        original = bench.copy(random)
+        before, content = Results.of(original), tree(original)
+        run = PLACED[name](original)
+        found = bench.checked(run, before, cwd=OUTSIDE if name == ELSEWHERE else None)
+        return found + left_behind(name, original, content)
 
-def _copied(bench: Bench, random: random.Random) -> list[str]:
-    run = bench.copy(random)
-    before, original = Results.of(run), tree(run)
-    new = run.parents[1] / "copy"
-    shutil.copytree(run, new, symlinks=True)
-    found = bench.checked(new, before)
-    return found + (["the original was changed"] if tree(run) != original else [])
-
-
-def _elsewhere(bench: Bench, random: random.Random) -> list[str]:
-    run = bench.copy(random)
-    return bench.checked(run, Results.of(run), cwd=_OUTSIDE)
-
-
-def _linked(bench: Bench, random: random.Random) -> list[str]:
-    run = bench.copy(random)
-    link = run.parents[1] / "link"
-    link.symlink_to(run)
-    return bench.checked(link, Results.of(run))
+    return fault
 
 
 def _resumed_twice(bench: Bench, random: random.Random) -> list[str]:
@@ -191,10 +171,7 @@ def _resumed_twice(bench: Bench, random: random.Random) -> list[str]:
 
 
 PLACES: dict[str, Callable[[Bench, random.Random], list[str]]] = {
-    "run moved": _moved,
-    "run copied": _copied,
-    "resumed from another working directory": _elsewhere,
-    "resumed through a link": _linked,
+    **{name: _placed(name) for name in PLACED},
     "a finished run resumed": _resumed_twice,
 }
 

@@ -32,7 +32,9 @@ _WINNER_LOST = ("folder of a finished trial deleted",)
 def _moved(run: Path) -> Path:
     new = run.parents[1] / "elsewhere" / "another name"
     new.parent.mkdir()
-    return run.rename(new)
+    run.rename(new)
+    shutil.rmtree(run.parent)
+    return new
 
 
 def _copied(run: Path) -> Path:
@@ -45,41 +47,50 @@ def _linked(run: Path) -> Path:
     return link
 
 
-PLACES: dict[str, Callable[[Path], Path]] = {
+ELSEWHERE, OUTSIDE = "resumed from another working directory", Path("/")
+PLACED: dict[str, Callable[[Path], Path]] = {
     "run moved": _moved,
     "run copied": _copied,
+    ELSEWHERE: lambda run: run,
     "resumed through a link": _linked,
-    "resumed from another working directory": lambda run: run,
 }
-ALL = (*FOLDER, *PLACES)
+"""Fault -> what puts a run there; returns the place."""
+ALL = (*FOLDER, *PLACED)
+
+
+def left_behind(name: str, original: Path, content: dict[str, str]) -> list[str]:
+    """What a resume did at a run's old place; empty if nothing.
+
+    Args:
+        content: of the run before, as `tree`.
+    """
+    if name == "run moved" and original.parent.exists():
+        return [f"written at the old place: {original.parent}"]
+    return ["the original was changed"] if name == "run copied" and tree(original) != content else []
 
 
 def read_after(name: str, run: Path, random: random.Random) -> list[str]:
     """What is wrong with a killed run that is resumed after the fault, without time for a trial; empty if nothing."""
     _use_up_time(run)
-    before, original, newest = Results.of(run), run, _newest(run)
+    before, original, newest, content = Results.of(run), run, _newest(run), dict[str, str]()
     if name in FOLDER:
         FOLDER[name](run, random)
     else:
-        run = PLACES[name](run)
-    copied = tree(original) if name == "run copied" else {}
-    with chdir(Path("/") if name == "resumed from another working directory" else Path.cwd()):
+        content, run = tree(run), PLACED[name](run)
+    with chdir(OUTSIDE if name == ELSEWHERE else Path.cwd()):
         status, output = _resume(run)
     found = messy(output)
     if status != (name in _WINNER_LOST) or "the time budget is over with" not in output:
         found.append(f"exit status {status}, {output.splitlines()[-1:]}")
-    if copied and copied != tree(original):
-        found.append("the original was changed")
-    if name == "run moved" and original.exists():
-        found.append(f"written at the old place: {original}")
+    found += left_behind(name, original, content)
     if planted_mark(run).exists():
         found.append("a planted pickle was loaded")
+    chosen = _newest(run)
     for id, folder in newest.items():
         expected = folder.with_name(f"checkpoint_{int(folder.name[-6:]) - INTERVAL:06d}")
         expected = expected if name.startswith("checkpoint:") else folder
-        chosen = _newest(run).get(id)
-        if chosen is None or chosen.name != expected.name:
-            found.append(f"{id} would continue from {chosen}")
+        if id not in chosen or chosen[id].name != expected.name:
+            found.append(f"{id} would continue from {chosen.get(id)}")
     return found + _lost(run, before, name)
 
 

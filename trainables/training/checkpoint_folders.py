@@ -83,6 +83,11 @@ def newest_whole(trial: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
+def newest_name(trial: Path) -> str:
+    """The name of the newest checkpoint, whose content is not looked at; empty if there is none."""
+    return next((folder.name for folder in sorted_checkpoints(trial)), "")
+
+
 def sorted_checkpoints(trial: Path) -> list[Path]:
     """The folders of checkpoints, the newest first."""
     found = [*trial.glob("checkpoint_*"), *trial.glob(f"{_OLDER_GROUP}/checkpoint_*")]
