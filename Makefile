@@ -76,7 +76,7 @@ $(STAMP): requirements.txt
 	@set -e; exec 9>$(LOCK); if command -v flock >/dev/null; then flock 9; fi; \
 	if [ $@ -nt requirements.txt ]; then exit 0; fi; \
 	if [ -e $(BEGUN) ]; then echo "The last install into $(VENV) was interrupted; installing again."; rm -rf $(VENV); fi; \
-	echo "Installing the pinned packages into $(VENV): the first install takes two to four minutes and 7 GB."; \
+	echo "Installing the pinned packages into $(VENV): the first install takes about two minutes, more with a slow index, and 7 GB."; \
 	touch $(BEGUN); rm -f $@; \
 	$(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt; \
