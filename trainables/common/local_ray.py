@@ -47,7 +47,7 @@ def local_ray(cpus: int, gpus: int | None, lost: Callable[[str], None], groups: 
                 _start(cpus, gpus, groups, folder)
                 break
             except Exception as error:  # Ray raises plain ones too
-                ray.shutdown()
+                _end()
                 end_children()
                 # Its own limit of 30 s is too short on a busy machine.
                 if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
@@ -57,7 +57,7 @@ def local_ray(cpus: int, gpus: int | None, lost: Callable[[str], None], groups: 
             yield
         finally:
             watch.close()
-            ray.shutdown()
+            _end()
 
 
 @contextmanager
@@ -109,6 +109,16 @@ def _start(cpus: int, gpus: int | None, groups: bool, folder: Path) -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _end() -> None:
+    """Ray would ask each of its five processes to end, and wait a second for it. They do not hear that: they block
+    SIGTERM, see `_start`. So they are killed at once.
+    """
+    if node := ray_worker._global_node:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda **how: kill(**{**how, "allow_graceful": False})
+    ray.shutdown()
 
 
 def _chosen_address() -> dict[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image.dists import DISTSNetwork
 
 from trainables.metrics.lpips import ensure_backbone
 from trainables.metrics.names import MetricUnavailableError
@@ -24,6 +23,8 @@ class DISTS(nn.Module):
     """
 
     def __init__(self) -> None:
+        from torchmetrics.functional.image.dists import DISTSNetwork  # with torchvision, this takes seconds
+
         super().__init__()
         path = ensure_backbone(allow_download=False, net="vgg", metric="val/dists")
         try:

@@ -1,23 +1,27 @@
-"""Autoencoders of the methods: which one a method uses, and the shape of its latents."""
+"""Autoencoders of the methods: which one a method uses, and the shape of its latents.
+
+The shape is that of settings and of a base's description. Only what loads an autoencoder imports diffusers, which takes
+each process three to four seconds: processes of a method on pixels do without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import VQModel
 from torch import Tensor, nn
 
-from trainables.networks import autoencoder as vq
-from trainables.networks.autoencoder import load_vq_f4
-from trainables.networks.stable_diffusion import decode_kl, encode_kl
 from trainables.pretrained.base_model import find_base, load_vae, read_shape
 from trainables.pretrained.shipped import autoencoder_path
 from trainables.pretrained.weights_file import reading
 from trainables.settings import TrialSettings
 from trainables.settings.checks import require
 from trainables.settings.methods import METHODS
+
+if TYPE_CHECKING:
+    from diffusers import VQModel
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,14 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
         InputError: its weights are missing or cannot be loaded.
     """
     if METHODS[settings.method].latents == "kl":
+        from trainables.networks.stable_diffusion import decode_kl, encode_kl
+
         vae = load_vae(find_base(settings.base.weights, settings.base.revision)).to(device)
         if settings.training.gradient_checkpointing:  # of the decoder: the perceptual loss backpropagates through it
             vae.enable_gradient_checkpointing()
         return Autoencoder(vae, lambda images: encode_kl(vae, images), lambda latents: decode_kl(vae, latents))
+    from trainables.networks import autoencoder as vq
+
     model = load_autoencoder(settings.autoencoder.weights, device)
     require(
         model.config.latent_channels == settings.network.latent_channels,
@@ -83,6 +91,8 @@ def load_latents(settings: TrialSettings, device: torch.device | str = "cpu") ->
 
 def load_autoencoder(weights: str, device: torch.device | str = "cpu") -> VQModel:
     """The frozen autoencoder, in evaluation mode."""
+    from trainables.networks.autoencoder import load_vq_f4
+
     path = autoencoder_path(weights)
     with reading("autoencoder.weights", path, "a VQ-f4 autoencoder"):
         model = load_vq_f4(path)

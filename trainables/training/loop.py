@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +23,7 @@ from trainables.methods.build import build_method
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.encoding import Encoding
 from trainables.methods.shared.perceptual_loss import ensure_loss_networks
-from trainables.methods.shared.precision import AUTOCAST
+from trainables.methods.shared.precision import AUTOCAST, unets
 from trainables.metrics import build_metrics
 from trainables.settings import TrialSettings
 from trainables.training.best_step import BestStep, averaged_weights
@@ -124,12 +123,12 @@ class Trainer:
         ensure_loss_networks(settings)  # the driver has done so on its own machine only
         self.method = build_method(settings, world.device)
         self.method.networks.train()
-        frozen = (part for part in self.method.parts if isinstance(part, UNet2DConditionModel))
-        for network in (*self.method.networks.values(), *frozen):
-            if training.channels_last:
-                network.to(memory_format=torch.channels_last)
-            if training.compile:
-                network.compile()
+        if training.channels_last or training.compile:
+            for network in (*self.method.networks.values(), *unets(self.method.parts)):
+                if training.channels_last:
+                    network.to(memory_format=torch.channels_last)
+                if training.compile:
+                    network.compile()
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )

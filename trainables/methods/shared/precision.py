@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """`training.precision` -> the type of autocast; none for fp32."""
+
+
+def unets(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The UNets of Stable Diffusion among them."""
+    from diffusers import UNet2DConditionModel  # takes seconds, see trainables.pretrained.autoencoders
+
+    return [module for module in modules if isinstance(module, UNet2DConditionModel)]
 
 
 def hold_frozen_base(parts: Iterable[nn.Module], precision: str) -> None:
@@ -24,9 +30,9 @@ def hold_frozen_base(parts: Iterable[nn.Module], precision: str) -> None:
     """
     if precision not in AUTOCAST:
         return
-    unets = (module for part in parts for module in part.modules() if isinstance(module, UNet2DConditionModel))
-    for layer in (layer for unet in unets for layer in unet.modules() if isinstance(layer, nn.Linear | nn.Conv2d)):
-        weights = list(layer.parameters(recurse=False))
-        if not any(weight.requires_grad for weight in weights):
-            for weight in weights:
-                weight.data = weight.data.to(AUTOCAST[precision])
+    for unet in unets(module for part in parts for module in part.modules()):
+        for layer in (one for one in unet.modules() if isinstance(one, nn.Linear | nn.Conv2d)):
+            weights = list(layer.parameters(recurse=False))
+            if not any(weight.requires_grad for weight in weights):
+                for weight in weights:
+                    weight.data = weight.data.to(AUTOCAST[precision])
