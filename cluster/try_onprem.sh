@@ -147,12 +147,33 @@ stuck() { # message, log
     fail "$1"
 }
 
+# Its own question, of a method whose processes start soon and that has one control.
+small_question() {
+    cat <<'END'
+"""Which learning rate suits a small Pix2Pix?"""
+from search_spaces.space import Float, Point, SearchSpace
+
+RATE = "training.learning_rate"
+SPACE = SearchSpace(
+    name="small_rates",
+    question="Which learning rate suits a small Pix2Pix?",
+    method="pix2pix",
+    parameters={RATE: Float(1e-5, 1e-3, log=True)},
+    points=(Point("low", {RATE: 1e-5}), Point("middle", {RATE: 1e-4}), Point("high", {RATE: 1e-3})),
+    fixed={"pix2pix.ngf": 8, "pix2pix.downs": 5, "discriminator.ndf": 8, "discriminator.layers": 2},
+    objective="val/psnr",
+    controls=("bicubic",),
+)
+END
+}
+
 disturbed_sweep() {
+    small_question >"$work/small_rates.py"
     say "a sweep of four trials, on three workers of one CPU"
     : >"$work/sweep.log" # it is read before `ray exec` runs
-    on_head "python run_sweep.py --address auto --space sinsr_loss_ratios --results $work/results --perceptual none \
-        --trials 4 --confirm 0 --max-steps 16 --set training.reports=4 --set training.batch_size=2 \
-        --set training.warmup_steps=2 --set sinsr.draws=1 --set pairs.train_pairs=16 --set pairs.validation_pairs=3 \
+    on_head "python run_sweep.py --address auto --space $work/small_rates.py --results $work/results --perceptual none \
+        --trials 4 --confirm 0 --max-steps 240 --set training.reports=4 --set training.batch_size=2 \
+        --set training.warmup_steps=2 --set pairs.train_pairs=16 --set pairs.validation_pairs=3 \
         --set pairs.validation_size=64" >"$work/sweep.log" 2>&1 &
     sweep=$!
     when_reported t000
@@ -168,7 +189,7 @@ disturbed_sweep() {
 }
 
 when_reported() { # a trial; sets found to its host
-    until grep -q "$1 step 4/" "$work/sweep.log"; do
+    until grep -q "$1 step 60/" "$work/sweep.log"; do
         kill -0 $sweep 2>/dev/null || stuck "the sweep ended before $1 reported" sweep.log
         [ $SECONDS -lt 900 ] || stuck "no report of $1 after $SECONDS s" sweep.log
         sleep 0.3

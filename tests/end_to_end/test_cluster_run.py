@@ -19,11 +19,10 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import SPACE, RunningSweep, only_run, run_sweep, sets, store, trials
+from tests.helpers.sweep import RunningSweep, light, only_run, run_sweep, trials
 from trainables.common.errors import InputError
 from trainables.training.job import Workers
 
-__all__ = ["store"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
 
 
@@ -66,15 +65,12 @@ def assert_token_refused(run: subprocess.CompletedProcess[str], expected: str) -
     assert expected in line and "RAY_AUTH_TOKEN" in line and "~/.ray/auth_token" in line
 
 
-def test_a_sweep_makes_a_cluster_without_workers_grow(
-    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results"
     with growing_cluster(tmp_path, workers=2) as (address, token):
         flags = [
-            *("--space", SPACE, "--results", str(results), "--store", str(store), "--perceptual", "none"),
-            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
-            *("--confirm", "0"),
+            *light(results, tmp_path / "store", training__reports=2),
+            *("--trials", "2", "--max-steps", "4", "--confirm", "0", "--address", address),
         ]
         with monkeypatch.context() as without:
             without.setenv("HOME", str(tmp_path))  # Ray looks there for a token
@@ -96,23 +92,20 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
     assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(("t000", "t001"), "finished")
-    assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 5
+    assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 1
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
     assert log.count("joined; 2 nodes") == 1 and log.count("joined; 3 nodes") == 1
 
 
-def test_a_sweep_whose_head_is_lost_says_how_to_continue(
-    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_whose_head_is_lost_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "12")  # a fifth of Ray's own
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     address = cluster.address  # None after the shutdown
     try:
         sweep = RunningSweep(
-            *("--space", SPACE, "--results", str(tmp_path), "--store", str(store), "--perceptual", "none"),
-            *("--trials", "2", "--max-steps", "4", *sets(training__reports=2), "--address", address),
-            *("--confirm", "0"),
+            *light(tmp_path / "results", tmp_path / "store", training__reports=2),
+            *("--trials", "2", "--max-steps", "4", "--confirm", "0", "--address", address),
         )
         sweep.wait_for("controls   loading")  # the run exists, and the driver waits for Ray
         (head,) = cluster.head_node.all_processes["gcs_server"]
@@ -125,4 +118,4 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(
     after = sweep.lines[next(number for number, line in enumerate(sweep.lines) if "stopped:" in line) :]
     assert len(after) == 2, sweep.text
     assert f"stopped: the cluster's head {address} has not answered for " in after[0]
-    assert " continue with: " in after[1] and f" --resume {only_run(tmp_path)}" in after[1]
+    assert " continue with: " in after[1] and f" --resume {only_run(tmp_path / 'results')}" in after[1]

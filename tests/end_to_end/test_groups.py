@@ -16,7 +16,8 @@ from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
-from tests.helpers.sweep import SPACE, TINY, only_run, sets, store, sweeps, trials
+from tests.helpers.rates import SPACE
+from tests.helpers.sweep import LIGHT, light, only_run, sweeps, trials
 from trainables.common.devices import FAKE
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
@@ -26,30 +27,32 @@ from trainables.settings.presets import preset
 from trainables.training.job import Job, Workers
 from trainables.training.launch import launch, trial_resources
 
-__all__ = ["store", "sweeps"]
+__all__ = ["sweeps"]
 pytestmark = pytest.mark.timeout(900)  # each test starts many processes, on machines with other load
-RUN = ["--space", SPACE, "--perceptual", "none", "--trials", "1", "--max-steps", "8", "--confirm", "0"]
-RUN += sets(training__reports=4)
 
 
 @pytest.mark.slow
 def test_worker_group_reproduces_one_worker_and_resumes(
-    tmp_path: Path, store: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On GPUs that are declared and do not exist: Ray places a worker on each, and CPUs compute."""
     monkeypatch.setenv(FAKE, "2")
-    flags = [*RUN, "--store", str(store), "--results", str(tmp_path), "--workers-per-trial", "2"]
-    first = sweeps(*flags, "--gpus-per-worker", "1", "--max-concurrent", "1")
-    first.wait_for("t000 step 4/8")
+    store = tmp_path / "store"
+    first = sweeps(
+        *light(tmp_path / "results", store, training__reports=4),
+        *("--trials", "1", "--confirm", "0", "--max-steps", "80", "--max-concurrent", "1"),
+        *("--workers-per-trial", "2", "--gpus-per-worker", "1"),
+    )
+    first.wait_for("t000 step 40/80")
     first.terminate()
     assert first.wait() == 130
     assert "Traceback" not in first.text
-    run = only_run(tmp_path)
+    run = only_run(tmp_path / "results")
     assert trials(run)["t000"]["status"] == "interrupted"
     assert "1 at once, each on 2 workers of 1 CPU and 1 GPU" in first.text
     second = sweeps("--resume", str(run))
     assert second.wait() == 0, second.text
-    assert "t000 continues at step" in second.text and "t000 step 2/8" not in second.text
+    assert "t000 continues at step" in second.text and "t000 step 20/80" not in second.text
 
     assert {name: row["status"] for name, row in trials(run).items()} == {"t000": "finished"}
     assert (run / "best" / "weights.safetensors").exists()
@@ -58,14 +61,13 @@ def test_worker_group_reproduces_one_worker_and_resumes(
         assert text.count(" UTC: starts on host ") == 2 and "Reporting training result" not in text
     rows = {row["step"]: row for row in read_rows(run / "history.parquet") if row["id"] == "t000"}
     expected = trained_alone(run, [trials(run)["t000"]], store)["t000"]
-    assert list(rows) == list(expected) == [0, 2, 4, 6, 8]
+    assert list(rows) == list(expected) == [20, 40, 60, 80]
     heard = 0
     for step, values in expected.items():
         compared = {n: v for n, v in values.items() if n.startswith(("loss/", "weighted/", "val/"))}
         known = {name: rows[step][name] for name in compared if rows[step][name] is not None}
         for name, value in known.items():
-            # Rounding can choose another code of the autoencoder at some pixel: SSIM was seen to differ by 4e-4.
-            tolerance = 1e-3 if name.startswith("val/ssim") else 1e-4
+            tolerance = 1e-3 if name.startswith("val/ssim") else 1e-4  # differences grow with the steps
             assert value == pytest.approx(compared[name], rel=tolerance), (step, name)
         heard += len(compared) == len(known)
     # After a signal during a report, a group's driver may have only its metrics, not its losses.
@@ -88,12 +90,13 @@ def wait_for_all_cpus() -> None:
 
 
 @pytest.mark.slow
-def test_stopped_groups_release_their_cpus(tmp_path: Path, store: Path) -> None:
+def test_stopped_groups_release_their_cpus(tmp_path: Path) -> None:
     """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
     rates = {"t000": 1e-4, "t001": 1e-5}
     workers = Workers(count=2)
-    common = override(preset("sample").trial, TINY | {"training.max_steps": 6, "training.reports": 3})
-    stages = tuple(needed_stages(common, store, method_class(common.method).columns(common)))
+    small = {"method": SPACE.method, **SPACE.fixed, **LIGHT, "training.max_steps": 6, "training.reports": 3}
+    common = override(preset("sample").trial, small)
+    stages = tuple(needed_stages(common, tmp_path / "store", method_class(common.method).columns(common)))
     make_stores(common, stages)
 
     def trial(config: dict[str, Any]) -> None:

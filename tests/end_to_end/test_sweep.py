@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ from sweeps.running.search import SweepSearch
 from sweeps.sweep import start
 from sweeps.trial_config import GIVEN, ID, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
-from tests.helpers.sweep import SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
+from tests.helpers import rates
+from tests.helpers.sweep import LIGHT, SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.helpers.tensorboard import Page, scalars
 from trainables.common.errors import InputError
 from trainables.pretrained.weights_file import describe
@@ -42,6 +44,7 @@ __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 ONE = {"sampler": "tpe", "workers_per_trial": 1, "gpus_per_worker": 0.0, "max_concurrent": 1}
 """One process per trial, without a GPU, as `resolve` derives from the preset; one trial after the other."""
+OF_RATES = {"method": rates.SPACE.method, **rates.SPACE.fixed, **LIGHT}
 SPLITS = ("validation", "test")
 CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
@@ -205,19 +208,19 @@ class TestWholeSweep:
 
 
 @pytest.mark.slow
-def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_diverging_trial_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A space with two learning rates, one of them absurd; runs in this process."""
     name = "training.learning_rate"
     space = SearchSpace(
         name="learning_rates",
         question="Which learning rate?",
-        method="sinsr",
+        method="pix2pix",
         parameters={name: Float(1e-6, 1e30, log=True)},
         points=(Point("sane", {name: 1e-4}), Point("absurd", {name: 1e30})),
         objective="val/psnr",
     )
-    changes = {"sinsr": TINY | {"training.max_steps": 8, "training.reports": 2, "training.seed": 0}}
-    places = {"results": str(tmp_path / "results"), "store": str(store)}
+    changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
+    places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
     settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
     assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
     (run,) = (tmp_path / "results" / space.name).iterdir()
@@ -230,13 +233,14 @@ def test_diverging_trial_fails_alone(tmp_path: Path, store: Path, capfd: pytest.
 
 
 @pytest.mark.slow
-def test_no_trial_finished(tmp_path: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    changes = TINY | {"training.max_steps": 8, "training.reports": 2, "training.learning_rate": 1e30}
-    settings = SweepSettings(
-        SPACE, "sample", **ONE, perceptual="none", results=str(tmp_path / "results"), store=str(store)
+def test_no_trial_finished(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
+    settings = SweepSettings("rates", "sample", **ONE, perceptual="none", **places)
+    space = dataclasses.replace(
+        rates.SPACE, points=(Point("absurd", {rates.RATE: 1e30}),), parameters={rates.RATE: Float(1e-6, 1e30, log=True)}
     )
-    space = search_spaces.load(SPACE)
-    assert start(make_plan(Question(settings, space, {"sinsr": changes | {"training.seed": 0}}, trials=1))) == 1
+    changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
+    assert start(make_plan(Question(settings, space, changes, trials=1))) == 1
     (row,) = trials(only_run(tmp_path / "results")).values()
     shown = capfd.readouterr().err
     assert row["status"] == "failed" and row["error"] in shown

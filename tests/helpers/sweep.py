@@ -24,24 +24,32 @@ from trainables.settings import override
 from trainables.settings.presets import preset
 
 SPACE = "sinsr_loss_ratios"
-TINY = {
+RATES = str(ROOT / "tests" / "helpers" / "rates.py")
+"""A space whose processes start faster than SPACE's, for tests of what all sweeps have in common."""
+LIGHT = {
     "pairs.train_pairs": 16,
     "pairs.validation_pairs": 3,
     "pairs.validation_size": 64,
     "pairs.test_pairs": 4,
-    "sinsr.draws": 1,
     "training.batch_size": 2,
     "training.warmup_steps": 2,
     "training.log_every": 2,
 }
 """Makes a trial of the `sample` preset a matter of seconds."""
+TINY = LIGHT | {"sinsr.draws": 1}
 PATIENCE = 840.0  # seconds; a process that is stuck fails its test rather than the whole run
 
 
-def sets(**changes: object) -> list[str]:
-    """`--set` flags of TINY and of more, `training__reports=2` for `training.reports=2`."""
-    values = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+def sets(base: Mapping[str, object] = TINY, /, **changes: object) -> list[str]:
+    """`--set` flags of `base` and of more, `training__reports=2` for `training.reports=2`."""
+    values = {**base, **{name.replace("__", "."): value for name, value in changes.items()}}
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+
+
+def light(results: Path, store: Path, **changes: object) -> list[str]:
+    """Flags of a sweep of RATES with small trials."""
+    places = ["--results", str(results), "--store", str(store)]
+    return ["--space", RATES, "--perceptual", "none", *places, *sets(LIGHT, **changes)]
 
 
 def run_sweep(*flags: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
@@ -166,8 +174,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def only_run(results: Path) -> Path:
     """The one run in a results folder."""
-    (folder,) = (results / SPACE).iterdir()
-    return folder
+    (settings,) = results.glob("*/*/settings.yaml")
+    return settings.parent
 
 
 def trials(run: Path, kind: str = "trial") -> dict[str, dict[str, Any]]:

@@ -8,10 +8,11 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import worker as ray_worker
 
@@ -113,12 +114,20 @@ def _start(cpus: int, gpus: int | None, groups: bool, folder: Path) -> None:
 
 def _end() -> None:
     """Ray would ask each of its five processes to end, and wait a second for it. They do not hear that: they block
-    SIGTERM, see `_start`. So they are killed at once.
+    SIGTERM, see `_start`. So they are killed at once, and then what they have started: agents of a killed raylet wait
+    for it a while.
     """
+    below: list[psutil.Process] = []
     if node := ray_worker._global_node:
+        for _, process in node.live_processes():
+            with suppress(psutil.Error):
+                below += psutil.Process(process.pid).children(recursive=True)
         kill = node.kill_all_processes
         node.kill_all_processes = lambda **how: kill(**{**how, "allow_graceful": False})
     ray.shutdown()
+    for process in below:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _chosen_address() -> dict[str, str]:
