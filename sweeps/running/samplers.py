@@ -20,7 +20,6 @@ from optuna.samplers import BaseSampler
 
 from search_spaces import Choice, Distribution, Float, Int, SearchSpace, Value, When
 from sweeps.planning.sampling import GRID_LEVELS
-from sweeps.running.cma_es import ReplayedCmaEs
 from sweeps.running.optuna_study import RecentTPE
 
 LEAST_KNOWN = 5  # distinct configurations with a result before a model proposes the next one
@@ -87,6 +86,8 @@ def make_sampler(
     if name == "random" or not modelled:
         return optuna.samplers.RandomSampler(seed=own)
     if name == "cmaes":
+        from sweeps.running.cma_es import ReplayedCmaEs  # imports SciPy, for half a second
+
         sampler = before if isinstance(before, ReplayedCmaEs) else ReplayedCmaEs()
         sampler.seed = own
         return sampler
