@@ -74,8 +74,8 @@ def launch(job: Job) -> None:
         else:
             _in_worker_group(job)
     except Exception as error:
-        if isinstance(error, MachineLeaving):
-            raise RayActorError(error_msg=str(error), preempted=True) from None  # Tune does not count it as a failure
+        if left := next((cause for cause in _causes(error) if isinstance(cause, MachineLeaving)), None):
+            raise RayActorError(error_msg=str(left), preempted=True) from None  # Tune does not count it as a failure
         if (unfit := unfit_cause(error, own_disk=bool(job.bucket))) and job.on_cluster:
             node, _ = getattr(unfit, FAILED_AT, (ray.get_runtime_context().get_node_id(), 0.0))
             raise OnUnfitNode(node, one_line(unfit)) from None
@@ -159,10 +159,12 @@ def _in_worker_group(job: Job) -> None:
         world = World(context.get_world_rank(), context.get_world_size(), device)
         node = ray.get_runtime_context().get_node_id()
         if job.on_cluster:
-            machine_watch()  # Train itself starts the group again elsewhere
+            machine_watch()
+        # The first worker writes the checkpoints. When it leaves, Train ends the others.
+        leaving = _group_leaves if job.on_cluster and world.rank == 0 else lambda: False
         try:
             check_folders(job)
-            train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}))
+            train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}), leaving)
         except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), DIVERGED: True, PID: os.getpid()})
         except Exception as error:
@@ -187,6 +189,13 @@ def _in_worker_group(job: Job) -> None:
             # Train itself starts a failed group never again: Tune does, and counts failures of both kinds of trials.
         ),
     ).fit()
+
+
+def _group_leaves() -> bool:
+    """Whether a node of this worker's group is drained, as Train has told each worker. Its own question,
+    `get_preemption_info`, makes all workers wait for each other.
+    """
+    return context_module.get_train_context().preemption_context.preemption_info is not None
 
 
 class _GroupReports(TuneReportCallback):

@@ -100,7 +100,7 @@ class Trainer:
     Args:
         metric_names: metrics of a validation.
         objective: decides which step is the best one, with `training.keep=best`.
-        leaving: whether the machine will be taken away; of one worker only.
+        leaving: whether a machine of this trial will be taken away; of the first worker only.
 
     Raises:
         ValueError: `training.keep=best` without an objective.
@@ -218,7 +218,15 @@ class Trainer:
                 self.best = BestStep(self.step, value, averaged_weights(self.method), validation)
 
     def _leave(self, report: Reporter) -> None:
-        self._write_between(report)
+        """Ends the trial here, after a checkpoint. The first worker of a group decides alone, so it must not wait for
+        the others: it looks at the weights, which are those of all, and not at their losses.
+        """
+        alone = self.world.size == 1
+        with nullcontext() if alone else suppress(TrialDiverged):  # the group's next try says so
+            if alone:
+                self.log.check()
+            self._check_weights()
+            self._write_between(report)
         raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
 
     def _write_between(self, report: Reporter) -> None:
@@ -266,8 +274,9 @@ class Trainer:
             self.step += 1
             if self.step < step:
                 writing += self._write_if_due()
-        self.log.check()
-        self._check_weights()
+        if self.step == step:
+            self.log.check()
+            self._check_weights()
         return time.monotonic() - started - writing
 
     @torch.no_grad()

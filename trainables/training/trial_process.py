@@ -32,7 +32,7 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
     Args:
         world: this worker's place among those of the trial.
         send: a result -> None, of Tune or of Train.
-        leaving: whether this machine is about to be taken away.
+        leaving: see `Trainer`.
 
     Raises:
         NodeUnfit: this node cannot read data or checkpoints from their bucket, or its own disk is full.

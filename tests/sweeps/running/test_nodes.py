@@ -20,6 +20,7 @@ import pytest
 import ray
 from ray import tune
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import log_to, logger
@@ -29,6 +30,7 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
+from tests.conftest import OF_METHOD
 from tests.helpers.metadata import Metadata, metadata_server
 from tests.sweeps.recording.test_tables import measured
 from trainables.data.prepare import make_stores
@@ -36,7 +38,7 @@ from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.training.job import Job, Workers
-from trainables.training.launch import launch, trial_resources
+from trainables.training.launch import NODES, launch, trial_resources
 from trainables.training.results import CHECKPOINT, REPEATED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
@@ -236,6 +238,55 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
     assert result.error is None  # although no failure is allowed
     (before, *_), (after, again) = nodes.seen[0], nodes.seen[-1]
     assert {before, after} == servers.keys()
+    last = nodes.seen[-2][1]
+    assert again == last  # the last report, sent once more
+    kept = int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2])
+    assert last <= kept < last + settings.training.report_every  # the notice may come with a report
+    text = (folder / "log.txt").read_text(encoding="utf-8")
+    assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
+
+
+class OneDrained(FailingNodes):
+    """The node of the second worker is drained when a group has reported; no notice is asked for."""
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(workers, lambda reason: None)
+        self.seen = list[tuple[tuple[str, ...], int]]()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.seen.append((tuple(result[NODES]), result["step"]))
+        if len(self.seen) == 1:
+            gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by Ray
+            gcs.drain_node(result[NODES][1], DRAIN_NODE_REASON_PREEMPTION, "test", int(1000 * (time.time() + 300)))
+
+
+def test_group_leaves_a_machine_that_will_be_taken_back(
+    cluster: Cluster, disks: Path, tiny: TrialSettings, store_root: Path, tmp_path: Path
+) -> None:
+    light = {"method": "pix2pix", **OF_METHOD["pix2pix"], "training.max_steps": 100_000, "training.reports": 2_000}
+    settings, workers = override(tiny, light), Workers(count=2)
+    stages = tuple(needed_stages(settings, store_root, method_class(settings.method).columns(settings)))
+    make_stores(settings, stages)
+    names = ("third", "fourth", "fifth")
+    added = {cluster.add_node(num_cpus=1, temp_dir=str(disks / name)).node_id for name in names}
+    folder = tmp_path / "trials" / "t000"
+    with connected(SweepSettings("x", workers_per_trial=2, gpus_per_worker=0, address=cluster.address), 1):
+        others = tuple(node["NodeID"] for node in ray.nodes() if node["NodeID"] not in added)
+        job = Job(
+            *(settings, stages, ("val/psnr",), workers, str(folder), str(tmp_path)), on_cluster=True, avoided=others
+        )
+        nodes = OneDrained(workers)
+        (result,) = tune.Tuner(
+            tune.with_resources(lambda config: launch(job), trial_resources(workers)),
+            param_space={ID: "t000", GIVEN: True},
+            tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(tmp_path), callbacks=[nodes], stop={REPEATED: True}, verbose=0
+            ),
+        ).fit()
+    assert result.error is None  # although no failure is allowed
+    (before, _), (after, again) = nodes.seen[0], nodes.seen[-1]
+    assert {*before, *after} == added and before[1] not in after
     last = nodes.seen[-2][1]
     assert again == last  # the last report, sent once more
     kept = int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2])
