@@ -65,12 +65,19 @@ def assert_token_refused(run: subprocess.CompletedProcess[str], expected: str) -
     assert expected in line and "RAY_AUTH_TOKEN" in line and "~/.ray/auth_token" in line
 
 
+def nodes(address: str) -> int:
+    """How many a cluster has now. In a process of its own: Ray reads the token once per process."""
+    code = "import sys; from trainables.common.cluster import answering_nodes; print(len(answering_nodes(sys.argv[1])))"
+    return int(subprocess.check_output([sys.executable, "-c", code, address], cwd=ROOT, text=True))
+
+
 def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To three workers, and after the sweep it shrinks to its head again."""
     results = tmp_path / "results"
-    with growing_cluster(tmp_path, workers=2) as (address, token):
+    with growing_cluster(tmp_path, workers=3) as (address, token):
         flags = [
             *light(results, tmp_path / "store", training__reports=2),
-            *("--trials", "2", "--max-steps", "4", "--confirm", "0", "--address", address),
+            *("--trials", "3", "--max-steps", "4", "--confirm", "0", "--address", address),
         ]
         with monkeypatch.context() as without:
             without.setenv("HOME", str(tmp_path))  # Ray looks there for a token
@@ -88,14 +95,21 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
         assert too_large.returncode == 2, too_large.stdout + too_large.stderr
         assert "workers of 2 CPUs each do not fit at its largest size" in too_large.stderr
         assert not results.exists()
+        assert nodes(address) == 1
         done = run_sweep(*flags)
+        deadline = time.monotonic() + 120
+        while nodes(address) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
-    assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(("t000", "t001"), "finished")
+    assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
+        ("t000", "t001", "t002"), "finished"
+    )
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 1
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
-    assert log.count("joined; 2 nodes") == 1 and log.count("joined; 3 nodes") == 1
+    assert [log.count(f"joined; {count} nodes") for count in (2, 3, 4)] == [1, 1, 1]
 
 
 def test_a_sweep_whose_head_is_lost_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
