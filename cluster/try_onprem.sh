@@ -172,7 +172,7 @@ disturbed_sweep() {
     say "a sweep of four trials, on three workers of one CPU"
     : >"$work/sweep.log" # it is read before `ray exec` runs
     on_head "python run_sweep.py --address auto --space $work/small_rates.py --results $work/results --perceptual none \
-        --trials 4 --confirm 0 --max-steps 240 --set training.reports=4 --set training.batch_size=2 \
+        --trials 4 --confirm 0 --max-steps 480 --set training.reports=4 --set training.batch_size=2 \
         --set training.warmup_steps=2 --set pairs.train_pairs=16 --set pairs.validation_pairs=3 \
         --set pairs.validation_size=64" >"$work/sweep.log" 2>&1 &
     sweep=$!
@@ -189,7 +189,7 @@ disturbed_sweep() {
 }
 
 when_reported() { # a trial; sets found to its host
-    until grep -q "$1 step 60/" "$work/sweep.log"; do
+    until grep -q "$1 step 120/" "$work/sweep.log"; do
         kill -0 $sweep 2>/dev/null || stuck "the sweep ended before $1 reported" sweep.log
         [ $SECONDS -lt 900 ] || stuck "no report of $1 after $SECONDS s" sweep.log
         sleep 0.3

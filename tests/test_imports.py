@@ -7,6 +7,8 @@ same rules.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -107,3 +109,20 @@ def test_search_spaces_are_data() -> None:
     heavy = {"torch", "ray", "diffusers", "numpy", "trainables", "sweeps"}
     spaces = {name: file for name, file in MODULES.items() if name.startswith("search_spaces")}
     assert not {name for name, file in spaces.items() for _, other in imported(file) if other.split(".")[0] in heavy}
+
+
+def test_processes_of_a_method_on_pixels_do_without_what_they_do_not_need() -> None:
+    """Each of these packages takes a process seconds to import; a driver and each of its trials would spend them."""
+    code = """
+import sys
+import sweeps.command_line, sweeps.sweep, trainables.training.loop
+import torch
+from trainables.methods.build import build_method
+from trainables.settings import override
+from trainables.settings.presets import preset
+method = {"method": "pix2pix", "pix2pix.downs": 5, "training.precision": "bf16"}
+build_method(override(preset("sample").trial, method), torch.device("cpu"))
+print(*sorted({"diffusers", "peft", "torchmetrics", "torchvision", "transformers", "scipy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stdout + done.stderr

@@ -28,6 +28,8 @@ from trainables.training.job import Workers
 _ENVIRONMENT = {
     # Train's controller polls for reports at this interval; its default of 2 s is as long as a small step.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Train asks at this interval, 5 s by default, whether a machine of a group is drained. Google gives 30 s.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     # Train would print again, through its logger, what a worker of a group prints, and the trial's log would have both.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -97,11 +97,11 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
         assert not results.exists()
         assert nodes(address) == 1
         done = run_sweep(*flags)
+        assert done.returncode == 0, done.stdout + done.stderr
         deadline = time.monotonic() + 120
         while nodes(address) > 1:
             assert time.monotonic() < deadline
             time.sleep(1)
-    assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(results)
     assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
         ("t000", "t001", "t002"), "finished"
@@ -109,7 +109,7 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 1
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
-    assert [log.count(f"joined; {count} nodes") for count in (2, 3, 4)] == [1, 1, 1]
+    assert log.count(" joined; ") == 3 and log.count("joined; 4 nodes") >= 1
 
 
 def test_a_sweep_whose_head_is_lost_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,13 @@ from sweeps.recording.tables import read_rows
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID
-from tests.helpers.rates import SPACE
-from tests.helpers.sweep import LIGHT, light, only_run, sweeps, trials
+from tests.conftest import finish
+from tests.helpers.sweep import light, light_trial, only_run, sweeps, trials
 from trainables.common.devices import FAKE
-from trainables.data.prepare import make_stores
+from trainables.data.prepare import make_stores, prepare
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import override
-from trainables.settings.presets import preset
 from trainables.training.job import Job, Workers
 from trainables.training.launch import launch, trial_resources
 
@@ -37,9 +36,12 @@ def test_worker_group_reproduces_one_worker_and_resumes(
 ) -> None:
     """On GPUs that are declared and do not exist: Ray places a worker on each, and CPUs compute."""
     monkeypatch.setenv(FAKE, "2")
-    store = tmp_path / "store"
+    store, finished = tmp_path / "store", tmp_path / "finished"
+    start = light_trial({"training.max_steps": 1, "training.warmup_steps": 0})  # measured before the first step
+    finished.mkdir()
+    finish(start, prepare(start, store, method_class(start.method).columns(start)), finished)
     first = sweeps(
-        *light(tmp_path / "results", store, training__reports=4),
+        *light(tmp_path / "results", store, training__reports=4, checkpoint=finished),
         *("--trials", "1", "--confirm", "0", "--max-steps", "80", "--max-concurrent", "1"),
         *("--workers-per-trial", "2", "--gpus-per-worker", "1"),
     )
@@ -61,7 +63,7 @@ def test_worker_group_reproduces_one_worker_and_resumes(
         assert text.count(" UTC: starts on host ") == 2 and "Reporting training result" not in text
     rows = {row["step"]: row for row in read_rows(run / "history.parquet") if row["id"] == "t000"}
     expected = trained_alone(run, [trials(run)["t000"]], store)["t000"]
-    assert list(rows) == list(expected) == [20, 40, 60, 80]
+    assert list(rows) == list(expected) == [0, 20, 40, 60, 80]
     heard = 0
     for step, values in expected.items():
         compared = {n: v for n, v in values.items() if n.startswith(("loss/", "weighted/", "val/"))}
@@ -94,8 +96,7 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path) -> None:
     """ASHA stops a group after its first report; the next one gets its CPUs, and at the end all are free again."""
     rates = {"t000": 1e-4, "t001": 1e-5}
     workers = Workers(count=2)
-    small = {"method": SPACE.method, **SPACE.fixed, **LIGHT, "training.max_steps": 6, "training.reports": 3}
-    common = override(preset("sample").trial, small)
+    common = light_trial({"training.max_steps": 6, "training.reports": 3})
     stages = tuple(needed_stages(common, tmp_path / "store", method_class(common.method).columns(common)))
     make_stores(common, stages)
 

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from sweeps.recording.tables import read_rows
+from tests.helpers import rates
 from tests.helpers.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.methods.build import method_class
-from trainables.settings import override
+from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 
 SPACE = "sinsr_loss_ratios"
@@ -170,6 +171,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = override(preset("sample").trial, TINY)
     prepare(settings, folder, method_class(settings.method).columns(settings), test=True)
     return folder
+
+
+def light_trial(changes: Mapping[str, Any]) -> TrialSettings:
+    """A trial of such a sweep, with other values of some settings."""
+    sample = preset("sample")
+    own = {"method": rates.SPACE.method, "perceptual.weight": 0.0, **rates.SPACE.fixed, **LIGHT, **changes}
+    return override(sample.trial, {**sample.methods.get(rates.SPACE.method, {}), **own})
 
 
 def only_run(results: Path) -> Path:

@@ -42,6 +42,8 @@ def local_ray(cpus: int, gpus: int | None, lost: Callable[[str], None], groups: 
     # Ray would write a token into HOME, where others may read it, and fail if that cannot be written. It reads the
     # variable once per process, so it stays as it is.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if ray.is_initialized():
+        raise CannotRun("this process is connected to a Ray already; call ray.shutdown() first")
     with session_folder() as folder:
         for attempt in range(_ATTEMPTS):
             try:
@@ -53,6 +55,9 @@ def local_ray(cpus: int, gpus: int | None, lost: Callable[[str], None], groups: 
                 # Its own limit of 30 s is too short on a busy machine.
                 if "timed out" not in str(error) or attempt == _ATTEMPTS - 1:
                     raise CannotRun(f"Ray does not start in {folder} ({one_line(error)})") from None
+            except BaseException:  # Ctrl-C
+                _end()
+                raise
         watch = RayWatch(lost, folder.parent)
         try:
             yield
@@ -124,10 +129,13 @@ def _end() -> None:
                 below += psutil.Process(process.pid).children(recursive=True)
         kill = node.kill_all_processes
         node.kill_all_processes = lambda **how: kill(**{**how, "allow_graceful": False})
-    ray.shutdown()
-    for process in below:
-        with suppress(psutil.Error):
-            process.kill()
+    try:
+        ray.shutdown()
+    finally:
+        for process in below:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(below, timeout=2)
 
 
 def _chosen_address() -> dict[str, str]:

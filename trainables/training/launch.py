@@ -187,6 +187,7 @@ def _in_worker_group(job: Job) -> None:
             storage_path=job.scratch,
             callbacks=[_GroupReports()],  # type: ignore[list-item]  # annotated with the base of another class
             # Train itself starts a failed group never again: Tune does, and counts failures of both kinds of trials.
+            # Only a group that is on a drained machine when that ends is started again by Train, inside this `fit`.
         ),
     ).fit()
 

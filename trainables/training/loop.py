@@ -218,14 +218,9 @@ class Trainer:
                 self.best = BestStep(self.step, value, averaged_weights(self.method), validation)
 
     def _leave(self, report: Reporter) -> None:
-        """Ends the trial here, after a checkpoint. The first worker of a group decides alone, so it must not wait for
-        the others: it looks at the weights, which are those of all, and not at their losses.
-        """
-        alone = self.world.size == 1
-        with nullcontext() if alone else suppress(TrialDiverged):  # the group's next try says so
-            if alone:
-                self.log.check()
-            self._check_weights()
+        """Ends the trial here, after a checkpoint."""
+        with suppress(TrialDiverged):  # no checkpoint: the next try comes to that step again, and says so
+            self._check_share()
             self._write_between(report)
         raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
 
@@ -245,7 +240,7 @@ class Trainer:
             return 0.0
         self._written = started  # also if there is none to write
         with suppress(TrialDiverged):  # the check of all workers, before the next report, says so
-            self._check_weights()
+            self._check_share()
             self._write_between(self._report)
         return time.monotonic() - started
 
@@ -278,6 +273,13 @@ class Trainer:
             self.log.check()
             self._check_weights()
         return time.monotonic() - started - writing
+
+    def _check_share(self) -> None:
+        """The checks before a checkpoint between two reports. The first worker of a group decides on it alone, so it
+        must not wait for the others.
+        """
+        self.log.check_share()
+        self._check_weights()
 
     @torch.no_grad()
     def _check_weights(self) -> None:

@@ -51,7 +51,7 @@ class LossLog:
         """
         if not self._pending:
             return
-        values = torch.stack([number for _, _, term in self._pending for number in term]).view(-1, 2)
+        values = self._values()
         if dist.is_initialized() and dist.get_world_size() > 1:
             # Each worker has only its share of the batch. NCCL needs the values on the GPU, where they are.
             dist.all_reduce(values)
@@ -70,6 +70,19 @@ class LossLog:
         last = self._pending[-1][0]
         self._rows.append((last, {tag: sum(numbers) / len(numbers) for tag, numbers in row.items()}))
         self._pending = []
+
+    def check_share(self) -> None:
+        """Checks this worker's share of the pending values, without the other workers. They stay pending.
+
+        Raises:
+            TrialDiverged: as `check`.
+        """
+        if self._pending and not self._values().isfinite().all():
+            raise TrialDiverged(f"a loss term is not finite up to step {self._pending[-1][0]}")
+
+    def _values(self) -> Tensor:
+        """(terms, 2): value and weighted value of each pending term."""
+        return torch.stack([number for _, _, term in self._pending for number in term]).view(-1, 2)
 
     def means(self) -> dict[str, float]:
         return {tag: self._sums[tag] / self._counts[tag] for tag in self._sums}

@@ -55,7 +55,8 @@ checkpoint into a folder that the reporter chooses."""
 
 
 class MachineLeaving(RuntimeError):
-    """The machine will be taken away. The trial has a checkpoint, and continues on another one."""
+    """The machine will be taken away. The trial continues on another one, from the checkpoint that it has just written
+    if it has trained."""
 
 
 class TrialDiverged(RuntimeError):

@@ -30,8 +30,8 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
-from tests.conftest import OF_METHOD
 from tests.helpers.metadata import Metadata, metadata_server
+from tests.helpers.sweep import light_trial
 from tests.sweeps.recording.test_tables import measured
 from trainables.data.prepare import make_stores
 from trainables.data.stages.needed import needed_stages
@@ -261,10 +261,10 @@ class OneDrained(FailingNodes):
 
 
 def test_group_leaves_a_machine_that_will_be_taken_back(
-    cluster: Cluster, disks: Path, tiny: TrialSettings, store_root: Path, tmp_path: Path
+    cluster: Cluster, disks: Path, store_root: Path, tmp_path: Path
 ) -> None:
-    light = {"method": "pix2pix", **OF_METHOD["pix2pix"], "training.max_steps": 100_000, "training.reports": 2_000}
-    settings, workers = override(tiny, light), Workers(count=2)
+    settings = light_trial({"training.max_steps": 100_000, "training.reports": 2_000})
+    workers = Workers(count=2)
     stages = tuple(needed_stages(settings, store_root, method_class(settings.method).columns(settings)))
     make_stores(settings, stages)
     names = ("third", "fourth", "fifth")
@@ -287,10 +287,10 @@ def test_group_leaves_a_machine_that_will_be_taken_back(
     assert result.error is None  # although no failure is allowed
     (before, _), (after, again) = nodes.seen[0], nodes.seen[-1]
     assert {*before, *after} == added and before[1] not in after
-    last = nodes.seen[-2][1]
-    assert again == last  # the last report, sent once more
+    # The last report, sent once more; perhaps the driver had not heard it: the first worker may leave right after it.
+    assert again - nodes.seen[-2][1] in (0, settings.training.report_every)
     kept = int(max(folder.glob("checkpoint_*")).name.rpartition("_")[2])
-    assert last <= kept < last + settings.training.report_every  # the notice may come with a report
+    assert again <= kept < again + settings.training.report_every  # the notice may come with a report
     text = (folder / "log.txt").read_text(encoding="utf-8")
     assert text.count(" UTC: starts on host ") == 2 and "MachineLeaving: the machine will be taken away" in text
 

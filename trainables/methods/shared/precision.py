@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +14,9 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def unets(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """The UNets of Stable Diffusion among them."""
-    from diffusers import UNet2DConditionModel  # takes seconds, see trainables.pretrained.autoencoders
+    if "diffusers" not in sys.modules:  # to import it takes seconds, see trainables.pretrained.autoencoders
+        return []
+    from diffusers import UNet2DConditionModel
 
     return [module for module in modules if isinstance(module, UNet2DConditionModel)]
 
