@@ -122,7 +122,7 @@ from trainables.settings import override
 from trainables.settings.presets import preset
 method = {"method": "pix2pix", "pix2pix.downs": 5, "training.precision": "bf16"}
 build_method(override(preset("sample").trial, method), torch.device("cpu"))
-print(*sorted({"diffusers", "peft", "torchmetrics", "torchvision", "transformers", "scipy"} & set(sys.modules)))
+print(*sorted({"diffusers", "peft", "torchmetrics", "torchvision", "transformers"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stdout + done.stderr
