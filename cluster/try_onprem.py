@@ -18,7 +18,9 @@ _MORE_FLAGS = {"head": "--object-store-memory=100000000", "worker": "--object-st
 
 
 def write_config(file: Path, head: str, workers: list[str]) -> None:
-    """Writes onprem.yaml with these addresses, for root, and with one CPU per worker."""
+    """Writes onprem.yaml with these addresses, for root, and with one CPU per worker. The head notices a lost host after
+    some 25 s; by default Ray takes 65 s.
+    """
     config = yaml.safe_load(Path(__file__).with_name("onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"]["ssh_user"] = "root"
@@ -28,6 +30,8 @@ def write_config(file: Path, head: str, workers: list[str]) -> None:
         before, flag, after = commands[-1].partition(last)
         assert flag, f"onprem.yaml: no {last} in {commands[-1]}"
         commands[-1] = f"{before}{last} {_MORE_FLAGS[kind]}{after}"
+    commands = config["head_start_ray_commands"]
+    commands[-1] = f"export RAY_health_check_failure_threshold=2 && {commands[-1]}"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
