@@ -31,7 +31,7 @@ from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PAIRS = {"pairs.train_pairs": "64", "pairs.validation_pairs": "16", "pairs.test_pairs": "0"}
+PAIRS = {"pairs.train_pairs": "36", "pairs.validation_pairs": "8", "pairs.test_pairs": "0"}
 CHANGES = {**PAIRS, "sinsr.draws": "1"}
 
 
