@@ -46,7 +46,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(AT_ONCE))
 
 check: lint
-	@$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=tests/,$(LONGER_TESTS)) $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' $(AT_ONCE) $(addprefix --ignore=tests/,$(LONGER_TESTS)) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

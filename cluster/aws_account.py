@@ -63,7 +63,7 @@ def _allow(actions: list[str], resource: str) -> dict[str, Any]:
     return {"Effect": "Allow", "Action": actions, "Resource": resource}
 
 
-def prepare(bucket: str) -> None:
+def prepare_account(bucket: str) -> None:
     """Makes what is missing.
 
     Raises:
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     flags.add_argument("bucket", metavar="BUCKET", help="name of a bucket, yours or a new one; unique in all of AWS")
     try:
-        prepare(flags.parse_args(arguments).bucket)
+        prepare_account(flags.parse_args(arguments).bucket)
     except (ClientError, BotoCoreError) as error:
         print(f"aws_account.py: error: {error}", file=sys.stderr)
         return 1

@@ -18,8 +18,8 @@ _MORE_FLAGS = {"head": "--object-store-memory=100000000", "worker": "--object-st
 
 
 def write_config(file: Path, head: str, workers: list[str]) -> None:
-    """Writes onprem.yaml with these addresses, for root, and with one CPU per worker. The head notices a lost host after
-    some 25 s; by default Ray takes 65 s.
+    """Writes onprem.yaml with these addresses, for root, and with one CPU per worker. The head notices a lost host
+    after some 25 s; by default Ray takes 65 s.
     """
     config = yaml.safe_load(Path(__file__).with_name("onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": head, "worker_ips": workers}

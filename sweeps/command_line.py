@@ -318,6 +318,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=_address(flags, settings))
         from sweeps.planning.plan import make_plan
+        from sweeps.planning.run_settings import made_by
         from sweeps.recording.tables import RunTables, has_ended
 
         tables = RunTables(folder.path).load()
@@ -331,7 +332,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
             raise InputError(
                 f"--resume {flags.resume}: the photographs, weights or code for {changed} have changed since the run "
-                "started; restore them or start a new run"
+                f"started; restore them or start a new run{made_by(record)}"
             )
         from sweeps.running.warm_start import kept_trials
 

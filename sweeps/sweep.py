@@ -48,7 +48,7 @@ from trainables.settings.methods import METHODS
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.job import Job
 from trainables.training.launch import launch, trial_resources
-from trainables.training.measurements import Objective
+from trainables.training.measurements import KeptBy
 
 
 class _Lost:
@@ -129,7 +129,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         folder.clear_scratch()
         recorder.open(began, plan.spent)
         for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
-            logger.info("note       %s: in no record of this run; its checkpoints are in unknown_trials", id)
+            logger.info("note       %s: not in this run's record; its checkpoints are in unknown_trials", id)
         folder.start_uploading(recorder.stop, _upload_line)
         with deadline:
             held = []
@@ -347,7 +347,7 @@ def _trial_id(trial: Any) -> str:
 def _trainable(plan: Plan, folder: RunFolder) -> Any:
     """The function that Tune calls for each trial: validates its config and launches it."""
     question, metrics, stages_of = plan.question, plan.metrics, plan.stages_of
-    objective = Objective(plan.objective, plan.direction == "max")
+    objective = KeptBy(plan.objective, plan.direction == "max")
     run_bucket = folder.bucket.run if folder.bucket else None
     cluster = bool(question.settings.address)
     group, trials, scratch = workers(question.settings), folder.trials.resolve(), str(folder.scratch.resolve())

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import formatting
-from sweeps.answering.intervals import Finding, Measurement, compare
+from sweeps.answering.intervals import Finding, ImageValue, compare
 from sweeps.answering.recorded import recorded_answer
 from sweeps.answering.verdict import Answer, finding_text
 from sweeps.formatting import Row
 from sweeps.planning.run_files import RUN_SETTINGS
-from sweeps.planning.run_settings import read_record
+from sweeps.planning.run_settings import made_by, read_record
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.tables import read_rows
 from sweeps.trial_config import CONFIRMATION
@@ -60,14 +60,14 @@ class FinishedRun:
         """The number of configurations among which the confirmation chose the winner."""
         return 1 + len(self.found.finalists)
 
-    def measured(self, metric: str, split: str) -> list[Measurement]:
+    def measured(self, metric: str, split: str) -> list[ImageValue]:
         """The winner's values of a metric, "val/psnr", on the images of a split."""
         name = test_name(metric) if split == TEST else metric
         own = {
             row["id"]: row for row in self.rows if row["id"] in self.found.winner_ids and row["kind"] == CONFIRMATION
         }
         return [
-            Measurement(self.name, own[row["id"]]["seed"], photograph_of(row["image"]), row["image"], row[name])
+            ImageValue(self.name, own[row["id"]]["seed"], photograph_of(row["image"]), row["image"], row[name])
             for row in self.per_image
             if row["id"] in own and row.get("split", VALIDATION) == split
             if row["step"] == formatting.measured_step(own[row["id"]]) and row.get(name) is not None
@@ -86,7 +86,7 @@ def read_finished(path: Path, metric: str = "", name: str = "") -> FinishedRun:
     """
     record = read_record(path)
     if missing := [name for name in ("objective", "stores") if name not in record]:
-        raise InputError(f"{path / RUN_SETTINGS}: damaged, or of another version; it has no {' and no '.join(missing)}")
+        raise InputError(f"{path / RUN_SETTINGS}: damaged; it has no {' and no '.join(missing)}{made_by(record)}")
     chosen, stores = metric or record["objective"], record["stores"]
     rows, per_image = read_rows(path / "leaderboard.parquet"), read_rows(path / "per_image.parquet")
     confirmed = [row for row in rows if row.get("kind") == CONFIRMATION]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from sweeps import formatting
 from sweeps.answering import verdict
-from sweeps.answering.intervals import Finding, Measurement, compare
+from sweeps.answering.intervals import Finding, ImageValue, compare
 from sweeps.answering.verdict import Answer, Leader
 from sweeps.formatting import Row, configuration_of
 from sweeps.planning.objectives import Constraint, feasible
@@ -146,13 +146,13 @@ class _Confirmed:
     trials: Mapping[str, Sequence[str]]
     controls: Sequence[str]
 
-    def measured(self, metric: str, split: str) -> list[Measurement]:
+    def measured(self, metric: str, split: str) -> list[ImageValue]:
         """All values of a metric, "val/psnr", on the images of a split."""
         name = test_name(metric) if split == TEST else metric
         owners = {id: (key, self.rows[id].get("seed")) for key, ids in self.trials.items() for id in ids}
         owners |= {control: (control, None) for control in self.controls}
         return [
-            Measurement(*owners[row["id"]], photograph_of(row["image"]), row["image"], row[name])
+            ImageValue(*owners[row["id"]], photograph_of(row["image"]), row["image"], row[name])
             for row in self.per_image
             if row["id"] in owners
             and row.get("split", VALIDATION) == split

@@ -11,8 +11,8 @@ some photographs more than others: it is what a bootstrap over crops misses.
 The estimate. d is the mean over the P photographs of D[p] = y[f, ., p] - y[b, ., p], the finalist's mean over its m
 seeds minus the baseline's over its k. Its variance has two parts and an overlap:
 
-    A = var(D) / P                      the luck of photographs,
-    B = s_f^2 / m + s_b^2 / k           the luck of seeds; s^2 is the variance of a seed's mean over photographs,
+    A = var(D) / P                      the variation between photographs,
+    B = s_f^2 / m + s_b^2 / k           the variation between seeds; s^2 is that of a seed's mean over photographs,
     C = (r_f^2 / m + r_b^2 / k) / P     r^2 is the mean square of (s x p within c) + noise; A and B both contain it,
 
     variance of d = max(A, B, A + B - C).
@@ -33,7 +33,7 @@ Two ways to more degrees of freedom:
 - var(D) may be pooled with the same variance over the *validation* photographs. Only the variance: d itself rests on
   test photographs alone. Choosing finalists by their mean on the validation photographs leaves this variance unbiased
   where effects are normal, and was measured to be harmless where they are skewed.
-- s^2 is pooled over all configurations, unless the baseline's and the others' differ by more than luck explains (F
+- s^2 is pooled over all configurations, unless the baseline's and the others' differ by more than chance explains (F
   test at 25 %, the usual level for such a preliminary test: Bancroft 1964); then each keeps its own.
 
 Several finalists are corrected for by Holm (1979). An interval is shown at the level at which Holm tested it, between
@@ -128,7 +128,7 @@ def estimate(
 
     Args:
         other, reference: (..., seeds, P) values of the same P >= 2 photographs. One row is a control's, which has no
-            luck of seeds.
+            variation between seeds.
         others_spread, reference_spread: of all configurations but the reference, and of the reference.
         more_other, more_reference: the same of further photographs (..., seeds, V), for their variance.
         exponent: q of the module's text; 2 is Satterthwaite's formula.

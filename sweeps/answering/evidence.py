@@ -125,9 +125,9 @@ def comparisons(found: Answer) -> str:
     unit = metric_unit(found.metric)
     text = (
         f"Differences in {metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
-        f"{found.baseline_name} and, for controls, from {found.winner_name}; positive is better. Intervals hold the "
-        "luck of photographs and of seeds, and are corrected for their number. The last column is the smallest true "
-        "difference that would have been told in 80 % of such confirmations."
+        f"{found.baseline_name} and, for controls, from {found.winner_name}; positive is better. Intervals cover the "
+        "variation between photographs and between seeds, and are corrected for their number. The last column is the "
+        "smallest true difference that would have been told in 80 % of such confirmations."
     )
     return note(text) + table([(title, bool(title)) for title in _HEADER], body)
 

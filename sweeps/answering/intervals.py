@@ -1,4 +1,4 @@
-"""One interval per finalist against the baseline, wide enough for the luck of photographs and the luck of seeds.
+"""One interval per finalist against the baseline, wide enough for the variation between photographs and between seeds.
 
 Measurements of single images go in; one finding per finalist comes out, with an interval or with the reason why there
 is none. Formulae and sources are in `sweeps.answering.estimates`; docs/statistics.md explains and calibrates them.
@@ -31,7 +31,7 @@ Trials = dict[int | None, dict[tuple[str, str], float]]  # seed -> (photograph, 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 
-class Measurement(NamedTuple):
+class ImageValue(NamedTuple):
     """One metric of one image, restored by one trained network.
 
     Attributes:
@@ -54,10 +54,12 @@ class NoInterval(Enum):
 
     NOT_MEASURED = "none of its trials was measured"
     REFERENCE_NOT_MEASURED = "no trial of what it is compared with was measured"
-    ONE_SEED = "only one of its seeds was measured, so the luck of seeds is unknown"
-    REFERENCE_ONE_SEED = "only one seed of what it is compared with was measured, so the luck of seeds is unknown"
+    ONE_SEED = "only one of its seeds was measured, so the variation between seeds is unknown"
+    REFERENCE_ONE_SEED = (
+        "only one seed of what it is compared with was measured, so the variation between seeds is unknown"
+    )
     NOTHING_IN_COMMON = "the two were measured on no image in common"
-    ONE_PHOTOGRAPH = "the images are all of one photograph, so the luck of photographs is unknown"
+    ONE_PHOTOGRAPH = "the images are all of one photograph, so the variation between photographs is unknown"
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,11 @@ class Finding:
 
 
 def compare(
-    test: Iterable[Measurement],
+    test: Iterable[ImageValue],
     reference: str,
     others: Sequence[str],
     larger_is_better: bool,
-    validation: Iterable[Measurement] = (),
+    validation: Iterable[ImageValue] = (),
     level: float = LEVEL,
     family: int = 0,
 ) -> tuple[Finding, ...]:
@@ -133,7 +135,7 @@ def compare(
 
     Args:
         test: all measurements on test photographs, also of configurations that are in neither `reference` nor `others`:
-            their seeds help to estimate the luck of seeds.
+            their seeds help to estimate the variation between seeds.
         validation: measurements of the same trials on validation photographs, which tell how much differences vary
             from photograph to photograph. They should have about as many images a photograph as the test ones.
         level: confidence level before the correction for several, in (0, 1).
@@ -164,7 +166,7 @@ def compare(
     return tuple(finding if made is None else replace(finding, interval=next(intervals)) for finding, made in found)
 
 
-def _tables(measurements: Iterable[Measurement], sign: float) -> dict[str, Trials]:
+def _tables(measurements: Iterable[ImageValue], sign: float) -> dict[str, Trials]:
     """Finite values by configuration, seed and image; larger is better."""
     tables: dict[str, Trials] = {}
     for row in measurements:

@@ -163,8 +163,8 @@ def key(rows: Sequence[Row], table: Board, baseline_ids: Sequence[str], winner_i
     """What the marks and columns mean. Arguments are those of `board`, and what it returned."""
     notes = []
     if winner_id in table.ids:
-        judged = " on test over all seeds" if any(row.get("kind") == CONFIRMATION for row in rows) else ""
-        notes.append(f"★ the kept weights, of the configuration with the best mean{judged}")
+        judged = "test mean over all seeds" if any(row.get("kind") == CONFIRMATION for row in rows) else "mean"
+        notes.append(f"★ kept weights, of the configuration with the best {judged}")
     if any(row.get("kind") == "control" for row in rows):
         notes.append("· control, not trained here")
     if baseline_ids:

@@ -162,7 +162,7 @@ def seeds_without_effect(rows: Sequence[Row], metric: str) -> list[str]:
             results.setdefault(formatting.configuration_of(row), []).append(row.get(metric))
     if not results or any(len(of_one) < 2 or len(set(of_one)) > 1 for of_one in results.values()):
         return []
-    return ["A seed changes nothing here, so the intervals hold the luck of the photographs alone."]
+    return ["A seed changes nothing here, so the intervals cover only the variation between photographs."]
 
 
 def shares_of_the_loss(history: Sequence[Row], baseline_ids: Sequence[str], name: str) -> list[str]:
@@ -226,6 +226,6 @@ def _decay(begins: float, short: int, last: int) -> list[str]:
             f"another training: the value at step {short} is not its result."
         ]
     return [
-        f"Its learning rate is constant until step {begins:.0f}, so a run that ends at step {short} would be the same "
-        f"training with an earlier decay, which the value at step {short} does not have."
+        f"The value at step {short} is not the result of a run of {short} steps: such a run would have lowered its "
+        f"learning rate by then; this one keeps it constant until step {begins:.0f}."
     ]

@@ -174,7 +174,7 @@ def _measured_on(finding: Finding) -> str:
 def _power(metric: str, finding: Finding, made: Interval) -> str:
     with_these = f"With {_test_photographs(finding)} and {count_text(finding.seeds, 'seed')}"
     return (
-        f"{with_these} such a sweep finds a true difference of {_amount(metric, made.detectable)} four times in five."
+        f"{with_these} such a sweep detects a true difference of {_amount(metric, made.detectable)} in 80 % of cases."
     )
 
 

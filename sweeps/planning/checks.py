@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from sweeps.planning.question import Question
 from trainables.common.errors import InputError
 from trainables.images.sources.source import Source
+from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config, read_shape
+from trainables.pretrained.prompts import pads_prompt
 from trainables.settings import flatten, is_read, override, reason_unread
 from trainables.settings.methods import METHODS
 from trainables.settings.roles import SIMULATED, is_among
@@ -50,8 +52,6 @@ def check_stores(
 
 def find_bases(trials: Sequence[TrialSettings], download: bool) -> None:
     """Finds the bases, and downloads those missing from the hub's cache if `download` is true."""
-    from trainables.pretrained.base_model import find_base
-
     wanted: dict[tuple[str, str], str] = {}
     for trial in trials:
         sections = METHODS[trial.method].sections
@@ -87,8 +87,6 @@ def check_effects_on_files(question: Question, source: Source) -> tuple[str, ...
     Returns:
         Notes about settings that a space searches without effect beside others that have one.
     """
-    from trainables.pretrained.base_model import EMPTY_PROMPT, find_base, load_scheduler_config, read_shape
-    from trainables.pretrained.prompts import pads_prompt
 
     def base_of(trial: TrialSettings) -> Path | None:
         """The folder of the trial's base; None for a method without one."""

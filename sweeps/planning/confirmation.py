@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 FIRST_SEED = 10_000
 """Seed offset of the first trial of a confirmation; far above those of a search, so that every seed is fresh."""
-FEWEST_SEEDS = 2  # one seed says nothing about the luck of seeds
+FEWEST_SEEDS = 2  # one seed says nothing about the variation between seeds
 
 
 @dataclass(frozen=True)

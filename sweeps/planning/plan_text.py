@@ -145,12 +145,12 @@ def _confirmation_text(plan: Plan) -> str:
     if plan.no_confirmation:
         return f"none: {plan.no_confirmation}. The answer names leaders and calls nothing better"
     if not trials:
-        return "none: one configuration has no other to be compared with"
+        return "none: there is only one configuration"
     pairs, settings = question.trial.pairs, question.settings
     chosen = min(question.confirmation.finalists, question.trials - 1)
     steps, searched = question.confirm_steps, question.trials * question.trial.training.max_steps
     images = f"{pairs.test_pairs} images of {count_text(plan.test_photographs, 'test photograph')}"
-    cost = f", {trials * steps} steps, up to {trials * steps / max(1, searched):.0%} of the search's time again"
+    cost = f", {trials * steps} steps, which adds up to {trials * steps / max(1, searched):.0%} of the search's time"
     best = f"{chosen} of the front, its ends and its knee first," if plan.further else f"the best {chosen}"
     who = f"{best} and the baseline with {settings.seeds} fresh seeds each"
     return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"

@@ -19,6 +19,7 @@ from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import ROOT, is_checkout, is_uri, write_durably
+from trainables.common.version import PROJECT, VERSION
 from trainables.data.stores.roots import store_root
 from trainables.metrics.names import METRICS, PYIQA, register
 from trainables.settings import flatten, override
@@ -55,6 +56,16 @@ def new_record(
         "versions": _versions(),
         "commit": _commit(),
     }
+
+
+def made_by(record: Mapping[str, Any]) -> str:
+    """What a message about a run adds if another version of this project made it; empty for this version."""
+    versions = record.get("versions")
+    version = versions.get(PROJECT) if isinstance(versions, Mapping) else None
+    if version == VERSION:
+        return ""
+    by = f"version {one_line(version)[:40]}" if version else "an earlier version"
+    return f"; the run was made by {by} of {PROJECT}, this is {VERSION}"
 
 
 def write_record(run: Path, record: Mapping[str, Any]) -> None:
@@ -123,7 +134,7 @@ def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:
     try:
         settings, record = settings_in(record)
     except ValueError as error:
-        raise InputError(f"--resume {run / RUN_SETTINGS}: {one_line(error)}") from None
+        raise InputError(f"--resume {run / RUN_SETTINGS}: {one_line(error)}{made_by(record)}") from None
     register_kept_space(run)
     return settings, record
 
@@ -252,7 +263,11 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}}
+    return {
+        PROJECT: VERSION,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
 
 
 def _commit() -> str:

@@ -188,7 +188,7 @@ class Recorder(Callback):
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
-                logger.info("note       %s: in no record of this run; moved to %s", folder.name, aside)
+                logger.info("note       %s: not in this run's record; moved to %s", folder.name, aside)
 
     def close(self) -> None:
         """Records the time of this driver, as far as its files can be written."""

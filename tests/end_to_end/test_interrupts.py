@@ -100,7 +100,7 @@ def test_sweep_survives_killed_processes_and_ctrl_c(
         assert [step for step, _ in scalars(run / "trials" / name, "val/psnr")] == STEPS
         assert [step for step, _ in scalars(run / "trials" / name, "loss/l1")] == LOGGED
     answer = (run / "report" / "answer.md").read_text()
-    assert "4 test photographs and 2 seeds such a sweep finds a true difference of" in answer
+    assert "4 test photographs and 2 seeds such a sweep detects a true difference of" in answer
     assert "leads the search" not in answer
     assert (run / "best" / "weights.safetensors").exists()
 

@@ -106,7 +106,7 @@ class TestWholeSweep:
         assert len({row["val/psnr"] for row in confirmed.values()}) == 4  # fresh seeds
         assert len({row["seed"] for row in (*confirmed.values(), rows["t000"])}) == 5
         answer = (run / "report" / "answer.md").read_text().splitlines()[2]
-        assert "1:1:1" in answer and "such a sweep finds a true difference of" in answer and answer in shown
+        assert "1:1:1" in answer and "such a sweep detects a true difference of" in answer and answer in shown
         kept = json.loads((run / "best" / "settings.json").read_text())
         assert kept["training.seed"] in {row["seed"] for row in confirmed.values()}
         assert "Test means over 4 images" in (run / "best" / "README.md").read_text()

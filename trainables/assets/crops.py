@@ -90,7 +90,7 @@ def to_images(pixels: Sequence[np.ndarray]) -> Tensor:
     return to_tensor(np.stack(pixels).transpose(0, 3, 1, 2), torch.device("cpu")).contiguous()
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
+def batch_pixels(images: Tensor) -> np.ndarray:
     """(N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from trainables.assets.crops import Crops, to_images, to_pixels
+from trainables.assets.crops import Crops, batch_pixels, to_images
 from trainables.assets.held_out import held_out_crops, mean_psnr
 from trainables.assets.training import Pool, Training
 from trainables.images.degradations.degradation import degrade
@@ -163,7 +163,7 @@ def train_teacher(
 
 def held_out_inputs(images: Tensor, settings: TrialSettings) -> Tensor:
     """Degraded as the preset does, always alike: (N, 3, H, W) in [-1, 1] -> (N, 3, H / scale, W / scale)."""
-    pixels = to_pixels(images)
+    pixels = batch_pixels(images)
     rngs = (np.random.default_rng([7, row]) for row in range(len(pixels)))
     scale, degradation = settings.pairs.scale, settings.pairs.degradation
     return to_images([degrade(image, degradation, rng, scale) for image, rng in zip(pixels, rngs, strict=True)])

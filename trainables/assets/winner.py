@@ -12,7 +12,7 @@ from statistics import fmean
 
 import torch
 
-from trainables.assets.crops import to_images, to_pixels
+from trainables.assets.crops import batch_pixels, to_images
 from trainables.assets.held_out import colour_error, mean_psnr
 from trainables.assets.teacher import held_out_inputs
 from trainables.common.errors import InputError
@@ -49,7 +49,7 @@ def measure_winner(finished: Path, log: Callable[[str], None] = print) -> None:
         height, width = (side // unit * unit for side in photograph.pixels.shape[:2])
         target = to_images([photograph.pixels[:height, :width]])
         degraded = held_out_inputs(target, degraded_as)
-        (pixels,) = to_pixels(degraded)
+        (pixels,) = batch_pixels(degraded)
         restored = to_images([restorer(pixels, picture_key(_SEED, photograph.name, pixels))])
         measured = (upsample(degraded, unit), restored)
         psnrs = [mean_psnr(image, target) for image in measured]

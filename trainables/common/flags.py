@@ -16,7 +16,7 @@ from trainables.common.errors import UsageError
 
 class Flags(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UsageError` instead of printing its usage and exiting. It takes no flag
-    with an empty value, such as a shell's variable that is not set: the default would be used without a word.
+    with an empty value, such as a shell's variable that is not set: the default would be used silently.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -107,7 +107,7 @@ def _start(cpus: int, gpus: int | None, groups: bool, folder: Path) -> None:
             _temp_dir=str(folder),
         )
     finally:
-        # Ray has replaced the handler: a signal that came meanwhile would end this process without a word.
+        # Ray has replaced the handler: a signal that came meanwhile would end this process without a message.
         end_on_sigterm()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name, value in earlier.items():

@@ -13,6 +13,7 @@ from trainables.common.cluster import check_address
 from trainables.common.devices import device_for, gpu_count
 from trainables.common.errors import InputError, one_line
 from trainables.common.machine import usable_cpus
+from trainables.common.parquet import read_table
 from trainables.common.paths import check_room, check_writable, is_uri, path_of, refuse_secrets
 from trainables.common.units import byte_text, duration
 from trainables.data.contact_sheet import write_contact_sheet
@@ -159,8 +160,6 @@ def _flat(key: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 
 def rejected_of(path: Path) -> dict[str, str]:
     """Image -> the reason why it is not in a store of pairs."""
-    from trainables.common.parquet import read_table
-
     table = path / "rejected.parquet"
     try:
         return {row["name"]: row["reason"] for row in read_table(table).to_pylist()} if table.exists() else {}

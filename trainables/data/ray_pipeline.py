@@ -264,7 +264,7 @@ def connected_for_preparation(address: str = "", cpus: int = 0, gpus: int = 0, s
 
 
 def _lost(reason: str) -> None:
-    print(f"stopped: {reason}; what is prepared is kept: give the same command again", file=sys.stderr)
+    print(f"stopped: {reason}; finished shards are kept; run the same command to resume", file=sys.stderr)
 
 
 @contextmanager

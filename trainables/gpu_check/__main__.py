@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command, starting
 from trainables.common.errors import InputError
 from trainables.common.flags import Flags, whole
+from trainables.common.machine import usable_cpus
 from trainables.common.paths import write_whole
 from trainables.settings.methods import METHODS
 
 if TYPE_CHECKING:
-    from trainables.gpu_check.checks import Row
+    from trainables.gpu_check.checks import CheckResult
 
 PROG = "python -m trainables.gpu_check"
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -68,7 +69,7 @@ def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     return named
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[CheckResult]) -> str:
     """Markdown: a line per method, a column per mode, then the failures in words."""
     names, modes = (list(dict.fromkeys(values)) for values in zip(*((row.name, row.mode) for row in rows), strict=True))
     cells = {(row.name, row.mode): row for row in rows}
@@ -79,7 +80,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *(["", *failures] if failures else [])])
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: CheckResult | None) -> str:
     if row is None:
         return "–"
     if row.failure:
@@ -108,7 +109,6 @@ def _device_name(device: str) -> str:
 
 def _run(flags: argparse.Namespace) -> int:
     shown = _device_name(flags.device)
-    from trainables.common.machine import usable_cpus
     from trainables.gpu_check.checks import Setting
     from trainables.gpu_check.processes import run_methods, run_shared
 
@@ -122,7 +122,7 @@ def _run(flags: argparse.Namespace) -> int:
     print(f"{shown}; preset {flags.preset}, {flags.steps} steps, {jobs} at once", flush=True)
     started = time.monotonic()
 
-    def show(row: Row) -> None:
+    def show(row: CheckResult) -> None:
         print(row, flush=True)
 
     rows = run_methods(flags.methods, given, jobs, max(1, cpus // jobs), show)

@@ -47,7 +47,7 @@ LEFT_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """The result of one check.
 
     Attributes:
@@ -96,7 +96,7 @@ class Setting:
     preset: str = "sample"
 
 
-def check_method(method: str, given: Setting, folder: Path) -> Iterator[Row]:
+def check_method(method: str, given: Setting, folder: Path) -> Iterator[CheckResult]:
     """All checks of one method, each as it ends.
 
     Args:
@@ -112,7 +112,7 @@ def check_method(method: str, given: Setting, folder: Path) -> Iterator[Row]:
         changed = override(settings, {"training.precision": precision, "training.compile": compiled})
         place = folder / mode.replace(" ", "-")
 
-        def work(changed: TrialSettings = changed, place: Path = place, mode: str = mode) -> Row:
+        def work(changed: TrialSettings = changed, place: Path = place, mode: str = mode) -> CheckResult:
             return replace(_check_trial(changed, prepared, expected, device, place), name=method, mode=mode)
 
         row = checked(method, mode, work)
@@ -123,7 +123,7 @@ def check_method(method: str, given: Setting, folder: Path) -> Iterator[Row]:
         yield row
 
 
-def check_shared(method: str, given: Setting, folder: Path, together: Barrier) -> Iterator[Row]:
+def check_shared(method: str, given: Setting, folder: Path, together: Barrier) -> Iterator[CheckResult]:
     """A trial that has half of the device, while another process has the other half."""
     settings, device = check_settings(method, given.steps, given.preset), torch.device(given.device)
     prepared = prepare(settings, folder / "store", method_class(method).columns(settings), device)
@@ -132,21 +132,21 @@ def check_shared(method: str, given: Setting, folder: Path, together: Barrier) -
         torch.cuda.set_per_process_memory_fraction(0.5, device)
     together.wait(600)  # so that both train at once
 
-    def work() -> Row:
+    def work() -> CheckResult:
         return _check_trial(settings, prepared, expected, device, folder / "trial")
 
     yield replace(checked(method, "", work), name=method, mode="half a device")
 
 
-def checked(name: str, mode: str, work: Callable[[], Row | None]) -> Row:
+def checked(name: str, mode: str, work: Callable[[], CheckResult | None]) -> CheckResult:
     """The row of a check; with the reason if it raises."""
     started = time.monotonic()
     try:
-        row = work() or Row(name, mode)
+        row = work() or CheckResult(name, mode)
     except CheckFailed as error:
-        row = Row(name, mode, str(error))
+        row = CheckResult(name, mode, str(error))
     except Exception as error:  # PyTorch, Triton and the compiler raise their own
-        row = Row(name, mode, f"{type(error).__name__}: {one_line(error)[:300]}")
+        row = CheckResult(name, mode, f"{type(error).__name__}: {one_line(error)[:300]}")
     return replace(row, seconds=time.monotonic() - started)
 
 
@@ -170,7 +170,7 @@ def check_batches(settings: TrialSettings, prepared: Prepared, device: torch.dev
 
 def _check_trial(
     settings: TrialSettings, prepared: Prepared, expected: Losses, device: torch.device, folder: Path
-) -> Row:
+) -> CheckResult:
     """Trains with validations and checkpoints, continues from the one in the middle, restores a picture."""
     precision = settings.training.precision
     try:
@@ -182,7 +182,7 @@ def _check_trial(
         levels = _compare_pictures(whole.checkpoints[-1], prepared, device, precision)
         last = whole.reports[-1].metrics
         peak = int(last["memory/peak_gb"] * 1e9) if device.type == "cuda" else 0
-        return Row("", "", step=last["train/step_seconds"], loss=loss, levels=levels, peak=peak)
+        return CheckResult("", "", step=last["train/step_seconds"], loss=loss, levels=levels, peak=peak)
     finally:
         free_memory()
 

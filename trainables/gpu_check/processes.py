@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from trainables.common.temporary import temporary_folder
-from trainables.gpu_check.checks import Row, Setting, check_method, check_shared, checked
+from trainables.gpu_check.checks import CheckResult, Setting, check_method, check_shared, checked
 
 PATIENCE = 600.0
 """Seconds without a row after which a process is ended."""
 
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-Show = Callable[[Row], None]
+Show = Callable[[CheckResult], None]
 
 
-def run_methods(methods: Sequence[str], given: Setting, processes: int, threads: int, show: Show) -> list[Row]:
+def run_methods(methods: Sequence[str], given: Setting, processes: int, threads: int, show: Show) -> list[CheckResult]:
     """The rows of all methods, in their order; several at once, each shown as it ends.
 
     Args:
@@ -29,22 +29,22 @@ def run_methods(methods: Sequence[str], given: Setting, processes: int, threads:
     """
     lock = threading.Lock()
 
-    def shown(row: Row) -> None:
+    def shown(row: CheckResult) -> None:
         with lock:
             show(row)
 
-    def work(method: str) -> list[Row]:
+    def work(method: str) -> list[CheckResult]:
         return _in_process(method, threads, shown, check_method, (method, given))
 
     with ThreadPoolExecutor(processes) as pool:
         return [row for rows in pool.map(work, methods) for row in rows]
 
 
-def run_shared(methods: Sequence[str], given: Setting, threads: int, show: Show) -> list[Row]:
+def run_shared(methods: Sequence[str], given: Setting, threads: int, show: Show) -> list[CheckResult]:
     """Two trials at once on one device."""
     together = _SPAWN.Barrier(2)
 
-    def work(method: str) -> list[Row]:
+    def work(method: str) -> list[CheckResult]:
         return _in_process(method, threads, show, check_shared, (method, given), together)
 
     with ThreadPoolExecutor(2) as pool:
@@ -52,8 +52,13 @@ def run_shared(methods: Sequence[str], given: Setting, threads: int, show: Show)
 
 
 def _in_process(
-    name: str, threads: int, show: Show, checks: Callable[..., Iterator[Row]], given: tuple[Any, ...], *more: Any
-) -> list[Row]:
+    name: str,
+    threads: int,
+    show: Show,
+    checks: Callable[..., Iterator[CheckResult]],
+    given: tuple[Any, ...],
+    *more: Any,
+) -> list[CheckResult]:
     ours, theirs = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(target=_child, args=(theirs, name, threads, checks, given, more), daemon=True)
     process.start()
@@ -71,7 +76,7 @@ def _in_process(
     except (EOFError, TimeoutError) as error:
         process.join(5)
         reason = str(error) or f"its process ended with exit status {process.exitcode}"
-        rows.append(Row(name, "process", reason))
+        rows.append(CheckResult(name, "process", reason))
         show(rows[-1])
     finally:
         process.terminate()
@@ -83,7 +88,7 @@ def _child(
     pipe: Connection,
     name: str,
     threads: int,
-    checks: Callable[..., Iterator[Row]],
+    checks: Callable[..., Iterator[CheckResult]],
     given: tuple[Any, ...],
     more: tuple[Any, ...],
 ) -> None:

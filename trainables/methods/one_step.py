@@ -32,7 +32,7 @@ from trainables.diffusion.one_step import (
     score_loss,
 )
 from trainables.methods.method import Batch, LossTerm, Phase
-from trainables.methods.shared.adversarial import check_discriminator, discriminator_loss, generator_loss
+from trainables.methods.shared.adversarial import GAN_MODE, check_discriminator, discriminator_loss, generator_loss
 from trainables.methods.shared.perceptual_loss import PerceptualLoss
 from trainables.methods.shared.prompts import PromptedMethod
 from trainables.networks.pix2pix import PatchGAN
@@ -45,7 +45,6 @@ from trainables.pretrained.prompts import require_prompts
 from trainables.settings import DiffusionSettings, TrialSettings, reason_unread
 from trainables.settings.checks import require
 
-GAN_MODE = "hinge"
 PIXEL, SEMANTIC = "pixel", "semantic"
 """The phases of the UNet with two LoRAs."""
 

@@ -36,7 +36,7 @@ class TrainingSettings:
         warmup_steps: number of first steps in which the learning rate rises linearly to its peak.
         schedule: learning rate after the warm-up: constant, or a decay: half a cosine, linear, or exponential.
         decay_start: share of `max_steps` after which the decay begins, in [0, 1); until then the rate is constant. With
-            0.9 the first nine tenths are those of any longer run, so one long run can be cut anywhere and decayed.
+            0.9 the first 90 % of the steps do not depend on the length: a run can be cut anywhere and then decayed.
         decay_end: share of `max_steps` at which the decay ends, in (0, 1].
         final_rate: learning rate after the decay, as a share of the peak, 0 to 1; "exponential" needs one above 0.
         weight_decay: weight decay; 0 for none.

@@ -18,7 +18,7 @@ from trainables.methods.build import weights_prefix
 from trainables.methods.method import Method
 from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.weights_file import read_safetensors
-from trainables.training.measurements import Objective, Validation
+from trainables.training.measurements import KeptBy, Validation
 from trainables.training.pictures import PICTURES, Pictures
 
 
@@ -38,7 +38,7 @@ class BestStep:
     weights: Mapping[str, Tensor]
     validation: Validation
 
-    def is_beaten_by(self, value: float, objective: Objective) -> bool:
+    def is_beaten_by(self, value: float, objective: KeptBy) -> bool:
         return value > self.value if objective.larger else value < self.value
 
     @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainables.data.stages.stage import Stage
 from trainables.data.stores.roots import local_root
 from trainables.settings import TrialSettings
-from trainables.training.measurements import Objective
+from trainables.training.measurements import KeptBy
 from trainables.training.reporting import NodeUnfit
 
 
@@ -52,7 +52,7 @@ class Job:
     workers: Workers
     folder: str
     scratch: str
-    objective: Objective | None = None
+    objective: KeptBy | None = None
     bucket: str = ""
     on_cluster: bool = False
     avoided: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from trainables.training.checkpoint import read_state, report_of, write_checkpoi
 from trainables.training.ema import ExponentialMovingAverage
 from trainables.training.equal_start import check_equal_start
 from trainables.training.loss_log import Logged, LossLog
-from trainables.training.measurements import Objective, Validation
+from trainables.training.measurements import KeptBy, Validation
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
 from trainables.training.usage import Usage
@@ -112,7 +112,7 @@ class Trainer:
         prepared: Prepared,
         metric_names: tuple[str, ...],
         world: World,
-        objective: Objective | None = None,
+        objective: KeptBy | None = None,
         leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         training = settings.training
@@ -423,7 +423,7 @@ def train(
     world: World,
     report: Reporter,
     checkpoint: Path | None = None,
-    objective: Objective | None = None,
+    objective: KeptBy | None = None,
     leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains a trial from its start, or from `checkpoint`, to its last step.

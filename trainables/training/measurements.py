@@ -26,7 +26,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-class Objective(NamedTuple):
+class KeptBy(NamedTuple):
     """The metric that decides, "val/psnr", and whether larger values are better."""
 
     metric: str

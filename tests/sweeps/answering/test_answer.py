@@ -10,7 +10,7 @@ import pytest
 
 from search_spaces import Choice, Float, Int
 from sweeps.answering.comparison import Answer, answer, baseline_trials
-from sweeps.answering.intervals import Measurement, compare
+from sweeps.answering.intervals import ImageValue, compare
 from sweeps.answering.recorded import recorded_answer
 from sweeps.answering.remarks import (
     at_the_edge,
@@ -147,7 +147,7 @@ def test_better_configuration_is_named_in_two_short_sentences() -> None:
     assert len(said) == 2 and all(len(sentence) < 130 for sentence in said)
     assert said[0].startswith("t001 (inversion 2) is better than 1:1:1 by 0.0") and "ST-LPIPS (97.5 % int" in said[0]
     assert said[1] == "It was measured on 12 test photographs with 3 seeds."
-    power = "With 12 test photographs and 3 seeds such a sweep finds a true difference of 0.0182 ST-LPIPS"
+    power = "With 12 test photographs and 3 seeds such a sweep detects a true difference of 0.0182 ST-LPIPS"
     assert sum(power in line for line in found.sentences) == 1
     assert [finding.verdict for finding in found.finalists] == ["better", "not distinguishable"]
     assert found.winner_ids and all(name.startswith("c") for name in found.winner_ids)
@@ -159,7 +159,7 @@ def test_claims_are_the_intervals_of_the_confirmation() -> None:
     sweep = Sweep([-0.004, 0.01]).confirm(1, 2)
     measured = {
         split: [
-            Measurement(str(owner["config/sinsr.inversion"]), owner["seed"], row["image"].split("@")[0], row["image"],
+            ImageValue(str(owner["config/sinsr.inversion"]), owner["seed"], row["image"].split("@")[0], row["image"],
                         row[name])
             for row in sweep.per_image
             for owner in sweep.rows

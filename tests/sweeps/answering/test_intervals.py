@@ -23,22 +23,22 @@ from sweeps.answering.estimates import (
     p_values,
     spread,
 )
-from sweeps.answering.intervals import Finding, Measurement, NoInterval, compare
+from sweeps.answering.intervals import Finding, ImageValue, NoInterval, compare
 
 PHOTOGRAPHS = ("chelsea", "coffee", "rocket", "astronaut")
 
 
-def measurements(name: str, values: Array, seeded: bool = True) -> list[Measurement]:
+def measurements(name: str, values: Array, seeded: bool = True) -> list[ImageValue]:
     """Rows for (seeds, photographs, images) values."""
     return [
-        Measurement(name, seed if seeded else None, f"photograph {p}", f"{p}@{i}", float(value))
+        ImageValue(name, seed if seeded else None, f"photograph {p}", f"{p}@{i}", float(value))
         for (seed, p, i), value in np.ndenumerate(values)
     ]
 
 
 def random_rows(
     rng: np.random.Generator, names: Sequence[str], seeds: int = 3, photographs: int = 4
-) -> list[Measurement]:
+) -> list[ImageValue]:
     shape = (seeds, photographs, 2)
     return [row for name in names for row in measurements(name, rng.normal(0.5, 0.1, shape))]
 
@@ -51,7 +51,7 @@ def only(findings: tuple[Finding, ...]) -> Finding:
 # --- against second implementations -----------------------------------------------------------------------
 
 
-def test_without_luck_of_seeds_it_is_the_paired_t_interval() -> None:
+def test_without_variation_between_seeds_it_is_the_paired_t_interval() -> None:
     rng = np.random.default_rng(0)
     photographs = rng.normal(0, 1, (2, 9))
     other, baseline = (np.repeat(values[None], 3, axis=0) for values in photographs)
@@ -63,7 +63,7 @@ def test_without_luck_of_seeds_it_is_the_paired_t_interval() -> None:
     assert (made.mean - half, made.mean + half) == pytest.approx((low, high))
 
 
-def test_without_luck_of_photographs_it_is_the_two_sample_t_interval() -> None:
+def test_without_variation_between_photographs_it_is_the_two_sample_t_interval() -> None:
     rng = np.random.default_rng(1)
     seeds = rng.normal(0, 1, 5), rng.normal(0, 1, 3)  # alike enough to be pooled
     other, baseline = (np.repeat(values[:, None], 6, axis=1) for values in seeds)
@@ -238,7 +238,7 @@ def test_more_comparisons_than_are_shown_widen_the_interval() -> None:
     assert found is not None and found.level == pytest.approx(0.99)
 
 
-def test_control_has_no_luck_of_seeds() -> None:
+def test_control_has_no_variation_between_seeds() -> None:
     rng = np.random.default_rng(14)
     bicubic, autoencoder = rng.normal(0, 1, (2, 1, 6, 1))
     rows = measurements("bicubic", bicubic, seeded=False) + measurements("autoencoder", autoencoder, seeded=False)
@@ -248,7 +248,7 @@ def test_control_has_no_luck_of_seeds() -> None:
     assert (found.seeds, found.reference_seeds, found.interval.photographs_share) == (0, 0, 1.0)
 
 
-def test_winner_against_a_control_has_the_luck_of_the_winners_seeds() -> None:
+def test_winner_against_a_control_has_the_variation_between_the_winners_seeds() -> None:
     rng = np.random.default_rng(15)
     winner = rng.normal(0, 1, (4, 1, 1)) + np.zeros((4, 6, 1))
     rows = measurements("winner", winner) + measurements("bicubic", np.zeros((1, 6, 1)), seeded=False)
@@ -260,7 +260,7 @@ def test_winner_against_a_control_has_the_luck_of_the_winners_seeds() -> None:
 # --- edges ------------------------------------------------------------------------------------------------
 
 
-def reason(rows: list[Measurement]) -> NoInterval | None:
+def reason(rows: list[ImageValue]) -> NoInterval | None:
     found = only(compare(rows, "baseline", ["other"], True))
     assert (found.interval is None) == (found.reason is not None)
     if found.interval is None:

@@ -19,7 +19,7 @@ from trainables.pretrained.finished_trial import WEIGHTS
 from trainables.pretrained.weights_file import describe
 from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
-from trainables.training.measurements import Objective, Validation
+from trainables.training.measurements import KeptBy, Validation
 from trainables.training.pictures import PICTURES, Pictures
 from trainables.training.results import BEST, kept_values, payload, take_validation
 from trainables.training.validation import TEST_DRAW, validate
@@ -42,7 +42,7 @@ def trained(
     settings: TrialSettings,
     prepared: Prepared,
     folder: Path,
-    objective: Objective | None = None,
+    objective: KeptBy | None = None,
     checkpoint: Path | None = None,
 ) -> Recorder:
     recorder = Recorder(folder)
@@ -74,7 +74,7 @@ def test_checkpoint_keeps_the_best_step_and_still_continues_from_the_last(
 ) -> None:
     folder, undisturbed = last
     best, keeping = one_of(undisturbed, larger), override(settings, {"training.keep": "best"})
-    recorder = trained(keeping, tested, tmp_path, Objective("val/psnr", larger))
+    recorder = trained(keeping, tested, tmp_path, KeptBy("val/psnr", larger))
     assert [report.step for report in recorder.reports] == [2, 4, 6]
     # Training and the curve are those without: only what is kept differs.
     assert recorder.metrics("val/", "loss/") == undisturbed.metrics("val/", "loss/")
@@ -97,7 +97,7 @@ def test_test_photographs_are_measured_with_the_kept_weights(
     for larger in (True, False):
         best = one_of(undisturbed, larger)
         keeping = override(settings, {"training.keep": "best"})
-        recorder = trained(keeping, tested, tmp_path / str(larger), Objective("val/psnr", larger))
+        recorder = trained(keeping, tested, tmp_path / str(larger), KeptBy("val/psnr", larger))
         found = recorder.reports[-1].test
         assert found is not None
         method = ResShift(settings, torch.device("cpu"))
@@ -112,7 +112,7 @@ def test_test_photographs_are_measured_with_the_kept_weights(
 def test_interrupted_trial_keeps_the_step_of_an_uninterrupted_one(
     larger: bool, settings: TrialSettings, tested: Prepared, tmp_path: Path
 ) -> None:
-    keeping, objective = override(settings, {"training.keep": "best"}), Objective("val/psnr", larger)
+    keeping, objective = override(settings, {"training.keep": "best"}), KeptBy("val/psnr", larger)
     whole = trained(keeping, tested, tmp_path / "whole", objective)
     second = trained(keeping, tested, tmp_path / "second", objective, tmp_path / "whole" / "4")
     repeated, end = second.reports
@@ -132,7 +132,7 @@ def test_result_carries_the_kept_step(
     _, undisturbed = last
     worst = one_of(undisturbed, larger=False)
     keeping = override(settings, {"training.keep": "best"})
-    report = trained(keeping, tested, tmp_path, Objective("val/psnr", False)).reports[-1]
+    report = trained(keeping, tested, tmp_path, KeptBy("val/psnr", False)).reports[-1]
     result = payload(report)
     at_worst = next(each for each in undisturbed.reports if each.step == worst)
     assert result[BEST] == [worst, {"val/psnr": at_worst.metrics["val/psnr"]}]

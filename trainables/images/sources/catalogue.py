@@ -17,6 +17,7 @@ import PIL
 import pyarrow as pa
 
 from trainables.common.errors import InputError
+from trainables.common.paths import write_whole
 from trainables.images.sources import decode, formats
 from trainables.images.sources.images import Images
 from trainables.images.sources.listing import Listing
@@ -346,8 +347,6 @@ def _write(path: Path, catalogue: Catalogue) -> None:
 def _write_table(path: Path, columns: dict[str, object]) -> None:
     """Writes under a temporary name and renames, so that other processes see the complete file or none."""
     from pyarrow import parquet
-
-    from trainables.common.paths import write_whole
 
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), sink)

@@ -14,6 +14,8 @@ from trainables.common.errors import InputError
 from trainables.networks.pix2pix import PatchGAN
 from trainables.settings import TrialSettings
 
+GAN_MODE = "hinge"
+"""Of the methods that fine-tune a pretrained network."""
 _GRADIENT_SCALE = 2.0**10
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainables.methods.method import Batch, LossTerm, Method, Phase
 from trainables.methods.shared.adversarial import (
+    GAN_MODE,
     adaptive_weight,
     check_discriminator,
     discriminator_loss,
@@ -26,8 +27,6 @@ from trainables.networks.pix2pix import PatchGAN
 from trainables.pretrained.base_model import find_base, load_vae, read_shape
 from trainables.pretrained.prompts import check_prompts
 from trainables.settings import TrialSettings, reason_unread
-
-GAN_MODE = "hinge"
 
 
 class DecoderMethod(Method):

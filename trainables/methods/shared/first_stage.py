@@ -12,6 +12,7 @@ from trainables.common.errors import InputError, blamed_on
 from trainables.diffusion.ccsr import sample_truncated
 from trainables.diffusion.gaussian import full_timestep
 from trainables.diffusion.noise import step_noise
+from trainables.methods.build import build_method
 from trainables.pretrained.finished_trial import check_asked, finished_settings
 from trainables.pretrained.shipped import first_stage_path
 from trainables.settings import TrialSettings, flatten, override
@@ -35,9 +36,6 @@ class FirstStage:
     """
 
     def __init__(self, settings: TrialSettings, device: torch.device) -> None:
-        # Here, since building a method leads back to prepared data, of which what this class makes is a part.
-        from trainables.methods.build import build_method
-
         self.settings = settings
         name = f"first_stage.weights={settings.first_stage.weights}"
         try:

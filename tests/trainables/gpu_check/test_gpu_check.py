@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.helpers.paths import ROOT
 from trainables.gpu_check.__main__ import main, table
-from trainables.gpu_check.checks import LATER, CheckFailed, Row, compare_losses, used_bytes
+from trainables.gpu_check.checks import LATER, CheckFailed, CheckResult, compare_losses, used_bytes
 from trainables.gpu_check.processes import _in_process
 
 LOSSES = [{"loss/l1": 0.5, "loss/adversarial": 0.1}, {"loss/l1": 0.4, "loss/adversarial": -0.1}]
@@ -87,18 +87,18 @@ def test_tensor_that_stays_is_counted() -> None:
     assert used_bytes(device) == before and fake.shape == (1000, 1000)
 
 
-def _dies(method: str, folder: Path) -> Iterator[Row]:
-    yield Row(method, "first")
+def _dies(method: str, folder: Path) -> Iterator[CheckResult]:
+    yield CheckResult(method, "first")
     os._exit(3)
 
 
-def _raises(method: str, folder: Path) -> Iterator[Row]:
+def _raises(method: str, folder: Path) -> Iterator[CheckResult]:
     raise ValueError("no weights")
     yield
 
 
 def test_process_that_ends_is_a_failure_of_its_method_alone() -> None:
-    shown: list[Row] = []
+    shown: list[CheckResult] = []
     rows = _in_process("sinsr", 1, shown.append, _dies, ("sinsr",))
     assert rows == shown and [row.mode for row in rows] == ["first", "process"]
     assert not rows[0].failure and rows[1].failure == "its process ended with exit status 3"
@@ -107,7 +107,11 @@ def test_process_that_ends_is_a_failure_of_its_method_alone() -> None:
 
 
 def test_table_has_a_cell_for_every_check() -> None:
-    rows = [Row("a", "fp32", step=0.012, loss=0.001), Row("a", "bf16", "too far"), Row("b", "fp32")]
+    rows = [
+        CheckResult("a", "fp32", step=0.012, loss=0.001),
+        CheckResult("a", "bf16", "too far"),
+        CheckResult("b", "fp32"),
+    ]
     assert table(rows).splitlines() == [
         "| method | fp32 | bf16 |",
         "|---|---|---|",
