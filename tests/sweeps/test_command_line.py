@@ -241,7 +241,9 @@ def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(tmp_path: Path
         return next(line for line in plan_text(plan).splitlines() if line.startswith("confirm "))
 
     said = planned(trials=6, confirm=2, seeds=3, max_steps=100)
-    assert "the best 2 and the baseline with 3 fresh seeds each: 9 trials, 900 steps, up to 150% of the" in said
+    assert (
+        "the best 2 and the baseline with 3 fresh seeds each: 9 trials, 900 steps, which adds up to 150% of the" in said
+    )
     assert "test photographs" in said
     assert "the best 1 and the baseline with 4 fresh seeds each: 8 trials" in planned(trials=2, seeds=4)
     assert "one configuration has no other" in planned(trials=1)

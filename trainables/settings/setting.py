@@ -6,6 +6,7 @@ with each role, so no other place lists names of settings.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -91,15 +92,20 @@ def section(kind: type[T], **roles: Any) -> T:
     return found
 
 
-def roles_of(kind: Any, prefix: str = "") -> dict[str, Roles]:
+def roles_of(kind: Any) -> Mapping[str, Roles]:
     """Dotted name -> roles, for every setting of a dataclass. A section, "pairs.print.", comes before its settings."""
+    return _roles_of(kind if isinstance(kind, type) else type(kind))
+
+
+@functools.cache
+def _roles_of(kind: type, prefix: str = "") -> Mapping[str, Roles]:
     found: dict[str, Roles] = {}
     for item in fields(kind):
         inner, own = _section_of(item), item.metadata.get(_ROLES, Roles())
         name = f"{prefix}{item.name}{'.' if inner else ''}"
         found[name] = own
         if inner:
-            found |= roles_of(inner, name)
+            found |= _roles_of(inner, name)
     return found
 
 
