@@ -246,7 +246,7 @@ def test_plan_says_what_a_confirmation_costs_or_why_there_is_none(tmp_path: Path
     )
     assert "test photographs" in said
     assert "the best 1 and the baseline with 4 fresh seeds each: 8 trials" in planned(trials=2, seeds=4)
-    assert "one configuration has no other" in planned(trials=1)
+    assert "none: there is only one configuration" in planned(trials=1)
     assert "none: the confirmation was left out (--confirm 0). The answer names leaders" in planned(confirm=0)
     assert "none: there are no test images (pairs.test_pairs=0)" in planned(("pairs.test_pairs", "0"))
     few = tmp_path / "few"

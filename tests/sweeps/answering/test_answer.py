@@ -433,7 +433,7 @@ def test_start_is_no_part_of_the_training_history() -> None:
         (
             "linear",
             0.9,
-            "is constant until step 450, so a run that ends at step 100 would be the same training",
+            "is not the result of a run of 100 steps: such a run would have lowered its learning rate by then",
         ),
         ("constant", 0.0, ""),
     ],

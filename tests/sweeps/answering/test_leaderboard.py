@@ -164,7 +164,7 @@ def test_text_is_aligned_and_plain() -> None:
     end = lines[0].index("ST-LPIPS ↓") + len("ST-LPIPS ↓")
     assert [line[end - 6 : end] for line in lines[2:6]] == ["0.2000", "0.2500", "0.3000", "0.4000"]
     assert " ".join(lines[-2:]) == (
-        "★ the kept weights, of the configuration with the best mean; · control, not trained here; "
+        "★ kept weights, of the configuration with the best mean; · control, not trained here; "
         "gain over the mean of t000, positive is better"
     )
 

@@ -439,7 +439,7 @@ def test_leaderboard_says_its_order_and_whose_values_it_has(folder: Path) -> Non
     for text in ("Confirmation, by test ST-LPIPS", "Search and controls, by validation ST-LPIPS", "Failed"):
         assert text in page.texts
     assert "validation\nST-LPIPS ↓" in page.texts and "test\nST-LPIPS ↓" in page.texts
-    assert any(text.startswith("1, 2, ...: rank in the search; ★ the kept weights") for text in page.texts)
+    assert any(text.startswith("1, 2, ...: rank in the search; ★ kept weights") for text in page.texts)
     assert any(
         "gain over the mean of t000, c000" in text and "· control, not trained here" in text for text in page.texts
     )
