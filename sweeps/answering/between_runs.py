@@ -86,7 +86,7 @@ def read_finished(path: Path, metric: str = "", name: str = "") -> FinishedRun:
     """
     record = read_record(path)
     if missing := [name for name in ("objective", "stores") if name not in record]:
-        raise InputError(f"{path / RUN_SETTINGS}: damaged; it has no {' and no '.join(missing)}{made_by(record)}")
+        raise InputError(f"{path / RUN_SETTINGS}: it has no {' and no '.join(missing)}{made_by(record)}")
     chosen, stores = metric or record["objective"], record["stores"]
     rows, per_image = read_rows(path / "leaderboard.parquet"), read_rows(path / "per_image.parquet")
     confirmed = [row for row in rows if row.get("kind") == CONFIRMATION]

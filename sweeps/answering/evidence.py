@@ -17,7 +17,7 @@ from sweeps.formatting import Row, metric_text, metric_title, metric_unit
 from sweeps.trial_config import CONFIRMATION
 from trainables.metrics.names import METRICS, test_name
 
-_HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "found 4 times in 5")
+_HEADER = ("", "difference", "interval", "level", "seeds", "photographs", "", "detected in 80 %")
 
 
 def interval_chart(view: View, scale: int = 0) -> str:
@@ -127,7 +127,7 @@ def comparisons(found: Answer) -> str:
         f"Differences in {metric_title(found.metric)}{unit and f' in{unit}'} on the test photographs, from "
         f"{found.baseline_name} and, for controls, from {found.winner_name}; positive is better. Intervals cover the "
         "variation between photographs and between seeds, and are corrected for their number. The last column is the "
-        "smallest true difference that would have been told in 80 % of such confirmations."
+        "smallest true difference that would have been detected in 80 % of such confirmations."
     )
     return note(text) + table([(title, bool(title)) for title in _HEADER], body)
 

@@ -150,7 +150,8 @@ def _confirmation_text(plan: Plan) -> str:
     chosen = min(question.confirmation.finalists, question.trials - 1)
     steps, searched = question.confirm_steps, question.trials * question.trial.training.max_steps
     images = f"{pairs.test_pairs} images of {count_text(plan.test_photographs, 'test photograph')}"
-    cost = f", {trials * steps} steps, which adds up to {trials * steps / max(1, searched):.0%} of the search's time"
+    share = f"{trials * steps / max(1, searched):.0%}"  # ASHA stops no trial of the confirmation
+    cost = f", {trials * steps} steps: {share} of the search's, if no trial of it is stopped early"
     best = f"{chosen} of the front, its ends and its knee first," if plan.further else f"the best {chosen}"
     who = f"{best} and the baseline with {settings.seeds} fresh seeds each"
     return f"{who}: {trials} trials{cost if steps else ''}; measured on {images}"

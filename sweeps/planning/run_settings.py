@@ -59,13 +59,14 @@ def new_record(
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """What a message about a run adds if another version of this project made it; empty for this version."""
+    """What a message about a run adds if this version did not make it, or perhaps did not; else empty."""
     versions = record.get("versions")
     version = versions.get(PROJECT) if isinstance(versions, Mapping) else None
     if version == VERSION:
         return ""
-    by = f"version {one_line(version)[:40]}" if version else "an earlier version"
-    return f"; the run was made by {by} of {PROJECT}, this is {VERSION}"
+    if not version:
+        return f"; the run does not say which version of {PROJECT} made it, perhaps an earlier one than this, {VERSION}"
+    return f"; the run was made by version {one_line(version)[:40]} of {PROJECT}, this is {VERSION}"
 
 
 def write_record(run: Path, record: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
         "pixels": "space/pixels was not measured on the test images of space/good: other pairs.scale",
         "alone": "has no confirmation, so its winner was not measured on test photographs",
         "going": "its confirmation has not ended (c000, c001, c002, c003, c004, c005); resume it first",
-        "older": "damaged; it has no objective and no stores; the run was made by an earlier version of ",
+        "older": "it has no objective and no stores; the run does not say which version of restoration-sweeps made it",
         "other": "val/ssim was not measured on its test photographs; there are val/psnr",
         "nowhere": "not the folder of a run (No such file or directory); expected one with a settings.yaml",
     }.items():
