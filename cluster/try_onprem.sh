@@ -147,31 +147,10 @@ stuck() { # message, log
     fail "$1"
 }
 
-# Its own question, of a method whose processes start soon and that has one control.
-small_question() {
-    cat <<'END'
-"""Which learning rate suits a small Pix2Pix?"""
-from search_spaces.space import Float, Point, SearchSpace
-
-RATE = "training.learning_rate"
-SPACE = SearchSpace(
-    name="small_rates",
-    question="Which learning rate suits a small Pix2Pix?",
-    method="pix2pix",
-    parameters={RATE: Float(1e-5, 1e-3, log=True)},
-    points=(Point("low", {RATE: 1e-5}), Point("middle", {RATE: 1e-4}), Point("high", {RATE: 1e-3})),
-    fixed={"pix2pix.ngf": 8, "pix2pix.downs": 5, "discriminator.ndf": 8, "discriminator.layers": 2},
-    objective="val/psnr",
-    controls=("bicubic",),
-)
-END
-}
-
 disturbed_sweep() {
-    small_question >"$work/small_rates.py"
     say "a sweep of four trials, on three workers of one CPU"
     : >"$work/sweep.log" # it is read before `ray exec` runs
-    on_head "python run_sweep.py --address auto --space $work/small_rates.py --results $work/results --perceptual none \
+    on_head "python run_sweep.py --address auto --space cluster/small_rates.py --results $work/results --perceptual none \
         --trials 4 --confirm 0 --max-steps 480 --set training.reports=4 --set training.batch_size=2 \
         --set training.warmup_steps=2 --set pairs.train_pairs=16 --set pairs.validation_pairs=3 \
         --set pairs.validation_size=64" >"$work/sweep.log" 2>&1 &

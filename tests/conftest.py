@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.small_rates import SPACE
 from tests.helpers.loop import SHORT, VARIANTS, VariantOf
 from trainables.data.prepare import prepare
 from trainables.data.prepared import Prepared
@@ -57,7 +58,7 @@ _LATENT: dict[str, Any] = {
 }
 OF_METHOD: dict[str, dict[str, Any]] = {
     "resshift": SMALL_NETWORK,
-    "pix2pix": {"pix2pix.ngf": 8, "pix2pix.downs": 5, **_ADVERSARY},
+    "pix2pix": {**SPACE.fixed},
     "latent_diffusion": _LATENT,
     "controlnet_diffusion": {**_LATENT, "controlnet.embedding_channels": (8, 8, 8)},
     "stablesr": {"stablesr.width": 8, "stablesr.layers": 1, "diffusion.inference_steps": 2},

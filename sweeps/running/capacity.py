@@ -27,6 +27,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from sweeps.recording.progress import logger
+from trainables.common.cluster import gcs_client
 from trainables.common.errors import InputError
 from trainables.training.job import Workers
 
@@ -42,7 +43,7 @@ def trials_at_once(workers: Workers, wanted: int) -> int:
     on_nodes = places(workers) // workers.count
     if on_nodes >= wanted:
         return wanted
-    if is_autoscaler_v2(fetch_from_server=True, gcs_client=_gcs()):
+    if is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs_client()):
         fits, more = _asked(workers, wanted), " at its largest size"
     elif _has_older_autoscaler():
         fits, more = wanted, ""
@@ -85,16 +86,12 @@ def places(workers: Workers, nodes: Sequence[dict[str, Any]] | None = None) -> i
 
 def may_grow() -> bool:
     """Whether an autoscaler can add nodes."""
-    return is_autoscaler_v2(fetch_from_server=True, gcs_client=_gcs()) or _has_older_autoscaler()
+    return is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs_client()) or _has_older_autoscaler()
 
 
 def cluster_status() -> GetClusterStatusReply:
     """What the cluster's nodes lack, and what its new autoscaler, if it has one, does about it."""
-    return GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=10))
-
-
-def _gcs() -> Any:
-    return ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by ray.init
+    return GetClusterStatusReply.FromString(gcs_client().get_cluster_status(timeout_s=10))
 
 
 def _asked(workers: Workers, wanted: int) -> int:

@@ -19,7 +19,7 @@ from sweeps.planning.run_folder import open_run as open_to_resume
 from sweeps.recording.tables import RunTables
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import gone, steps, sweeps, trials
+from tests.helpers.sweep import LIGHT, RATES, gone, sets, steps, sweeps, trials
 from trainables.common.buckets import BucketFolder
 from trainables.common.devices import FAKE
 from trainables.common.errors import InputError
@@ -29,32 +29,6 @@ from trainables.training.checkpoint_folders import damage
 __all__ = ["endpoint", "sweeps"]
 pytestmark = pytest.mark.timeout(900)
 STEPS = [30, 60, 90, 120]
-SMALL = {
-    "pairs.train_pairs": 8,
-    "pairs.validation_pairs": 2,
-    "pairs.validation_size": 64,
-    "pix2pix.ngf": 8,
-    "pix2pix.downs": 5,
-    "discriminator.ndf": 8,
-    "discriminator.layers": 2,
-    "training.batch_size": 2,
-    "training.warmup_steps": 2,
-    "training.reports": 4,
-}
-SPACE = '''
-"""Does a higher learning rate help?"""
-
-from search_spaces.space import Float, Point, SearchSpace
-
-SPACE = SearchSpace(
-    name="small_rates",
-    question="Does a higher learning rate help?",
-    method="pix2pix",
-    parameters={"training.learning_rate": Float(1e-4, 1e-3, log=True)},
-    points=(Point("low", {"training.learning_rate": 1e-4}), Point("high", {"training.learning_rate": 1e-3})),
-    objective="val/psnr",
-)
-'''
 
 
 @pytest.mark.slow
@@ -66,12 +40,12 @@ def test_killed_sweep_goes_on_from_the_bucket(
     """
     monkeypatch.setenv(FAKE, "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
-    (tmp_path / "small_rates.py").write_text(SPACE)
+    shutil.copy(RATES, tmp_path)
     results = bucket_uri(endpoint, "some/results")
-    sets = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
     first = sweeps(
         *("--space", str(tmp_path / "small_rates.py"), "--results", results, "--perceptual", "none"),
-        *("--trials", "2", "--confirm", "0", "--max-steps", "120", "--max-concurrent", "1", *sets),
+        *("--trials", "2", "--confirm", "0", "--max-steps", "120", "--max-concurrent", "1"),
+        *sets(LIGHT, training__reports=4),
         *("--gpus-per-worker", "0.5"),
     )
     first.wait_for("t000 finished at step 120")

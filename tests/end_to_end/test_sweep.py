@@ -21,6 +21,8 @@ from ray.tune.experiment import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import search_spaces
+from cluster.small_rates import RATE
+from cluster.small_rates import SPACE as SMALL_RATES
 from search_spaces import Choice, Float, Int, Point, SearchSpace, When
 from sweeps.answering import finish
 from sweeps.answering.summary import updated
@@ -34,8 +36,7 @@ from sweeps.running.search import SweepSearch
 from sweeps.sweep import start
 from sweeps.trial_config import GIVEN, ID, PARAMETERS, SEED
 from tests.conftest import OF_METHOD
-from tests.helpers import rates
-from tests.helpers.sweep import LIGHT, SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
+from tests.helpers.sweep import OF_RATES, SPACE, TINY, only_run, run_sweep, sets, steps, store, trials
 from tests.helpers.tensorboard import Page, scalars
 from trainables.common.errors import InputError
 from trainables.pretrained.weights_file import describe
@@ -44,7 +45,6 @@ __all__ = ["store"]
 pytestmark = pytest.mark.timeout(900)  # many processes per test, also on busy machines
 ONE = {"sampler": "tpe", "workers_per_trial": 1, "gpus_per_worker": 0.0, "max_concurrent": 1}
 """One process per trial, without a GPU, as `resolve` derives from the preset; one trial after the other."""
-OF_RATES = {"method": rates.SPACE.method, **rates.SPACE.fixed, **LIGHT}
 SPLITS = ("validation", "test")
 CONTROLS = ["bicubic", "input_latent", "autoencoder", "teacher_1", "teacher_15"]
 TERMS = ["distillation", "inversion", "ground_truth"]
@@ -207,18 +207,16 @@ class TestWholeSweep:
         assert [line for line in log.splitlines() if line not in shown] == []
 
 
+def with_rates(**rates: float) -> SearchSpace:
+    """The space of a small Pix2Pix with other points: label -> learning rate, up to absurd ones."""
+    points = tuple(Point(label, {RATE: rate}) for label, rate in rates.items())
+    return dataclasses.replace(SMALL_RATES, points=points, parameters={RATE: Float(1e-6, 1e30, log=True)})
+
+
 @pytest.mark.slow
 def test_diverging_trial_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A space with two learning rates, one of them absurd; runs in this process."""
-    name = "training.learning_rate"
-    space = SearchSpace(
-        name="learning_rates",
-        question="Which learning rate?",
-        method="pix2pix",
-        parameters={name: Float(1e-6, 1e30, log=True)},
-        points=(Point("sane", {name: 1e-4}), Point("absurd", {name: 1e30})),
-        objective="val/psnr",
-    )
+    space = with_rates(sane=1e-4, absurd=1e30)
     changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
     places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
     settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
@@ -235,10 +233,8 @@ def test_diverging_trial_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixtur
 @pytest.mark.slow
 def test_no_trial_finished(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
-    settings = SweepSettings("rates", "sample", **ONE, perceptual="none", **places)
-    space = dataclasses.replace(
-        rates.SPACE, points=(Point("absurd", {rates.RATE: 1e30}),), parameters={rates.RATE: Float(1e-6, 1e30, log=True)}
-    )
+    space = with_rates(absurd=1e30)
+    settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
     changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
     assert start(make_plan(Question(settings, space, changes, trials=1))) == 1
     (row,) = trials(only_run(tmp_path / "results")).values()

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster import small_rates
 from sweeps.recording.tables import read_rows
-from tests.helpers import rates
 from tests.helpers.paths import ROOT
 from trainables.data.prepare import prepare
 from trainables.methods.build import method_class
@@ -25,7 +25,7 @@ from trainables.settings import TrialSettings, override
 from trainables.settings.presets import preset
 
 SPACE = "sinsr_loss_ratios"
-RATES = str(ROOT / "tests" / "helpers" / "rates.py")
+RATES = small_rates.__file__
 """A space whose processes start faster than SPACE's, for tests of what all sweeps have in common."""
 LIGHT = {
     "pairs.train_pairs": 16,
@@ -38,6 +38,8 @@ LIGHT = {
 }
 """Makes a trial of the `sample` preset a matter of seconds."""
 TINY = LIGHT | {"sinsr.draws": 1}
+OF_RATES = {"method": small_rates.SPACE.method, **small_rates.SPACE.fixed, **LIGHT}
+"""A trial of RATES, without what the preset adds for its method."""
 PATIENCE = 840.0  # seconds; a process that is stuck fails its test rather than the whole run
 
 
@@ -176,8 +178,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def light_trial(changes: Mapping[str, Any]) -> TrialSettings:
     """A trial of such a sweep, with other values of some settings."""
     sample = preset("sample")
-    own = {"method": rates.SPACE.method, "perceptual.weight": 0.0, **rates.SPACE.fixed, **LIGHT, **changes}
-    return override(sample.trial, {**sample.methods.get(rates.SPACE.method, {}), **own})
+    of_method = sample.methods.get(small_rates.SPACE.method, {})
+    return override(sample.trial, {**of_method, "perceptual.weight": 0.0, **OF_RATES, **changes})
 
 
 def only_run(results: Path) -> Path:

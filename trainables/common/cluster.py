@@ -76,6 +76,13 @@ def join(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
         raise NoCluster(f"--address {address}: cannot join the Ray cluster ({why})") from None
 
 
+def gcs_client() -> Any:
+    """This process's client of the head's own service, which Ray has no public name for."""
+    import ray
+
+    return ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by ray.init
+
+
 def answering_nodes(address: str, seconds: float = _CONNECT_SECONDS) -> list[str]:
     """The addresses of the nodes that run now, as the head answers within this time.
 

@@ -19,7 +19,7 @@ from ray._private import worker as ray_worker
 from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, one_line
 from trainables.common.paths import ROOT
-from trainables.common.ray_watch import RayWatch, end_children
+from trainables.common.ray_watch import RayWatch, end_children, kill
 from trainables.common.session_folder import session_folder
 
 _ATTEMPTS = 4
@@ -127,14 +127,12 @@ def _end() -> None:
         for _, process in node.live_processes():
             with suppress(psutil.Error):
                 below += psutil.Process(process.pid).children(recursive=True)
-        kill = node.kill_all_processes
-        node.kill_all_processes = lambda **how: kill(**{**how, "allow_graceful": False})
+        end_node = node.kill_all_processes
+        node.kill_all_processes = lambda **how: end_node(**{**how, "allow_graceful": False})
     try:
         ray.shutdown()
     finally:
-        for process in below:
-            with suppress(psutil.Error):
-                process.kill()
+        kill(below)
         psutil.wait_procs(below, timeout=2)
 
 

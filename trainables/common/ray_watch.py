@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -138,7 +138,12 @@ class HeadWatch(_Watch):
 
 def end_children(started: Sequence[psutil.Process] = ()) -> None:
     """Kills the processes below this one, such as those of a Ray that did not start, and those given."""
-    for process in {*started, *psutil.Process().children(recursive=True)}:
+    kill({*started, *psutil.Process().children(recursive=True)})
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kills those that still live."""
+    for process in processes:
         with suppress(psutil.Error):
             process.kill()
 

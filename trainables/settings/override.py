@@ -50,7 +50,7 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
         raise InputError(
             "; ".join(f"{name}: no such setting; nearest: {', '.join(_nearest(name, known))}" for name in unknown)
         )
-    return typing.cast("T", _replace(settings, changes, "") if changes else settings)
+    return typing.cast("T", _replace(settings, changes, ""))
 
 
 def _has(settings: Any, name: str) -> bool:

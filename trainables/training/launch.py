@@ -31,6 +31,7 @@ from ray.train.v2._internal.execution import context as context_module
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from trainables.common.cluster import gcs_client
 from trainables.common.devices import device_for
 from trainables.common.errors import CannotRun, one_line
 from trainables.settings import TrialSettings
@@ -211,14 +212,15 @@ class _GroupReports(TuneReportCallback):
 def machine_watch() -> MachineWatch:
     """Watches this process's node from now on: asks its cloud for notices, and follows whether Ray drains it."""
     node = ray.get_runtime_context().get_node_id()
+    return MachineWatch(functools.partial(drain, node), lambda: node in state.get_draining_nodes())
 
-    def drain(notice: Notice) -> None:
-        if any(HEAD in one["Resources"] for one in ray.nodes() if one["NodeID"] == node):
-            return  # an idle node that is drained ends, and the whole cluster with its head
-        gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by Ray
-        gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, notice.reason, int(notice.deadline * 1000))
 
-    return MachineWatch(drain, lambda: node in state.get_draining_nodes())
+def drain(node: str, notice: Notice) -> None:
+    """Makes a node, by its id, take no more work until it is taken away. The head stays as it is: an idle node that is
+    drained ends, and with the head the whole cluster.
+    """
+    if not any(HEAD in one["Resources"] for one in ray.nodes() if one["NodeID"] == node):
+        gcs_client().drain_node(node, DRAIN_NODE_REASON_PREEMPTION, notice.reason, int(notice.deadline * 1000))
 
 
 def trial_resources(workers: Workers, avoided: Collection[str] = ()) -> tune.PlacementGroupFactory:

@@ -123,12 +123,11 @@ class Trainer:
         ensure_loss_networks(settings)  # the driver has done so on its own machine only
         self.method = build_method(settings, world.device)
         self.method.networks.train()
-        if training.channels_last or training.compile:
-            for network in (*self.method.networks.values(), *unets(self.method.parts)):
-                if training.channels_last:
-                    network.to(memory_format=torch.channels_last)
-                if training.compile:
-                    network.compile()
+        for network in (*self.method.networks.values(), *unets(self.method.parts)):
+            if training.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if training.compile:
+                network.compile()
         self.batches = TrainingBatches(
             prepared, settings, self.method.columns(settings), world.device, world.rank, world.size
         )
@@ -219,29 +218,29 @@ class Trainer:
 
     def _leave(self, report: Reporter) -> None:
         """Ends the trial here, after a checkpoint."""
-        with suppress(TrialDiverged):  # no checkpoint: the next try comes to that step again, and says so
-            self._check_share()
-            self._write_between(report)
+        self._write_between(report)
         raise MachineLeaving(f"the machine will be taken away; at step {self.step}")
 
     def _write_between(self, report: Reporter) -> None:
-        """Writes a checkpoint between two reports, or before the first one."""
+        """Writes a checkpoint between two reports, or before the first one.
+
+        The first worker of a group decides on it alone, so it must not raise or wait for the others. What has diverged
+        is not written: the check of all workers says so, before the next report of this try or of the next one.
+        """
         last = self._last or Report(0, {}, [], Validation({}, [], b""))
-        if last.step < self.step:
-            self._send(replace(last, reached=self.step, best=self.best), report)
+        with suppress(TrialDiverged):
+            self.log.check_share()
+            self._check_weights()
+            if last.step < self.step:
+                self._send(replace(last, reached=self.step, best=self.best), report)
 
     def _write_if_due(self) -> float:
-        """Writes a checkpoint between two reports if the last one is too old; returns the seconds it took.
-
-        The first worker decides alone, so it must not raise: the others would wait for it.
-        """
+        """Writes a checkpoint between two reports if the last one is too old; returns the seconds it took."""
         started, minutes = time.monotonic(), self.settings.training.checkpoint_minutes
         if not minutes or self.world.rank or started - self._written < minutes * 60 or self._report is None:
             return 0.0
         self._written = started  # also if there is none to write
-        with suppress(TrialDiverged):  # the check of all workers, before the next report, says so
-            self._check_share()
-            self._write_between(self._report)
+        self._write_between(self._report)
         return time.monotonic() - started
 
     def train_until(self, step: int) -> float:
@@ -273,13 +272,6 @@ class Trainer:
             self.log.check()
             self._check_weights()
         return time.monotonic() - started - writing
-
-    def _check_share(self) -> None:
-        """The checks before a checkpoint between two reports. The first worker of a group decides on it alone, so it
-        must not wait for the others.
-        """
-        self.log.check_share()
-        self._check_weights()
 
     @torch.no_grad()
     def _check_weights(self) -> None:

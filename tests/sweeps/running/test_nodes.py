@@ -20,7 +20,6 @@ import pytest
 import ray
 from ray import tune
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import log_to, logger
@@ -38,7 +37,8 @@ from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
 from trainables.training.job import Job, Workers
-from trainables.training.launch import NODES, launch, trial_resources
+from trainables.training.launch import NODES, drain, launch, trial_resources
+from trainables.training.preemption import Notice
 from trainables.training.results import CHECKPOINT, REPEATED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, also on busy machines
@@ -183,6 +183,20 @@ def test_node_that_does_not_see_the_results_is_left_out(
     assert (Path(result.path) / "error.txt").read_text(encoding="utf-8").rstrip().endswith(f"OnUnfitNode: {said}")
 
 
+def until_repeated(job: Job, resources: tune.PlacementGroupFactory, nodes: FailingNodes) -> Any:
+    """Trains one trial, which may never fail, until it has gone on from a checkpoint; returns Tune's result."""
+    scheduler = SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)
+    (result,) = tune.Tuner(
+        tune.with_resources(lambda config: launch(job), resources),
+        param_space={ID: "t000", GIVEN: True},
+        tune_config=tune.TuneConfig(scheduler=scheduler),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=job.scratch, callbacks=[nodes], stop={REPEATED: True}, verbose=0
+        ),
+    ).fit()
+    return result
+
+
 class Reclaimed(FailingNodes):
     """A node gets a notice when a trial has reported from it.
 
@@ -222,16 +236,7 @@ def test_trial_leaves_a_machine_that_will_be_taken_back(
         )
         with connected(connection, 1):
             nodes = Reclaimed(servers)
-            (result,) = tune.Tuner(
-                tune.with_resources(lambda config: launch(job), tune.PlacementGroupFactory([{"CPU": 1, "spot": 1}])),
-                param_space={ID: "t000", GIVEN: True},
-                tune_config=tune.TuneConfig(
-                    scheduler=SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)
-                ),
-                run_config=tune.RunConfig(
-                    name="tune", storage_path=str(tmp_path), callbacks=[nodes], stop={REPEATED: True}, verbose=0
-                ),
-            ).fit()
+            result = until_repeated(job, tune.PlacementGroupFactory([{"CPU": 1, "spot": 1}]), nodes)
     logger.removeHandler(file)
     file.close()
     assert (tmp_path / "sweep.log").read_text(encoding="utf-8").count(" will be taken away, and gets no more work") == 1
@@ -256,8 +261,7 @@ class OneDrained(FailingNodes):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.seen.append((tuple(result[NODES]), result["step"]))
         if len(self.seen) == 1:
-            gcs: Any = ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]  # set by Ray
-            gcs.drain_node(result[NODES][1], DRAIN_NODE_REASON_PREEMPTION, "test", int(1000 * (time.time() + 300)))
+            drain(result[NODES][1], Notice("test", time.time() + 300))
 
 
 def test_group_leaves_a_machine_that_will_be_taken_back(
@@ -276,14 +280,7 @@ def test_group_leaves_a_machine_that_will_be_taken_back(
             *(settings, stages, ("val/psnr",), workers, str(folder), str(tmp_path)), on_cluster=True, avoided=others
         )
         nodes = OneDrained(workers)
-        (result,) = tune.Tuner(
-            tune.with_resources(lambda config: launch(job), trial_resources(workers)),
-            param_space={ID: "t000", GIVEN: True},
-            tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 10**9, 10**9, 3.0, nodes=nodes)),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=str(tmp_path), callbacks=[nodes], stop={REPEATED: True}, verbose=0
-            ),
-        ).fit()
+        result = until_repeated(job, trial_resources(workers), nodes)
     assert result.error is None  # although no failure is allowed
     (before, _), (after, again) = nodes.seen[0], nodes.seen[-1]
     assert {*before, *after} == added and before[1] not in after

@@ -1,4 +1,6 @@
-"""Which learning rate suits a very small Pix2Pix? Its trials start in a few seconds: no diffusers, one control."""
+"""Which learning rate suits a very small Pix2Pix? For try_onprem.sh and the tests: its trials start in a few
+seconds, without diffusers, and there is one control.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from search_spaces.space import Float, Point, SearchSpace
 
 RATE = "training.learning_rate"
 SPACE = SearchSpace(
-    name="rates",
+    name="small_rates",
     question="Which learning rate suits a small Pix2Pix?",
     method="pix2pix",
     parameters={RATE: Float(1e-5, 1e-3, log=True)},
