@@ -26,6 +26,10 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
 # file stays in one process. Files start in the order that tests/conftest.py gives them: the longest come first.
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
+# Containers often set it. Then no process keeps what it compiles: each would compile torch and Ray again, for 9 CPU
+# seconds. Empty means not set.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help sweep test check lint format assets gpu-check clean
 .DEFAULT_GOAL := help
 
