@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -14,7 +15,9 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import parameter as ray_parameter
 from ray._private import worker as ray_worker
+from ray._private.node import Node
 
 from trainables.common.command import end_on_sigterm
 from trainables.common.errors import CannotRun, one_line
@@ -94,18 +97,19 @@ def _start(cpus: int, gpus: int | None, groups: bool, folder: Path) -> None:
     earlier = {name: os.environ.get(name) for name in own}
     try:
         os.environ.update(own)
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=gpus,
-            # Train frees the resources of a stopped worker group through the dashboard's state API.
-            include_dashboard=groups,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
+        with _needed_processes_only(dashboard=groups):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                # Train frees the resources of a stopped worker group through the dashboard's state API.
+                include_dashboard=groups,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
     finally:
         # Ray has replaced the handler: a signal that came meanwhile would end this process without a message.
         end_on_sigterm()
@@ -117,8 +121,25 @@ def _start(cpus: int, gpus: int | None, groups: bool, folder: Path) -> None:
                 os.environ[name] = value
 
 
+@contextmanager
+def _needed_processes_only(dashboard: bool) -> Iterator[None]:
+    """Leaves out what Ray would start beside its servers, and `ray.init` has no flag for: the monitor of an autoscaler,
+    the reader of logs for the driver, and without a dashboard the process that only sends statistics of use. Each is a
+    process of Python with some 100 MB, and `ray.init` waits for the last one.
+    """
+    params, start_api_server = ray_parameter.RayParams, Node.start_api_server
+    left_out: dict[str, Any] = {"include_log_monitor": False, "no_monitor": True}
+    try:
+        ray_parameter.RayParams = functools.partial(params, **left_out)  # type: ignore[misc, assignment]
+        if not dashboard:
+            Node.start_api_server = lambda self, **how: None  # type: ignore[method-assign]
+        yield
+    finally:
+        ray_parameter.RayParams, Node.start_api_server = params, start_api_server  # type: ignore[misc, method-assign]
+
+
 def _end() -> None:
-    """Ray would ask each of its five processes to end, and wait a second for it. They do not hear that: they block
+    """Ray would ask each of its processes to end, and wait a second for it. They do not hear that: they block
     SIGTERM, see `_start`. So they are killed at once, and then what they have started: agents of a killed raylet wait
     for it a while.
     """
