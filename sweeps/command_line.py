@@ -27,7 +27,7 @@ from sweeps.planning.settings import (
     SweepSettings,
     field_name,
 )
-from sweeps.planning.trackers import TRACKERS
+from sweeps.planning.tracker_names import TRACKERS
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import command_flags, exit_statuses, run_command
 from trainables.common.errors import InputError, one_line
@@ -180,6 +180,13 @@ def parser(prog: str = PROG) -> Flags:
         "--max-concurrent", type=whole(1), default=0, metavar="N", help="trials at once (as many as fit)"
     )
     where.add_argument(
+        "--stop-seconds",
+        type=number(0),
+        default=5.0,
+        metavar="S",
+        help="after Ctrl-C or SIGTERM, time in which trials write a checkpoint before they end (5)",
+    )
+    where.add_argument(
         "--address",
         default="",
         metavar="ADDRESS",
@@ -317,6 +324,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=_address(flags, settings))
+        if "--stop-seconds" in named:
+            settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan
         from sweeps.planning.run_settings import made_by
         from sweeps.recording.tables import RunTables, has_ended

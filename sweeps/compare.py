@@ -1,4 +1,7 @@
-"""The command `restoration-sweeps compare`: the winners of several runs against each other."""
+"""The command `restoration-sweeps compare`: the winners of several runs against each other.
+
+What compares them is imported after the flags have been checked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The installed command `restoration-sweeps run|compare|data|restore|export|prompts`."""
+"""The installed command `restoration-sweeps run|compare|data|restore|export|prompts`.
+
+Each command is imported when it runs.
+"""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from sweeps.recording.trackers import make_tracker
 from sweeps.running.capacity import may_grow
 from sweeps.running.clock import Clock, Deadline, for_trials
 from sweeps.running.failing_nodes import FailingNodes
+from sweeps.running.last_checkpoints import LastCheckpoints
 from sweeps.running.preparation import prepare_stores, preparing_beside
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
 from sweeps.running.scheduler import SweepScheduler
@@ -139,7 +140,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
                 if has_time:
                     _measure_controls(plan, recorder)
                     live.update()
-                search = _tune(plan, folder, concurrent, recorder, live, warm, began)
+                search = _tune(plan, folder, concurrent, recorder, live, deadline, warm, began)
         held.clear()
         if recorder.stopped:
             return _stopped(folder, recorder.stopped, live, address)
@@ -255,6 +256,7 @@ def _tune(
     concurrent: int,
     recorder: Recorder,
     live: LiveReport,
+    deadline: Deadline,
     warm: Sequence[Earlier],
     began: float,
 ) -> SweepSearch:
@@ -315,6 +317,8 @@ def _tune(
     )
     scratch, tracker = folder.scratch.resolve(), question.settings.log_to
     trackers = [make_tracker(tracker, folder.path)] if tracker else []
+    patience = question.settings.stop_seconds if question.space.trains else 0.0
+    last = LastCheckpoints(patience, lambda: bool(recorder.stopped) or deadline.over)
     tuner = tune.Tuner(
         _trainable(plan, folder),
         tune_config=tune.TuneConfig(
@@ -329,7 +333,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder, live, *trackers, *([nodes] if nodes else [])],
+            callbacks=[recorder, live, last, *trackers, *([nodes] if nodes else [])],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),

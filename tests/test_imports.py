@@ -41,6 +41,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAY_IMPORT_RAY = (
     "sweeps",
     "trainables.training.launch",
+    "trainables.training.stop_messages",
     "trainables.data.ray_pipeline",
     "trainables.common.cluster",
     "trainables.common.local_ray",

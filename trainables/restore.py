@@ -53,7 +53,7 @@ examples:
 
 
 @dataclass
-class Work:
+class Restoration:
     """The pictures to restore, and the progress.
 
     Attributes:
@@ -68,7 +68,7 @@ class Work:
     failed: int = 0
 
 
-def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Work:
+def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_existing: bool = False) -> Restoration:
     """The pictures of `source` and their output files. Creates nothing.
 
     Raises:
@@ -100,7 +100,7 @@ def plan_restoration(source: Path, folder: Path, overwrite: bool = False, skip_e
             "another folder, or give --skip-existing or --overwrite"
         )
     missing = [row for row, output in enumerate(outputs) if overwrite or output not in there]
-    return Work(images, outputs, missing)
+    return Restoration(images, outputs, missing)
 
 
 def _list_pictures(source: Path) -> FileImages:
@@ -116,7 +116,7 @@ def _list_pictures(source: Path) -> FileImages:
         raise InputError(f"INPUT {error}") from None
 
 
-def restore_pictures(restorer: Restorer, work: Work, seed: int) -> None:
+def restore_pictures(restorer: Restorer, work: Restoration, seed: int) -> None:
     """Restores and writes the missing pictures, one after another. Those that cannot be are named and skipped.
 
     Raises:

@@ -1,4 +1,7 @@
-"""A finished trial, ready to restore pictures of any size: whole, or in tiles that are blended."""
+"""A finished trial, ready to restore pictures of any size: whole, or in tiles that are blended.
+
+Networks are imported where a function needs them, so that a command line checks its flags without them.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from trainables.settings.pairs import Split
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPhotographs:
     """The usable images of a source.
 
     Attributes:
@@ -53,7 +53,7 @@ def _size_text(size: tuple[int, int], scale: int) -> str:
     return " -> ".join(texts)
 
 
-def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: bool = False) -> Found:
+def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: bool = False) -> FoundPhotographs:
     """Checks that the source has enough photographs for the pairs.
 
     Args:
@@ -87,7 +87,7 @@ def check_photographs(trial: TrialSettings, source: Source, cache: Path, test: b
     if problems:
         raise InputError("; ".join(problems))
     sizes = sorted((size for each in found.values() for size in each.sizes), key=lambda size: (size[0] * size[1], size))
-    return Found(
+    return FoundPhotographs(
         source.paired,
         pairs.scale,
         pairs.image_size,

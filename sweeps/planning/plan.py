@@ -1,4 +1,7 @@
-"""The plan of a sweep: its trials, prepared data, networks and resources, computed before it starts."""
+"""The plan of a sweep: its trials, prepared data, networks and resources, computed before it starts.
+
+Networks and stores are imported where a function needs them: the command line checks its flags before.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.planning.checks import check_effects_on_files, check_stores, find_bases, rate_notes
+from sweeps.planning.choosing_rungs import rung_steps
+from sweeps.planning.file_checks import check_effects_on_files, check_stores, find_bases, rate_notes
 from sweeps.planning.objectives import Constraint, Objective, further_metrics, parse_constraint
 from sweeps.planning.photographs import check_photographs
 from sweeps.planning.question import Question, resolve_objectives
@@ -25,9 +29,8 @@ from sweeps.planning.resources import (
     networks_of,
 )
 from sweeps.planning.results_place import check_bucket_results, check_results, check_results_place
-from sweeps.planning.rungs import rung_steps
 from sweeps.planning.settings import BASE_METRICS
-from sweeps.planning.trackers import check_tracker
+from sweeps.planning.tracker_names import check_tracker
 from trainables.common.buckets import BucketFolder
 from trainables.common.cluster import check_address, refuse_job_folder
 from trainables.common.errors import InputError
@@ -131,7 +134,7 @@ class Plan:
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which ASHA may stop a proposed trial, see `sweeps.planning.rungs`."""
+        """Steps at which ASHA may stop a proposed trial, see `sweeps.planning.choosing_rungs`."""
         training, reduction = self.question.trial.training, self.question.settings.reduction_factor
         return rung_steps(training.max_steps, training.report_every, reduction, self.proposals)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sweeps.formatting import count_text
 from sweeps.planning.budget import money
+from sweeps.planning.choosing_rungs import rungs_text
 from sweeps.planning.resources import gpu_text
-from sweeps.planning.rungs import rungs_text
 from sweeps.planning.sampling import NAMES
 from trainables.common.locations import shown
 from trainables.common.paths import is_uri

@@ -1,4 +1,7 @@
-"""Resources of a sweep: parameters, memory, and the number of trials that fit at once."""
+"""Resources of a sweep: parameters, memory, and the number of trials that fit at once.
+
+Networks and torch are imported where a function needs them: the command line checks its flags before.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from trainables.common.units import byte_text
 from trainables.metrics.names import least_side
 from trainables.settings import flatten
 from trainables.settings.checks import require_all
+from trainables.settings.roles import WEIGHT_PATHS
 
 if TYPE_CHECKING:
     from trainables.settings import TrainingSettings, TrialSettings
@@ -74,7 +78,8 @@ def networks_of(
     networks: dict[str, Networks] = {}
     built = set()
     for trial in configurations:
-        weights = [value for name, value in flatten(trial).items() if name.endswith("weights")]
+        values = flatten(trial)
+        weights = [values[name] for name in WEIGHT_PATHS]
         one = repr((trial.method, method_class(trial.method).architecture(trial), weights, trial.pairs))
         if one not in built:
             built.add(one)

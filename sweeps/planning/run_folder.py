@@ -35,7 +35,7 @@ from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
 from trainables.training import bucket_checkpoints, checkpoint_folders
 from trainables.training.checkpoint_folders import drop_older, newest_whole
 
-GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address")
+GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address", "stop_seconds")
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
 

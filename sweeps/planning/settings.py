@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from search_spaces import SAMPLERS
 from sweeps.planning.confirmation import FEWEST_SEEDS
-from sweeps.planning.trackers import TRACKERS
+from sweeps.planning.tracker_names import TRACKERS
 from trainables.common.buckets import check_bucket
 from trainables.common.errors import InputError
 from trainables.common.paths import is_uri, refuse_secrets
@@ -53,6 +53,7 @@ class SweepSettings:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = PRESETS_GPUS
     max_concurrent: int = 0
+    stop_seconds: float = 5.0
     seed: int = 0
     results: str = "results"
     store: str = ""
@@ -112,6 +113,8 @@ class SweepSettings:
             raise InputError(f"--sampler {self.sampler}: expected one of {', '.join(SAMPLERS)}")
         if self.log_to and self.log_to not in TRACKERS:
             raise InputError(f"--log-to {self.log_to}: expected one of {', '.join(TRACKERS)}")
+        if not 0 <= self.stop_seconds < math.inf:
+            raise InputError(f"--stop-seconds {self.stop_seconds:g}: expected a number, 0 or more")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {2**31 - 1}")
 

@@ -25,6 +25,7 @@ from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import TIMED_OUT, Progress, logger
 from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
+from sweeps.recording.trial_errors import how_it_ended, reason_of
 from sweeps.recording.trial_files import catch_up, shown_metrics, shown_scalars, write_params
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
@@ -47,11 +48,6 @@ from trainables.training.results import (
 
 MAX_FAILURES = 2
 """Restarts of a trial, from its last checkpoint, without a new checkpoint in between."""
-
-
-_MACHINE_LOST = ("node has died", "MachineLeaving", "machine will be taken away")
-"""In the error of a trial: Ray's words for a node that is gone, and ours for one that leaves."""
-_UNFIT = "OnUnfitNode: "  # before the reason, in the error of a trial
 
 
 @dataclass(frozen=True)
@@ -321,15 +317,7 @@ class Recorder(Callback):
 
     @_stopping
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = _last_error(trial)
-        why = one_line(text.strip().rpartition("\n")[2])
-        if _UNFIT in text:
-            ended = f"cannot train on its node ({why.rpartition(_UNFIT)[2]})"
-        elif any(sign in text for sign in _MACHINE_LOST):
-            ended = "lost its machine"
-        else:
-            ended = f"failed ({why})"
-        self.progress.waits(trial.config[ID], ended)
+        self.progress.waits(trial.config[ID], how_it_ended(trial))
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -393,17 +381,3 @@ def _count(reports: list[dict[str, Any]]) -> int | None:
     """The number of trained parameters. A report that version 0.1 kept in a checkpoint does not have it."""
     counts = [int(row["train/parameters"]) for row in reports if row.get("train/parameters") is not None]
     return counts[-1] if counts else None
-
-
-def _last_error(trial: Any) -> str:
-    """The text of a trial's latest error. Tune moves the file, with all errors of the trial, to its storage later."""
-    with suppress(OSError, TypeError):
-        return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
-    return "no reason known"
-
-
-def reason_of(trial: Any) -> str:
-    """The last line of the error that a trial's process raised."""
-    error = trial.get_error() if hasattr(trial, "get_error") else None
-    lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "the worker process died without an error message"

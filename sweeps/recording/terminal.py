@@ -26,7 +26,7 @@ _PER_SECOND = 2.0
 _OTHER_LINES = 6  # of the terminal's height: the view's own summary, and lines above it
 
 
-class View:
+class ProgressTable:
     """What rich draws of the progress of a sweep, at the time of drawing."""
 
     def __init__(self, progress: Progress) -> None:
@@ -104,7 +104,11 @@ def live_view(progress: Progress) -> Iterator[None]:
     logger.addHandler(above)
     try:
         with Live(
-            View(progress), console=console, refresh_per_second=_PER_SECOND, transient=True, redirect_stdout=False
+            ProgressTable(progress),
+            console=console,
+            refresh_per_second=_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
         ):
             console.show_cursor()  # the process may be ended without a chance to show it again
             yield

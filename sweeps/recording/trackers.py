@@ -33,7 +33,7 @@ def make_tracker(name: str, run: Path) -> Tracked:
     """The callback of a tracker for Tune.
 
     Args:
-        name: one of `sweeps.planning.trackers.TRACKERS`; its package is installed.
+        name: one of `sweeps.planning.tracker_names.TRACKERS`; its package is installed.
         run: the run's folder, results/<space>/<run>.
     """
     return Tracked(name, lambda: _MAKERS[name](run.resolve()))

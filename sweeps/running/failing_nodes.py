@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,11 +19,10 @@ from ray._private.state import actors
 from ray.tune import Callback
 
 from sweeps.recording.progress import logger
-from sweeps.recording.recorder import reason_of
+from sweeps.recording.trial_errors import last_line
 from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places
 from sweeps.running.group_failures import error_of, first_to_fail, node_of_actor
 from sweeps.trial_config import AVOIDED, ID
-from trainables.common.errors import one_line
 from trainables.training.job import Workers
 from trainables.training.launch import NODES, OnUnfitNode, trial_resources
 
@@ -97,7 +95,7 @@ class FailingNodes(Callback):
                 trial.max_failures += 1
         if not node or node in self._reported or node in draining_nodes():
             return
-        self._failures.setdefault(node, {})[id] = said or _said(trial)
+        self._failures.setdefault(node, {})[id] = said or last_line(trial)
         self._slowest[node] = max(self._slowest.get(node, 0.0), time.monotonic() - began)
         for other in self._failures.keys() & names.keys() - self._left_out.keys():
             self._judge(other, names[other])
@@ -160,15 +158,6 @@ class FailingNodes(Callback):
     def _places(self, avoided: Collection[str]) -> int:
         """How many workers fit on the nodes without these."""
         return places(self._workers, [node for node in alive_nodes() if node["NodeID"] not in avoided])
-
-
-def _said(trial: Any) -> str:
-    """The last line of a failure. Tune moves the file to its storage later."""
-    try:
-        lines = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("\n")
-        return one_line([line for line in lines if line.strip()][-1])
-    except (OSError, TypeError, IndexError):
-        return reason_of(trial)
 
 
 def _node_of(trial: Any) -> str:

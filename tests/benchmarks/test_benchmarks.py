@@ -42,8 +42,9 @@ def test_sinsr_step_keeps_attention_at_the_same_levels(tmp_path: Path) -> None:
         assert [network.image_size // r for r in network.attention_resolutions] == [2]
 
 
-def test_many_trials_run_through_the_recorder(tmp_path: Path) -> None:
-    rows = many_trials.measure(tmp_path, trials=24, images=3, concurrent=4)
+@pytest.mark.parametrize("through_tune", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_many_trials_run_through_the_recorder(tmp_path: Path, through_tune: bool) -> None:
+    rows = many_trials.measure(tmp_path, trials=24, images=3, concurrent=4, through_tune=through_tune)
     assert re.search(r"^ +4 - 24 +\d", rows[1])
     trials = RunTables(tmp_path).load().leaderboard
     assert len(trials) == 24 and {row["status"] for row in trials} == {"finished", "stopped"}

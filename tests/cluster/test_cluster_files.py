@@ -258,9 +258,9 @@ def test_slurm_job_is_put_back_before_its_time_limit_and_resumes(tmp_path: Path)
     waited = f"-m cluster.wait_for_nodes {address} 2"
     assert (tmp_path / "python").read_text().splitlines() == [
         waited,
-        f"run_sweep.py --address {address} --results {results} --space space --data with a space",
+        f"run_sweep.py --address {address} --stop-seconds 120 --results {results} --space space --data with a space",
         waited,
-        f"run_sweep.py --address {address} --resume {results}/space/20261126-162232",
+        f"run_sweep.py --address {address} --stop-seconds 120 --resume {results}/space/20261126-162232",
     ]
     started = {line.split()[0]: line.split()[2:] for line in (tmp_path / "ray").read_text().splitlines()}
     assert started["n1"][:3] == ["--head", "--node-ip-address=10.0.0.5", "--port=20007"]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.faults.kinds import FOLDER, LIVE, MOMENTS, planted_mark
 from tests.faults.reading import ELSEWHERE, OUTSIDE, PLACED, left_behind, read_after
-from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, only_run, problems, repeated_too_much, tree
+from tests.faults.runs import FLAGS, PATIENCE, Results, Sweep, messy, problems, repeated_too_much, tree
+from tests.helpers.sweep import only_run
 
 KILLED = (("step [23]/4", 2), ("step [23]/4", 3), ("step [23]/4", 4))
 """When the driver was killed, a line and its count: in the middle of the first trial, or of the second one."""

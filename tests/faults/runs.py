@@ -17,18 +17,18 @@ import psutil
 
 from sweeps.recording.tables import TableRow, read_rows
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import RunningSweep
+from tests.helpers.sweep import RATES, RunningSweep
 
 STEPS, REPORTS = 4, 4
 INTERVAL = STEPS // REPORTS
 TRIALS = 3
 FLAGS = (
-    *("--space", "latent_or_pixel", "--perceptual", "none", "--trials", str(TRIALS), "--max-steps", str(STEPS)),
+    *("--space", RATES, "--perceptual", "none", "--trials", str(TRIALS), "--max-steps", str(STEPS)),
     *("--set", "pairs.train_pairs=16", "--set", "pairs.validation_pairs=3", "--set", "pairs.validation_size=64"),
     *("--set", "training.batch_size=2", "--set", "training.warmup_steps=2", "--set", "training.log_every=2"),
     *("--set", f"training.reports={REPORTS}", "--max-concurrent", "1", "--confirm", "0"),
 )
-"""Three trials of a few seconds each, without a confirmation."""
+"""Three trials of a small Pix2Pix, without a confirmation. Most of their time is the start of processes."""
 PATIENCE = 600.0  # seconds, on a busy machine; a sweep that takes longer hangs
 ENDED = ("finished", "stopped")
 MEASURED = ("val/", "loss/", "weighted/")
@@ -180,11 +180,6 @@ def tree(folder: Path) -> dict[str, str]:
     """Path -> hash of its content, of all files below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def only_run(results: Path) -> Path:
-    (run,) = (path for path in (results / "latent_or_pixel").iterdir() if path.is_dir())
-    return run
 
 
 def signal_all(processes: Sequence[psutil.Process], number: signal.Signals, *names: str) -> int:

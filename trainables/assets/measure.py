@@ -34,7 +34,7 @@ Images = Sequence[Tensor]  # (N, 3, H, W) each, in [-1, 1]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRow:
     """Means over images. `psnr`: dB. `colour_error`: share of the full range. `latent_error`: mean squared, or None."""
 
     psnr: float
@@ -61,8 +61,8 @@ def measure(work: WorkFolder, log: Callable[[str], None] = print) -> None:
         _measure_noise(work, log)
 
 
-def _rows(work: WorkFolder, images: Images) -> dict[str, Measured]:
-    rows: dict[str, Measured] = {}
+def _rows(work: WorkFolder, images: Images) -> dict[str, MeasuredRow]:
+    rows: dict[str, MeasuredRow] = {}
     metric = STLPIPS("alex")
     if (work.base / "vae").is_dir():
         vae = load_vae(work.base)
@@ -95,19 +95,19 @@ def _restore(teacher: SwinUNet, diffusion: ResShiftDiffusion, degraded: Tensor, 
     return sample(lambda x, t: teacher(x, t, lq=degraded), start, noise)
 
 
-def _latent_row(metric: STLPIPS, images: Images, vq: VQModel, latents: Images, truth: Images) -> Measured:
+def _latent_row(metric: STLPIPS, images: Images, vq: VQModel, latents: Images, truth: Images) -> MeasuredRow:
     row = _row(metric, images, (decode(vq, each) for each in latents))
     errors = [float((a - b).square().mean()) for a, b in zip(latents, truth, strict=True)]
-    return Measured(row.psnr, row.st_lpips, row.colour_error, _mean(errors, images))
+    return MeasuredRow(row.psnr, row.st_lpips, row.colour_error, _mean(errors, images))
 
 
-def _row(metric: STLPIPS, images: Images, restored: Iterable[Tensor]) -> Measured:
+def _row(metric: STLPIPS, images: Images, restored: Iterable[Tensor]) -> MeasuredRow:
     psnrs, distances, colours = [], [], []
     for image, target in zip(restored, images, strict=True):
         psnrs.append(mean_psnr(image, target))
         distances.append(float(metric(image.clamp(-1, 1), target).mean()))
         colours.append(colour_error(image.clamp(-1, 1), target))
-    return Measured(_mean(psnrs, images), _mean(distances, images), _mean(colours, images))
+    return MeasuredRow(_mean(psnrs, images), _mean(distances, images), _mean(colours, images))
 
 
 def _mean(values: Sequence[float], images: Images) -> float:

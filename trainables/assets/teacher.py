@@ -51,7 +51,7 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True)
-class Pair:
+class LatentPair:
     """Tensors of one pair: `degraded` (3, h, w) in [-1, 1]; `latent` and `latent_degraded` (8, h, w)."""
 
     degraded: Tensor
@@ -80,7 +80,7 @@ class PairSource:
         )
 
     @torch.no_grad()
-    def _make(self, count: int, height: int, width: int, rng: np.random.Generator) -> list[Pair]:
+    def _make(self, count: int, height: int, width: int, rng: np.random.Generator) -> list[LatentPair]:
         scale, margin = self._settings.pairs.scale, MARGIN
         targets, inputs = [], []
         for _ in range(count):
@@ -94,7 +94,7 @@ class PairSource:
         images, degraded_images = to_images(targets), to_images(inputs)
         latents = encode(self._autoencoder, images)
         latents_degraded = encode(self._autoencoder, upsample(degraded_images, scale))
-        return [Pair(*tensors) for tensors in zip(degraded_images, latents, latents_degraded, strict=True)]
+        return [LatentPair(*tensors) for tensors in zip(degraded_images, latents, latents_degraded, strict=True)]
 
 
 def train_teacher(

@@ -24,7 +24,7 @@ _SCHEMES = ("s3", "gs")
 _PIECE = 16 * 2**20  # bytes that are read and sent at once
 
 
-class Found(NamedTuple):
+class StoredObject(NamedTuple):
     """An object: its bytes, and the time of its last change by the bucket's clock, in seconds."""
 
     bytes: int
@@ -65,13 +65,15 @@ class BucketFolder:
         parts = urlsplit(self.uri, allow_fragments=False)
         return BucketFolder(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl(), self.patient)
 
-    def objects(self) -> dict[str, Found]:
+    def objects(self) -> dict[str, StoredObject]:
         """Name relative to this folder -> object, of all objects below it, in subfolders too; listed anew each time."""
         from pyarrow.fs import FileSelector
 
         with self._doing("listed") as (filesystem, folder):
             found = filesystem.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
-        return {info.path[len(folder) + 1 :]: Found(info.size, info.mtime_ns / 1e9) for info in found if info.is_file}
+        return {
+            info.path[len(folder) + 1 :]: StoredObject(info.size, info.mtime_ns / 1e9) for info in found if info.is_file
+        }
 
     def read(self, name: str) -> bytes | None:
         """The content of an object; None if there is none of that name."""

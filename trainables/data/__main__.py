@@ -1,6 +1,7 @@
 """Prepared data by hand: `python -m trainables.data prepare|inspect|verify|prune`.
 
-A sweep prepares its data by itself. Use this to prepare in advance, to inspect the data, and to clean up.
+A sweep prepares its data by itself. Use this to prepare in advance, to inspect the data, and to clean up. The commands
+are imported after the flags have been checked.
 """
 
 from __future__ import annotations

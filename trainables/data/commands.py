@@ -1,4 +1,7 @@
-"""The commands of `python -m trainables.data`, one function each."""
+"""The commands of `python -m trainables.data`, one function each.
+
+Networks and Ray are imported after the flags have been checked.
+"""
 
 from __future__ import annotations
 

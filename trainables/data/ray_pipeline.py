@@ -47,7 +47,7 @@ _FEW = 4  # this many shards are finished before other processes would have star
 Columns = dict[str, np.ndarray]
 
 
-class Work(NamedTuple):
+class ShardWork(NamedTuple):
     """What a process needs.
 
     Attributes:
@@ -59,20 +59,20 @@ class Work(NamedTuple):
     sign: Path | None
 
 
-_jobs: dict[ray.ObjectRef, Work] = {}
+_jobs: dict[ray.ObjectRef, ShardWork] = {}
 """The last work of this process, with the networks that its maker has loaded."""
 
 
-def _job(reference: ray.ObjectRef, device: str) -> Work:
+def _job(reference: ray.ObjectRef, device: str) -> ShardWork:
     if reference not in _jobs:
         _jobs.clear()
-        work: Work = ray.get(reference)
+        work: ShardWork = ray.get(reference)
         work.maker.device = torch.device(device)
         _jobs[reference] = work
     return _jobs[reference]
 
 
-def do_task(work: Work, before: Made, stages: frozenset[str]) -> Made:
+def do_task(work: ShardWork, before: Made, stages: frozenset[str]) -> Made:
     """Does the stages `stages` of a task, and adds the result to that of earlier stages.
 
     A node that joins later may not see the root of the stores. Its shards would be nowhere.
@@ -128,13 +128,13 @@ def on_ray(gpu_processes: int = 0, gpus: float = 1.0, device: str = "") -> Runne
 
 
 @contextmanager
-def _signed(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Work]:
-    """Work for the processes of all nodes."""
+def _signed(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[ShardWork]:
+    """The work for the processes of all nodes."""
     with nullcontext() if is_uri(maker.root) else _sign(Path(maker.root)) as sign:
-        yield Work(maker, tasks, sign)
+        yield ShardWork(maker, tasks, sign)
 
 
-def _made_on_ray(work: Work, gpu_processes: int, gpus: float, device: str) -> Iterator[Made]:
+def _made_on_ray(work: ShardWork, gpu_processes: int, gpus: float, device: str) -> Iterator[Made]:
     stages = frozenset(name for task in work.tasks for name in task.stages)
     quiet = ray.data.DataContext.get_current()
     quiet.enable_progress_bars = False

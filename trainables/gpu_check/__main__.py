@@ -2,7 +2,7 @@
 
 For every method, precision and option it trains, validates, writes checkpoints, continues from one, restores a picture,
 compares losses and picture with those of the CPU in fp32, and looks at what is left in memory. Then two trials share
-the device by halves.
+the device by halves. Networks are imported in the processes that this command starts.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainables.images.degradations.degradation import degrade
+from trainables.images.degradations.print_to_camera import print_to_camera
 from trainables.settings.pairs import PairSettings
 
 _ANEW = 1002  # random stream of the data seed; smaller ones are those of pairs and of their variants
@@ -14,8 +15,6 @@ _BLOCK = 8  # side of JPEG's blocks, pixels
 def simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
     """`target`, degraded by `settings.simulator`: uint8, `settings.scale` times smaller."""
     if settings.simulator == "print_to_camera":
-        from trainables.images.degradations.print_to_camera import print_to_camera
-
         return print_to_camera(target, settings.print, rng)
     return degrade(target, settings.degradation, rng, settings.scale)
 

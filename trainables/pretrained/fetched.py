@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainables.common.buckets import BucketFolder, Found, check_bucket
+from trainables.common.buckets import BucketFolder, StoredObject, check_bucket
 from trainables.common.errors import InputError, one_line
 from trainables.common.locations import locate
 from trainables.common.locks import locked
@@ -56,7 +56,7 @@ def _fetched(name: str, uri: str, cache: Path) -> Path:
     size, changed = place.stamp()
     if size < 0:
         return _folder(name, uri, (SETTINGS, "config.json"))
-    _copy(BucketFolder(uri).parent, cache / "file", {place.name: Found(size, changed / 1e9)}, {})
+    _copy(BucketFolder(uri).parent, cache / "file", {place.name: StoredObject(size, changed / 1e9)}, {})
     return cache / "file" / place.name
 
 
@@ -98,7 +98,7 @@ def _sums(source: BucketFolder) -> dict[str, str]:
         raise _Damaged(f"{CHECKSUMS} is not readable: {one_line(error)}") from None
 
 
-def _copy(source: BucketFolder, target: Path, files: Mapping[str, Found], sums: Mapping[str, str]) -> None:
+def _copy(source: BucketFolder, target: Path, files: Mapping[str, StoredObject], sums: Mapping[str, str]) -> None:
     """Copies the files that are not here as they are there, and removes others.
 
     Raises:
@@ -116,7 +116,7 @@ def _copy(source: BucketFolder, target: Path, files: Mapping[str, Found], sums: 
         raise InputError(f"{target}: cannot be written ({one_line(error)})") from None
 
 
-def _copy_file(source: BucketFolder, path: Path, found: Found, sha256: str) -> None:
+def _copy_file(source: BucketFolder, path: Path, found: StoredObject, sha256: str) -> None:
     stamp = int(found.changed)  # not all file systems keep fractions of a second
     if path.is_file() and (path.stat().st_size, int(path.stat().st_mtime)) == (found.bytes, stamp):
         return

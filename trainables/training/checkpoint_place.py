@@ -49,21 +49,23 @@ class CheckpointPlace:
 
         Raises:
             CheckpointNotWritten: to the shared folder, or to the bucket: nowhere else either. Existing checkpoints are
-                kept, but for an earlier one between two reports.
+                kept.
             NodeUnfit: the same, to the disk of this node, on its way to a bucket.
         """
-        if between and self._between:
-            self._remove(self._between)
+        replaced = self._between if between else None
+        uncounted = self._damaged | ({replaced.name} if replaced else set())  # it goes when the new one is whole
         try:
-            kept = keep_checkpoint(self.folder, step, write, self._damaged)
+            kept = keep_checkpoint(self.folder, step, write, uncounted)
         except CheckpointNotWritten as error:
             if not self._bucket:
                 raise
             raise NodeUnfit(f"--results: node {socket.gethostname()}: {error}") from error
         self._damaged.discard(kept.name)
         if self._bucket:
-            upload_checkpoint(kept, self._bucket, self._damaged)
+            upload_checkpoint(kept, self._bucket, uncounted - {kept.name})
             drop_older(self.folder, 0)
+        if replaced and replaced != kept:
+            self._remove(replaced)
         self._between = kept if between else None
         return kept
 

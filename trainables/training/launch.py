@@ -17,6 +17,8 @@ import os
 import time
 import uuid
 from collections.abc import Collection
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -40,6 +42,7 @@ from trainables.training.memory import free_memory
 from trainables.training.preemption import MachineWatch, Notice
 from trainables.training.reporting import MachineLeaving, TrialDiverged
 from trainables.training.results import DIVERGED, FAILED, NOT_WRITTEN, PID
+from trainables.training.stop_messages import request_to
 
 NODES, _NODE = "nodes", "node"
 """Keys of a result of a worker group on a cluster: ids of its workers' nodes, by rank; id of one worker's node."""
@@ -135,8 +138,9 @@ def _in_this_process(job: Job) -> None:
         from trainables.training.trial_process import train_job
 
         device = torch.device(device_for(job.workers.gpus))
-        watch = machine_watch() if job.on_cluster else None
-        train_job(job, World(device=device), tune.report, watch.leaving if watch else lambda: False)
+        leaving = machine_watch().leaving if job.on_cluster else lambda: False
+        with request_to(Path(job.folder).name) as stop:
+            train_job(job, World(device=device), tune.report, leaving, stop)
 
     TorchTrainer(
         train_function,
@@ -165,7 +169,9 @@ def _in_worker_group(job: Job) -> None:
         leaving = _group_leaves if job.on_cluster and world.rank == 0 else lambda: False
         try:
             check_folders(job)
-            train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}), leaving)
+            # The first worker answers for the group.
+            with nullcontext() if world.rank else request_to(Path(job.folder).name) as stop:
+                train_job(job, world, lambda result: ray_train.report({**result, _NODE: node}), leaving, stop)
         except TrialDiverged as error:  # in all workers: they see the same losses
             ray_train.report({FAILED: str(error), DIVERGED: True, PID: os.getpid()})
         except Exception as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from trainables.data.batches import TrainingBatches
 from trainables.data.prepared import Prepared
 from trainables.methods.build import build_method
-from trainables.methods.method import Batch, LossTerm, Method, Phase
+from trainables.methods.method import Batch, Phase
 from trainables.methods.shared.encoding import Encoding
 from trainables.methods.shared.perceptual_loss import ensure_loss_networks
 from trainables.methods.shared.precision import AUTOCAST, unets
@@ -33,7 +31,9 @@ from trainables.training.equal_start import check_equal_start
 from trainables.training.loss_log import Logged, LossLog
 from trainables.training.measurements import KeptBy, Validation
 from trainables.training.optimisation import learning_rate_factor, make_optimiser
+from trainables.training.phase_losses import losses_by_phase, parts, synchronised
 from trainables.training.reporting import MachineLeaving, Report, Reporter, TrialDiverged
+from trainables.training.stop_request import StopRequest
 from trainables.training.usage import Usage
 from trainables.training.validation import TEST_DRAW, validate
 
@@ -45,44 +45,6 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-_NETWORKS = "networks"  # the attribute of `_Losses`
-
-
-class _Losses(nn.Module):
-    """A method's losses as a module's forward pass.
-
-    DistributedDataParallel expects one forward pass per step, however often the method runs its networks inside.
-    """
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.networks = method.networks
-        self._losses = method.losses
-
-    def forward(self, phase: Phase, batch: Batch, step: int) -> dict[str, LossTerm]:
-        return self._losses(phase, batch, step)
-
-
-def _losses_by_phase(method: Method, in_group: bool) -> dict[str, nn.Module]:
-    """The losses of each phase, by its name. The workers of a group exchange the gradients of its own parameters only.
-
-    Phases update the same parameters or entirely different ones. What no phase updates is the same in all workers from
-    the start: read from the same files, or drawn with the same seed.
-    """
-    made: dict[frozenset[str], nn.Module] = {}
-    for phase in method.phases:
-        updated = frozenset(method.updated(phase))
-        if updated in made:
-            continue
-        made[updated] = losses = _Losses(method)
-        if in_group:
-            tensors = itertools.chain(losses.named_parameters(), losses.named_buffers())
-            left_out = [name for name, _ in tensors if name.removeprefix(f"{_NETWORKS}.") not in updated]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(losses, left_out)
-            made[updated] = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
-    return {phase.name: made[frozenset(method.updated(phase))] for phase in method.phases}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -101,6 +63,7 @@ class Trainer:
         metric_names: metrics of a validation.
         objective: decides which step is the best one, with `training.keep=best`.
         leaving: whether a machine of this trial will be taken away; of the first worker only.
+        stop: whether the sweep stops; of the first worker only.
 
     Raises:
         ValueError: `training.keep=best` without an objective.
@@ -114,6 +77,7 @@ class Trainer:
         world: World,
         objective: KeptBy | None = None,
         leaving: Callable[[], bool] = lambda: False,
+        stop: StopRequest | None = None,
     ) -> None:
         training = settings.training
         if training.keeps_best and objective is None:
@@ -136,13 +100,13 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.method.networks, training.ema_decay, training.ema_warmup)
         self.optimisers = {phase.name: self._optimiser(phase) for phase in self.method.phases}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=training.precision == "fp16")
-        self.losses = _losses_by_phase(self.method, world.size > 1)
+        self.losses = losses_by_phase(self.method, world.size > 1)
         self.step = 0
         self.loaded: Report | None = None
         self._last: Report | None = None
         self._report: Reporter | None = None
-        self._written = time.monotonic()  # the last checkpoint
-        self._leaving = leaving
+        self._written, self._kept = time.monotonic(), 0  # when the last checkpoint was written, and its step
+        self._leaving, self._stop = leaving, stop or StopRequest(lambda: False, lambda: None)
         self.best: BestStep | None = None
         self._objective = objective if training.keeps_best else None
         self.log = LossLog(training.log_every)
@@ -231,16 +195,22 @@ class Trainer:
         with suppress(TrialDiverged):
             self.log.check_share()
             self._check_weights()
-            if last.step < self.step:
+            if self._kept < self.step:
                 self._send(replace(last, reached=self.step, best=self.best), report)
 
     def _write_if_due(self) -> float:
-        """Writes a checkpoint between two reports if the last one is too old; returns the seconds it took."""
+        """Writes a checkpoint between two reports if the last one is too old or the sweep stops; returns the seconds it
+        took.
+        """
         started, minutes = time.monotonic(), self.settings.training.checkpoint_minutes
-        if not minutes or self.world.rank or started - self._written < minutes * 60 or self._report is None:
+        too_old = minutes and started - self._written >= minutes * 60
+        stops = self._stop.wants_checkpoint()
+        if self.world.rank or self._report is None or not (too_old or stops):
             return 0.0
         self._written = started  # also if there is none to write
         self._write_between(self._report)
+        if stops:
+            self._stop.written()
         return time.monotonic() - started
 
     def train_until(self, step: int) -> float:
@@ -252,10 +222,11 @@ class Trainer:
         # Of this process, which may have trained another trial before. Shapes are the same in every step.
         torch.backends.cudnn.benchmark = self.settings.training.cudnn_benchmark
         while self.step < step and not self._leaving():
+            writing += self._write_if_due()
             torch.manual_seed(step_seed(self.settings.training.seed, self.step, self.world.rank))
             batch = self.encoding(self.batches(self.step))
             factor = learning_rate_factor(self.settings.training, self.step)
-            for part, _ in _parts(batch, self.settings.training.updates):
+            for part, _ in parts(batch, self.settings.training.updates):
                 terms: dict[str, Logged] = {}
                 for phase in self.method.phases:
                     terms |= self._optimise(phase, part, factor)
@@ -266,8 +237,7 @@ class Trainer:
                 self._share_statistics()
             self.ema.update()
             self.step += 1
-            if self.step < step:
-                writing += self._write_if_due()
+            self._stop.unsaved = True
         if self.step == step:
             self.log.check()
             self._check_weights()
@@ -305,9 +275,9 @@ class Trainer:
             group["lr"] = training.peak_rate * factor
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Logged] = {}
-        for part, last in _parts(batch, training.accumulate):
+        for part, last in parts(batch, training.accumulate):
             losses = self.losses[phase.name]
-            with _synchronised(losses, last), self.method.only(phase):
+            with synchronised(losses, last), self.method.only(phase):
                 with self._autocast():
                     terms = losses(phase, part, self.step)
                 if not terms:
@@ -377,12 +347,13 @@ class Trainer:
         report(row, write)
         if row.reached is None:
             self._last = row
-        self._written = time.monotonic()
+        self._written, self._kept = time.monotonic(), self.step
+        self._stop.unsaved = False
 
     def load(self, folder: Path) -> None:
         """Continues from a checkpoint of this trial, exactly."""
         state = read_state(folder, self.settings)
-        self.step = state["step"]
+        self.step = self._kept = state["step"]
         if self._objective is not None and state.get("best"):
             self.best = BestStep.read(folder, state["best"], self.method)
         if state.get("report", True):  # it is None before the first one; version 0.1 has it in files
@@ -394,20 +365,6 @@ class Trainer:
         self.scaler.load_state_dict(state["optimisation"]["scaler"])
 
 
-def _synchronised(losses: nn.Module, last: bool) -> AbstractContextManager[None]:
-    waits = isinstance(losses, DistributedDataParallel) and not last
-    return losses.no_sync() if waits else nullcontext()  # type: ignore[operator]
-
-
-def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
-    if count == 1:
-        yield batch, True
-        return
-    pieces: Mapping[str, tuple[Tensor, ...]] = {name: tensor.chunk(count) for name, tensor in batch.items()}
-    for k in range(count):
-        yield {name: tensors[k] for name, tensors in pieces.items()}, k == count - 1
-
-
 def train(
     settings: TrialSettings,
     prepared: Prepared,
@@ -417,16 +374,17 @@ def train(
     checkpoint: Path | None = None,
     objective: KeptBy | None = None,
     leaving: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
 ) -> None:
     """Trains a trial from its start, or from `checkpoint`, to its last step.
 
     Args:
-        objective, leaving: see `Trainer`.
+        objective, leaving, stop: see `Trainer`.
 
     Raises:
         UnequalStart: the workers of a group have found different checkpoints or weights.
     """
-    trainer = Trainer(settings, prepared, metric_names, world, objective, leaving)
+    trainer = Trainer(settings, prepared, metric_names, world, objective, leaving, stop)
     if checkpoint is not None:
         trainer.load(checkpoint)
     if world.size > 1:

@@ -22,17 +22,24 @@ from trainables.training.job import Job
 from trainables.training.loop import World, train
 from trainables.training.reporting import NodeUnfit, Report, Reporter
 from trainables.training.results import NOT_WRITTEN, PID, payload
+from trainables.training.stop_request import StopRequest
 from trainables.training.trial_log import kept_output
 
 
 @full_temporary_named()
-def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callable[[], bool] = lambda: False) -> None:
+def train_job(
+    job: Job,
+    world: World,
+    send: Callable[..., None],
+    leaving: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
+) -> None:
     """Trains a trial, from its newest checkpoint if it has one, to its end.
 
     Args:
         world: this worker's place among those of the trial.
         send: a result -> None, of Tune or of Train.
-        leaving: see `Trainer`.
+        leaving, stop: see `Trainer`.
 
     Raises:
         NodeUnfit: this node cannot read data or checkpoints from their bucket, or its own disk is full.
@@ -50,7 +57,7 @@ def train_job(job: Job, world: World, send: Callable[..., None], leaving: Callab
             except InputError as error:
                 raise NodeUnfit(f"--results: node {socket.gethostname()}: {error}") from None
             reporter = _reporter(place, world, send, start, damaged)
-            train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving)
+            train(job.settings, prepared, job.metrics, world, reporter, start, job.objective, leaving, stop)
         finally:
             place.clear()
 

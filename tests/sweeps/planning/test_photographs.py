@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sweeps.planning import resources
-from sweeps.planning.photographs import Found, check_photographs
+from sweeps.planning.photographs import FoundPhotographs, check_photographs
 from sweeps.planning.plan import make_plan
 from sweeps.planning.plan_text import plan_text
 from sweeps.planning.question import resolve
@@ -47,7 +47,7 @@ def _trial(source: Path, degraded: Path | str = "", **changes: Any) -> TrialSett
     return override(preset("sample").trial, values)
 
 
-def _found(trial: TrialSettings, tmp_path: Path) -> Found:
+def _found(trial: TrialSettings, tmp_path: Path) -> FoundPhotographs:
     source = open_source(trial.data.source, trial.data.input)
     return check_photographs(trial, source, tmp_path, test=True)
 

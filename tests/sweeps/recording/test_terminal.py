@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.recording.progress import Progress, StandardError, log_to, logger
-from sweeps.recording.terminal import View, live_view
+from sweeps.recording.terminal import ProgressTable, live_view
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def progress() -> Progress:
 def drawn(progress: Progress, width: int = 100, height: int = 25) -> str:
     console = Console(file=io.StringIO(), width=width, height=height)
     with console.capture() as capture:
-        console.print(View(progress))
+        console.print(ProgressTable(progress))
     return capture.get()
 
 

@@ -14,7 +14,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from sweeps.planning.settings import SweepSettings
-from sweeps.planning.trackers import TRACKERS, check_tracker
+from sweeps.planning.tracker_names import TRACKERS, check_tracker
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.trackers import Tracked, make_tracker
 from sweeps.running.ray_cluster import connected

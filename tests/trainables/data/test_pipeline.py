@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 from trainables.common import machine
 from trainables.common.errors import InputError
 from trainables.data.prepare import prepare
-from trainables.data.ray_pipeline import Work, connected_for_preparation, do_task, on_ray
+from trainables.data.ray_pipeline import ShardWork, connected_for_preparation, do_task, on_ray
 from trainables.data.shards import Made, ShardMaker, Task
 from trainables.data.stores.shard_format import MANIFEST
 from trainables.data.stores.store import Store
@@ -74,7 +74,7 @@ def test_node_that_does_not_see_the_stores_makes_nothing(tiny: TrialSettings, tm
     store = tmp_path / "store"
 
     def elsewhere(maker: ShardMaker, tasks: Sequence[Task]) -> Iterator[Made]:
-        work = Work(maker, tasks, store / ".seen-0123")
+        work = ShardWork(maker, tasks, store / ".seen-0123")
         return (do_task(work, Made(task), frozenset(task.stages)) for task in tasks)
 
     expected = rf"^--store {store}: node {socket.gethostname()} does not see it; give one that all share"

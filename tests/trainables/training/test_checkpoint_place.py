@@ -19,6 +19,10 @@ from trainables.training.reporting import NodeUnfit
 __all__ = ["endpoint"]
 
 
+def _broken(folder: Path) -> None:
+    raise OSError("the disk is full")
+
+
 @pytest.mark.parametrize("in_bucket", [False, True])
 def test_last_reported_checkpoint_stays(endpoint: str, tmp_path: Path, in_bucket: bool) -> None:
     uri = bucket_uri(endpoint, f"{tmp_path.name}/trials/t000") if in_bucket else ""
@@ -28,6 +32,7 @@ def test_last_reported_checkpoint_stays(endpoint: str, tmp_path: Path, in_bucket
         return sorted({int(name.split("/")[0].removeprefix("checkpoint_")) for name in names})
 
     place = CheckpointPlace(tmp_path / "t000", uri)
+    (tmp_path / "t000").mkdir()
     for step, between, expected in (
         (10, False, [10]),
         (12, True, [10, 12]),
@@ -35,6 +40,10 @@ def test_last_reported_checkpoint_stays(endpoint: str, tmp_path: Path, in_bucket
         (20, False, [14, 20]),
         (22, True, [20, 22]),
     ):
+        before = there()
+        with pytest.raises((CheckpointNotWritten, NodeUnfit)):
+            place.keep(step, _broken, between)
+        assert there() == before
         place.keep(step, writer(float(step)), between)
         assert there() == expected
     again = CheckpointPlace(tmp_path / "t000", uri)  # the trial is started again and sends the report of its checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from trainables.settings import TrialSettings, override
 from trainables.training.loop import World, train
 from trainables.training.preemption import AWS, Google, Notice, this_cloud
 from trainables.training.reporting import MachineLeaving, Report
+from trainables.training.stop_request import StopRequest
 
 
 @pytest.fixture
@@ -87,6 +90,43 @@ def test_checkpoints_between_reports_change_nothing(small: TrialSettings, prepar
     assert [(row.step, row.reached, row.repeated) for row in second.reports] == [(3, None, True), (6, None, False)]
     for other in ("disturbed", "second"):
         assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / other / "6"))
+
+
+def test_trial_of_a_sweep_that_stops_writes_a_checkpoint(
+    small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """It is asked after 4 steps of 6, with reports at 3 and 6; it answers once and trains on until it is ended."""
+    run(small, prepared, tmp_path / "undisturbed")
+    asked, answers, recorder, steps = threading.Event(), [], Recorder(tmp_path / "asked"), itertools.count()
+
+    def reaches_step_four() -> bool:
+        if next(steps) == 4:
+            asked.set()
+            while not stop.wants_checkpoint():
+                time.sleep(0.01)
+        return False
+
+    with StopRequest(asked.is_set, lambda: answers.append((tmp_path / "asked" / "4").exists())) as stop:
+        train(small, prepared, METRICS, World(), recorder, leaving=reaches_step_four, stop=stop)
+    assert answers == [True]
+    assert [(row.step, row.reached) for row in recorder.reports] == [(3, None), (3, 4), (6, None)]
+    second = run(small, prepared, tmp_path / "second", tmp_path / "asked" / "4")
+    assert [(row.step, row.repeated) for row in second.reports] == [(3, True), (6, False)]
+    for other in ("asked", "second"):
+        assert_same(state_of(tmp_path / "undisturbed" / "6"), state_of(tmp_path / other / "6"))
+
+
+def test_trial_of_a_sweep_that_stops_answers_at_once_if_it_has_nothing_to_write(
+    small: TrialSettings, prepared: Prepared, tmp_path: Path
+) -> None:
+    """It is asked while it continues at step 3."""
+    first = run(small, prepared, tmp_path / "first")
+    answered, recorder = threading.Event(), Recorder(tmp_path / "second")
+    with StopRequest(lambda: True, answered.set) as stop:
+        assert answered.wait(60) and not stop.wants_checkpoint()
+        train(small, prepared, METRICS, World(), recorder, tmp_path / "first" / "3", stop=stop)
+    assert [(row.step, row.reached) for row in recorder.reports] == [(3, None), (6, None)]
+    assert recorder.reports[1].metrics["val/psnr"] == first.reports[1].metrics["val/psnr"]
 
 
 def test_trial_that_leaves_before_its_first_report_continues(

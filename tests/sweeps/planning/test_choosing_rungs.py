@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from sweeps.planning.rungs import LEAST_FINISHING, expected_to_finish, rung_steps
+from sweeps.planning.choosing_rungs import LEAST_FINISHING, expected_to_finish, rung_steps
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND
 
