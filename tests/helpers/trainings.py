@@ -166,6 +166,40 @@ CCSR: dict[str, Any] = {
     "diffusion.inference_steps": 45,
     "training.accumulate": 1,
 }
+# ControlNet on images of 64 pixels: its published embedding divides their sides by 8. In 30 steps the published weight
+# decay changes a loss by less than the limit, so it is larger here and below.
+CONTROLNET: dict[str, Any] = {
+    "method": "controlnet_diffusion",
+    "pairs.image_size": 64,
+    "pairs.scale": 1,
+    "controlnet.condition": "image",
+    "controlnet.embedding_channels": (16, 32, 96, 256),
+    "diffusion.reconstruction_weight": 0.0,
+    "perceptual.weight": 0.0,
+    "training.learning_rate": 2e-4,
+    "training.weight_decay": 1.0,
+    "training.clip_gradient": 0.2,
+}
+# InstructPix2Pix's LoRA. Its first convolution has 8 channels already, and it is frozen.
+INSTRUCT: dict[str, Any] = {
+    "method": "latent_diffusion",
+    "pairs.image_size": 32,
+    "lora.rank": 4,
+    "lora.scale": 1.0,
+    "lora.targets": ("to_k", "to_q", "to_v", "to_out.0"),
+    "conv_in.frozen": True,
+    "diffusion.reconstruction_weight": 0.0,
+    "perceptual.weight": 0.0,
+    "training.learning_rate": 1e-4,
+    "training.weight_decay": 1.0,
+}
+# The same with the first convolution widened, as InstructPix2Pix does without a LoRA, and trained.
+INSTRUCT_WIDENED: dict[str, Any] = {
+    **INSTRUCT,
+    "conv_in.init": "zeros",
+    "conv_in.frozen": False,
+    "training.schedule": "cosine",
+}
 MARIGOLD: dict[str, Any] = {
     "method": "latent_diffusion",
     "pairs.image_size": 32,
@@ -203,6 +237,18 @@ def base(folder: Path, unet: nn.Module, **schedule: Any) -> dict[str, Any]:
     prompt = normal("prompt", 0, 1, 3, unet.config.cross_attention_dim)  # type: ignore[union-attr]
     save_file({"prompt": prompt}, folder / "empty_prompt.safetensors")
     return {"base.weights": str(folder)}
+
+
+def image_base(folder: Path) -> dict[str, Any]:
+    """A base whose autoencoder divides the sides of images by 8, as the public ones."""
+    found = base(folder, tiny_unet())
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    tiny_vae(block_out_channels=(8,) * 4, **blocks).save_pretrained(folder / "vae")
+    return found
+
+
+def controlnet_batch(method: Method, step: int) -> dict[str, Tensor]:
+    return latents(method, step) | {"degraded": images("degraded", step, 2, 3, 64, 64)}
 
 
 def latents(method: Method, step: int) -> dict[str, Tensor]:
@@ -308,9 +354,14 @@ def prompted(folder: Path) -> dict[str, Any]:
     return found | PISASR | distilled | {"base.prompts": str(folder / "prompts.safetensors")}
 
 
-def start_lora(method: Method) -> None:
+def start_lora(method: Method, only: str = "") -> None:
+    """Sets the trained weights.
+
+    Args:
+        only: a part of the names of those to set; the others stay.
+    """
     for name, network in method.networks.items():
-        trained = {key: value for key, value in network.named_parameters() if value.requires_grad}
+        trained = {key: value for key, value in network.named_parameters() if value.requires_grad and only in key}
         network.load_state_dict(weights(name, trained), strict=False)
 
 
@@ -349,6 +400,13 @@ CURVES = {
     ),
     "stablesr": Curve(lambda folder: STABLESR | wide_base(folder), latents, start_by_names),
     "ccsr-stage1": Curve(lambda folder: CCSR | wide_base(folder), latents, start_by_names),
+    "controlnet": Curve(lambda folder: CONTROLNET | image_base(folder), controlnet_batch, start_by_names),
+    "instruct_pix2pix": Curve(lambda folder: INSTRUCT | base(folder, tiny_unet(in_channels=8)), latents, start_lora),
+    "instruct_pix2pix-conv_in": Curve(
+        lambda folder: INSTRUCT_WIDENED | base(folder, tiny_unet()),
+        latents,
+        lambda method: start_lora(method, ".lora_"),
+    ),
     "marigold": Curve(
         lambda folder: MARIGOLD | base(folder, tiny_unet(), prediction_type="v_prediction"), marigold_batch
     ),
