@@ -90,7 +90,7 @@ def parser(prog: str = PROG) -> Flags:
         type=whole(1),
         default=0,
         metavar="N",
-        help="trials of the search (the space's points and proposals); those of the confirmation come on top",
+        help="trials of the search (the space's points and proposals); the confirmation adds more",
     )
     budget.add_argument(
         "--confirm",

@@ -17,7 +17,7 @@ from trainables.common.command import ExitStatus, command_flags, exit_statuses, 
 from trainables.common.errors import InputError, one_line
 from trainables.common.flags import Flags
 from trainables.common.machine import limit_threads
-from trainables.common.paths import check_writable, path_of
+from trainables.common.paths import check_writable, path_of, write_whole
 from trainables.pretrained.base_model import find_base, has_text_encoder
 from trainables.pretrained.prompts import EMPTY, NEGATIVE, POSITIVE
 
@@ -47,7 +47,7 @@ def write_prompts(base: Path, file: Path, texts: dict[str, str]) -> dict[str, tu
         )
 
     # These imports take seconds; errors above are reported without them.
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from trainables.pretrained.prompt_encoder import encode_prompts
 
@@ -55,10 +55,7 @@ def write_prompts(base: Path, file: Path, texts: dict[str, str]) -> dict[str, tu
         encoded = encode_prompts(base, {EMPTY: "", **texts}, padded=True)
     except Exception as error:  # the readers raise many types for a wrong file
         raise InputError(f"BASE {base}: its text encoder cannot be used ({one_line(error)})") from None
-    try:
-        save_file({name: prompt.embedding.contiguous() for name, prompt in encoded.items()}, file)
-    except Exception as error:  # safetensors raises its own error for a full disk
-        raise InputError(f"FILE {file}: cannot be written ({one_line(error)})") from None
+    write_whole(file, save({name: prompt.embedding.contiguous() for name, prompt in encoded.items()}))
     return {name: (prompt.tokens, prompt.cut) for name, prompt in encoded.items()}
 
 

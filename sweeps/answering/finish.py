@@ -40,7 +40,7 @@ from trainables.common.locations import locate, shown
 from trainables.common.paths import ROOT, replace_folder
 from trainables.common.version import PROJECT
 from trainables.metrics.names import test_name
-from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS, write_checksums
 from trainables.settings import TrialSettings, flatten
 from trainables.settings.methods import METHODS
 from trainables.settings.roles import WEIGHT_PATHS
@@ -239,6 +239,7 @@ def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, resul
         working.mkdir()
         for name in (WEIGHTS, SETTINGS):
             shutil.copy2(source / name, working / name)
+        write_checksums(working, winner["steps"])
         (working / "README.md").write_text(_card(winner, plan, result), encoding="utf-8")
         replace_folder(working, folder / "best")
     finally:

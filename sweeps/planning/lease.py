@@ -90,8 +90,8 @@ class Lease:
         if age < EXPIRES:
             raise InputError(
                 f"{self._run}: in use by a running sweep ({found.get('holder', 'another process')}, seen "
-                f"{duration(max(0.0, age))} ago); wait for it or stop it first. If it has died, the run is free in "
-                f"{duration(EXPIRES - age)}"
+                f"{duration(max(0.0, age))} ago); wait for it or stop it first. If it has died, the run can be "
+                f"resumed in {duration(EXPIRES - age)}"
             )
 
     def _holder(self) -> dict[str, Any]:

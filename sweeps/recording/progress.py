@@ -133,11 +133,11 @@ class Progress:
     def waits(self, id: str, why: str) -> None:
         """A trial whose try has ended will be tried again."""
         if id not in self._trials:  # lost before its process had started
-            logger.info("%s %s before it started; waits for a place", id, why)
+            logger.info("%s %s before it started; waits for free resources", id, why)
             return
         trial = replace(self._trials[id], waiting=True)
         self._put(id, trial)
-        logger.info("%s %s after step %d; waits for a place", id, why, trial.step)
+        logger.info("%s %s after step %d; waits for free resources", id, why, trial.step)
 
     def continued(self, id: str, step: int) -> None:
         """A trial that was started again continues at `step`; without a checkpoint it starts over at step 0."""

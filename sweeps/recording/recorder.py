@@ -25,7 +25,7 @@ from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import TIMED_OUT, Progress, logger
 from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.recording.trial_errors import how_it_ended, reason_of
+from sweeps.recording.trial_errors import how_it_ended, last_line
 from sweeps.recording.trial_files import catch_up, shown_metrics, shown_scalars, write_params
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.common.errors import one_line
@@ -321,7 +321,9 @@ class Recorder(Callback):
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "failed", reason_of(trial))
+        if not self.tables.has_trial(trial.config[ID]):  # its process never started
+            self._introduce(trial)
+        self._end(trial, "failed", last_line(trial))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         try:
@@ -333,7 +335,7 @@ class Recorder(Callback):
             for trial in trials:
                 if trial.status == trial.ERROR and trial.config[ID] not in failed:
                     self._introduce(trial)
-                    self._end(trial, "failed", reason_of(trial))
+                    self._end(trial, "failed", last_line(trial))
             self.board.close()
             self.tables.flush(force=True)
         except OSError as error:  # the next driver finds them as running, and marks them as interrupted

@@ -41,5 +41,5 @@ def _last_error(trial: Any) -> str:
 def reason_of(trial: Any) -> str:
     """The last line of the error that a trial's process raised."""
     error = trial.get_error() if hasattr(trial, "get_error") else None
-    lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "the worker process died without an error message"
+    lines = [line for line in str(error or "").splitlines() if line.strip()]
+    return one_line(lines[-1]) if lines else "the worker process died without an error message"

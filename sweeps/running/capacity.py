@@ -46,7 +46,7 @@ def trials_at_once(workers: Workers, wanted: int) -> int:
     if is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs_client()):
         fits, more = _asked(workers, wanted), " at its largest size"
     elif _has_older_autoscaler():
-        fits, more = wanted, ""
+        fits, more = _asked_of_older(workers, wanted), " at its largest size"
     else:
         fits, more = on_nodes, ""
     if fits < 1:
@@ -114,8 +114,33 @@ def _asked(workers: Workers, wanted: int) -> int:
     return wanted
 
 
+def _asked_of_older(workers: Workers, wanted: int) -> int:
+    """All of the trials if one fits a node, or if the older autoscaler starts nodes for it; 0 if it starts none for a
+    while. It does not tell what it can never place.
+    """
+    group = placement_group([workers.each] * workers.count)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while places(workers) < workers.count and not _starts_nodes():
+            if time.monotonic() > deadline:
+                return 0
+            time.sleep(0.5)
+        return wanted
+    finally:
+        remove_placement_group(group)
+
+
+def _starts_nodes() -> bool:
+    report = _older_report()
+    return bool(report.get("pending_nodes") or report.get("pending_launches"))
+
+
 def _has_older_autoscaler() -> bool:
     """Whether the older autoscaler runs with a configuration. Without one, it names each node's type after the node."""
+    return any(not kind.startswith("node_") for kind in _older_report().get("active_nodes", {}))
+
+
+def _older_report() -> dict[str, Any]:
+    """What the older autoscaler says about its nodes; empty if there is none."""
     status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    report = json.loads(status).get("autoscaler_report") if status else None
-    return any(not kind.startswith("node_") for kind in (report or {}).get("active_nodes", {}))
+    return (json.loads(status).get("autoscaler_report") if status else None) or {}

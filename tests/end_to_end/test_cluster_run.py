@@ -12,17 +12,21 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.settings import SweepSettings
-from sweeps.recording.tables import read_rows
+from sweeps.recording.tables import RunTables, read_rows
 from sweeps.running.capacity import may_grow
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
+from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import RunningSweep, light, only_run, run_sweep, trials
+from tests.helpers.sweep import LIGHT, RATES, RunningSweep, light, only_run, run_sweep, sets, trials
+from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
 from trainables.training.job import Workers
 
+__all__ = ["endpoint"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
 
 
@@ -112,14 +116,20 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
     assert log.count(" joined; ") == 3 and log.count("joined; 4 nodes") >= 1
 
 
-def test_a_sweep_whose_head_is_lost_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_whose_head_is_lost_goes_on_elsewhere_from_the_bucket(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how; then it continues on another machine, which has none of the first one's files and no cluster."""
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "12")  # a fifth of Ray's own
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    results = BucketFolder(bucket_uri(endpoint, "results"))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     address = cluster.address  # None after the shutdown
     try:
         sweep = RunningSweep(
-            *light(tmp_path / "results", tmp_path / "store", training__reports=2),
+            *("--space", RATES, "--results", results.uri, "--store", str(tmp_path / "store"), "--perceptual", "none"),
             *("--trials", "2", "--max-steps", "4", "--confirm", "0", "--address", address),
+            *sets(LIGHT, training__reports=2),
         )
         sweep.wait_for("controls   loading")  # the run exists, and the driver waits for Ray
         (head,) = cluster.head_node.all_processes["gcs_server"]
@@ -132,4 +142,33 @@ def test_a_sweep_whose_head_is_lost_says_how_to_continue(tmp_path: Path, monkeyp
     after = sweep.lines[next(number for number, line in enumerate(sweep.lines) if "stopped:" in line) :]
     assert len(after) == 2, sweep.text
     assert f"stopped: the cluster's head {address} has not answered for " in after[0]
-    assert " continue with: " in after[1] and f" --resume {only_run(tmp_path / 'results')}" in after[1]
+    (copy,) = (tmp_path / "first" / "restoration-sweeps").glob("*/small_rates/*")
+    run = results.join("small_rates").join(copy.name)
+    assert " continue with: " in after[1] and f" --resume '{run.uri}'" in after[1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    done = run_sweep("--resume", run.uri, "--address", "local")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = RunTables(run_to_read("RUN", run.uri)).load().leaderboard
+    assert {(row["status"], row["steps"]) for row in rows if row["kind"] == "trial"} == {("finished", 4)}
+
+
+def test_a_sweep_runs_as_a_job_that_ray_up_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray job submit --working-dir . -- python run_sweep.py --address auto ...`, with the code of this checkout."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `auto` uses a token of this machine, if there is one
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    try:
+        words = light(tmp_path / "results", tmp_path / "store", training__reports=1)
+        words += ["--trials", "1", "--max-steps", "4", "--confirm", "0", "--address", "auto"]
+        job = ["ray", "job", "submit", "--address", f"http://{cluster.head_node.webui_url}", "--working-dir", "."]
+        command = [*job, "--", "python", "run_sweep.py", *words]
+        deadline = time.monotonic() + 120
+        while True:
+            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+            if "No available agent to submit job" not in ran.stderr or time.monotonic() > deadline:  # it still starts
+                break
+            time.sleep(1)
+    finally:
+        cluster.shutdown()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout
+    assert trials(only_run(tmp_path / "results"))["t000"]["status"] == "finished"

@@ -123,3 +123,21 @@ def test_stopped_groups_release_their_cpus(tmp_path: Path) -> None:
         assert "CPU" not in ray.available_resources()
         ray.kill(controller)
         wait_for_all_cpus()
+
+
+@pytest.mark.slow
+def test_group_that_cannot_start_is_tried_again(tmp_path: Path, sweeps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers cannot connect. Each try needs all CPUs, so the next one starts only if the last one has freed them;
+    a proxy of this machine must not get the questions that Train asks for that.
+    """
+    for name, value in {"GLOO_SOCKET_IFNAME": "nowhere0", "http_proxy": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    sweep = sweeps(
+        *light(tmp_path / "results", tmp_path / "store", training__reports=1),
+        *("--trials", "1", "--confirm", "0", "--max-steps", "4", "--workers-per-trial", "2"),
+    )
+    sweep.wait_for("t000 starts again")
+    assert sweep.seen(r"t000 failed \(RuntimeError: .*: nowhere0\) after step 0") == 1
+    sweep.interrupt()
+    assert sweep.wait() == 130
+    assert "Traceback" not in sweep.text

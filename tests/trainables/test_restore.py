@@ -25,7 +25,7 @@ from trainables.common import machine
 from trainables.common.paths import replace_whole
 from trainables.data.batches import validation_batches
 from trainables.data.prepared import Prepared, validation_noise
-from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
+from trainables.pretrained.finished_trial import CHECKSUMS, SETTINGS, WEIGHTS, write_checksums
 from trainables.restore import less_memory, main
 from trainables.restorer import Restorer, picture_key, restoration_settings
 from trainables.settings import TrialSettings, override
@@ -453,7 +453,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "rubbish": (lambda at: (at / WEIGHTS).write_text("rubbish"), "checkpoint=.*: not readable"),
     "cut": (lambda at: (at / WEIGHTS).write_bytes((at / WEIGHTS).read_bytes()[:-100]), "checkpoint=.*: not readable"),
+    "another content": (lambda at: _garbled(at), "checkpoint=.*: its content has changed since it was written"),
+    "no checksums": (
+        lambda at: (at / CHECKSUMS).write_text("[1]"),
+        "checkpoint=.*: not readable",
+    ),
 }
+
+
+def _garbled(finished: Path) -> None:
+    """As a failing disk leaves a file: readable, with other numbers."""
+    write_checksums(finished, 1)
+    content = (finished / WEIGHTS).read_bytes()
+    (finished / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def _changed(finished: Path, name: str, value: Any) -> None:

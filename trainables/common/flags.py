@@ -24,7 +24,7 @@ class Flags(argparse.ArgumentParser):
         for before, text in zip(["", *given], given, strict=False):
             flag = before if not text else text[:-1] if text.endswith("=") else ""
             if re.fullmatch("--[a-z-]+", flag):
-                raise UsageError(f"{flag}: the value is empty; expected one, or no such flag", self.prog)
+                raise UsageError(f"{flag}: the value is empty; give one, or leave the flag out", self.prog)
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:

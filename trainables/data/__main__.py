@@ -60,7 +60,12 @@ def parser(prog: str = PROG) -> Flags:
     )
     prune.add_argument("path", metavar="ROOT", help="a folder of stores")
     prune.add_argument("--older-than", type=number(0), metavar="DAYS", help="delete stores unused for longer")
-    prune.add_argument("--keep", type=number(0), metavar="GB", help="delete the longest unused until the rest fits")
+    prune.add_argument(
+        "--keep",
+        type=number(0),
+        metavar="GB",
+        help="delete the least recently used until so many are left",
+    )
     prune.add_argument("--yes", action="store_true", help="delete without asking")
     return flags
 

@@ -42,6 +42,7 @@ _TASKS_A_CPU, _MOST_TASKS = 48, 1000
 STORES = "one that all share, or a bucket such as s3://NAME/stores"
 """What `--store` accepts on a cluster."""
 _RESTARTS = 3  # of a background process
+_NAMED = 5  # nodes in a message
 _FEW = 4  # this many shards are finished before other processes would have started
 
 Columns = dict[str, np.ndarray]
@@ -296,7 +297,7 @@ def check_shared(folder: str, flag: str, accepted: str) -> None:
         here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         seen = ray.get([see.options(scheduling_strategy=where).remote() for where in here])
     if blind := [address for address, sees in zip(nodes.values(), seen, strict=True) if not sees]:
+        named = ", ".join(blind[:_NAMED]) + (" and others" if len(blind) > _NAMED else "")
         raise InputError(
-            f"{flag} {folder}: {len(blind)} of the cluster's {len(nodes)} nodes do not see it, such as {blind[0]}; "
-            f"give {accepted}"
+            f"{flag} {folder}: {len(blind)} of the cluster's {len(nodes)} nodes do not see it: {named}; give {accepted}"
         )

@@ -12,7 +12,7 @@ from trainables.common.errors import InputError
 from trainables.methods.method import Method
 from trainables.methods.shared.precision import hold_frozen_base
 from trainables.pretrained.fetched import weights_at
-from trainables.pretrained.finished_trial import WEIGHTS
+from trainables.pretrained.finished_trial import CHECKSUMS, WEIGHTS, has_changed
 from trainables.pretrained.identity import unequal
 from trainables.pretrained.shipped import shipped_checkpoint
 from trainables.pretrained.weights_file import describe, reading
@@ -54,8 +54,15 @@ def load_finished(method: Method, folder: Path) -> None:
             "a public checkpoint, see docs/weights.md"
         )
     try:
+        if has_changed(folder, WEIGHTS):
+            raise InputError(
+                f"checkpoint={path}: its content has changed since it was written; put back a copy, or delete "
+                f"{CHECKSUMS} if you changed it yourself"
+            )
         kind, architecture = describe(path)
         state = load_file(path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"checkpoint={path}: not readable ({type(error).__name__})") from None
     if kind != settings.method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from trainables.settings.roles import trained_for
 
 SETTINGS = "settings.json"
 """File next to a finished trial's weights: every setting by its dotted name."""
+STATE, WEIGHTS, CHECKSUMS = "state.pt", "weights.safetensors", "checksums.json"
+"""Files of a checkpoint: all that is needed to continue, the weights, and the SHA-256 of each other file."""
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
@@ -70,5 +73,29 @@ def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) 
             raise InputError(f"{key}={wanted[key]}: expected {found[key]}, which {name} was trained with")
 
 
-STATE, WEIGHTS, CHECKSUMS = "state.pt", "weights.safetensors", "checksums.json"
-"""Files of a checkpoint: all that is needed to continue, the weights, and the SHA-256 of each other file."""
+def write_checksums(folder: Path, step: int) -> None:
+    """Writes the SHA-256 of each file of a checkpoint or of a best/ beside them."""
+    sums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS).write_text(json.dumps({"step": step, "sha256": sums}, indent=1), encoding="utf-8")
+
+
+def has_changed(folder: Path, name: str) -> bool:
+    """Whether a file is not as its checksum says. Without checksums, as in earlier versions, nothing is known.
+
+    Raises:
+        ValueError: the checksums are not readable.
+    """
+    try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    try:
+        known = json.loads(text)["sha256"].get(name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{CHECKSUMS} is not readable") from None
+    return known is not None and sha256(folder / name) != known
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -118,7 +118,7 @@ def _download(source: BucketFolder, target: Path, wanted: Container[str] | None)
         return f"{CHECKSUMS} is not readable: {one_line(error)}"
     # A bucket of somebody else must not make us write other files.
     if strange := [name for name in sums if Path(name).name != name or name.startswith(".")]:
-        return f"{strange[0]!r} is no file of its own"
+        return f"{strange[0]!r} is no plain name of a file"
     if STATE not in sums:
         return f"{STATE} is missing"
     known = wanted is None and (target / CHECKSUMS).is_file() and (target / CHECKSUMS).read_bytes() == manifest

@@ -8,7 +8,6 @@ The newest two are kept while a trial runs: if the newest is damaged, the trial 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -20,7 +19,7 @@ from trainables.common.archives import refuse_packed
 from trainables.common.errors import one_line
 from trainables.common.paths import PARTIAL, replace_folder
 from trainables.common.units import byte_text
-from trainables.pretrained.finished_trial import CHECKSUMS, STATE
+from trainables.pretrained.finished_trial import CHECKSUMS, STATE, sha256, write_checksums
 
 KEPT = 2
 """Checkpoints of a trial that runs."""
@@ -47,8 +46,7 @@ def keep_checkpoint(trial: Path, step: int, write: Callable[[Path], None], damag
     try:
         staged.mkdir(parents=True)
         write(staged)
-        sums = {path.name: _sha256(path) for path in sorted(staged.iterdir())}
-        (staged / CHECKSUMS).write_text(json.dumps({"step": step, "sha256": sums}, indent=1), encoding="utf-8")
+        write_checksums(staged, step)
         replace_folder(staged, folder)  # one of an earlier attempt, or damaged
     except Exception as error:  # torch, safetensors and pyarrow raise their own types when a disk is full
         shutil.rmtree(staged, ignore_errors=True)
@@ -109,8 +107,8 @@ def damage(folder: Path) -> str:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]
         # A checkpoint of somebody else must not make us read other files, or one that never ends.
         if strange := [name for name in {STATE, *sums} if not _is_own_file(folder, name)]:
-            return f"{strange[0]!r} is no file of its own"
-        changed = [name for name in {STATE, *sums} if _sha256(folder / name) != sums.get(name)]
+            return f"{strange[0]!r} is missing, a link, or outside of the checkpoint"
+        changed = [name for name in {STATE, *sums} if sha256(folder / name) != sums.get(name)]
         return f"the content of {', '.join(changed)} has changed since it was written" if changed else ""
     except Exception as error:  # of a damaged archive or text: many types
         return one_line(error)
@@ -128,11 +126,6 @@ def _age(folder: Path) -> tuple[int, float]:
 def _is_own_file(folder: Path, name: str) -> bool:
     path = folder / name
     return Path(name).name == name and path.is_file() and not path.is_symlink()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _room(folder: Path) -> str:

@@ -68,7 +68,7 @@ def test_second_driver_is_refused_until_the_first_gives_the_run_back(run: Bucket
 
 def test_lease_of_a_dead_driver_expires(run: BucketFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     another(run)
-    with pytest.raises(InputError, match=r"process 7 on other, seen \d s ago\).*free in 2 min"):
+    with pytest.raises(InputError, match=r"process 7 on other, seen \d s ago\).*resumed in 2 min"):
         Lease(run)
     monkeypatch.setattr(lease_module, "EXPIRES", -1.0)
     Lease(run).release()

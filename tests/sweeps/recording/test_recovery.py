@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +15,7 @@ from sweeps.recording.progress import logger
 from sweeps.recording.recorder import Recorder, RecorderSettings
 from sweeps.recording.tables import RunTables
 from sweeps.recording.tensorboard import TensorBoardTrials
-from sweeps.trial_config import ID
+from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.helpers.tensorboard import Page, scalars
 
 NODE = "The actor died because its node has died. Node Id: 0123"
@@ -26,7 +26,7 @@ UNFIT = "Traceback (most recent call last):\ntrainables.training.launch.OnUnfitN
 class Tried(NamedTuple):
     """What of Tune's trial is read. Tune's own needs a Ray that runs to know the place of its file."""
 
-    config: dict[str, str]
+    config: dict[str, Any]
     error_file: str
 
 
@@ -44,20 +44,28 @@ def test_trial_that_waits_for_a_place_says_why_at_once(tmp_path: Path, caplog: p
             f"Failure # 1 (occurred at 2026-11-27_10-00-00)\n{NODE}\n", encoding="utf-8"
         )
         recorder.on_trial_recover(1, [starting], starting)
-        assert caplog.messages[-1] == "t002 lost its machine before it started; waits for a place"
+        assert caplog.messages[-1] == "t002 lost its machine before it started; waits for free resources"
+        never = Tried(
+            {ID: "t001", PARAMETERS: {"training.learning_rate": 1e-4}, LABEL: "low", SEED: 0, GIVEN: True},
+            starting.error_file,
+        )
+        recorder.on_trial_error(1, [never], never)
+        (row,) = recorder.tables.leaderboard
+        assert (row["id"], row["status"], row["error"]) == ("t001", "failed", NODE.splitlines()[-1])
         recorder.progress.started("t003", "rate 0.001", False)
         recorder.progress.reported("t003", 40, {"val/psnr": 20.0})
         for number, error, expected in (
-            (1, NODE, "t003 lost its machine after step 40; waits for a place"),
+            (1, NODE, "t003 lost its machine after step 40; waits for free resources"),
             (
                 2,
                 CUDA,
-                "t003 failed (RuntimeError: CUDA error) after step 40; waits for a place",
+                "t003 failed (RuntimeError: CUDA error) after step 40; waits for free resources",
             ),
             (
                 3,
                 UNFIT,
-                "t003 cannot train on its node (--results: node a does not see /b) after step 40; waits for a place",
+                "t003 cannot train on its node (--results: node a does not see /b) after step 40; "
+                "waits for free resources",
             ),
         ):
             with errors.open("a", encoding="utf-8") as file:  # as Tune's Trial.handle_error

@@ -115,7 +115,7 @@ def test_a_checkpoint_of_somebody_else_writes_no_other_files(trial: BucketFolder
     manifest["sha256"][name] = "0" * 64
     trial.write("checkpoint_000002/checksums.json", json.dumps(manifest).encode())
     found, damaged = download_newest(trial, tmp_path / "b")
-    assert found is None and "is no file of its own" in damaged[0]
+    assert found is None and "is no plain name of a file" in damaged[0]
     assert not list((tmp_path / "b").iterdir())
 
 
