@@ -22,9 +22,9 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
                 trainables/data/test_interrupted_preparation.py trainables/data/test_store_buckets.py \
                 trainables/images/test_object_storage.py
 
-# For all tests: a test keeps one core busy, except while its sweep trains. The tests of a file share their fixtures, so a
+# For all tests, on two cores: a third of the time a test waits for processes. The tests of a file share their fixtures, so a
 # file stays in one process. Files start in the order that tests/conftest.py gives them: the longest come first.
-AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 # Containers often set it. Then no process keeps what it compiles: each would compile torch and Ray again, for 9 CPU
 # seconds. Empty means not set.

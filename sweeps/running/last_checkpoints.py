@@ -1,13 +1,14 @@
-"""Ctrl-C, and what ends a sweep as Ctrl-C does: trials write a checkpoint before their processes end."""
+"""Ctrl-C, and what ends a sweep as Ctrl-C does: trials write a checkpoint, and then their processes end at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import ray
 from ray.tune import Callback
 
 from sweeps.recording.progress import logger
@@ -44,21 +45,14 @@ class LastCheckpoints(Callback):
             self._end_loop = signal.signal(signal.SIGINT, self._first)
 
     def _first(self, number: int, frame: Any) -> None:
-        if not self._seconds or self._at_once():
-            self._end()
-        else:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, self._second)
+        self._interrupted = True
+        signal.signal(signal.SIGINT, self._second)
 
     def _second(self, number: int, frame: Any) -> None:
-        waits = self._until is not None
-        self._end()
-        if not waits:  # Tune's loop is in a long step, and does not look at signals
+        if self._until is None:  # Tune's loop is in a long step, and does not look at signals
+            self._end([])
             raise KeyboardInterrupt
-
-    def _end(self) -> None:
-        self._interrupted = False
-        self._end_loop(signal.SIGINT, None)
+        self._until = 0.0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._signs[trial.config[ID]] = time.monotonic()
@@ -69,22 +63,31 @@ class LastCheckpoints(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if not self._interrupted:
             return
-        now, running = time.monotonic(), {trial.config[ID] for trial in trials if trial.status == trial.RUNNING}
+        now, running = time.monotonic(), {trial.config[ID]: trial for trial in trials if trial.status == trial.RUNNING}
         if self._until is None:
             self._until = now + self._seconds
-            self._waited_for = {id for id in running if now - self._signs.get(id, now) > WORTH}
+            if self._seconds and not self._at_once():
+                self._waited_for = {id for id in running if now - self._signs.get(id, now) > WORTH}
             if self._waited_for:
                 self._ask(len(self._waited_for))
-        self._waited_for &= running
+        self._waited_for &= running.keys()
         if self._waited_for:
             self._waited_for -= stop_messages.answered()
-        if not self._waited_for or now > self._until:
-            self._end()
+        if not self._waited_for or self._at_once() or now > self._until:
+            self._end(running.values())
 
     def _ask(self, count: int) -> None:
         who = "1 trial writes a checkpoint" if count == 1 else f"{count} trials write checkpoints"
         logger.info("stopping   %s, for at most %g s; Ctrl-C again does not wait", who, self._seconds)
         stop_messages.ask()
+
+    def _end(self, running: Iterable[Any]) -> None:
+        """Ends Tune's loop. It would wait ten seconds for trials that train, until they report."""
+        self._interrupted = False
+        for trial in running:
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor)
+        self._end_loop(signal.SIGINT, None)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if signal.getsignal(signal.SIGINT) in (self._first, self._second):

@@ -204,9 +204,9 @@ def test_data_loading_compares_readers(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow  # a run of the command line
 def test_preparation_measures_cores_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    preparation.main(["--images", "400", "--method", "pix2pix"])
+    preparation.main(["--images", "200", "--method", "pix2pix"])
     shown = capsys.readouterr().out
-    assert re.search(r"^ +400 +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
+    assert re.search(r"^ +200 +\d+ +\d+ +[\d.]+ +[\d.]+ of \d+ +\d+$", shown, re.M)
     assert re.search(r"^largest peak / smallest: 1\.00$", shown, re.M)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.command_line import main
 from sweeps.recording.tables import read_rows
-from tests.helpers.sweep import RATES, SPACE, gone, light, only_run, sets, steps, sweeps, trials
+from tests.helpers.sweep import RATES, gone, light, only_run, steps, sweeps, trials
 from tests.helpers.tensorboard import Page, scalars
 
 __all__ = ["sweeps"]
@@ -107,11 +107,8 @@ def test_sweep_survives_killed_processes_and_ctrl_c(
 
 def test_ctrl_c_during_preparation(tmp_path: Path, sweeps: Any) -> None:
     results, own_store = tmp_path / "results", tmp_path / "store"
-    sweep = sweeps(
-        *("--space", SPACE, "--results", str(results), "--store", str(own_store), "--perceptual", "none"),
-        *("--trials", "1", *sets(pairs__train_pairs=512, sinsr__draws=4)),
-    )
-    sweep.wait_for(r"prepare +pairs \+ latents \+ targets: .* \d+/\d+")
+    sweep = sweeps(*light(results, own_store, pairs__train_pairs=20_000), "--trials", "1")
+    sweep.wait_for(r"prepare +pairs: .* [1-9]\d*/\d+")
     processes = sweep.descendants()
     sweep.interrupt()
     assert sweep.wait() == 130
@@ -119,5 +116,5 @@ def test_ctrl_c_during_preparation(tmp_path: Path, sweeps: Any) -> None:
     assert "Traceback" not in sweep.text
     assert f"--resume {only_run(results)}" in sweep.text
     # Finished shards are kept; the store is not marked as complete.
-    assert list(own_store.glob("targets-*/shard-*.arrow"))
-    assert list(own_store.glob("targets-*/manifest.json")) == []
+    assert list(own_store.glob("pairs-*/shard-*.arrow"))
+    assert not list(own_store.glob("pairs-*/manifest.json"))

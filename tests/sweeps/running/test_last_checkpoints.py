@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sweeps.running.last_checkpoints import LastCheckpoints
+from sweeps.trial_config import ID
 
 
 @pytest.fixture
@@ -25,19 +27,24 @@ def ended() -> Iterator[list[int]]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("seconds", "at_once"), [(0.0, False), (5.0, True)])
-def test_sweep_without_time_ends_at_once(ended: list[int], seconds: float, at_once: bool) -> None:
-    LastCheckpoints(seconds, lambda: at_once).setup()
-    signal.raise_signal(signal.SIGINT)
-    assert ended == [signal.SIGINT]
+STARTING = SimpleNamespace(
+    config={ID: "t000"}, status="RUNNING", RUNNING="RUNNING", temporary_state=SimpleNamespace(ray_actor=None)
+)
+"""What of Tune's trial is read."""
 
 
-def test_sweep_without_trials_ends_after_the_step(ended: list[int]) -> None:
-    last = LastCheckpoints(5.0, lambda: False)
+@pytest.mark.parametrize(
+    ("seconds", "at_once", "trials"), [(0.0, False, [STARTING]), (5.0, True, [STARTING]), (5.0, False, [])]
+)
+def test_sweep_without_time_or_trials_ends_after_the_step(
+    ended: list[int], seconds: float, at_once: bool, trials: list[Any]
+) -> None:
+    last = LastCheckpoints(seconds, lambda: at_once)
     last.setup()
+    last._signs["t000"] = -1000.0  # it would be asked
     signal.raise_signal(signal.SIGINT)
     assert ended == []
-    last.on_step_end(0, [])
+    last.on_step_end(0, trials)
     assert ended == [signal.SIGINT]
 
 
