@@ -42,13 +42,13 @@ def trained_alone(run: Path, rows: list[dict[str, Any]], store: Path) -> dict[st
         rows: the trials, of the leaderboard. store: the prepared data.
     """
     from sweeps.planning.question import resolve
-    from sweeps.planning.run_folder import open_run
+    from sweeps.planning.run_folder import reopen_run
     from trainables.data.prepare import prepare
     from trainables.methods.build import method_class
     from trainables.training.loop import World, train
     from trainables.training.reporting import Report
 
-    folder, settings, record = open_run(run)
+    folder, settings, record = reopen_run(run)
     folder.close()
     question, found = resolve(settings), {}
     for row in rows:

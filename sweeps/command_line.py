@@ -220,9 +220,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             print(spaces_and_presets())
             return 0
         if flags.list_settings is not None:
-            from sweeps.listing import settings_of
+            from sweeps.listing import settings_text
 
-            print(settings_of(flags.list_settings, flags.preset or "sample"))
+            print(settings_text(flags.list_settings, flags.preset or "sample"))
             return 0
         with shown_plainly():
             return _run(flags) if flags.resume is None else _resume(flags, given)
@@ -317,9 +317,9 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             f"{', '.join(sorted(set(ALLOWED) - {'--resume'}))}"
         )
     run = flags.resume if is_uri(flags.resume) else path_of("--resume", flags.resume)
-    from sweeps.planning.run_folder import open_run
+    from sweeps.planning.run_folder import reopen_run
 
-    folder, settings, record = open_run(run)
+    folder, settings, record = reopen_run(run)
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")

@@ -50,7 +50,7 @@ def _question_of(name: str) -> str:
         return f"cannot be used: {error}"
 
 
-def settings_of(method: str, preset_name: str) -> str:
+def settings_text(method: str, preset_name: str) -> str:
     """The settings that `--set` takes: name, value in the preset, accepted values, meaning.
 
     Args:

@@ -26,7 +26,7 @@ from sweeps.answering.losses import loss_charts
 from sweeps.answering.markup import GROUP, Cells, bullets, charts, details, note, section, table
 from sweeps.answering.pictures import image_section
 from sweeps.answering.setup import Setup, meanings, setup_of
-from sweeps.answering.trade_offs import fronts, quality_and_cost
+from sweeps.answering.trade_offs import front_plots, quality_and_cost
 from sweeps.answering.verdict import Answer
 from sweeps.answering.view import View, number
 from sweeps.formatting import Row
@@ -204,7 +204,7 @@ def _leaderboard(view: View) -> str:
 
 
 def _trade_offs(view: View, objectives: Sequence[str]) -> str:
-    compared, costs = fronts(view, objectives), quality_and_cost(view)
+    compared, costs = front_plots(view, objectives), quality_and_cost(view)
     legend = {**view.legend, "control": "controls", "other hollow": "not finished, fewer steps"}
     if compared:
         legend["other on-front"] = "on the front"

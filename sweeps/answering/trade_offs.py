@@ -58,7 +58,7 @@ def pairs(view: View, objectives: Sequence[str]) -> list[tuple[str, str]]:
     return list({frozenset(pair): pair for pair in found}.values())
 
 
-def fronts(view: View, objectives: Sequence[str]) -> list[str]:
+def front_plots(view: View, objectives: Sequence[str]) -> list[str]:
     """Charts of two metrics against each other, with the front of the trials and with the controls: PSNR against a
     perceptual metric, and the objectives of a sweep that has several.
 

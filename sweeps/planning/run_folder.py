@@ -266,7 +266,7 @@ def _held(run: BucketFolder, fill: Callable[[RunBucket], None]) -> RunFolder:
         raise
 
 
-def open_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
+def reopen_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     """An existing run, locked: its folder, the settings it was started with, and its whole settings.yaml.
 
     Args:

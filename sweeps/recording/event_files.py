@@ -49,7 +49,7 @@ class EventFile:
 
     def _write(self, event: Event, wall_time: float | None = None) -> None:
         event.wall_time = time.time() if wall_time is None else wall_time
-        write_record(self._file, event.SerializeToString())
+        write_framed(self._file, event.SerializeToString())
 
     def flush(self) -> None:
         self._file.flush()
@@ -90,7 +90,7 @@ def read_events(path: Path, most_bytes: int = 2**16) -> Iterator[Event]:
             yield event
 
 
-def write_record(file: BinaryIO, content: bytes) -> None:
+def write_framed(file: BinaryIO, content: bytes) -> None:
     length = struct.pack("<Q", len(content))
     file.write(
         length + struct.pack("<I", _masked(crc32c(length))) + content + struct.pack("<I", _masked(crc32c(content)))

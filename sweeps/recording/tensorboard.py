@@ -29,7 +29,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from search_spaces import Choice, Distribution
-from sweeps.recording.event_files import EventFile, read_events, write_record
+from sweeps.recording.event_files import EventFile, read_events, write_framed
 from sweeps.recording.tables import STATUSES, plain_value
 from trainables.common.paths import HALF_WRITTEN
 from trainables.metrics.names import METRICS
@@ -349,5 +349,5 @@ def _replace(path: Path, messages: Sequence[Any]) -> None:
         events += [Event(summary=_summary(message)) for message in messages]
         for event in events:
             event.wall_time = now
-            write_record(file, event.SerializeToString())
+            write_framed(file, event.SerializeToString())
     os.replace(temporary, path)

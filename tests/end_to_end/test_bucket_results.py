@@ -17,7 +17,7 @@ import pytest
 
 from sweeps.api import open_run
 from sweeps.planning.run_bucket import run_to_read
-from sweeps.planning.run_folder import open_run as open_to_resume
+from sweeps.planning.run_folder import reopen_run as open_to_resume
 from sweeps.recording.tables import RunTables
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.paths import ROOT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -155,7 +156,11 @@ def test_a_sweep_whose_head_is_lost_goes_on_elsewhere_from_the_bucket(
 def test_a_sweep_runs_as_a_job_that_ray_up_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ray job submit --working-dir . -- python run_sweep.py --address auto ...`, with the code of this checkout."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `auto` uses a token of this machine, if there is one
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         words = light(tmp_path / "results", tmp_path / "store", training__reports=1)
         words += ["--trials", "1", "--max-steps", "4", "--confirm", "0", "--address", "auto"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 import search_spaces
 import sweeps
-from sweeps.planning.run_folder import open_run
+from sweeps.planning.run_folder import reopen_run
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 
@@ -43,7 +43,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     # The run can be resumed by a process that has never seen the space.
     search_spaces.OWN.clear()
-    folder, settings, _ = open_run(run.folder)
+    folder, settings, _ = reopen_run(run.folder)
     folder.close()
     assert search_spaces.load(settings.space) == names["space"]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeps.recording.tables import read_rows
+from sweeps.recording.tables import RunTables
 from tests.faults.runs import ENDED, Sweep, signal_all
 
 FolderFault = Callable[[Path, random.Random], None]
@@ -39,11 +39,8 @@ def _tear_last_line(path: Path, random: random.Random) -> None:
 
 
 def _unfinished(run: Path) -> list[str]:
-    return [
-        row["id"]
-        for row in read_rows(run / "leaderboard.parquet")
-        if row["kind"] == "trial" and row["status"] not in ENDED
-    ]
+    rows = RunTables(run).load().leaderboard  # its file may be older than the record
+    return [row["id"] for row in rows if row["kind"] == "trial" and row["status"] not in ENDED]
 
 
 def _newest_checkpoints(run: Path) -> list[Path]:
@@ -74,7 +71,7 @@ def _delete_tables(run: Path, random: random.Random) -> None:
 
 
 def _delete_finished_trial(run: Path, random: random.Random) -> None:
-    for row in read_rows(run / "leaderboard.parquet"):
+    for row in RunTables(run).load().leaderboard:
         if row["status"] == "finished":
             shutil.rmtree(run / "trials" / row["id"])
 

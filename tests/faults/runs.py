@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from sweeps.recording.tables import TableRow, read_rows
+from sweeps.recording.tables import RunTables, TableRow
 from tests.helpers.paths import ROOT
 from tests.helpers.sweep import RATES, RunningSweep
 
@@ -102,11 +102,11 @@ class Results:
 
     @classmethod
     def of(cls, run: Path) -> Results:
-        rows = read_rows(run / "leaderboard.parquet")
+        tables = RunTables(run).load()  # files of tables may be older than the record
         return cls(
-            {row["id"]: row for row in rows if row["kind"] == "trial"},
-            {(row["id"], row["step"]): _measured(row) for row in read_rows(run / "history.parquet")},
-            {(row["id"], row["image"]): _measured(row) for row in read_rows(run / "per_image.parquet")},
+            {row["id"]: row for row in tables.leaderboard if row["kind"] == "trial"},
+            {(row["id"], row["step"]): _measured(row) for row in tables.history},
+            {(row["id"], row["image"]): _measured(row) for row in tables.per_image},
         )
 
     @property

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 import sweeps
 from search_spaces import Float
 from sweeps.planning.run_bucket import run_to_read
-from sweeps.planning.run_folder import open_run
+from sweeps.planning.run_folder import reopen_run
 from sweeps.planning.run_settings import read_record
 from sweeps.recording.events import EventLog
 from sweeps.recording.recorder import Recorder, RecorderSettings
@@ -129,7 +129,7 @@ def test_run_with_links_or_pipes_is_refused_before_anything_is_opened(tmp_path: 
         os.mkfifo(run / name)
     else:
         (run / name).symlink_to(outside if kind == "link" else tmp_path / "nowhere")
-    for open_it in (open_run, lambda path: run_to_read("RUN", str(path)), sweeps.open_run):
+    for open_it in (reopen_run, lambda path: run_to_read("RUN", str(path)), sweeps.open_run):
         with pytest.raises(InputError, match=f"{name} is (a link to|no regular file)"):
             open_it(run)
     assert [path.name for path in outside.iterdir()] == ["kept"]

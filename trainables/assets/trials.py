@@ -71,7 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def settings_of(method: str, work: WorkFolder, photographs: Path) -> TrialSettings:
+def trial_settings(method: str, work: WorkFolder, photographs: Path) -> TrialSettings:
     """The settings of a method in the preset `sample-print` with its recipe, on the networks in the work folder.
 
     Args:
@@ -93,7 +93,7 @@ def settings_of(method: str, work: WorkFolder, photographs: Path) -> TrialSettin
 
 def train_finished(method: str, work: WorkFolder, photographs: Path, log: Callable[[str], None] = print) -> None:
     """Trains a finished trial, or continues from its last report, and leaves it in the work folder."""
-    settings = settings_of(method, work, photographs)
+    settings = trial_settings(method, work, photographs)
     checkpoint, store = work.root / f"{method}.checkpoint", work.root / "prepared"
 
     def keep(report: Report, write: Callable[[Path], None]) -> None:

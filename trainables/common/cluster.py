@@ -62,7 +62,7 @@ def join(address: str, runtime_env: Mapping[str, Any] | None = None) -> None:
     from ray.exceptions import AuthenticationError, RayError
 
     answering_nodes(address)
-    check_size(address, runtime_env or {})
+    check_upload(address, runtime_env or {})
     joined = ray.is_initialized()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=dict(runtime_env or {}))
@@ -156,7 +156,7 @@ def shipped_code(*kept: str) -> dict[str, Any]:
     return {"working_dir": str(ROOT), "excludes": [*_NOT_SENT, *own]}
 
 
-def check_size(address: str, runtime_env: Mapping[str, Any]) -> None:
+def check_upload(address: str, runtime_env: Mapping[str, Any]) -> None:
     """Refuses code that Ray would refuse to send to the nodes, after it has packed it.
 
     Raises:

@@ -123,7 +123,7 @@ def check_method(method: str, given: Setting, folder: Path) -> Iterator[CheckRes
         yield row
 
 
-def check_shared(method: str, given: Setting, folder: Path, together: Barrier) -> Iterator[CheckResult]:
+def check_together(method: str, given: Setting, folder: Path, together: Barrier) -> Iterator[CheckResult]:
     """A trial that has half of the device, while another process has the other half."""
     settings, device = check_settings(method, given.steps, given.preset), torch.device(given.device)
     prepared = prepare(settings, folder / "store", method_class(method).columns(settings), device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainables.common.temporary import temporary_folder
-from trainables.gpu_check.checks import CheckResult, Setting, check_method, check_shared, checked
+from trainables.gpu_check.checks import CheckResult, Setting, check_method, check_together, checked
 
 PATIENCE = 600.0
 """Seconds without a row after which a process is ended."""
@@ -45,7 +45,7 @@ def run_shared(methods: Sequence[str], given: Setting, threads: int, show: Show)
     together = _SPAWN.Barrier(2)
 
     def work(method: str) -> list[CheckResult]:
-        return _in_process(method, threads, show, check_shared, (method, given), together)
+        return _in_process(method, threads, show, check_together, (method, given), together)
 
     with ThreadPoolExecutor(2) as pool:
         return [row for rows in pool.map(work, methods) for row in rows]

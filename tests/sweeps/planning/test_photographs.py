@@ -14,7 +14,7 @@ from sweeps.planning.photographs import FoundPhotographs, check_photographs
 from sweeps.planning.plan import make_plan
 from sweeps.planning.plan_text import plan_text
 from sweeps.planning.question import resolve
-from sweeps.planning.run_folder import create_run, open_run
+from sweeps.planning.run_folder import create_run, reopen_run
 from sweeps.planning.settings import SweepSettings
 from trainables.common.errors import InputError
 from trainables.data.__main__ import main
@@ -154,7 +154,7 @@ def test_resumed_run_finds_its_folders_from_elsewhere(
     folder = create_run(question, ("val/psnr",), ["val/psnr"], {})
     folder.close()
     monkeypatch.chdir("/")
-    again, settings, _ = open_run(folder.path)
+    again, settings, _ = reopen_run(folder.path)
     again.close()
     assert (settings.data_input, settings.data_target) == tuple(map(str, folders))
     assert resolve(settings).trial.data.input == str(folders[0])

@@ -18,7 +18,7 @@ from sweeps.planning.lease import EXPIRES, LEASE, Lease
 from sweeps.planning.plan import default_store
 from sweeps.planning.results_place import check_bucket_results
 from sweeps.planning.run_bucket import RunBucket, place_of, run_to_read, working_copy
-from sweeps.planning.run_folder import open_run
+from sweeps.planning.run_folder import reopen_run
 from sweeps.planning.settings import SweepSettings
 from tests.helpers.buckets import BUCKET, bucket_uri, endpoint
 from trainables.common.buckets import BucketFolder, check_bucket_works
@@ -184,18 +184,18 @@ def test_working_copy_names_its_run(held: RunBucket) -> None:
     assert place_of(held.copy) == held.run.uri
     assert held.copy == working_copy(held.run) and held.copy.parts[-2:] == ("space", "run")
     with pytest.raises(InputError, match=r"working copy of a run in a bucket; expected s3://"):
-        open_run(held.copy)
+        reopen_run(held.copy)
 
 
 def test_what_is_no_run_is_refused_and_its_lease_given_back(endpoint: str, run: BucketFolder) -> None:
     nothing = BucketFolder(bucket_uri(endpoint, "nothing/space/run"))
     with pytest.raises(InputError, match=rf"--resume s3://{BUCKET}/nothing/space/run: not a run; expected a settings"):
-        open_run(nothing.uri)
+        reopen_run(nothing.uri)
     assert not nothing.objects()
     with pytest.raises(InputError, match=r"RUN s3://.*: not a run"):
         run_to_read("RUN", nothing.uri)
     with pytest.raises(InputError, match=r"settings.yaml: stores is missing"):
-        open_run(run.uri)
+        reopen_run(run.uri)
     assert LEASE not in run.objects()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env import packaging
 
-from trainables.common.cluster import check_size, refuse_job_folder, sent_bytes, shipped_code
+from trainables.common.cluster import check_upload, refuse_job_folder, sent_bytes, shipped_code
 from trainables.common.errors import InputError
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of `ray job submit`
@@ -62,13 +62,13 @@ def test_what_ray_sends_is_counted_as_ray_packs_it(checkout: Path, tmp_path: Pat
 
 def test_a_checkout_that_is_too_large_names_its_folder(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime_env = {"working_dir": str(checkout), "excludes": ["results"]}
-    check_size("host:1", runtime_env)
+    check_upload("host:1", runtime_env)
     monkeypatch.setattr(packaging, "GCS_STORAGE_MAX_SIZE", 20_000)  # as RAY_max_grpc_message_size does
     with pytest.raises(InputError) as refused:
-        check_size("host:1", runtime_env)
+        check_upload("host:1", runtime_env)
     assert str(refused.value) == (
         f"--address host:1: {checkout} has 20 kB, and Ray sends at most 20 kB to the nodes; 17 kB are in "
         f"{checkout}/data/photographs: move it out of the repository, or name it in .gitignore"
     )
-    check_size("host:1", {"working_dir": str(checkout), "excludes": ["results", "data"]})
-    check_size("host:1", {})  # a Ray job, whose code is there already
+    check_upload("host:1", {"working_dir": str(checkout), "excludes": ["results", "data"]})
+    check_upload("host:1", {})  # a Ray job, whose code is there already

@@ -100,7 +100,7 @@ def sniff(start: bytes) -> Format | None:
     return None
 
 
-def unread(files: Iterable[str]) -> str:
+def unread_kinds(files: Iterable[str]) -> str:
     """The images that are not read here, counted by format, with what would read them; empty if there are none.
 
     Args:

@@ -191,7 +191,7 @@ def _listed(root: Location, suffixes: tuple[str, ...]) -> tuple[list[str], np.nd
 def _files(root: Location, files: list[str], stamps: np.ndarray) -> FileImages:
     """The images among `files` that can be read. The others are counted in a warning."""
     read = [file.lower().endswith(COUNTED) for file in files]
-    if left_out := formats.unread(files):
+    if left_out := formats.unread_kinds(files):
         _warn(f"{root}: images that are not read: {left_out}")
     if not any(read):
         found = f"only {left_out}" if left_out else "no images in it"
