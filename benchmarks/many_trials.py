@@ -143,7 +143,7 @@ class MadeUpSweep:
 
     def __init__(self, folder: Path, trials: int, images: int, concurrent: int, clock: Clock, earlier: int = 0) -> None:
         space = load("sinsr_loss_ratios")
-        self.images = made_up_images(images)
+        self.images = [f"photograph_{k // 8:04d}@{k % 8 * 64:04d},0000" for k in range(images)]
         if earlier:
             self._record_earlier(folder, space, earlier)
         settings = RecorderSettings(
@@ -218,10 +218,6 @@ class MadeUpSweep:
         self.scheduler.on_trial_complete(None, trial, result)
         self.search.on_trial_complete(trial.trial_id, result)
         self.recorder.on_trial_complete(0, [], trial)
-
-
-def made_up_images(count: int) -> list[str]:
-    return [f"photograph_{k // 8:04d}@{k % 8 * 64:04d},0000" for k in range(count)]
 
 
 def made_up(id: str, step: int, images: list[str], grid: bytes) -> dict[str, Any]:

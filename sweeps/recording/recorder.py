@@ -321,6 +321,9 @@ class Recorder(Callback):
 
     @_stopping
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._failed(trial)
+
+    def _failed(self, trial: Any) -> None:
         if not self.tables.has_trial(trial.config[ID]):  # its process never started
             self._introduce(trial)
         self._end(trial, "failed", last_line(trial))
@@ -330,12 +333,11 @@ class Recorder(Callback):
             # Uses our own list of running trials: Tune marks interrupted trials as terminated.
             for trial in list(self._live.values()):
                 self._end(trial, "interrupted")
-            # Tune calls no callback for a trial whose process could not be started.
+            # Tune does not always call a callback for a trial whose process could not be started.
             failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
             for trial in trials:
                 if trial.status == trial.ERROR and trial.config[ID] not in failed:
-                    self._introduce(trial)
-                    self._end(trial, "failed", last_line(trial))
+                    self._failed(trial)
             self.board.close()
             self.tables.flush(force=True)
         except OSError as error:  # the next driver finds them as running, and marks them as interrupted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from trainables.images.degradations.degradation import degrade
-from trainables.images.degradations.print_to_camera import print_to_camera
 from trainables.settings.pairs import PairSettings
 
 _ANEW = 1002  # random stream of the data seed; smaller ones are those of pairs and of their variants
@@ -15,6 +14,9 @@ _BLOCK = 8  # side of JPEG's blocks, pixels
 def simulated(target: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> np.ndarray:
     """`target`, degraded by `settings.simulator`: uint8, `settings.scale` times smaller."""
     if settings.simulator == "print_to_camera":
+        # Imported here: it needs scipy.ndimage, and few sweeps need it.
+        from trainables.images.degradations.print_to_camera import print_to_camera
+
         return print_to_camera(target, settings.print, rng)
     return degrade(target, settings.degradation, rng, settings.scale)
 

@@ -5,7 +5,6 @@ once per machine, and again when it has changed.
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from trainables.common.errors import InputError, one_line
 from trainables.common.locations import locate
 from trainables.common.locks import locked
 from trainables.common.paths import PARTIAL, cache_of, is_uri, path_of
-from trainables.pretrained.finished_trial import CHECKSUMS, SETTINGS
+from trainables.pretrained.finished_trial import CHECKSUMS, SETTINGS, known_sums
 
 _BEST = "best"  # the folder of a run's winner
 _READ = (".json", ".safetensors")  # what restoring reads of a folder
@@ -90,12 +89,11 @@ class _Damaged(Exception):
 
 def _sums(source: BucketFolder) -> dict[str, str]:
     """File -> SHA-256, of a checkpoint."""
+    content = source.read(CHECKSUMS)
     try:
-        return dict(json.loads(source.read(CHECKSUMS) or b"")["sha256"])
-    except InputError:  # a ValueError too
-        raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _Damaged(f"{CHECKSUMS} is not readable: {one_line(error)}") from None
+        return known_sums(content)
+    except ValueError as error:
+        raise _Damaged(str(error)) from None
 
 
 def _copy(source: BucketFolder, target: Path, files: Mapping[str, StoredObject], sums: Mapping[str, str]) -> None:

@@ -86,14 +86,23 @@ def has_changed(folder: Path, name: str) -> bool:
         ValueError: the checksums are not readable.
     """
     try:
-        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+        content = (folder / CHECKSUMS).read_bytes()
     except FileNotFoundError:
         return False
-    try:
-        known = json.loads(text)["sha256"].get(name)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{CHECKSUMS} is not readable") from None
+    known = known_sums(content).get(name)
     return known is not None and sha256(folder / name) != known
+
+
+def known_sums(content: bytes | None) -> dict[str, str]:
+    """File -> SHA-256, of the content of a `checksums.json`.
+
+    Raises:
+        ValueError: it is not readable, or None.
+    """
+    try:
+        return dict(json.loads(content or b"")["sha256"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{CHECKSUMS} is not readable: {one_line(error)}") from None
 
 
 def sha256(path: Path) -> str:

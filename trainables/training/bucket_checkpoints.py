@@ -8,7 +8,6 @@ checkpoint on its node's own disk first (`checkpoint_folders.keep_checkpoint`). 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import uuid
@@ -19,7 +18,7 @@ from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError, one_line
 from trainables.common.locks import locked
 from trainables.common.paths import PARTIAL
-from trainables.pretrained.finished_trial import CHECKSUMS, STATE
+from trainables.pretrained.finished_trial import CHECKSUMS, STATE, known_sums
 from trainables.training.checkpoint_folders import KEPT, CheckpointNotWritten, damage
 
 _NAME = re.compile(r"(checkpoint_(\d+))/.*")
@@ -113,9 +112,9 @@ def _download(source: BucketFolder, target: Path, wanted: Container[str] | None)
     """Copies one checkpoint; returns what is wrong with it, or an empty text."""
     manifest = source.read(CHECKSUMS)
     try:
-        sums = dict(json.loads(manifest or b"")["sha256"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return f"{CHECKSUMS} is not readable: {one_line(error)}"
+        sums = known_sums(manifest)
+    except ValueError as error:
+        return str(error)
     # A bucket of somebody else must not make us write other files.
     if strange := [name for name in sums if Path(name).name != name or name.startswith(".")]:
         return f"{strange[0]!r} is no plain name of a file"
