@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -156,6 +157,8 @@ def test_a_sweep_whose_head_is_lost_goes_on_elsewhere_from_the_bucket(
 def test_a_sweep_runs_as_a_job_that_ray_up_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ray job submit --working-dir . -- python run_sweep.py --address auto ...`, with the code of this checkout."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `auto` uses a token of this machine, if there is one
+    # The job's `python` is the first on the head's PATH: on a node of `ray up`, the one with our packages.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
