@@ -206,6 +206,11 @@ def parser(prog: str = PROG) -> Flags:
         help="continue a run, given its folder or URI; --trials N adds trials until it has N, --max-steps N trains the "
         "finalists to step N, --time-budget gives more time",
     )
+    run.add_argument(
+        "--repeat-lost",
+        action="store_true",
+        help="with --resume: train finished trials again whose checkpoints are gone or damaged",
+    )
     return flags
 
 
@@ -233,6 +238,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def _run(flags: argparse.Namespace) -> int:
     if not flags.space:
         raise InputError("--space is missing; --list shows the spaces")
+    if flags.repeat_lost:
+        raise InputError("--repeat-lost goes with --resume RUN: a new run has lost nothing")
     question = resolve(_settings(flags))
     from sweeps.planning.plan import make_plan
 
@@ -359,6 +366,6 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         _announce_ray(settings)
         from sweeps.sweep import resume
 
-        return resume(plan, folder, warm)
+        return resume(plan, folder, warm, flags.repeat_lost)
     finally:
         folder.close()

@@ -45,6 +45,7 @@ from trainables.common.paths import is_uri
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
+from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings.methods import METHODS
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.job import Job
@@ -89,10 +90,13 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
             folder.close()
 
 
-def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
+def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = (), repeat_lost: bool = False) -> int:
     """Continues a run from its last checkpoints; returns the exit status.
 
     If its limit of time or money is used up, nothing starts, not even Ray: the run answers from the trials it has.
+
+    Args:
+        repeat_lost: whether finished trials without a whole checkpoint train again.
     """
     lost, began = _Lost(plan.question.settings.address), time.monotonic()
     lost.folder = folder.path
@@ -100,7 +104,7 @@ def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = ()) -> int:
         return _run(plan, folder, 0, warm, began)
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, place_of(folder.path))
-        return _run(plan, folder, concurrent, warm, began)
+        return _run(plan, folder, concurrent, warm, began, repeat_lost)
 
 
 def _check_results(plan: Plan, folder: str) -> None:
@@ -114,7 +118,14 @@ def _has_time(plan: Plan) -> bool:
     return plan.spent < for_trials(plan.question.settings.seconds)
 
 
-def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier], began: float) -> int:
+def _run(
+    plan: Plan,
+    folder: RunFolder,
+    concurrent: int,
+    warm: Sequence[Earlier],
+    began: float,
+    repeat_lost: bool = False,
+) -> int:
     started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
@@ -131,6 +142,7 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         recorder.open(began, plan.spent)
         for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
             logger.info("note       %s: not in this run's record; its checkpoints are in unknown_trials", id)
+        _repeat_lost(folder, recorder, repeat_lost)
         folder.start_uploading(recorder.stop, _upload_line)
         with deadline:
             held = []
@@ -172,6 +184,19 @@ def _run(plan: Plan, folder: RunFolder, concurrent: int, warm: Sequence[Earlier]
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
+
+
+def _repeat_lost(folder: RunFolder, recorder: Recorder, asked: bool) -> None:
+    """Names finished trials without a checkpoint; if asked, they and those with damaged ones train again."""
+    finished = [row["id"] for row in recorder.tables.leaderboard if row["status"] == "finished" and row["checkpoint"]]
+    if asked:
+        lost = [id for id in finished if folder.newest(id, (WEIGHTS, SETTINGS))[0] is None]
+        recorder.repeat(lost)
+    else:
+        lost = folder.without_checkpoint(finished)
+    if lost:
+        named, what = ", ".join(lost), "train again" if asked else "numbers stay; --repeat-lost trains them again"
+        logger.info("note       finished trials whose checkpoints are gone: %s; %s", named, what)
 
 
 def _upload_line(line: str) -> None:

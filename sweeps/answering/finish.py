@@ -232,6 +232,8 @@ def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, resul
     if source is None:
         reason = "; ".join(found) or "it has no checkpoint any more"
         logger.error("winner's weights  lost: %s: %s; best/ was not written", winner["id"], reason)
+        again = resume_line(folder, plan.question.settings.address)
+        logger.error("train it again with: %s --repeat-lost", again)
         return False
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)

@@ -172,6 +172,10 @@ class RunBucket:
             self.run.move(name, f"{_UNKNOWN}/{name.partition('/')[2]}")
         return sorted({name.split("/")[1] for name in aside if _is_checkpoint(name)})
 
+    def with_checkpoints(self) -> set[str]:
+        """The ids of trials that have one."""
+        return {name.split("/")[1] for name in self.run.objects() if _is_checkpoint(name)}
+
     def newest(self, id: str, wanted: Iterable[str]) -> tuple[Path | None, list[str]]:
         """Some files of a trial's newest checkpoint, until `close`: see `download_newest`."""
         return download_newest(self.trial(id), self.copy / _FETCHED / id, frozenset(wanted))

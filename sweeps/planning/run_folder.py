@@ -147,6 +147,17 @@ class RunFolder:
         else:
             drop_older(self.trials / id)
 
+    def without_checkpoint(self, ids: Sequence[str]) -> list[str]:
+        """Those of these trials that have no checkpoint. Content is not looked at."""
+        if not ids:
+            return []
+        if self.bucket:
+            with _failing():
+                kept = self.bucket.with_checkpoints()
+        else:
+            kept = {checkpoint.parent.name for checkpoint in self.trials.glob("*/checkpoint_*")}
+        return [id for id in ids if id not in kept]
+
     def newest_name(self, id: str) -> str:
         """The name of a trial's newest checkpoint, whose content is not looked at; empty if there is none, or if the
         bucket does not answer."""

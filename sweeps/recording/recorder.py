@@ -10,7 +10,7 @@ import math
 import shutil
 import signal
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +173,12 @@ class Recorder(Callback):
         self._set_aside_unknown()
         self.tables.flush(force=True)
         self._ready = True
+
+    def repeat(self, ids: Iterable[str]) -> None:
+        """Trials that have finished are to train again. Their numbers stay until they report."""
+        for id in ids:
+            self.tables.upsert_trial({"id": id, "status": "interrupted"})
+            self.progress.known(id, self.tables.trial(id)["label"], False, 0, "interrupted")
 
     def _set_aside_unknown(self) -> None:
         """Moves the folders of trials that are in no record out of the way: a trial of the same id may have other

@@ -1,6 +1,7 @@
 """cluster/gpu.yaml and gpu-groups.yaml against their readers: Ray's launcher, EC2's request model, bash, `ray start`.
 
-Needs no network and no account: Ray validates the file alone, botocore contains the model of every request.
+Needs no network and no account: Ray validates the file alone, botocore contains the model of every request, and a local
+server answers as IAM, S3 and EC2 do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import pytest
 import ray
 import yaml
 from jsonschema import ValidationError
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -211,6 +214,41 @@ def test_account_is_prepared_and_prepared_again(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     assert aws_account.main(["the-bucket"]) == 1
     assert capsys.readouterr().err.startswith("aws_account.py: error: Could not connect")
+
+
+@pytest.mark.parametrize("file", ["gpu.yaml", "gpu-groups.yaml"])
+def test_ray_prepares_the_account_and_starts_every_machine(
+    endpoint: str, file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `ray up` does before it reaches for ssh, by Ray's own code, on a server with IAM and EC2."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the ssh key below it
+    file_config = yaml.safe_load((REPO / "cluster" / file).read_text())
+    region = file_config["provider"]["region"]
+    ec2 = boto3.client("ec2", region_name=region)
+    ec2.delete_key_pair(KeyName=f"ray-autoscaler_{region}")  # the other file's, whose private half is elsewhere
+    assert aws_account.main(["the-bucket"]) == 0
+    ready = bootstrap_aws(validated(file_config))
+    assert oct(Path(ready["auth"]["ssh_private_key"]).stat().st_mode & 0o777) == "0o600"
+
+    provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
+    nodes = ready["available_node_types"]
+    for node in nodes.values():
+        provider.create_node(node["node_config"], {}, 1)
+    reservations = ec2.describe_instances(InstanceIds=provider.non_terminated_nodes({}))["Reservations"]
+    started = {one["InstanceType"]: one for group in reservations for one in group["Instances"]}
+    assert len(started) == len(nodes)
+    for name, node in nodes.items():
+        machine, role = node["node_config"], aws_account.HEAD if name == "head" else aws_account.WORKER
+        instance = started[machine["InstanceType"]]
+        assert instance["IamInstanceProfile"]["Arn"].endswith(f"/{role}")
+        assert (instance.get("InstanceLifecycle") == "spot") == (name != "head")
+        subnets = ec2.describe_subnets(SubnetIds=machine["SubnetIds"])["Subnets"]
+        zones = {subnet["AvailabilityZone"] for subnet in subnets}
+        assert zones == {f"{region}a"} if file == "gpu-groups.yaml" else len(zones) > 1
+        (group,) = ec2.describe_security_groups(GroupIds=machine["SecurityGroupIds"])["SecurityGroups"]
+        open_to_all = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
+        assert [(rule["FromPort"], rule["ToPort"]) for rule in open_to_all] == [(22, 22)]
 
 
 @pytest.mark.parametrize("file", ["gpu.yaml", "gcp.yaml"])

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.tables import RunTables, read_rows
 from sweeps.running.capacity import may_grow
+from sweeps.running.cluster_watch import waiting_for
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
 from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.paths import ROOT
-from tests.helpers.sweep import LIGHT, RATES, RunningSweep, light, only_run, run_sweep, sets, trials
+from tests.helpers.ports import free_port
+from tests.helpers.sweep import LIGHT, RATES, RunningSweep, light, only_run, run_sweep, sets, steps, trials
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
 from trainables.training.job import Workers
@@ -57,6 +61,12 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
         while (alone.room(), groups.room()) != (4, 2):
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        assert waiting_for() == ""
+        large = placement_group([{"CPU": 3}])
+        while (said := waiting_for()) != "3 nodes; waiting for room for 1 worker of 3 CPU; no node is starting":
+            assert time.monotonic() < deadline, said
+            time.sleep(0.2)
+        remove_placement_group(large)
     message = "workers of 3 CPUs each do not fit; the 3 nodes have 4 CPUs together"
     with pytest.raises(InputError, match=message), connected(settings(3), 9):
         pass
@@ -77,13 +87,28 @@ def nodes(address: str) -> int:
     return int(subprocess.check_output([sys.executable, "-c", code, address], cwd=ROOT, text=True))
 
 
+def power_off_a_machine(address: str) -> None:
+    """Kills all processes of a worker of `growing_cluster` on which a trial runs, at once."""
+    disks = f"/tmp/grow-{address.rpartition(':')[2]}/"
+    raylets = [process for process in psutil.process_iter(["name", "cmdline"]) if process.info["name"] == "raylet"]
+    for raylet in raylets:
+        family = raylet.children(recursive=True)
+        trial = any(process.name().startswith("ray::ImplicitFunc") for process in family)
+        if trial and any(disks in part for part in raylet.info["cmdline"]):
+            for process in (raylet, *family):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+    raise AssertionError("no trial runs")
+
+
 def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To three workers, and after the sweep it shrinks to its head again."""
+    """To three workers, of which one is lost; Ctrl-C and a resume; after the sweep it shrinks to its head again."""
     results = tmp_path / "results"
     with growing_cluster(tmp_path, workers=3) as (address, token):
         flags = [
-            *light(results, tmp_path / "store", training__reports=2),
-            *("--trials", "3", "--max-steps", "4", "--confirm", "0", "--address", address),
+            *light(results, tmp_path / "store", training__reports=4),
+            *("--trials", "3", "--max-steps", "164", "--confirm", "0", "--address", address),
         ]
         with monkeypatch.context() as without:
             without.setenv("HOME", str(tmp_path))  # Ray looks there for a token
@@ -102,20 +127,28 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
         assert "workers of 2 CPUs each do not fit at its largest size" in too_large.stderr
         assert not results.exists()
         assert nodes(address) == 1
-        done = run_sweep(*flags)
+        first = RunningSweep(*flags)
+        first.wait_for("t00[012] +step (41|82)/164", 2)  # each on a machine of its own
+        power_off_a_machine(address)
+        first.wait_for("is gone; ")
+        first.wait_for("t00[012] continues at step (41|82|123)(?!\\d)")
+        first.interrupt()
+        assert first.wait() == 130, first.text
+        assert "Traceback" not in first.text
+        done = run_sweep("--resume", str(only_run(results)), "--address", address)
         assert done.returncode == 0, done.stdout + done.stderr
         deadline = time.monotonic() + 120
         while nodes(address) > 1:
             assert time.monotonic() < deadline
             time.sleep(1)
     run = only_run(results)
-    assert {name: row["status"] for name, row in trials(run).items()} == dict.fromkeys(
-        ("t000", "t001", "t002"), "finished"
-    )
+    ended = trials(run)
+    assert {name: row["status"] for name, row in ended.items()} == dict.fromkeys(("t000", "t001", "t002"), "finished")
+    assert {tuple(steps(run, name)) for name in ended} == {(41, 82, 123, 164)}
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 1
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
-    assert log.count(" joined; ") == 3 and log.count("joined; 4 nodes") >= 1
+    assert log.count(" joined; ") >= 3 and log.count("joined; 4 nodes") >= 1
 
 
 def test_a_sweep_whose_head_is_lost_goes_on_elsewhere_from_the_bucket(
@@ -159,11 +192,9 @@ def test_a_sweep_runs_as_a_job_that_ray_up_prints(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else `auto` uses a token of this machine, if there is one
     # The job's `python` is the first on the head's PATH: on a node of `ray up`, the one with our packages.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    # The agent's own port may be that of another Ray of this machine; without an agent no job starts.
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, **ports})
     try:
         words = light(tmp_path / "results", tmp_path / "store", training__reports=1)
         words += ["--trials", "1", "--max-steps", "4", "--confirm", "0", "--address", "auto"]

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import psutil
 import ray
+
+from tests.helpers.ports import free_port
 
 _HEAD = "f" * 51 + "00000"  # the id by which the provider knows its head
 _HEAD_TYPE = "ray.head.default"  # the provider expects this name
@@ -34,9 +35,7 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
     Yields:
         Its address, and the environment with which other processes connect to it.
     """
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+    port = free_port("")
     address = f"{ray.util.get_node_ip_address()}:{port}"
     # Ray's sockets need a short path.
     temporary = Path("/tmp") / f"grow-{port}"

@@ -32,7 +32,9 @@ from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.helpers.metadata import Metadata, metadata_server
 from tests.helpers.sweep import light_trial
 from tests.sweeps.recording.test_tables import measured
+from trainables.common.errors import InputError
 from trainables.data.prepare import make_stores
+from trainables.data.ray_pipeline import check_shared
 from trainables.data.stages.needed import needed_stages
 from trainables.methods.build import method_class
 from trainables.settings import TrialSettings, override
@@ -151,7 +153,7 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
 def test_node_that_does_not_see_the_results_is_left_out(
     cluster: Cluster, disks: Path, small: TrialSettings, tmp_path: Path
 ) -> None:
-    """It joins after the start of the sweep, where `check_shared` finds those that are there."""
+    """At the start of a sweep it is refused; here it joins later."""
     run = disks / "hidden" / "run"
     (run / "trials").mkdir(parents=True)
     job = Job(small, (), (), WORKERS, str(run / "trials" / "t000"), str(run / ".ray"), on_cluster=True)
@@ -165,6 +167,11 @@ def test_node_that_does_not_see_the_results_is_left_out(
     nodes = FailingNodes(WORKERS, stops.append)
     try:
         with connected(settings_of(cluster), 1):
+            check_shared(str(tmp_path), "--results", "one that all share")
+            with pytest.raises(
+                InputError, match=r"--results \S+: 1 of the cluster's 2 nodes do not see it: [\d.]+; give"
+            ):
+                check_shared(str(run), "--results", "one that all share")
             on_broken = tune.PlacementGroupFactory([{"CPU": 1, "broken": 1}])  # the first try
             (result,) = tune.Tuner(
                 tune.with_resources(trial, on_broken),
