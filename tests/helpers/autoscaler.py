@@ -30,7 +30,7 @@ _PATIENCE = 120.0
 
 @contextmanager
 def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """Starts a head that may add up to so many workers of one CPU, and removes one that was idle for 30 seconds.
+    """Starts a head that may add up to so many workers of one CPU, and removes one that was idle for 15 seconds.
 
     Yields:
         Its address, and the environment with which other processes connect to it.
@@ -90,7 +90,7 @@ def _config(address: str, workers: int, disks: Path) -> dict[str, object]:
         "cluster_name": "growing",
         "max_workers": workers,
         "upscaling_speed": 1.0,
-        "idle_timeout_minutes": 0.5,
+        "idle_timeout_minutes": 0.25,
         "provider": {
             "type": "external",
             "module": "own_disk.OwnDisk",
