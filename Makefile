@@ -22,9 +22,9 @@ LONGER_TESTS := benchmarks end_to_end trainables/assets trainables/methods train
                 trainables/data/test_interrupted_preparation.py trainables/data/test_store_buckets.py \
                 trainables/images/test_object_storage.py
 
-# For all tests, on two cores: a third of the time a test waits for processes. The tests of a file share their fixtures, so a
-# file stays in one process. Files start in the order that tests/conftest.py gives them: the longest come first.
-AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
+# For all tests, on two cores: half of the time a test waits for processes. Four take at most 12 GB. The tests of a file share
+# their fixtures, so a file stays in one process. Files start in the order that tests/conftest.py gives them: the longest first.
+AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 # Containers often set it. Then no process keeps what it compiles: each would compile torch and Ray again, for 9 CPU
 # seconds. Empty means not set.
@@ -35,7 +35,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo 'make sweep    run a sweep: run_sweep.py --space $(SPACE) (flags: ARGS="...", question: SPACE=...)'
-	@echo 'make test     all tests, slow ones too, in two processes (some of them, in one: ARGS="...")'
+	@echo 'make test     all tests, slow ones too, in four processes (some of them, in one: ARGS="...")'
 	@echo 'make check    lint, types, import rules and the fast tests (a few minutes)'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make format   format the code with ruff'

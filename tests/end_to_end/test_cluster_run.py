@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ from tests.helpers.ports import free_port
 from tests.helpers.sweep import LIGHT, RATES, RunningSweep, light, only_run, run_sweep, sets, steps, trials
 from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
+from trainables.data.ray_pipeline import check_shared
 from trainables.training.job import Workers
 
 __all__ = ["endpoint"]
@@ -48,7 +50,7 @@ def fixed() -> Iterator[Cluster]:
         made.shutdown()
 
 
-def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
+def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster, tmp_path: Path) -> None:
     def settings(cpus: float) -> SweepSettings:
         return SweepSettings("x", workers_per_trial=1, cpus_per_worker=cpus, gpus_per_worker=0, address=fixed.address)
 
@@ -56,7 +58,7 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
         assert at_once == 2 and not may_grow()
         alone, groups = (FailingNodes(Workers(count), lambda reason: None) for count in (1, 2))
         assert (alone.room(), groups.room()) == (2, 1)
-        fixed.add_node(num_cpus=2)
+        added = fixed.add_node(num_cpus=2)
         deadline = time.monotonic() + 60
         while (alone.room(), groups.room()) != (4, 2):
             assert time.monotonic() < deadline
@@ -67,7 +69,11 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster) -> None:
             assert time.monotonic() < deadline, said
             time.sleep(0.2)
         remove_placement_group(large)
-    message = "workers of 3 CPUs each do not fit; the 3 nodes have 4 CPUs together"
+        known = ray.nodes()
+        with patch.object(ray, "nodes", lambda: known):  # one of them leaves right after that look
+            fixed.remove_node(added)
+            check_shared(str(tmp_path), "--results", "one that all share")
+    message = "workers of 3 CPUs each do not fit; the 2 nodes have 2 CPUs together"
     with pytest.raises(InputError, match=message), connected(settings(3), 9):
         pass
     assert not ray.is_initialized()

@@ -85,6 +85,8 @@ def read_after(name: str, run: Path, random: random.Random) -> list[str]:
     found = messy(output)
     if status != (name in _WINNER_LOST) or "the time budget is over with" not in output:
         found.append(f"exit status {status}, {output.splitlines()[-1:]}")
+    if name in _WINNER_LOST and "finished trials whose checkpoints are gone: t000;" not in output:
+        found.append("the trial without checkpoints was not named")
     found += left_behind(name, original, content)
     if planted_mark(run).exists():
         found.append("a planted pickle was loaded")

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 
 from tests.faults import reading
 from tests.faults.__main__ import table
-from tests.faults.inject import Bench, Outcome, all_faults
+from tests.faults.inject import KILLED, Bench, Outcome, all_faults
+from tests.faults.runs import Results, Sweep
+from trainables.training.checkpoint_folders import newest_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a sweep with many processes, also on busy machines
 
@@ -24,6 +27,22 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.parametrize("fault", reading.ALL)
 def test_run_is_read_after(bench: Bench, fault: str) -> None:
     assert bench.read(fault, random.Random(0)).problems == []
+
+
+def test_finished_trial_without_checkpoints_is_repeated_if_asked(bench: Bench) -> None:
+    run = bench.copy_of(bench.killed(*KILLED[-1]))
+    before = Results.of(run)
+    assert before.ends["t000"] == ("finished", 4)
+    shutil.rmtree(run / "trials" / "t000")
+    sweep = Sweep("--resume", str(run), "--repeat-lost")
+    status = sweep.wait()
+    assert (status, sweep.close()) == (0, []), sweep.text
+    assert "finished trials whose checkpoints are gone: t000; train again" in sweep.text
+    assert "t000 starts over at step 0" in sweep.text
+    after = Results.of(run)
+    assert after.ends == dict.fromkeys(("t000", "t001", "t002"), ("finished", 4))
+    assert {key: after.reports[key] for key in before.reports} == before.reports
+    assert newest_whole(run / "trials" / "t000")[0]
 
 
 def test_table_counts_what_was_tried() -> None:

@@ -29,6 +29,15 @@ from trainables.training.reporting import Report
 PRESET = "sample-print"
 METRICS = ("val/psnr", "val/psnr_y", "val/ssim", "val/st_lpips")
 
+_OF_DECODERS: dict[str, Any] = {
+    "pairs.train_pairs": 1024,
+    "training.max_steps": 1000,
+    "training.beta1": 0.9,
+    "training.beta2": 0.999,
+    "training.ema_decay": 0.99,
+    "training.reports": 12,
+    "training.log_every": 50,
+}
 # In this order: the decoders are trained on what the first one restores.
 RECIPES: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
@@ -40,24 +49,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training.reports": 12,
         "training.log_every": 50,
     },
-    "stablesr_cfw": {
-        "pairs.train_pairs": 1024,
-        "training.max_steps": 1000,
-        "training.beta1": 0.9,
-        "training.beta2": 0.999,
-        "training.ema_decay": 0.99,
-        "training.reports": 12,
-        "training.log_every": 50,
-    },
-    "ccsr": {
-        "pairs.train_pairs": 1024,
-        "training.max_steps": 1000,
-        "training.beta1": 0.9,
-        "training.beta2": 0.999,
-        "training.ema_decay": 0.99,
-        "training.reports": 12,
-        "training.log_every": 50,
-    },
+    "stablesr_cfw": _OF_DECODERS,
+    "ccsr": _OF_DECODERS,
     "one_step": {
         "one_step.dual": True,
         "one_step.timestep": 1,

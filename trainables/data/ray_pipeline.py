@@ -27,6 +27,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.common.cluster import check_address, join, shipped_code
@@ -280,6 +281,16 @@ def _sign(folder: Path) -> Iterator[Path]:
         sign.unlink(missing_ok=True)
 
 
+def _sees(answer: Any) -> bool:
+    """The answer of a node; true if the node has left the cluster meanwhile, so that nothing will run there."""
+    try:
+        return bool(ray.get(answer))
+    except RayTaskError:  # it may not look there
+        return False
+    except RayError:
+        return True
+
+
 def check_shared(folder: str, flag: str, accepted: str) -> None:
     """Refuses a local folder that some node of the cluster does not see.
 
@@ -295,7 +306,8 @@ def check_shared(folder: str, flag: str, accepted: str) -> None:
     with _sign(Path(folder)) as sign:
         see = ray.remote(num_cpus=0)(lambda: sign.exists())
         here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        seen = ray.get([see.options(scheduling_strategy=where).remote() for where in here])
+        answers = [see.options(scheduling_strategy=where).remote() for where in here]
+        seen = [_sees(answer) for answer in answers]
     if blind := [address for address, sees in zip(nodes.values(), seen, strict=True) if not sees]:
         named = ", ".join(blind[:_NAMED]) + (" and others" if len(blind) > _NAMED else "")
         raise InputError(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.degradations import ONLY_RESIZED
 from trainables.common.errors import InputError
 from trainables.images.orientation import oriented
 from trainables.images.pairs import FLAT, Pair, Pairs
@@ -155,21 +156,9 @@ def test_validation_crops_overlap_only_when_they_must() -> None:
 
 def test_pair_is_aligned() -> None:
     """Without blur and noise, the target's area average fits best without a shift."""
-    still = DegradationSettings(
-        sinc_prob=0.0,
-        kernel_prob=(1, 0, 0, 0, 0, 0),
-        blur_sigma=(0.1, 0.1),
-        resize_prob=(0, 0, 1),
-        gaussian_noise_prob=1.0,
-        noise_range=(0, 0),
-        jpeg_range=(100, 100),
-        second_order_prob=0.0,
-        jpeg_range2=(100, 100),
-        final_sinc_prob=0.0,
-    )
     # With room for a margin, without, and on one axis only.
     scenes = [_scene(1, 200, 260), _scene(2, 64, 64), _scene(3, 70, 300)]
-    for pair in Pairs(scenes, PairSettings(train_pairs=30, degradation=still), "train", 0):
+    for pair in Pairs(scenes, PairSettings(train_pairs=30, degradation=ONLY_RESIZED), "train", 0):
         average = pair.target.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
         error = {
             (y, x): np.abs(pair.degraded - np.roll(average, (y, x), axis=(0, 1)))[1:-1, 1:-1].mean()
