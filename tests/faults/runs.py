@@ -85,11 +85,13 @@ class Sweep(RunningSweep):
         names = []
         for process in left:
             try:
-                names.append(process.name())
+                # An agent that has just started has its later name in its command only.
+                agent = "agent" in " ".join([process.name(), *process.cmdline()]).lower()
+                names += [] if agent else [process.name()]
                 process.kill()
             except psutil.Error:
                 continue
-        return [name for name in names if "Agent" not in name and "agent" not in name]
+        return names
 
 
 @dataclass
