@@ -18,7 +18,6 @@ import yaml
 
 from sweeps.command_line import main
 from sweeps.planning.run_files import RUN_SETTINGS
-from sweeps.recording.tables import RunTables
 from tests.faults.kinds import FOLDER, planted_mark
 from tests.faults.runs import ENDED, INTERVAL, Results, half_written, messy, tree
 from tests.helpers.tensorboard import Page
@@ -73,8 +72,6 @@ def left_behind(name: str, original: Path, content: dict[str, str]) -> list[str]
 def read_after(name: str, run: Path, random: random.Random) -> list[str]:
     """What is wrong with a killed run that is resumed after the fault, without time for a trial; empty if nothing."""
     _use_up_time(run)
-    if name in _TABLES_ONLY:
-        RunTables(run).load().flush(force=True)  # on a busy machine they may not even have the start of a trial
     before, original, newest, content = Results.of(run), run, _newest(run), dict[str, str]()
     if name in FOLDER:
         FOLDER[name](run, random)
