@@ -86,7 +86,12 @@ def places(workers: Workers, nodes: Sequence[dict[str, Any]] | None = None) -> i
 
 def may_grow() -> bool:
     """Whether an autoscaler can add nodes."""
-    return is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs_client()) or _has_older_autoscaler()
+    return replaces_nodes() or _has_older_autoscaler()
+
+
+def replaces_nodes() -> bool:
+    """Whether there is the new autoscaler: it starts another node for a trial that must not run on those there are."""
+    return bool(is_autoscaler_v2(fetch_from_server=True, gcs_client=gcs_client()))
 
 
 def cluster_status() -> GetClusterStatusReply:

@@ -20,7 +20,7 @@ from ray.tune import Callback
 
 from sweeps.recording.progress import logger
 from sweeps.recording.trial_errors import last_line
-from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places
+from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places, replaces_nodes
 from sweeps.running.group_failures import error_of, first_to_fail, node_of_actor
 from sweeps.trial_config import AVOIDED, ID
 from trainables.training.job import Workers
@@ -29,6 +29,8 @@ from trainables.training.launch import NODES, OnUnfitNode, trial_resources
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""
 _LOOK_AGAIN = 2.0  # seconds until the nodes are counted anew
+_MOST_IN_VAIN = 3  # nodes that an autoscaler starts and no trial can use: a fourth would be as bad, and costs money
+_PATIENCE = 1200.0  # seconds in which it may start another one; an unfit one may have to be idle for a while first
 _WORKER = "RayTrainWorker"  # Train's class of the workers of a group
 
 
@@ -43,9 +45,12 @@ class FailingNodes(Callback):
 
     An unfit node is left out whatever was reported from it.
 
+    If all nodes are left out and Ray's new autoscaler may start another one, trials wait for it.
+
     Args:
         workers: of a trial.
-        stop: ends the sweep, with a reason, when all nodes are left out, or when no group fits on the others.
+        stop: ends the sweep, with a reason, when all nodes are left out and no other comes, or when no group fits on
+            the others.
         limit: different trials.
     """
 
@@ -58,6 +63,7 @@ class FailingNodes(Callback):
         self._failures: dict[str, dict[str, str]] = {}  # node -> trial -> what it said last
         self._left_out: dict[str, str] = {}  # node -> its address
         self._room, self._counted = 1, float("-inf")
+        self._waits, self._why = 0.0, ""  # since when for another node, and what to say if none comes
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -121,7 +127,19 @@ class FailingNodes(Callback):
         if rest >= self._workers.count or (rest and may_grow()):
             return
         what = "no group fits on the other nodes" if rest else "trials failed on every node, and all are left out"
-        self._stop(f"{what}; the last one said: {text}")
+        self._why = f"{what}; the last one said: {text}"
+        if not rest and len(self._left_out) < _MOST_IN_VAIN and replaces_nodes():
+            self._waits = time.monotonic()
+            logger.info("cluster    all nodes are left out; trials wait for another one")
+        else:
+            self._stop(self._why)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if not self._waits or time.monotonic() - self._waits < _PATIENCE:
+            return
+        self._waits = 0.0
+        if not self._places(self._left_out):
+            self._stop(self._why)
 
     def _runs(self, node: str, seconds: float) -> bool:
         """Whether a trial has run on a node for longer."""

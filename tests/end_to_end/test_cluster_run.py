@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psutil
 import pytest
 import ray
+from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -24,6 +26,8 @@ from sweeps.running.capacity import may_grow
 from sweeps.running.cluster_watch import waiting_for
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
+from sweeps.running.scheduler import SweepScheduler
+from sweeps.trial_config import GIVEN, ID
 from tests.helpers.autoscaler import growing_cluster
 from tests.helpers.buckets import bucket_uri, endpoint
 from tests.helpers.paths import ROOT
@@ -33,6 +37,7 @@ from trainables.common.buckets import BucketFolder
 from trainables.common.errors import InputError
 from trainables.data.ray_pipeline import check_shared
 from trainables.training.job import Workers
+from trainables.training.launch import trial_resources
 
 __all__ = ["endpoint"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many processes per test, also on busy machines
@@ -157,6 +162,42 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
     assert log.count(" joined; ") >= 3 and log.count("joined; 4 nodes") >= 1
+
+
+def test_a_growing_cluster_replaces_the_only_node_if_trials_fail_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "first"
+
+    def trial(config: dict[str, Any]) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        if not first.exists():
+            first.write_text(node)
+        if first.read_text() == node:
+            raise FileNotFoundError("no driver on this machine")
+        tune.report({"step": 9, "val/psnr": 1.0, "where": node})
+
+    stops = list[str]()
+    with growing_cluster(tmp_path, workers=2, with_token=False) as (address, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        settings = SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=address)
+        with connected(settings, 1):
+            nodes = FailingNodes(Workers(1), stops.append, limit=1)
+            (result,) = tune.Tuner(
+                tune.with_resources(trial, trial_resources(Workers(1))),
+                param_space={ID: "t000", GIVEN: True},
+                tune_config=tune.TuneConfig(scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes)),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(tmp_path / "tune"),
+                    callbacks=[nodes],
+                    failure_config=tune.FailureConfig(max_failures=1),
+                    verbose=0,
+                ),
+            ).fit()
+    assert not stops
+    assert result.error is None and result.metrics["where"] != first.read_text()
 
 
 def test_a_sweep_whose_head_is_lost_goes_on_elsewhere_from_the_bucket(

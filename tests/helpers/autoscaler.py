@@ -29,8 +29,11 @@ _PATIENCE = 120.0
 
 
 @contextmanager
-def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str, str]]]:
+def growing_cluster(folder: Path, workers: int, with_token: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
     """Starts a head that may add up to so many workers of one CPU, and removes one that was idle for 15 seconds.
+
+    Args:
+        with_token: whether it wants one. A process reads its token once, so without it this process may connect too.
 
     Yields:
         Its address, and the environment with which other processes connect to it.
@@ -42,7 +45,9 @@ def growing_cluster(folder: Path, workers: int) -> Iterator[tuple[str, dict[str,
     temporary.mkdir()
     config = folder / "autoscaler.json"
     config.write_text(json.dumps(_config(address, workers, temporary)), encoding="utf-8")
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = {"RAY_AUTH_MODE": "disabled"}
+    if with_token:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = {
         **os.environ,
         **token,
