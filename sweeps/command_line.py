@@ -366,6 +366,6 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         _announce_ray(settings)
         from sweeps.sweep import resume
 
-        return resume(plan, folder, warm, flags.repeat_lost)
+        return resume(plan, folder, warm, repeat=flags.repeat_lost)
     finally:
         folder.close()

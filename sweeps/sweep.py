@@ -33,19 +33,19 @@ from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.last_checkpoints import LastCheckpoints
 from sweeps.running.preparation import prepare_stores, preparing_beside
 from sweeps.running.ray_cluster import connected, tune_interrupts, workers
+from sweeps.running.repeating import repeat_lost
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.running.warm_start import Earlier, write_trials
 from sweeps.trial_config import AVOIDED, CONFIRMATION, ID, KIND, PARAMETERS, SEED
 from trainables.common.command import ExitStatus
 from trainables.common.devices import device_for
-from trainables.common.errors import one_line
+from trainables.common.errors import InputError, one_line
 from trainables.common.machine import limit_threads
 from trainables.common.paths import is_uri
 from trainables.common.units import duration
 from trainables.data.prepared import open_stores
 from trainables.data.ray_pipeline import check_shared
-from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS
 from trainables.settings.methods import METHODS
 from trainables.training.controls import LATENT_CONTROLS, Measured, measure_controls
 from trainables.training.job import Job
@@ -90,21 +90,26 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
             folder.close()
 
 
-def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = (), repeat_lost: bool = False) -> int:
+def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = (), *, repeat: bool = False) -> int:
     """Continues a run from its last checkpoints; returns the exit status.
 
     If its limit of time or money is used up, nothing starts, not even Ray: the run answers from the trials it has.
 
     Args:
-        repeat_lost: whether finished trials without a whole checkpoint train again.
+        repeat: whether finished trials without a whole checkpoint train again.
+
+    Raises:
+        InputError: they are to train again, and there is no time for it.
     """
+    if repeat and not _has_time(plan):
+        raise InputError("--repeat-lost: the time or money of the run is used up; give more, such as --time-budget 1h")
     lost, began = _Lost(plan.question.settings.address), time.monotonic()
     lost.folder = folder.path
     if not _has_time(plan):
         return _run(plan, folder, 0, warm, began)
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, place_of(folder.path))
-        return _run(plan, folder, concurrent, warm, began, repeat_lost)
+        return _run(plan, folder, concurrent, warm, began, repeat=repeat)
 
 
 def _check_results(plan: Plan, folder: str) -> None:
@@ -124,7 +129,8 @@ def _run(
     concurrent: int,
     warm: Sequence[Earlier],
     began: float,
-    repeat_lost: bool = False,
+    *,
+    repeat: bool = False,
 ) -> int:
     started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
@@ -140,9 +146,9 @@ def _run(
             logger.info("%-10s %s", "copy", folder.path)
         folder.clear_scratch()
         recorder.open(began, plan.spent)
+        repeat_lost(folder, recorder, asked=repeat)
         for id in folder.go_on_in_bucket(recorder.tables.leaderboard):
             logger.info("note       %s: not in this run's record; its checkpoints are in unknown_trials", id)
-        _repeat_lost(folder, recorder, repeat_lost)
         folder.start_uploading(recorder.stop, _upload_line)
         with deadline:
             held = []
@@ -184,19 +190,6 @@ def _run(
         folder.clear_scratch()
         logger.removeHandler(file)
         file.close()
-
-
-def _repeat_lost(folder: RunFolder, recorder: Recorder, asked: bool) -> None:
-    """Names finished trials without a checkpoint; if asked, they and those with damaged ones train again."""
-    finished = [row["id"] for row in recorder.tables.leaderboard if row["status"] == "finished" and row["checkpoint"]]
-    if asked:
-        lost = [id for id in finished if folder.newest(id, (WEIGHTS, SETTINGS))[0] is None]
-        recorder.repeat(lost)
-    else:
-        lost = folder.without_checkpoint(finished)
-    if lost:
-        named, what = ", ".join(lost), "train again" if asked else "numbers stay; --repeat-lost trains them again"
-        logger.info("note       finished trials whose checkpoints are gone: %s; %s", named, what)
 
 
 def _upload_line(line: str) -> None:

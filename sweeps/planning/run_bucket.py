@@ -23,6 +23,7 @@ from trainables.common.buckets import BucketFolder, check_bucket
 from trainables.common.errors import InputError, one_line
 from trainables.common.paths import is_uri, path_of, replace_folder, write_durably
 from trainables.data.stores.roots import local_root
+from trainables.pretrained.finished_trial import CHECKSUMS
 from trainables.training.bucket_checkpoints import download_newest, drop_older_in
 from trainables.training.pictures import PICTURES
 
@@ -173,8 +174,9 @@ class RunBucket:
         return sorted({name.split("/")[1] for name in aside if _is_checkpoint(name)})
 
     def with_checkpoints(self) -> set[str]:
-        """The ids of trials that have one."""
-        return {name.split("/")[1] for name in self.run.objects() if _is_checkpoint(name)}
+        """The ids of trials that have a complete one."""
+        names = self.run.objects()
+        return {name.split("/")[1] for name in names if _is_checkpoint(name) and name.endswith(f"/{CHECKSUMS}")}
 
     def newest(self, id: str, wanted: Iterable[str]) -> tuple[Path | None, list[str]]:
         """Some files of a trial's newest checkpoint, until `close`: see `download_newest`."""

@@ -147,13 +147,17 @@ class RunFolder:
         else:
             drop_older(self.trials / id)
 
-    def without_checkpoint(self, ids: Sequence[str]) -> list[str]:
-        """Those of these trials that have no checkpoint. Content is not looked at."""
-        if not ids:
-            return []
+    def without_checkpoint(self, ids: Iterable[str], look_inside: bool) -> list[str]:
+        """Those of these trials that have no checkpoint.
+
+        Args:
+            look_inside: whether damaged ones do not count; in a bucket they always do.
+        """
         if self.bucket:
             with _failing():
                 kept = self.bucket.with_checkpoints()
+        elif look_inside:
+            kept = {id for id in ids if newest_whole(self.trials / id)[0]}
         else:
             kept = {checkpoint.parent.name for checkpoint in self.trials.glob("*/checkpoint_*")}
         return [id for id in ids if id not in kept]

@@ -170,6 +170,10 @@ class Progress:
         """A trial that ended under an earlier driver."""
         self._put(id, _Trial(name, given, step, status))
 
+    def forget(self, id: str) -> None:
+        """A trial that has ended is to run again."""
+        self._count(self._trials.pop(id), -1)
+
     def _put(self, id: str, trial: _Trial) -> None:
         if id in self._trials:
             self._count(self._trials[id], -1)

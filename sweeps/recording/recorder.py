@@ -23,7 +23,7 @@ from sweeps.formatting import setting_text
 from sweeps.recording.columns import TABLED
 from sweeps.recording.image_values import TEST, VALIDATION
 from sweeps.recording.progress import TIMED_OUT, Progress, logger
-from sweeps.recording.tables import OUT_OF_TIME, RunTables, confirming, has_ended
+from sweeps.recording.tables import ASKED_AGAIN, OUT_OF_TIME, RunTables, confirming, has_ended
 from sweeps.recording.tensorboard import TensorBoardTrials
 from sweeps.recording.trial_errors import how_it_ended, last_line
 from sweeps.recording.trial_files import catch_up, shown_metrics, shown_scalars, write_params
@@ -177,8 +177,8 @@ class Recorder(Callback):
     def repeat(self, ids: Iterable[str]) -> None:
         """Trials that have finished are to train again. Their numbers stay until they report."""
         for id in ids:
-            self.tables.upsert_trial({"id": id, "status": "interrupted"})
-            self.progress.known(id, self.tables.trial(id)["label"], False, 0, "interrupted")
+            self.tables.upsert_trial({"id": id, "status": "interrupted", ASKED_AGAIN: True})
+            self.progress.forget(id)
 
     def _set_aside_unknown(self) -> None:
         """Moves the folders of trials that are in no record out of the way: a trial of the same id may have other

@@ -49,6 +49,9 @@ STATUSES = ("running", "finished", "stopped", "failed", "interrupted", "control"
 OUT_OF_TIME = "out_of_time"
 """Column of the leaderboard: whether a stopped trial was stopped because the time budget was over, and not by ASHA."""
 
+ASKED_AGAIN = "asked_again"
+"""Column of the leaderboard: whether a trial had finished and was trained again because its checkpoints were lost."""
+
 # Ids are names of folders; a run from somebody else must not lead out of its own.
 _ID = re.compile(r"\w[\w.-]*")
 
@@ -87,7 +90,7 @@ def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: in
     """
     if row["status"] == "finished" and confirming([row]) and (row.get("steps") or confirm_steps) < confirm_steps:
         return False
-    final = bool(row.get("diverged")) or (confirmed and not confirming([row]))
+    final = bool(row.get("diverged")) or (confirmed and not confirming([row]) and not row.get(ASKED_AGAIN))
     short = row["status"] == "failed" or (row["status"] == "stopped" and bool(row.get(OUT_OF_TIME)))
     return final if short else row["status"] in ("finished", "stopped")
 

@@ -23,14 +23,15 @@ from sweeps.recording.trial_errors import last_line
 from sweeps.running.capacity import alive_nodes, draining_nodes, may_grow, node_name, places, replaces_nodes
 from sweeps.running.group_failures import error_of, first_to_fail, node_of_actor
 from sweeps.trial_config import AVOIDED, ID
+from trainables.common.units import duration
 from trainables.training.job import Workers
 from trainables.training.launch import NODES, OnUnfitNode, trial_resources
 
 TRIALS = 2
 """Different trials that must have failed on a node before it is left out."""
 _LOOK_AGAIN = 2.0  # seconds until the nodes are counted anew
-_MOST_IN_VAIN = 3  # nodes that an autoscaler starts and no trial can use: a fourth would be as bad, and costs money
-_PATIENCE = 1200.0  # seconds in which it may start another one; an unfit one may have to be idle for a while first
+_MOST_UNFIT = 3  # nodes in a row, without a report from any: a fourth would be as bad, and costs money
+_PATIENCE = 1200.0  # seconds in which another node may start; an unfit one may have to be idle for a while first
 _WORKER = "RayTrainWorker"  # Train's class of the workers of a group
 
 
@@ -45,7 +46,8 @@ class FailingNodes(Callback):
 
     An unfit node is left out whatever was reported from it.
 
-    If all nodes are left out and Ray's new autoscaler may start another one, trials wait for it.
+    If all nodes are left out and Ray's new autoscaler may start another one, trials wait for it. The tries that failed
+    on a node that is left out do not count.
 
     Args:
         workers: of a trial.
@@ -63,6 +65,8 @@ class FailingNodes(Callback):
         self._failures: dict[str, dict[str, str]] = {}  # node -> trial -> what it said last
         self._left_out: dict[str, str] = {}  # node -> its address
         self._room, self._counted = 1, float("-inf")
+        self._tries: dict[str, list[Any]] = {}  # node -> the trial of each failed try
+        self._unfit = 0  # nodes left out since the last report
         self._waits, self._why = 0.0, ""  # since when for another node, and what to say if none comes
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class FailingNodes(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         node, _ = self._running.get(trial.config[ID], ("", 0.0))
+        self._unfit = 0
         self._reported.update(result.get(NODES, []) if self._group else [node])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -102,6 +107,7 @@ class FailingNodes(Callback):
         if not node or node in self._reported or node in draining_nodes():
             return
         self._failures.setdefault(node, {})[id] = said or last_line(trial)
+        self._tries.setdefault(node, []).append(trial)
         self._slowest[node] = max(self._slowest.get(node, 0.0), time.monotonic() - began)
         for other in self._failures.keys() & names.keys() - self._left_out.keys():
             self._judge(other, names[other])
@@ -122,24 +128,30 @@ class FailingNodes(Callback):
             text: what a trial has said on it last, for the line about the end.
         """
         self._left_out[node] = name
+        self._unfit += 1
+        for trial in self._tries.pop(node, ()):
+            trial.max_failures += 1
         logger.info("cluster    %s is left out: %s", name, why)
         rest = self._places(self._left_out)
         if rest >= self._workers.count or (rest and may_grow()):
             return
         what = "no group fits on the other nodes" if rest else "trials failed on every node, and all are left out"
         self._why = f"{what}; the last one said: {text}"
-        if not rest and len(self._left_out) < _MOST_IN_VAIN and replaces_nodes():
+        if not rest and self._unfit < _MOST_UNFIT and replaces_nodes():
             self._waits = time.monotonic()
             logger.info("cluster    all nodes are left out; trials wait for another one")
         else:
             self._stop(self._why)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self._waits or time.monotonic() - self._waits < _PATIENCE:
+        if not self._waits or time.monotonic() - self._counted < _LOOK_AGAIN:
             return
-        self._waits = 0.0
-        if not self._places(self._left_out):
-            self._stop(self._why)
+        self._counted = time.monotonic()
+        if self._places(self._left_out):
+            self._waits = 0.0
+        elif time.monotonic() - self._waits > _PATIENCE:
+            self._waits = 0.0
+            self._stop(f"{self._why}; no other node has come within {duration(_PATIENCE)}")
 
     def _runs(self, node: str, seconds: float) -> bool:
         """Whether a trial has run on a node for longer."""

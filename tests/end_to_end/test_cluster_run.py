@@ -119,7 +119,7 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
     with growing_cluster(tmp_path, workers=3) as (address, token):
         flags = [
             *light(results, tmp_path / "store", training__reports=10),
-            *("--trials", "3", "--max-steps", "410", "--confirm", "0", "--address", address),
+            *("--trials", "3", "--max-steps", "820", "--confirm", "0", "--address", address),
         ]
         with monkeypatch.context() as without:
             without.setenv("HOME", str(tmp_path))  # Ray looks there for a token
@@ -139,15 +139,15 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
         assert not results.exists()
         assert nodes(address) == 1
         first = RunningSweep(*flags)
-        first.wait_for("t00[012] step 41/410")
+        first.wait_for("t00[012] step 82/820")
         first.interrupt()
         assert first.wait() == 130, first.text
         second = RunningSweep("--resume", str(only_run(results)), "--address", address)
-        second.wait_for("t00[012] step (82|123)/410")
-        continued = "t00[012] continues at step [1-9]"
-        before = second.seen(continued)
+        started = r"t00[012] (continues|starts over) at step"
+        second.wait_for(started, 3)  # each on a machine of its own
+        assert nodes(address) == 4
         power_off_a_machine(address)
-        second.wait_for(continued, before + 1)
+        second.wait_for(started, 4)
         assert second.wait() == 0, second.text
         assert "Traceback" not in first.text + second.text
         deadline = time.monotonic() + 120
@@ -157,11 +157,11 @@ def test_a_sweep_makes_a_cluster_without_workers_grow(tmp_path: Path, monkeypatc
     run = only_run(results)
     ended = trials(run)
     assert {name: row["status"] for name, row in ended.items()} == dict.fromkeys(("t000", "t001", "t002"), "finished")
-    assert {tuple(steps(run, name)) for name in ended} == {tuple(range(41, 411, 41))}
+    assert {tuple(steps(run, name)) for name in ended} == {tuple(range(82, 821, 82))}
     assert len([row for row in read_rows(run / "leaderboard.parquet") if row["kind"] == "control"]) == 1
     assert (run / "best" / "weights.safetensors").exists()
     log = (run / "sweep.log").read_text(encoding="utf-8")
-    assert log.count(" joined; ") >= 3 and log.count("joined; 4 nodes") >= 1
+    assert log.count(" joined; ") >= 1
 
 
 def test_a_growing_cluster_replaces_the_only_node_if_trials_fail_there(
@@ -178,7 +178,7 @@ def test_a_growing_cluster_replaces_the_only_node_if_trials_fail_there(
         tune.report({"step": 9, "val/psnr": 1.0, "where": node})
 
     stops = list[str]()
-    with growing_cluster(tmp_path, workers=2, with_token=False) as (address, environment):
+    with growing_cluster(tmp_path, workers=1, with_token=False) as (address, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         settings = SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=address)

@@ -34,6 +34,9 @@ ENDED = ("finished", "stopped")
 MEASURED = ("val/", "loss/", "weighted/")
 
 
+_AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py")
+
+
 class Sweep(RunningSweep):
     """A running command line. Its output is read all the time; `close` ends it and all that it started."""
 
@@ -85,13 +88,13 @@ class Sweep(RunningSweep):
         names = []
         for process in left:
             try:
-                # An agent that has just started has its later name in its command only.
-                agent = "agent" in " ".join([process.name(), *process.cmdline()]).lower()
-                names += [] if agent else [process.name()]
+                names.append(process.name())
+                if process.name().startswith("python"):  # an agent that has just started is renamed a little later
+                    names[-1] = " ".join(part for part in process.cmdline() if part.endswith(_AGENTS)) or names[-1]
                 process.kill()
             except psutil.Error:
                 continue
-        return names
+        return [name for name in names if "agent" not in name.lower()]
 
 
 @dataclass

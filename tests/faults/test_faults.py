@@ -29,15 +29,20 @@ def test_run_is_read_after(bench: Bench, fault: str) -> None:
     assert bench.read(fault, random.Random(0)).problems == []
 
 
-def test_finished_trial_without_checkpoints_is_repeated_if_asked(bench: Bench) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_finished_trial_without_checkpoints_is_repeated_if_asked(bench: Bench, damaged: bool) -> None:
     run = bench.copy_of(bench.killed(*KILLED[-1]))
     before = Results.of(run)
     assert before.ends["t000"] == ("finished", 4)
-    shutil.rmtree(run / "trials" / "t000")
+    if damaged:
+        (weights,) = (run / "trials" / "t000").glob("checkpoint_*/weights.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-100] + bytes(100))
+    else:
+        shutil.rmtree(run / "trials" / "t000")
     sweep = Sweep("--resume", str(run), "--repeat-lost")
     status = sweep.wait()
     assert (status, sweep.close()) == (0, []), sweep.text
-    assert "finished trials whose checkpoints are gone: t000; train again" in sweep.text
+    assert "finished trials whose checkpoints are gone or damaged: t000; train again" in sweep.text
     assert "t000 starts over at step 0" in sweep.text
     after = Results.of(run)
     assert after.ends == dict.fromkeys(("t000", "t001", "t002"), ("finished", 4))

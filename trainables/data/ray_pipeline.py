@@ -282,11 +282,13 @@ def _sign(folder: Path) -> Iterator[Path]:
 
 
 def _sees(answer: Any) -> bool:
-    """The answer of a node; true if the node has left the cluster meanwhile, so that nothing will run there."""
+    """Whether a node sees the folder; true if it has left the cluster and cannot be asked. Trials look again."""
     try:
         return bool(ray.get(answer))
-    except RayTaskError:  # it may not look there
-        return False
+    except RayTaskError as error:
+        if isinstance(error.cause, OSError):  # it may not look there
+            return False
+        raise
     except RayError:
         return True
 

@@ -4,6 +4,7 @@ from groups of two workers whose second one was broken in each of these ways.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,17 +115,25 @@ class Nodes(FailingNodes):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *alive: str, grows: bool = False, runs: str = "") -> None:
         self.stops: list[str] = []
         super().__init__(Workers(2), self.stops.append)
-        nodes = [
-            {"NodeID": id, "NodeManagerAddress": f"10.0.0.{at}", "Resources": {"CPU": 1}} for at, id in enumerate(alive)
-        ]
+        self.alive = list(alive)
         at_work = {"JobID": "01000000", "ActorClassName": "RayTrainWorker", "StartTime": 1, "Address": {"NodeID": runs}}
-        monkeypatch.setattr(failing_nodes, "alive_nodes", lambda: nodes)
+        monkeypatch.setattr(failing_nodes, "alive_nodes", self._nodes)
+        monkeypatch.setattr(failing_nodes, "replaces_nodes", lambda: grows)
         monkeypatch.setattr(failing_nodes, "draining_nodes", set)
         monkeypatch.setattr(failing_nodes, "may_grow", lambda: grows)
         monkeypatch.setattr(failing_nodes, "actors", lambda actor_state_name: {"": at_work})
         monkeypatch.setattr(
             failing_nodes.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01000000")
         )
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        where = enumerate(self.alive)
+        return [{"NodeID": id, "NodeManagerAddress": f"10.0.0.{at}", "Resources": {"CPU": 1}} for at, id in where]
+
+    def later(self, seconds: float) -> None:
+        """One step of Tune, so many seconds after all nodes were left out."""
+        self._waits, self._counted = self._waits and time.monotonic() - seconds, float("-inf")
+        self.on_step_end(0, [])
 
     def fail(self, id: str, error: BaseException, folder: Path) -> list[str]:
         """One try of a trial; returns where its next one does not go."""
@@ -210,3 +219,38 @@ def test_failure_of_an_unknown_worker_blames_no_node(monkeypatch: pytest.MonkeyP
     for id in ("t000", "t001", "t002"):
         assert nodes.fail(id, group(raised(RuntimeError(CLOSED), GOOD, 1.0)), tmp_path) == []
     assert not nodes._failures
+
+
+def all_left_out(monkeypatch: pytest.MonkeyPatch, folder: Path, grows: bool = True) -> Nodes:
+    nodes = Nodes(monkeypatch, GOOD, BAD, grows=grows)
+    for id, node in (("t000", GOOD), ("t001", BAD)):
+        nodes.fail(id, OnUnfitNode(node, "no driver"), folder)
+    return nodes
+
+
+END = "trials failed on every node, and all are left out; the last one said: no driver"
+
+
+def test_sweep_stops_if_all_nodes_are_left_out_and_no_other_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert all_left_out(monkeypatch, tmp_path, grows=False).stops[-1:] == [END]
+    nodes = all_left_out(monkeypatch, tmp_path)
+    nodes.later(1190)
+    assert not nodes.stops
+    nodes.later(1210)
+    assert nodes.stops == [f"{END}; no other node has come within 20 min"]
+
+
+def test_trials_wait_for_another_node_but_not_after_three_unfit_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nodes = all_left_out(monkeypatch, tmp_path)
+    nodes.alive.append(SPARE)
+    nodes.later(10)
+    nodes.alive.remove(SPARE)  # reclaimed: the sweep waits as for any other place
+    nodes.later(1210)
+    assert not nodes.stops
+    nodes.alive.append(SPARE)
+    nodes.fail("t002", OnUnfitNode(SPARE, "no driver"), tmp_path)
+    assert nodes.stops == [END]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ray.tune.experiment import Trial
 from sweeps.answering.remarks import ends_of_trials
 from sweeps.recording.progress import Progress
 from sweeps.recording.recorder import Recorder, RecorderSettings
-from sweeps.recording.tables import RunTables, has_ended
+from sweeps.recording.tables import ASKED_AGAIN, RunTables, has_ended
 from sweeps.running.scheduler import SweepScheduler
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, LABEL
@@ -109,6 +110,23 @@ def test_remark_says_why_a_trial_stopped(tmp_path: Path) -> None:
 def test_progress_counts_them_apart(tmp_path: Path) -> None:
     progress: Progress = stopped_by_time(tmp_path).recorder.progress
     assert "1 of them stopped early by ASHA; 1 out of time; running: none" in progress.line()
+
+
+def test_trial_that_is_asked_for_again_has_not_ended(tmp_path: Path) -> None:
+    recorder = stopped_by_time(tmp_path).recorder
+    ended = int(re.search(r"(\d+) of \d+ trials ended", recorder.progress.line())[1])  # type: ignore[index]
+    (id, *_) = [row["id"] for row in recorder.tables.leaderboard if row["status"] == "stopped"]
+    before = recorder.tables.trial(id)
+    recorder.repeat([id])
+    after = recorder.tables.trial(id)
+    assert f"{ended - 1} of " in recorder.progress.line()
+    assert after["status"] == "interrupted" and not has_ended(after, confirmed=True)
+    assert {name: after[name] for name in before if name not in ("status", ASKED_AGAIN)} == {
+        name: value for name, value in before.items() if name not in ("status", ASKED_AGAIN)
+    }
+    # If the new try fails, or there is no time for it, it is tried once more: it was in the search before the leaders
+    # were chosen.
+    assert not has_ended({**after, "status": "failed"}, confirmed=True)
 
 
 def test_search_trial_stays_out_once_the_confirmation_has_begun() -> None:
