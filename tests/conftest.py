@@ -87,7 +87,16 @@ SEED = 0
 """Of all random numbers that a test draws without a generator of its own."""
 
 
-LONGEST = ("benchmarks", "end_to_end", "faults", "trainables/data/test_pipeline.py", "trainables/training")
+LONGEST = (
+    "end_to_end/test_cluster_run.py",
+    "end_to_end/test_groups.py",
+    "sweeps/running/test_nodes.py",
+    "end_to_end",
+    "trainables/data/test_pipeline.py",
+    "benchmarks",
+    "faults",
+    "trainables/training",
+)
 """Folders and files that take minutes: with several processes they start first, so that none is left for the end."""
 
 
