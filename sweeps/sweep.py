@@ -101,11 +101,11 @@ def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = (), *, repea
     Raises:
         InputError: they are to train again, and there is no time for it.
     """
-    if repeat and not _has_time(plan):
-        raise InputError("--repeat-lost: the time or money of the run is used up; give more, such as --time-budget 1h")
     lost, began = _Lost(plan.question.settings.address), time.monotonic()
     lost.folder = folder.path
     if not _has_time(plan):
+        if repeat:
+            raise InputError("--repeat-lost: the run's time or money is used up; give more, such as --time-budget 1h")
         return _run(plan, folder, 0, warm, began)
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, place_of(folder.path))

@@ -96,9 +96,9 @@ def finish(
     _show(plan, rows, baseline_ids, result)
     ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
     winner = next((row for row in rows if answers_now and result and row["id"] == result.winner_id), None)
-    kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result, over)
     why = "The time budget is over" if over else "Interrupted"
     going_on = resume_line(folder, plan.question.settings.address, over)
+    kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result, going_on)
     status = ended if whole else f"{why}: {ended}. Continue with: {going_on}"
     if kept and result is not None:
         shown = [found[0] for _, found in columns(View.of(rows, result), LARGER, baseline_ids) if found]
@@ -222,11 +222,11 @@ def _show(plan: Plan, rows: list[TableRow], baseline_ids: list[str], result: Ans
         logger.info("%s", line)
 
 
-def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, result: Answer, over: bool) -> bool:
+def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, result: Answer, going_on: str) -> bool:
     """Writes best/: the winner's averaged weights, its settings and a model card. An older best/ is replaced.
 
     Args:
-        over: whether the time budget is used up.
+        going_on: the command that resumes the run.
 
     Returns:
         Whether it could be written: the winner's checkpoint may have been deleted or damaged since the trial ended.
@@ -235,8 +235,7 @@ def _keep_best(folder: Path, newest: Newest, winner: TableRow, plan: Plan, resul
     if source is None:
         reason = "; ".join(found) or "it has no checkpoint any more"
         logger.error("winner's weights  lost: %s: %s; best/ was not written", winner["id"], reason)
-        again = resume_line(folder, plan.question.settings.address, over)
-        logger.error("train it again with: %s --repeat-lost", again)
+        logger.error("train it again with: %s --repeat-lost", going_on)
         return False
     working = folder / ".best"
     shutil.rmtree(working, ignore_errors=True)

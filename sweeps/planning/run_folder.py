@@ -147,7 +147,7 @@ class RunFolder:
         else:
             drop_older(self.trials / id)
 
-    def without_checkpoint(self, ids: Iterable[str], look_inside: bool) -> list[str]:
+    def without_checkpoint(self, ids: Sequence[str], look_inside: bool) -> list[str]:
         """Those of these trials that have no checkpoint.
 
         Args:

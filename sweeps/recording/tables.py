@@ -85,7 +85,8 @@ def has_ended(row: Mapping[str, Any], confirmed: bool = False, confirm_steps: in
     next `--resume`; a diverged one would diverge again. One that the time budget stopped continues if there is time.
 
     Args:
-        confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them.
+        confirmed: whether the confirmation has begun. It has chosen the leaders of the search, so none may join them;
+            one that was asked for again was among those from which they were chosen.
         confirm_steps: training steps of its trials, which a resumed sweep may have raised.
     """
     if row["status"] == "finished" and confirming([row]) and (row.get("steps") or confirm_steps) < confirm_steps:

@@ -64,7 +64,7 @@ class FailingNodes(Callback):
         self._reported: set[str] = set()  # nodes
         self._failures: dict[str, dict[str, str]] = {}  # node -> trial -> what it said last
         self._left_out: dict[str, str] = {}  # node -> its address
-        self._room, self._counted = 1, float("-inf")
+        self._free, self._counted = 0, float("-inf")
         self._tries: dict[str, list[Any]] = {}  # node -> the trial of each failed try
         self._unfit = 0  # nodes left out since the last report
         self._waits, self._why = 0.0, ""  # since when for another node, and what to say if none comes
@@ -128,6 +128,7 @@ class FailingNodes(Callback):
             text: what a trial has said on it last, for the line about the end.
         """
         self._left_out[node] = name
+        self._counted = float("-inf")
         self._unfit += 1
         for trial in self._tries.pop(node, ()):
             trial.max_failures += 1
@@ -144,10 +145,9 @@ class FailingNodes(Callback):
             self._stop(self._why)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if not self._waits or time.monotonic() - self._counted < _LOOK_AGAIN:
+        if not self._waits:
             return
-        self._counted = time.monotonic()
-        if self._places(self._left_out):
+        if self._fitting():
             self._waits = 0.0
         elif time.monotonic() - self._waits > _PATIENCE:
             self._waits = 0.0
@@ -175,10 +175,13 @@ class FailingNodes(Callback):
 
     def room(self) -> int:
         """How many trials fit on the nodes there are now, without those that are left out; 1 or more."""
+        return max(1, self._fitting() // self._workers.count)
+
+    def _fitting(self) -> int:
+        """How many workers fit on the nodes there are now, without those that are left out."""
         if time.monotonic() - self._counted > _LOOK_AGAIN:
-            self._room = max(1, self._places(self._left_out) // self._workers.count)
-            self._counted = time.monotonic()
-        return self._room
+            self._free, self._counted = self._places(self._left_out), time.monotonic()
+        return self._free
 
     def _avoided(self, id: str) -> frozenset[str]:
         own = {node for node, failed in self._failures.items() if id in failed and node not in self._reported}

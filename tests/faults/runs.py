@@ -89,8 +89,8 @@ class Sweep(RunningSweep):
         for process in left:
             try:
                 names.append(process.name())
-                if process.name().startswith("python"):  # an agent that has just started is renamed a little later
-                    names[-1] = " ".join(part for part in process.cmdline() if part.endswith(_AGENTS)) or names[-1]
+                if any(part.endswith(_AGENTS) for part in process.cmdline()):
+                    names[-1] = "agent"  # one that has just started gets its own name a little later
                 process.kill()
             except psutil.Error:
                 continue

@@ -31,6 +31,7 @@ from sweeps.running.scheduler import SweepScheduler
 from sweeps.trial_config import GIVEN, ID, LABEL, PARAMETERS, SEED
 from tests.helpers.metadata import Metadata, metadata_server
 from tests.helpers.sweep import light_trial
+from tests.helpers.tuning import run_trials
 from tests.sweeps.recording.test_tables import measured
 from trainables.common.errors import InputError
 from trainables.data.prepare import make_stores
@@ -93,26 +94,6 @@ def settings_of(cluster: Cluster) -> SweepSettings:
     return SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=cluster.address)
 
 
-def run(trial: Any, nodes: FailingNodes, folder: Path, trials: int, tries: int) -> list[Any]:
-    tuner = tune.Tuner(
-        tune.with_resources(trial, trial_resources(WORKERS)),
-        param_space={ID: tune.grid_search([f"t{number:03d}" for number in range(trials)]), GIVEN: True},
-        tune_config=tune.TuneConfig(
-            scheduler=SweepScheduler("val/psnr", "max", 9, 9, 3.0, nodes=nodes),
-            max_concurrent_trials=2,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            callbacks=[nodes],
-            failure_config=tune.FailureConfig(max_failures=tries - 1),
-            verbose=0,
-        ),
-    )
-    return list(tuner.fit())
-
-
 def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path: Path) -> None:
     def trial(config: dict[str, Any]) -> None:
         with open(tmp_path / "tries", "a", encoding="utf-8") as tries:
@@ -130,11 +111,11 @@ def test_node_on_which_every_trial_fails_is_left_out(cluster: Cluster, tmp_path:
     try:
         with connected(settings_of(cluster), 2) as concurrent:
             assert concurrent == 2
-            ended = run(trial, FailingNodes(WORKERS, stops.append), tmp_path / "one", 6, tries=2)
+            ended = run_trials(trial, FailingNodes(WORKERS, stops.append), tmp_path / "one", 6, tries=2)
             assert [result.error for result in ended] == [None] * 6
             assert {result.metrics["where"] for result in ended} == {cluster.head_node.node_id}
             assert not stops
-            run(fail, FailingNodes(WORKERS, stops.append, limit=1), tmp_path / "other", 2, tries=1)
+            run_trials(fail, FailingNodes(WORKERS, stops.append, limit=1), tmp_path / "other", 2, tries=1)
     finally:
         logger.removeHandler(file)
         file.close()

@@ -120,10 +120,7 @@ def test_trial_that_is_asked_for_again_has_not_ended(tmp_path: Path) -> None:
     recorder.repeat([id])
     after = recorder.tables.trial(id)
     assert f"{ended - 1} of " in recorder.progress.line()
-    assert after["status"] == "interrupted" and not has_ended(after, confirmed=True)
-    assert {name: after[name] for name in before if name not in ("status", ASKED_AGAIN)} == {
-        name: value for name, value in before.items() if name not in ("status", ASKED_AGAIN)
-    }
+    assert after == {**before, "status": "interrupted", ASKED_AGAIN: True} and not has_ended(after, confirmed=True)
     # If the new try fails, or there is no time for it, it is tried once more: it was in the search before the leaders
     # were chosen.
     assert not has_ended({**after, "status": "failed"}, confirmed=True)
