@@ -166,7 +166,7 @@ def _run(
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
         folder.sync()  # before the report: the pictures of trials come from the bucket
         # Interrupted while a process starts, Tune has taken trials that never began.
-        left = search.left + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
+        left = search.expected + sum(not recorder.tables.has_trial(id) for id in search.handed_out)
         again, over = sum(map(recorder.tables.has_trial, search.waiting)), deadline.over or not has_time
         status = finish.finish(plan, folder.path, folder.newest, left, search.searched, again, over)
         folder.sync()

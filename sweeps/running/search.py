@@ -154,9 +154,9 @@ class SweepSearch(Searcher):
         """Number -> trial of the confirmation that an earlier driver started."""
         known = {number: row for row in rows if (number := trial_number(row["id"])) >= 0}
         count = min(max(known, default=-1) + 1, trials)
-        chosen = self._leaders_are_chosen(count)
+        self._chosen = self._leaders_are_chosen(count)
         for number in range(count):
-            self._know(number, known.get(number), reports_of, chosen)
+            self._know(number, known.get(number), reports_of)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # see the module
@@ -181,20 +181,17 @@ class SweepSearch(Searcher):
         whole = self._trials if not self._clock.limited else known  # without a limit, missing trials were added since
         return among == 0 or among >= whole
 
-    def _know(
-        self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]], chosen: bool
-    ) -> None:
+    def _know(self, number: int, row: TableRow | None, reports_of: Callable[[str], Sequence[TableRow]]) -> None:
         """Adds an earlier trial to the study; if it has not ended, it waits to be handed out.
 
         Args:
             row: None if the record of this trial is lost; then one is proposed again.
-            chosen: see `_leaders_are_chosen`.
         """
         if row is None:
             self._waiting.append(self._propose(number))
             return
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        state = states[row["status"]] if has_ended(row, chosen) else TrialState.RUNNING
+        state = states[row["status"]] if has_ended(row, self._chosen) else TrialState.RUNNING
         parameters = self._past.parameters(row)
         config = self._config(number, parameters, row["seed"] - self._first_seed)
         reports = [report for report in reports_of(row["id"]) if report.get(self.metric) is not None]
@@ -222,13 +219,30 @@ class SweepSearch(Searcher):
     def left(self) -> int:
         """The number of trials that `suggest` still hands out; an upper bound while the search has not ended."""
         self._close_if_late()
-        proposed = len(self._waiting) + max(0, self.searched - len(self._tried))
+        proposed = self._to_propose
         if self._confirmation is None:
             return proposed
         if proposed or self._running:
             begun = len({text_of(trial.parameters) for trial in self._begun.values()})
             return proposed + self._confirmation.trials(self._trials - 1) + begun * self._confirmation.seeds
         return len(self._confirmations(self._confirmation))
+
+    @property
+    def expected(self) -> int:
+        """The number of trials that `suggest` is still expected to hand out: as `left`, but leaders that were chosen
+        stay when a trial of the search is trained again.
+        """
+        left, proposed = self.left, self._to_propose
+        if self._confirmation is None or not self._chosen or not (proposed or self._running):
+            return left
+        ended = sum(trial.ended for trial in self._begun.values())
+        planned = self._confirmation.trials(self._trials - 1)
+        return min(left, proposed + max(len(self._begun), planned) - ended)
+
+    @property
+    def _to_propose(self) -> int:
+        """The number of trials of the search that `suggest` still hands out."""
+        return len(self._waiting) + max(0, self.searched - len(self._tried))
 
     @property
     def waiting(self) -> list[str]:

@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 
 from search_spaces import Float, Point, SearchSpace
 from sweeps.planning.confirmation import Confirmation
+from sweeps.recording.tables import ASKED_AGAIN
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.training.results import BEST
@@ -222,3 +223,14 @@ def test_configs_are_plain(tmp_path: Path) -> None:
         search.suggest(name)
         end(search, name, 20.0)
     assert json.loads(json.dumps(drain(search)))
+
+
+def test_leaders_stay_while_a_trial_of_the_search_is_repeated(tmp_path: Path) -> None:
+    rows, trials = confirmed(tmp_path / "journal")
+    rows[3] |= {"status": "interrupted", ASKED_AGAIN: True}
+    rows += [row(config, 30.0 if k else None) for k, config in enumerate(trials)]
+    resumed = searching(tmp_path / "again", rows=rows)
+    assert resumed.expected == 1 + 1
+    assert resumed.suggest("a")[ID] == "t003" and resumed.expected == 1
+    end(resumed, "a", 23.0)
+    assert resumed.expected == resumed.left == 1 and drain(resumed) == trials[:1]
