@@ -233,10 +233,10 @@ def memory_report(root: Path, gigabytes: float) -> str:
         end.send(None)
         process.join()
     alone, both = measured
-    lines = [f"{'PSS, MB':16}{'mapped':>10}{'the rest':>10}{'total':>10}"]
+    lines = [f"{'PSS, MB':16} {'mapped':>9} {'the rest':>9} {'total':>9}"]
     for name, used in (("one process", alone), ("two together", both)):
         total = used.mapped + used.rest
-        lines.append(f"{name:16}{used.mapped / 1e6:10.0f}{used.rest / 1e6:10.0f}{total / 1e6:10.0f}")
+        lines.append(f"{name:16} {used.mapped / 1e6:9.0f} {used.rest / 1e6:9.0f} {total / 1e6:9.0f}")
     ratio = (both.mapped + both.rest) / (alone.mapped + alone.rest)
     stored = sum(stage.bytes for stage in stages)
     return "\n".join([f"a store of {stored / 1e9:.2f} GB, read to the end", *lines, f"two / one: {ratio:.3f}"])
@@ -261,10 +261,10 @@ def row(size: int, batch: int, steps: int, turns: int, online: int, stored: floa
     ratios = sorted(m.cpu / p.cpu for p, m in zip(taken["prepared"], taken["memmap"], strict=True))
     clock = statistics.median(m.wall / p.wall for p, m in zip(taken["prepared"], taken["memmap"], strict=True))
     rate, plain = (batch / statistics.median(one.wall for one in taken[name]) for name in ("prepared", "memmap"))
-    against_online = f"{made:10.1f}{rate / made:8.0f}" if online else f"{'-':>10}{'-':>8}"
+    against_online = f"{made:9.1f} {rate / made:7.0f}" if online else f"{'-':>9} {'-':>7}"
     return (
-        f"{size:4} px, batch {batch:2}{rate:12.0f}{plain:10.0f}{statistics.median(ratios):8.2f}"
-        f"{f'{ratios[0]:.2f} to {ratios[-1]:.2f}':>16}{clock:14.2f}{against_online}"
+        f"{size:4} px, batch {batch:2} {rate:11.0f} {plain:9.0f} {statistics.median(ratios):7.2f}"
+        f" {f'{ratios[0]:.2f} to {ratios[-1]:.2f}':>15} {clock:12.2f} {against_online}"
     )
 
 
@@ -283,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if given.sizes:
         print(f"columns of SinSR, to float tensors on the CPU; {given.turns} turns of {given.steps} steps each")
-        head = f"{'pairs a second':18}{'prepared':>10}{'.npy':>10}{'ratio':>8}{'turn by turn':>16}{'by the clock':>14}"
-        print(f"{head}{'online':>10}{'ratio':>8}")
+        head = f"{'pairs a second':18} {'prepared':>9} {'.npy':>9} {'ratio':>7} {'turn by turn':>15} by the clock"
+        print(f"{head} {'online':>9} {'ratio':>7}")
     for size, batch in itertools.product(given.sizes, given.batches):
         print(row(size, batch, given.steps, given.turns, given.online, given.stored), flush=True)
     if given.memory:

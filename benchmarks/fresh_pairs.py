@@ -70,9 +70,9 @@ def row(settings: TrialSettings, store: Path, turns: int, steps: int) -> str:
     added = [f.cpu / p.cpu - 1 for p, f in zip(*(taken[mode] for mode in MODES), strict=True)]
     each = degrading_seconds(override(settings, {"pairs.degraded": "online"}))
     return (
-        f"{settings.method:20}{1000 * each:10.2f}{1000 * plain.cpu:10.1f}{1000 * fresh.cpu:10.1f}"
-        f"{fresh.cpu / plain.cpu - 1:+9.1%}{f'{min(added):+.1%} to {max(added):+.1%}':>20}"
-        f"{fresh.wall / plain.wall - 1:+14.1%}"
+        f"{settings.method:20} {1000 * each:9.2f} {1000 * plain.cpu:9.1f} {1000 * fresh.cpu:9.1f}"
+        f" {fresh.cpu / plain.cpu - 1:+8.1%} {f'{min(added):+.1%} to {max(added):+.1%}':>19}"
+        f" {fresh.wall / plain.wall - 1:+13.1%}"
     )
 
 
@@ -129,8 +129,8 @@ def beside_row(settings: TrialSettings, folder: Path, turns: int, trials: int) -
     plain, fresh = (statistics.median(column) for column in zip(*taken, strict=True))
     added = [b / a - 1 for a, b in taken]
     return (
-        f"{settings.method:20}{plain:10.1f}{fresh:10.1f}{fresh / plain - 1:+9.1%}"
-        f"{f'{min(added):+.1%} to {max(added):+.1%}':>20}{statistics.median(prepared_in):12.1f}"
+        f"{settings.method:20} {plain:9.1f} {fresh:9.1f} {fresh / plain - 1:+8.1%}"
+        f" {f'{min(added):+.1%} to {max(added):+.1%}':>19} {statistics.median(prepared_in):11.1f}"
     )
 
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.beside:
         compare_beside(given)
         return
-    print(f"{'CPU ms':20}{'degrading':>10}{'prepared':>10}{'online':>10}{'added':>9}{'turn by turn':>20}{'wall':>14}")
+    print(f"{'CPU ms':20} degrading {'prepared':>9} {'online':>9} {'added':>8} {'turn by turn':>19} {'wall':>13}")
     with tempfile.TemporaryDirectory() as folder:
         for method in given.methods:
             settings = benchmark_settings(given.preset, method, given.size, given.batch)
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare_beside(given: argparse.Namespace) -> None:
-    print(f"{'seconds of a trial':20}{'before':>10}{'beside':>10}{'added':>9}{'turn by turn':>20}{'preparing':>12}")
+    print(f"{'seconds of a trial':20} {'before':>9} {'beside':>9} {'added':>8} {'turn by turn':>19} {'preparing':>11}")
     with connected_for_preparation(cpus=max(2, given.trials)):
         for method in given.methods:
             settings = benchmark_settings(given.preset, method, given.size, given.batch)

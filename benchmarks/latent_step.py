@@ -144,9 +144,9 @@ def row(settings: TrialSettings, store: Path, device: torch.device, turns: int, 
     online, prepared = (medians(taken[mode]) for mode in MODES)
     ratios = [o.cpu / p.cpu for o, p in zip(*(taken[mode] for mode in MODES), strict=True)]
     return (
-        f"{settings.pairs.image_size:4} px, {terms:36}{1000 * online.cpu:8.1f}{1000 * prepared.cpu:10.1f}"
-        f"{online.cpu / prepared.cpu:8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}"
-        f"{online.wall / prepared.wall:14.2f}"
+        f"{settings.pairs.image_size:4} px, {terms:36} {1000 * online.cpu:7.1f} {1000 * prepared.cpu:9.1f}"
+        f" {online.cpu / prepared.cpu:7.2f} {f'{min(ratios):.2f} to {max(ratios):.2f}':>15}"
+        f" {online.wall / prepared.wall:12.2f}"
     )
 
 
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = flags.parse_args(arguments)
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    rows = [f"{'CPU ms a step':45}{'online':>8}{'prepared':>10}{'ratio':>8}{'turn by turn':>16}{'by the clock':>14}"]
+    rows = [f"{'CPU ms a step':45} {'online':>7} {'prepared':>9} {'ratio':>7} {'turn by turn':>15} by the clock"]
     with tempfile.TemporaryDirectory() as folder:
         base = save_official_size(Path(folder) / "base") if given.official_size else given.base
         for size, terms in itertools.product(given.sizes, given.terms):

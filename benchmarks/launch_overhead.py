@@ -149,11 +149,11 @@ def run_trials(name: str, work: Work, trials: int, folder: str) -> tuple[list[di
 
 
 def show(title: str, key: str, measured: dict[str, tuple[list[dict[str, Any]], float]]) -> None:
-    print(f"\n{title}\n{'':12}{'first':>9}{'later, median':>15}{'later, longest':>16}{'all, wall':>11}   seconds")
+    print(f"\n{title}\n{'':12} {'first':>8} {'later, median':>14} {'later, longest':>15} {'all, wall':>10}   seconds")
     later = {name: [report[key] for report in reports[1:]] for name, (reports, _) in measured.items()}
     for name, (reports, wall) in measured.items():
         middle, longest = statistics.median(later[name]), max(later[name])
-        print(f"{name:12}{reports[0][key]:9.3f}{middle:15.4f}{longest:16.4f}{wall:11.1f}")
+        print(f"{name:12} {reports[0][key]:8.3f} {middle:14.4f} {longest:15.4f} {wall:10.1f}")
     if len(measured) == 2:
         ratio = statistics.median(later["documented"]) / statistics.median(later["ours"])
         in_all = measured["documented"][1] / measured["ours"][1]

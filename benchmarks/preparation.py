@@ -30,7 +30,11 @@ _SIDE = (256, 384)  # height and width of a photograph
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of wall time. `busy`: mean number of busy cores between the first pairs and the last. `peak`: bytes."""
+    """Seconds of wall time. `peak`: bytes.
+
+    `making`: from the last look without pairs to the first with all of them, and `busy`: mean number of busy cores
+    between these two looks, which are about a second apart or more.
+    """
 
     seconds: float
     making: float
@@ -59,7 +63,8 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
     command += ["--method", method, *(part for name, value in sets.items() for part in ("--set", f"{name}={value}"))]
     started, peak = time.monotonic(), 0.0
     used: dict[int, float] = {}
-    marks: list[tuple[float, float]] = []
+    began = ended = started, 0.0  # time and CPU seconds
+    complete = False
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         looks = 0
         while process.poll() is None:
@@ -68,13 +73,19 @@ def prepare_watched(folder: Path, store: Path, count: int, method: str, draws: i
                 peak = max(peak, sum(_pss(pid) for pid in processes))
             looks += 1
             used |= {pid: seconds for pid in processes if (seconds := _cpu_seconds(pid)) is not None}
-            if any(store.glob("*/shard-*")) and not any(store.glob(f"*/{MANIFEST}")):
-                marks.append((time.monotonic(), sum(used.values())))
+            look = time.monotonic(), sum(used.values())
+            if not any(store.glob("*/shard-*")):
+                began = look
+            if not complete:
+                ended, complete = look, any(store.glob(f"*/{MANIFEST}"))
             time.sleep(1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    (began, before), (ended, after) = marks[0], marks[-1]
-    return Taken(time.monotonic() - started, ended - began, (after - before) / (ended - began), peak)
+    stopped = time.monotonic()
+    if not complete:
+        ended = stopped, sum(used.values())
+    making = ended[0] - began[0]
+    return Taken(stopped - started, making, (ended[1] - began[1]) / making, peak)
 
 
 def _tree(pid: int) -> list[int]:
@@ -109,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cores = len(os.sched_getaffinity(0))
     drawn = f", {chosen.draws} draw(s)" if chosen.method == "sinsr" else ""
     print(f"{chosen.method}{drawn}, {cores} cores")
-    print(f"{'images':>8}{'s in all':>10}{'s making':>10}{'pairs/s':>9}{'cores busy':>12}{'peak PSS, MB':>14}")
+    print(f"{'images':>8} {'s in all':>9} {'s making':>9} {'pairs/s':>8} {'cores busy':>11} {'peak PSS, MB':>13}")
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         for count in chosen.images:
@@ -118,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             taken = prepare_watched(photographs, Path(folder, f"store-{count}"), count, chosen.method, chosen.draws)
             peaks.append(taken.peak)
             print(
-                f"{count:8}{taken.seconds:10.0f}{taken.making:10.0f}{count / taken.making:9.1f}"
-                f"{f'{taken.busy:.2f} of {cores}':>12}{taken.peak / 1e6:14.0f}",
+                f"{count:8} {taken.seconds:9.0f} {taken.making:9.0f} {count / taken.making:8.1f}"
+                f" {f'{taken.busy:.2f} of {cores}':>11} {taken.peak / 1e6:13.0f}",
                 flush=True,
             )
     print(f"largest peak / smallest: {max(peaks) / min(peaks):.2f}")

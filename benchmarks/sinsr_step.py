@@ -96,12 +96,12 @@ def measure(trainers: Mapping[str, Trainer], repetitions: int) -> dict[str, list
 
 def table(steps: Mapping[str, Sequence[Taken]]) -> str:
     """Milliseconds per step by mode, and how many prepared steps take as long as an online one."""
-    lines = [f"{'ms a step':10}{'median':>10}{'fastest':>10}{'slowest':>10}{'CPU time':>10}"]
+    lines = [f"{'ms a step':10} {'median':>9} {'fastest':>9} {'slowest':>9} {'CPU time':>9}"]
     medians = {}
     for mode, taken in steps.items():
         walls, medians[mode] = [step.wall for step in taken], Taken(*map(statistics.median, zip(*taken, strict=True)))
         shown = (medians[mode].wall, min(walls), max(walls), medians[mode].cpu)
-        lines.append(f"{mode:10}" + "".join(f"{1000 * value:10.1f}" for value in shown))
+        lines.append(f"{mode:10}" + "".join(f" {1000 * value:9.1f}" for value in shown))
     turns = [online.wall / prepared.wall for online, prepared in zip(*(steps[mode] for mode in MODES), strict=True)]
     ratio = Taken(*(online / prepared for online, prepared in zip(*(medians[mode] for mode in MODES), strict=True)))
     lines.append(f"online / prepared: {ratio.wall:.2f} by medians ({min(turns):.2f} to {max(turns):.2f} turn by turn)")

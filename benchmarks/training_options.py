@@ -124,7 +124,7 @@ def table(
 ) -> str:
     """One row per option: median times of a step and peak memory, each with its ratio to the default's."""
     columns = ("CPU ms", "ratio", "wall ms", "ratio", "peak MB", "ratio")
-    lines = [f"{'':24}" + "".join(f"{name:>9}" for name in columns)]
+    lines = [f"{'':24}" + "".join(f" {name:>8}" for name in columns)]
     for option in options:
         cells = ["-"] * len(columns)
         if option in times:
@@ -133,7 +133,7 @@ def table(
             cells[2:4] = f"{1000 * taken.wall:.1f}", f"{taken.wall / default.wall:.2f}"
         if option in peaks:
             cells[4:] = f"{peaks[option] / 1e6:.0f}", f"{peaks[option] / peaks['default']:.2f}"
-        lines.append(f"{option:24}" + "".join(f"{cell:>9}" for cell in cells))
+        lines.append(f"{option:24}" + "".join(f" {cell:>8}" for cell in cells))
     return "\n".join([*lines, *(f"{option} fails: {reason}" for option, reason in failures.items())])
 
 
