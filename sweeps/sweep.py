@@ -237,12 +237,7 @@ def _somewhere(plan: Plan, work: Callable[[str], Any]) -> Any:
 
 
 def _measure_controls(plan: Plan, recorder: Recorder) -> None:
-    splits = ("val", "test") if plan.confirms else ("val",)
-    known = {
-        row["id"]
-        for row in recorder.tables.leaderboard
-        if all(row.get(f"{split}/psnr") is not None for split in splits)
-    }
+    known = recorder.controls(tested=plan.confirms)
     names = [name for name in plan.question.space.controls if name not in known]
     if not names:
         return

@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ class EventLog:
                 yield from (_event(text) for line in file if (text := line.rstrip(b"\n")))
 
     def append(self, events: Iterable[Event]) -> None:
-        """Appends events and waits until they are on the disk.
+        """Appends events, all or none, and waits until they are on the disk.
 
         Raises:
-            OSError: for example, because the disk is full. A part of a line may be written; `read` drops it.
+            OSError: for example, because the disk is full.
         """
         text = b"".join(map(_line, events))
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
@@ -55,8 +56,13 @@ class EventLog:
             if size and not self._ends_line and os.pread(descriptor, 1, size - 1) != b"\n":
                 text = b"\n" + text
             self._ends_line = False
-            _write_all(descriptor, text)
-            os.fsync(descriptor)
+            try:
+                _write_all(descriptor, text)
+                os.fsync(descriptor)
+            except OSError:
+                with suppress(OSError):  # `read` drops half a line, but what one report gives is several lines
+                    os.ftruncate(descriptor, size)
+                raise
             self._ends_line = True
         finally:
             os.close(descriptor)

@@ -78,6 +78,11 @@ class ImageValues:
     def __iter__(self) -> Iterator[Measurement]:
         return iter(self._of.values())
 
+    def step_of(self, id: str, split: str) -> int:
+        """The step of a measurement; -1 without one."""
+        known = self._of.get((id, split))
+        return -1 if known is None else known.step
+
     def put(
         self,
         id: str,

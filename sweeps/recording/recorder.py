@@ -198,6 +198,19 @@ class Recorder(Callback):
             with suppress(OSError):
                 self.tables.commit(force=True)
 
+    def controls(self, tested: bool) -> set[str]:
+        """The recorded controls, with the values of all their images."""
+        splits = {VALIDATION: "val", TEST: "test"} if tested else {VALIDATION: "val"}
+        return {
+            row["id"]
+            for row in self.tables.leaderboard
+            if row["kind"] == "control"
+            and all(
+                row.get(f"{prefix}/psnr") is not None and self.tables.has_images(row["id"], split)
+                for split, prefix in splits.items()
+            )
+        }
+
     def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""
         means = validation.means | (test.test_means if test else {})
@@ -274,14 +287,16 @@ class Recorder(Callback):
             self.board.restart(id, kept)
             self.progress.continued(id, max(0, kept))
         validation, test = take_validation(result)
-        if repeated and self.tables.has_report(id, result["step"]):
+        kept = result[BEST][0] if BEST in result else result["step"]
+        known = repeated and self.tables.has_report(id, result["step"])
+        if known and self._has_all(id, result["step"], kept, test is not None):
             if result[CHECKPOINT]:  # it may be a later one, written between two reports
                 self.tables.upsert_trial({"id": id, "checkpoint": f"trials/{id}/{result[CHECKPOINT]}"})
             return
         values = {name: value for name, value in result.items() if name.startswith(TABLED)}
-        kept = result[BEST][0] if BEST in result else result["step"]
         seconds = self._earlier.get(id, 0.0) + result["time_total_s"]
-        self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": seconds, **values})
+        if not known:
+            self.tables.add_report({"id": id, "step": result["step"], "wall_seconds": seconds, **values})
         reports = self.tables.reports_of(id)
         trained = result["step"] > 0
         times = [s for row in reports if (s := row.get("train/step_seconds")) is not None]
@@ -300,8 +315,9 @@ class Recorder(Callback):
             }
         )
         self._progressed(trial, result[CHECKPOINT])
-        self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
-        self.board.report(id, result["step"], shown_scalars(values))
+        if not known:
+            self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
+            self.board.report(id, result["step"], shown_scalars(values))
         self._images(id, kept, validation, "input | output | target")
         self._test_images(id, kept, test)
         self.progress.reported(id, result["step"], values)
@@ -374,6 +390,13 @@ class Recorder(Callback):
             "seed": self.settings.seed + config[SEED],
             KIND: config.get(KIND, TRIAL),
         }
+
+    def _has_all(self, id: str, step: int, kept: int, tested: bool) -> bool:
+        """Whether all that a report gives is in the record, and not only its own line."""
+        splits = (VALIDATION, TEST) if tested else (VALIDATION,)
+        return (self.tables.trial(id).get("steps") or 0) >= step and all(
+            self.tables.has_images(id, split, kept) for split in splits
+        )
 
     def _images(self, id: str, step: int, validation: Validation, tag: str) -> None:
         self.tables.add_images(id, VALIDATION, step, validation.images, validation.per_image)

@@ -183,6 +183,10 @@ class RunTables:
         """One row per (trial, split, image), at the trial's newest step."""
         return self._images.rows()
 
+    def has_images(self, id: str, split: str, step: int = 0) -> bool:
+        """Whether the values of a trial's or control's images are those of this step, or of a later one."""
+        return self._images.step_of(id, split) >= step
+
     def images_of(self, ids: Container[str]) -> list[TableRow]:
         """The rows of `per_image` of these trials and controls."""
         return self._images.rows(ids)

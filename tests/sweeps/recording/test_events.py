@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def test_a_torn_last_line_is_dropped_and_the_next_line_is_whole(tmp_path: Path, 
     assert list(EventLog(tmp_path).read()) == [EVENT, None]
     EventLog(tmp_path).append([EVENT])
     assert list(log.read()) == [EVENT, None, EVENT]
+
+
+def test_a_full_disk_leaves_no_part_of_an_append(tmp_path: Path) -> None:
+    """What a report gives is several lines; with one of them on the disk it would count as recorded."""
+    log = EventLog(tmp_path)
+    log.append([EVENT])
+    whole = log.path.read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * len(whole) + 10, unlimited[1]))
+    try:
+        with pytest.raises(OSError):
+            log.append([EVENT] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert log.path.read_bytes() == whole
+    log.append([EVENT])
+    assert list(log.read()) == [EVENT] * 2
 
 
 def test_any_changed_byte_costs_its_line(tmp_path: Path) -> None:

@@ -475,6 +475,46 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_sweep(tmp_path: Path) -> N
     assert recorder.stopped == "checkpoint_000060: cannot be written (full)"
 
 
+@pytest.mark.parametrize("lost", ["images", "trials"])
+def test_a_report_that_was_recorded_in_part_is_completed(tmp_path: Path, lost: str) -> None:
+    """A computer that loses its power may keep some lines of a report, and lose others."""
+    record(tmp_path, 180, {60: 0.3, 120: 0.3})
+    expected = RunTables(tmp_path).load()
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    of_60 = next(number for number, line in enumerate(lines) if '"images"' in line) + 1
+    kept = [line for line in lines[of_60:] if f'"table": "{lost}"' not in line]
+    (tmp_path / "events.jsonl").write_text("".join([*lines[:of_60], *kept]))
+    for table in tmp_path.glob("*.parquet"):
+        table.unlink()
+    record(tmp_path, 180, [measured(120, 0.3, repeated=True)])
+    tables = RunTables(tmp_path).load()
+    assert {row["step"] for row in tables.per_image} == {120}
+    (row,) = tables.leaderboard
+    assert (row["steps"], row["val/psnr"]) == (120, 22.0)
+    assert tables.history == expected.history
+    count = len(lines_of(tmp_path))
+    record(tmp_path, 180, [measured(120, 0.3, repeated=True)])  # nothing is missing now
+    assert not [line for line in lines_of(tmp_path)[count:] if '"table": "images"' in line]
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "events.jsonl").read_text().splitlines()
+
+
+def test_a_control_without_its_images_is_not_known(tmp_path: Path) -> None:
+    record(tmp_path, 180, {60: 0.3})
+    tables = RunTables(tmp_path).load()
+    means = {"val/psnr": 20.0, "test/psnr": 20.0}
+    for name in ("bicubic", "input_latent"):
+        tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
+    tables.add_images("bicubic", "validation", 0, ["cat@0,0"], {"val/psnr": [20.0]})
+    tables.flush(force=True)
+    recorder = Recorder(RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",)))
+    recorder.open()
+    assert recorder.controls(tested=False) == {"bicubic"}
+    assert recorder.controls(tested=True) == set()
+
+
 def test_failures_count_from_the_last_checkpoint_on(tmp_path: Path) -> None:
     """A trial may lose its machine before each of its checkpoints."""
     settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
