@@ -63,6 +63,15 @@ def is_held(folder: Path) -> bool:
         os.close(file)
 
 
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the folder, as far as locks can tell: False where there are none."""
+    file = os.open(folder, _FOLDER)
+    try:
+        return take(file) is True
+    finally:
+        os.close(file)
+
+
 @contextmanager
 def locked(path: Path, busy: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Holds the lock file `path`, which is created and kept; waits for it.

@@ -6,34 +6,46 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import CannotRun, InputError, one_line
-from trainables.common.locks import held
+from trainables.common.locks import held, is_free
 from trainables.common.paths import is_utf8
 
+_PREFIX = f"restoration-sweeps-{os.getuid()}-"
+_MAKING_SECONDS = 60.0
 _FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 _NO_ROOM = 2**20  # bytes: less is left where a file of some size did not fit
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new folder, removed at the end.
+    """A new folder, removed at the end. Also removes those that killed processes left.
 
     Raises:
         CannotRun: `TMPDIR` cannot be written, is full, or is not UTF-8; also if the work inside finds it full.
     """
     try:
-        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         raise _unusable(one_line(error.strerror or error)) from None
     if not is_utf8(Path(made.name)):
         made.cleanup()
         raise CannotRun(f"TMPDIR {_root()}: not UTF-8; rename it, or choose another folder")
+    for left in Path(made.name).parent.glob(f"{_PREFIX}*"):
+        _remove_unused(left)
     with made as folder, held(Path(folder)), full_temporary_named(Path(folder)):
         yield Path(folder)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes a folder that no process holds; not a new one, which is not held yet."""
+    with suppress(OSError):
+        if time.time() - folder.stat().st_mtime > _MAKING_SECONDS and is_free(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -6,11 +6,14 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
 from trainables.common import temporary
 from trainables.common.command import ExitStatus, command_flags, run_command
 from trainables.common.errors import CannotRun, InputError
@@ -41,6 +44,25 @@ def test_python_finds_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     match = r"^TMPDIR /full: cannot be written \(No usable temporary directory"
     with pytest.raises(CannotRun, match=match), temporary_folder():
         pass
+
+
+def test_a_killed_process_leaves_a_folder_that_the_next_one_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = "import time; from trainables.common.temporary import temporary_folder as new\n"
+    command += "with new() as folder: (folder / 'log').touch(); print(folder, flush=True); time.sleep(600)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout
+        its = Path(other.stdout.readline().strip())
+        os.utime(its, (0, 0))
+        with temporary_folder():
+            assert its.exists()  # in use, however old
+        other.kill()
+    with temporary_folder() as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())
 
 
 def test_error_that_names_a_file_in_it_is_about_it() -> None:
