@@ -39,6 +39,8 @@ from trainables.settings import assignments
 
 if TYPE_CHECKING:
     from sweeps.planning.plan import Plan
+    from sweeps.planning.run_folder import RunFolder
+    from sweeps.recording.tables import TableRow
 
 PROG = "run_sweep.py"
 EPILOG = f"""\
@@ -275,6 +277,23 @@ def _show(plan: Plan, searched: int = 0, confirmed: int = 0) -> int:
     return 0
 
 
+def _show_resumed(plan: Plan, folder: RunFolder, rows: Sequence[TableRow], *, repeat: bool) -> int:
+    """As `_show`, for a run with these trials.
+
+    Args:
+        repeat: whether finished trials without a whole checkpoint train again.
+    """
+    from sweeps.recording.tables import has_ended
+    from sweeps.running.repeating import lost_trials
+
+    steps, again = plan.question.confirm_steps, list[str]()
+    if repeat:
+        again = lost_trials(folder, rows, steps, look_inside=True)
+        plan = replace(plan, notes=(*plan.notes, f"--repeat-lost trains again: {', '.join(again) or 'no trial'}"))
+    ended = Counter(row["kind"] for row in rows if row["id"] not in again and has_ended(row, confirm_steps=steps))
+    return _show(plan, ended[TRIAL], ended[CONFIRMATION])
+
+
 def _announce_ray(settings: SweepSettings) -> None:
     """Before imports and a start that take seconds. The log does not exist yet."""
     print(f"connecting to Ray at {settings.address}" if settings.address else "starting Ray", file=sys.stderr)
@@ -335,7 +354,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan
         from sweeps.planning.run_settings import made_by
-        from sweeps.recording.tables import RunTables, has_ended
+        from sweeps.recording.tables import RunTables
 
         tables = RunTables(folder.path).load()
         rows = [row for row in tables.leaderboard if row["kind"] != "control"]
@@ -354,9 +373,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
 
         warm = kept_trials(folder.path)
         if flags.dry_run:
-            steps = plan.question.confirm_steps
-            ended = Counter(row["kind"] for row in rows if has_ended(row, confirm_steps=steps))
-            return _show(plan, ended[TRIAL], ended[CONFIRMATION])
+            return _show_resumed(plan, folder, rows, repeat=flags.repeat_lost)
         plan.check()
         if {"--time-budget", "--budget-usd"} & set(changes):
             from sweeps.running.expectation import check_budget

@@ -39,6 +39,9 @@ def test_finished_trial_without_checkpoints_is_repeated_if_asked(bench: Bench, d
         weights.write_bytes(weights.read_bytes()[:-100] + bytes(100))
     else:
         shutil.rmtree(run / "trials" / "t000")
+    shown = Sweep("--resume", str(run), "--repeat-lost", "--dry-run")
+    assert (shown.wait(), shown.close()) == (0, []), shown.text
+    assert "note       --repeat-lost trains again: t000" in shown.text
     sweep = Sweep("--resume", str(run), "--repeat-lost")
     status = sweep.wait()
     assert (status, sweep.close()) == (0, []), sweep.text
