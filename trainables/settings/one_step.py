@@ -22,6 +22,9 @@ class OneStepSettings:
             published: 999.
         train_conv_in: train the UNet's first convolution as a whole, next to the LoRA.
         l2: weight of the squared error of the restored image; `perceptual.weight` is that of LPIPS, published: 2.
+        latent_l2: weight of the squared error of the restored latent, 0 or more. Dong et al. (TSD-SR, CVPR 2025) train
+            with 1 and without `l2`. Then only steps with the perceptual or the adversarial term decode, see
+            `perceptual.every`.
         distillation: weight of variational score distillation, which keeps restored latents likely for the base;
             published: 1. 0 leaves it out, with its two additional UNets.
         classifier_distillation: weight of classifier score distillation, which pulls restored latents away from the
@@ -47,6 +50,7 @@ class OneStepSettings:
     timestep: int = setting(999, within=(0, 9999))
     train_conv_in: bool = True
     l2: float = setting(1.0, within=WEIGHT, training_only=True)
+    latent_l2: float = setting(0.0, within=WEIGHT, training_only=True)
     distillation: float = setting(0.0, within=WEIGHT, training_only=True)
     classifier_distillation: float = setting(0.0, within=WEIGHT, training_only=True)
     guidance: float = setting(1.0, within=GUIDANCE, training_only=True, unless=_NO_DISTILLATION)

@@ -196,3 +196,59 @@ def test_second_lora_keeps_what_is_frozen(dual: TrialSettings) -> None:
                 use_second_lora(unet, used)
                 assert required() == own == {name.removeprefix("unet.") for name in method.updated(phase)}
     assert required() == everything
+
+
+# --- the squared error of latents ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_latents(variant_of: VariantOf) -> TrialSettings:
+    """Four steps, two of them with a term of the image."""
+    changes = {
+        "one_step.l2": 0.0,
+        "one_step.latent_l2": 1.0,
+        "one_step.distillation": 0.0,
+        "one_step.adversarial": 0.0,
+        "perceptual.weight": 1.0,
+        "perceptual.every": 2,
+    }
+    return variant_of("one_step", changes)
+
+
+def test_a_step_without_a_term_of_the_image_decodes_nothing(
+    in_latents: TrialSettings, prepared_for: PreparedFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = build_method(in_latents, CPU)
+    (phase,) = method.phases
+    batches = TrainingBatches(prepared_for(in_latents), in_latents, method.columns(in_latents), CPU)
+    decode, decoded = method.autoencoder.decode, list[int]()
+    monkeypatch.setattr(method.autoencoder, "decode", lambda latents: decoded.append(step) or decode(latents))
+    names = []
+    for step in range(4):
+        terms = method.losses(phase, batches(step), step)
+        names.append(set(terms))
+        batch = batches(step)
+        expected = ((method._latents(batch) - batch["latent"]) ** 2).mean()
+        torch.testing.assert_close(terms["latent_l2"].value, expected)
+    assert names == [{"latent_l2", "perceptual"}, {"latent_l2"}] * 2
+    assert decoded == [0, 2]
+    terms["latent_l2"].value.backward()
+    trained = method.updated(phase)
+    assert any("lora_B" in name for name in trained)
+    assert all(parameter.grad is not None for name, parameter in trained.items() if "lora_B" in name)
+
+
+def test_latents_are_read_only_where_a_term_compares_them(in_latents: TrialSettings) -> None:
+    without = override(in_latents, {"one_step.l2": 1.0, "one_step.latent_l2": 0.0})
+    columns = [method_class("one_step").columns(settings) for settings in (in_latents, without)]
+    assert columns[0] - columns[1] == {"latent"} and not columns[1] - columns[0]
+
+
+def test_squared_error_of_latents_restores_better_than_the_start(
+    in_latents: TrialSettings, prepared_for: PreparedFor
+) -> None:
+    settings = override(in_latents, {"perceptual.weight": 0.0, "training.max_steps": 40, "training.reports": 2})
+    first, last = run(settings, prepared_for(settings)).reports
+    losses = [[row["loss/latent_l2"] for _, row in report.losses] for report in (first, last)]
+    assert sum(losses[1]) / len(losses[1]) < sum(losses[0]) / len(losses[0])
+    assert last.metrics["val/psnr"] > first.metrics["val/psnr"]
