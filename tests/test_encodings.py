@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-PACKAGES = ("run_sweep.py", "cluster", "search_spaces", "sweeps", "trainables")
+PACKAGES = ("run_sweep.py", "cluster", "search_spaces", "sweeps", "trainables", "tests/faults")
 
 
 def _modules() -> list[Path]:

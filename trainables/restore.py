@@ -24,7 +24,7 @@ from PIL import Image
 
 from trainables.common.command import ExitStatus, command_flags, exit_statuses, run_command
 from trainables.common.devices import own_device
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, without_controls
 from trainables.common.flags import Flags, whole
 from trainables.common.locations import Location
 from trainables.common.machine import available_memory, limit_threads
@@ -124,6 +124,7 @@ def restore_pictures(restorer: Restorer, work: Restoration, seed: int) -> None:
     """
     for row in work.missing:
         name, started = work.images.file_names[row], time.monotonic()
+        shown = without_controls(name)
         try:
             pixels = work.images.pixels(row)
         except Exception as error:  # decoders raise many kinds of errors for damaged files
@@ -134,13 +135,13 @@ def restore_pictures(restorer: Restorer, work: Restoration, seed: int) -> None:
             trouble = _restore_picture(restorer, pixels, key, work.outputs[row], tiles)
         if trouble:
             work.failed += 1
-            print(f"{name}: not restored ({trouble})", file=sys.stderr, flush=True)
+            print(f"{shown}: not restored ({trouble})", file=sys.stderr, flush=True)
             continue
         work.done += 1
         (height, width), scale = pixels.shape[:2], restorer.settings.pairs.scale
         size = f"{width} x {height} -> {width * scale} x {height * scale}"
         how = f"in {tiles.count} tiles" if tiles.count > 1 else "as a whole"
-        print(f"{name}: {size} {how}, {time.monotonic() - started:.1f} s", flush=True)
+        print(f"{shown}: {size} {how}, {time.monotonic() - started:.1f} s", flush=True)
 
 
 class _Tiles:

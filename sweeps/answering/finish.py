@@ -125,7 +125,7 @@ def finish(
     failed = [row for row in trials if row["status"] == "failed"]
     for reason in sorted({row["error"] for row in failed}):
         logger.info("failed            %s", reason)
-    return ExitStatus.DONE if kept and 2 * len(failed) <= len(trials) else ExitStatus.FAILED
+    return ExitStatus.DONE if kept and 2 * len(failed) < len(trials) else ExitStatus.FAILED
 
 
 def _unconfirmed(plan: Plan, rows: list[TableRow], left: int, searched: int, no_time: bool) -> str:

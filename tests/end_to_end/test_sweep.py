@@ -215,12 +215,12 @@ def with_rates(**rates: float) -> SearchSpace:
 
 @pytest.mark.slow
 def test_diverging_trial_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A space with two learning rates, one of them absurd; runs in this process."""
-    space = with_rates(sane=1e-4, absurd=1e30)
+    """A space with three learning rates, one of them absurd; runs in this process."""
+    space = with_rates(sane=1e-4, absurd=1e30, small=1e-5)
     changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
     places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
     settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
-    assert start(make_plan(Question(settings, space, changes, trials=2))) == 0
+    assert start(make_plan(Question(settings, space, changes, trials=3))) == 0
     (run,) = (tmp_path / "results" / space.name).iterdir()
     rows = trials(run)
     assert (rows["t000"]["status"], rows["t000"]["steps"], rows["t000"]["error"]) == ("finished", 8, "")
@@ -228,6 +228,20 @@ def test_diverging_trial_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert rows["t001"]["error"].startswith("loss term '") and " at step " in rows["t001"]["error"]
     assert Page(run / "trials").status("t001") == "STATUS_FAILURE"
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_half_failed_has_a_winner_and_status_1(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")}
+    space = with_rates(sane=1e-4, absurd=1e30)
+    settings = SweepSettings(space.name, "sample", **ONE, perceptual="none", **places)
+    changes = {"pix2pix": {**OF_RATES, "training.max_steps": 8, "training.reports": 2}}
+    assert start(make_plan(Question(settings, space, changes, trials=2))) == 1
+    assert "failed after " in (last := capfd.readouterr().err.strip().splitlines()[-1])
+    assert last.endswith("; 1 of 2 trials failed")
+    assert (only_run(tmp_path / "results") / "best" / "weights.safetensors").is_file()
 
 
 @pytest.mark.slow

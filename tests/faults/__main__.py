@@ -41,7 +41,7 @@ def main() -> int:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         bench, record = Bench(work, given.seed), work / f"{'reading' if given.reading else 'outcomes'}.jsonl"
-        outcomes = [Outcome(**json.loads(line)) for line in record.open()] if record.exists() else []
+        outcomes = [Outcome(**json.loads(line)) for line in record.open(encoding="utf-8")] if record.exists() else []
         tried = Counter(outcome.fault for outcome in outcomes)
         started = time.monotonic()
         for _ in range(given.runs):
@@ -55,7 +55,7 @@ def main() -> int:
             outcome = bench.read(name, draw) if given.reading else bench.run(name, draw)
             tried[name] += 1
             outcomes.append(outcome)
-            with record.open("a") as file:
+            with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
             seconds = time.monotonic() - began
             print(

@@ -316,6 +316,8 @@ def test_settings_that_expand_are_refused(tmp_path: Path, bomb: str) -> None:
         "s3://bucket/a?endpoint_override=https://user:secret@host",
         "s3://bucket/a?region=x&endpoint_override=https%3A%2F%2Fuser%3Asecret%40host",
         "s3://bucket/a?endpoint_override=user:secret@host:9000",
+        "s3://bucket/a?endpoint_override=https://secret@host",
+        "s3://bucket/a?endpoint_override=secret%40host:9000",
         "s3://bucket/a?secret_key=abc",
         "gs://bucket/a?access%5Ftoken=abc",
         "https://host/a?X-Amz-Signature=abc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,15 +37,24 @@ class CannotRun(RuntimeError):
     """The input is right, but this machine cannot do the work now. One line; the command line exits with status 1."""
 
 
+_OF_TERMINALS = re.compile(r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)?|(\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
+"""Sequences that set a terminal's title or clipboard, and those of colours and the cursor."""
+
+
+def without_controls(text: str) -> str:
+    """A text that a terminal only shows, such as the name of somebody else's file: control characters become `?`."""
+    return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
+
+
 def one_line(text: object) -> str:
-    """An exception or a text of other software as a part of a message: no line breaks or colours of a terminal, at most
-    300 characters.
+    """An exception or a text of other software as a part of a message: no line breaks, nothing that a terminal obeys,
+    at most 300 characters.
 
     A longer text keeps its start and its end: the cause may be at either. An exception without a text is named by its
     type.
     """
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", str(text))
-    line = " ".join(plain.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    plain = _OF_TERMINALS.sub("", str(text))
+    line = without_controls(" ".join(plain.split())) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if len(line) <= 300 else f"{line[:145]} ... {line[-150:]}"
 
 

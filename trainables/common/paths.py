@@ -81,11 +81,14 @@ def _decoded(text: str) -> Iterator[str]:
 
 
 def _has_secret(uri: str) -> bool:
-    logins = [re.split("[/?#&]", after)[0].rpartition("@")[0] for after in uri.split("://")[1:]]
+    own, *others = (re.split("[/?#&]", after)[0].rpartition("@")[0] for after in uri.split("://")[1:])
     query = [option.partition("=") for option in re.split("[?&]", uri)[1:]]
-    logins += [value.rpartition("@")[0] for _, _, value in query if "://" not in value]
-    return any(":" in text for login in logins for text in _decoded(login)) or any(
-        _SECRET_OPTION.search(key) for key, _, _ in query
+    others += [value.rpartition("@")[0] for _, _, value in query if "://" not in value]
+    # Before a bucket may stand a user's name alone; before the host of a service it is a token.
+    return (
+        any(":" in text for text in _decoded(own))
+        or any(others)
+        or any(_SECRET_OPTION.search(key) for key, _, _ in query)
     )
 
 

@@ -23,6 +23,8 @@ from trainables.networks.plain_files import load_plain
 _AVERAGED = ("params_ema", "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "g_ema", "ema")
 _PLAIN = ("params", "state_dict", "model_state_dict", "model", "module", "network", "net", "generator")
 _NETWORKS = (*_AVERAGED, "model", "module", "network", "net", "net_g", "netG", "generator")
+_WRAPPERS = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)"
+"""What torch.compile, FSDP, checkpointed layers and DeepSpeed add to names, anywhere in them."""
 _DEPTH = 5  # of dictionaries in each other
 _NUMPY_TYPES = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type(np.dtype))]
 _SHOWN = 3  # names per kind in a message
@@ -82,8 +84,8 @@ def weights_in(content: Any, without: tuple[str, ...] = (), own: tuple[str, ...]
 
     Args:
         content: the weights themselves, or a dictionary that holds them under one of the usual names; averaged weights
-            are preferred. The prefixes `module.` of distributed training and `_orig_mod.` of `torch.compile` are
-            removed, in any order.
+            are preferred. The prefix `module.` of distributed training and those of wrappers, such as `_orig_mod.` of
+            `torch.compile`, are removed, in any order.
         without: first parts of names to leave out, such as "loss.".
         own: starts of the network's own names. With them, what a trainer calls the network, such as `model.` in
             Lightning's files, is removed too, and what stands beside it under other names is left out.
@@ -139,7 +141,7 @@ def _prefixes(weights: Mapping[str, Tensor], own: tuple[str, ...]) -> list[str]:
 
 def _plain(name: object) -> str:
     """A name without what distributed training and `torch.compile` add."""
-    return re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod(?=\.)", "", str(name)).lstrip("."))
+    return re.sub(r"^(module\.)+", "", re.sub(rf"(^|\.){_WRAPPERS}(?=\.)", "", str(name)).lstrip("."))
 
 
 def _own_weights(weights: Mapping[str, Tensor], prefix: str, without: tuple[str, ...]) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from trainables.pretrained.weights_file import read_safetensors
 
 DIFFUSERS, PEFT, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 _KOHYA = "lora_unet_"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OF_ADAPTER = re.compile(r"(?<=\.lora_[AB])\.([^.]+)(?=\.weight$)")
 _PICKLED_NAMES = ("pytorch_lora_weights.bin", "adapter_model.bin")  # of diffusers and peft
 _EXPECTED = (
     "expected a LoRA of a UNet in safetensors, with the names of diffusers (unet.*), peft or kohya (lora_unet_*)"
@@ -60,6 +61,7 @@ def read_lora(path: Path, unet: UNet2DConditionModel) -> tuple[dict[str, Tensor]
             raise ValueError(f"{others[0]}: {what}; {_EXPECTED}")
     if any(name.startswith(_KOHYA) for name in state):
         state = _from_kohya(state, unet)
+    state = _of_one_adapter(state)
     alphas = {name: float(value) for name, value in state.items() if name.endswith(".alpha")}
     updates = {_public(name): value for name, value in state.items() if name not in alphas}
     if (config := file.with_name(PEFT_CONFIG)).is_file() and LORA_METADATA not in metadata:
@@ -101,9 +103,24 @@ def _from_kohya(state: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict
     }
 
 
+def _of_one_adapter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the names that peft gives to adapters, as OSEDiff's code saves them: one for each part of a UNet.
+
+    Raises:
+        ValueError: two adapters update the same layer.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if (plain := _OF_ADAPTER.sub("", name)) in found:
+            adapters = sorted({match[1] for other in state if (match := _OF_ADAPTER.search(other))})
+            raise ValueError(f"{plain}: of several adapters, {', '.join(adapters)}; save the one that is meant alone")
+        found[plain] = value
+    return found
+
+
 def _public(name: str) -> str:
     """The name in diffusers' file, from that in peft's or in older files of diffusers."""
-    name = name.removeprefix("base_model.model.").replace(".default.", ".")
+    name = name.removeprefix("base_model.model.")
     name = name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
     name = re.sub(r"(?:\.processor)?\.to_(q|k|v)_lora\.", r".to_\1.lora.", name)
     name = re.sub(r"(?:\.processor)?\.to_out_lora\.", ".to_out.0.lora.", name)
@@ -119,9 +136,10 @@ def _as_metadata(config: Mapping[str, Any]) -> dict[str, str]:
 def _from_shapes(updates: Mapping[str, Tensor], alphas: Mapping[str, float]) -> dict[str, str]:
     """The metadata of a file without one, from the shapes of its weights and the alphas next to them."""
     ranks = {name: len(value) for name, value in updates.items() if name.endswith(".lora.down.weight")}
-    if len(set(ranks.values())) != 1:
-        found = f"of ranks {', '.join(map(str, sorted(set(ranks.values()))))}" if ranks else "without LoRA weights"
-        raise ValueError(f"layers {found}; expected one rank for all layers")
+    if not ranks:
+        raise ValueError(f"without LoRA weights; {_EXPECTED}")
+    if len(several := sorted(set(ranks.values()))) > 1:
+        raise ValueError(f"layers of ranks {', '.join(map(str, several))}; expected one rank for all layers")
     if not alphas:
         return {}
     rank = next(iter(ranks.values()))

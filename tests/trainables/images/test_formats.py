@@ -194,7 +194,10 @@ def test_pixels_stay_with_a_profile_of_srgb_or_none_that_fits(profile: bytes) ->
     assert np.array_equal(read_pixels(_encoded(SHOWN, "PNG", icc_profile=profile)), SHOWN)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("a.jfif", "JPEG"), ("a.JPE", "JPEG"), ("a.avif", "AVIF")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.jfif", "JPEG"), ("a.JPE", "JPEG"), ("a.avif", "AVIF"), ("a.mpo", "MPO"), ("a.apng", "PNG"), ("a.dib", "BMP")],
+)
 def test_less_usual_suffixes_are_read(tmp_path: Path, name: str, kind: str) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(_encoded(SHOWN, "PNG"))
@@ -216,16 +219,20 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unread_formats_are_counted_with_what_reads_them(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(_encoded(SHOWN, "PNG"))
-    for name in ("a.HEIC", "b.heif", "c.jxl", "d.jp2", "e.NEF", "notes.txt"):
+    for name in ("a.HEIC", "b.heif", "c.jxl", "d.jp2", "e.NEF", "f.x3f", "g.wdp", "notes.txt"):
         (tmp_path / name).write_bytes(HEIC)
     with pytest.warns(SourceWarning) as told:
         found = list_source(str(tmp_path))
     assert len(found) == 3
     (line,) = (str(each.message) for each in told)
-    assert line == (
-        f"{tmp_path}: images that are not read: 2 HEIC (pip install pillow-heif); 1 JPEG XL (pip install "
-        "pillow-jxl-plugin); 1 JPEG 2000 (convert them to PNG); 1 camera raw (convert them to PNG)"
-    )
+    remedies = [
+        "2 HEIC (pip install pillow-heif)",
+        "2 camera raw (convert them to PNG)",
+        "1 JPEG XL (pip install pillow-jxl-plugin)",
+        "1 JPEG 2000 (convert them to PNG)",
+        "1 JPEG XR (convert them to PNG)",
+    ]
+    assert line == f"{tmp_path}: images that are not read: {'; '.join(remedies)}"
 
 
 @pytest.mark.usefixtures("no_plugins")

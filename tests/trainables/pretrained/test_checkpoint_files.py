@@ -36,6 +36,8 @@ def _prefixed(*prefixes: str) -> dict[str, Tensor]:
         _prefixed("_orig_mod."),
         _prefixed("module._orig_mod."),
         _prefixed("_orig_mod.module."),
+        _prefixed("_fsdp_wrapped_module."),
+        _prefixed("module._forward_module."),
         {"state_dict": _prefixed("module.")},
         {"params": _prefixed("b."), "params_ema": WEIGHTS},
         {"params_ema": _prefixed("module."), "iteration": 3},
@@ -43,6 +45,7 @@ def _prefixed(*prefixes: str) -> dict[str, Tensor]:
         {"epoch": 1, "model": {"state_dict": WEIGHTS}},
         {"model_state_dict": WEIGHTS, "optimizer": {"state": {}}},
         {"a._orig_mod.weight": torch.ones(2), "module_list.0.bias": torch.zeros(1)},
+        {"a._checkpoint_wrapped_module.weight": torch.ones(2), "module_list.0.bias": torch.zeros(1)},
         {**_prefixed("module."), "loss.discriminator.weight": torch.ones(1)},
         {"state_dict": {**_prefixed("module._orig_mod."), "module._orig_mod.loss.logvar": torch.ones(())}},
         *({"model": _prefixed("b."), name: WEIGHTS} for name in ("ema", "ema_state_dict", "model_ema", "g_ema")),
@@ -51,7 +54,7 @@ def _prefixed(*prefixes: str) -> dict[str, Tensor]:
         {"model": WEIGHTS, "state_dict": WEIGHTS},
         {"state_dict": WEIGHTS, "ema": {"decay": torch.tensor(0.99)}},
     ],
-    ids=range(22),
+    ids=range(25),
 )
 def test_weights_are_found(content: Any) -> None:
     found = weights_in(content, without=("loss.",))

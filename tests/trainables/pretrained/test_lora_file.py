@@ -67,6 +67,10 @@ SPELLINGS: dict[str, Callable[[State], State]] = {
     "peft with an adapter's name": lambda state: {
         name.replace(".weight", ".default.weight"): value for name, value in _peft(state).items()
     },
+    "peft with an adapter for each part": lambda state: {
+        name.replace(".weight", f".default_{'encoder' if 'conv1' in name else 'others'}.weight"): value
+        for name, value in _peft(state).items()
+    },
     "older diffusers": _old_diffusers,
     "without unet.": lambda state: {name.removeprefix("unet."): value for name, value in state.items()},
 }
@@ -137,7 +141,18 @@ REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
         "it updates a transformer, such as Flux's or Stable Diffusion 3's; expected a LoRA of a UNet",
     ),
     "LyCORIS": (lambda state: {"lora_unet_x.hada_w1_a": torch.ones(1)}, "it is a LoHa or LoKr of LyCORIS; expected"),
-    "no LoRA": (lambda state: {"conv.weight": torch.ones(1)}, "without LoRA weights"),
+    "no LoRA": (
+        lambda state: {"conv.weight": torch.ones(1)},
+        r"^without LoRA weights; expected a LoRA of a UNet in safetensors, with the names of",
+    ),
+    "two adapters": (
+        lambda state: {
+            name.replace(".weight", f".{adapter}.weight"): value.clone()
+            for adapter in ("pixel", "semantic")
+            for name, value in _peft(state).items()
+        },
+        "of several adapters, pixel, semantic; save the one that is meant alone",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from PIL import features
 
 _CONVERT = "convert them to PNG"
+_RAW = "dng cr2 cr3 crw nef nrw arw sr2 srf raf orf rw2 pef srw x3f 3fr fff iiq erf mef mos mrw kdc dcr rwl gpr"
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,18 @@ class Format:
 
 # Only decoders with `pillow` are allowed: a PostScript file named `photo.png` must not start an interpreter.
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe"), "JPEG"),
-    Format("PNG", (".png",), "PNG"),
+    Format("JPEG", (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), "JPEG"),
+    Format("PNG", (".png", ".apng"), "PNG"),
     Format("WEBP", (".webp",), "WEBP"),
-    Format("BMP", (".bmp",), "BMP"),
+    Format("BMP", (".bmp", ".dib"), "BMP"),
     Format("TIFF", (".tif", ".tiff"), "TIFF"),
-    Format("AVIF", (".avif",), "AVIF", remedy="pip install a Pillow with AVIF, or convert them to PNG"),
-    Format("HEIC", (".heic", ".heif", ".hif"), "HEIF", "pillow_heif", "pip install pillow-heif"),
+    Format("AVIF", (".avif", ".avifs"), "AVIF", remedy="pip install a Pillow with AVIF, or convert them to PNG"),
+    Format("HEIC", (".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIF", "pillow_heif", "pip install pillow-heif"),
     Format("JPEG XL", (".jxl",), "JXL", "pillow_jxl", "pip install pillow-jxl-plugin"),
-    Format("JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpx", ".jpf")),
-    Format("camera raw", (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")),
-    Format("PNM", (".ppm", ".pgm", ".pnm")),
+    Format("JPEG 2000", (".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".jph")),
+    Format("JPEG XR", (".jxr", ".wdp", ".hdp")),
+    Format("camera raw", tuple(f".{suffix}" for suffix in _RAW.split())),
+    Format("PNM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
     Format("HDR", (".exr", ".hdr")),
     Format("Photoshop", (".psd",)),
     Format("TGA", (".tga",)),
