@@ -126,7 +126,7 @@ def _plant_pickles(run: Path, random: random.Random) -> None:
         folder.mkdir(exist_ok=True)
         for name in ("tuner.pkl", "trainable.pkl", f"searcher-state-{stamp}.pkl", f"search_gen_state-{stamp}.json"):
             (folder / name).write_bytes(content)
-        (folder / f"experiment_state-{stamp}.json").write_text("{}")
+        (folder / f"experiment_state-{stamp}.json").write_text("{}", encoding="utf-8")
 
 
 def _nothing(run: Path, random: random.Random) -> None:
