@@ -30,7 +30,7 @@ from sweeps.planning.settings import (
 from sweeps.planning.tracker_names import TRACKERS
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import command_flags, exit_statuses, run_command
-from trainables.common.errors import InputError, one_line
+from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.flags import Flags, number, whole
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri, path_of
@@ -288,7 +288,11 @@ def _show_resumed(plan: Plan, folder: RunFolder, rows: Sequence[TableRow], *, re
 
     steps, again = plan.question.confirm_steps, list[str]()
     if repeat:
-        again = lost_trials(folder, rows, steps, look_inside=True)
+        print("looking at the checkpoints of all finished trials", file=sys.stderr)
+        try:
+            again = lost_trials(folder, rows, steps, look_inside=True)
+        except OSError as error:  # the bucket does not answer
+            raise CannotRun(one_line(error)) from None
         plan = replace(plan, notes=(*plan.notes, f"--repeat-lost trains again: {', '.join(again) or 'no trial'}"))
     ended = Counter(row["kind"] for row in rows if row["id"] not in again and has_ended(row, confirm_steps=steps))
     return _show(plan, ended[TRIAL], ended[CONFIRMATION])

@@ -43,10 +43,10 @@ class EventLog:
                 yield from (_event(text) for line in file if (text := line.rstrip(b"\n")))
 
     def append(self, events: Iterable[Event]) -> None:
-        """Appends events, all or none, and waits until they are on the disk.
+        """Appends events and waits until they are on the disk. A killed process may leave a part of them.
 
         Raises:
-            OSError: for example, because the disk is full.
+            OSError: for example, because the disk is full. None of them is there then.
         """
         text = b"".join(map(_line, events))
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)

@@ -119,6 +119,8 @@ class Recorder(Callback):
         self._ready = False
         self._live: dict[str, Any] = {}
         self._out_of_time: set[str] = set()
+        self._last: dict[str, str] = {}
+        """Trial -> how it ends, once its last report is recorded."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -214,14 +216,14 @@ class Recorder(Callback):
     def control(self, name: str, validation: Validation, test: Validation | None = None) -> None:
         """Records a control."""
         means = validation.means | (test.test_means if test else {})
-        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
-        self._images(name, 0, validation, "restored")
-        self._test_images(name, 0, test)
         folder = self._trials / name
         folder.mkdir(parents=True, exist_ok=True)
-        for split, measured in {VALIDATION: validation, TEST: test}.items():
+        for split, measured in {VALIDATION: validation, TEST: test}.items():  # first: with its row it counts as known
             if measured is not None and measured.pictures is not None:
                 measured.pictures.write(folder / PICTURES[split])
+        self.tables.upsert_trial({"id": name, "kind": "control", "status": "control", **means})
+        self._add_images(name, 0, validation, test)
+        self._show_images(name, 0, validation, test, "restored")
         self.board.hparams(name, {KIND: "control"}, means, "control", step=0)
         self.tables.flush(force=True)
 
@@ -312,14 +314,15 @@ class Recorder(Callback):
                 "checkpoint": f"trials/{id}/{result[CHECKPOINT]}" if result[CHECKPOINT] else "",
                 **({"best_step": kept} if BEST in result else {}),
                 **{name: value for name, value in kept_values(result).items() if name.startswith(("val/", "test/"))},
+                **self._decided(trial, result),
             }
         )
+        self._add_images(id, kept, validation, test)
         self._progressed(trial, result[CHECKPOINT])
         if not known:
             self.board.losses(id, [(step, row) for step, row in result.pop(LOSSES)])
             self.board.report(id, result["step"], shown_scalars(values))
-        self._images(id, kept, validation, "input | output | target")
-        self._test_images(id, kept, test)
+        self._show_images(id, kept, validation, test, "input | output | target")
         self.progress.reported(id, result["step"], values)
         self.tables.flush()
 
@@ -353,8 +356,8 @@ class Recorder(Callback):
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         try:
             # Uses our own list of running trials: Tune marks interrupted trials as terminated.
-            for trial in list(self._live.values()):
-                self._end(trial, "interrupted")
+            for id, trial in list(self._live.items()):
+                self._end(trial, self._last.get(id, "interrupted"))
             # Tune does not always call a callback for a trial whose process could not be started.
             failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
             for trial in trials:
@@ -368,16 +371,31 @@ class Recorder(Callback):
     def _end(self, trial: Any, status: str, why: str = "") -> None:
         id = trial.config[ID]
         self._live.pop(id, None)
-        timed_out = status == "stopped" and id in self._out_of_time
-        # The column exists only where a time budget stopped a trial.
-        cause = {OUT_OF_TIME: timed_out} if timed_out or self.tables.trial(id).get(OUT_OF_TIME) else {}
-        self.tables.upsert_trial({"id": id, "status": status, "error": why, **cause})
+        ended = self._ended(id, status)
+        self.tables.upsert_trial({"id": id, "error": why, **ended})
         if status in ("finished", "stopped"):
             self._drop_older(id)
         metrics = shown_metrics(self.tables.trial(id), self.settings.metrics)
         self.board.hparams(id, self._hparams(trial.config), metrics, status)
         self.tables.flush()
-        self.progress.ended(id, TIMED_OUT if timed_out else status, why)
+        self.progress.ended(id, TIMED_OUT if ended.get(OUT_OF_TIME) else status, why)
+
+    def _decided(self, trial: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+        """How a trial ends if this report is its last one. One commit holds both: after a report alone, a trial that
+        ASHA stops would train on, because at each rung it is judged once.
+        """
+        if not result.get("done"):
+            return {}
+        id = trial.config[ID]
+        self._last[id] = "finished" if result["step"] >= self._whole(trial.config) else "stopped"
+        return self._ended(id, self._last[id])
+
+    def _ended(self, id: str, status: str) -> dict[str, Any]:
+        """Columns of a trial that has ended."""
+        timed_out = status == "stopped" and id in self._out_of_time
+        # The column exists only where a time budget stopped a trial.
+        cause = {OUT_OF_TIME: timed_out} if timed_out or self.tables.trial(id).get(OUT_OF_TIME) else {}
+        return {"status": status, **cause}
 
     def _whole(self, config: Mapping[str, Any]) -> int:
         """The steps of a whole trial."""
@@ -398,15 +416,16 @@ class Recorder(Callback):
             self.tables.has_images(id, split, kept) for split in splits
         )
 
-    def _images(self, id: str, step: int, validation: Validation, tag: str) -> None:
+    def _add_images(self, id: str, step: int, validation: Validation, test: Validation | None) -> None:
+        """Records the values of images; those of test images, if there are any, under the names of test metrics."""
         self.tables.add_images(id, VALIDATION, step, validation.images, validation.per_image)
-        self.board.images(id, step, tag, validation.grid)
-
-    def _test_images(self, id: str, step: int, test: Validation | None) -> None:
-        """Records test images, if there are any, under the names of test metrics."""
         if test is not None:
             values = {test_name(name): of_images for name, of_images in test.per_image.items()}
             self.tables.add_images(id, TEST, step, test.images, values)
+
+    def _show_images(self, id: str, step: int, validation: Validation, test: Validation | None, tag: str) -> None:
+        self.board.images(id, step, tag, validation.grid)
+        if test is not None:
             self.board.images(id, step, "test: input | output | target", test.grid)
 
 

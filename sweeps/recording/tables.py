@@ -212,7 +212,8 @@ class RunTables:
         if damaged:
             found = "1 damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
             self.notes.append(f"{EVENTS}: {found} dropped")
-        if not self._log_whole:
+        without_start = any(row.get("kind") != "control" and "seed" not in row for row in self._trials.values())
+        if not self._log_whole or without_start:  # a line that is missing as a whole is no damaged one
             self._complete_from_files(required=not lines - damaged)
         self._complete_columns()
         # Also without a change: a table may be damaged or missing, or older than the events.
@@ -227,7 +228,7 @@ class RunTables:
         if table == "images":
             self._images.put_event(id, content, unpacker)
         else:
-            {"trials": self._put_trial, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
+            {"trials": self._put_known, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -253,8 +254,11 @@ class RunTables:
 
     def _complete_columns(self) -> None:
         """Gives every row all columns of its table, as a row of a file has them."""
-        for tables, fixed in (([self._trials], _LEADERBOARD_COLUMNS), (self._reports.values(), _HISTORY_COLUMNS)):
-            names = dict.fromkeys([*fixed, *(name for table in tables for row in table.values() for name in row)])
+        of_trials = dict.fromkeys(_LEADERBOARD_COLUMNS) | _DEFAULTS
+        for tables, fixed in (([self._trials], of_trials), (self._reports.values(), dict.fromkeys(_HISTORY_COLUMNS))):
+            names = fixed | dict.fromkeys(
+                name for table in tables for row in table.values() for name in row if name not in fixed
+            )
             rows, cells = sum(map(len, tables)), sum(len(row) for table in tables for row in table.values())
             if rows * len(names) > _MOST_PADDING * (cells + 10_000):  # a run from a stranger
                 raise InputError(f"{self.folder}: its tables have {len(names):,} columns, of which a row has few")
@@ -287,6 +291,10 @@ class RunTables:
 
     def _put_trial(self, row: TableRow) -> None:
         self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
+
+    def _put_known(self, row: TableRow) -> None:
+        """While loading: a default must not stand for what a damaged line said, which the files may have."""
+        self._trials[row["id"]] = {**self._trials.get(row["id"], {}), **row}
 
     def add_report(self, row: Mapping[str, Any]) -> None:
         """Add one report. A second report of the same (id, step), after a restart, replaces the first.

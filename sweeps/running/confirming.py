@@ -7,6 +7,7 @@ claim of the answer is corrected for all of them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,12 +80,12 @@ def confirmations(
     found |= again
 
     counts = Counter(text_of(trial.parameters) for trial in begun.values())
-    number = max(begun, default=-1) + 1
+    free = (number for number in itertools.count() if number not in begun)  # trials do not start in their order
     for turn in range(confirmation.seeds):
         for text, (label, parameters) in found.items():
             if turn >= counts[text]:
+                number = next(free)
                 left.append(_config(number, label, parameters, FIRST_SEED + number, searched))
-                number += 1
     return left
 
 

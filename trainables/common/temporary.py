@@ -35,9 +35,9 @@ def temporary_folder() -> Iterator[Path]:
     if not is_utf8(Path(made.name)):
         made.cleanup()
         raise CannotRun(f"TMPDIR {_root()}: not UTF-8; rename it, or choose another folder")
-    for left in Path(made.name).parent.glob(f"{_PREFIX}*"):
-        _remove_unused(left)
     with made as folder, held(Path(folder)), full_temporary_named(Path(folder)):
+        for left in Path(folder).parent.glob(f"{_PREFIX}*"):
+            _remove_unused(left)
         yield Path(folder)
 
 

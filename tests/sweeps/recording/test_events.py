@@ -125,6 +125,28 @@ def test_a_deleted_record_is_made_again_from_the_tables(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["garbled", "missing"])
+def test_a_lost_start_of_a_trial_comes_from_the_tables(tmp_path: Path, how: str) -> None:
+    """Its kind, label and seed; the lines after it are whole."""
+    tables = RunTables(tmp_path)
+    start = {"kind": "confirmation", "label": "best", "status": "running", "seed": 10_001, "config/x": 0.2}
+    tables.upsert_trial({"id": "c001", **start})
+    tables.commit()
+    tables.add_report({"id": "c001", "step": 2, "val/psnr": 20.0})
+    tables.upsert_trial({"id": "c001", "steps": 2, "val/psnr": 20.0})
+    tables.upsert_trial({"id": "c001", "status": "finished"})
+    tables.flush(force=True)
+    expected = contents(RunTables(tmp_path).load())
+    others = (tmp_path / EVENTS).read_bytes().splitlines(keepends=True)[1:]
+    (tmp_path / EVENTS).write_bytes(b"".join([*([b"#" * 80 + b"\n"] if how == "garbled" else []), *others]))
+    loaded = RunTables(tmp_path).load()
+    assert contents(loaded) == expected
+    loaded.upsert_trial({"id": "c001", "error": ""})
+    loaded.flush(force=True)
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert {name: row[name] for name in start} == {**start, "status": "finished"}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_damaged_record_is_completed_from_the_tables(tmp_path: Path, seed: int) -> None:
     recorded(tmp_path)

@@ -501,6 +501,22 @@ def lines_of(folder: Path) -> list[str]:
     return (folder / "events.jsonl").read_text().splitlines()
 
 
+@pytest.mark.parametrize(("step", "status"), [(60, "stopped"), (180, "finished")])
+def test_the_last_report_and_the_end_of_a_trial_are_one_commit(tmp_path: Path, step: int, status: str) -> None:
+    """The driver is killed before Tune says that the trial has ended."""
+    settings = RecorderSettings(str(tmp_path), ("val/psnr",), {}, 180, 1, 1, 1, seed=0, shown=("val/psnr",))
+    recorder = Recorder(settings)
+    recorder.open()
+    trial = Trial("trial", config={ID: "t000", LABEL: "", SEED: 0, GIVEN: True, PARAMETERS: {}}, stub=True)
+    recorder.on_trial_start(0, [trial], trial)
+    recorder.on_trial_result(0, [trial], trial, {**measured(step, 0.3), "done": True})  # the scheduler has decided
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert (row["status"], row["steps"]) == (status, step)
+    recorder.on_experiment_end([trial])  # nor does a disk that became full
+    (row,) = RunTables(tmp_path).load().leaderboard
+    assert row["status"] == status
+
+
 def test_a_control_without_its_images_is_not_known(tmp_path: Path) -> None:
     record(tmp_path, 180, {60: 0.3})
     tables = RunTables(tmp_path).load()

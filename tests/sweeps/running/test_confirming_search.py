@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from search_spaces import Float, Point, SearchSpace
 from sweeps.planning.confirmation import Confirmation
 from sweeps.recording.tables import ASKED_AGAIN
+from sweeps.running.confirming import Begun, confirmations
 from sweeps.running.search import SweepSearch
 from sweeps.trial_config import CONFIRMATION, GIVEN, ID, KIND, LABEL, PARAMETERS, SEARCHED, SEED, TRIAL
 from trainables.training.results import BEST
@@ -234,3 +235,17 @@ def test_leaders_stay_while_a_trial_of_the_search_is_repeated(tmp_path: Path) ->
     assert resumed.suggest("a")[ID] == "t003" and resumed.expected == 1
     end(resumed, "a", 23.0)
     assert resumed.expected == resumed.left == 1 and drain(resumed) == trials[:1]
+
+
+def test_trials_that_never_began_keep_their_numbers_and_seeds() -> None:
+    """Trials of a confirmation do not begin in their order: c001 was recorded, c000 and c002 were not."""
+    base, best = ("base", {"x": 0.1}), ("best", {"x": 0.2})
+    plan = Confirmation(finalists=1, seeds=3)
+    undisturbed = {config[ID]: config for config in confirmations(plan, [base, best], {}, 8)}
+    began = {
+        number: Begun(each[LABEL], each[PARAMETERS], each[SEED], 8, ended=number == 3)
+        for number in (1, 3)
+        for each in [undisturbed[f"c{number:03d}"]]
+    }
+    left = {config[ID]: config for config in confirmations(plan, [base, best], began, 8)}
+    assert left == {id: config for id, config in undisturbed.items() if id != "c003"}
