@@ -331,6 +331,24 @@ def _address(flags: argparse.Namespace, settings: SweepSettings) -> str:
     return "" if flags.address == _HERE else str(flags.address)
 
 
+def _store(flags: argparse.Namespace, settings: SweepSettings) -> str:
+    """Where a run that continues has its prepared data.
+
+    Raises:
+        InputError: the run names a bucket, and nobody else does: the run may come from somebody, and prepared
+            photographs of this machine would be written there.
+    """
+    if flags.store:
+        return flags.store if is_uri(flags.store) else str(path_of("--store", flags.store))
+    if is_uri(settings.store) and not settings.store.startswith("file://"):
+        recorded = one_line(settings.store)
+        raise InputError(
+            f"--resume {flags.resume}: its prepared data is at {recorded}; give --store {shlex.quote(recorded)} to use "
+            "that place again, if the run is yours, or --store DIR"
+        )
+    return settings.store
+
+
 def _name_of(space: str) -> str:
     return read_space_file(path_of("--space", space)).name if is_path(space) else space
 
@@ -353,7 +371,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
-        settings = replace(settings, address=_address(flags, settings))
+        settings = replace(settings, address=_address(flags, settings), store=_store(flags, settings))
         if "--stop-seconds" in named:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan

@@ -23,6 +23,7 @@ from sweeps.planning.plan_text import plan_text
 from sweeps.planning.run_bucket import place_of, trial_folder
 from sweeps.planning.run_files import LOG
 from sweeps.planning.run_folder import RunFolder, create_run
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import log_to, logger
 from sweeps.recording.recorder import MAX_FAILURES, Recorder, RecorderSettings
 from sweeps.recording.terminal import live_view
@@ -58,13 +59,13 @@ class _Lost:
 
     folder: Path | None = None
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, settings: SweepSettings) -> None:
+        self._settings = settings
 
     def __call__(self, reason: str) -> None:
         logger.error("stopped: %s", reason)
         if self.folder:
-            logger.error("continue with: %s", finish.resume_line(self.folder, self._address))
+            logger.error("continue with: %s", finish.resume_line(self.folder, self._settings))
 
 
 def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], None] = lambda folder: None) -> int:
@@ -74,7 +75,7 @@ def start(plan: Plan, warm: Sequence[Earlier] = (), opened: Callable[[Path], Non
         warm: trials of another run, which only the sampler sees.
         opened: called with the folder of the run, once it exists.
     """
-    lost, began = _Lost(plan.question.settings.address), time.monotonic()
+    lost, began = _Lost(plan.question.settings), time.monotonic()
     with connected(plan.question.settings, plan.most_at_once, lost) as concurrent:
         _check_results(plan, plan.question.settings.results)
         objectives = [one.metric for one in plan.objectives]
@@ -101,7 +102,7 @@ def resume(plan: Plan, folder: RunFolder, warm: Sequence[Earlier] = (), *, repea
     Raises:
         InputError: they are to train again, and there is no time for it.
     """
-    lost, began = _Lost(plan.question.settings.address), time.monotonic()
+    lost, began = _Lost(plan.question.settings), time.monotonic()
     lost.folder = folder.path
     if not _has_time(plan):
         if repeat:
@@ -132,7 +133,7 @@ def _run(
     *,
     repeat: bool = False,
 ) -> int:
-    started, has_time, address = time.monotonic(), _has_time(plan), plan.question.settings.address
+    started, has_time, settings = time.monotonic(), _has_time(plan), plan.question.settings
     deadline = Deadline(plan.seconds_left if has_time else math.inf, began)
     file = log_to(folder.path / LOG)
     limit_threads()  # controls and the report's pictures are computed here
@@ -161,7 +162,7 @@ def _run(
                 search = _tune(plan, folder, concurrent, recorder, live, deadline, warm, began)
         held.clear()
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped, live, address)
+            return _stopped(folder, recorder.stopped, live, settings)
         if search.closed:
             logger.info("note       the time budget left room for %d of %d trials", search.searched, search.trials)
         folder.sync()  # before the report: the pictures of trials come from the bucket
@@ -178,13 +179,13 @@ def _run(
         return status
     except KeyboardInterrupt:
         if recorder.stopped:
-            return _stopped(folder, recorder.stopped, live, address)
-        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path, address, deadline.over))
+            return _stopped(folder, recorder.stopped, live, settings)
+        logger.info("interrupted; continue with: %s", finish.resume_line(folder.path, settings, deadline.over))
         return ExitStatus.INTERRUPTED
     except (OSError, RayError, TuneError) as error:
         # Tune's own error is a traceback as text; its last line is the cause.
         file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
-        return _stopped(folder, _last_line(error), live, address)
+        return _stopped(folder, _last_line(error), live, settings)
     finally:
         recorder.close()
         folder.clear_scratch()
@@ -196,9 +197,9 @@ def _upload_line(line: str) -> None:
     logger.info("upload     %s", line)
 
 
-def _stopped(folder: RunFolder, reason: str, live: LiveReport, address: str) -> int:
+def _stopped(folder: RunFolder, reason: str, live: LiveReport, settings: SweepSettings) -> int:
     """The sweep cannot go on, for a reason outside of its trials."""
-    line = finish.resume_line(folder.path, address)
+    line = finish.resume_line(folder.path, settings)
     live.stopped(f"Stopped: {reason}. Continue with: {line}")
     logger.error("stopped: %s", reason)
     logger.error("continue with: %s", line)

@@ -32,12 +32,13 @@ from sweeps.planning.objectives import feasible
 from sweeps.planning.plan import Plan
 from sweeps.planning.run_bucket import place_of
 from sweeps.planning.run_settings import UNCONFIRMED, read_record, write_record
+from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, TableRow
 from sweeps.trial_config import CONFIRMATION, TRIAL
 from trainables.common.command import ExitStatus
 from trainables.common.locations import locate, shown
-from trainables.common.paths import ROOT, replace_folder
+from trainables.common.paths import ROOT, is_uri, replace_folder
 from trainables.common.version import PROJECT
 from trainables.metrics.names import test_name
 from trainables.pretrained.finished_trial import SETTINGS, WEIGHTS, write_checksums
@@ -97,7 +98,7 @@ def finish(
     ended = f"{len(trials) - len(unfinished)} of {expected} trials ended"
     winner = next((row for row in rows if answers_now and result and row["id"] == result.winner_id), None)
     why = "The time budget is over" if over else "Interrupted"
-    going_on = resume_line(folder, plan.question.settings.address, over)
+    going_on = resume_line(folder, plan.question.settings, over)
     kept = result is not None and winner is not None and _keep_best(folder, newest, winner, plan, result, going_on)
     status = ended if whole else f"{why}: {ended}. Continue with: {going_on}"
     if kept and result is not None:
@@ -172,16 +173,18 @@ def _warnings(plan: Plan, tables: RunTables, result: Answer) -> list[str]:
     return found + at_the_edge(plan.question.space.distributions, winner, result.winner_name)
 
 
-def resume_line(folder: Path, address: str, over: bool = False) -> str:
+def resume_line(folder: Path, settings: SweepSettings, over: bool = False) -> str:
     """The command that continues the run, for the current folder.
 
     Args:
         folder: of the run, or the working copy of one in a bucket.
-        address: of its Ray cluster, which is never taken from a run's folder; empty for this machine alone.
+        settings: the run's. The address of its Ray cluster and the bucket of its prepared data are named, because they
+            are never taken from a run's folder.
         over: whether its time budget is used up, so that it needs more.
     """
-    cluster = ("--address", address) if address else ()
-    place = (place_of(folder), *cluster, *(("--time-budget", MORE_TIME) if over else ()))
+    cluster = ("--address", settings.address) if settings.address else ()
+    store = ("--store", settings.store) if is_uri(settings.store) else ()
+    place = (place_of(folder), *cluster, *store, *(("--time-budget", MORE_TIME) if over else ()))
     script = Path(sys.argv[0])
     if script.name == PROJECT:  # the console script
         on_path = shutil.which(PROJECT) == str(script)

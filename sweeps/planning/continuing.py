@@ -13,7 +13,7 @@ from trainables.common.errors import InputError
 
 CHANGING = ("--trials", "--max-steps", "--time-budget", "--budget-usd", "--price-per-hour")
 """Flags that change a run; the others that `--resume` takes only say where and how it runs."""
-ALLOWED = ("--resume", "--repeat-lost", "--address", "--space", "--stop-seconds", "--dry-run", *CHANGING)
+ALLOWED = ("--resume", "--repeat-lost", "--address", "--store", "--space", "--stop-seconds", "--dry-run", *CHANGING)
 
 
 def spent_seconds(rows: Iterable[Mapping[str, Any]], recorded: float | None, concurrent: int) -> float:

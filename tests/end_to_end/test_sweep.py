@@ -522,6 +522,6 @@ def test_repeated_proposal_gets_another_seed(tmp_path: Path) -> None:
 
 def test_resume_line_is_quoted_for_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run_sweep.py", "--space", "x"])
-    line = finish.resume_line(tmp_path / "a run", "")
+    line = finish.resume_line(tmp_path / "a run", SweepSettings("x"))
     assert line.endswith(f"run_sweep.py --resume '{tmp_path}/a run'")
     assert "python" in line.split()[0]

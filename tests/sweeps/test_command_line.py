@@ -581,8 +581,29 @@ def test_tensorboard_reads_the_bucket_of_a_run(tmp_path: Path) -> None:
 def test_printed_commands_quote_paths_with_spaces() -> None:
     folder = Path("my results") / "run"
     assert shlex.split(tensorboard_line(folder)) == ["tensorboard", "--logdir", str(folder / "trials")]
-    assert shlex.split(resume_line(folder, ""))[-2:] == ["--resume", str(folder)]
-    assert shlex.split(resume_line(folder, "a b:1"))[-3:] == [str(folder), "--address", "a b:1"]
+    assert shlex.split(resume_line(folder, SweepSettings("x")))[-2:] == ["--resume", str(folder)]
+    on_cluster = SweepSettings("x", address="a b:1")
+    assert shlex.split(resume_line(folder, on_cluster))[-3:] == [str(folder), "--address", "a b:1"]
+    with_store = SweepSettings("x", store="s3://b/stores?region=eu")
+    assert shlex.split(resume_line(folder, with_store))[-2:] == ["--store", "s3://b/stores?region=eu"]
+
+
+def test_recorded_bucket_of_prepared_data_is_not_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may come from somebody else, and name photographs of this machine."""
+    place = "s3://evil/stores?endpoint_override=https://evil"
+    content = {
+        "command": {"space": SPACE, "set": [], "store": place, "data": str(tmp_path)},
+        "metrics": ["val/psnr"],
+        "stores": {"train pairs": "pairs-0"},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(content))
+    for more in ([], ["--dry-run"]):
+        assert main(["--resume", str(tmp_path), *more]) == 2
+        error = capsys.readouterr().err
+        assert f"its prepared data is at {place}; give --store '{place}' to use that place again" in error
+        assert error.count("\n") == 1
+    assert main(["--resume", str(tmp_path), "--store", str(tmp_path / "own")]) == 2
+    assert "evil" not in capsys.readouterr().err  # it went on to the photographs
 
 
 def test_recorded_address_of_a_cluster_is_not_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from sweeps import console
 from sweeps.answering.finish import resume_line
+from sweeps.planning.settings import SweepSettings
 from tests.helpers.paths import ROOT
 from trainables.common.version import PROJECT, VERSION
 
@@ -199,11 +200,11 @@ def test_run_is_resumed_by_the_command_that_started_it(monkeypatch: pytest.Monke
     script = tmp_path / PROJECT
     script.touch(0o755)
     monkeypatch.setattr(sys, "argv", [str(script), "run", "--space", "x"])
-    assert resume_line(Path("results/run"), "") == f"{script} run --resume results/run"
+    assert resume_line(Path("results/run"), SweepSettings("x")) == f"{script} run --resume results/run"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert resume_line(Path("results/run"), "") == f"{PROJECT} run --resume results/run"
+    assert resume_line(Path("results/run"), SweepSettings("x")) == f"{PROJECT} run --resume results/run"
     monkeypatch.setattr(sys, "argv", ["run_sweep.py", "--space", "x"])
-    assert resume_line(Path("results/run"), "").endswith(" run_sweep.py --resume results/run")
+    assert resume_line(Path("results/run"), SweepSettings("x")).endswith(" run_sweep.py --resume results/run")
     monkeypatch.setattr(sys, "argv", ["study.py"])  # a program that calls `sweeps.run`
     monkeypatch.chdir(tmp_path)
-    assert resume_line(Path("results/run"), "").endswith("/run_sweep.py --resume results/run")
+    assert resume_line(Path("results/run"), SweepSettings("x")).endswith("/run_sweep.py --resume results/run")
