@@ -63,7 +63,7 @@ def restore_larger(plan: Plan, folder: Path, steps: Mapping[str, int], checkpoin
             return
         logger.info("pictures   restoring crops of %d px of test photographs", crops[0].target.shape[0])
         found = {id: path for id in steps if (path := checkpoint(id)) is not None}
-        _restore(plan, crops, found, steps, folder / "report" / _FOLDER)
+        _restore(plan, crops, found, {id: steps[id] for id in found}, folder / "report" / _FOLDER)
     except (Exception, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
         logger.info("note       pictures: no larger crops (%s)", reason)

@@ -25,7 +25,7 @@ from trainables.settings import TrialSettings, override
 from trainables.training.loop import Trainer, World
 from trainables.training.validation import validate
 
-_STEPS = 2  # timed, after one that allocates memory
+_STEPS, _MOST_STEPS = 2, 8  # timed, after one that allocates memory
 
 
 def expected_time(plan: Plan, preparation: float, searched: int = 0, confirmed: int = 0) -> str:
@@ -111,8 +111,10 @@ def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> floa
         trainer = Trainer(small, prepared, ("val/psnr",), World(device=device))
         step = 0.0
         if training.max_steps:
+            # With a perceptual term in every n-th step, one of n steps has it.
+            steps = min(max(_STEPS, trial.perceptual.every), _MOST_STEPS, max(_STEPS, training.max_steps - 1))
             trainer.train_until(1)
-            step = trainer.train_until(1 + _STEPS) / _STEPS
+            step = trainer.train_until(1 + steps) / steps
         trainer.method.networks.eval()
         started = time.monotonic()
         validate(trainer.method.restore, prepared, trainer.metrics, 1, device, 0, 1)
