@@ -335,8 +335,8 @@ def _store(flags: argparse.Namespace, settings: SweepSettings) -> str:
     """Where a run that continues has its prepared data.
 
     Raises:
-        InputError: the run names a bucket, and nobody else does: the run may come from somebody, and prepared
-            photographs of this machine would be written there.
+        InputError: the run names a bucket, and `--store` was not given: the run may come from somebody else, and
+            prepared photographs of this machine would be written there.
     """
     if flags.store:
         return flags.store if is_uri(flags.store) else str(path_of("--store", flags.store))
