@@ -37,7 +37,7 @@ def main() -> int:
     names = [name for name in every if any(text in name for text in given.only.split(","))]
     if not names:
         flags.error(f"--only {given.only}: no such fault; there are {', '.join(every)}")
-    with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="f-") as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         bench, record = Bench(work, given.seed), work / f"{'reading' if given.reading else 'outcomes'}.jsonl"

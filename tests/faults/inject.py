@@ -272,7 +272,7 @@ def _disk_full(bench: Bench, random: random.Random) -> list[str]:
 
 def _tmpdir_full(bench: Bench, random: random.Random) -> list[str]:
     """TMPDIR is full while trials run."""
-    run, disk = bench.copy(random), bench.work / "temporary"
+    run, disk = bench.copy(random), bench.work / "tmp"
     with _small_disk(disk, 300):
         sweep = Sweep("--resume", str(run), env={"TMPDIR": str(disk)})
         sweep.wait_for(r"results ")

@@ -1,4 +1,5 @@
-"""All faults of a run's folder, without a trial that trains; those of running sweeps are tried in end_to_end/.
+"""All faults of a run's folder, without a trial that trains, and those of running sweeps and of the machine that
+end_to_end/ does not have.
 
 `python -m tests.faults` tries all faults in whole sweeps.
 """
@@ -7,6 +8,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +24,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a sweep with many p
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("faults"), seed=0)
+def bench() -> Iterator[Bench]:
+    """In a folder with a short path: a `TMPDIR` in it must be short enough for the address of a socket."""
+    with tempfile.TemporaryDirectory(prefix="f-") as folder:
+        yield Bench(Path(folder), seed=0)
 
 
 @pytest.mark.parametrize("fault", reading.ALL)
 def test_run_is_read_after(bench: Bench, fault: str) -> None:
     assert bench.read(fault, random.Random(0)).problems == []
+
+
+WHOLE = (
+    *("running: raylet killed", "running: driver paused", "a finished run resumed", "HOME cannot be written"),
+    *("TMPDIR cannot be written", "TMPDIR too small", "TMPDIR full while trials run", "ulimit -v"),
+    *("results: disk full while trials run", "results read-only"),
+)
+
+
+@pytest.mark.parametrize("fault", WHOLE)
+def test_whole_sweep_survives(bench: Bench, fault: str) -> None:
+    if fault not in all_faults():
+        pytest.skip("it mounts a file system, which needs the right to do so")
+    assert bench.run(fault, random.Random(0)).problems == []
 
 
 @pytest.mark.parametrize("damaged", [False, True])
