@@ -34,6 +34,7 @@ from trainables.common.errors import CannotRun, InputError, one_line
 from trainables.common.flags import Flags, number, whole
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri, path_of
+from trainables.data.stores.roots import store_root
 from trainables.images.sources.notices import shown_plainly
 from trainables.settings import assignments
 
@@ -339,8 +340,8 @@ def _store(flags: argparse.Namespace, settings: SweepSettings) -> str:
             prepared photographs of this machine would be written there.
     """
     if flags.store:
-        return flags.store if is_uri(flags.store) else str(path_of("--store", flags.store))
-    if is_uri(settings.store) and not settings.store.startswith("file://"):
+        return store_root(flags.store)
+    if settings.store and is_uri(store_root(settings.store)):
         recorded = one_line(settings.store)
         raise InputError(
             f"--resume {flags.resume}: its prepared data is at {recorded}; give --store {shlex.quote(recorded)} to use "

@@ -119,8 +119,6 @@ class Recorder(Callback):
         self._ready = False
         self._live: dict[str, Any] = {}
         self._out_of_time: set[str] = set()
-        self._last: dict[str, str] = {}
-        """Trial -> how it ends, once its last report is recorded."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; nothing of this is read again
@@ -338,7 +336,7 @@ class Recorder(Callback):
                 self.tables.upsert_trial({"id": trial.config[ID], DIVERGED: True})
             self._end(trial, "failed", result[FAILED])
         else:
-            self._end(trial, "finished" if result.get("step", 0) >= self._whole(trial.config) else "stopped")
+            self._end(trial, self._status(trial, result.get("step", 0)))
 
     @_stopping
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -357,7 +355,8 @@ class Recorder(Callback):
         try:
             # Uses our own list of running trials: Tune marks interrupted trials as terminated.
             for id, trial in list(self._live.items()):
-                self._end(trial, self._last.get(id, "interrupted"))
+                status = self.tables.trial(id)["status"]  # its last report may have said how it ends
+                self._end(trial, "interrupted" if status == "running" else status)
             # Tune does not always call a callback for a trial whose process could not be started.
             failed = {row["id"] for row in self.tables.leaderboard if row["status"] == "failed"}
             for trial in trials:
@@ -386,9 +385,11 @@ class Recorder(Callback):
         """
         if not result.get("done"):
             return {}
-        id = trial.config[ID]
-        self._last[id] = "finished" if result["step"] >= self._whole(trial.config) else "stopped"
-        return self._ended(id, self._last[id])
+        return self._ended(trial.config[ID], self._status(trial, result["step"]))
+
+    def _status(self, trial: Any, step: int) -> str:
+        """Of a trial that ends after this step without a failure."""
+        return "finished" if step >= self._whole(trial.config) else "stopped"
 
     def _ended(self, id: str, status: str) -> dict[str, Any]:
         """Columns of a trial that has ended."""

@@ -228,7 +228,7 @@ class RunTables:
         if table == "images":
             self._images.put_event(id, content, unpacker)
         else:
-            {"trials": self._put_known, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
+            {"trials": self._put_trial, "reports": self._put_report, DRIVERS: self.drivers.put}[table](content)
 
     def _complete_from_files(self, required: bool) -> None:
         """Adds rows that only the files of the tables have."""
@@ -285,15 +285,12 @@ class RunTables:
         for name, accepted in (("kind", KINDS), ("status", STATUSES)):
             if name in row and row[name] not in accepted:
                 raise ValueError(f"{row['id']}: {name} {row[name]!r} is not one of {', '.join(accepted)}")
-        self._put_trial(row)
+        self._put_trial(row if self.has_trial(row["id"]) else {**_DEFAULTS, **row})
         self._pending.append({"table": "trials", "row": row})
         self._dirty.add("leaderboard")
 
     def _put_trial(self, row: TableRow) -> None:
-        self._trials[row["id"]] = {**_DEFAULTS, **self._trials.get(row["id"], {}), **row}
-
-    def _put_known(self, row: TableRow) -> None:
-        """While loading: a default must not stand for what a damaged line said, which the files may have."""
+        """Without defaults: they must not stand for what a damaged line said, which the files may have."""
         self._trials[row["id"]] = {**self._trials.get(row["id"], {}), **row}
 
     def add_report(self, row: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def _seconds(trial: TrialSettings, source: Source, device: torch.device) -> floa
         step = 0.0
         if training.max_steps:
             # With a perceptual term in every n-th step, one of n steps has it.
-            steps = min(max(_STEPS, trial.perceptual.every), _MOST_STEPS, max(_STEPS, training.max_steps - 1))
+            steps = max(_STEPS, min(trial.perceptual.every, _MOST_STEPS, training.max_steps - 1))
             trainer.train_until(1)
             step = trainer.train_until(1 + steps) / steps
         trainer.method.networks.eval()

@@ -52,22 +52,14 @@ def held(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder: see `held`."""
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds the folder, see `held`; None where there are no locks that could tell."""
     file = os.open(folder, _FOLDER)
     try:
-        return take(file) is False
+        taken = take(file)
+        return None if taken is None else not taken
     except OSError:  # NFS locks only what can be written
-        return False
-    finally:
-        os.close(file)
-
-
-def is_free(folder: Path) -> bool:
-    """Whether no process holds the folder, as far as locks can tell: False where there are none."""
-    file = os.open(folder, _FOLDER)
-    try:
-        return take(file) is True
+        return None
     finally:
         os.close(file)
 

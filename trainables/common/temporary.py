@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.common.errors import CannotRun, InputError, one_line
-from trainables.common.locks import held, is_free
+from trainables.common.locks import held, is_held
 from trainables.common.paths import is_utf8
 
 _PREFIX = f"restoration-sweeps-{os.getuid()}-"
@@ -44,7 +44,7 @@ def temporary_folder() -> Iterator[Path]:
 def _remove_unused(folder: Path) -> None:
     """Removes a folder that no process holds; not a new one, which is not held yet."""
     with suppress(OSError):
-        if time.time() - folder.stat().st_mtime > _MAKING_SECONDS and is_free(folder):
+        if time.time() - folder.stat().st_mtime > _MAKING_SECONDS and is_held(folder) is False:
             shutil.rmtree(folder, ignore_errors=True)
 
 
