@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from trainables.common.errors import CannotRun, InputError, UsageError
 from trainables.common.flags import Flags, Layout
+from trainables.common.interrupts import interrupts_kept
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.temporary import full_temporary_named
 from trainables.common.version import PROJECT, VERSION
@@ -111,7 +112,7 @@ def run_command(
     try:
         flags = parser.parse_args(arguments)
         prog = " ".join([prog, *filter(None, [getattr(flags, "command", "")])])
-        with full_temporary_named():
+        with interrupts_kept(), full_temporary_named():
             status = work(flags)
     except SystemExit as ended:  # --help and --version
         if ended.code:

@@ -11,16 +11,13 @@ import itertools
 import logging
 import os
 import pickle
-import signal
 import socket
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainables.common.cluster import check_address, join, shipped_code
 from trainables.common.devices import device_for
 from trainables.common.errors import InputError
+from trainables.common.interrupts import interrupts_kept
 from trainables.common.local_ray import local_ray, messages_to
 from trainables.common.machine import usable_cpus
 from trainables.common.paths import is_uri
@@ -166,7 +164,7 @@ def _made_on_ray(work: ShardWork, gpu_processes: int, gpus: float, device: str) 
             num_gpus=gpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpu_processes),
         )
-    with _noting_interrupts() as interrupted:
+    with interrupts_kept() as interrupted:
         for row in made.iter_rows():
             if interrupted:
                 raise KeyboardInterrupt
@@ -218,27 +216,6 @@ class BackgroundWorkers:
         """Ends the processes. Finished shards are kept."""
         for worker in self._workers:
             ray.kill(worker)
-
-
-@contextmanager
-def _noting_interrupts() -> Iterator[list[int]]:
-    """Yields a list to which an interrupt is added: Ray ignores an interrupt that comes while it runs a callback."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

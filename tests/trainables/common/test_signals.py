@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does."""
+"""SIGTERM and SIGHUP end a command as Ctrl-C does, and what a library makes of Ctrl-C does not matter."""
 
 from __future__ import annotations
 
@@ -37,3 +37,38 @@ def test_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals, before: st
     command = [sys.executable, "-c", _COMMAND, str(int(number)), before]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (ended.stdout.strip(), ended.returncode) == (outcome, 0), ended.stderr
+
+
+_SWALLOWED = """
+import signal, sys
+import torch
+from trainables.common.command import command_flags, run_command
+from trainables.common.errors import InputError
+
+class File:
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        if "interrupt" in sys.argv:
+            signal.raise_signal(signal.SIGINT)
+        raise OSError("unreadable")
+
+def work(flags):
+    try:
+        torch.tensor(File())  # reads the first value, and replaces whatever that raises
+    except Exception as error:
+        raise InputError(f"not a checkpoint: {error}") from error
+
+sys.exit(run_command(command_flags("read", "", ""), [], work, "run it again"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "says"),
+    [("interrupt", 130, "interrupted: run it again\n"), ("none", 2, "read: error: not a checkpoint: could not")],
+)
+def test_interrupt_that_torch_turns_into_another_error_is_an_interrupt(how: str, status: int, says: str) -> None:
+    command = [sys.executable, "-c", _SWALLOWED, how]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode == status, ended.stderr
+    assert ended.stderr.startswith(says)
