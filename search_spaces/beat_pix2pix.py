@@ -20,7 +20,7 @@ def _diffusion(label: str, method: str, **more: Value) -> Point:
     values: dict[str, Value] = {
         "method": method,
         "training.rate_factor": 1.0,
-        "perceptual.weight": 0.1,
+        "perceptual.weight": 1.0,
         "diffusion.max_timestep": 500,
         "diffusion.start_timestep": 500,
         "perceptual.every": 1,

@@ -5,8 +5,8 @@ that, sampling may start at any trained timestep, from the degraded image's late
 (`diffusion.start_timestep`), or at the last one, from pure noise. The points cross the two: trained on all timesteps or
 on the lower ones, and started at the same places.
 
-The network predicts the same as its base. For a base that predicts the noise, the estimate of x_0 is worst at the
-highest timesteps. `--set diffusion.prediction_type=sample` asks the same question for x_0.
+The network predicts what the preset says: x_0 on the sample. For one that predicts the noise, the estimate of x_0 is
+worst at the highest timesteps. `--set diffusion.prediction_type=base` asks the same question for the base's prediction.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ SPACE = SearchSpace(
         _range(500, 150),
     ),
     proposals=0,
-    fixed={"diffusion.prediction_type": "base"},
     objective="perceptual",
     controls=("bicubic", "input_latent", "autoencoder"),
 )

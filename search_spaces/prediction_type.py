@@ -2,9 +2,10 @@
 
 The base predicts noise; fine-tuning can change that. With `sample` the loss is only the L1 distance of the output to
 x_0 and the perceptual term: a noise term would repeat that distance. With `epsilon` the L1 distance is the noise's
-error times up to fifteen at the highest noise, and sampling starts where the schedule still has a little signal. Points
-without that term, started at half of the timesteps, trained below and with zero terminal SNR separate these effects
-from the prediction type.
+error times up to fifteen at the highest noise. So the first points train on the lower half of the timesteps and start
+there, from the degraded image, where all three can restore. The others use all timesteps, of which the last has still a
+little signal, or none with zero terminal SNR. Points without that term, and with a start at half of the timesteps,
+separate these effects from the prediction type.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def _predicting(
     label: str,
     prediction: str,
     *,
-    max_timestep: int = 1000,
+    max_timestep: int = 500,
     start: int = 0,
     reconstruction: float = 1.0,
     zero_snr: bool = False,
@@ -42,7 +43,7 @@ SPACE = SearchSpace(
     preset="sample-print",
     parameters={
         PREDICTION: Choice(("epsilon", "sample", "v_prediction")),
-        MAX_TIMESTEP: Choice((1000, 500)),
+        MAX_TIMESTEP: Choice((500, 1000)),
         START: When({MAX_TIMESTEP: (1000,)}, Choice((0, 500))),  # 0: the last trained timestep
         RECONSTRUCTION: When({PREDICTION: ("epsilon", "v_prediction")}, Choice((1.0, 0.0))),
         ZERO_SNR: When({PREDICTION: ("sample", "v_prediction")}, Choice((False, True))),
@@ -52,12 +53,12 @@ SPACE = SearchSpace(
         _predicting("sample", "sample"),
         _predicting("v_prediction", "v_prediction"),
         _predicting("epsilon without L1 on x_0", "epsilon", reconstruction=0.0),
-        _predicting("epsilon from 500", "epsilon", start=500),
-        _predicting("epsilon below 500", "epsilon", max_timestep=500),
-        _predicting("sample from 500", "sample", start=500),
-        _predicting("sample below 500", "sample", max_timestep=500),
-        _predicting("sample with zero terminal SNR", "sample", zero_snr=True),
-        _predicting("v_prediction with zero terminal SNR", "v_prediction", zero_snr=True),
+        _predicting("epsilon, all timesteps", "epsilon", max_timestep=1000),
+        _predicting("epsilon, all timesteps, from 500", "epsilon", max_timestep=1000, start=500),
+        _predicting("sample, all timesteps", "sample", max_timestep=1000),
+        _predicting("v_prediction, all timesteps", "v_prediction", max_timestep=1000),
+        _predicting("sample, zero terminal SNR", "sample", max_timestep=1000, zero_snr=True),
+        _predicting("v_prediction, zero terminal SNR", "v_prediction", max_timestep=1000, zero_snr=True),
     ),
     proposals=0,
     fixed={"diffusion.retarget": True},

@@ -41,6 +41,9 @@ _OF_DECODERS: dict[str, Any] = {
 # In this order: the decoders are trained on what the first one restores.
 RECIPES: dict[str, dict[str, Any]] = {
     "latent_diffusion": {
+        "perceptual.weight": 0.1,
+        "perceptual.every": 4,
+        "training.learning_rate": 3e-3,
         "pairs.train_pairs": 2048,
         "training.max_steps": 3000,
         "training.batch_size": 8,
