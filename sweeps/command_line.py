@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from search_spaces import SAMPLERS
 from sweeps.planning.budget import time_span
 from sweeps.planning.confirmation import FEWEST_SEEDS
-from sweeps.planning.continuing import ALLOWED, CHANGING, continued, spent_seconds
+from sweeps.planning.continuing import ALLOWED, CHANGING, MOVED, check_there, continued, moved, spent_seconds
 from sweeps.planning.own_spaces import is_path, read_space_file, register_space
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import (
@@ -207,7 +207,7 @@ def parser(prog: str = PROG) -> Flags:
         "--resume",
         metavar="RUN",
         help="continue a run, given its folder or URI; --trials N adds trials until it has N, --max-steps N trains the "
-        "finalists to step N, --time-budget gives more time",
+        "finalists to step N, --time-budget gives more time, --data tells where moved photographs are",
     )
     run.add_argument(
         "--repeat-lost",
@@ -373,18 +373,25 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
         settings = replace(settings, address=_address(flags, settings), store=_store(flags, settings))
+        inputs = {name: getattr(flags, field_name(name)) for name in MOVED if name in named}
+        if "--set" in inputs:
+            inputs["--set"] = assignments(flags.set, "base.weights=FOLDER")
+        settings = moved(settings, inputs)
         if "--stop-seconds" in named:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan
-        from sweeps.planning.run_settings import made_by
+        from sweeps.planning.run_settings import made_by, started_with
         from sweeps.recording.tables import RunTables
 
+        started = started_with(folder.path, record)
         tables = RunTables(folder.path).load()
         rows = [row for row in tables.leaderboard if row["kind"] != "control"]
         spent = spent_seconds(rows, tables.drivers.spent, settings.max_concurrent or usable_cpus())
         changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
-        settings, notes = continued(settings, changes, spent)
-        plan = make_plan(resolve(settings), tuple(record["metrics"]))
+        settings, notes = continued(settings, changes, spent, started)
+        question = resolve(settings, started)
+        check_there(question, flags.resume)
+        plan = make_plan(question, tuple(record["metrics"]))
         plan = replace(plan, notes=(*plan.notes, *notes), spent=spent)
         if plan.stores != record["stores"]:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))

@@ -24,6 +24,8 @@ from sweeps.answering.pictures import side_by_side
 from sweeps.answering.verdict import Answer, finding_of_the_input, named_finding
 from sweeps.answering.view import View
 from sweeps.formatting import metric_text, metric_title, metric_unit
+from sweeps.planning.continuing import spent_seconds
+from sweeps.recording.tables import RunTables
 from trainables.common.errors import InputError
 from trainables.common.paths import replace_file
 
@@ -65,7 +67,8 @@ def updated(page: str, results: Path, folder: Path) -> str:
         readings = [text for text in sections.get(name, "").split("\n\n") if text.startswith(_READING)]
         title, _, text = (path / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
         question = title.removeprefix("# ")
-        rows[name] = table_row(name, question, run)
+        recorded = RunTables(path).load().drivers.spent
+        rows[name] = table_row(name, question, run, spent_seconds(run.rows, recorded, concurrent=1))
         sections[name] = _section(name, question, text, path, run, folder, readings)
     before, _, after = head.partition(_HEADER)
     others = [line for line in after.strip().splitlines() if not line.startswith("| [`")]
@@ -81,15 +84,15 @@ def _without(answered: Container[str], section: str) -> str:
     return "\n".join(line for line in lines if not (line.startswith("- `") and line.split("`")[1] in answered))
 
 
-def table_row(name: str, question: str, run: FinishedRun) -> str:
+def table_row(name: str, question: str, run: FinishedRun, seconds: float) -> str:
     """A space's row of the table.
 
     Args:
         question: of the space, in words.
+        seconds: that the sweep's commands took.
     """
     found = run.found
     finding, metric = named_finding(found), found.metric
-    busy = sum(row["busy_seconds"] or 0 for row in run.rows if row["kind"] != "control") / 60
     interval = finding.interval
     difference, span = "–", "–"
     if interval is not None:
@@ -97,7 +100,7 @@ def table_row(name: str, question: str, run: FinishedRun) -> str:
         difference = f"{mean}{metric_unit(metric)} {metric_title(metric)}"
         span = f"{low} to {high} ({100 * interval.level:.3g} %)"
     cells = (f"[`{name}`](#{name}): {question}", _short_answer(found), difference, span, finding.verdict)
-    return f"| {' | '.join(cells)} | {_against_input(found)} | {busy:.0f} |"
+    return f"| {' | '.join(cells)} | {_against_input(found)} | {seconds / 60:.0f} |"
 
 
 def _short_answer(found: Answer) -> str:

@@ -1,19 +1,27 @@
-"""What `--resume` may change: more trials, longer finalists, more time."""
+"""What `--resume` may change: more trials, longer finalists, more time, and where the inputs are now."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sweeps.planning.question import resolve
-from sweeps.planning.settings import SweepSettings
+from sweeps.planning.question import Question, Started, resolve
+from sweeps.planning.settings import SweepSettings, field_name
 from trainables.common.errors import InputError
+from trainables.common.paths import is_uri
+from trainables.settings import flatten
+from trainables.settings.roles import FLAGS, PATHS, ROLES, WEIGHT_PATHS
 
 CHANGING = ("--trials", "--max-steps", "--time-budget", "--budget-usd", "--price-per-hour")
 """Flags that change a run; the others that `--resume` takes only say where and how it runs."""
-ALLOWED = ("--resume", "--repeat-lost", "--address", "--store", "--space", "--stop-seconds", "--dry-run", *CHANGING)
+DATA = ("--data", "--data-input", "--data-target")
+MOVED = (*DATA, "--checkpoint", "--set")
+"""Flags for inputs that are elsewhere now. Their content must be the same: the names of prepared data tell."""
+_ELSEWHERE = ("--address", "--store", *MOVED)
+ALLOWED = ("--resume", "--repeat-lost", "--space", "--stop-seconds", "--dry-run", *_ELSEWHERE, *CHANGING)
 
 
 def spent_seconds(rows: Iterable[Mapping[str, Any]], recorded: float | None, concurrent: int) -> float:
@@ -29,7 +37,55 @@ def spent_seconds(rows: Iterable[Mapping[str, Any]], recorded: float | None, con
     return math.fsum(row.get("wall_seconds") or 0.0 for row in rows) / max(1, concurrent)
 
 
-def continued(settings: SweepSettings, given: Mapping[str, Any], spent: float) -> tuple[SweepSettings, tuple[str, ...]]:
+def moved(settings: SweepSettings, given: Mapping[str, Any]) -> SweepSettings:
+    """The settings of a run whose photographs or weights are elsewhere now.
+
+    Args:
+        given: flag -> value, for those of `MOVED` that were given; of `--set`, pairs.
+
+    Raises:
+        InputError: `--set` of something that is not the place of an input.
+    """
+    pairs = dict(settings.set)
+    if set(DATA) & set(given):  # all of them together say where photographs are
+        settings = replace(settings, **{field_name(flag): given.get(flag, "") for flag in DATA})
+        pairs = {name: value for name, value in pairs.items() if not name.startswith("data.") or name not in PATHS}
+    if "--checkpoint" in given:
+        settings = replace(settings, checkpoint=given["--checkpoint"])
+        pairs.pop("checkpoint", None)
+    for name, value in given.get("--set", ()):
+        if name not in WEIGHT_PATHS or name in FLAGS:
+            places = ", ".join(one for one in WEIGHT_PATHS if one not in FLAGS)
+            raise InputError(
+                f"--set {name}={value}: cannot be given with --resume: a run continues with its own settings; expected "
+                f"the place of weights that have been moved: {places}"
+            )
+        pairs[name] = value
+    return replace(settings, set=tuple(pairs.items()))
+
+
+def check_there(question: Question, run: str) -> None:
+    """Refuses to go on without inputs, and says how to tell where they are now.
+
+    Args:
+        run: as given to `--resume`.
+
+    Raises:
+        InputError: a file or folder that the run was started with is not there.
+    """
+    for trial in map(flatten, question.every_method):
+        for name in PATHS:
+            path, roles = str(trial[name]), ROLES[name]
+            if path in roles.builtin or is_uri(path) or not os.path.isabs(path) or os.path.exists(path):
+                continue
+            flag = "--data-target" if name == "data.source" and trial["data.input"] else roles.flag
+            told = f"{flag} PLACE" if flag else f"--set {name}=PLACE"
+            raise InputError(f"--resume {run}: {name}={path} is not there; if it has been moved, give {told}")
+
+
+def continued(
+    settings: SweepSettings, given: Mapping[str, Any], spent: float, started: Started | None = None
+) -> tuple[SweepSettings, tuple[str, ...]]:
     """The settings of a run that goes on, and notes for its user.
 
     A limit of time or money that is given counts from this command on, and replaces the run's own limits.
@@ -38,12 +94,13 @@ def continued(settings: SweepSettings, given: Mapping[str, Any], spent: float) -
         settings: of the run so far.
         given: flag -> value, for those of `CHANGING` that were given.
         spent: seconds that the run has taken so far. Limits in the settings are those of the whole run.
+        started: what it was started with.
 
     Raises:
         InputError: fewer trials or steps than the run has, or no finalists to train longer.
     """
     notes: tuple[str, ...] = ()
-    question = resolve(settings)
+    question = resolve(settings, started)
     if trials := given.get("--trials"):
         if trials < question.trials:
             raise InputError(f"--trials {trials}: the run has {question.trials} already; expected as many or more")

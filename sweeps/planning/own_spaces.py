@@ -1,6 +1,7 @@
 """Spaces from outside of `search_spaces`: from a file anywhere, from Python, and as data in the folder of a run.
 
-A run keeps its own space as data, not as code: a run from somebody else can be resumed without executing what is in it.
+A run keeps its space as data, not as code: it goes on with the same points and ranges in another version of the
+project, and a run from somebody else can be resumed without executing what is in it.
 """
 
 from __future__ import annotations
@@ -82,30 +83,35 @@ def read_space_file(path: Path) -> SearchSpace:
 
 
 def keep_space(run: Path, space: SearchSpace) -> None:
-    """Writes a space that is not part of the package into the folder of its run."""
-    if space.name not in search_spaces.names():
-        write_durably(run / SPACE_FILE, json.dumps(_encoded(space), indent=1))
+    """Writes a space into the folder of its run: its file may be another one when the run goes on."""
+    write_durably(run / SPACE_FILE, json.dumps(_encoded(space), indent=1))
 
 
-def register_kept_space(run: Path) -> None:
-    """Makes the space that a run keeps known, if it keeps one.
+def kept_space(run: Path, name: str) -> SearchSpace | None:
+    """The space with which a run was started; None if it keeps none, as those of earlier versions with a space of the
+    package.
+
+    Args:
+        name: of the space.
 
     Raises:
         InputError: it is damaged.
     """
     path = run / SPACE_FILE
     if not path.exists():
-        return
+        return None
     try:
         space = _decoded(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(space, SearchSpace):
             raise ValueError("it is no space")
+        if space.name != name:
+            raise ValueError(f"it is the space {space.name!r}; expected {name!r}")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"{path}: damaged, or of another version ({one_line(error)}); put back a copy of this file, or start a new "
             "run of the space"
         ) from None
-    register_space(space)
+    return space
 
 
 def _encoded(value: Any) -> Any:

@@ -21,7 +21,7 @@ from sweeps.planning.settings import (
 )
 from trainables.common.errors import InputError
 from trainables.common.locations import shown
-from trainables.common.paths import is_uri, path_of
+from trainables.common.paths import RUN_SETTINGS, is_uri, path_of
 from trainables.metrics.names import METRICS
 from trainables.pretrained.fetched import finished_at
 from trainables.pretrained.finished_trial import check_asked, finished_settings
@@ -40,6 +40,8 @@ from trainables.settings.methods import METHODS
 from trainables.settings.presets import PRESETS, Preset, preset
 from trainables.settings.roles import FLAGS, PATHS, ROLES, SHARED, WHEN_RESTORING, is_among
 from trainables.settings.sources import given_sources
+
+_SETTINGS = frozenset(section_defaults(TrialSettings))
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,37 @@ class Question:
         return [self.trial_with(points.get(method, {"method": method})) for method in self.changes]
 
 
-def resolve(settings: SweepSettings) -> Question:
+@dataclass(frozen=True)
+class Started:
+    """What a run was started with: another version of the project may have other spaces, presets and defaults.
+
+    Attributes:
+        space: its space; None for the project's own.
+        trials: method -> every setting of a trial, by its dotted name.
+    """
+
+    space: SearchSpace | None
+    trials: Mapping[str, Mapping[str, Any]]
+
+    def changes(self, method: str, space: SearchSpace) -> dict[str, Any]:
+        """The settings of a method's trials, as in `Question.changes`. Paths are the command's, which may change."""
+        recorded = self.trials.get(method, {})
+        apart = {"method", *PATHS, *space.parameters}
+        return {name: value for name, value in recorded.items() if name in _SETTINGS and name not in apart}
+
+
+def resolve(settings: SweepSettings, started: Started | None = None) -> Question:
     """Loads the space and the preset and applies all changes, in the order preset, space, flags.
+
+    Args:
+        started: of a run that goes on, whose trials are as they were.
 
     Raises:
         InputError: an unknown name, or a value that is refused.
     """
+    started = started or Started(None, {})
     try:
-        space = search_spaces.load(settings.space)
+        space = started.space or search_spaces.load(settings.space)
     except KeyError as error:
         raise InputError(f"--space {settings.space}: {error.args[0]}") from None
     except search_spaces.SpaceError as error:
@@ -134,7 +159,9 @@ def resolve(settings: SweepSettings) -> Question:
         if method not in METHODS:
             raise InputError(f"--set method={method}: no such method; the methods are {', '.join(METHODS)}")
     _check_read(space, methods, settings)
-    changes = {method: _changes(method, settings, space, chosen, flags) for method in methods}
+    changes = {
+        method: _changes(method, settings, space, chosen, flags) | started.changes(method, space) for method in methods
+    }
     proposed = chosen.trials - len(space.points) if space.proposals is None else space.proposals
     question = Question(settings, space, changes, settings.trials or len(space.points) + max(0, proposed))
     try:
@@ -146,6 +173,8 @@ def resolve(settings: SweepSettings) -> Question:
         searched = str(error).startswith(tuple(space.parameters))
         if set_by_flag or searched:
             raise InputError(f"{'--set ' if set_by_flag else f'--space {space.name}: '}{error}") from None
+        if started.trials:
+            raise InputError(f"{RUN_SETTINGS} of the run: {error}") from None
         fitting = _fitting_presets(settings, space, methods)
         instead = f"; --space {space.name} fits the presets {', '.join(fitting)}" if fitting else ""
         raise InputError(f"--preset {settings.preset}: {error}{instead}") from None

@@ -20,6 +20,7 @@ from sweeps.planning.run_bucket import RunBucket, place_of
 from sweeps.planning.run_files import RUN_SETTINGS, refuse_links
 from sweeps.planning.run_settings import (
     UNCONFIRMED,
+    command_of,
     located,
     located_in_bucket,
     new_record,
@@ -35,7 +36,9 @@ from trainables.common.paths import HALF_WRITTEN, is_uri, path_of
 from trainables.training import bucket_checkpoints, checkpoint_folders
 from trainables.training.checkpoint_folders import drop_older, newest_whole
 
-GOING_ON = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour", "address", "stop_seconds")
+_INPUTS = ("data", "data_input", "data_target", "checkpoint", "set")
+_LIMITS = ("trials", "confirm_steps", "time_budget", "budget_usd", "price_per_hour")
+GOING_ON = (*_LIMITS, "address", "stop_seconds", *_INPUTS)
 """Settings that a resumed run may change."""
 _LOCK = ".lock"
 
@@ -93,9 +96,10 @@ class RunFolder:
             record: the whole settings.yaml so far.
             trials: number of trials of the search.
         """
-        changes = {name: getattr(settings, name) for name in GOING_ON}
-        before = settings_in(dict(record))[0]  # with the trials and steps that its command left to a preset
-        changed = {name: value for name, value in changes.items() if getattr(before, name) != value}
+        now = command_of(settings)
+        before = command_of(settings_in(dict(record))[0])  # with the trials and steps that it left to a preset
+        changes = {name: now[name] for name in GOING_ON}
+        changed = {name: value for name, value in changes.items() if before[name] != value}
         if not changed:
             return
         earlier = [*record.get("continued", []), {"at": time.strftime("%Y-%m-%d %H:%M:%S"), **changed}]

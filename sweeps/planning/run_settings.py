@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from sweeps.planning.own_spaces import register_kept_space
-from sweeps.planning.question import Question, absolute_paths
+from sweeps.planning.own_spaces import kept_space
+from sweeps.planning.question import Question, Started, absolute_paths
 from sweeps.planning.run_files import RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.buckets import BucketFolder
@@ -43,7 +43,7 @@ def new_record(
         stores: see `Plan.stores`. store: their root.
     """
     return {
-        "command": _command(question.settings),
+        "command": command_of(question.settings),
         "question": question.space.question,
         "objective": objectives[0],
         "objectives": list(objectives),
@@ -51,6 +51,7 @@ def new_record(
         **_of_pyiqa(metrics),
         "trials": question.trials,
         "trial": _plain(flatten(question.trial)),
+        "other_methods": _other_methods(question),
         "stores": dict(stores),
         "store": store,
         "versions": _versions(),
@@ -126,7 +127,7 @@ def _parsed(path: Path) -> Any:
 
 
 def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:
-    """The settings that a run was started with, and its whole settings.yaml. Its own space becomes known.
+    """The settings that a run was started with, and its whole settings.yaml.
 
     Raises:
         InputError: not the folder of a run, or its settings are not accepted.
@@ -136,8 +137,22 @@ def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:
         settings, record = settings_in(record)
     except ValueError as error:
         raise InputError(f"--resume {run / RUN_SETTINGS}: {one_line(error)}{made_by(record)}") from None
-    register_kept_space(run)
     return settings, record
+
+
+def started_with(run: Path, record: Mapping[str, Any]) -> Started:
+    """The space and the trials that a run was started with.
+
+    Args:
+        record: its settings.yaml, as `recorded_settings` returns it.
+
+    Raises:
+        InputError: its space is damaged.
+    """
+    first = record["trial"]
+    others = {method: {**first, **changes} for method, changes in record["other_methods"].items()}
+    trials = {str(first["method"]): first} if "method" in first else {}
+    return Started(kept_space(run, record["command"]["space"]), {**others, **trials})
 
 
 def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:
@@ -193,7 +208,15 @@ def settings_in(record: dict[str, Any]) -> tuple[SweepSettings, dict[str, Any]]:
     known = [name for name, metric in METRICS.items() if metric.compared_with != "other seeds"]
     if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
         raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")
-    return read.command, {**record, "metrics": list(read.metrics), "stores": stores}
+    trial = _mapping("trial", record.get("trial", {}))
+    others = _mapping("other_methods", record.get("other_methods", {}))
+    checked = {
+        "metrics": list(read.metrics),
+        "stores": stores,
+        "trial": trial,
+        "other_methods": {method: _mapping(method, values) for method, values in others.items()},
+    }
+    return read.command, {**record, **checked}
 
 
 def _budget(record: dict[str, Any], command: dict[str, Any], given: Mapping[str, str]) -> dict[str, int]:
@@ -208,8 +231,9 @@ def _budget(record: dict[str, Any], command: dict[str, Any], given: Mapping[str,
     }
 
 
-def _command(settings: SweepSettings) -> dict[str, Any]:
-    """The settings of the command line, with absolute paths of its inputs: it may be resumed from another folder."""
+def command_of(settings: SweepSettings) -> dict[str, Any]:
+    """The settings of the command line as settings.yaml has them, with absolute paths of inputs: the run may be resumed
+    from another folder."""
     pairs = [[name, str(absolute_paths({name: value}).get(name, value))] for name, value in settings.set]
     inputs = {
         "data": "data.source",
@@ -221,6 +245,16 @@ def _command(settings: SweepSettings) -> dict[str, Any]:
     paths = {name: absolute_paths({inputs[name]: path}).get(inputs[name], path) for name, path in paths.items()}
     store = store_root(settings.store) if settings.store else ""
     return _plain(asdict(settings)) | {"set": pairs, **paths, "store": store}
+
+
+def _other_methods(question: Question) -> dict[str, dict[str, Any]]:
+    """Method -> the settings of its trials that differ from the baseline's, which is of another method."""
+    first = flatten(question.trial)
+    trials = [flatten(trial) for trial in question.every_method if trial.method != question.trial.method]
+    return {
+        trial["method"]: _plain({name: value for name, value in trial.items() if value != first[name]})
+        for trial in trials
+    }
 
 
 def _of_pyiqa(metrics: tuple[str, ...]) -> dict[str, Any]:

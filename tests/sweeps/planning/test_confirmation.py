@@ -57,7 +57,6 @@ def test_resumed_run_keeps_the_trials_and_steps_that_its_preset_had() -> None:
     assert (settings.trials, settings.max_steps) == (3, 9)
     settings = recorded(b"command: {space: x, set: [[training.max_steps, '8']]}\n" + record)
     assert (settings.max_steps, settings.set[0]) == (0, ("training.max_steps", "8"))
-    settings, _ = settings_in(
-        yaml.safe_load(b"command: {space: x, set: []}\ntrials: many\ntrial: 3\nmetrics: [val/psnr]\nstores: {}\n")
-    )
+    damaged = b"trials: many\ntrial: {training.max_steps: x}\nmetrics: [val/psnr]\nstores: {}\n"
+    settings = recorded(b"command: {space: x, set: []}\n" + damaged)
     assert (settings.trials, settings.max_steps) == (0, 0)

@@ -9,7 +9,7 @@ import pytest
 
 import search_spaces
 from search_spaces import Choice, Criterion, Float, Int, Point, SearchSpace, When
-from sweeps.planning.own_spaces import SPACE_FILE, keep_space, register_kept_space, register_space
+from sweeps.planning.own_spaces import SPACE_FILE, keep_space, kept_space, register_space
 from trainables.common.errors import InputError
 
 OWN = SearchSpace(
@@ -74,16 +74,21 @@ def test_files_that_cannot_be_read_and_taken_names_are_refused(tmp_path: Path) -
             register_space(SearchSpace(name, "?", "pix2pix", {}, (Point("one", {}),), "val/psnr"))
 
 
-def test_a_run_keeps_its_space_as_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", [OWN, *map(search_spaces.load, search_spaces.names())], ids=lambda space: space.name)
+def test_a_run_keeps_its_space_as_data(space: SearchSpace, tmp_path: Path) -> None:
+    assert kept_space(tmp_path, space.name) is None  # a run of an earlier version
+    keep_space(tmp_path, space)
+    assert kept_space(tmp_path, space.name) == space
+
+
+def test_a_damaged_space_is_refused(tmp_path: Path) -> None:
     keep_space(tmp_path, OWN)
-    register_kept_space(tmp_path)
-    assert search_spaces.load("own") == OWN
     kept = json.loads((tmp_path / SPACE_FILE).read_text())
+    other = {**kept, "name": "lora"}
     for damaged in ("{", json.dumps({**kept, "colour": 1}), json.dumps({**kept, "kind of": "Path"}), "[]"):
         (tmp_path / SPACE_FILE).write_text(damaged)
         with pytest.raises(InputError, match=r"space.json: damaged, or of another version"):
-            register_kept_space(tmp_path)
-    (tmp_path / SPACE_FILE).unlink()
-    register_kept_space(tmp_path)  # a run of a space of the package
-    keep_space(tmp_path, search_spaces.load("lora"))
-    assert not list(tmp_path.iterdir())
+            kept_space(tmp_path, "own")
+    (tmp_path / SPACE_FILE).write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"it is the space 'lora'; expected 'own'"):
+        kept_space(tmp_path, "own")
