@@ -195,10 +195,9 @@ class RunBucket:
             self._upload_record()
             now = _stamps(self.copy)
             changed = [name for name, stamp in now.items() if name != EVENTS and self._uploaded.get(name) != stamp]
-            # A trial's end in TensorBoard says that the rest of its files is there.
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                for ends in (False, True):
-                    names = [name for name in changed if name.endswith(".hparams") == ends]
+                for last in (False, True):
+                    names = [name for name in changed if _says_all_is_there(name) == last]
                     list(pool.map(lambda name: self._upload(name, now[name]), names))
             for name in self._uploaded.keys() - now.keys():
                 self.run.delete([name])
@@ -297,6 +296,12 @@ def fetch_trial(run: str, checkpoint: str) -> Path:
     if found is None:
         raise InputError(f"{trial}: has no whole checkpoint ({'; '.join(damaged) or 'none is there'})")
     return found
+
+
+def _says_all_is_there(name: str) -> bool:
+    """Whether a file of a run tells its reader that others are there: a trial's end in TensorBoard, and what makes a
+    folder a run."""
+    return name == RUN_SETTINGS or name.endswith(".hparams")
 
 
 def _download(run: BucketFolder, copy: Path, names: Iterable[str]) -> None:

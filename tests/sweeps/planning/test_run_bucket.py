@@ -132,6 +132,31 @@ def test_what_changes_is_uploaded(held: RunBucket) -> None:
     assert set(held.run.objects()) == expected
 
 
+def test_a_new_run_is_one_only_when_all_of_it_is_there(
+    endpoint: str, run: BucketFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver may be killed between two uploads: a run without its space would take the one of another version."""
+    new = RunBucket(run.parent.join("new"))
+    new.make_copy()
+    for name in ("settings.yaml", "space.json", "warm_start.json"):
+        (new.copy / name).write_text("{}")
+    upload = BucketFolder.upload
+
+    def ends(self: BucketFolder, path: Path, name: str) -> None:
+        if name == "warm_start.json":
+            raise OSError("killed")
+        upload(self, path, name)
+
+    monkeypatch.setattr(BucketFolder, "upload", ends)
+    with pytest.raises(OSError, match="killed"):
+        new.sync()
+    monkeypatch.setattr(BucketFolder, "upload", upload)
+    assert new.run.read("settings.yaml") is None
+    new.sync()
+    assert new.run.read("settings.yaml") == new.run.read("warm_start.json") == b"{}"
+    new.close()
+
+
 def test_copy_that_is_ahead_stays_and_any_other_is_made_again(run: BucketFolder) -> None:
     bucket = RunBucket(run)
     bucket.fetch()
