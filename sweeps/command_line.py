@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from search_spaces import SAMPLERS
 from sweeps.planning.budget import time_span
 from sweeps.planning.confirmation import FEWEST_SEEDS
-from sweeps.planning.continuing import ALLOWED, CHANGING, MOVED, check_there, continued, moved, spent_seconds
+from sweeps.planning.continuing import ALLOWED, CHANGING, MOVED, continued, moved, spent_seconds
 from sweeps.planning.own_spaces import is_path, read_space_file, register_space
 from sweeps.planning.question import resolve
 from sweeps.planning.settings import (
@@ -377,22 +377,25 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if "--set" in inputs:
             inputs["--set"] = assignments(flags.set, "base.weights=FOLDER")
         settings = moved(settings, inputs)
+        from sweeps.planning.inputs import check_same, check_there
+
+        check_there(settings, flags.resume)
         if "--stop-seconds" in named:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan
         from sweeps.planning.run_settings import made_by, started_with
         from sweeps.recording.tables import RunTables
 
-        started = started_with(folder.path, record)
+        started, unknown = started_with(folder.path, record)
         tables = RunTables(folder.path).load()
         rows = [row for row in tables.leaderboard if row["kind"] != "control"]
         spent = spent_seconds(rows, tables.drivers.spent, settings.max_concurrent or usable_cpus())
         changes = {name: getattr(flags, field_name(name)) for name in CHANGING if name in named}
         settings, notes = continued(settings, changes, spent, started)
         question = resolve(settings, started)
-        check_there(question, flags.resume)
+        check_same(question, record, flags.resume)
         plan = make_plan(question, tuple(record["metrics"]))
-        plan = replace(plan, notes=(*plan.notes, *notes), spent=spent)
+        plan = replace(plan, notes=(*plan.notes, *unknown, *notes), spent=spent)
         if plan.stores != record["stores"]:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
             raise InputError(

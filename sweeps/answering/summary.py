@@ -60,14 +60,13 @@ def updated(page: str, results: Path, folder: Path) -> str:
     sections = {part.partition("\n")[0]: part for part in parts}
     for name, path in newest_runs(results).items():
         try:
-            run = read_finished(path)
+            run, recorded = read_finished(path), RunTables(path).load().drivers.spent
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
         readings = [text for text in sections.get(name, "").split("\n\n") if text.startswith(_READING)]
         title, _, text = (path / ANSWER).read_text(encoding="utf-8").strip().partition("\n")
         question = title.removeprefix("# ")
-        recorded = RunTables(path).load().drivers.spent
         rows[name] = table_row(name, question, run, spent_seconds(run.rows, recorded, concurrent=1))
         sections[name] = _section(name, question, text, path, run, folder, readings)
     before, _, after = head.partition(_HEADER)

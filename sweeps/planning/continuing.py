@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sweeps.planning.question import Question, Started, resolve
+from sweeps.planning.question import Started, resolve
 from sweeps.planning.settings import SweepSettings, field_name
 from trainables.common.errors import InputError
-from trainables.common.paths import is_uri
-from trainables.settings import flatten
-from trainables.settings.roles import FLAGS, PATHS, ROLES, WEIGHT_PATHS
+from trainables.settings.roles import FLAGS, PATHS, WEIGHT_PATHS
 
 CHANGING = ("--trials", "--max-steps", "--time-budget", "--budget-usd", "--price-per-hour")
 """Flags that change a run; the others that `--resume` takes only say where and how it runs."""
 DATA = ("--data", "--data-input", "--data-target")
 MOVED = (*DATA, "--checkpoint", "--set")
-"""Flags for inputs that are elsewhere now. Their content must be the same: the names of prepared data tell."""
+"""Flags for inputs that are elsewhere now. Their content must be the same: see `inputs.check_same`, and the names of
+prepared data, which are hashes of what it is made of."""
 _ELSEWHERE = ("--address", "--store", *MOVED)
 ALLOWED = ("--resume", "--repeat-lost", "--space", "--stop-seconds", "--dry-run", *_ELSEWHERE, *CHANGING)
 
@@ -62,25 +60,6 @@ def moved(settings: SweepSettings, given: Mapping[str, Any]) -> SweepSettings:
             )
         pairs[name] = value
     return replace(settings, set=tuple(pairs.items()))
-
-
-def check_there(question: Question, run: str) -> None:
-    """Refuses to go on without inputs, and says how to tell where they are now.
-
-    Args:
-        run: as given to `--resume`.
-
-    Raises:
-        InputError: a file or folder that the run was started with is not there.
-    """
-    for trial in map(flatten, question.every_method):
-        for name in PATHS:
-            path, roles = str(trial[name]), ROLES[name]
-            if path in roles.builtin or is_uri(path) or not os.path.isabs(path) or os.path.exists(path):
-                continue
-            flag = "--data-target" if name == "data.source" and trial["data.input"] else roles.flag
-            told = f"{flag} PLACE" if flag else f"--set {name}=PLACE"
-            raise InputError(f"--resume {run}: {name}={path} is not there; if it has been moved, give {told}")
 
 
 def continued(

@@ -106,7 +106,7 @@ def kept_space(run: Path, name: str) -> SearchSpace | None:
             raise ValueError("it is no space")
         if space.name != name:
             raise ValueError(f"it is the space {space.name!r}; expected {name!r}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: damaged, or of another version ({one_line(error)}); put back a copy of this file, or start a new "
             "run of the space"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sweeps.planning.settings import (
     field_name,
     flag_name,
 )
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, one_line
 from trainables.common.locations import shown
 from trainables.common.paths import RUN_SETTINGS, is_uri, path_of
 from trainables.metrics.names import METRICS
@@ -102,6 +102,12 @@ class Question:
         return [self.trial_with(values) for values in (*(point.values for point in self.space.points), *proposed)]
 
     @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """Method -> all settings of its trials, by dotted names, before a configuration changes some of them."""
+        common = flatten(preset(self.settings.preset).trial)
+        return {method: {**common, **changes} for method, changes in self.changes.items()}
+
+    @property
     def every_method(self) -> list[TrialSettings]:
         """The settings of one trial per method: those of the first point with this method."""
         points = {str(p.values.get("method", self.space.method)): p.values for p in reversed(self.space.points)}
@@ -114,17 +120,31 @@ class Started:
 
     Attributes:
         space: its space; None for the project's own.
-        trials: method -> every setting of a trial, by its dotted name.
+        methods: as `Question.methods`, perhaps without some.
     """
 
     space: SearchSpace | None
-    trials: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Mapping[str, Any]]
 
-    def changes(self, method: str, space: SearchSpace) -> dict[str, Any]:
-        """The settings of a method's trials, as in `Question.changes`. Paths are the command's, which may change."""
-        recorded = self.trials.get(method, {})
-        apart = {"method", *PATHS, *space.parameters}
-        return {name: value for name, value in recorded.items() if name in _SETTINGS and name not in apart}
+    def changes(self, method: str, flags: Container[str]) -> dict[str, Any]:
+        """The settings of a method, as in `Question.changes`, without those of flags: the place of an input may be
+        another one now."""
+        recorded = self.methods.get(method, {})
+        return {name: value for name, value in recorded.items() if name in _SETTINGS and name not in flags}
+
+
+def load_space(name: str) -> SearchSpace:
+    """The project's space with this name.
+
+    Raises:
+        InputError: an unknown name, or a file that does not define it.
+    """
+    try:
+        return search_spaces.load(name)
+    except KeyError as error:
+        raise InputError(f"--space {name}: {error.args[0]}") from None
+    except search_spaces.SpaceError as error:
+        raise InputError(f"--space {name}: {error}") from None
 
 
 def resolve(settings: SweepSettings, started: Started | None = None) -> Question:
@@ -137,12 +157,7 @@ def resolve(settings: SweepSettings, started: Started | None = None) -> Question
         InputError: an unknown name, or a value that is refused.
     """
     started = started or Started(None, {})
-    try:
-        space = started.space or search_spaces.load(settings.space)
-    except KeyError as error:
-        raise InputError(f"--space {settings.space}: {error.args[0]}") from None
-    except search_spaces.SpaceError as error:
-        raise InputError(f"--space {settings.space}: {error}") from None
+    space = started.space or load_space(settings.space)
     settings = dataclasses.replace(settings, preset=settings.preset or space.preset)
     chosen = preset(settings.preset)
     settings = dataclasses.replace(
@@ -160,7 +175,7 @@ def resolve(settings: SweepSettings, started: Started | None = None) -> Question
             raise InputError(f"--set method={method}: no such method; the methods are {', '.join(METHODS)}")
     _check_read(space, methods, settings)
     changes = {
-        method: _changes(method, settings, space, chosen, flags) | started.changes(method, space) for method in methods
+        method: _changes(method, settings, space, chosen, flags) | started.changes(method, flags) for method in methods
     }
     proposed = chosen.trials - len(space.points) if space.proposals is None else space.proposals
     question = Question(settings, space, changes, settings.trials or len(space.points) + max(0, proposed))
@@ -173,8 +188,8 @@ def resolve(settings: SweepSettings, started: Started | None = None) -> Question
         searched = str(error).startswith(tuple(space.parameters))
         if set_by_flag or searched:
             raise InputError(f"{'--set ' if set_by_flag else f'--space {space.name}: '}{error}") from None
-        if started.trials:
-            raise InputError(f"{RUN_SETTINGS} of the run: {error}") from None
+        if started.methods and not str(error).startswith("--"):
+            raise InputError(f"{RUN_SETTINGS} of the run: {one_line(error)}") from None
         fitting = _fitting_presets(settings, space, methods)
         instead = f"; --space {space.name} fits the presets {', '.join(fitting)}" if fitting else ""
         raise InputError(f"--preset {settings.preset}: {error}{instead}") from None

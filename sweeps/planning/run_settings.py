@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from sweeps.planning.inputs import weights_of
 from sweeps.planning.own_spaces import kept_space
-from sweeps.planning.question import Question, Started, absolute_paths
+from sweeps.planning.question import Question, Started, absolute_paths, load_space
 from sweeps.planning.run_files import RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
 from trainables.common.buckets import BucketFolder
@@ -51,7 +52,8 @@ def new_record(
         **_of_pyiqa(metrics),
         "trials": question.trials,
         "trial": _plain(flatten(question.trial)),
-        "other_methods": _other_methods(question),
+        "methods": _methods(question),
+        "weights": weights_of(question),
         "stores": dict(stores),
         "store": store,
         "versions": _versions(),
@@ -140,19 +142,31 @@ def recorded_settings(run: Path) -> tuple[SweepSettings, dict[str, Any]]:
     return settings, record
 
 
-def started_with(run: Path, record: Mapping[str, Any]) -> Started:
-    """The space and the trials that a run was started with.
+def started_with(run: Path, record: Mapping[str, Any]) -> tuple[Started, tuple[str, ...]]:
+    """The space and the settings that a run was started with, and notes for its user.
 
     Args:
         record: its settings.yaml, as `recorded_settings` returns it.
 
     Raises:
-        InputError: its space is damaged.
+        InputError: its space is damaged, or is another one now.
     """
-    first = record["trial"]
-    others = {method: {**first, **changes} for method, changes in record["other_methods"].items()}
-    trials = {str(first["method"]): first} if "method" in first else {}
-    return Started(kept_space(run, record["command"]["space"]), {**others, **trials})
+    name = record["command"]["space"]
+    space = kept_space(run, name)
+    if methods := record["methods"]:
+        common = next(iter(methods.values()))
+        return Started(space, {method: {**common, **values} for method, values in methods.items()}), ()
+    # Earlier versions recorded the baseline's trial only, and no space of the package.
+    trial, baseline = record["trial"], (space or load_space(name)).baseline.values
+    then = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in trial.items()}
+    if changed := [key for key, value in baseline.items() if then.get(key, value) != value]:
+        raise InputError(
+            f"--resume {run}: the space {name} has another baseline now: {changed[0]} was {one_line(then[changed[0]])} "
+            f"and is {baseline[changed[0]]}{made_by(record)}; go on with that version"
+        )
+    known = {key: value for key, value in trial.items() if key not in baseline}
+    note = "an earlier version started this run: what it did not record (points, further methods) is as it is now"
+    return Started(space, {str(trial.get("method")): known}), (note,)
 
 
 def located(run: Path, settings: SweepSettings, record: Mapping[str, Any]) -> SweepSettings:
@@ -199,7 +213,7 @@ def settings_in(record: dict[str, Any]) -> tuple[SweepSettings, dict[str, Any]]:
     command = {"space": None, "set": [], **_mapping("command", record.get("command"))}
     given = _pairs("command.set", command.pop("set"))
     if "confirm" not in command:  # a run of version 0.1, which had neither a confirmation nor test photographs
-        command["confirm"], given = 0, (*given, ("data.test_share", "0"))
+        command["confirm"], given = 0, tuple({**dict(given), "data.test_share": "0"}.items())
     command |= _budget(record, command, dict(given))
     settings = SweepSettings(space="", set=given)
     stores = dict(_pairs("stores", [[*each] for each in _mapping("stores", record.get("stores")).items()]))
@@ -208,14 +222,17 @@ def settings_in(record: dict[str, Any]) -> tuple[SweepSettings, dict[str, Any]]:
     known = [name for name, metric in METRICS.items() if metric.compared_with != "other seeds"]
     if not {BASE_METRICS[0]} <= set(read.metrics) <= set(known):
         raise ValueError(f"metrics={record['metrics']}: expected {BASE_METRICS[0]}, and others of {', '.join(known)}")
-    trial = _mapping("trial", record.get("trial", {}))
-    others = _mapping("other_methods", record.get("other_methods", {}))
+    methods = _mapping("methods", record.get("methods", {}))
+    weights = _mapping("weights", record.get("weights", {}))
     checked = {
         "metrics": list(read.metrics),
         "stores": stores,
-        "trial": trial,
-        "other_methods": {method: _mapping(method, values) for method, values in others.items()},
+        "trial": _of_trial("trial", record.get("trial", {})),
+        "weights": weights,
+        "methods": {method: _of_trial(f"methods.{method}", values) for method, values in methods.items()},
     }
+    if not isinstance(record.get("continued", []), list):
+        raise ValueError("continued is no list")
     return read.command, {**record, **checked}
 
 
@@ -247,14 +264,14 @@ def command_of(settings: SweepSettings) -> dict[str, Any]:
     return _plain(asdict(settings)) | {"set": pairs, **paths, "store": store}
 
 
-def _other_methods(question: Question) -> dict[str, dict[str, Any]]:
-    """Method -> the settings of its trials that differ from the baseline's, which is of another method."""
-    first = flatten(question.trial)
-    trials = [flatten(trial) for trial in question.every_method if trial.method != question.trial.method]
-    return {
-        trial["method"]: _plain({name: value for name, value in trial.items() if value != first[name]})
-        for trial in trials
+def _methods(question: Question) -> dict[str, dict[str, Any]]:
+    """`Question.methods`; of the second and later ones, what differs from the first."""
+    first, *others = question.methods.items()
+    changes = {
+        method: {name: value for name, value in settings.items() if value != first[1].get(name)}
+        for method, settings in others
     }
+    return {first[0]: _plain(first[1])} | {method: _plain(values) for method, values in changes.items()}
 
 
 def _of_pyiqa(metrics: tuple[str, ...]) -> dict[str, Any]:
@@ -282,6 +299,19 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
         found = "missing" if value is None else one_line(repr(value))
         raise ValueError(f"{name} is {found}; expected names with their values")
     return {str(key): each for key, each in value.items()}
+
+
+def _of_trial(name: str, value: Any) -> dict[str, Any]:
+    """Settings of trials. Their values are checked when they are used, but for numbers too long for a message."""
+    values = _mapping(name, value)
+    left = [*values.items()]
+    while left:
+        key, each = left.pop()
+        if isinstance(each, int) and each.bit_length() > 64:
+            raise ValueError(f"{name}.{one_line(key)[:60]} is a number of {each.bit_length()} bits")
+        if isinstance(each, list | dict):
+            left += [(key, one) for one in (each.values() if isinstance(each, dict) else each)]
+    return values
 
 
 def _pairs(name: str, value: Any) -> tuple[tuple[str, str], ...]:

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from trainables.common.errors import CannotRun, InputError, UsageError
 from trainables.common.flags import Flags, Layout
-from trainables.common.interrupts import interrupts_kept
+from trainables.common.interrupts import interrupts_kept, note_interrupt
 from trainables.common.output import flush_output, keep_output_open
 from trainables.common.temporary import full_temporary_named
 from trainables.common.version import PROJECT, VERSION
@@ -80,6 +80,7 @@ def end_on_sigterm() -> None:
     def interrupt(number: int, frame: object) -> None:
         for one in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(one, signal.SIG_IGN)  # the end is under way
+        note_interrupt(number)
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import search_spaces
 from search_spaces import Float, Point
@@ -35,15 +37,16 @@ def later_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Changes the preset's values for each method, and the points and ranges of a space."""
     before = PRESETS["sample-print"]
     methods = {
-        method: {**values, "training.learning_rate": 0.5, "training.batch_size": 16}
+        method: {**values, "training.learning_rate": 0.5, "training.batch_size": 16, "diffusion.start_timestep": 30}
         for method, values in before.methods.items()
     }
     trial = replace(before.trial, training=replace(before.trial.training, ema_decay=0.5))
     monkeypatch.setitem(PRESETS, "sample-print", replace(before, methods=methods, trial=trial, trials=99))
-    for name in ("beat_pix2pix", "lora"):
+    for name in ("beat_pix2pix", "lora", "prediction_type"):
         space = search_spaces.load(name)
         points = (Point("another", space.points[0].values), *reversed(space.points))
-        ranges = {**space.parameters, "training.rate_factor": Float(0.05, 20.0, log=True)}
+        known = set(space.parameters) & {"training.rate_factor"}
+        ranges = {**space.parameters, **dict.fromkeys(known, Float(0.05, 20.0, log=True))}
         monkeypatch.setitem(search_spaces.OWN, name, replace(space, points=points, parameters=ranges, proposals=50))
 
 
@@ -53,7 +56,7 @@ def _trials(question: Question) -> list[object]:
     return [trained, question.trials, question.space]
 
 
-@pytest.mark.parametrize("name", ["beat_pix2pix", "lora"])
+@pytest.mark.parametrize("name", ["beat_pix2pix", "lora", "prediction_type"])
 def test_a_run_goes_on_as_it_was_started(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     given = (("training.weight_decay", "0.02"),)
     settings = SweepSettings(name, results=str(tmp_path), set=given, max_steps=40, seed=3)
@@ -65,26 +68,31 @@ def test_a_run_goes_on_as_it_was_started(name: str, tmp_path: Path, request: pyt
     (path,) = tmp_path.glob("*/*")
     folder, again, record = reopen_run(path)
     folder.close()
-    assert _trials(resolve(again, started_with(path, record))) == started
+    assert _trials(resolve(again, started_with(path, record)[0])) == started
 
 
 def test_a_run_of_an_earlier_version_keeps_what_it_recorded(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """It had neither its space nor the settings of other methods."""
+    """It had neither its space nor the settings of its methods, but those of its baseline."""
     first = resolve(SweepSettings("lora", results=str(tmp_path)))
     training = first.trial.training
     with closing(create_run(first, METRICS, METRICS[:1], {})) as folder:
         (folder.path / "space.json").unlink()
         record = yaml.safe_load((folder.path / "settings.yaml").read_text())
-        del record["other_methods"]
+        del record["methods"]
         record["trial"]["training.a_setting_of_then"] = 1
         (folder.path / "settings.yaml").write_text(yaml.safe_dump(record))
     request.getfixturevalue("later_version")
     folder, settings, record = reopen_run(folder.path)
     folder.close()
-    again = resolve(settings, started_with(folder.path, record))
-    record["trial"]["training.batch_size"] = "many"
-    with pytest.raises(InputError, match=r"^settings.yaml of the run: training.batch_size=many: expected"):
-        resolve(settings, started_with(folder.path, record))
+    started, notes = started_with(folder.path, record)
+    again = resolve(settings, started)
+    assert "an earlier version started this run" in notes[0]
+    record["trial"]["training.batch_size"] = "many\nlines"
+    with pytest.raises(InputError, match=r"^settings.yaml of the run: training.batch_size=many lines: expected"):
+        resolve(settings, started_with(folder.path, record)[0])
+    record["trial"]["lora.rank"] = 64
+    with pytest.raises(InputError, match=r"the space lora has another baseline now: lora.rank was 64 and is 32"):
+        started_with(folder.path, record)
     assert again.trial.training == training != resolve(SweepSettings("lora")).trial.training
 
 
@@ -111,7 +119,7 @@ def test_photographs_and_weights_may_be_elsewhere(tmp_path: Path, capsys: pytest
 
     then.rename(now)
     assert main(resume) == 2
-    assert f"data.source={then} is not there; if it has been moved, give --data PLACE" in capsys.readouterr().err
+    assert f"--data {then} is not there; if it has been moved, give --data PLACE" in capsys.readouterr().err
     assert main([*resume, "--data", str(others)]) == 2
     assert "the photographs, weights or code for" in capsys.readouterr().err
     assert main([*resume, "--data", str(now)]) == 0
@@ -120,7 +128,16 @@ def test_photographs_and_weights_may_be_elsewhere(tmp_path: Path, capsys: pytest
     assert "is not there; if it has been moved, give --set base.weights=PLACE" in capsys.readouterr().err
     assert main([*resume, "--data", str(now), "--set", "training.batch_size=2"]) == 2
     assert "expected the place of weights that have been moved: autoencoder.weights" in capsys.readouterr().err
-    assert main([*resume, "--data", str(now), "--set", f"base.weights={tmp_path / 'moved'}"]) == 0
+    base = f"base.weights={tmp_path / 'moved'}"
+    assert main([*resume, "--data", str(now), "--set", base]) == 0
+    unet = tmp_path / "moved" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(unet).items()}, unet, {"format": "pt"})
+    assert main([*resume, "--data", str(now), "--set", base]) == 2
+    assert f"{base}: not the weights that the run was started with" in capsys.readouterr().err
+    (tmp_path / "moved").rename(tmp_path / "base")
+    other = f"lora.weights={tmp_path / 'base'}"
+    assert main([*resume, "--data", str(now), "--set", other]) == 2
+    assert f"{other}: no weights on this machine are those that the run" in capsys.readouterr().err
 
 
 def test_the_new_place_is_kept(tmp_path: Path) -> None:
@@ -131,3 +148,26 @@ def test_the_new_place_is_kept(tmp_path: Path) -> None:
         record = yaml.safe_load((folder.path / "settings.yaml").read_text())
     assert record["command"]["data"] == str(Path("elsewhere").absolute())
     assert [*record["continued"][0]] == ["at", "data"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("methods", {"pix2pix": 3}, "methods.pix2pix is 3; expected names with their values"),
+        ("methods", {"pix2pix": {"pix2pix.ngf": ["HUGE"]}}, "pix2pix.ngf is a number of 20000 bits"),
+        ("trial", {"training.batch_size": "HUGE"}, "training.batch_size is a number of 20000 bits"),
+        ("trial", None, "trial is missing"),
+        ("weights", 1, "weights is 1"),
+        ("continued", 3, "continued is no list"),
+    ],
+)
+def test_damaged_records_are_refused_in_one_line(tmp_path: Path, key: str, value: object, said: str) -> None:
+    create_run(resolve(SweepSettings("lora", results=str(tmp_path))), METRICS, METRICS[:1], {}).close()
+    (path,) = tmp_path.glob("*/*")
+    record = yaml.safe_load((path / "settings.yaml").read_text())
+    record[key] = value
+    written = yaml.safe_dump(record).replace("HUGE", "0x" + "f" * 5000)  # too long for a decimal in a message
+    (path / "settings.yaml").write_text(written)
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        reopen_run(path)
+    assert "\n" not in str(error.value)

@@ -45,12 +45,15 @@ import torch
 from trainables.common.command import command_flags, run_command
 from trainables.common.errors import InputError
 
+if "background" in sys.argv[1]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 class File:
     def __len__(self):
         return 1
     def __getitem__(self, index):
-        if "interrupt" in sys.argv:
-            signal.raise_signal(signal.SIGINT)
+        if sys.argv[1] != "none":
+            signal.raise_signal(signal.Signals[sys.argv[1].split()[0]])
         raise OSError("unreadable")
 
 def work(flags):
@@ -65,7 +68,12 @@ sys.exit(run_command(command_flags("read", "", ""), [], work, "run it again"))
 
 @pytest.mark.parametrize(
     ("how", "status", "says"),
-    [("interrupt", 130, "interrupted: run it again\n"), ("none", 2, "read: error: not a checkpoint: could not")],
+    [
+        ("SIGINT", 130, "interrupted: run it again\n"),
+        ("SIGTERM", 130, "interrupted: run it again\n"),
+        ("SIGTERM in a background", 130, "interrupted: run it again\n"),  # of a script, where SIGINT is ignored
+        ("none", 2, "read: error: not a checkpoint: could not"),
+    ],
 )
 def test_interrupt_that_torch_turns_into_another_error_is_an_interrupt(how: str, status: int, says: str) -> None:
     command = [sys.executable, "-c", _SWALLOWED, how]
