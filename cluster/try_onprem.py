@@ -43,6 +43,7 @@ def trained_alone(run: Path, rows: list[dict[str, Any]], store: Path) -> dict[st
     """
     from sweeps.planning.question import resolve
     from sweeps.planning.run_folder import reopen_run
+    from sweeps.planning.run_settings import started_with
     from trainables.data.prepare import prepare
     from trainables.methods.build import method_class
     from trainables.training.loop import World, train
@@ -50,7 +51,7 @@ def trained_alone(run: Path, rows: list[dict[str, Any]], store: Path) -> dict[st
 
     folder, settings, record = reopen_run(run)
     folder.close()
-    question, found = resolve(settings), {}
+    question, found = resolve(settings, started_with(run, record)[0]), {}
     for row in rows:
         trial = question.trial_with({name: row[f"config/{name}"] for name in question.space.parameters})
         prepared = prepare(trial, store, method_class(trial.method).columns(trial))

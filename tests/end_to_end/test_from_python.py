@@ -12,7 +12,9 @@ from PIL import Image
 
 import search_spaces
 import sweeps
+from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import reopen_run
+from sweeps.planning.run_settings import started_with
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 
@@ -43,9 +45,9 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     # The run can be resumed by a process that has never seen the space.
     search_spaces.OWN.clear()
-    folder, settings, _ = reopen_run(run.folder)
+    folder, settings, record = reopen_run(run.folder)
     folder.close()
-    assert search_spaces.load(settings.space) == names["space"]
+    assert resolve(settings, started_with(run.folder, record)[0]).space == names["space"]
 
 
 def test_what_is_no_run_or_no_setting_is_refused(tmp_path: Path) -> None:
