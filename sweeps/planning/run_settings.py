@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sweeps.planning.inputs import weights_of
-from sweeps.planning.own_spaces import kept_space
+from sweeps.planning.own_spaces import SPACE_FILE, kept_space
 from sweeps.planning.question import Question, Started, absolute_paths, load_space
 from sweeps.planning.run_files import RUN_SETTINGS
 from sweeps.planning.settings import BASE_METRICS, SweepSettings
@@ -154,6 +154,8 @@ def started_with(run: Path, record: Mapping[str, Any]) -> tuple[Started, tuple[s
     name = record["command"]["space"]
     space = kept_space(run, name)
     if methods := record["methods"]:
+        if space is None:
+            raise InputError(f"--resume {run}: its {SPACE_FILE} is missing; put back a copy, or start a new run")
         common = next(iter(methods.values()))
         return Started(space, {method: {**common, **values} for method, values in methods.items()}), ()
     # Earlier versions recorded the baseline's trial only, and no space of the package.

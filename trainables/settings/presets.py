@@ -107,8 +107,8 @@ _PIX2PIX_TRAINING: dict[str, Any] = {
     "training.ema_decay": 0.0,
 }
 
-# Of ten-step diffusion. With a tenth of the weight in every fourth step, 300 steps of `latent_diffusion` end at
-# ST-LPIPS 0.283 and so does the input itself; so they end at 0.229. The space perceptual_frequency asks this.
+# Of ten-step diffusion. With a tenth of the weight in every fourth step, 300 steps of `latent_diffusion` end where the
+# input is, at ST-LPIPS 0.283; with these values at 0.229. The space perceptual_frequency asks this.
 _PERCEPTUAL: dict[str, Any] = {"perceptual.weight": 1.0, "perceptual.every": 1}
 
 # Values for this size: learning rates found by hand, networks with about the same cost per step.

@@ -69,6 +69,9 @@ def test_a_run_goes_on_as_it_was_started(name: str, tmp_path: Path, request: pyt
     folder, again, record = reopen_run(path)
     folder.close()
     assert _trials(resolve(again, started_with(path, record)[0])) == started
+    (path / "space.json").unlink()
+    with pytest.raises(InputError, match=r"its space.json is missing; put back a copy"):
+        started_with(path, record)
 
 
 def test_a_run_of_an_earlier_version_keeps_what_it_recorded(tmp_path: Path, request: pytest.FixtureRequest) -> None:
