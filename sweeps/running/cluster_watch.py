@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -28,11 +29,12 @@ class ClusterWatch:
 
     Args:
         nodes: whether nodes may come and go, as on a cluster that others started.
+        before: the nodes that the sweep found, Ray's descriptions. What has changed since is said at the first look.
     """
 
-    def __init__(self, nodes: bool) -> None:
+    def __init__(self, nodes: bool, before: Sequence[dict[str, Any]]) -> None:
         self._nodes = nodes
-        self._known = {node["NodeID"]: node_name(node) for node in alive_nodes()}
+        self._known = {node["NodeID"]: node_name(node) for node in before}
         self._draining: set[str] = set()
         self._said, self._at, self._seen = "", 0.0, 0
         self._done = threading.Event()

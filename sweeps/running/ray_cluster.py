@@ -15,7 +15,7 @@ from ray._private.services import canonicalize_bootstrap_address
 
 from sweeps.planning.settings import SweepSettings
 from sweeps.recording.progress import FOR_FILE, logger
-from sweeps.running.capacity import trials_at_once
+from sweeps.running.capacity import alive_nodes, trials_at_once
 from sweeps.running.cluster_watch import ClusterWatch
 from trainables.common.cluster import join, shipped_code
 from trainables.common.command import end_on_sigterm
@@ -98,8 +98,9 @@ def connected(settings: SweepSettings, trials: int, lost: Callable[[str], None] 
         # The recorder logs placement and interrupts; Tune would log them again.
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        found = alive_nodes()  # the question how many trials fit already makes a cluster grow
         at_once = trials_at_once(workers(settings), min(trials, settings.max_concurrent or trials))
-        watch = ClusterWatch(nodes=anywhere) if anywhere or groups else None
+        watch = ClusterWatch(anywhere, found) if anywhere or groups else None
         try:
             yield at_once
         finally:

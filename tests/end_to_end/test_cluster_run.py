@@ -21,8 +21,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from sweeps.planning.run_bucket import run_to_read
 from sweeps.planning.settings import SweepSettings
+from sweeps.recording.progress import logger
 from sweeps.recording.tables import RunTables, read_rows
-from sweeps.running.capacity import may_grow
+from sweeps.running import ray_cluster
+from sweeps.running.capacity import may_grow, trials_at_once
 from sweeps.running.cluster_watch import waiting_for
 from sweeps.running.failing_nodes import FailingNodes
 from sweeps.running.ray_cluster import connected
@@ -80,6 +82,33 @@ def test_a_cluster_of_fixed_size_runs_what_fits(fixed: Cluster, tmp_path: Path) 
     with pytest.raises(InputError, match=message), connected(settings(3), 9):
         pass
     assert not ray.is_initialized()
+
+
+def test_nodes_that_come_and_go_while_a_cluster_is_asked_are_said(
+    fixed: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sweep asks for places, which makes a cluster grow; a fast one has grown before the answer."""
+
+    def asked_slowly(workers: Workers, wanted: int) -> int:
+        fixed.add_node(num_cpus=3)
+        (idle,) = (node for node in fixed.worker_nodes if node.node_id == other)
+        fixed.remove_node(idle)
+        fixed.wait_for_nodes()
+        return trials_at_once(workers, wanted)
+
+    (other,) = (node.node_id for node in fixed.worker_nodes)
+    settings = SweepSettings("x", workers_per_trial=1, cpus_per_worker=1, gpus_per_worker=0, address=fixed.address)
+    logger.addHandler(caplog.handler)
+    logger.setLevel("INFO")
+    try:
+        with patch.object(ray_cluster, "trials_at_once", asked_slowly), connected(settings, 9) as at_once:
+            assert at_once == 4
+            deadline = time.monotonic() + 60
+            while not ("joined; 2 nodes" in caplog.text and "is gone; 2 nodes" in caplog.text):
+                assert time.monotonic() < deadline, caplog.text
+                time.sleep(0.2)
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def assert_token_refused(run: subprocess.CompletedProcess[str], expected: str) -> None:
