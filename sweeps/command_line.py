@@ -379,7 +379,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         settings = moved(settings, inputs)
         from sweeps.planning.inputs import check_same, check_there
 
-        check_there(settings, flags.resume)
+        check_there(settings, flags.resume, {*inputs, *(name for name, _ in inputs.get("--set", ()))})
         if "--stop-seconds" in named:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan

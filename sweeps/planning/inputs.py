@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ _READ = {".safetensors", ".json", ".txt", ".pth", ".pt", ".ckpt"}
 _END = 1_000_000  # bytes of a file's start and end
 
 
-def check_there(settings: SweepSettings, run: str) -> None:
+def check_there(settings: SweepSettings, run: str, given: Collection[str] = ()) -> None:
     """Refuses to go on without an input that the command named, and says how to tell where it is now.
 
     Args:
         run: as given to `--resume`.
+        given: the flags that already say where an input is now, and the settings that `--set` names.
 
     Raises:
         InputError: a file or folder is not there.
@@ -42,9 +43,8 @@ def check_there(settings: SweepSettings, run: str) -> None:
             named.append((name, path, f"{FLAGS[name]} PLACE" if name in FLAGS else f"--set {name}=PLACE"))
     for name, path, remedy in named:
         if os.path.isabs(path) and not os.path.exists(path):
-            raise InputError(
-                f"--resume {run}: {name} {one_line(path)} is not there; if it has been moved, give {remedy}"
-            )
+            hint = "expected the place where it is now" if name in given else f"if it has been moved, give {remedy}"
+            raise InputError(f"--resume {run}: {name} {one_line(path)} is not there; {hint}")
 
 
 def weights_of(question: Question) -> dict[str, list[str]]:

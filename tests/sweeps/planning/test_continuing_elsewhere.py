@@ -123,6 +123,10 @@ def test_photographs_and_weights_may_be_elsewhere(tmp_path: Path, capsys: pytest
     then.rename(now)
     assert main(resume) == 2
     assert f"--data {then} is not there; if it has been moved, give --data PLACE" in capsys.readouterr().err
+    assert main([*resume, "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is not there; expected the place where it is now" in capsys.readouterr().err
+    assert main([*resume, "--data", str(now), "--set", f"base.weights={tmp_path / 'nowhere'}"]) == 2
+    assert "base.weights " + str(tmp_path / "nowhere is not there; expected the place") in capsys.readouterr().err
     assert main([*resume, "--data", str(others)]) == 2
     assert "the photographs, weights or code for" in capsys.readouterr().err
     assert main([*resume, "--data", str(now)]) == 0
