@@ -19,7 +19,7 @@ from trainables.images.tensors import upsample
 from trainables.methods.method import Method
 from trainables.pretrained.base_model import read_shape
 from trainables.pretrained.resshift import build_network
-from trainables.settings import NetworkSettings
+from trainables.settings import NetworkSettings, ResShiftSettings
 from trainables.settings.presets import preset
 from trainables.settings.published import OSEDIFF as OSEDIFF_PRESET
 
@@ -67,6 +67,7 @@ SWIN: dict[str, Any] = {
     "training.learning_rate": 2e-4,
     "training.ema_decay": 0.9,
     "training.ema_warmup": False,
+    **{f"resshift.{name}": value for name, value in ResShiftSettings().schedule.items()},  # published
 }
 FEWER_STEPS = {"resshift.steps": 4, "resshift.min_noise_level": 0.2}
 

@@ -502,3 +502,17 @@ def test_finished_trial_in_a_bucket_restores_the_same(
     nothing = upload(tmp_path / "a.png", "run/other/a.png").replace("/a.png?", "?")
     assert main([nothing, str(tmp_path / "a.png"), str(tmp_path / "out")]) == 2
     assert "FINISHED s3://photographs/run/other: has no settings.json; expected" in capsys.readouterr().err
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(finished: Finished, tmp_path: Path) -> None:
+    """Version 0.1 had no `resshift.bounded`; the preset `sample` has another value now than its trials had."""
+    now = finished("resshift", resshift__min_noise_level=0.04, resshift__bounded=True)
+    then = tmp_path / "then"
+    shutil.copytree(now, then)
+    settings = json.loads((then / SETTINGS).read_text(encoding="utf-8"))
+    assert settings.pop("resshift.bounded")
+    (then / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    write_checksums(then, 1)
+    small = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    restored = [Restorer(restoration_settings(folder), CPU)(small, (0, 0, 16, 16)) for folder in (now, then)]
+    assert np.array_equal(*restored)

@@ -1,9 +1,9 @@
 """Trains the networks that ship with the project: `make assets`, or `python -m trainables.assets`.
 
-Parts, in order: photographs, autoencoder, teacher, base-autoencoder, base-unet, finished, measure. Each takes what the
-earlier ones left in the work folder. A stopped part continues from its last checkpoint when the same command runs
-again; a finished part is skipped. Two more run only when named: `ship` copies the results into `trainables/assets/`,
-and `winner` measures any finished trial on whole photographs (`--finished`).
+Parts, in order: photographs, autoencoder, decoder, teacher, teacher-second, base-autoencoder, base-unet, finished,
+measure. Each takes what the earlier ones left in the work folder. A stopped part continues from its last checkpoint
+when the same command runs again; a finished part is skipped. Two more run only when named: `ship` copies the results
+into `trainables/assets/`, and `winner` measures any finished trial on whole photographs (`--finished`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import diffusers
 import torch
-from diffusers import ModelMixin
-from safetensors.torch import save_file
+from diffusers import ModelMixin, VQModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainables.assets.autoencoder import AutoencoderRecipe, train_autoencoder
 from trainables.assets.build_photographs import default_cache, fetch
-from trainables.assets.crops import Crops
+from trainables.assets.crops import Crops, CropSettings
+from trainables.assets.decoder import DecoderRecipe, train_decoder
 from trainables.assets.measure import measure
 from trainables.assets.stable_diffusion import (
     BaseAutoencoderRecipe,
@@ -35,7 +37,7 @@ from trainables.assets.stable_diffusion import (
     train_base_autoencoder,
     train_base_unet,
 )
-from trainables.assets.teacher import TeacherRecipe, teacher_settings, train_teacher
+from trainables.assets.teacher import FIRST, SECOND, TeacherRecipe, teacher_settings, train_teacher
 from trainables.assets.trials import RECIPES, train_finished
 from trainables.assets.winner import measure_winner
 from trainables.assets.work import WorkFolder
@@ -46,7 +48,7 @@ from trainables.pretrained.identity import resshift_identity
 from trainables.pretrained.shipped import ASSETS
 from trainables.pretrained.weights_file import save_weights
 
-Recipe = TypeVar("Recipe", AutoencoderRecipe, TeacherRecipe, BaseAutoencoderRecipe, BaseUNetRecipe)
+Recipe = TypeVar("Recipe", AutoencoderRecipe, DecoderRecipe, TeacherRecipe, BaseAutoencoderRecipe, BaseUNetRecipe)
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,27 @@ class Build:
 
     def autoencoder(self) -> None:
         recipe = self._shortened(AutoencoderRecipe())
-        trained = train_autoencoder(self._crops(), recipe, self.work.root, _say)
-        # Half precision in the file, float32 in use: everything that follows is trained on the rounded weights.
-        save_vq_f4(copy.deepcopy(trained).half(), _partial(self.work.autoencoder))
-        _finish(self.work.autoencoder)
+        _save_vq_f4(train_autoencoder(self._crops(), recipe, self.work.root, _say), self.work.first_autoencoder)
+
+    def decoder(self) -> None:
+        recipe = self._shortened(DecoderRecipe())
+        model = load_vq_f4(_made(self.work.first_autoencoder, "autoencoder"))
+        _save_vq_f4(train_decoder(self._crops(), model, recipe, self.work.root, _say), self.work.autoencoder)
 
     def teacher(self) -> None:
-        settings = teacher_settings(self.work.autoencoder)
-        recipe = self._shortened(TeacherRecipe())
-        autoencoder = load_vq_f4(self.work.autoencoder).requires_grad_(False)
-        trained = train_teacher(self._crops(), autoencoder, settings, recipe, self.work.root, _say)
+        self._teacher(FIRST, self.work.first_teacher)
+
+    def second_teacher(self) -> None:
+        self._teacher(SECOND, self.work.teacher, load_file(_made(self.work.first_teacher, "teacher")))
+
+    def _teacher(self, recipe: TeacherRecipe, result: Path, start: Mapping[str, Tensor] | None = None) -> None:
+        settings, recipe = teacher_settings(self.work.autoencoder, recipe.published), self._shortened(recipe)
+        autoencoder = load_vq_f4(_made(self.work.autoencoder, "decoder")).requires_grad_(False)
+        crops = self._crops(CropSettings(tries=recipe.tries, blur=recipe.blur))
+        trained = train_teacher(crops, autoencoder, settings, recipe, self.work.root, _say, start)
         weights = {name: tensor.half() for name, tensor in trained.state_dict().items()}
-        save_weights(_partial(self.work.teacher), weights, "resshift", resshift_identity(settings))
-        _finish(self.work.teacher)
+        save_weights(_partial(result), weights, "resshift", resshift_identity(settings))
+        _finish(result)
 
     def base_autoencoder(self) -> None:
         recipe = self._shortened(BaseAutoencoderRecipe())
@@ -123,15 +133,17 @@ class Build:
     def _shortened(self, recipe: Recipe) -> Recipe:
         return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
-    def _crops(self) -> Crops:
+    def _crops(self, settings: CropSettings | None = None) -> Crops:
         fetch(self.cache, _say)
-        return Crops.from_cache(self.cache)
+        return Crops.from_cache(self.cache, settings)
 
 
 PARTS: dict[str, Callable[[Build], None]] = {
     "photographs": Build.photographs,
     "autoencoder": Build.autoencoder,
+    "decoder": Build.decoder,
     "teacher": Build.teacher,
+    "teacher-second": Build.second_teacher,
     "base-autoencoder": Build.base_autoencoder,
     "base-unet": Build.base_unet,
     "finished": Build.finished,
@@ -162,6 +174,7 @@ def main() -> None:
     build = Build(WorkFolder(arguments.work), arguments.photographs, arguments.steps, arguments.finished)
     build.work.root.mkdir(parents=True, exist_ok=True)
     try:
+        build.work.check()
         for name in names:
             result = build.work.result(name)
             if result is not None and result.exists():
@@ -170,6 +183,19 @@ def main() -> None:
                 PARTS[name](build)
     except InputError as error:
         parser.error(str(error))
+
+
+def _made(result: Path, part: str) -> Path:
+    """Raises InputError if the part that makes it has not."""
+    if not result.is_file():
+        raise InputError(f"{result} is missing; run the part {part} first")
+    return result
+
+
+def _save_vq_f4(model: VQModel, path: Path) -> None:
+    """Half precision in the file, float32 in use: everything that follows is trained on the rounded weights."""
+    save_vq_f4(copy.deepcopy(model).half(), _partial(path))
+    _finish(path)
 
 
 def _save_half(model: ModelMixin, folder: Path) -> None:

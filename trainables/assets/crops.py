@@ -8,31 +8,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from trainables.assets.build_photographs import load
 from trainables.images.tensors import to_tensor
 
+BLUR = (0.7, 4.0)  # standard deviation, pixels
 SMALLEST_SCALE = 0.3  # a crop shows a photograph reduced to between this and its own size
-TRIES = 2  # positions looked at; the more detailed is kept
 
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How crops vary. All are probabilities.
+    """How crops vary. All are probabilities, except `tries`.
 
     Attributes:
         cut_out: a cut-out is pasted in.
         plain: the background of a cut-out is a gradient of two random colours instead of a photograph.
         swap_channels: red, green and blue are exchanged at random.
         tone: contrast and brightness change.
+        blur: the crop is out of focus. Photographs that were reduced in size rarely are.
+        tries: positions that are looked at; the most detailed one is kept.
     """
 
     cut_out: float = 0.3
     plain: float = 0.3
     swap_channels: float = 0.2
     tone: float = 0.3
+    blur: float = 0.0
+    tries: int = 2
 
 
 class Crops:
@@ -58,9 +62,11 @@ class Crops:
         if cut_out and rng.random() < settings.plain:
             image = _gradient(height, width, rng)
         else:
-            image = max((self._part(height, width, rng) for _ in range(TRIES)), key=_detail)
+            image = max((self._part(height, width, rng) for _ in range(settings.tries)), key=_detail)
         if cut_out:
             _paste(image, self._cut_outs[int(rng.integers(len(self._cut_outs)))], rng)
+        if settings.blur and rng.random() < settings.blur:
+            image = image.filter(ImageFilter.GaussianBlur(float(np.exp(rng.uniform(*np.log(BLUR))))))
         pixels = np.asarray(image)
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]

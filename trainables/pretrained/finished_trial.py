@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError, one_line
-from trainables.settings import flatten, override
+from trainables.settings import TrialSettings, flatten, override, section_defaults
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 from trainables.settings.roles import trained_for
@@ -21,7 +21,8 @@ STATE, WEIGHTS, CHECKSUMS = "state.pt", "weights.safetensors", "checksums.json"
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
-    """Every setting of a finished trial by its dotted name, without names unknown to this version.
+    """Every setting of a finished trial by its dotted name, without names unknown to this version. Settings of its
+    method that an earlier version did not know have their defaults, as it had them: not the values of a preset.
 
     Args:
         method: the required method; empty for any.
@@ -45,12 +46,14 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
     if trained not in METHODS or method not in ("", trained):
         raise InputError(f"{name}: a trial of {trained}; {expected}")
     sample = preset("sample").trial
-    known = found.keys() & flatten(sample).keys()
+    reads = METHODS[trained].reads
+    then = {key: value for key, value in section_defaults(TrialSettings).items() if key.partition(".")[0] in reads}
+    then |= {key: found[key] for key in found.keys() & flatten(sample).keys()}
     try:
-        values = flatten(override(sample, {key: found[key] for key in known}))
+        values = flatten(override(sample, then))
     except InputError as error:
         raise InputError(f"{name}: its {SETTINGS} has {one_line(error)}") from None
-    return {key: value for key, value in values.items() if key in known}
+    return {key: value for key, value in values.items() if key in then}
 
 
 def check_asked(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) -> None:

@@ -93,7 +93,10 @@ class ResShiftSettings:
     def __post_init__(self) -> None:
         require_within("resshift", self)
         start = min(self.min_noise_level / self.kappa, self.min_noise_level)
-        accepted = f"at most {self.etas_end / 3 * max(1, self.kappa):g} with resshift.bounded=false"
+        accepted = (
+            f"at most {self.etas_end / 3 * max(1, self.kappa):g} with resshift.kappa={self.kappa:g}, "
+            f"resshift.etas_end={self.etas_end:g} and resshift.bounded=false"
+        )
         require(self.bounded or 3 * start <= self.etas_end, "resshift.min_noise_level", self.min_noise_level, accepted)
 
 

@@ -59,8 +59,10 @@ def test_start_without_its_bound() -> None:
     assert starts == pytest.approx([0.001**0.5, 0.1])
     settings = ResShiftSettings(min_noise_level=0.66, kappa=2.0, bounded=False)
     assert build_diffusion(settings).etas[0] == pytest.approx(0.33**2)
-    with pytest.raises(InputError, match=r"^resshift.min_noise_level=0.7: expected at most 0.66 with resshift.bounded"):
-        ResShiftSettings(min_noise_level=0.7, kappa=2.0, bounded=False)
+    for kappa, least, most in ((2.0, 0.7, "0.66"), (1.0, 0.66, "0.33")):
+        message = rf"^resshift.min_noise_level={least}: expected at most {most} with resshift.kappa={kappa:g}, "
+        with pytest.raises(InputError, match=message):
+            ResShiftSettings(min_noise_level=least, kappa=kappa, bounded=False)
 
 
 def test_forward_chain_has_the_stated_mean_and_variance(diffusion: ResShiftDiffusion) -> None:

@@ -163,8 +163,12 @@ BROKEN: dict[str, tuple[Callable[[Path, TrialSettings], Path], str]] = {
         r"network.swin_embed_dim is 64 in the file and 32 in the settings",
     ),
     "another schedule": (
-        lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.kappa": 1.0})),
-        r"does not match: resshift.kappa is 1.0 in the file and 2.0 in the settings$",
+        lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.power": 0.5})),
+        r"does not match: resshift.power is 0.5 in the file and 0.3 in the settings$",
+    ),
+    "a schedule of an earlier version, which does not say bounded": (
+        lambda folder, trial: saved(folder / "x.safetensors", override(trial, {"resshift.bounded": True})),
+        r"does not match: resshift.bounded is True in the file and False in the settings$",
     ),
     "another autoencoder": (
         lambda folder, trial: saved(folder / "x.safetensors", _with_another_autoencoder(folder, trial)),
