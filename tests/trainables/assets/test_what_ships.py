@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.assets.held_out import held_out_crops
+from trainables.assets.held_out import held_out_crops, mean_psnr
 from trainables.assets.teacher import held_out_inputs, teacher_settings
 from trainables.images.pairs import Pairs
 from trainables.images.sources.photographs import load_photographs
@@ -38,17 +38,19 @@ def _images(pixels: list[np.ndarray]) -> Tensor:
 
 
 @torch.no_grad()
-def test_one_step_of_the_teacher_is_better_than_bicubic() -> None:
-    """0.80 of bicubic's distance on 204 crops; 0.9 leaves room for these 17."""
+def test_teacher_is_better_than_bicubic() -> None:
+    """On 204 crops 0.70 of bicubic's distance in one step, 0.64 in 15; 0.04 and 0.63 dB behind. These are 17 crops."""
     settings, targets = teacher_settings(SHIPPED_AUTOENCODER), held_out_crops(1)
     inputs = held_out_inputs(targets, settings)
     bicubic = upsample(inputs, settings.pairs.scale)
     autoencoder, teacher = load_vq_f4(SHIPPED_AUTOENCODER), load_teacher(preset("sample").trial)
     start = encode(autoencoder, bicubic)
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-    one_step = build_diffusion(settings.resshift).predict_from_prior
-    restored = decode(autoencoder, one_step(lambda x, t: teacher(x, t, lq=inputs), start, noise))
-    assert _distance(restored, targets) < 0.9 * _distance(bicubic, targets)
+    diffusion = build_diffusion(settings.resshift)
+    for restore, share, behind in ((diffusion.predict_from_prior, 0.75, 0.3), (diffusion.sample_ddim, 0.7, 1.0)):
+        restored = decode(autoencoder, restore(lambda x, t: teacher(x, t, lq=inputs), start, noise))
+        assert _distance(restored, targets) < share * _distance(bicubic, targets)
+        assert mean_psnr(restored, targets) > mean_psnr(bicubic, targets) - behind
 
 
 @pytest.mark.parametrize(
