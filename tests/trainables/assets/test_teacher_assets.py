@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from trainables.assets.__main__ import main
 from trainables.assets.crops import Crops, CropSettings
 from trainables.assets.decoder import DecoderRecipe, train_decoder
 from trainables.assets.held_out import held_out_crops
@@ -67,8 +70,15 @@ def test_teacher_is_trained_on_from_given_weights(tmp_path: Path, crops: Crops, 
     assert all(torch.equal(after[name], again[name]) for name in start)
     far = [name for name in start if not torch.allclose(after[name], start[name].float(), atol=1e-3)]
     assert not far  # one step of the rate's warm-up
-    other = train("c", replace(short, noisiest_weight=1.0, noisiest_share=1.0))
-    assert any(not torch.equal(after[name], other[name]) for name in start)
+    assert any(not torch.equal(after[name], start[name].float()) for name in start)
+    terms = (
+        replace(short, noisiest_weight=1.0, noisiest_share=1.0, cleanest_share=0.0),
+        replace(short, cleanest_weight=1.0, cleanest_share=1.0),
+    )
+    for number, other in enumerate(terms):
+        plain = replace(other, noisiest_weight=0.0, cleanest_weight=0.0)
+        trained = train(f"term {number}", other), train(f"plain {number}", plain)
+        assert any(not torch.equal(trained[0][name], trained[1][name]) for name in start)
 
 
 def test_first_part_has_the_published_schedule() -> None:
@@ -77,7 +87,7 @@ def test_first_part_has_the_published_schedule() -> None:
     assert teacher_settings(SHIPPED_AUTOENCODER).resshift.schedule != published.schedule
 
 
-def test_blurred_crops_have_less_detail_and_others_are_as_before(crops: Crops) -> None:
+def test_crops_out_of_focus_have_less_detail(crops: Crops) -> None:
     photographs, cut_outs = crops._photographs, crops._cut_outs
 
     def detail(settings: CropSettings) -> float:
@@ -86,3 +96,27 @@ def test_blurred_crops_have_less_detail_and_others_are_as_before(crops: Crops) -
 
     sharp = CropSettings(cut_out=0.0, tone=0.0)
     assert detail(replace(sharp, blur=1.0)) < 0.5 * detail(sharp)
+
+
+def test_a_second_part_continues_from_its_own_checkpoint(tmp_path: Path, crops: Crops) -> None:
+    autoencoder = load_vq_f4(SHIPPED_AUTOENCODER).requires_grad_(False)
+    settings, start = teacher_settings(SHIPPED_AUTOENCODER), load_file(SHIPPED_TEACHER)
+    recipe = replace(SECOND, steps=1, pool=8, learning_rate=1.0)
+    lines = list[str]()
+    ended = train_teacher(crops, autoencoder, settings, recipe, tmp_path, lines.append, start).state_dict()
+    again = train_teacher(crops, autoencoder, settings, recipe, tmp_path, lines.append, start).state_dict()
+    assert lines[-1] == "teacher_second: continuing at step 1 of 1"
+    assert all(torch.equal(ended[name], again[name]) for name in start)
+    assert any(not torch.equal(ended[name], start[name].float()) for name in start)
+
+
+def test_parts_are_told_when_an_earlier_one_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def build(*parts: str) -> str:
+        with patch.object(sys, "argv", ["assets", *parts, "--work", str(tmp_path)]), pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    assert "vq_f4_first.safetensors is missing; run the part autoencoder first" in build("decoder")
+    assert "resshift_first.safetensors is missing; run the part teacher first" in build("teacher-second")
+    (tmp_path / "resshift_sample.safetensors").touch()
+    assert "has resshift_sample.safetensors without resshift_first.safetensors, as an earlier" in build("measure")
