@@ -323,9 +323,7 @@ def _finished(checkpoint: str, method: str) -> Path:
 
 
 def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
-    """The settings of a finished trial, without those of the training loop and of the metrics. Settings that it does
-    not name, because an earlier version made it, have their defaults, as it had them: not the values of a preset.
-    """
+    """The settings of a finished trial, without those of the training loop and of the metrics."""
     folder = _finished(checkpoint, method)
     if folder.is_file():
         raise InputError(
@@ -333,9 +331,7 @@ def _settings_of(checkpoint: str, method: str) -> dict[str, object]:
             f"finished trial of {method}, such as the best/ of a run"
         )
     found = finished_settings(folder, method, f"--checkpoint {shown(checkpoint)}")
-    defaults = section_defaults(TrialSettings)
-    known = {name: value for name, value in defaults.items() if is_read(name, (method,))} | found
-    return {name: value for name, value in known.items() if not name.startswith(("training.", "metrics."))}
+    return {name: value for name, value in found.items() if not name.startswith(("training.", "metrics."))}
 
 
 def absolute_paths(values: Mapping[str, object]) -> dict[str, object]:

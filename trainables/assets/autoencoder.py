@@ -25,7 +25,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from trainables.assets.crops import Crops
-from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
+from trainables.assets.held_out import held_out_crops, reconstruction
 from trainables.assets.linear_start import block_components, start_linear
 from trainables.assets.training import Training
 from trainables.metrics.st_lpips import STLPIPS
@@ -97,12 +97,7 @@ def train_autoencoder(
         with training.average.applied():
             latents = model.encode(held_out).latents
             restored = model.decode(latents, force_not_quantize=not quantised).sample
-        return {
-            "psnr": mean_psnr(restored, held_out),
-            "colour_error": colour_error(restored, held_out),
-            "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
-            "latent_std": float(latents.std()),
-        }
+        return reconstruction(restored, held_out, perceptual) | {"latent_std": float(latents.std())}
 
     training.run(folder, "vq_f4", step, measure, log)
     with training.average.applied():

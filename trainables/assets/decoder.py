@@ -15,7 +15,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from trainables.assets.crops import Crops
-from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
+from trainables.assets.held_out import held_out_crops, reconstruction
 from trainables.assets.training import Training
 from trainables.metrics.st_lpips import STLPIPS
 from trainables.networks.autoencoder import decode, encode, quantise
@@ -66,11 +66,7 @@ def train_decoder(
     def measure(number: int) -> Mapping[str, float]:
         with training.average.applied():
             restored = decode(model, held_out_latents)
-        return {
-            "psnr": mean_psnr(restored, held_out),
-            "colour_error": colour_error(restored, held_out),
-            "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
-        }
+        return reconstruction(restored, held_out, perceptual)
 
     training.run(folder, "vq_f4_decoder", step, measure, log)
     with training.average.applied():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainables.assets.crops import to_images
 from trainables.images.sources.photographs import load_photographs
+from trainables.metrics.st_lpips import STLPIPS
 from trainables.settings import SAMPLE
 from trainables.settings.pairs import Split
 
@@ -36,6 +37,15 @@ def colour_error(restored: Tensor, target: Tensor) -> float:
     """Mean over images and channels of the difference of their means, share of the full range; (N, 3, H, W) in
     [-1, 1]."""
     return float((restored.mean((2, 3)) - target.mean((2, 3))).abs().mean() / 2)
+
+
+def reconstruction(restored: Tensor, target: Tensor, perceptual: STLPIPS) -> dict[str, float]:
+    """How an autoencoder gives images back: means over them; (N, 3, H, W) in [-1, 1]."""
+    return {
+        "psnr": mean_psnr(restored, target),
+        "colour_error": colour_error(restored, target),
+        "st_lpips": float(perceptual(restored.clamp(-1, 1), target).mean()),
+    }
 
 
 def mean_psnr(restored: Tensor, target: Tensor) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from trainables.assets.autoencoder import LATENT_CHANNELS, NORM_GROUPS
 from trainables.assets.autoencoder import SHAPES as AUTOENCODER_SHAPES
 from trainables.assets.crops import Crops
-from trainables.assets.held_out import colour_error, held_out_crops, mean_psnr
+from trainables.assets.held_out import held_out_crops, reconstruction
 from trainables.assets.linear_start import block_components, start_linear
 from trainables.assets.training import Pool, Training
 from trainables.metrics.st_lpips import STLPIPS
@@ -95,11 +95,7 @@ def train_base_autoencoder(
     def measure(number: int) -> Mapping[str, float]:
         with training.average.applied():
             restored = model.decode(model.encode(held_out).latent_dist.mode()).sample
-        return {
-            "psnr": mean_psnr(restored, held_out),
-            "colour_error": colour_error(restored, held_out),
-            "st_lpips": float(perceptual(restored.clamp(-1, 1), held_out).mean()),
-        }
+        return reconstruction(restored, held_out, perceptual)
 
     training.run(folder, "base_vae", step, measure, log)
     with training.average.applied():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError, one_line
-from trainables.settings import TrialSettings, flatten, override, section_defaults
+from trainables.settings import TrialSettings, flatten, is_read, override, section_defaults
 from trainables.settings.methods import METHODS
 from trainables.settings.presets import preset
 from trainables.settings.roles import trained_for
@@ -21,8 +21,9 @@ STATE, WEIGHTS, CHECKSUMS = "state.pt", "weights.safetensors", "checksums.json"
 
 
 def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
-    """Every setting of a finished trial by its dotted name, without names unknown to this version. Settings of its
-    method that an earlier version did not know have their defaults, as it had them: not the values of a preset.
+    """Every setting of a finished trial by its dotted name, without names unknown to this version. Settings that an
+    earlier version did not know have their defaults, as it had them: not the values of a preset. Those of the training
+    loop and of the metrics are not filled in.
 
     Args:
         method: the required method; empty for any.
@@ -46,8 +47,11 @@ def finished_settings(folder: Path, method: str, name: str) -> dict[str, Any]:
     if trained not in METHODS or method not in ("", trained):
         raise InputError(f"{name}: a trial of {trained}; {expected}")
     sample = preset("sample").trial
-    reads = METHODS[trained].reads
-    then = {key: value for key, value in section_defaults(TrialSettings).items() if key.partition(".")[0] in reads}
+    then = {
+        key: value
+        for key, value in section_defaults(TrialSettings).items()
+        if is_read(key, (trained,)) and not key.startswith(("training.", "metrics."))
+    }
     then |= {key: found[key] for key in found.keys() & flatten(sample).keys()}
     try:
         values = flatten(override(sample, then))
