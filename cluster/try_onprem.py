@@ -43,20 +43,19 @@ def trained_alone(run: Path, rows: list[dict[str, Any]], store: Path) -> dict[st
     """
     from sweeps.planning.question import resolve
     from sweeps.planning.run_folder import reopen_run
-    from sweeps.planning.run_settings import started_with
     from trainables.data.prepare import prepare
     from trainables.methods.build import method_class
     from trainables.training.loop import World, train
     from trainables.training.reporting import Report
 
-    folder, settings, record = reopen_run(run)
-    folder.close()
-    question, found = resolve(settings, started_with(run, record)[0]), {}
+    again = reopen_run(run)
+    again.folder.close()
+    question, found = resolve(again.settings, again.started), {}
     for row in rows:
         trial = question.trial_with({name: row[f"config/{name}"] for name in question.space.parameters})
         prepared = prepare(trial, store, method_class(trial.method).columns(trial))
         reports: list[Report] = []
-        train(trial, prepared, record["metrics"], World(), lambda report, write, to=reports: to.append(report))
+        train(trial, prepared, again.record["metrics"], World(), lambda report, write, to=reports: to.append(report))
         found[row["id"]] = {report.step: dict(report.metrics) for report in reports}
     return found
 

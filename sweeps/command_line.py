@@ -368,7 +368,8 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
     run = flags.resume if is_uri(flags.resume) else path_of("--resume", flags.resume)
     from sweeps.planning.run_folder import reopen_run
 
-    folder, settings, record = reopen_run(run)
+    again = reopen_run(run)
+    folder, settings, record, started = again.folder, again.settings, again.record, again.started
     try:
         if flags.space is not None and _name_of(flags.space) != settings.space:
             raise InputError(f"--space {flags.space}: {flags.resume} is a run of the space {settings.space}")
@@ -383,10 +384,9 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         if "--stop-seconds" in named:
             settings = replace(settings, stop_seconds=flags.stop_seconds)
         from sweeps.planning.plan import make_plan
-        from sweeps.planning.run_settings import made_by, started_with
+        from sweeps.planning.run_settings import made_by
         from sweeps.recording.tables import RunTables
 
-        started, unknown = started_with(folder.path, record)
         tables = RunTables(folder.path).load()
         rows = [row for row in tables.leaderboard if row["kind"] != "control"]
         spent = spent_seconds(rows, tables.drivers.spent, settings.max_concurrent or usable_cpus())
@@ -395,7 +395,7 @@ def _resume(flags: argparse.Namespace, given: Sequence[str]) -> int:
         question = resolve(settings, started)
         check_same(question, record, flags.resume)
         plan = make_plan(question, tuple(record["metrics"]))
-        plan = replace(plan, notes=(*plan.notes, *unknown, *notes), spent=spent)
+        plan = replace(plan, notes=(*plan.notes, *again.notes, *notes), spent=spent)
         if plan.stores != record["stores"]:
             changed = ", ".join(sorted({name for name, _ in plan.stores.items() ^ record["stores"].items()}))
             raise InputError(

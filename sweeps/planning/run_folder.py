@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sweeps.planning.own_spaces import keep_space
-from sweeps.planning.question import Question
+from sweeps.planning.question import Question, Started
 from sweeps.planning.run_bucket import RunBucket, place_of
 from sweeps.planning.run_files import RUN_SETTINGS, refuse_links
 from sweeps.planning.run_settings import (
@@ -26,6 +27,7 @@ from sweeps.planning.run_settings import (
     new_record,
     recorded_settings,
     settings_in,
+    started_with,
     write_record,
 )
 from sweeps.planning.settings import SweepSettings
@@ -285,15 +287,42 @@ def _held(run: BucketFolder, fill: Callable[[RunBucket], None]) -> RunFolder:
         raise
 
 
-def reopen_run(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
-    """An existing run, locked: its folder, the settings it was started with, and its whole settings.yaml.
+@dataclass(frozen=True)
+class Reopened:
+    """An existing run that this process has locked, to go on with it.
+
+    Attributes:
+        folder: to be closed. settings: those it was started with, for the place where it is now.
+        record: its whole settings.yaml. started: the space and the trials' settings of its start, for `resolve`.
+        notes: for its user.
+    """
+
+    folder: RunFolder
+    settings: SweepSettings
+    record: dict[str, Any]
+    started: Started
+    notes: tuple[str, ...]
+
+
+def reopen_run(run: Path | str) -> Reopened:
+    """Locks an existing run and reads what it was started with.
 
     Args:
         run: its folder; or its URI in a bucket, from which its working copy is brought up to date.
 
     Raises:
-        InputError: not a run, damaged, not writable, or held by a running sweep.
+        InputError: not a run, damaged, not writable, or held by a running sweep; or its space is another one now.
     """
+    folder, settings, record = _locked(run)
+    try:
+        started, notes = started_with(folder.path, record)
+    except BaseException:
+        folder.close()
+        raise
+    return Reopened(folder, settings, record, started, notes)
+
+
+def _locked(run: Path | str) -> tuple[RunFolder, SweepSettings, dict[str, Any]]:
     if isinstance(run, Path):
         refuse_links(f"--resume {run}", run)
         if (place := place_of(run)) != str(run):

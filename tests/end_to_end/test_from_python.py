@@ -14,7 +14,6 @@ import search_spaces
 import sweeps
 from sweeps.planning.question import resolve
 from sweeps.planning.run_folder import reopen_run
-from sweeps.planning.run_settings import started_with
 from tests.helpers.paths import ROOT
 from trainables.common.errors import InputError
 
@@ -45,9 +44,9 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     # The run can be resumed by a process that has never seen the space.
     search_spaces.OWN.clear()
-    folder, settings, record = reopen_run(run.folder)
-    folder.close()
-    assert resolve(settings, started_with(run.folder, record)[0]).space == names["space"]
+    again = reopen_run(run.folder)
+    again.folder.close()
+    assert resolve(again.settings, again.started).space == names["space"]
 
 
 def test_what_is_no_run_or_no_setting_is_refused(tmp_path: Path) -> None:

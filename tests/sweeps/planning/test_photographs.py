@@ -154,10 +154,10 @@ def test_resumed_run_finds_its_folders_from_elsewhere(
     folder = create_run(question, ("val/psnr",), ["val/psnr"], {})
     folder.close()
     monkeypatch.chdir("/")
-    again, settings, _ = reopen_run(folder.path)
-    again.close()
-    assert (settings.data_input, settings.data_target) == tuple(map(str, folders))
-    assert resolve(settings).trial.data.input == str(folders[0])
+    again = reopen_run(folder.path)
+    again.folder.close()
+    assert (again.settings.data_input, again.settings.data_target) == tuple(map(str, folders))
+    assert resolve(again.settings, again.started).trial.data.input == str(folders[0])
 
 
 def test_prepare_takes_both_folders(
